@@ -1,0 +1,62 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything they need goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# What ruff does not know. Left out: rules about timeouts as arguments, and about awaits in
+# `finally` (ours are shielded and bounded a call further down, which the tool cannot see).
+ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,ASYNC123,ASYNC125
+
+.PHONY: help demo test check format lint types layers docs bench soak constraints clean
+
+help: ## say what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cli,postgresql]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo ## run the main job on real connections and an SQLite file
+	$(BIN)/trio-sessions demo
+
+test: $(VENV)/.dev ## run the whole suite, a real PostgreSQL included
+	$(BIN)/python -X dev -m pytest $(PYTEST_ARGS)
+
+check: format lint types layers docs ## the whole gate: all of these, then the tests with branch coverage
+	$(MAKE) test PYTEST_ARGS='--cov --cov-report=term --cov-fail-under=95'
+
+format: $(VENV)/.dev ## fail unless the code is formatted
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.dev ## ruff and flake8-async
+	$(BIN)/ruff check .
+	$(BIN)/flake8-async --enable=$(ASYNC_RULES) $$(git ls-files "*.py")
+
+types: $(VENV)/.dev ## mypy, strict, tests too
+	$(BIN)/mypy trio_sessions tests benchmarks
+
+layers: $(VENV)/.dev ## lower layers never import higher ones
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev ## build the documentation; a warning is an error
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+
+bench: $(VENV)/.dev ## measure; prints ratios within one run
+	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.dev ## the property suite for much longer
+	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 tests/test_properties.py
+
+constraints: $(VENV)/.dev ## pin what is installed now, by name and version
+	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
+
+clean: ## remove what the commands here have made
+	rm -rf $(VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
