@@ -1,0 +1,73 @@
+"""The settings of a registry, checked at the door."""
+
+import math
+from dataclasses import dataclass
+
+from trio_sessions.types import check_session_id
+
+__all__ = ["Settings", "seconds"]
+
+
+def seconds(name: str, value: object) -> float:
+    """Return a duration given as ``name``, if it is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be a positive, finite number of seconds, not {value!r}")
+    return float(value)
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `open_registry` takes besides the store; each field is explained there.
+
+    Raises:
+        TypeError: a setting is of the wrong type; the message names it.
+        ValueError: a setting is out of range, or two do not fit together.
+    """
+
+    worker_id: str | None = None
+    session_ttl: float = 3600.0
+    message_ttl: float = 600.0
+    cleanup_interval: float = 300.0
+    max_concurrent: int = 20
+    batch_size: int = 1000
+    check_timeout: float = 5.0
+    disconnect_timeout: float = 5.0
+    max_message_bytes: int = 1_048_576
+    store_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Check every field; floats come out as `float`."""
+        for name in (
+            "session_ttl",
+            "message_ttl",
+            "cleanup_interval",
+            "check_timeout",
+            "disconnect_timeout",
+            "store_timeout",
+        ):
+            object.__setattr__(self, name, seconds(name, getattr(self, name)))
+        for name in ("max_concurrent", "batch_size", "max_message_bytes"):
+            _count(name, getattr(self, name))
+        if self.cleanup_interval > self.session_ttl / 2:
+            raise ValueError(
+                f"cleanup_interval ({self.cleanup_interval:g} s) must be at most half of "
+                f"session_ttl ({self.session_ttl:g} s), or one late pass would let live "
+                "sessions expire: lower cleanup_interval or raise session_ttl"
+            )
+        if self.worker_id is not None:
+            if not isinstance(self.worker_id, str):
+                raise TypeError(f"worker_id must be a str, not {type(self.worker_id).__name__}")
+            try:
+                check_session_id(self.worker_id)  # the same column type, so the same rule
+            except ValueError as exc:
+                raise ValueError(str(exc).replace("session_id", "worker_id")) from None

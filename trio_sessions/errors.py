@@ -1,0 +1,58 @@
+"""The errors, named by whose fault they are; all descend from `SessionsError`."""
+
+__all__ = [
+    "InvalidSessionId",
+    "MessageTooLarge",
+    "MissingDependency",
+    "RegistryClosed",
+    "RowUnavailable",
+    "SessionNotFound",
+    "SessionsError",
+    "StoreSchemaError",
+    "StoreUnavailable",
+]
+
+
+class SessionsError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+
+class StoreUnavailable(SessionsError):
+    """The store could not say, or could not confirm that it did what was asked.
+
+    The driver's error is kept as ``__cause__``. A write that ends in this error may
+    or may not have happened; every write of a store is safe to repeat.
+    """
+
+
+class RowUnavailable(StoreUnavailable):
+    """The error belongs to single rows and not to the connection.
+
+    A store raises it from an operation on many rows when the same operation on fewer
+    rows could succeed: a lock, a deadlock, a constraint or trigger that refuses a row.
+    The pass then asks again in halves, so that one bad row costs only itself.
+    """
+
+
+class StoreSchemaError(SessionsError):
+    """The database has tables of our names that are not our tables; nothing was altered."""
+
+
+class SessionNotFound(SessionsError, LookupError):
+    """The store has confirmed that no worker holds the session."""
+
+
+class InvalidSessionId(SessionsError, ValueError):
+    """A session id must be a `str` of 1 to 255 characters, valid as UTF-8, without NUL."""
+
+
+class MessageTooLarge(SessionsError, ValueError):
+    """A message, encoded, is larger than ``max_message_bytes``."""
+
+
+class RegistryClosed(SessionsError):
+    """The registry is closed or closing, and the call would have changed something."""
+
+
+class MissingDependency(SessionsError, ImportError):
+    """An optional package is missing; the message names the extra that brings it."""

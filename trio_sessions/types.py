@@ -1,0 +1,161 @@
+"""Values: what the registry, the pass and the stores hand to each other and to you.
+
+Nothing here does I/O. Every value is frozen; durations are seconds.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from trio_sessions.errors import InvalidSessionId
+
+__all__ = [
+    "CleanupReport",
+    "Holder",
+    "RegistryStatistics",
+    "RowAnswers",
+    "RowClaim",
+    "Swept",
+    "check_session_id",
+    "fingerprint",
+]
+
+MAX_SESSION_ID = 255
+_NO_FAILURES: Mapping[str, Exception] = MappingProxyType({})
+
+
+def fingerprint(session_id: str) -> str:
+    """Return eight hexadecimal digits that stand for a session id in logs.
+
+    A session id is a credential, so logs and error messages carry this instead. The
+    same id always gives the same digits, so an operator who knows an id can search
+    for it.
+    """
+    digest = hashlib.blake2s(session_id.encode("utf-8", "surrogatepass"), digest_size=4)
+    return digest.hexdigest()
+
+
+def check_session_id(session_id: object) -> str:
+    """Return ``session_id`` if it may be one.
+
+    Raises:
+        InvalidSessionId: if it is not a `str` of 1 to 255 characters that can be
+            encoded as UTF-8 and has no NUL. The message does not repeat the id.
+    """
+    if not isinstance(session_id, str):
+        raise InvalidSessionId(
+            f"session_id must be a str of 1 to {MAX_SESSION_ID} characters, "
+            f"not {type(session_id).__name__}"
+        )
+    if not 1 <= len(session_id) <= MAX_SESSION_ID:
+        raise InvalidSessionId(
+            f"session_id must have 1 to {MAX_SESSION_ID} characters, this one has {len(session_id)}"
+        )
+    if "\0" in session_id:
+        raise InvalidSessionId("session_id must not contain a NUL character")
+    if not session_id.isascii():
+        try:
+            session_id.encode()
+        except UnicodeEncodeError as exc:
+            raise InvalidSessionId(
+                f"session_id cannot be encoded as UTF-8: a lone surrogate at index {exc.start}"
+            ) from None  # the original error repeats the id
+    return session_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanupReport:
+    """What one pass did. Session ids in it are the real ones: do not log it whole."""
+
+    checked: int
+    """Transports that were asked whether they are connected."""
+    refreshed: int
+    """Rows confirmed present, their ``last_accessed`` set to the database's clock."""
+    disconnected: tuple[str, ...]
+    """Removed: the transport said that it is disconnected."""
+    missing: tuple[str, ...]
+    """Removed: the database confirmed that the row is gone, or is another worker's."""
+    restored: tuple[str, ...]
+    """Rows written now that no earlier attempt had confirmed."""
+    check_failures: Mapping[str, Exception] = field(default_factory=lambda: _NO_FAILURES)
+    """Kept: ``is_connected()`` raised this, or timed out (`TimeoutError`)."""
+    refresh_failures: Mapping[str, Exception] = field(default_factory=lambda: _NO_FAILURES)
+    """Kept: the database could not say, and why."""
+    expired: int
+    """Rows of other, dead workers that were swept."""
+    duration: float
+    """Seconds that the pass took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryStatistics:
+    """A registry at one moment; counters run from its opening."""
+
+    worker_id: str
+    closed: bool
+    sessions: int
+    """Sessions held now."""
+    unconfirmed: int
+    """Of these, sessions whose row is not confirmed to be written."""
+    leftover_rows: int
+    """Rows of sessions already removed here, still to be deleted from the database."""
+    passes: int
+    """Passes that ran to their end."""
+    failed_passes: int
+    """Passes that ended in an unexpected error (logged with its traceback)."""
+    incomplete_passes: int
+    """Of ``passes``: those in which the database could not answer for every session."""
+    removed_disconnected: int
+    removed_missing: int
+    restored: int
+    expired: int
+    check_failures: int
+    refresh_failures: int
+    disconnect_failures: int
+    """``disconnect()`` calls that raised or timed out."""
+    stuck_calls: int
+    """Calls into transports that ignore their cancellation and still run."""
+    operations_running: int
+    """Tokens of the limiter that are borrowed now."""
+    operations_waiting: int
+    """Database operations that wait for a token."""
+    last_report: CleanupReport | None
+    """The last pass that ran to its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who holds a session, as its row says."""
+
+    worker_id: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowClaim:
+    """One row that a worker wants to write for a session it holds."""
+
+    session_id: str
+    generation: int
+    """Counts the sessions added by this incarnation: a larger one is newer."""
+    age: float
+    """Seconds since the session was added, 0 for one that is being added now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowAnswers:
+    """A store's committed answer about rows; what is in neither field is not this worker's."""
+
+    held: frozenset[str]
+    """The row is there and is this worker's."""
+    unknown: Mapping[str, Exception] = field(default_factory=lambda: _NO_FAILURES)
+    """The store could not say for this row alone, for instance because it is locked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What one bounded batch of a sweep deleted."""
+
+    sessions: int
+    messages: int
