@@ -1,0 +1,267 @@
+"""The operations in portable SQL; what a database can do better stands in its own file.
+
+Nothing here assumes RETURNING, SKIP LOCKED or cascades. Every method gets a connection in
+autocommit mode and runs one transaction on it.
+"""
+
+import abc
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from trio_sessions.abc import Worker
+from trio_sessions.stores.database._clock import ago, now
+from trio_sessions.stores.database._schema import Tables
+from trio_sessions.types import Holder, RowAnswers, RowClaim, Swept
+
+__all__ = ["Cutter", "Dialect", "Timeouts"]
+
+
+class Timeouts(Protocol):
+    """How long the database itself may take, in seconds."""
+
+    connect_timeout: float
+    operation_timeout: float
+    lock_timeout: float
+    server_timeouts: bool
+
+
+class Cutter(Protocol):
+    """Ends what a connection is doing, from another thread."""
+
+    def cut(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Dialect(abc.ABC):
+    """The SQL of one database, for one set of tables."""
+
+    has_time_zones = False
+    """Whether a column may hold moments with or without a time zone."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.sessions = sessions = tables.sessions
+        self.own = sa.and_(
+            sessions.c.worker_id == sa.bindparam("own_worker_id"),
+            sessions.c.incarnation == sa.bindparam("own_incarnation"),
+        )
+        self._holder = sa.select(sessions.c.worker_id, sessions.c.incarnation).where(
+            sessions.c.session_id == sa.bindparam("session_id")
+        )
+
+    # ---- what each database must say ----
+
+    @abc.abstractmethod
+    def create_engine(self, url: sa.URL, *, pool_size: int, timeouts: Timeouts) -> sa.Engine:
+        """Make an engine whose every operation is bounded in time."""
+
+    @abc.abstractmethod
+    def cutter(self, dbapi_connection: Any) -> Cutter:
+        """Return what can end an operation of this connection."""
+
+    @abc.abstractmethod
+    def is_row_error(self, error: DBAPIError) -> bool:
+        """Say whether the error is that of single rows, so that fewer rows could succeed."""
+
+    @abc.abstractmethod
+    def among(self, column: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+        """Return "column is one of the bind parameter session_ids"."""
+
+    @abc.abstractmethod
+    def ids(self, session_ids: Sequence[str]) -> Any:
+        """Return the value for the bind parameter of `among`."""
+
+    @abc.abstractmethod
+    def insert(self, table: sa.Table) -> Any:
+        """Return an INSERT that knows ``on_conflict_do_update``."""
+
+    @abc.abstractmethod
+    @contextlib.contextmanager
+    def transaction(self, connection: sa.Connection) -> Iterator[None]:
+        """Run a block of several statements as one writing transaction."""
+
+    @abc.abstractmethod
+    def create_tables(self, connection: sa.Connection) -> None:
+        """Create what is missing; harmless when several workers do it at once."""
+
+    # ---- statements ----
+
+    @staticmethod
+    def identity(worker: Worker) -> Mapping[str, Any]:
+        return {"own_worker_id": worker.worker_id, "own_incarnation": worker.incarnation}
+
+    def upsert(self, insert: Any) -> Any:
+        """Complete an INSERT of claimed rows with what happens to a row that is there."""
+        row, new = self.sessions.c, insert.excluded
+        ours = row.incarnation == new.incarnation
+        return insert.on_conflict_do_update(
+            index_elements=[row.session_id],
+            set_={
+                "worker_id": new.worker_id,
+                "incarnation": new.incarnation,
+                "generation": sa.case(
+                    (sa.and_(ours, row.generation > new.generation), row.generation),
+                    else_=new.generation,
+                ),
+                "taken_at": sa.case(
+                    (row.taken_at > new.taken_at, row.taken_at), else_=new.taken_at
+                ),
+                "last_accessed": now(),
+            },
+            where=sa.or_(ours, row.taken_at <= new.taken_at),
+        )
+
+    def vouch(self) -> Any:
+        """Return the statement that stamps the fleet's row, and notices a gap before it."""
+        fleet = self.tables.fleet
+        any_session = sa.exists(sa.select(self.sessions.c.session_id))
+        insert = self.insert(fleet).values(
+            id=1, vouched_at=now(), unbroken_since=sa.case((any_session, now()))
+        )
+        return insert.on_conflict_do_update(
+            index_elements=[fleet.c.id],
+            set_={
+                "vouched_at": now(),
+                "unbroken_since": sa.case(
+                    (fleet.c.vouched_at < ago(sa.bindparam("max_gap", type_=sa.Float)), now()),
+                    else_=fleet.c.unbroken_since,
+                ),
+            },
+        )
+
+    @staticmethod
+    def old_enough(unbroken_since: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Return "the unbroken series began a session_ttl ago, or has no beginning"."""
+        ttl_ago = ago(sa.bindparam("session_ttl", type_=sa.Float))
+        return sa.or_(unbroken_since.is_(None), unbroken_since <= ttl_ago)
+
+    def expired(self) -> sa.Select[Any]:
+        """Return the select of some ids of other incarnations that were not refreshed."""
+        row = self.sessions.c
+        ttl_ago = ago(sa.bindparam("session_ttl", type_=sa.Float))
+        return (
+            sa.select(row.session_id)
+            .where(row.last_accessed < ttl_ago, sa.not_(self.own))
+            .order_by(row.session_id)
+            .limit(sa.bindparam("limit", type_=sa.Integer))
+        )
+
+    def stale_messages(self) -> sa.Select[Any]:
+        """Return the select of some ids of messages that nobody took in time."""
+        message = self.tables.messages.c
+        ttl_ago = ago(sa.bindparam("message_ttl", type_=sa.Float))
+        return (
+            sa.select(message.id)
+            .where(message.created_at < ttl_ago)
+            .order_by(message.id)
+            .limit(sa.bindparam("limit", type_=sa.Integer))
+        )
+
+    # ---- operations ----
+
+    def write(
+        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim]
+    ) -> RowAnswers:
+        insert = self.insert(self.sessions).values(
+            session_id=sa.bindparam("claimed_id"),
+            worker_id=sa.bindparam("own_worker_id"),
+            incarnation=sa.bindparam("own_incarnation"),
+            generation=sa.bindparam("claimed_generation"),
+            created_at=now(),
+            taken_at=ago(sa.bindparam("age", type_=sa.Float)),
+            last_accessed=now(),
+        )
+        rows = [
+            {
+                **self.identity(worker),
+                "claimed_id": claim.session_id,
+                "claimed_generation": claim.generation,
+                "age": claim.age,
+            }
+            for claim in claims
+        ]
+        with self.transaction(connection):
+            if rows:
+                connection.execute(self.upsert(insert), rows)
+            return self._held(connection, worker, [claim.session_id for claim in claims])
+
+    def refresh(
+        self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str]
+    ) -> RowAnswers:
+        update = (
+            sa.update(self.sessions)
+            .where(self.among(self.sessions.c.session_id), self.own)
+            .values(last_accessed=now())
+        )
+        with self.transaction(connection):
+            connection.execute(
+                update, {**self.identity(worker), "session_ids": self.ids(session_ids)}
+            )
+            return self._held(connection, worker, session_ids)
+
+    def _held(
+        self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str]
+    ) -> RowAnswers:
+        select = sa.select(self.sessions.c.session_id).where(
+            self.among(self.sessions.c.session_id), self.own
+        )
+        found = connection.execute(
+            select, {**self.identity(worker), "session_ids": self.ids(session_ids)}
+        )
+        return RowAnswers(held=frozenset(found.scalars()))
+
+    def delete(
+        self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str], up_to: int
+    ) -> None:
+        select = sa.select(self.sessions.c.session_id).where(
+            self.among(self.sessions.c.session_id),
+            self.own,
+            self.sessions.c.generation <= sa.bindparam("up_to"),
+        )
+        with self.transaction(connection):
+            found = connection.execute(
+                select,
+                {**self.identity(worker), "session_ids": self.ids(session_ids), "up_to": up_to},
+            )
+            self._delete_sessions(connection, list(found.scalars()))
+
+    def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
+        select = sa.select(self.sessions.c.session_id).where(self.own).limit(limit)
+        with self.transaction(connection):
+            found = list(connection.execute(select, self.identity(worker)).scalars())
+            self._delete_sessions(connection, found)
+            return len(found)
+
+    def _delete_sessions(self, connection: sa.Connection, session_ids: Sequence[str]) -> None:
+        """Delete sessions that this transaction has seen, their messages first."""
+        if session_ids:
+            for table in (self.tables.messages, self.sessions):
+                delete = sa.delete(table).where(self.among(table.c.session_id))
+                connection.execute(delete, {"session_ids": self.ids(session_ids)})
+
+    def locate(self, connection: sa.Connection, session_id: str) -> Holder | None:
+        row = connection.execute(self._holder, {"session_id": session_id}).one_or_none()
+        return None if row is None else Holder(worker_id=row[0], incarnation=row[1])
+
+    def sweep(
+        self, connection: sa.Connection, worker: Worker, durations: Mapping[str, float], limit: int
+    ) -> Swept:
+        """Vouch and sweep; ``durations``: session_ttl, message_ttl, max_gap."""
+        parameters = {**self.identity(worker), **durations, "limit": limit}
+        fleet, messages = self.tables.fleet, self.tables.messages
+        allowed = sa.select(fleet.c.id).where(self.old_enough(fleet.c.unbroken_since))
+        with self.transaction(connection):
+            connection.execute(self.vouch(), parameters)
+            expired: list[str] = []
+            if connection.execute(allowed, parameters).first() is not None:
+                expired = list(connection.execute(self.expired(), parameters).scalars())
+                self._delete_sessions(connection, expired)
+            dropped = connection.execute(
+                sa.delete(messages).where(messages.c.id.in_(self.stale_messages())), parameters
+            )
+            return Swept(sessions=len(expired), messages=dropped.rowcount)

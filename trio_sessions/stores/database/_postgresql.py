@@ -1,0 +1,363 @@
+"""PostgreSQL with psycopg 3: one statement, one transaction, one round trip."""
+
+import contextlib
+import json
+import os
+import select
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+
+from trio_sessions.abc import Worker
+from trio_sessions.errors import RowUnavailable, StoreUnavailable
+from trio_sessions.stores.database._clock import ago, now
+from trio_sessions.stores.database._dialect import Cutter, Dialect, Timeouts
+from trio_sessions.stores.database._schema import Tables
+from trio_sessions.types import RowAnswers, RowClaim, Swept
+
+__all__ = ["PostgreSQL"]
+
+_TEXTS = postgresql.ARRAY(sa.Text)
+_CREATION_LOCK = 0x7472696F_73657373  # "triosess": workers that start at once take turns
+
+# Classes and codes of SQLSTATE that speak of rows: data exceptions, integrity, deadlock and
+# serialization, WITH CHECK OPTION, a lock that was not to be had, an error raised by a trigger.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_ROW_ERRORS = ("22", "23", "40", "44", "55P03", "P0")
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+class _Shutdown:
+    """Ends whatever a connection waits for by shutting down its socket.
+
+    It works on a duplicate of the file descriptor, so it can never hit another socket
+    that has got the same number meanwhile.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = os.dup(descriptor)
+
+    def cut(self) -> None:
+        connection = socket.socket(fileno=self._descriptor)
+        try:
+            with contextlib.suppress(OSError):  # gone already
+                connection.shutdown(socket.SHUT_RDWR)
+        finally:
+            connection.detach()
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _unknown(session_ids: Iterable[str]) -> dict[str, Exception]:
+    error = RowUnavailable("the row is locked by another transaction")
+    return dict.fromkeys(session_ids, error)
+
+
+@contextlib.contextmanager
+def _locks_are_of_the_table() -> Iterator[None]:
+    """Say of a statement that skips locked rows that its lock was no row's.
+
+    So that a chunk is not asked in halves, each of which would wait as long.
+    """
+    try:
+        yield
+    except DBAPIError as exc:
+        if _sqlstate(exc) != _LOCK_NOT_AVAILABLE:
+            raise
+        raise StoreUnavailable("PostgreSQL: another transaction has locked the table") from exc
+
+
+class PostgreSQL(Dialect):
+    """Uses UPDATE … RETURNING, data-modifying CTEs, SKIP LOCKED and ON DELETE CASCADE.
+
+    It needs neither LISTEN nor prepared statements, so it runs behind PgBouncer in
+    transaction mode (then with ``server_timeouts=False``).
+    """
+
+    has_time_zones = True
+
+    def __init__(self, tables: Tables) -> None:
+        super().__init__(tables)
+        row = self.sessions.c
+        mine = sa.and_(self.among(row.session_id), self.own)
+        self._refresh = self._refresh_and_name_the_missing(mine)
+        self._refresh_free = self._refresh_what_is_not_locked(mine)
+        self._upsert = self._upsert_claims()
+        self._locked = self._which_are_locked()
+        self._delete = sa.delete(self.sessions).where(
+            mine, row.generation <= sa.bindparam("up_to", type_=sa.BigInteger)
+        )
+        some = (
+            sa.select(row.session_id).where(self.own).limit(sa.bindparam("limit", type_=sa.Integer))
+        )
+        self._delete_all = sa.delete(self.sessions).where(row.session_id.in_(some))
+        self._sweep = self._vouch_and_sweep()
+
+    # ---- connections ----
+
+    def create_engine(self, url: sa.URL, *, pool_size: int, timeouts: Timeouts) -> sa.Engine:
+        engine = sa.create_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=pool_size,
+            max_overflow=-1,  # the limiter is the bound
+            pool_use_lifo=True,  # so that spare connections fall idle
+            pool_reset_on_return=None,  # nothing to roll back in autocommit
+            hide_parameters=True,
+            connect_args=self._connect_args(url, timeouts),
+        )
+
+        @sa.event.listens_for(engine, "checkout")
+        def discard_if_dead(connection: Any, record: object, proxy: object) -> None:
+            # An idle connection has nothing to say: if it can be read, it was closed.
+            poll = select.poll()
+            poll.register(connection.fileno(), select.POLLIN)
+            if poll.poll(0):
+                raise DisconnectionError("closed while it was idle")
+
+        return engine
+
+    @staticmethod
+    def _connect_args(url: sa.URL, timeouts: Timeouts) -> dict[str, Any]:
+        """Bound every wait: connecting, statements, locks, and a network that falls silent.
+
+        What the URL says itself is left as it is.
+        """
+        milliseconds = int(timeouts.operation_timeout * 1000)
+        arguments: dict[str, Any] = {
+            "connect_timeout": max(2, round(timeouts.connect_timeout)),
+            "keepalives": 1,
+            "keepalives_idle": 30,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": milliseconds,
+        }
+        arguments = {name: value for name, value in arguments.items() if name not in url.query}
+        arguments["prepare_threshold"] = None  # PgBouncer; and it saves a round trip
+        if timeouts.server_timeouts:
+            own = (
+                f"-c statement_timeout={milliseconds * 4 // 5} "
+                f"-c lock_timeout={int(timeouts.lock_timeout * 1000)} "
+                f"-c idle_in_transaction_session_timeout={milliseconds}"
+            )
+            arguments["options"] = f"{own} {url.query.get('options', '')}".strip()
+        return arguments
+
+    def cutter(self, dbapi_connection: Any) -> Cutter:
+        return _Shutdown(dbapi_connection.fileno())
+
+    def is_row_error(self, error: DBAPIError) -> bool:
+        return _sqlstate(error).startswith(_ROW_ERRORS)
+
+    # ---- statements ----
+
+    # Ids travel as one JSON text: psycopg makes arrays in Python, and twenty threads that
+    # do so keep the event loop waiting for the interpreter's lock.
+
+    @staticmethod
+    def _each_id() -> sa.ColumnElement[str]:
+        return sa.func.json_array_elements_text(
+            sa.cast(sa.bindparam("session_ids", type_=sa.Text), postgresql.JSON)
+        )
+
+    def among(self, column: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+        each = sa.select(self._each_id()).scalar_subquery()
+        return column == sa.any_(sa.func.array(each, type_=_TEXTS))
+
+    def ids(self, session_ids: Sequence[str]) -> str:
+        return json.dumps(session_ids, ensure_ascii=False)
+
+    def insert(self, table: sa.Table) -> Any:
+        return postgresql.insert(table)
+
+    @contextlib.contextmanager
+    def transaction(self, connection: sa.Connection) -> Iterator[None]:
+        connection.exec_driver_sql("BEGIN")
+        try:
+            yield
+        except BaseException:
+            connection.exec_driver_sql("ROLLBACK")
+            raise
+        connection.exec_driver_sql("COMMIT")
+
+    def create_tables(self, connection: sa.Connection) -> None:
+        with self.transaction(connection):
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
+            self.tables.metadata.create_all(connection)
+
+    def _upsert_claims(self) -> Any:
+        claims = (
+            sa.func.unnest(
+                sa.bindparam("session_ids", type_=_TEXTS),
+                sa.bindparam("generations", type_=postgresql.ARRAY(sa.BigInteger)),
+                sa.bindparam("ages", type_=postgresql.ARRAY(sa.Double)),
+            )
+            .table_valued("session_id", "generation", "age", name="claims")
+            .render_derived()
+        )
+        columns = {
+            "session_id": claims.c.session_id,
+            "worker_id": sa.bindparam("own_worker_id", type_=sa.Text),
+            "incarnation": sa.bindparam("own_incarnation", type_=sa.Text),
+            "generation": claims.c.generation,
+            "created_at": now(),
+            "taken_at": ago(claims.c.age),
+            "last_accessed": now(),
+        }
+        insert = self.insert(self.sessions).from_select(list(columns), sa.select(*columns.values()))
+        return self.upsert(insert).returning(self.sessions.c.session_id)
+
+    def _refresh_and_name_the_missing(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        """Return what is absent: as a rule nothing, so that there is nothing to fetch."""
+        asked = sa.select(self._each_id().label("session_id")).cte("asked")
+        done = (
+            sa.update(self.sessions)
+            .where(mine)
+            .values(last_accessed=now())
+            .returning(self.sessions.c.session_id)
+            .cte("done")
+        )
+        return (
+            sa.select(asked.c.session_id)
+            .select_from(asked.outerjoin(done, asked.c.session_id == done.c.session_id))
+            .where(done.c.session_id.is_(None))
+        )
+
+    def _refresh_what_is_not_locked(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        row = self.sessions.c
+        present = sa.select(row.session_id).where(mine).cte("present")
+        free = (
+            sa.select(row.session_id)
+            .where(mine)
+            .with_for_update(key_share=True, skip_locked=True)
+            .cte("free")
+        )
+        done = (
+            sa.update(self.sessions)
+            .where(row.session_id == free.c.session_id)
+            .values(last_accessed=now())
+            .returning(row.session_id)
+            .cte("done")
+        )
+        return sa.select(present.c.session_id, done.c.session_id.is_not(None)).select_from(
+            present.outerjoin(done, present.c.session_id == done.c.session_id)
+        )
+
+    def _which_are_locked(self) -> sa.Select[Any]:
+        row = self.sessions.c
+        asked = self.among(row.session_id)
+        free = (
+            sa.select(row.session_id)
+            .where(asked)
+            .with_for_update(key_share=True, skip_locked=True)
+            .cte("free")
+        )
+        return sa.select(row.session_id).where(
+            asked, row.session_id.not_in(sa.select(free.c.session_id))
+        )
+
+    def _vouch_and_sweep(self) -> sa.Select[Any]:
+        messages = self.tables.messages
+        vouched = self.vouch().returning(self.tables.fleet.c.unbroken_since).cte("vouched")
+        expired = (
+            self.expired()
+            .where(sa.exists(sa.select(vouched).where(self.old_enough(vouched.c.unbroken_since))))
+            .with_for_update(skip_locked=True)
+            .cte("expired")
+        )
+        gone = (
+            sa.delete(self.sessions)
+            .where(self.sessions.c.session_id == expired.c.session_id)
+            .returning(self.sessions.c.session_id)
+            .cte("gone")
+        )
+        stale = self.stale_messages().with_for_update(skip_locked=True).cte("stale")
+        dropped = (
+            sa.delete(messages)
+            .where(messages.c.id == stale.c.id)
+            .returning(messages.c.id)
+            .cte("dropped")
+        )
+        return sa.select(
+            sa.select(sa.func.count()).select_from(gone).scalar_subquery(),
+            sa.select(sa.func.count()).select_from(dropped).scalar_subquery(),
+        )
+
+    # ---- operations ----
+
+    def write(
+        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim]
+    ) -> RowAnswers:
+        try:
+            return self._write(connection, worker, claims)
+        except DBAPIError as exc:
+            if _sqlstate(exc) != _LOCK_NOT_AVAILABLE:
+                raise
+        with _locks_are_of_the_table():
+            asked = {"session_ids": self.ids([claim.session_id for claim in claims])}
+            locked = frozenset(connection.execute(self._locked, asked).scalars())
+        free = [claim for claim in claims if claim.session_id not in locked]
+        answers = self._write(connection, worker, free)
+        return RowAnswers(held=answers.held, unknown=_unknown(locked))
+
+    def _write(
+        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim]
+    ) -> RowAnswers:
+        written = connection.execute(
+            self._upsert,
+            {
+                **self.identity(worker),
+                "session_ids": [claim.session_id for claim in claims],
+                "generations": [claim.generation for claim in claims],
+                "ages": [claim.age for claim in claims],
+            },
+        )
+        return RowAnswers(held=frozenset(written.scalars()))
+
+    def refresh(
+        self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str]
+    ) -> RowAnswers:
+        parameters = {**self.identity(worker), "session_ids": self.ids(session_ids)}
+        try:
+            missing = connection.execute(self._refresh, parameters).scalars()
+            return RowAnswers(held=frozenset(session_ids).difference(missing))
+        except DBAPIError as exc:
+            if _sqlstate(exc) != _LOCK_NOT_AVAILABLE:
+                raise
+        # Somebody holds a row: refresh the others, and say which it is.
+        with _locks_are_of_the_table():
+            answers = connection.execute(self._refresh_free, parameters).all()
+        return RowAnswers(
+            held=frozenset(session_id for session_id, done in answers if done),
+            unknown=_unknown(session_id for session_id, done in answers if not done),
+        )
+
+    def delete(
+        self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str], up_to: int
+    ) -> None:
+        connection.execute(
+            self._delete,
+            {**self.identity(worker), "session_ids": self.ids(session_ids), "up_to": up_to},
+        )
+
+    def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
+        return connection.execute(
+            self._delete_all, {**self.identity(worker), "limit": limit}
+        ).rowcount
+
+    def sweep(
+        self, connection: sa.Connection, worker: Worker, durations: Mapping[str, float], limit: int
+    ) -> Swept:
+        sessions, messages = connection.execute(
+            self._sweep, {**self.identity(worker), **durations, "limit": limit}
+        ).one()
+        return Swept(sessions=sessions, messages=messages)

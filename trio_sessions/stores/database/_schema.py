@@ -1,0 +1,168 @@
+"""The tables: their definition, their creation, and the check that they are ours."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from trio_sessions.errors import StoreSchemaError
+from trio_sessions.stores.database._clock import now
+
+__all__ = ["Tables", "check_tables", "metadata", "tables"]
+
+_Type = sa.types.TypeEngine[Any]
+_PREFIX = re.compile(r"[a-z_][a-z0-9_]{0,40}|")
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of one prefix."""
+
+    metadata: sa.MetaData
+    sessions: sa.Table
+    messages: sa.Table
+    fleet: sa.Table
+
+
+def metadata(table_prefix: str = "trio_") -> sa.MetaData:
+    """Return the tables as a `sqlalchemy.MetaData`, for your own Alembic migrations.
+
+    Args:
+        table_prefix: as given to `DatabaseStore`.
+
+    Raises:
+        ValueError: the prefix is no lower-case identifier of at most 41 characters.
+    """
+    return tables(table_prefix).metadata
+
+
+def tables(prefix: str) -> Tables:
+    """Define the tables. Everything but the two ids has a default, for rows from elsewhere."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"table_prefix must be a str, not {type(prefix).__name__}")
+    if not _PREFIX.fullmatch(prefix):
+        raise ValueError(
+            "table_prefix must be lower-case letters, digits and underscores, not begin "
+            f"with a digit and have at most 41 characters, not {prefix!r}"
+        )
+    meta = sa.MetaData()
+    moment = sa.TIMESTAMP(timezone=True)
+    # No index on last_accessed: on PostgreSQL it would end HOT updates of the column
+    # that every pass updates (benchmarks/hot_updates.py measures it). The room left in
+    # each page is for the same updates.
+    sessions = sa.Table(
+        f"{prefix}sessions",
+        meta,
+        sa.Column("session_id", sa.String(255), primary_key=True),
+        sa.Column("worker_id", sa.String(255), nullable=False),
+        sa.Column("incarnation", sa.String(32), nullable=False, server_default=""),
+        sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("owner", sa.String(320)),
+        sa.Column("created_at", moment, nullable=False, server_default=now()),
+        sa.Column("taken_at", moment, nullable=False, server_default=now()),
+        sa.Column("last_accessed", moment, nullable=False, server_default=now()),
+        postgresql_with={"fillfactor": 70},
+    )
+    messages = sa.Table(
+        f"{prefix}messages",
+        meta,
+        # SQLite numbers rows by itself only in a column of exactly this type.
+        sa.Column(
+            "id",
+            sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+            primary_key=True,
+            autoincrement=True,
+        ),
+        sa.Column(
+            "session_id",
+            sa.String(255),
+            sa.ForeignKey(sessions.c.session_id, ondelete="CASCADE"),
+            nullable=False,
+        ),
+        sa.Column("payload", sa.Text, nullable=False),
+        sa.Column("created_at", moment, nullable=False, server_default=now(), index=True),
+        sqlite_autoincrement=True,
+    )
+    sa.Index(f"ix_{prefix}messages_session_id_id", messages.c.session_id, messages.c.id)
+    fleet = sa.Table(
+        f"{prefix}fleet",
+        meta,
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("vouched_at", moment, nullable=False),
+        sa.Column("unbroken_since", moment),
+    )
+    return Tables(meta, sessions, messages, fleet)
+
+
+def check_tables(
+    connection: sa.Connection, ours: Tables, *, may_create: bool, has_time_zones: bool
+) -> None:
+    """Raise unless each table is ours, or may be created because it is not there.
+
+    Args:
+        connection: to the database.
+        ours: the tables as they should be.
+        may_create: whether one may be missing.
+        has_time_zones: whether the database knows moments with and without a time zone.
+
+    Raises:
+        StoreSchemaError: a table of our name has other columns, or is missing and may
+            not be created. The message names the table and the column.
+    """
+    inspector = sa.inspect(connection)
+    missing = []
+    for table in ours.metadata.sorted_tables:
+        if inspector.has_table(table.name):
+            _check_columns(inspector, table, has_time_zones=has_time_zones)
+        else:
+            missing.append(table.name)
+    if missing and not may_create:
+        raise StoreSchemaError(
+            f"table {missing[0]!r} does not exist and create_tables is False: create it by your "
+            "migrations (trio_sessions.stores.database.metadata) or set create_tables"
+        )
+
+
+def _check_columns(inspector: sa.Inspector, table: sa.Table, *, has_time_zones: bool) -> None:
+    found = {column["name"]: column for column in inspector.get_columns(table.name)}
+    hint = "nothing was altered; use another table_prefix or migrate the table"
+    for column in table.columns:
+        if column.name not in found:
+            raise StoreSchemaError(
+                f"table {table.name!r} exists and lacks the column {column.name!r}: {hint}"
+            )
+        fault = _fault(column.type, found[column.name]["type"], has_time_zones=has_time_zones)
+        if fault is not None:
+            raise StoreSchemaError(
+                f"column {column.name!r} of table {table.name!r} {fault}: {hint}"
+            )
+    for name, theirs in found.items():
+        filled = theirs["default"] is not None or "identity" in theirs or "computed" in theirs
+        if name not in table.columns and not theirs["nullable"] and not filled:
+            raise StoreSchemaError(
+                f"table {table.name!r} exists and has another column {name!r} that is "
+                f"required: {hint}"
+            )
+    key = inspector.get_pk_constraint(table.name)["constrained_columns"]
+    expected_key = [column.name for column in table.primary_key]
+    if key != expected_key:
+        raise StoreSchemaError(
+            f"column {expected_key[0]!r} is not the primary key of table {table.name!r}: {hint}"
+        )
+
+
+def _fault(ours: _Type, theirs: _Type, *, has_time_zones: bool) -> str | None:
+    """Say why a column of the type ``theirs`` cannot hold what one of ``ours`` does."""
+    try:
+        held = theirs.python_type
+    except NotImplementedError:  # a type that SQLAlchemy does not know
+        return None
+    if held is not ours.python_type:
+        return f"holds {held.__name__} values, not {ours.python_type.__name__}"
+    if isinstance(ours, sa.String) and isinstance(theirs, sa.String):
+        if theirs.length is not None and (ours.length is None or theirs.length < ours.length):
+            return f"holds at most {theirs.length} characters, not {ours.length or 'any number'}"
+    elif has_time_zones and isinstance(theirs, sa.DateTime) and not theirs.timezone:
+        return "holds moments without a time zone"
+    return None

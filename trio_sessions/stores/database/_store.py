@@ -1,0 +1,257 @@
+"""`DatabaseStore`: threads, connections and errors around the SQL of a dialect."""
+
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import trio
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from trio_sessions._settings import seconds
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.errors import RowUnavailable, StoreUnavailable
+from trio_sessions.stores.database._dialect import Dialect
+from trio_sessions.stores.database._operation import Operation, current
+from trio_sessions.stores.database._schema import check_tables, tables
+from trio_sessions.stores.database._urls import check_engine, check_url, masked
+from trio_sessions.types import Holder, RowAnswers, RowClaim, Swept
+
+__all__ = ["DatabaseStore"]
+
+T = TypeVar("T")
+
+
+class DatabaseStore(SessionStore):
+    """Rows in SQLite or PostgreSQL, one operation, one thread, one transaction.
+
+    The engine is made when the first registry opens the store, never earlier, so the
+    store itself may be made before a fork. It has room for the limiter's tokens.
+
+    Args:
+        url_or_engine: a database URL, or an engine of yours: it is used with its own
+            pool and connection settings, and never disposed. Only these bound how long
+            it takes to connect, so give it a ``connect_timeout``.
+        table_prefix: lower-case letters, digits and underscores.
+        create_tables: create missing tables when the store opens. Existing ones are
+            never altered.
+        connect_timeout: seconds to connect, for an engine made here; at least 2 count
+            on PostgreSQL.
+        operation_timeout: seconds for one operation. The server is told to stop a
+            statement at four fifths of it; if it does not answer by the whole of it,
+            the connection is cut off, whoever made the engine.
+        lock_timeout: seconds to wait for a row or, on SQLite, the file, for an engine
+            made here.
+        server_timeouts: send the timeouts as ``options`` when connecting to PostgreSQL.
+            PgBouncer does not take them: set it to False behind one.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+        MissingDependency: the driver is not installed.
+    """
+
+    def __init__(
+        self,
+        url_or_engine: sa.Engine | sa.URL | str,
+        *,
+        table_prefix: str = "trio_",
+        create_tables: bool = True,
+        connect_timeout: float = 5.0,
+        operation_timeout: float = 10.0,
+        lock_timeout: float = 3.0,
+        server_timeouts: bool = True,
+    ) -> None:
+        self.connect_timeout = seconds("connect_timeout", connect_timeout)
+        self.operation_timeout = seconds("operation_timeout", operation_timeout)
+        self.lock_timeout = seconds("lock_timeout", lock_timeout)
+        self.server_timeouts = server_timeouts
+        if lock_timeout >= operation_timeout:
+            raise ValueError(
+                f"lock_timeout ({lock_timeout:g} s) must be shorter than "
+                f"operation_timeout ({operation_timeout:g} s)"
+            )
+        self._create_tables = create_tables
+        self._given_engine: sa.Engine | None = None
+        if isinstance(url_or_engine, sa.Engine):
+            self._given_engine = url_or_engine
+            self._url = check_engine(url_or_engine)
+        else:
+            self._url = check_url(url_or_engine)
+        self._dialect = _dialect(self._url, table_prefix)
+        self._engine: sa.Engine | None = None
+        self._open_for: set[str] = set()
+        self._opening = trio.Lock()
+
+    def __repr__(self) -> str:
+        return f"DatabaseStore({masked(self._url)!r})"
+
+    # ---- opening and closing ----
+
+    async def open(self, worker: Worker) -> None:
+        """Connect, check the tables, create missing ones; see `SessionStore.open`."""
+        async with self._opening:
+            self._open_for.add(worker.incarnation)
+            try:
+                if self._engine is None:
+                    self._engine = await trio.to_thread.run_sync(
+                        self._make_engine, worker, limiter=worker.limiter
+                    )
+                await self._run(worker, self._prepare_tables)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._close(worker)
+                raise
+
+    async def close(self, worker: Worker) -> None:
+        """Dispose of the engine if it was made here and this was its last worker."""
+        async with self._opening:
+            await self._close(worker)
+
+    async def _close(self, worker: Worker) -> None:
+        self._open_for.discard(worker.incarnation)
+        if self._open_for or self._engine is None:
+            return
+        engine, self._engine = self._engine, None
+        if self._given_engine is None:
+            await trio.to_thread.run_sync(engine.dispose, limiter=worker.limiter)
+
+    def _make_engine(self, worker: Worker) -> sa.Engine:
+        if self._given_engine is not None:
+            # The same pool, and nothing of the user's engine is changed.
+            return self._given_engine.execution_options(isolation_level="AUTOCOMMIT")
+        engine = self._dialect.create_engine(
+            self._url, pool_size=int(worker.limiter.total_tokens), timeouts=self
+        )
+
+        @sa.event.listens_for(engine, "do_connect")
+        def connect_watched(
+            dialect: sa.Dialect, record: object, args: list[Any], kwargs: dict[str, Any]
+        ) -> object:
+            connection = dialect.connect(*args, **kwargs)
+            if current.operation is not None:
+                current.operation.hold(connection)
+            return connection
+
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def _prepare_tables(self, connection: sa.Connection) -> None:
+        check_tables(
+            connection,
+            self._dialect.tables,
+            may_create=self._create_tables,
+            has_time_zones=self._dialect.has_time_zones,
+        )
+        if self._create_tables:
+            self._dialect.create_tables(connection)
+
+    # ---- one operation ----
+
+    async def _run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
+        operation = Operation(self._dialect.cutter, self.operation_timeout)
+        try:
+            return await operation.run(partial(self._connected, operation, work), worker.limiter)
+        except (DBAPIError, PoolTimeout) as exc:
+            _forget_locals(exc)
+            raise self._translated(exc, was_cut=operation.was_cut) from exc
+        except StoreUnavailable as exc:  # by the dialect
+            _forget_locals(exc)
+            raise
+
+    def _connected(self, operation: Operation, work: Callable[[sa.Connection], T]) -> T:
+        if self._engine is None:
+            raise StoreUnavailable(f"the store on {masked(self._url)} is closed")
+        with self._engine.connect() as connection:
+            operation.hold(connection.connection.dbapi_connection)
+            try:
+                return work(connection)
+            finally:
+                operation.release()
+
+    def _translated(self, exc: DBAPIError | PoolTimeout, *, was_cut: bool) -> StoreUnavailable:
+        where = f"the database {masked(self._url)}"
+        if was_cut:
+            return StoreUnavailable(
+                f"{where} did not answer within operation_timeout "
+                f"({self.operation_timeout:g} s), so its connection was cut off"
+            )
+        if isinstance(exc, PoolTimeout):
+            return StoreUnavailable(f"{where}: the engine's pool has no connection left: {exc}")
+        exc.hide_parameters = True  # they hold session ids
+        # Further lines of a driver's message may hold values of the row.
+        reason = f"{type(exc.orig).__name__}: {next(iter(str(exc.orig).splitlines()), '')}"
+        if self._dialect.is_row_error(exc):
+            return RowUnavailable(f"{where} refused a row: {reason}")
+        return StoreUnavailable(f"{where} failed: {reason}")
+
+    # ---- operations ----
+
+    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
+        """Write rows; see `SessionStore.write`."""
+        return await self._run(
+            worker, lambda connection: self._dialect.write(connection, worker, claims)
+        )
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        """Refresh rows; see `SessionStore.refresh`."""
+        return await self._run(
+            worker, lambda connection: self._dialect.refresh(connection, worker, session_ids)
+        )
+
+    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> None:
+        """Delete rows of removed sessions; see `SessionStore.delete`."""
+        await self._run(
+            worker, lambda connection: self._dialect.delete(connection, worker, session_ids, up_to)
+        )
+
+    async def delete_all(self, worker: Worker, *, limit: int) -> int:
+        """Delete all rows of this incarnation; see `SessionStore.delete_all`."""
+        return await self._run(
+            worker, lambda connection: self._dialect.delete_all(connection, worker, limit)
+        )
+
+    async def locate(self, worker: Worker, session_id: str) -> Holder | None:
+        """Say who holds a session; see `SessionStore.locate`."""
+        return await self._run(
+            worker, lambda connection: self._dialect.locate(connection, session_id)
+        )
+
+    async def sweep(
+        self,
+        worker: Worker,
+        *,
+        session_ttl: float,
+        message_ttl: float,
+        max_gap: float,
+        limit: int,
+    ) -> Swept:
+        """Vouch, then delete what has expired; see `SessionStore.sweep`."""
+        durations = {"session_ttl": session_ttl, "message_ttl": message_ttl, "max_gap": max_gap}
+        return await self._run(
+            worker, lambda connection: self._dialect.sweep(connection, worker, durations, limit)
+        )
+
+
+def _forget_locals(error: BaseException) -> None:
+    """Empty the frames of what has failed.
+
+    They hold session ids and passwords, which a crash reporter would send away, and a
+    connection that did not come about, which would stay open as long as the error is kept.
+    """
+    related: list[BaseException | None] = [error]
+    while related:
+        each = related.pop()
+        if each is not None:
+            traceback.clear_frames(each.__traceback__)
+            related += [each.__cause__, each.__context__]
+
+
+def _dialect(url: sa.URL, table_prefix: str) -> Dialect:
+    if url.get_backend_name() == "sqlite":
+        from trio_sessions.stores.database._sqlite import SQLite
+
+        return SQLite(tables(table_prefix))
+    from trio_sessions.stores.database._postgresql import PostgreSQL
+
+    return PostgreSQL(tables(table_prefix))
