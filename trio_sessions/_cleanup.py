@@ -1,0 +1,246 @@
+"""The pass: check connections, refresh the rows of those that live, drop what is gone, sweep.
+
+**A session is removed only when its transport says that it is disconnected, or the
+database has confirmed that its row is gone. Whatever is unknown is kept.**
+
+The first half of this file decides: synchronous functions, evidence in, actions out.
+The second half acts on it: asynchronous, no decisions of its own.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from types import MappingProxyType
+
+import outcome
+import trio
+
+from trio_sessions._calls import Answer, TransportCalls
+from trio_sessions._rows import Rows, chunked
+from trio_sessions._settings import Settings
+from trio_sessions._table import Entry, LocalTable, Row
+from trio_sessions.errors import RowUnavailable, SessionsError
+from trio_sessions.types import CleanupReport, RowAnswers
+
+__all__ = ["Pass", "Retire", "judge_connection", "judge_rows"]
+
+logger = logging.getLogger("trio_sessions.cleanup")
+
+Retire = Callable[[Sequence[Entry]], trio.Event]
+"""Starts a job that disconnects and then deletes rows, and goes on if the pass is cancelled."""
+
+_SLICE = 1000  # sessions judged before the event loop gets its turn
+_MAX_SPLITS = 200  # halvings of chunks in one pass, so that a flood of bad rows stays bounded
+
+
+# ---- decide ----
+
+
+def judge_connection(answer: Answer) -> bool | Exception:
+    """Return True or False as the transport said it, or why it is unknown."""
+    if isinstance(answer, bool):
+        return answer
+    if isinstance(answer, outcome.Error):
+        assert isinstance(answer.error, Exception)
+        return answer.error
+    return TypeError(f"is_connected() must return True or False, not {type(answer).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """The sessions that keep their lease, by what to ask the database of them."""
+
+    refresh: list[Entry] = field(default_factory=list)
+    """The row was there once: refresh it."""
+    restore: list[Entry] = field(default_factory=list)
+    """No attempt to write the row was ever confirmed: write it, do not judge it."""
+
+    def add(self, entry: Entry) -> None:
+        """Sort a session in. One whose row is being written now is left alone."""
+        if entry.row is Row.CONFIRMED:
+            self.refresh.append(entry)
+        elif entry.row is Row.UNWRITTEN:
+            self.restore.append(entry)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowVerdict:
+    """What a committed answer means for the sessions of one chunk."""
+
+    held: list[Entry]
+    missing: list[Entry]
+    unknown: Mapping[str, Exception]
+
+
+def judge_rows(entries: Iterable[Entry], answers: RowAnswers) -> RowVerdict:
+    """Absent from a committed answer is missing; unknown is unknown."""
+    held, missing = [], []
+    for entry in entries:
+        if entry.session_id in answers.held:
+            held.append(entry)
+        elif entry.session_id not in answers.unknown:
+            missing.append(entry)
+    return RowVerdict(held=held, missing=missing, unknown=answers.unknown)
+
+
+# ---- act ----
+
+
+@dataclass(slots=True)
+class _Tally:
+    checked: int = 0
+    refreshed: int = 0
+    disconnected: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)
+    check_failures: dict[str, Exception] = field(default_factory=dict)
+    refresh_failures: dict[str, Exception] = field(default_factory=dict)
+    expired: int = 0
+
+
+class Pass:
+    """One pass. Cancelled at any point it leaves all in order, and the next one converges."""
+
+    def __init__(
+        self,
+        *,
+        table: LocalTable,
+        calls: TransportCalls,
+        rows: Rows,
+        retire: Retire,
+        settings: Settings,
+    ) -> None:
+        self.database_answered = True
+        """No chunk failed for a reason that is not a row's own."""
+        self._table = table
+        self._calls = calls
+        self._rows = rows
+        self._retire = retire
+        self._settings = settings
+        self._tally = _Tally()
+        self._turn = trio.Lock()  # one chunk is judged at a time, and others run in between
+        self._splits_left = _MAX_SPLITS
+
+    async def run(self) -> CleanupReport:
+        """Check, refresh, sweep: in this order."""
+        start = trio.current_time()
+        async with trio.open_nursery() as removals:
+            leases = await self._check_connections(removals)
+            await self._refresh(leases, removals)
+        await self._rows.delete_leftover()
+        if self.database_answered:
+            await self._sweep()
+        return self._report(trio.current_time() - start)
+
+    async def _check_connections(self, removals: trio.Nursery) -> Leases:
+        """Ask every transport; remove the disconnected, lease the others."""
+        answers = await self._calls.ask(
+            "is_connected", self._table.snapshot(), self._settings.check_timeout
+        )
+        self._tally.checked = len(answers)
+        leases = Leases()
+        remaining = iter(answers.items())
+        while part := list(islice(remaining, _SLICE)):
+            disconnected: list[Entry] = []
+            for entry, answer in part:
+                verdict = judge_connection(answer)
+                if verdict is False:
+                    disconnected.append(entry)
+                    continue
+                if verdict is not True:  # unknown: keep it, and keep its lease
+                    self._tally.check_failures[entry.session_id] = verdict
+                leases.add(entry)
+            self._remove(disconnected, self._tally.disconnected, removals)
+            await trio.lowlevel.checkpoint()
+        return leases
+
+    async def _refresh(self, leases: Leases, removals: trio.Nursery) -> None:
+        """Refresh or write all rows: chunks at once, as many as the limiter lets through."""
+        size = self._settings.batch_size
+        async with trio.open_nursery() as nursery:
+            for chunk in chunked(leases.refresh, size):
+                nursery.start_soon(self._refresh_chunk, _in_lock_order(chunk), removals)
+                await trio.lowlevel.checkpoint()
+            for chunk in chunked(leases.restore, size):
+                nursery.start_soon(self._restore_chunk, _in_lock_order(chunk), removals)
+                await trio.lowlevel.checkpoint()
+
+    async def _refresh_chunk(self, chunk: Sequence[Entry], removals: trio.Nursery) -> None:
+        answers = await self._ask(self._rows.refresh, chunk)
+        async with self._turn:
+            verdict = judge_rows(chunk, answers)
+            self._tally.refreshed += len(verdict.held)
+            self._conclude(verdict, removals)
+
+    async def _restore_chunk(self, chunk: Sequence[Entry], removals: trio.Nursery) -> None:
+        # One that was removed, or added again, since the snapshot is left alone.
+        chunk = [e for e in chunk if e.row is Row.UNWRITTEN and self._table.holds(e)]
+        if not chunk:
+            return
+        answers = await self._ask(self._rows.write, chunk)
+        async with self._turn:
+            verdict = judge_rows(chunk, answers)
+            self._tally.restored += [entry.session_id for entry in verdict.held]
+            self._conclude(verdict, removals)
+
+    def _conclude(self, verdict: RowVerdict, removals: trio.Nursery) -> None:
+        self._tally.refresh_failures.update(verdict.unknown)
+        self._remove(verdict.missing, self._tally.missing, removals)
+
+    async def _ask(
+        self,
+        operation: Callable[[Sequence[Entry]], Awaitable[RowAnswers]],
+        entries: Sequence[Entry],
+    ) -> RowAnswers:
+        """One chunk, one transaction. A row's own error splits it; any other makes it unknown."""
+        try:
+            return await operation(entries)
+        except RowUnavailable as exc:
+            error: SessionsError = exc
+            if len(entries) > 1 and self._splits_left > 0:
+                self._splits_left -= 1
+                middle = len(entries) // 2
+                left = await self._ask(operation, entries[:middle])
+                right = await self._ask(operation, entries[middle:])
+                return RowAnswers(
+                    held=left.held | right.held, unknown={**left.unknown, **right.unknown}
+                )
+        except SessionsError as exc:
+            error = exc
+            self.database_answered = False
+        return RowAnswers(
+            held=frozenset(), unknown=dict.fromkeys((e.session_id for e in entries), error)
+        )
+
+    def _remove(self, entries: Iterable[Entry], removed: list[str], removals: trio.Nursery) -> None:
+        """Take out the entries that are still the ones of the snapshot, and see them off."""
+        gone = [entry for entry in entries if self._table.discard(entry)]
+        if gone:
+            removed += [entry.session_id for entry in gone]
+            removals.start_soon(self._retire(gone).wait)
+
+    async def _sweep(self) -> None:
+        try:
+            self._tally.expired = await self._rows.sweep()
+        except SessionsError as exc:
+            logger.warning("the sweep did not finish, the next pass goes on: %s", exc)
+
+    def _report(self, duration: float) -> CleanupReport:
+        tally = self._tally
+        return CleanupReport(
+            checked=tally.checked,
+            refreshed=tally.refreshed,
+            disconnected=tuple(tally.disconnected),
+            missing=tuple(tally.missing),
+            restored=tuple(tally.restored),
+            check_failures=MappingProxyType(tally.check_failures),
+            refresh_failures=MappingProxyType(tally.refresh_failures),
+            expired=tally.expired,
+            duration=duration,
+        )
+
+
+def _in_lock_order(entries: Iterable[Entry]) -> list[Entry]:
+    """Sort by id, so that two transactions lock rows in the same order and cannot deadlock."""
+    return sorted(entries, key=lambda entry: entry.session_id)

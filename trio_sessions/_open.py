@@ -1,0 +1,187 @@
+"""Opening and closing: from a store and settings to a running registry, and back."""
+
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import trio
+
+from trio_sessions._calls import TransportCalls
+from trio_sessions._jobs import Jobs
+from trio_sessions._registry import SessionRegistry
+from trio_sessions._rows import Rows
+from trio_sessions._settings import Settings
+from trio_sessions._table import LocalTable
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.stores import resolve_store
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+__all__ = ["open_registry", "serve_registry"]
+
+
+def open_registry(
+    store: "SessionStore | sqlalchemy.Engine | sqlalchemy.URL | str" = "memory:",
+    *,
+    worker_id: str | None = None,
+    session_ttl: float = 3600.0,
+    message_ttl: float = 600.0,
+    cleanup_interval: float = 300.0,
+    max_concurrent: int = 20,
+    batch_size: int = 1000,
+    check_timeout: float = 5.0,
+    disconnect_timeout: float = 5.0,
+    max_message_bytes: int = 1_048_576,
+    store_timeout: float = 30.0,
+) -> AbstractAsyncContextManager[SessionRegistry]:
+    """Open a registry for the length of an ``async with`` block.
+
+    The first pass has run when the block begins; further ones follow every
+    ``cleanup_interval``. Leaving the block ends them, disconnects every transport held,
+    deletes this worker's rows and gives the database connections back: in bounded time,
+    also when the database is away or the surrounding scope is cancelled. What the block
+    raises comes out as it is, not inside an exception group.
+
+    All workers of one database must use the same ``session_ttl``.
+
+    Args:
+        store: ``"memory:"``, a database URL (``sqlite:///file.db``,
+            ``postgresql+psycopg://user:pw@host/db``), an engine (left usable, never
+            disposed), or a `SessionStore`.
+        worker_id: the name other workers see; by default a fresh one from host, process
+            and chance, made when the block is entered.
+        session_ttl: seconds after which a row that was not refreshed may be swept.
+        message_ttl: seconds after which an undelivered message is dropped.
+        cleanup_interval: seconds between the starts of two passes, less a jitter of up
+            to a tenth; at most half of ``session_ttl``.
+        max_concurrent: database operations, and so threads, at a time.
+        batch_size: sessions refreshed by one statement.
+        check_timeout: seconds for one transport's ``is_connected()``.
+        disconnect_timeout: seconds for one transport's ``disconnect()``.
+        max_message_bytes: the size of one message, encoded.
+        store_timeout: seconds for one operation of the store. A store on a database
+            bounds itself well below that; this is for stores that do not.
+
+    Raises:
+        TypeError, ValueError: at the call: a setting is wrong; the message names it.
+        MissingDependency: at the call: the URL needs a driver that is not installed.
+        StoreUnavailable: on entering: the database cannot be reached.
+        StoreSchemaError: on entering: its tables are not ours.
+
+    Cancellation: entering and leaving are checkpoints; leaving is shielded and bounded.
+    """
+    settings = Settings(
+        worker_id=worker_id,
+        session_ttl=session_ttl,
+        message_ttl=message_ttl,
+        cleanup_interval=cleanup_interval,
+        max_concurrent=max_concurrent,
+        batch_size=batch_size,
+        check_timeout=check_timeout,
+        disconnect_timeout=disconnect_timeout,
+        max_message_bytes=max_message_bytes,
+        store_timeout=store_timeout,
+    )
+    return _open(resolve_store(store), settings)
+
+
+async def serve_registry(
+    store: "SessionStore | sqlalchemy.Engine | sqlalchemy.URL | str" = "memory:",
+    *,
+    worker_id: str | None = None,
+    session_ttl: float = 3600.0,
+    message_ttl: float = 600.0,
+    cleanup_interval: float = 300.0,
+    max_concurrent: int = 20,
+    batch_size: int = 1000,
+    check_timeout: float = 5.0,
+    disconnect_timeout: float = 5.0,
+    max_message_bytes: int = 1_048_576,
+    store_timeout: float = 30.0,
+    task_status: "trio.TaskStatus[SessionRegistry]" = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve a registry until cancelled: ``registry = await nursery.start(serve_registry, store)``.
+
+    The arguments and errors are those of `open_registry`; settings go in by
+    `functools.partial`. The registry is reported by ``task_status`` once its first pass
+    has run.
+
+    Cancellation: the only way to end it; it closes the registry first.
+    """
+    opening = open_registry(
+        store,
+        worker_id=worker_id,
+        session_ttl=session_ttl,
+        message_ttl=message_ttl,
+        cleanup_interval=cleanup_interval,
+        max_concurrent=max_concurrent,
+        batch_size=batch_size,
+        check_timeout=check_timeout,
+        disconnect_timeout=disconnect_timeout,
+        max_message_bytes=max_message_bytes,
+        store_timeout=store_timeout,
+    )
+    async with opening as registry:
+        task_status.started(registry)
+        await trio.sleep_forever()
+    raise AssertionError("unreachable: sleep_forever only ends by an exception")
+
+
+def _fresh_worker_id() -> str:
+    return f"{socket.gethostname()[:200]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _bare(error: BaseException) -> BaseException:
+    """Take off the groups that our own nurseries have put around a single error."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+@asynccontextmanager
+async def _open(store: SessionStore, settings: Settings) -> AsyncIterator[SessionRegistry]:
+    worker = Worker(
+        worker_id=settings.worker_id or _fresh_worker_id(),
+        incarnation=secrets.token_hex(8),
+        limiter=trio.CapacityLimiter(settings.max_concurrent),
+    )
+    table = LocalTable()
+    rows = Rows(store, worker, table, settings)
+    calls = TransportCalls()
+    body_error: BaseException | None = None
+    crash: BaseExceptionGroup[BaseException] | None = None
+    try:
+        await rows.open()
+        async with calls.open(), trio.open_nursery() as nursery:
+            jobs = Jobs(nursery=nursery, table=table, calls=calls, rows=rows, settings=settings)
+            registry = SessionRegistry(
+                rows=rows, table=table, calls=calls, jobs=jobs, settings=settings
+            )
+            try:
+                await registry._start()  # noqa: SLF001 -- its lifetime is this module's
+                yield registry
+            except BaseException as exc:  # noqa: BLE001 -- kept from the nursery, which would wrap it; raised below
+                body_error = exc
+            finally:
+                await registry._close()  # noqa: SLF001
+                nursery.cancel_scope.shield = True
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        crash = group
+    finally:
+        with trio.CancelScope(shield=True):
+            await rows.close()
+    if crash is not None:
+        # The background crashed. That cancelled the block, so a Cancelled is no news.
+        errors = [_bare(error) for error in crash.exceptions]
+        if body_error is not None and not isinstance(body_error, trio.Cancelled):
+            errors.append(body_error)
+        if len(errors) == 1:
+            raise errors[0]
+        raise BaseExceptionGroup("the registry crashed", errors)
+    if body_error is not None:
+        raise body_error

@@ -1,0 +1,185 @@
+"""The rows of this worker's sessions, and the edge between the registry and its store.
+
+Here every store operation gets a deadline and foreign errors become `StoreUnavailable`.
+Rows that could not be deleted, because the database was away, are kept for the next pass.
+"""
+
+import logging
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import trio
+
+from trio_sessions._settings import Settings
+from trio_sessions._table import Entry, LocalTable, Row
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.errors import SessionsError, StoreUnavailable
+from trio_sessions.types import Holder, RowAnswers, RowClaim, Swept
+
+__all__ = ["Rows", "chunked"]
+
+logger = logging.getLogger("trio_sessions.rows")
+
+T = TypeVar("T")
+
+MAX_LEFTOVER = 100_000
+# How long the fleet may be silent before that counts as an outage, as a part of
+# session_ttl; see docs/explanation.md, "An outage expires nobody", for the sum.
+MAX_GAP = 0.4
+
+
+def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Cut ``items`` into slices of at most ``size``."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+class Rows:
+    """One worker's view of the store."""
+
+    def __init__(
+        self, store: SessionStore, worker: Worker, table: LocalTable, settings: Settings
+    ) -> None:
+        self.worker = worker
+        self.leftover: dict[str, None] = {}
+        """Ids of sessions removed here whose rows are still to be deleted, oldest first."""
+        self._store = store
+        self._table = table
+        self._settings = settings
+
+    async def _ask(self, operation: Awaitable[T]) -> T:
+        """Await one store operation, within ``store_timeout``."""
+        try:
+            with trio.move_on_after(self._settings.store_timeout):
+                return await operation
+        except SessionsError:
+            raise
+        except Exception as exc:
+            logger.exception("the store failed in a way that it does not promise")
+            raise StoreUnavailable(
+                f"the store failed with {type(exc).__name__}; see the cause"
+            ) from exc
+        raise StoreUnavailable(
+            f"the store did not answer within store_timeout ({self._settings.store_timeout:g} s)"
+        )
+
+    async def open(self) -> None:
+        await self._ask(self._store.open(self.worker))
+
+    async def close(self) -> None:
+        try:
+            await self._ask(self._store.close(self.worker))
+        except SessionsError as exc:
+            logger.warning("closing the store failed: %s", exc)
+
+    async def write(self, entries: Sequence[Entry], *, fresh: bool = False) -> RowAnswers:
+        """Write the rows of ``entries``; ``fresh``: they are being added just now.
+
+        Whatever happens, no entry is left in the state `Row.WRITING`. A row that was
+        written for a session that has been removed meanwhile is deleted again later.
+        """
+        now = trio.current_time()
+        claims = [
+            RowClaim(
+                session_id=entry.session_id,
+                generation=entry.generation,
+                age=0.0 if fresh else now - entry.added_at,
+            )
+            for entry in entries
+        ]
+        for entry in entries:
+            entry.row = Row.WRITING
+        unknown: Iterable[str] = [entry.session_id for entry in entries]
+        try:
+            answers = await self._ask(self._store.write(self.worker, claims))
+            unknown = answers.unknown
+        finally:
+            for entry in entries:
+                entry.row = Row.UNWRITTEN if entry.session_id in unknown else Row.CONFIRMED
+                if entry.session_id not in self._table:
+                    self._keep_for_later([entry.session_id])
+        return answers
+
+    async def refresh(self, entries: Sequence[Entry]) -> RowAnswers:
+        session_ids = [entry.session_id for entry in entries]
+        return await self._ask(self._store.refresh(self.worker, session_ids))
+
+    async def delete(self, session_ids: Iterable[str]) -> None:
+        """Delete the rows of removed sessions, in batches; what fails is kept for later.
+
+        The row of a session that was added again meanwhile is spared: it is held now,
+        or it is of a later generation than any that this call may delete.
+        """
+        gone = [session_id for session_id in session_ids if session_id not in self._table]
+        self._keep_for_later(gone)
+        for chunk in chunked(gone, self._settings.batch_size):
+            # Again, because it may have been added while an earlier chunk was under way.
+            wanted = sorted(session_id for session_id in chunk if session_id not in self._table)
+            try:
+                await self._ask(
+                    self._store.delete(self.worker, wanted, up_to=self._table.generation)
+                )
+            except SessionsError as exc:
+                logger.warning(
+                    "%d rows of removed sessions stay until a later pass: %s",
+                    len(self.leftover),
+                    exc,
+                )
+                return
+            for session_id in chunk:
+                self.leftover.pop(session_id, None)
+
+    async def delete_leftover(self) -> None:
+        """Try again to delete the rows that stayed behind."""
+        if self.leftover:
+            for session_id in [held for held in self.leftover if held in self._table]:
+                del self.leftover[session_id]
+            await self.delete(list(self.leftover))
+
+    def _keep_for_later(self, session_ids: Iterable[str]) -> None:
+        self.leftover.update(dict.fromkeys(session_ids))
+        while len(self.leftover) > MAX_LEFTOVER:  # the TTL will see to the oldest
+            del self.leftover[next(iter(self.leftover))]
+
+    async def delete_all(self) -> None:
+        """Delete every row of this incarnation, in batches; does not raise."""
+        limit = self._settings.batch_size
+        try:
+            while await self._ask(self._store.delete_all(self.worker, limit=limit)) == limit:
+                pass
+        except SessionsError as exc:
+            logger.warning("rows of this worker stay until they expire: %s", exc)
+
+    async def locate(self, session_id: str) -> Holder | None:
+        """Return who holds a session that is not held here.
+
+        A row of this very incarnation is what a removed session left behind: nobody
+        holds it.
+        """
+        holder = await self._ask(self._store.locate(self.worker, session_id))
+        if holder is not None and holder.incarnation == self.worker.incarnation:
+            return None
+        return holder
+
+    async def vouch(self) -> None:
+        """Tell the store that the fleet can refresh now."""
+        await self._sweep(limit=0)
+
+    async def sweep(self) -> int:
+        """Delete all that has expired, in batches; return how many sessions."""
+        limit, expired = self._settings.batch_size, 0
+        while True:
+            swept = await self._sweep(limit=limit)
+            expired += swept.sessions
+            if swept.sessions < limit and swept.messages < limit:
+                return expired
+
+    async def _sweep(self, *, limit: int) -> Swept:
+        return await self._ask(
+            self._store.sweep(
+                self.worker,
+                session_ttl=self._settings.session_ttl,
+                message_ttl=self._settings.message_ttl,
+                max_gap=self._settings.session_ttl * MAX_GAP,
+                limit=limit,
+            )
+        )

@@ -1,0 +1,86 @@
+"""The local table: the sessions that this worker holds, in memory. Synchronous, no I/O."""
+
+import enum
+from collections.abc import Iterable
+
+from trio_sessions.abc import Transport
+
+__all__ = ["Entry", "LocalTable", "Row"]
+
+
+class Row(enum.Enum):
+    """What this worker knows of the row of a session that it holds."""
+
+    UNWRITTEN = enum.auto()
+    """No attempt to write it has been confirmed: it is never read as missing."""
+    WRITING = enum.auto()
+    """An attempt is under way."""
+    CONFIRMED = enum.auto()
+    """It was there, in a committed answer: if a later answer lacks it, it is gone."""
+
+
+class Entry:
+    """One session as it was added; adding the id again makes another entry."""
+
+    __slots__ = ("added_at", "generation", "row", "session_id", "transport")
+
+    def __init__(
+        self, session_id: str, transport: Transport, generation: int, added_at: float
+    ) -> None:
+        self.session_id = session_id
+        self.transport = transport
+        self.generation = generation
+        self.added_at = added_at
+        self.row = Row.UNWRITTEN
+
+
+class LocalTable:
+    """Entries by session id. An entry leaves only by identity, never by its id alone."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self.generation = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, session_id: object) -> bool:
+        return session_id in self._entries
+
+    def get(self, session_id: str) -> Entry | None:
+        return self._entries.get(session_id)
+
+    def ids(self) -> list[str]:
+        return list(self._entries)
+
+    def snapshot(self) -> list[Entry]:
+        return list(self._entries.values())
+
+    def put(self, session_id: str, transport: Transport, now: float) -> tuple[Entry, Entry | None]:
+        """Publish a new entry; return it and the one that it replaces."""
+        self.generation += 1
+        entry = Entry(session_id, transport, self.generation, now)
+        replaced = self._entries.get(session_id)
+        self._entries[session_id] = entry
+        return entry, replaced
+
+    def holds(self, entry: Entry) -> bool:
+        return self._entries.get(entry.session_id) is entry
+
+    def discard(self, entry: Entry) -> bool:
+        """Take ``entry`` out if it is still the one published; say whether it was."""
+        if not self.holds(entry):
+            return False
+        del self._entries[entry.session_id]
+        return True
+
+    def clear(self) -> list[Entry]:
+        """Take everything out."""
+        entries = self.snapshot()
+        self._entries.clear()
+        return entries
+
+    def count(self, rows: Iterable[Row]) -> int:
+        """Count the entries whose row is in one of these states."""
+        wanted = frozenset(rows)
+        return sum(entry.row in wanted for entry in self._entries.values())
