@@ -1,0 +1,1 @@
+"""Measurements: ``python -m benchmarks`` prints tables of medians, and ratios within one run."""

@@ -1,0 +1,48 @@
+"""``python -m benchmarks [--quick] [--only NAME] [--postgresql URL]``."""
+
+import argparse
+import os
+import platform
+import time
+
+from benchmarks import hot_updates, latency, loop, refresh
+from benchmarks._database import postgresql_server, server_version
+
+_BENCHMARKS = {
+    "refresh": refresh.run,
+    "latency": latency.run,
+    "loop": loop.run,
+    "hot_updates": hot_updates.run,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it all run?")
+    parser.add_argument(
+        "--only", action="append", choices=_BENCHMARKS, help="run this one (may be repeated)"
+    )
+    parser.add_argument(
+        "--postgresql",
+        metavar="URL",
+        help="measure on this PostgreSQL; default: TRIO_SESSIONS_TEST_POSTGRESQL_URL, "
+        "else a throwaway server",
+    )
+    arguments = parser.parse_args()
+    with postgresql_server(arguments.postgresql) as server:
+        print(
+            f"{os.cpu_count()} processors, Python {platform.python_version()}, "
+            f"PostgreSQL {server_version(server)}"
+        )
+        if arguments.quick:
+            print("quick: the sizes are too small for the figures to mean anything")
+        print()
+        for name in arguments.only or _BENCHMARKS:
+            start = time.perf_counter()
+            for table in _BENCHMARKS[name](server, quick=arguments.quick):
+                print(table)
+            print(f"({name} took {time.perf_counter() - start:.0f} s)\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
