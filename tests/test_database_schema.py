@@ -1,0 +1,304 @@
+"""Tables: created once, checked before use, never altered."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import trio
+
+from trio_sessions import StoreSchemaError, open_registry
+from trio_sessions.stores.database import DatabaseStore, metadata
+from trio_sessions.testing import FakeTransport
+
+
+class Database:
+    """A database whose tables a test makes and looks at."""
+
+    def __init__(self, name: str, url: sa.URL) -> None:
+        self.name = name
+        self.url = url
+        self.engine = sa.create_engine(url, poolclass=sa.NullPool)
+
+    def execute(self, *statements: str) -> None:
+        with self.engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+
+    def tables(self) -> dict[str, Any]:
+        """Return what the database knows of its tables, to be compared."""
+        inspector = sa.inspect(self.engine)
+        return {
+            name: (
+                [(c["name"], str(c["type"]), c["nullable"], c["default"]) for c in columns],
+                inspector.get_pk_constraint(name)["constrained_columns"],
+                sorted(str(index["name"]) for index in inspector.get_indexes(name)),
+            )
+            for name in inspector.get_table_names()
+            for columns in [inspector.get_columns(name)]
+        }
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    fixture = "sqlite_url" if request.param == "sqlite" else "postgresql_schema"
+    database = Database(request.param, request.getfixturevalue(fixture))
+    yield database
+    database.engine.dispose()
+
+
+async def open_and_add(store: DatabaseStore) -> None:
+    async with open_registry(store) as registry:
+        await registry.add_session("s", FakeTransport())
+        assert (await registry.cleanup()).refreshed == 1
+
+
+# ---- creating ----
+
+
+async def test_missing_tables_are_created_and_found_again(database: Database) -> None:
+    """The second opening changes nothing."""
+    await open_and_add(DatabaseStore(database.url))
+    created = database.tables()
+    assert created.keys() == {"trio_sessions", "trio_messages", "trio_fleet"}
+    await open_and_add(DatabaseStore(database.url))
+    assert database.tables() == created
+
+
+async def test_only_what_is_missing_is_created(database: Database) -> None:
+    """A table of ours that is there already is used as it is."""
+    metadata().tables["trio_sessions"].create(database.engine)
+    await open_and_add(DatabaseStore(database.url))
+    assert database.tables().keys() == {"trio_sessions", "trio_messages", "trio_fleet"}
+
+
+async def test_tables_made_by_migrations_of_yours(database: Database) -> None:
+    """`metadata` makes the same tables, which do for ``create_tables=False``."""
+    metadata().create_all(database.engine)
+    made = database.tables()
+    await open_and_add(DatabaseStore(database.url, create_tables=False))
+    assert database.tables() == made
+
+
+async def test_missing_tables_that_may_not_be_created(database: Database) -> None:
+    """The error names the table, and nothing is made."""
+    with pytest.raises(StoreSchemaError, match=r"'trio_.*create_tables"):
+        await open_and_add(DatabaseStore(database.url, create_tables=False))
+    assert database.tables() == {}
+
+
+async def test_a_prefix_keeps_registries_apart(database: Database) -> None:
+    """Two prefixes are two worlds in one database."""
+    async with (
+        open_registry(DatabaseStore(database.url, table_prefix="a_")) as a,
+        open_registry(DatabaseStore(database.url, table_prefix="")) as b,
+    ):
+        await a.add_session("s", FakeTransport())
+        assert await b.locate_session("s") is None
+        assert (await b.cleanup()).expired == 0
+        assert await b.locate_session("s") is None
+        assert await a.locate_session("s") == a.worker_id
+    expected = {f"{prefix}{name}" for prefix in ("a_", "") for name in ("sessions", "messages")}
+    assert expected < database.tables().keys()
+    assert metadata("a_").tables.keys() == {"a_sessions", "a_messages", "a_fleet"}
+
+
+@pytest.mark.parametrize("prefix", ["A", "1a", "a-b", "a b", "a;", "ä", "a" * 42, 'a"', "a\n"])
+def test_what_cannot_be_a_prefix(prefix: str) -> None:
+    """It is refused by name, before anything is opened."""
+    with pytest.raises(ValueError, match="table_prefix"):
+        DatabaseStore("sqlite:///never-made.db", table_prefix=prefix)
+    with pytest.raises(ValueError, match="table_prefix"):
+        metadata(prefix)
+
+
+def test_a_prefix_is_text() -> None:
+    """Anything else is a TypeError."""
+    with pytest.raises(TypeError, match="table_prefix"):
+        metadata(None)  # type: ignore[arg-type]  # the mistake under test
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_workers_that_start_at_once_create_the_tables_once(
+    database: Database, *, by_hand: bool
+) -> None:
+    """Eight threads, each with a Trio run and a store of its own, as processes have."""
+    if by_hand:
+        metadata().create_all(database.engine)
+    errors: list[BaseException] = []
+    together = threading.Barrier(8)
+
+    def worker() -> None:
+        try:
+            together.wait(10)
+            trio.run(open_and_add_alone, DatabaseStore(database.url))
+        except BaseException as exc:  # noqa: BLE001 -- asserted on below
+            errors.append(exc)
+
+    async def open_and_add_alone(store: DatabaseStore) -> None:
+        async with open_registry(store) as registry:
+            await registry.add_session(registry.worker_id, FakeTransport())
+            assert (await registry.cleanup()).refreshed == 1
+
+    threads = [threading.Thread(target=worker) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert errors == []
+    assert database.tables().keys() == {"trio_sessions", "trio_messages", "trio_fleet"}
+
+
+# ---- tables that are not ours ----
+
+
+def columns_of(table: sa.Table, **changes: sa.Column[Any] | None) -> sa.Table:
+    """Return a table of the same name whose columns differ."""
+    made = sa.Table(table.name, sa.MetaData())
+    for column in table.columns:
+        new = changes.pop(column.name, column)
+        if new is column:
+            new = sa.Column(
+                column.name,
+                column.type,
+                primary_key=column.primary_key,
+                nullable=column.nullable,
+                server_default=column.server_default,
+            )
+        if new is not None:
+            made.append_column(new)
+    for new in changes.values():
+        if new is not None:
+            made.append_column(new)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("table", "changes", "named"),
+    [
+        pytest.param("sessions", {"last_accessed": None}, "last_accessed", id="missing"),
+        pytest.param("sessions", {"incarnation": None}, "incarnation", id="missing, and ours"),
+        pytest.param("messages", {"payload": None}, "payload", id="missing message"),
+        pytest.param("fleet", {"vouched_at": None}, "vouched_at", id="missing fleet"),
+        pytest.param(
+            "sessions",
+            {"session_id": sa.Column("session_id", sa.Integer, primary_key=True)},
+            "session_id",
+            id="id of another type",
+        ),
+        pytest.param(
+            "sessions",
+            {"last_accessed": sa.Column("last_accessed", sa.Text, nullable=False)},
+            "last_accessed",
+            id="moment of another type",
+        ),
+        pytest.param(
+            "sessions",
+            {"session_id": sa.Column("session_id", sa.String(255), nullable=False)},
+            "session_id",
+            id="no primary key",
+        ),
+        pytest.param(
+            "sessions",
+            {"worker_id": sa.Column("worker_id", sa.String(255), primary_key=True)},
+            "session_id",
+            id="wider primary key",
+        ),
+        pytest.param(
+            "sessions",
+            {"tenant": sa.Column("tenant", sa.Text, nullable=False)},
+            "tenant",
+            id="another column that is required",
+        ),
+        pytest.param(
+            "sessions",
+            {"session_id": sa.Column("session_id", sa.String(36), primary_key=True)},
+            "session_id",
+            id="id too short",
+        ),
+    ],
+)
+async def test_a_table_of_our_name_that_is_not_ours(
+    database: Database, table: str, changes: dict[str, sa.Column[Any] | None], named: str
+) -> None:
+    """The error names table and column; nothing is altered, and nothing created."""
+    copies = {n: None if c is None else c._copy() for n, c in changes.items()}
+    theirs = columns_of(metadata().tables[f"trio_{table}"], **copies)
+    theirs.create(database.engine)
+    before = database.tables()
+    for create_tables in (True, False):
+        with pytest.raises(StoreSchemaError) as caught:
+            await open_and_add(DatabaseStore(database.url, create_tables=create_tables))
+        assert f"'trio_{table}'" in str(caught.value)
+        assert f"'{named}'" in str(caught.value)
+    assert database.tables() == before
+
+
+async def test_moments_without_a_time_zone(postgresql_schema: sa.URL) -> None:
+    """PostgreSQL would compare them by the time zone of each worker's connection."""
+    database = Database("postgresql", postgresql_schema)
+    moment = sa.Column("last_accessed", sa.TIMESTAMP(timezone=False), nullable=False)
+    columns_of(metadata().tables["trio_sessions"], last_accessed=moment).create(database.engine)
+    with pytest.raises(StoreSchemaError, match=r"'last_accessed'.*time zone"):
+        await open_and_add(DatabaseStore(database.url))
+
+
+async def test_columns_of_yours_that_are_optional(database: Database) -> None:
+    """Nullable ones, those with a default, and those that the database fills in are fine."""
+    extra: dict[str, sa.Column[Any]] = {
+        "note": sa.Column("note", sa.Text),
+        "region": sa.Column("region", sa.Text, nullable=False, server_default="here"),
+        "size": sa.Column(
+            "size", sa.Integer, sa.Computed("length(session_id)", persisted=True), nullable=False
+        ),
+    }
+    if database.name == "postgresql":
+        extra["number"] = sa.Column("number", sa.BigInteger, sa.Identity(), nullable=False)
+    columns_of(metadata().tables["trio_sessions"], **extra).create(database.engine)
+    await open_and_add(DatabaseStore(database.url))
+
+
+async def test_wider_columns_than_ours(database: Database) -> None:
+    """TEXT where we would make VARCHAR is fine."""
+    wider = {
+        "session_id": sa.Column("session_id", sa.Text, primary_key=True),
+        "worker_id": sa.Column("worker_id", sa.Text, nullable=False),
+        "owner": sa.Column("owner", sa.String(1000)),
+    }
+    columns_of(metadata().tables["trio_sessions"], **wider).create(database.engine)
+    await open_and_add(DatabaseStore(database.url))
+
+
+async def test_rows_from_elsewhere_need_two_columns(database: Database) -> None:
+    """A session id and a worker id are enough: such rows are found, swept and taken over."""
+    async with open_registry(DatabaseStore(database.url)) as registry:
+        for session_id in ("old", "young"):
+            database.execute(
+                "INSERT INTO trio_sessions (session_id, worker_id) "
+                f"VALUES ('{session_id}', 'somebody')"
+            )
+        assert await registry.locate_session("young") == "somebody"
+        long_ago = (
+            "datetime('now', '-2 hours')" if database.name == "sqlite" else "now() - interval '2 h'"
+        )
+        database.execute(
+            f"UPDATE trio_sessions SET last_accessed = {long_ago} WHERE session_id = 'old'"
+        )
+        assert (await registry.cleanup()).expired == 1
+        assert await registry.locate_session("old") is None
+        await registry.add_session("young", FakeTransport())
+        assert (await registry.cleanup()).refreshed == 1
+        assert await registry.locate_session("young") == registry.worker_id
+
+
+async def test_a_table_in_a_schema_out_of_sight(postgresql_schema: sa.URL) -> None:
+    """A table of our name elsewhere than on the search path is none of our business."""
+    database = Database("postgresql", postgresql_schema)
+    with database.engine.connect() as connection:
+        other = f"{connection.exec_driver_sql('SELECT current_schema()').scalar_one()}_other"
+    database.execute(f"CREATE SCHEMA {other}", f"CREATE TABLE {other}.trio_sessions (x int)")
+    try:
+        await open_and_add(DatabaseStore(database.url))
+    finally:
+        database.execute(f"DROP SCHEMA {other} CASCADE")

@@ -1,0 +1,108 @@
+"""The decisions of the pass, without a loop: evidence in, actions out."""
+
+from itertools import product
+
+import outcome
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_sessions._cleanup import Leases, judge_connection, judge_rows
+from trio_sessions._pacing import pause_after
+from trio_sessions._rows import MAX_GAP, chunked
+from trio_sessions._table import Entry, LocalTable, Row
+from trio_sessions.testing import FakeTransport
+from trio_sessions.types import RowAnswers, fingerprint
+
+ids = st.text(min_size=1, max_size=3, alphabet="abc")
+
+
+def entry(session_id: str) -> Entry:
+    return Entry(session_id, FakeTransport(), 1, 0.0)
+
+
+def test_only_a_plain_false_is_disconnected() -> None:
+    """Everything else is connected or unknown."""
+    error = OSError()
+    assert judge_connection(False) is False
+    assert judge_connection(True) is True
+    assert judge_connection(outcome.Error(error)) is error
+    answers: list[object] = [None, 0, "", [], outcome.Value(False)]
+    for answer in answers:
+        assert isinstance(judge_connection(answer), TypeError)
+
+
+@given(asked=st.sets(ids), held=st.sets(ids), unknown=st.sets(ids))
+def test_exactly_what_is_absent_from_the_answer_is_missing(
+    asked: set[str], held: set[str], unknown: set[str]
+) -> None:
+    """Held, missing and unknown share the sessions among them."""
+    error = OSError()
+    answers = RowAnswers(held=frozenset(held), unknown=dict.fromkeys(unknown - held, error))
+    verdict = judge_rows([entry(session_id) for session_id in asked], answers)
+    assert {e.session_id for e in verdict.held} == asked & held
+    assert {e.session_id for e in verdict.missing} == asked - held - unknown
+
+
+def test_a_row_is_judged_only_if_it_was_once_confirmed() -> None:
+    """Unwritten: to be written. Being written: left alone."""
+    leases = Leases()
+    entries = {row: entry(row.name) for row in Row}
+    for row, one in entries.items():
+        one.row = row
+        leases.add(one)
+    assert leases.refresh == [entries[Row.CONFIRMED]]
+    assert leases.restore == [entries[Row.UNWRITTEN]]
+
+
+@given(items=st.lists(st.integers()), size=st.integers(1, 10))
+def test_chunks_are_all_there_is_in_order(items: list[int], size: int) -> None:
+    """Each of at most the size, and none empty."""
+    chunks = list(chunked(items, size))
+    assert [item for chunk in chunks for item in chunk] == items
+    assert all(1 <= len(chunk) <= size for chunk in chunks)
+
+
+def test_an_entry_leaves_the_table_only_by_identity() -> None:
+    """The one that was added again under the same id stays."""
+    table = LocalTable()
+    old, nothing = table.put("s", FakeTransport(), 0.0)
+    new, replaced = table.put("s", FakeTransport(), 1.0)
+    assert nothing is None
+    assert replaced is old
+    assert new.generation > old.generation
+    assert not table.discard(old)
+    assert table.get("s") is new
+    assert table.discard(new)
+    assert not table.discard(new)
+    assert len(table) == 0
+
+
+@given(
+    interval=st.floats(0.01, 1e6),
+    chance=st.floats(0, 1, exclude_max=True),
+    complete=st.booleans(),
+)
+def test_the_jitter_only_shortens(interval: float, chance: float, complete: bool) -> None:  # noqa: FBT001 -- drawn
+    """By a tenth at most; a tenth of the interval after a pass that was not complete."""
+    pause = pause_after(interval=interval, complete=complete, chance=chance)
+    whole = interval if complete else interval / 10
+    assert whole * 0.899 <= pause <= whole * 1.001
+
+
+@pytest.mark.parametrize(("interval", "outage"), list(product([0.01, 0.25, 0.5], [0.0, 0.2, 0.4])))
+def test_the_sum_behind_the_grace_adds_up(interval: float, outage: float) -> None:
+    """An outage that shows no gap ends early enough for everyone to refresh in time."""
+    assert outage <= MAX_GAP
+    last_refresh_to_next_attempt = interval
+    retry = pause_after(interval=interval, complete=False, chance=0.0)
+    assert last_refresh_to_next_attempt + outage + retry < 1.0
+
+
+def test_fingerprints_are_short_stable_and_do_not_show_the_id() -> None:
+    """Eight hexadecimal digits, the same in every process."""
+    assert fingerprint("secret") == fingerprint("secret")
+    assert fingerprint("secret") != fingerprint("secret2")
+    assert len(fingerprint("secret")) == 8
+    assert fingerprint("") == "36e9d246"
+    assert len(fingerprint("\ud800")) == 8
