@@ -5,6 +5,9 @@ cancelled (a blocking thread, a shielded scope). So the calls run in a nursery o
 own, in a system task. The caller waits for the answers until the deadline and no longer;
 a call that ignores its cancellation is left behind there, counted, and not repeated until
 it has ended.
+
+What differs where transports are another loop's, as under `trio_sessions.aio`, stands in the
+methods of `TransportCalls` up to `open`.
 """
 
 import contextlib
@@ -13,7 +16,8 @@ import logging
 import time
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import outcome
 import trio
@@ -21,7 +25,7 @@ import trio
 from trio_sessions._table import Entry
 from trio_sessions.types import fingerprint
 
-__all__ = ["Answer", "TransportCalls"]
+__all__ = ["Answer", "Scope", "TransportCalls"]
 
 logger = logging.getLogger("trio_sessions.transports")
 
@@ -32,6 +36,15 @@ Method = Callable[[], Awaitable[object]]
 _SLICE = 0.002  # seconds of answers at once before the event loop gets its turn
 _UNWINDING = 0.05  # seconds past its deadline that a round waits for cancelled calls to end
 _PARTING = 0.5  # seconds that cancelled calls get to unwind when the registry closes
+
+
+class Scope(Protocol):
+    """What can cancel the calls of one leading task."""
+
+    @property
+    def cancel_called(self) -> bool: ...
+
+    def cancel(self) -> None: ...
 
 
 async def _await(awaitable: Awaitable[object]) -> object:
@@ -52,9 +65,14 @@ def _coroutine(name: str, method: Method) -> Coroutine[Any, Any, object]:
 
 @types.coroutine
 def _noticing_wait(
-    coroutine: Coroutine[Any, Any, object], on_wait: Callable[[], None]
+    coroutine: Coroutine[Any, Any, object],
+    on_wait: Callable[[], None],
+    check: Callable[[object], None],
 ) -> Generator[Any, Any, object]:
-    """Await ``coroutine``, calling ``on_wait`` when it first has to wait."""
+    """Await ``coroutine``, calling ``on_wait`` when it first has to wait.
+
+    ``check`` may refuse what the coroutine asks of the loop, which it is told by an error.
+    """
     try:
         request = coroutine.send(None)
     except StopIteration as done:
@@ -62,6 +80,7 @@ def _noticing_wait(
     on_wait()
     while True:
         try:
+            check(request)
             reply = yield request
         except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
             resume: outcome.Outcome[Any] = outcome.Error(exc)
@@ -88,7 +107,7 @@ class _Round:
         """What a transport raised that is no `Exception`, and must travel on."""
         self.settled = trio.Event()
         self.led_through = trio.Event()
-        self._waiting: dict[Entry, trio.CancelScope] = {}
+        self._waiting: dict[Entry, Scope] = {}
         self._given_up = False
         self._calls = calls
         self._name = name
@@ -98,10 +117,10 @@ class _Round:
     async def lead(self) -> None:
         """Call one transport after the other, until one has to wait."""
         slice_end = time.perf_counter() + _SLICE
-        with trio.CancelScope() as scope:  # without a deadline until a call has to wait
+        with self._calls.scope() as scope:  # without a deadline until a call has to wait
             for entry in self._entries:
                 if time.perf_counter() > slice_end:
-                    await trio.lowlevel.checkpoint()
+                    await self._calls.checkpoint()
                     slice_end = time.perf_counter() + _SLICE
                 if self._given_up:
                     break
@@ -112,7 +131,7 @@ class _Round:
         self.led_through.set()
         self._notice_end()
 
-    async def _call(self, entry: Entry, scope: trio.CancelScope) -> bool:
+    async def _call(self, entry: Entry, scope: Scope) -> bool:
         """Call one transport and record its answer; say whether it had to wait."""
         key = (entry, self._name)
         waited = False
@@ -120,16 +139,16 @@ class _Round:
         def on_wait() -> None:
             nonlocal waited
             waited = True
-            scope.deadline = trio.current_time() + self._timeout
+            self._calls.limit(scope, self._timeout)
             self._waiting[entry] = scope
             self._calls.running[key] = scope
             self._calls.start(self.lead)
 
         try:
             coroutine = _coroutine(self._name, getattr(entry.transport, self._name))
-            answer = await _noticing_wait(coroutine, on_wait)
-        except trio.Cancelled:
-            answer = outcome.Error(self._late(entry))
+            answer = await _noticing_wait(coroutine, on_wait, self._calls.check)
+        except self._calls.cancelled:
+            answer = outcome.Error(self._cut(entry))
         except Exception as exc:  # noqa: BLE001 -- one session is isolated; the caller logs it
             answer = outcome.Error(exc)
         except BaseException as exc:  # noqa: BLE001 -- raised again by `ask`, in the pass
@@ -150,6 +169,12 @@ class _Round:
             f"did not answer within {self._timeout:g} s"
         )
 
+    def _cut(self, entry: Entry) -> RuntimeError:
+        return RuntimeError(
+            f"{self._name}() of session {fingerprint(entry.session_id)} "
+            "was cancelled from elsewhere"
+        )
+
     def _notice_end(self) -> None:
         if self.led_through.is_set() and not self._waiting:
             self.settled.set()
@@ -165,18 +190,42 @@ class _Round:
 class TransportCalls:
     """The nursery that calls into transports run in."""
 
+    cancelled: type[BaseException] = trio.Cancelled
+    """What a cancelled call raises."""
+
     def __init__(self) -> None:
-        self.running: dict[tuple[Entry, str], trio.CancelScope] = {}
+        self.running: dict[tuple[Entry, str], Scope] = {}
         """Calls that had to wait and have not ended."""
         self._nursery: trio.Nursery | None = None
 
-    def start(self, task: Callable[[], Awaitable[None]]) -> None:
+    def start(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a task for calls, in the caller's context."""
         assert self._nursery is not None
         self._nursery.start_soon(task)
+
+    def scope(self) -> AbstractContextManager[Scope]:
+        """Return what cancels the calls made in its block."""
+        return trio.CancelScope()
+
+    def limit(self, scope: Scope, seconds: float) -> None:
+        """Give a scope its deadline."""
+        assert isinstance(scope, trio.CancelScope)
+        scope.deadline = trio.current_time() + seconds
+
+    async def checkpoint(self) -> None:
+        """Let the other tasks of the loop run."""
+        await trio.lowlevel.checkpoint()
+
+    def check(self, request: object) -> None:
+        """Raise if a transport asks something of the loop that it does not know."""
 
     def overdue(self) -> int:
         """Count the calls that were cancelled and have not ended."""
         return sum(scope.cancel_called for scope in self.running.values())
+
+    def stuck_tasks(self) -> int:
+        """Count the tasks tied to removed sessions that were cancelled and have not ended."""
+        return 0
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -205,14 +254,16 @@ class TransportCalls:
             self._nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _PARTING):
                 await ended.wait()
-            if self.running:
-                logger.error(
-                    "%d calls into transports ignore their cancellation and go on: %s",
-                    len(self.running),
-                    ", ".join(
-                        f"{name}() of {fingerprint(e.session_id)}" for e, name in self.running
-                    ),
-                )
+            self.log_running()
+
+    def log_running(self) -> None:
+        """Name the calls that nobody waits for any more."""
+        if self.running:
+            logger.error(
+                "%d calls into transports ignore their cancellation and go on: %s",
+                len(self.running),
+                ", ".join(f"{name}() of {fingerprint(e.session_id)}" for e, name in self.running),
+            )
 
     async def ask(self, name: str, entries: list[Entry], timeout: float) -> dict[Entry, Answer]:
         """Call the method ``name`` of every entry's transport, all at once.

@@ -21,7 +21,7 @@ from trio_sessions.stores import resolve_store
 if TYPE_CHECKING:
     import sqlalchemy
 
-__all__ = ["open_registry", "serve_registry"]
+__all__ = ["open_registry", "open_with", "serve_registry"]
 
 
 def open_registry(
@@ -86,7 +86,7 @@ def open_registry(
         max_message_bytes=max_message_bytes,
         store_timeout=store_timeout,
     )
-    return _open(resolve_store(store), settings)
+    return open_with(resolve_store(store), settings)
 
 
 async def serve_registry(
@@ -143,15 +143,29 @@ def _bare(error: BaseException) -> BaseException:
 
 
 @asynccontextmanager
-async def _open(store: SessionStore, settings: Settings) -> AsyncIterator[SessionRegistry]:
+async def open_with(
+    store: SessionStore,
+    settings: Settings,
+    *,
+    table: LocalTable | None = None,
+    calls: TransportCalls | None = None,
+) -> AsyncIterator[SessionRegistry]:
+    """Open a registry on parts that have been checked; see `open_registry`.
+
+    Args:
+        store: the store.
+        settings: the settings.
+        table: where to hold the sessions, for who wants to look into it.
+        calls: how transports are called.
+    """
     worker = Worker(
         worker_id=settings.worker_id or _fresh_worker_id(),
         incarnation=secrets.token_hex(8),
         limiter=trio.CapacityLimiter(settings.max_concurrent),
     )
-    table = LocalTable()
+    table = LocalTable() if table is None else table
     rows = Rows(store, worker, table, settings)
-    calls = TransportCalls()
+    calls = TransportCalls() if calls is None else calls
     body_error: BaseException | None = None
     crash: BaseExceptionGroup[BaseException] | None = None
     try:

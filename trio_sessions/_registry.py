@@ -12,7 +12,7 @@ from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable, Row
 from trio_sessions.abc import Transport
-from trio_sessions.errors import RegistryClosed, SessionsError
+from trio_sessions.errors import RegistryClosed, SessionNotFound, SessionsError
 from trio_sessions.types import (
     CleanupReport,
     RegistryStatistics,
@@ -35,6 +35,8 @@ class _RunningPass:
         self.complete = False
         self.report: CleanupReport | None = None
         self.error: Exception | None = None
+        self.crash: BaseException | None = None
+        """What ends the whole registry."""
 
 
 class SessionRegistry:
@@ -108,12 +110,7 @@ class SessionRegistry:
         Cancellation: the session stays added, and its row is written all the same.
         """
         check_session_id(session_id)
-        for name in ("is_connected", "disconnect"):
-            if not callable(getattr(transport, name, None)):
-                raise TypeError(
-                    f"transport must have an async method {name}(); "
-                    f"{type(transport).__name__} has none"
-                )
+        check_transport(transport)
         self._check_open()
         entry, replaced = self._table.put(session_id, transport, trio.current_time())
         entry.row = Row.WRITING
@@ -191,6 +188,18 @@ class SessionRegistry:
         holder = await self._rows.locate(session_id)
         return None if holder is None else holder.worker_id
 
+    async def _wait_for_end(self, session_id: str) -> None:
+        """Wait until the session is not held here any more.
+
+        Raises:
+            SessionNotFound: it is not held here now.
+        """
+        entry = self._table.get(check_session_id(session_id))
+        if entry is None:
+            await trio.lowlevel.checkpoint()
+            raise SessionNotFound(f"session {fingerprint(session_id)} is not held by this worker")
+        await entry.ended.wait()
+
     # ---- cleanup ----
 
     async def cleanup(self) -> CleanupReport:
@@ -206,7 +215,7 @@ class SessionRegistry:
         if running.error is not None:
             raise running.error
         if running.report is None:
-            raise RegistryClosed("the registry was closed while the pass ran")
+            raise RegistryClosed("the registry was closed while the pass ran") from running.crash
         return running.report
 
     def statistics(self) -> RegistryStatistics:
@@ -223,6 +232,7 @@ class SessionRegistry:
             leftover_rows=len(self._rows.leftover),
             disconnect_failures=self._jobs.disconnect_failures,
             stuck_calls=self._calls.overdue(),
+            stuck_tasks=self._calls.stuck_tasks(),
             operations_running=limiter.borrowed_tokens,
             operations_waiting=limiter.tasks_waiting,
             last_report=self._last_report,
@@ -253,6 +263,11 @@ class SessionRegistry:
             logger.exception("a pass failed; the next one follows as planned")
             self._counts["failed_passes"] += 1
             running.error = exc
+        except trio.Cancelled:
+            raise
+        except BaseException as exc:
+            running.crash = exc
+            raise
         else:
             running.complete = one.database_answered
             self._count(running.report, complete=running.complete)
@@ -316,6 +331,15 @@ class SessionRegistry:
                 await self._rows.delete(entry.session_id for entry in held)
                 if not self._rows.leftover:
                     await self._rows.delete_all()
+
+
+def check_transport(transport: object) -> None:
+    """Raise `TypeError` unless ``transport`` has the methods of one."""
+    for name in ("is_connected", "disconnect"):
+        if not callable(getattr(transport, name, None)):
+            raise TypeError(
+                f"transport must have an async method {name}(); {type(transport).__name__} has none"
+            )
 
 
 def _log(report: CleanupReport) -> None:

@@ -3,6 +3,8 @@
 import enum
 from collections.abc import Iterable
 
+import trio
+
 from trio_sessions.abc import Transport
 
 __all__ = ["Entry", "LocalTable", "Row"]
@@ -22,7 +24,7 @@ class Row(enum.Enum):
 class Entry:
     """One session as it was added; adding the id again makes another entry."""
 
-    __slots__ = ("added_at", "generation", "row", "session_id", "transport")
+    __slots__ = ("_ended", "added_at", "generation", "row", "session_id", "transport")
 
     def __init__(
         self, session_id: str, transport: Transport, generation: int, added_at: float
@@ -32,6 +34,19 @@ class Entry:
         self.generation = generation
         self.added_at = added_at
         self.row = Row.UNWRITTEN
+        self._ended: trio.Event | None = None
+
+    @property
+    def ended(self) -> trio.Event:
+        """Set when the entry has left the table; made when somebody first asks for it."""
+        if self._ended is None:
+            self._ended = trio.Event()
+        return self._ended
+
+    def end(self) -> None:
+        """Tell whoever waits for it that the entry has left the table."""
+        if self._ended is not None:
+            self._ended.set()
 
 
 class LocalTable:
@@ -62,6 +77,8 @@ class LocalTable:
         entry = Entry(session_id, transport, self.generation, now)
         replaced = self._entries.get(session_id)
         self._entries[session_id] = entry
+        if replaced is not None:
+            replaced.end()
         return entry, replaced
 
     def holds(self, entry: Entry) -> bool:
@@ -72,12 +89,15 @@ class LocalTable:
         if not self.holds(entry):
             return False
         del self._entries[entry.session_id]
+        entry.end()
         return True
 
     def clear(self) -> list[Entry]:
         """Take everything out."""
         entries = self.snapshot()
         self._entries.clear()
+        for entry in entries:
+            entry.end()
         return entries
 
     def count(self, rows: Iterable[Row]) -> int:

@@ -116,6 +116,9 @@ class RegistryStatistics:
     """``disconnect()`` calls that raised or timed out."""
     stuck_calls: int
     """Calls into transports that ignore their cancellation and still run."""
+    stuck_tasks: int
+    """Respond tasks of removed sessions that ignore their cancellation and still run; only
+    `trio_sessions.aio` has such tasks."""
     operations_running: int
     """Tokens of the limiter that are borrowed now."""
     operations_waiting: int

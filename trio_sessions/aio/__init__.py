@@ -1,0 +1,11 @@
+"""The registry for programs on asyncio: the same methods, as coroutines of asyncio.
+
+`SessionRegistry` runs on asyncio's own loop and on uvloop, with Trio as a guest in the same
+thread, and under ``trio_asyncio.open_loop()``. `asyncio_transport` is for Trio programs that
+hold transports of asyncio.
+"""
+
+from trio_sessions.aio._registry import SessionRegistry
+from trio_sessions.aio._transport import asyncio_transport
+
+__all__ = ["SessionRegistry", "asyncio_transport"]

@@ -1,0 +1,137 @@
+"""Calls into transports that are asyncio's: a whole round of them crosses once.
+
+A pass runs in Trio and its transports in asyncio, in the same thread. A round of calls is led
+by an asyncio task just as it is by a Trio task elsewhere; what it answers at once costs no
+task and no crossing.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any
+
+import outcome
+import trio
+
+from trio_sessions._calls import Answer, Scope, TransportCalls
+from trio_sessions._table import Entry
+from trio_sessions.aio._respond import RespondTasks
+
+__all__ = ["AsyncioCalls"]
+
+_PARTING = 0.5  # seconds that cancelled calls get to unwind when the registry closes
+
+
+class _TaskScope:
+    """Cancels an asyncio task, once, as a `trio.CancelScope` does a part of a Trio task."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.cancel_called = False
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Scope:
+        self._task = asyncio.current_task()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def cancel(self) -> None:
+        if not self.cancel_called and self._task is not None:
+            self.cancel_called = True
+            self._task.cancel()
+
+    def expire_in(self, seconds: float) -> None:
+        self._deadline = self._loop.call_later(seconds, self.cancel)
+
+
+class AsyncioCalls(TransportCalls):
+    """Calls into asyncio's transports, on the loop that initialized the registry."""
+
+    cancelled = asyncio.CancelledError
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.respond_tasks = RespondTasks()
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- what is asyncio's about a call ----
+
+    def start(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        started = self._loop.create_task(task(), name="trio_sessions: calls into transports")
+        self._tasks.add(started)
+        started.add_done_callback(self._tasks.discard)
+
+    def scope(self) -> AbstractContextManager[Scope]:
+        return _TaskScope(self._loop)
+
+    def limit(self, scope: Scope, seconds: float) -> None:
+        assert isinstance(scope, _TaskScope)
+        scope.expire_in(seconds)
+
+    async def checkpoint(self) -> None:
+        # Nobody cancels a task that leads a round, but a loop that cancels all its tasks to
+        # tidy up. The round is bounded, and somebody waits for its answers.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+    def check(self, request: object) -> None:
+        if request is not None and getattr(request, "_asyncio_future_blocking", None) is None:
+            raise TypeError(
+                "a transport given to trio_sessions.aio must be asyncio's; this one awaits "
+                f"{type(request).__module__}.{type(request).__name__}, which asyncio does not know"
+            )
+
+    # ---- rounds ----
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            for scope in list(self.running.values()):
+                scope.cancel()
+            await self._wait_for_tasks()
+            self.log_running()
+
+    async def _wait_for_tasks(self) -> None:
+        """Wait a bounded time, for tasks that have been cancelled."""
+        if self._loop.is_closed() or not self._tasks:
+            return
+        ended, waiting = trio.Event(), set(self._tasks)
+
+        def notice(task: "asyncio.Task[None]") -> None:
+            waiting.discard(task)
+            if not waiting:
+                ended.set()
+
+        for task in self._tasks:
+            task.add_done_callback(notice)
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _PARTING):
+            await ended.wait()
+
+    async def ask(self, name: str, entries: list[Entry], timeout: float) -> dict[Entry, Answer]:
+        if self._loop.is_closed():
+            error = RuntimeError(f"{name}() cannot be awaited: its event loop is closed")
+            await trio.lowlevel.checkpoint()
+            return dict.fromkeys(entries, outcome.Error(error))
+        if name != "disconnect":
+            return await super().ask(name, entries, timeout)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.respond_tasks.end, entries, timeout)
+            answers = await super().ask(name, entries, timeout)
+        return answers  # noqa: RET504 -- inside the nursery it would look as if nobody waited
+
+    def stuck_tasks(self) -> int:
+        return len(self.respond_tasks.refusing)

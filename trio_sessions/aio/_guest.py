@@ -1,0 +1,144 @@
+"""Trio as a guest of asyncio's loop, or uvloop's: one guest run a thread, shared by registries.
+
+A guest run that its host abandons would never run Trio's ``finally`` blocks, and the thread
+could never start Trio again. So the end of the loop is noticed in two ways: a task of ours is
+cancelled with all others when `asyncio.run` tidies up, and what the closing of a loop throws
+away tells us when nobody has tidied up.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+import warnings
+import weakref
+from typing import Any
+
+import outcome
+import trio
+
+from trio_sessions.aio._host import Host
+from trio_sessions.aio._steps import Steps
+from trio_sessions.aio._waiting import through_cancellation
+
+__all__ = ["Guest", "guest_of"]
+
+logger = logging.getLogger("trio_sessions.aio")
+
+_FOREVER = 100 * 365 * 24 * 3600.0  # seconds; no loop takes a timer without a time
+
+
+class _ThisThread(threading.local):
+    guest: "Guest | None" = None
+
+
+_this_thread = _ThisThread()
+
+
+class _GoesWithTheLoop:
+    """Held by the loop alone, as a timer: it goes when the loop is closed."""
+
+    def __init__(self, guest: "Guest") -> None:
+        self._guest = guest
+
+    def __call__(self) -> None:
+        """Do nothing; nobody lives to see it."""
+
+    def __del__(self) -> None:
+        self._guest.finish_without_loop()
+
+
+class Guest(Host):
+    """The guest run of one thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._is_done = False
+        self._steps = Steps(loop)
+        handler = self._sigint_handler()
+        trio.lowlevel.start_guest_run(
+            self._main,
+            run_sync_soon_threadsafe=self._steps.soon_threadsafe,
+            run_sync_soon_not_threadsafe=self._steps.soon,
+            done_callback=self._done,
+            host_uses_signal_set_wakeup_fd=True,
+            clock=self._steps.clock,
+            instruments=[self._steps.instrument],
+        )
+        if handler is not None and self._sigint_handler() is not handler:
+            signal.signal(signal.SIGINT, handler)  # SIGINT is for asyncio
+        # Weak, because the loop alone must hold it.
+        self._timer = weakref.ref(loop.call_later(_FOREVER, _GoesWithTheLoop(self)))
+        self._keeper = loop.create_task(self._keep(), name="trio_sessions: keeps Trio")
+
+    @staticmethod
+    def _sigint_handler() -> Any:
+        main = threading.current_thread() is threading.main_thread()
+        return signal.getsignal(signal.SIGINT) if main else None
+
+    async def _keep(self) -> None:
+        """End with the guest run, or end it when the loop cancels all tasks to tidy up."""
+        try:
+            await through_cancellation(self._ended, self._interrupt)
+        except asyncio.CancelledError:
+            logger.warning("the loop ended with a registry open: closed it, await shutdown() first")
+
+    def _interrupt(self) -> None:
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+        self._stop.set()
+
+    def _done(self, ended: outcome.Outcome[None]) -> None:
+        self._is_done = True
+        _this_thread.guest = None
+        self._steps.unwatch()
+        timer = self._timer()
+        if timer is not None:
+            timer.cancel()
+        self._end(ended.error if isinstance(ended, outcome.Error) else None)
+
+    def finish_without_loop(self) -> None:
+        """End the guest run although its loop is closed, by making its steps here.
+
+        Rows are deleted, in bounded time; transports cannot be disconnected any more.
+        """
+        if self._is_done:
+            return
+        try:
+            warnings.warn(
+                "an event loop was closed while a trio_sessions.aio.SessionRegistry was open: "
+                "await registry.shutdown() before the loop ends",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        finally:
+            if _this_thread.guest is self and not sys.is_finalizing():
+                self._interrupt()
+                self._steps.make_all(lambda: self._is_done)
+
+
+def guest_of(loop: asyncio.AbstractEventLoop) -> Guest:
+    """Return the guest run of this thread, on this loop; start one if there is none.
+
+    Raises:
+        RuntimeError: Trio runs in this thread already, and not as a guest of this loop.
+    """
+    guest = _this_thread.guest
+    if guest is not None and guest.loop is not loop and guest.loop.is_closed():
+        guest.finish_without_loop()
+        guest = _this_thread.guest
+    if guest is None:
+        try:
+            guest = _this_thread.guest = Guest(loop)
+        except RuntimeError as exc:
+            raise RuntimeError(
+                "Trio runs in this thread already: inside a Trio program use "
+                "trio_asyncio.open_loop(), and the registry within it"
+            ) from exc
+    if guest.loop is not loop:
+        raise RuntimeError(
+            "another event loop of this thread has a registry open and is not closed: "
+            "await its registry.shutdown() first"
+        )
+    return guest

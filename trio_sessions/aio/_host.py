@@ -1,0 +1,99 @@
+"""Where Trio runs when the program is asyncio's: one thread, two loops, one of them the host.
+
+Both loops live in one thread, so either may call the other's synchronous functions: a Trio
+nursery starts a task for asyncio, an asyncio future is resolved by Trio. What differs is who
+is below: see `Nested` here and `trio_sessions.aio._guest.Guest`.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+import trio
+
+from trio_sessions.aio._waiting import through_cancellation
+from trio_sessions.errors import RegistryClosed
+
+__all__ = ["Host", "Nested", "is_trio_asyncio"]
+
+
+class Host:
+    """A nursery of a Trio run in this thread, for as long as somebody uses it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.users = 0
+        self.crash: BaseException | None = None
+        """What ended the Trio run, if it was not asked to end."""
+        self.on_end: set[Callable[[], None]] = set()
+        """Called when the Trio run has ended, whatever ended it."""
+        self._nursery: trio.Nursery | None = None
+        self._stop = trio.Event()
+        self._ready = loop.create_future()
+        self._ended = loop.create_future()
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        """Where to start what must not fail: an error here ends the run for everybody."""
+        if self._nursery is None or self.leaving:
+            raise RegistryClosed("Trio's run on this event loop has ended") from self.crash
+        return self._nursery
+
+    @property
+    def leaving(self) -> bool:
+        """The last user has left, or the Trio run has ended."""
+        return self._stop.is_set() or self._ended.done()
+
+    async def join(self) -> None:
+        """Use the host, and wait until it is ready. Every `join` needs a `leave`."""
+        self.users += 1
+        try:
+            await through_cancellation(self._ready)
+        except asyncio.CancelledError:
+            self.leave()
+            if self.leaving:
+                await self.wait_ended()
+            raise
+
+    def leave(self) -> None:
+        """Use it no more; when the last one has left, the Trio run ends."""
+        self.users -= 1
+        if not self.users:
+            self._stop.set()
+
+    async def wait_ended(self) -> None:
+        """Wait until the Trio run has ended."""
+        await through_cancellation(self._ended)
+
+    async def _main(self) -> None:
+        async with trio.open_nursery() as self._nursery:
+            if not self._ready.done():
+                self._ready.set_result(None)
+            await self._stop.wait()
+            self._nursery.cancel_scope.cancel()
+
+    def _end(self, crash: BaseException | None) -> None:
+        self.crash = crash
+        for notice in list(self.on_end):
+            notice()
+        for future in (self._ready, self._ended):
+            if not future.done() and not self.loop.is_closed():
+                future.set_result(None)
+
+
+class Nested(Host):
+    """Trio is the host, and trio-asyncio's loop runs in it: the task is trio-asyncio's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        task = loop.trio_as_future(self._main)  # type: ignore[attr-defined]  # trio-asyncio's
+        task.add_done_callback(self._notice_end)
+
+    def _notice_end(self, task: "asyncio.Future[None]") -> None:
+        self._end(None if task.cancelled() else task.exception())
+
+
+def is_trio_asyncio(loop: asyncio.AbstractEventLoop) -> bool:
+    """Say whether this loop is one of trio-asyncio, without importing what nobody uses."""
+    trio_asyncio = sys.modules.get("trio_asyncio")
+    return trio_asyncio is not None and isinstance(loop, trio_asyncio.BaseTrioEventLoop)

@@ -1,0 +1,284 @@
+"""`SessionRegistry` for programs on asyncio: the same methods, as coroutines."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
+
+from trio_sessions._registry import SessionRegistry as TrioRegistry
+from trio_sessions._settings import Settings
+from trio_sessions.abc import SessionStore, Transport
+from trio_sessions.aio._service import Service
+from trio_sessions.errors import RegistryClosed
+from trio_sessions.stores import resolve_store
+from trio_sessions.types import CleanupReport, RegistryStatistics, check_session_id
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+__all__ = ["SessionRegistry"]
+
+logger = logging.getLogger("trio_sessions.aio")
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class SessionRegistry:
+    """The sessions of one worker of an asyncio program; a Trio core does the work.
+
+    It may be built at import time, before a fork and without a loop. `initialize` and
+    `shutdown`, or ``async with``, begin and end it on the running loop, which may be
+    asyncio's own, uvloop's, or one of trio-asyncio.
+
+    Every ``async`` method here is a coroutine function of **asyncio**, to be awaited on
+    that loop. Methods that only look at the sessions held here never wait and never cross
+    to Trio. The others are cancelled with their caller, who then waits until the Trio side
+    has ended; what a cancellation leaves behind is what the same method of
+    `trio_sessions.SessionRegistry` says.
+
+    Args:
+        store: as for `trio_sessions.open_registry`.
+        settings: as for `trio_sessions.open_registry`, with the same defaults.
+
+    Raises:
+        TypeError, ValueError, MissingDependency: as `trio_sessions.open_registry`.
+        RegistryClosed: by every method, before `initialize` and after `shutdown`, and with
+            its cause after a crash of the core.
+        InvalidSessionId: by every method that takes a ``session_id`` that cannot be one.
+    """
+
+    def __init__(
+        self,
+        store: "SessionStore | sqlalchemy.Engine | sqlalchemy.URL | str" = "memory:",
+        *,
+        worker_id: str | None = None,
+        session_ttl: float = 3600.0,
+        message_ttl: float = 600.0,
+        cleanup_interval: float = 300.0,
+        max_concurrent: int = 20,
+        batch_size: int = 1000,
+        check_timeout: float = 5.0,
+        disconnect_timeout: float = 5.0,
+        max_message_bytes: int = 1_048_576,
+        store_timeout: float = 30.0,
+    ) -> None:
+        self._settings = Settings(
+            worker_id=worker_id,
+            session_ttl=session_ttl,
+            message_ttl=message_ttl,
+            cleanup_interval=cleanup_interval,
+            max_concurrent=max_concurrent,
+            batch_size=batch_size,
+            check_timeout=check_timeout,
+            disconnect_timeout=disconnect_timeout,
+            max_message_bytes=max_message_bytes,
+            store_timeout=store_timeout,
+        )
+        self._store = resolve_store(store)
+        self._service: Service | None = None
+        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    # ---- lifetime ----
+
+    async def initialize(self) -> None:
+        """Open the registry on the running loop; harmless if it is open there already.
+
+        Returns once the first pass has run.
+
+        Raises:
+            StoreUnavailable, StoreSchemaError: as on entering `trio_sessions.open_registry`.
+            RuntimeError: it is open on another loop, or Trio runs in this thread already.
+
+        Cancellation: nothing stays open.
+        """
+        async with self._my_turn():
+            if self._service is None or self._service.ended:
+                self._service = None
+                service = Service(asyncio.get_running_loop(), self._store, self._settings)
+                await service.open()
+                self._service = service
+            self._check_loop(self._service)
+
+    async def shutdown(self) -> None:
+        """Close the registry, as leaving `trio_sessions.open_registry` does; harmless twice.
+
+        It may be initialized again afterwards.
+
+        Cancellation: it goes on, in bounded time, and the cancellation is raised at its end.
+        """
+        async with self._my_turn():
+            if self._service is not None and not self._service.ended:
+                self._check_loop(self._service)
+                await self._service.close()
+
+    async def __aenter__(self) -> Self:
+        await self.initialize()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.shutdown()
+
+    def _my_turn(self) -> asyncio.Lock:
+        """Return the lock of the running loop: one initializes or shuts down at a time."""
+        loop = asyncio.get_running_loop()
+        if self._turn is None or self._turn[0] is not loop:
+            self._turn = loop, asyncio.Lock()
+        return self._turn[1]
+
+    @staticmethod
+    def _check_loop(service: Service) -> None:
+        if service.loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "the registry is open on another event loop: await its shutdown() there first"
+            )
+
+    def _opened(self) -> Service:
+        service = self._service
+        if service is None:
+            raise RegistryClosed(
+                "the registry is not open: await registry.initialize() first, "
+                "or use `async with registry:`"
+            )
+        if service.ended:
+            raise service.cut_off()
+        return service
+
+    async def _call(
+        self,
+        method: Callable[[TrioRegistry, *Ts], Awaitable[T]],
+        *args: *Ts,
+    ) -> T:
+        """Await a method of the Trio registry."""
+        service = self._opened()
+        self._check_loop(service)
+        return await service.crossing.call(method, service.core, *args)
+
+    # ---- sessions ----
+
+    @property
+    def worker_id(self) -> str:
+        """This worker, as the other workers see it; another one after each `initialize`."""
+        return self._opened().core.worker_id
+
+    async def add_session(self, session_id: str, transport: Transport) -> None:
+        """Hold ``session_id``; see `trio_sessions.SessionRegistry.add_session`.
+
+        Args:
+            session_id: 1 to 255 characters, UTF-8, no NUL.
+            transport: its ``is_connected()`` and ``disconnect()`` are coroutines of
+                asyncio, awaited on the loop that called `initialize`.
+        """
+        await self._call(TrioRegistry.add_session, session_id, transport)
+
+    async def get_session(self, session_id: str) -> Transport | None:
+        """Return the transport of a session held here, else None. Does not wait."""
+        return self.get_session_sync(session_id)
+
+    def get_session_sync(self, session_id: str) -> Transport | None:
+        """Return the transport of a session held here, else None."""
+        return self._opened().core.get_session_sync(session_id)
+
+    async def remove_session(self, session_id: str) -> None:
+        """End a session held here; see `trio_sessions.SessionRegistry.remove_session`.
+
+        The tasks tied to it by `register_respond_task` are cancelled and awaited, within
+        ``disconnect_timeout``; but not one that calls this itself.
+        """
+        service = self._opened()
+        transport = service.core.get_session_sync(session_id)
+        if transport is None:
+            return
+        service.respond_tasks.untie_current(transport)
+        await self._call(TrioRegistry.remove_session, session_id)
+
+    async def session_exists(self, session_id: str) -> bool | None:
+        """Say whether any worker holds the session: True, False, or None, not verifiable.
+
+        Does not wait for a session that is held here.
+        """
+        if self.get_session_sync(session_id) is not None:
+            return True
+        return await self._call(TrioRegistry.session_exists, session_id)
+
+    async def get_all_session_ids(self) -> list[str]:
+        """Return the ids of the sessions held here, in the order they were added."""
+        return self._opened().table.ids()
+
+    async def locate_session(self, session_id: str) -> str | None:
+        """Return the ``worker_id`` that holds the session, None if there is none.
+
+        Raises:
+            StoreUnavailable: the session is not held here and the database cannot say.
+        """
+        if self.get_session_sync(session_id) is not None:
+            return self.worker_id
+        return await self._call(TrioRegistry.locate_session, session_id)
+
+    # ---- cleanup ----
+
+    async def cleanup(self) -> CleanupReport:
+        """Run one pass now, or join the one that is running, and return its report.
+
+        Cancellation: the pass goes on; others may have joined it.
+        """
+        return await self._call(TrioRegistry.cleanup)
+
+    def statistics(self) -> RegistryStatistics:
+        """Return counters and gauges; after `shutdown`, as they were at the end."""
+        service = self._opened() if self._service is None else self._service
+        return service.core.statistics()
+
+    # ---- responding ----
+
+    async def respond(self, server_id: str | None, user: Any, session_id: str) -> None:
+        """Serve a session's messages until it is removed.
+
+        Args:
+            server_id: handed on to `generate_response`.
+            user: handed on to `generate_response`.
+            session_id: a session that is held here.
+
+        Raises:
+            SessionNotFound: it is not held here.
+        """
+        check_session_id(session_id)
+        await self._call(TrioRegistry._wait_for_end, session_id)  # noqa: SLF001 -- our own core
+
+    async def generate_response(
+        self, message: Any, transport: Any, server_id: str | None, user: Any
+    ) -> None:
+        """Answer one message: override this, in a subclass or on the instance.
+
+        Args:
+            message: the JSON value that was sent.
+            transport: the session's transport.
+            server_id: as given to `respond`.
+            user: as given to `respond`.
+        """
+        raise NotImplementedError
+
+    def register_respond_task(self, session_id: str, task: "asyncio.Task[Any]") -> None:
+        """Tie a task to a session: it is cancelled and awaited when the session is removed.
+
+        Whatever removes the session, the task gets ``disconnect_timeout`` to end; one that
+        goes on is counted as ``stuck_tasks`` in `statistics`. If the session is not held
+        here (any more), the task is cancelled at once. A task that ends earlier is forgotten.
+
+        Raises:
+            TypeError: ``task`` is no `asyncio.Task`.
+        """
+        if not isinstance(task, asyncio.Task):
+            raise TypeError(f"task must be an asyncio.Task, not {type(task).__name__}")
+        service = self._opened()
+        transport = service.core.get_session_sync(session_id)
+        if transport is not None:
+            service.respond_tasks.tie(transport, task)
+        else:
+            task.cancel()

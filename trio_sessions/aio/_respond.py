@@ -1,0 +1,81 @@
+"""Tasks of asyncio that serve one session each, and end with it."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from trio_sessions._table import Entry
+from trio_sessions.abc import Transport
+
+__all__ = ["RespondTasks"]
+
+logger = logging.getLogger("trio_sessions.aio")
+
+_Task = asyncio.Task[object]
+
+
+class RespondTasks:
+    """The tasks tied to transports.
+
+    Attributes:
+        refusing: tasks of removed sessions that were cancelled and have not ended.
+    """
+
+    def __init__(self) -> None:
+        self.refusing: set[_Task] = set()
+        self._tied: dict[int, tuple[Transport, set[_Task]]] = {}  # by the transport's identity
+
+    def tie(self, transport: Transport, task: _Task) -> None:
+        """Let ``task`` end when the session of ``transport`` does."""
+        _, tasks = self._tied.setdefault(id(transport), (transport, set()))
+        if task not in tasks and not task.done():
+            tasks.add(task)
+            task.add_done_callback(lambda task: self._untie(transport, task))
+
+    def untie_current(self, transport: Transport) -> None:
+        """Spare the running task: it ends its own session, and would wait for itself."""
+        current = asyncio.current_task()
+        if current is not None:
+            self._untie(transport, current)
+
+    def _untie(self, transport: Transport, task: _Task) -> None:
+        _, tasks = self._tied.get(id(transport), (transport, set[_Task]()))
+        tasks.discard(task)
+        if not tasks:
+            self._tied.pop(id(transport), None)
+
+    async def end(self, entries: Sequence[Entry], timeout: float) -> None:
+        """Cancel the tasks of removed sessions and wait until they end, ``timeout`` at most."""
+        tasks: set[_Task] = set()
+        for entry in entries:
+            tasks |= self._tied.pop(id(entry.transport), (None, set[_Task]()))[1]
+        await self.cancel(tasks, timeout)
+
+    async def cancel(self, tasks: Iterable[_Task], timeout: float) -> None:
+        """Cancel ``tasks`` and wait for them; keep those that refuse in mind. Trio's side."""
+        waiting, ended = set(tasks), trio.Event()
+        if not waiting:
+            return
+
+        def notice(task: _Task) -> None:
+            waiting.discard(task)
+            self.refusing.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                logger.warning("a respond task failed while it ended", exc_info=task.exception())
+            if not waiting:
+                ended.set()
+
+        for task in waiting:
+            task.add_done_callback(notice)
+            task.cancel()
+        with trio.move_on_after(timeout):
+            await ended.wait()
+        if waiting:
+            self.refusing |= waiting
+            logger.error(
+                "%d respond tasks of removed sessions ignore their cancellation and go on: %s",
+                len(waiting),
+                ", ".join(sorted(task.get_name() for task in waiting)),
+            )

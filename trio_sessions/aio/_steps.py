@@ -1,0 +1,178 @@
+"""The steps of a guest run, made by its host's loop without a thread in between.
+
+By itself a guest run hands each wait for I/O to a thread, which has to be woken before the
+host can make Trio do anything: on a small machine several hundred microseconds a call. But
+the host can watch what Trio waits for. So our clock tells Trio never to wait; a step that
+has nothing to do is parked, and made when Trio's epoll has something to read, when a
+deadline has come, or when asyncio's side has given a Trio task something to do.
+
+For that it looks at two things that Trio does not promise: the epoll, and the events that
+the next step will hand on. Where they are not to be found, the thread does the waiting. It
+is as correct, and slower.
+"""
+
+import asyncio
+import math
+import os
+import queue
+import time
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+__all__ = ["Steps"]
+
+_SLICE = 0.001  # seconds of Trio's steps at once before asyncio gets its turn
+_PATIENCE = 60.0  # seconds without a sign from Trio's threads, after the loop has closed
+
+Step = Callable[[], object]
+
+
+class _Clock(trio.abc.Clock):
+    """Real time; it says that there is no time to wait while the host does the waiting."""
+
+    def __init__(self) -> None:
+        self.host_waits = False
+        self.idle_until: float | None = None
+        """When Trio has asked how long it may wait: its next deadline."""
+
+    def start_clock(self) -> None:
+        pass
+
+    def current_time(self) -> float:
+        return time.perf_counter()
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        if self.host_waits:
+            self.idle_until = deadline
+            return 0.0
+        return deadline - self.current_time()
+
+
+class _Scheduled(trio.abc.Instrument):
+    """Notices that a task has something to do."""
+
+    def __init__(self, notice: Callable[[], None]) -> None:
+        self._notice = notice
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self._notice()
+
+
+class Steps:
+    """What the host is to do for the guest run: in its loop, or without it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.clock = _Clock()
+        self.instrument = _Scheduled(self._wake)
+        self._loop = loop
+        self._due: queue.SimpleQueue[Step] = queue.SimpleQueue()
+        self._seen = False
+        self._under_way = False
+        self._parked: Step | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._epoll: int | None = None
+
+    # ---- what the guest run calls ----
+
+    def soon(self, step: Step) -> None:
+        """Take a step, in this thread."""
+        if not self._seen:
+            self._seen = True
+            self._watch(step)
+        idle_until, self.clock.idle_until = self.clock.idle_until, None
+        if idle_until is not None and not _has_events(step):
+            self._park(step, idle_until)
+        else:
+            self._due.put(step)
+            if not self._under_way:
+                self._loop.call_soon(self._make)
+
+    def soon_threadsafe(self, step: Step) -> None:
+        """Take a step from any thread."""
+        self._due.put(step)
+        try:
+            self._loop.call_soon_threadsafe(self._make)
+        except RuntimeError:  # it is closed, and `make_all` waits for this step
+            assert self._loop.is_closed()
+
+    # ---- making steps ----
+
+    def _make(self) -> None:
+        """Make steps while there are any, for a bounded time."""
+        if self._under_way:
+            return
+        self._under_way = True
+        end = time.perf_counter() + _SLICE
+        try:
+            while not self._due.empty():
+                self._due.get_nowait()()
+                if time.perf_counter() > end:
+                    self._loop.call_soon(self._make)
+                    break
+        finally:
+            self._under_way = False
+
+    def make_all(self, enough: Callable[[], bool]) -> None:
+        """Make steps in this thread, without the loop, until it is enough.
+
+        Raises:
+            queue.Empty: Trio's threads give no sign any more.
+        """
+        self.clock.host_waits = False
+        self._under_way = True  # there is no loop to call
+        self._unpark()
+        while not enough():
+            self._due.get(timeout=_PATIENCE)()
+
+    # ---- waiting ----
+
+    def _watch(self, guest_tick: Step) -> None:
+        """Do the waiting from now on, if what Trio waits for can be found."""
+        try:
+            epoll = guest_tick.__self__.runner.io_manager._epoll.fileno()  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
+            _has_events(guest_tick)
+        except AttributeError:
+            return
+        self._epoll = os.dup(epoll)  # ours, so that it can be unregistered after Trio's is closed
+        self._loop.add_reader(self._epoll, self._on_event)
+        self.clock.host_waits = True
+
+    def unwatch(self) -> None:
+        """Stop waiting, and give back what that took."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._epoll is not None:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._epoll)
+            os.close(self._epoll)
+            self._epoll = None
+
+    def _park(self, step: Step, idle_until: float) -> None:
+        self._parked = step
+        if idle_until != math.inf:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            delay = max(0.0, idle_until - self.clock.current_time())
+            self._deadline = self._loop.call_later(delay, self._on_event)
+
+    def _unpark(self) -> None:
+        if self._parked is not None:
+            self._due.put(self._parked)
+            self._parked = None
+
+    def _wake(self) -> None:
+        """A task has something to do: Trio itself would not tell, it thinks a step is due."""
+        if self._parked is not None:
+            self._unpark()
+            self._loop.call_soon(self._make)
+
+    def _on_event(self) -> None:
+        self._unpark()
+        self._make()
+
+
+def _has_events(guest_tick: Any) -> bool:
+    """Say whether the step is to hand on events, or an error of waiting for them."""
+    return bool(getattr(guest_tick.__self__.unrolled_run_next_send, "value", True))
