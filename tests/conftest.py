@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import trio.testing
 from backdoors import Backdoor, DatabaseBackdoor, MemoryBackdoor
+from hosts import HOSTS, open_view, settle
 from proxy import Proxy, open_proxy
 
 from trio_sessions import SessionRegistry, open_registry
@@ -72,6 +74,8 @@ class Shared:
         self, name: str, make_store: Callable[[], SessionStore], backdoor: Backdoor
     ) -> None:
         self.name = name
+        self.host: str | None = None
+        """Where the facade for asyncio runs, if that is what is opened."""
         self.make_store = make_store
         self.backdoor = backdoor
 
@@ -79,7 +83,12 @@ class Shared:
         """Open a registry on a store of its own; passes come only when asked for."""
         settings.setdefault("session_ttl", 3600.0)
         settings.setdefault("cleanup_interval", settings["session_ttl"] / 2)
-        return open_registry(settings.pop("store", None) or self.make_store(), **settings)
+        store = settings.pop("store", None) or self.make_store()
+        return (open_view if self.host else open_registry)(store, **settings)
+
+    async def settle(self) -> None:
+        """Wait until nothing goes on by itself any more."""
+        await (settle() if self.host else trio.testing.wait_all_tasks_blocked(0.01))
 
 
 @contextlib.contextmanager
@@ -105,17 +114,41 @@ def share_database(name: str, url: sa.URL) -> Iterator[Shared]:
             assert store._engine is None, "a store was not closed"
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
-def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
-    """What workers share, in memory, on SQLite and on PostgreSQL."""
-    if request.param == "memory":
+STORES = ["memory", "sqlite", "postgresql"]
+FACADES = [
+    pytest.param(f"{store}, {host}", marks=pytest.mark.trio(run=HOSTS[host]))
+    for store, host in (
+        ("memory", "asyncio"),
+        ("memory", "trio-asyncio"),
+        ("sqlite", "uvloop"),
+        ("postgresql", "asyncio"),
+    )
+]
+
+
+def open_shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
+    store, _, host = request.param.partition(", ")
+    if store == "memory":
         context = share_memory()
-    elif request.param == "sqlite":
+    elif store == "sqlite":
         context = share_database("sqlite", request.getfixturevalue("sqlite_url"))
     else:
         context = share_database("postgresql", request.getfixturevalue("postgresql_schema"))
     with context as shared:
+        shared.host = host or None
         yield shared
+
+
+@pytest.fixture(params=STORES)
+def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """What workers share, in memory, on SQLite and on PostgreSQL."""
+    yield from open_shared(request)
+
+
+@pytest.fixture(params=[*STORES, *FACADES])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """The same, and also through the facade for asyncio, on its hosts."""
+    yield from open_shared(request)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

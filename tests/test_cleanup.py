@@ -19,9 +19,9 @@ from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import RowAnswers, RowClaim
 
 
-async def test_a_steady_pass_refreshes_everyone(shared: Shared) -> None:
+async def test_a_steady_pass_refreshes_everyone(everywhere: Shared) -> None:
     """Nothing is removed, and the rows carry the database's clock."""
-    async with shared.open(batch_size=3) as registry:
+    async with everywhere.open(batch_size=3) as registry:
         transports = [FakeTransport() for _ in range(10)]
         for number, transport in enumerate(transports):
             await registry.add_session(f"s{number}", transport)
@@ -34,10 +34,10 @@ async def test_a_steady_pass_refreshes_everyone(shared: Shared) -> None:
         assert report.duration > 0
 
 
-async def test_disconnected_sessions_are_removed_with_their_rows(shared: Shared) -> None:
+async def test_disconnected_sessions_are_removed_with_their_rows(everywhere: Shared) -> None:
     """Those that said so, and no others."""
     alive, dead = FakeTransport(), FakeTransport()
-    async with shared.open(worker_id="w") as registry:
+    async with everywhere.open(worker_id="w") as registry:
         await registry.add_session("alive", alive)
         await registry.add_session("dead", dead)
         dead.state = "closed"
@@ -46,16 +46,16 @@ async def test_disconnected_sessions_are_removed_with_their_rows(shared: Shared)
         assert report.refreshed == 1
         assert dead.disconnects == 1
         assert await registry.get_all_session_ids() == ["alive"]
-        assert shared.backdoor.rows() == {"alive": "w"}
+        assert everywhere.backdoor.rows() == {"alive": "w"}
 
 
-async def test_a_session_whose_row_is_gone_is_removed_and_disconnected(shared: Shared) -> None:
+async def test_a_session_whose_row_is_gone_is_removed_and_disconnected(everywhere: Shared) -> None:
     """The database has confirmed it: `missing`."""
     kept, lost = FakeTransport(), FakeTransport()
-    async with shared.open() as registry:
+    async with everywhere.open() as registry:
         await registry.add_session("kept", kept)
         await registry.add_session("lost", lost)
-        shared.backdoor.delete("lost")
+        everywhere.backdoor.delete("lost")
         report = await registry.cleanup()
         assert report.missing == ("lost",)
         assert (lost.disconnects, kept.disconnects) == (1, 0)
@@ -65,12 +65,12 @@ async def test_a_session_whose_row_is_gone_is_removed_and_disconnected(shared: S
 
 @pytest.mark.parametrize("state", ["raises", "hangs"])
 async def test_a_transport_that_does_not_answer_is_kept_and_refreshed(
-    shared: Shared, state: str
+    everywhere: Shared, state: str
 ) -> None:
     """Unknown is not gone: its failure is reported, its lease renewed. An older fault:
     a transport that hangs stopped the cleanup for ever."""
     odd = FakeTransport(state)  # type: ignore[arg-type]  # one of its states
-    async with shared.open(check_timeout=0.05) as registry:
+    async with everywhere.open(check_timeout=0.05) as registry:
         await registry.add_session("odd", odd)
         await registry.add_session("fine", FakeTransport())
         report = await registry.cleanup()
@@ -114,11 +114,11 @@ async def test_a_method_that_is_not_async_is_a_failure_of_that_session() -> None
         assert report.disconnected == ()
 
 
-async def test_an_outage_removes_nobody_but_the_disconnected(shared: Shared) -> None:
+async def test_an_outage_removes_nobody_but_the_disconnected(everywhere: Shared) -> None:
     """Everybody else is unknown and kept; the row of the disconnected goes later."""
-    store = FaultyStore(shared.make_store())
+    store = FaultyStore(everywhere.make_store())
     dead = FakeTransport()
-    async with shared.open(store=store, batch_size=2) as registry:
+    async with everywhere.open(store=store, batch_size=2) as registry:
         for number in range(5):
             await registry.add_session(f"s{number}", FakeTransport())
         await registry.add_session("dead", dead)
@@ -131,23 +131,23 @@ async def test_an_outage_removes_nobody_but_the_disconnected(shared: Shared) -> 
         assert set(report.refresh_failures) == {f"s{number}" for number in range(5)}
         assert all(isinstance(e, StoreUnavailable) for e in report.refresh_failures.values())
         assert report.missing == ()
-        assert "dead" in shared.backdoor.rows()
+        assert "dead" in everywhere.backdoor.rows()
         assert registry.statistics().leftover_rows == 1
         store.heal()
         report = await registry.cleanup()
         assert report.refreshed == 5
-        assert "dead" not in shared.backdoor.rows()
+        assert "dead" not in everywhere.backdoor.rows()
         assert registry.statistics().leftover_rows == 0
 
 
 @pytest.mark.parametrize("fault", [Fault.FAILS, Fault.COMMITS_THEN_FAILS])
 async def test_a_row_that_was_never_confirmed_is_written_not_judged(
-    shared: Shared, fault: Fault
+    everywhere: Shared, fault: Fault
 ) -> None:
     """An older fault: a failed insert made a live session "missing" at the next pass."""
-    store = FaultyStore(shared.make_store())
+    store = FaultyStore(everywhere.make_store())
     transport = FakeTransport()
-    async with shared.open(store=store, worker_id="w") as registry:
+    async with everywhere.open(store=store, worker_id="w") as registry:
         store.fail(fault, "write")
         await registry.add_session("s", transport)
         assert registry.statistics().unconfirmed == 1
@@ -160,7 +160,7 @@ async def test_a_row_that_was_never_confirmed_is_written_not_judged(
         assert report.restored == ("s",)
         assert report.refreshed == 0
         assert report.missing == ()
-        assert shared.backdoor.rows() == {"s": "w"}
+        assert everywhere.backdoor.rows() == {"s": "w"}
         assert (await registry.cleanup()).refreshed == 1
         assert transport.disconnects == 0
 
@@ -182,12 +182,12 @@ async def test_a_pass_during_an_insert_leaves_the_new_session_alone() -> None:
         store.heal()
 
 
-async def test_a_lost_answer_of_a_refresh_is_unknown(shared: Shared) -> None:
+async def test_a_lost_answer_of_a_refresh_is_unknown(everywhere: Shared) -> None:
     """Committed or not, nobody is removed for it."""
-    store = FaultyStore(shared.make_store())
-    async with shared.open(store=store) as registry:
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
         await registry.add_session("s", FakeTransport())
-        shared.backdoor.delete("s")
+        everywhere.backdoor.delete("s")
         store.fail(Fault.COMMITS_THEN_FAILS, "refresh")
         report = await registry.cleanup()
         assert store.faults["refresh"] == 1
@@ -226,7 +226,7 @@ async def test_a_store_that_breaks_its_contract_is_unknown_too(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_session_added_again_during_the_pass_stays(shared: Shared) -> None:
+async def test_a_session_added_again_during_the_pass_stays(everywhere: Shared) -> None:
     """An older fault: removal by id killed the session that was added again meanwhile."""
     asked, go_on = trio.Event(), trio.Event()
     new = FakeTransport()
@@ -238,7 +238,7 @@ async def test_a_session_added_again_during_the_pass_stays(shared: Shared) -> No
             return False
 
     old = Slow()
-    async with shared.open(worker_id="w") as registry:
+    async with everywhere.open(worker_id="w") as registry:
         await registry.add_session("s", old)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.cleanup)
@@ -247,31 +247,31 @@ async def test_a_session_added_again_during_the_pass_stays(shared: Shared) -> No
             go_on.set()
         assert await registry.get_session("s") is new
         assert (old.disconnects, new.disconnects) == (1, 0)
-        assert shared.backdoor.rows() == {"s": "w"}
+        assert everywhere.backdoor.rows() == {"s": "w"}
         assert (await registry.cleanup()).refreshed == 1
 
 
-async def test_a_session_removed_and_added_again_keeps_its_row(shared: Shared) -> None:
+async def test_a_session_removed_and_added_again_keeps_its_row(everywhere: Shared) -> None:
     """The deletion of the old row, however late, spares the new one."""
     slow = FakeTransport(on_disconnect="hangs")
     new = FakeTransport()
-    async with shared.open(worker_id="w", disconnect_timeout=0.1) as registry:
+    async with everywhere.open(worker_id="w", disconnect_timeout=0.1) as registry:
         await registry.add_session("s", slow)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.remove_session, "s")
             while not slow.disconnects:
                 await trio.lowlevel.checkpoint()
             await registry.add_session("s", new)
-        assert shared.backdoor.rows() == {"s": "w"}
+        assert everywhere.backdoor.rows() == {"s": "w"}
         report = await registry.cleanup()
         assert (report.refreshed, report.missing) == (1, ())
         assert await registry.get_session("s") is new
 
 
-async def test_a_session_removed_while_its_row_is_written_leaves_no_row(shared: Shared) -> None:
+async def test_a_session_removed_while_its_row_is_written_leaves_no_row(everywhere: Shared) -> None:
     """Connect and disconnect at once: the write that comes late is undone."""
-    store = FaultyStore(shared.make_store())
-    async with shared.open(store=store, max_concurrent=1) as registry:
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store, max_concurrent=1) as registry:
         async with trio.open_nursery() as nursery:
             for number in range(10):
                 nursery.start_soon(registry.add_session, f"s{number}", FakeTransport())
@@ -280,10 +280,12 @@ async def test_a_session_removed_while_its_row_is_written_leaves_no_row(shared: 
                 nursery.start_soon(registry.remove_session, f"s{number}")
         await registry._jobs.finish_jobs()
         assert registry.statistics().sessions == 0
-        assert shared.backdoor.rows() == {}
+        assert everywhere.backdoor.rows() == {}
 
 
-async def test_a_row_that_lands_after_its_session_was_removed_is_deleted(shared: Shared) -> None:
+async def test_a_row_that_lands_after_its_session_was_removed_is_deleted(
+    everywhere: Shared,
+) -> None:
     """The insert was on its way when `remove_session` had deleted what there was."""
     go_on = trio.Event()
 
@@ -293,8 +295,8 @@ async def test_a_row_that_lands_after_its_session_was_removed_is_deleted(shared:
             await go_on.wait()
             return await super().write(worker, claims)
 
-    store = Slow(shared.make_store())
-    async with shared.open(store=store) as registry:
+    store = Slow(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.add_session, "s", FakeTransport())
             while not store.calls["begun"]:
@@ -303,16 +305,16 @@ async def test_a_row_that_lands_after_its_session_was_removed_is_deleted(shared:
             assert store.calls["delete"] == 1
             go_on.set()
         assert store.calls["write"] == 1
-        assert shared.backdoor.rows() == {}
+        assert everywhere.backdoor.rows() == {}
 
 
-async def test_a_worker_that_comes_back_late_does_not_take_over_again(shared: Shared) -> None:
+async def test_a_worker_that_comes_back_late_does_not_take_over_again(everywhere: Shared) -> None:
     """Its row was never written, and meanwhile the client went to another worker."""
-    store = FaultyStore(shared.make_store())
+    store = FaultyStore(everywhere.make_store())
     old, new = FakeTransport(), FakeTransport()
     async with (
-        shared.open(store=store, worker_id="a") as a,
-        shared.open(worker_id="b") as b,
+        everywhere.open(store=store, worker_id="a") as a,
+        everywhere.open(worker_id="b") as b,
     ):
         store.fail()
         await a.add_session("s", old)
@@ -323,71 +325,71 @@ async def test_a_worker_that_comes_back_late_does_not_take_over_again(shared: Sh
         assert report.missing == ("s",)
         assert report.restored == ()
         assert old.disconnects == 1
-        assert shared.backdoor.rows() == {"s": "b"}
+        assert everywhere.backdoor.rows() == {"s": "b"}
         assert (await b.cleanup()).refreshed == 1
 
 
 # ---- the sweep ----
 
 
-async def test_rows_of_dead_workers_are_swept(shared: Shared) -> None:
+async def test_rows_of_dead_workers_are_swept(everywhere: Shared) -> None:
     """After the TTL, and with the count in the report."""
-    async with shared.open(session_ttl=60.0, batch_size=2) as registry:
+    async with everywhere.open(session_ttl=60.0, batch_size=2) as registry:
         await registry.add_session("alive", FakeTransport())
         for number in range(5):
-            shared.backdoor.insert(f"dead{number}", "gone", age=61.0)
-        shared.backdoor.insert("young", "gone", age=50.0)
+            everywhere.backdoor.insert(f"dead{number}", "gone", age=61.0)
+        everywhere.backdoor.insert("young", "gone", age=50.0)
         report = await registry.cleanup()
         assert report.expired == 5
-        assert set(shared.backdoor.rows()) == {"alive", "young"}
+        assert set(everywhere.backdoor.rows()) == {"alive", "young"}
 
 
-async def test_the_sweep_comes_after_the_refresh(shared: Shared) -> None:
+async def test_the_sweep_comes_after_the_refresh(everywhere: Shared) -> None:
     """An older fault: after an outage longer than the TTL everybody was deleted."""
     transport = FakeTransport()
-    async with shared.open(session_ttl=60.0) as registry:
+    async with everywhere.open(session_ttl=60.0) as registry:
         await registry.add_session("s", transport)
-        shared.backdoor.age(1000.0)
+        everywhere.backdoor.age(1000.0)
         report = await registry.cleanup()
         assert (report.refreshed, report.expired, report.missing) == (1, 0, ())
         assert transport.disconnects == 0
 
 
-async def test_an_outage_of_the_database_expires_nobody(shared: Shared) -> None:
+async def test_an_outage_of_the_database_expires_nobody(everywhere: Shared) -> None:
     """After a gap in the vouching, rows of other workers get a whole TTL to be refreshed."""
-    async with shared.open(session_ttl=60.0) as a, shared.open(session_ttl=60.0) as b:
+    async with everywhere.open(session_ttl=60.0) as a, everywhere.open(session_ttl=60.0) as b:
         await b.add_session("s", FakeTransport())
         await b.cleanup()
-        shared.backdoor.age(1000.0)  # both could not reach the database for so long
-        shared.backdoor.age_fleet(1000.0)
+        everywhere.backdoor.age(1000.0)  # both could not reach the database for so long
+        everywhere.backdoor.age_fleet(1000.0)
         assert (await a.cleanup()).expired == 0
         assert (await a.cleanup()).expired == 0
         report = await b.cleanup()
         assert (report.refreshed, report.missing) == (1, ())
 
 
-async def test_the_grace_outlives_a_restart_of_every_worker(shared: Shared) -> None:
+async def test_the_grace_outlives_a_restart_of_every_worker(everywhere: Shared) -> None:
     """It stands in the database, not in a worker."""
-    async with shared.open(session_ttl=60.0):
-        shared.backdoor.insert("s", "slow to come back", age=1000.0)
-        shared.backdoor.age_fleet(1000.0)
+    async with everywhere.open(session_ttl=60.0):
+        everywhere.backdoor.insert("s", "slow to come back", age=1000.0)
+        everywhere.backdoor.age_fleet(1000.0)
     for _ in range(2):
-        async with shared.open(session_ttl=60.0) as registry:
+        async with everywhere.open(session_ttl=60.0) as registry:
             assert (await registry.cleanup()).expired == 0
-    assert set(shared.backdoor.rows()) == {"s"}
+    assert set(everywhere.backdoor.rows()) == {"s"}
 
 
-async def test_a_worker_that_alone_lost_the_database_expires(shared: Shared) -> None:
+async def test_a_worker_that_alone_lost_the_database_expires(everywhere: Shared) -> None:
     """The TTL is a lease: the others could refresh all the time."""
-    store = FaultyStore(shared.make_store())
+    store = FaultyStore(everywhere.make_store())
     transport = FakeTransport()
     async with (
-        shared.open(session_ttl=60.0) as a,
-        shared.open(store=store, session_ttl=60.0) as b,
+        everywhere.open(session_ttl=60.0) as a,
+        everywhere.open(store=store, session_ttl=60.0) as b,
     ):
         await b.add_session("s", transport)
         store.fail()
-        shared.backdoor.age(61.0)
+        everywhere.backdoor.age(61.0)
         assert set((await b.cleanup()).refresh_failures) == {"s"}
         assert (await a.cleanup()).expired == 1
         store.heal()
@@ -395,12 +397,12 @@ async def test_a_worker_that_alone_lost_the_database_expires(shared: Shared) -> 
         assert transport.disconnects == 1
 
 
-async def test_a_pass_that_could_not_refresh_sweeps_nobody(shared: Shared) -> None:
+async def test_a_pass_that_could_not_refresh_sweeps_nobody(everywhere: Shared) -> None:
     """The judge looks to its own health before it judges."""
-    store = FaultyStore(shared.make_store())
-    async with shared.open(store=store, session_ttl=60.0) as registry:
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store, session_ttl=60.0) as registry:
         await registry.add_session("s", FakeTransport())
-        shared.backdoor.insert("dead", "gone", age=61.0)
+        everywhere.backdoor.insert("dead", "gone", age=61.0)
         store.fail(Fault.FAILS, "refresh")
         before = store.calls["sweep"]
         assert (await registry.cleanup()).expired == 0
@@ -410,11 +412,11 @@ async def test_a_pass_that_could_not_refresh_sweeps_nobody(shared: Shared) -> No
 
 
 async def test_a_failing_sweep_is_logged_and_the_report_stands(
-    shared: Shared, caplog: pytest.LogCaptureFixture
+    everywhere: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An older fault: a sweep that failed skipped the refresh."""
-    store = FaultyStore(shared.make_store())
-    async with shared.open(store=store) as registry:
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
         await registry.add_session("s", FakeTransport())
         store.fail(Fault.FAILS, "sweep")
         report = await registry.cleanup()
@@ -492,7 +494,7 @@ async def test_a_transport_that_hangs_delays_no_removal_and_no_refresh(
         assert refreshed_at == [0.0]
 
 
-async def test_two_calls_of_cleanup_share_one_pass(shared: Shared) -> None:
+async def test_two_calls_of_cleanup_share_one_pass(everywhere: Shared) -> None:
     """The second joins the first and gets the same report."""
     asked, go_on = trio.Event(), trio.Event()
 
@@ -505,7 +507,7 @@ async def test_two_calls_of_cleanup_share_one_pass(shared: Shared) -> None:
 
     transport = Slow()
     reports = []
-    async with shared.open() as registry:
+    async with everywhere.open() as registry:
         await registry.add_session("s", transport)
 
         async def clean() -> None:
@@ -515,16 +517,16 @@ async def test_two_calls_of_cleanup_share_one_pass(shared: Shared) -> None:
             nursery.start_soon(clean)
             await asked.wait()
             nursery.start_soon(clean)
-            await trio.testing.wait_all_tasks_blocked(0.01)
+            await everywhere.settle()
             go_on.set()
         assert reports[0] is reports[1]
         assert transport.checks == 1
 
 
-async def test_a_caller_that_gives_up_does_not_end_the_pass_for_others(shared: Shared) -> None:
+async def test_a_caller_that_gives_up_does_not_end_the_pass_for_others(everywhere: Shared) -> None:
     """A cancelled `cleanup` goes on in the background."""
     dead = FakeTransport()
-    async with shared.open() as registry:
+    async with everywhere.open() as registry:
         await registry.add_session("s", dead)
         dead.state = "closed"
         with trio.CancelScope() as scope:
@@ -538,13 +540,15 @@ async def test_a_caller_that_gives_up_does_not_end_the_pass_for_others(shared: S
 
 
 async def test_logs_carry_fingerprints_and_no_ids(
-    shared: Shared, caplog: pytest.LogCaptureFixture
+    everywhere: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A session id is a credential."""
     caplog.set_level(logging.DEBUG)
-    store = FaultyStore(shared.make_store())
+    store = FaultyStore(everywhere.make_store())
     secret, other = "secret-credential-1", "secret-credential-2"
-    async with shared.open(store=store, check_timeout=0.05, disconnect_timeout=0.05) as registry:
+    async with everywhere.open(
+        store=store, check_timeout=0.05, disconnect_timeout=0.05
+    ) as registry:
         store.fail()
         await registry.add_session(secret, FakeTransport("raises", on_disconnect="raises"))
         await registry.cleanup()
@@ -552,7 +556,7 @@ async def test_logs_carry_fingerprints_and_no_ids(
         store.heal()
         await registry.add_session(other, FakeTransport("hangs", on_disconnect="hangs"))
         await registry.cleanup()
-        shared.backdoor.delete(secret)
+        everywhere.backdoor.delete(secret)
         await registry.cleanup()
     ours = [record for record in caplog.records if record.name.startswith("trio_sessions")]
     text = "\n".join(logging.Formatter().format(record) for record in ours)

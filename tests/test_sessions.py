@@ -10,10 +10,10 @@ from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 BAD_IDS = ["", "x" * 256, "a\0b", "\ud800", None, 7, b"bytes"]
 
 
-async def test_an_added_session_is_found_here_and_by_every_worker(shared: Shared) -> None:
+async def test_an_added_session_is_found_here_and_by_every_worker(everywhere: Shared) -> None:
     """Both workers know where it is; only the one that holds it has the transport."""
     transport = FakeTransport()
-    async with shared.open(worker_id="a") as a, shared.open(worker_id="b") as b:
+    async with everywhere.open(worker_id="a") as a, everywhere.open(worker_id="b") as b:
         await a.add_session("s", transport)
         assert await a.get_session("s") is transport
         assert a.get_session_sync("s") is transport
@@ -26,17 +26,17 @@ async def test_an_added_session_is_found_here_and_by_every_worker(shared: Shared
         assert await b.get_all_session_ids() == []
 
 
-async def test_a_session_nobody_holds_is_confirmed_not_to_exist(shared: Shared) -> None:
+async def test_a_session_nobody_holds_is_confirmed_not_to_exist(everywhere: Shared) -> None:
     """The answer is a plain False, not None."""
-    async with shared.open() as registry:
+    async with everywhere.open() as registry:
         assert await registry.session_exists("nobody") is False
         assert await registry.locate_session("nobody") is None
 
 
-async def test_with_the_database_away_the_answer_is_unknown(shared: Shared) -> None:
+async def test_with_the_database_away_the_answer_is_unknown(everywhere: Shared) -> None:
     """`session_exists` answers None, `locate_session` raises; local sessions are known."""
-    store = FaultyStore(shared.make_store())
-    async with shared.open(store=store) as registry:
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
         await registry.add_session("here", FakeTransport())
         store.fail()
         assert await registry.session_exists("elsewhere") is None
@@ -48,78 +48,78 @@ async def test_with_the_database_away_the_answer_is_unknown(shared: Shared) -> N
         store.heal()
 
 
-async def test_removing_disconnects_and_deletes_the_row(shared: Shared) -> None:
+async def test_removing_disconnects_and_deletes_the_row(everywhere: Shared) -> None:
     """And removing it again, or what was never there, is no error."""
     transport = FakeTransport()
-    async with shared.open() as registry:
+    async with everywhere.open() as registry:
         await registry.add_session("s", transport)
         await registry.remove_session("s")
         assert transport.disconnects == 1
         assert await registry.get_session("s") is None
         assert await registry.session_exists("s") is False
-        assert shared.backdoor.rows() == {}
+        assert everywhere.backdoor.rows() == {}
         await registry.remove_session("s")
         await registry.remove_session("never there")
         assert transport.disconnects == 1
 
 
-async def test_removing_here_never_deletes_the_row_of_another_worker(shared: Shared) -> None:
+async def test_removing_here_never_deletes_the_row_of_another_worker(everywhere: Shared) -> None:
     """The older holder may still remove its own transport after a takeover."""
     old, new = FakeTransport(), FakeTransport()
-    async with shared.open(worker_id="a") as a, shared.open(worker_id="b") as b:
+    async with everywhere.open(worker_id="a") as a, everywhere.open(worker_id="b") as b:
         await a.add_session("s", old)
         await b.add_session("s", new)
         await a.remove_session("s")
-        assert shared.backdoor.rows() == {"s": "b"}
+        assert everywhere.backdoor.rows() == {"s": "b"}
         assert (old.disconnects, new.disconnects) == (1, 0)
         assert await b.get_session("s") is new
 
 
-async def test_adding_again_here_takes_over_and_keeps_the_owner(shared: Shared) -> None:
+async def test_adding_again_here_takes_over_and_keeps_the_owner(everywhere: Shared) -> None:
     """The newest transport wins, the older one is disconnected."""
     old, new = FakeTransport(), FakeTransport()
-    async with shared.open() as registry:
+    async with everywhere.open() as registry:
         await registry.add_session("s", old)
-        shared.backdoor.set_owner("s", "alice")
+        everywhere.backdoor.set_owner("s", "alice")
         await registry.add_session("s", new)
         assert await registry.get_session("s") is new
         assert (old.disconnects, new.disconnects) == (1, 0)
-        assert shared.backdoor.owners() == {"s": "alice"}
+        assert everywhere.backdoor.owners() == {"s": "alice"}
 
 
-async def test_adding_again_on_another_worker_takes_over(shared: Shared) -> None:
+async def test_adding_again_on_another_worker_takes_over(everywhere: Shared) -> None:
     """The older holder learns of it in its next pass, and leaves the row alone."""
     old, new = FakeTransport(), FakeTransport()
-    async with shared.open(worker_id="a") as a, shared.open(worker_id="b") as b:
+    async with everywhere.open(worker_id="a") as a, everywhere.open(worker_id="b") as b:
         await a.add_session("s", old)
-        shared.backdoor.set_owner("s", "alice")
+        everywhere.backdoor.set_owner("s", "alice")
         await b.add_session("s", new)
         report = await a.cleanup()
         assert report.missing == ("s",)
         assert old.disconnects == 1
         assert await a.get_session("s") is None
         assert await a.locate_session("s") == "b"
-        assert shared.backdoor.rows() == {"s": "b"}
-        assert shared.backdoor.owners() == {"s": "alice"}
+        assert everywhere.backdoor.rows() == {"s": "b"}
+        assert everywhere.backdoor.owners() == {"s": "alice"}
         assert (await b.cleanup()).refreshed == 1
         assert new.disconnects == 0
 
 
-async def test_adding_the_same_transport_again_does_not_disconnect_it(shared: Shared) -> None:
+async def test_adding_the_same_transport_again_does_not_disconnect_it(everywhere: Shared) -> None:
     """It is held as before."""
     transport = FakeTransport()
-    async with shared.open() as registry:
+    async with everywhere.open() as registry:
         await registry.add_session("s", transport)
         await registry.add_session("s", transport)
         assert transport.disconnects == 0
         assert (await registry.cleanup()).refreshed == 1
 
 
-async def test_a_session_is_usable_while_its_row_is_being_written(shared: Shared) -> None:
+async def test_a_session_is_usable_while_its_row_is_being_written(everywhere: Shared) -> None:
     """`get_session` answers before `add_session` has returned."""
-    store = FaultyStore(shared.make_store())
+    store = FaultyStore(everywhere.make_store())
     transport = FakeTransport()
-    async with shared.open(store=store, store_timeout=0.2) as registry:
+    async with everywhere.open(store=store, store_timeout=0.2) as registry:
         store.fail(Fault.HANGS, "write")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.add_session, "s", transport)
@@ -131,10 +131,10 @@ async def test_a_session_is_usable_while_its_row_is_being_written(shared: Shared
         assert (await registry.cleanup()).restored == ("s",)
 
 
-async def test_a_cancelled_add_leaves_the_session_and_its_row(shared: Shared) -> None:
+async def test_a_cancelled_add_leaves_the_session_and_its_row(everywhere: Shared) -> None:
     """The caller is gone, the session is not half there."""
     transport = FakeTransport()
-    async with shared.open() as registry:
+    async with everywhere.open() as registry:
         with trio.CancelScope() as scope:
             scope.cancel()
             await registry.add_session("s", transport)
@@ -142,13 +142,13 @@ async def test_a_cancelled_add_leaves_the_session_and_its_row(shared: Shared) ->
         assert await registry.get_session("s") is transport
         await registry._jobs.finish_jobs()
         assert (await registry.cleanup()).refreshed == 1
-        assert shared.backdoor.rows() == {"s": registry.worker_id}
+        assert everywhere.backdoor.rows() == {"s": registry.worker_id}
 
 
-async def test_a_cancelled_remove_goes_on_without_its_caller(shared: Shared) -> None:
+async def test_a_cancelled_remove_goes_on_without_its_caller(everywhere: Shared) -> None:
     """The transport is disconnected and the row deleted all the same."""
     transport = FakeTransport()
-    async with shared.open() as registry:
+    async with everywhere.open() as registry:
         await registry.add_session("s", transport)
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -156,7 +156,7 @@ async def test_a_cancelled_remove_goes_on_without_its_caller(shared: Shared) -> 
         assert scope.cancelled_caught
         await registry._jobs.finish_jobs()
         assert transport.disconnects == 1
-        assert shared.backdoor.rows() == {}
+        assert everywhere.backdoor.rows() == {}
 
 
 @pytest.mark.parametrize("session_id", BAD_IDS)
@@ -182,13 +182,13 @@ async def test_what_cannot_be_an_id_is_refused_by_the_call_that_brings_it(
 
 
 @pytest.mark.parametrize("session_id", ["x" * 255, "ü🦑" * 100, "a'b\"c\\d,{}%s\n", " "])
-async def test_every_other_text_is_an_id(shared: Shared, session_id: str) -> None:
+async def test_every_other_text_is_an_id(everywhere: Shared, session_id: str) -> None:
     """Quotes, braces, new lines and all."""
-    async with shared.open(worker_id="w") as registry:
+    async with everywhere.open(worker_id="w") as registry:
         await registry.add_session(session_id, FakeTransport())
-        assert shared.backdoor.rows() == {session_id: "w"}
+        assert everywhere.backdoor.rows() == {session_id: "w"}
         assert (await registry.cleanup()).refreshed == 1
-        shared.backdoor.delete(session_id)
+        everywhere.backdoor.delete(session_id)
         assert (await registry.cleanup()).missing == (session_id,)
 
 

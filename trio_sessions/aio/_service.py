@@ -17,12 +17,12 @@ from trio_sessions.aio._host import Host, Nested, is_trio_asyncio
 from trio_sessions.aio._waiting import through_cancellation
 from trio_sessions.errors import RegistryClosed
 
-__all__ = ["Service"]
+__all__ = ["Service", "join_host"]
 
 logger = logging.getLogger("trio_sessions.aio")
 
 
-async def _join_host(loop: asyncio.AbstractEventLoop) -> Host:
+async def join_host(loop: asyncio.AbstractEventLoop) -> Host:
     """Return a host on the running loop, joined."""
     host: Host
     if is_trio_asyncio(loop):
@@ -79,7 +79,7 @@ class Service:
 
     async def open(self) -> None:
         """Open the core; raises what opening it raises, and then nothing is open."""
-        self._host = host = await _join_host(self.loop)
+        self._host = host = await join_host(self.loop)
         host.nursery.start_soon(self._serve, host)
         try:
             await through_cancellation(self._opened, self._opening.cancel)

@@ -1,0 +1,190 @@
+"""The behavioural suite on asyncio: the same tests, run in the Trio that the facade runs on.
+
+A test is a Trio function. Here it runs inside the guest run of an asyncio loop, or beside a
+loop of trio-asyncio, and the registry it gets is a facade seen through a `View`: each call
+goes from Trio to asyncio, through the facade, and back to Trio.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import trio
+import trio_asyncio
+import uvloop
+
+from trio_sessions import (
+    CleanupReport,
+    RegistryStatistics,
+    SessionRegistry,
+    SessionStore,
+    Transport,
+    aio,
+)
+from trio_sessions.aio._crossing import Crossing
+from trio_sessions.aio._service import join_host
+
+__all__ = ["HOSTS", "open_view", "settle"]
+
+Run = Callable[..., Any]
+
+
+class _Current:
+    crossing: Crossing | None = None
+
+
+_current = _Current()
+
+
+def _crossing() -> Crossing:
+    assert _current.crossing is not None, "this test does not run on a host"
+    return _current.crossing
+
+
+async def _hosted(async_fn: Callable[..., Awaitable[object]], *args: Any) -> Any:
+    """Run a Trio function in the Trio beside the running asyncio loop."""
+    loop = asyncio.get_running_loop()
+    host = await join_host(loop)
+    _current.crossing = Crossing(loop, lambda: AssertionError("the host ended"))
+    _current.crossing.nursery = host.nursery
+    try:
+        return await _current.crossing.call(async_fn, *args)
+    finally:
+        _current.crossing = None
+        host.leave()
+        await host.wait_ended()
+
+
+def _run_on(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Run:
+    def run(async_fn: Callable[..., Awaitable[object]], *args: Any, **options: Any) -> Any:
+        assert options.get("clock") is None, "a mock clock cannot drive asyncio"
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(_hosted(async_fn, *args))
+
+    return run
+
+
+def _run_on_trio_asyncio(
+    async_fn: Callable[..., Awaitable[object]], *args: Any, **options: Any
+) -> Any:
+    async def main() -> Any:
+        async with trio_asyncio.open_loop():
+            return await trio_asyncio.aio_as_trio(_hosted)(async_fn, *args)
+
+    return trio.run(main, **options)
+
+
+HOSTS: dict[str, Run] = {
+    "asyncio": _run_on(asyncio.new_event_loop),
+    "uvloop": _run_on(uvloop.new_event_loop),
+    "trio-asyncio": _run_on_trio_asyncio,
+}
+
+
+# ---- from Trio to asyncio ----
+
+
+async def in_asyncio(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    """Await an asyncio function in a task of its own; a cancellation is passed on."""
+    begun, ended = trio.Event(), trio.Event()
+
+    async def call() -> Any:
+        begun.set()
+        return await function(*args)
+
+    task = _crossing().loop.create_task(call())
+    task.add_done_callback(lambda _: ended.set())
+    with trio.CancelScope(shield=True):
+        await begun.wait()  # or else a cancellation would prevent the call
+    try:
+        await ended.wait()
+    except trio.Cancelled:
+        task.cancel()
+        with trio.CancelScope(shield=True):
+            await ended.wait()
+        if not task.cancelled():
+            task.result()
+        raise
+    return task.result()
+
+
+async def settle() -> None:
+    """Let both loops go on for a while."""
+    for _ in range(20):
+        await in_asyncio(asyncio.sleep, 0)
+
+
+class _InTrio:
+    """A transport of asyncio, whose methods are those of a Trio transport."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._crossing = _crossing()
+
+    async def is_connected(self) -> bool:
+        return await self._crossing.call(self.transport.is_connected)
+
+    async def disconnect(self) -> None:
+        await self._crossing.call(self.transport.disconnect)
+
+
+class View:
+    """A facade as a Trio test sees it: with the methods of the Trio registry."""
+
+    def __init__(self, facade: aio.SessionRegistry) -> None:
+        self._facade = facade
+        self._flavoured: dict[int, tuple[Transport, _InTrio]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Let white-box tests look into the core."""
+        service = self._facade._service
+        assert service is not None
+        return getattr(service.core, name)
+
+    async def add_session(self, session_id: str, transport: Transport) -> None:
+        given: Any = transport
+        if callable(getattr(transport, "disconnect", None)):
+            # The same transport gets the same wrapper, for what depends on identity.
+            _, given = self._flavoured.setdefault(id(transport), (transport, _InTrio(transport)))
+        await in_asyncio(self._facade.add_session, session_id, given)
+
+    @staticmethod
+    def _unwrapped(transport: Any) -> Transport | None:
+        return transport.transport if isinstance(transport, _InTrio) else transport
+
+    async def get_session(self, session_id: str) -> Transport | None:
+        return self._unwrapped(await in_asyncio(self._facade.get_session, session_id))
+
+    def get_session_sync(self, session_id: str) -> Transport | None:
+        return self._unwrapped(self._facade.get_session_sync(session_id))
+
+    async def remove_session(self, session_id: str) -> None:
+        await in_asyncio(self._facade.remove_session, session_id)
+
+    async def session_exists(self, session_id: str) -> bool | None:
+        return cast("bool | None", await in_asyncio(self._facade.session_exists, session_id))
+
+    async def get_all_session_ids(self) -> list[str]:
+        return cast("list[str]", await in_asyncio(self._facade.get_all_session_ids))
+
+    async def locate_session(self, session_id: str) -> str | None:
+        return cast("str | None", await in_asyncio(self._facade.locate_session, session_id))
+
+    async def cleanup(self) -> CleanupReport:
+        return cast("CleanupReport", await in_asyncio(self._facade.cleanup))
+
+    def statistics(self) -> RegistryStatistics:
+        return self._facade.statistics()
+
+
+@asynccontextmanager
+async def open_view(store: SessionStore, **settings: Any) -> AsyncIterator[SessionRegistry]:
+    """Open a facade for the length of the block."""
+    facade = aio.SessionRegistry(store, **settings)
+    await in_asyncio(facade.initialize)
+    try:
+        yield cast("SessionRegistry", View(facade))
+    finally:
+        with trio.CancelScope(shield=True):
+            await in_asyncio(facade.shutdown)
