@@ -25,7 +25,7 @@ from trio_sessions import (
 from trio_sessions.aio._crossing import Crossing
 from trio_sessions.aio._service import join_host
 
-__all__ = ["HOSTS", "open_view", "settle"]
+__all__ = ["ASYNCIO", "HOSTS", "open_view", "settle"]
 
 Run = Callable[..., Any]
 
@@ -42,11 +42,15 @@ def _crossing() -> Crossing:
     return _current.crossing
 
 
+async def _never_ends() -> BaseException:
+    raise AssertionError("the host has ended under a test")
+
+
 async def _hosted(async_fn: Callable[..., Awaitable[object]], *args: Any) -> Any:
     """Run a Trio function in the Trio beside the running asyncio loop."""
     loop = asyncio.get_running_loop()
     host = await join_host(loop)
-    _current.crossing = Crossing(loop, lambda: AssertionError("the host ended"))
+    _current.crossing = Crossing(loop, _never_ends)
     _current.crossing.nursery = host.nursery
     try:
         return await _current.crossing.call(async_fn, *args)
@@ -76,7 +80,7 @@ def _run_on_trio_asyncio(
 
 
 HOSTS: dict[str, Run] = {
-    "asyncio": _run_on(asyncio.new_event_loop),
+    "asyncio": _run_on(asyncio.SelectorEventLoop),
     "uvloop": _run_on(uvloop.new_event_loop),
     "trio-asyncio": _run_on_trio_asyncio,
 }
@@ -188,3 +192,35 @@ async def open_view(store: SessionStore, **settings: Any) -> AsyncIterator[Sessi
     finally:
         with trio.CancelScope(shield=True):
             await in_asyncio(facade.shutdown)
+
+
+# ---- asyncio's own tests ----
+
+
+def _asyncio_run(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Run:
+    def run(async_fn: Callable[[], Awaitable[object]]) -> Any:
+        async def main() -> Any:
+            result = await async_fn()
+            assert asyncio.all_tasks() == {asyncio.current_task()}, "a task is left"
+            return result
+
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(main())
+
+    return run
+
+
+def _trio_asyncio_run(async_fn: Callable[[], Awaitable[object]]) -> Any:
+    async def main() -> Any:
+        async with trio_asyncio.open_loop():
+            return await trio_asyncio.aio_as_trio(async_fn)()
+
+    return trio.run(main)
+
+
+ASYNCIO: dict[str, Run] = {
+    "asyncio": _asyncio_run(asyncio.SelectorEventLoop),
+    "uvloop": _asyncio_run(uvloop.new_event_loop),
+    "trio-asyncio": _trio_asyncio_run,
+}
+"""Runs a function of asyncio on each host."""

@@ -71,7 +71,7 @@ def _noticing_wait(
 ) -> Generator[Any, Any, object]:
     """Await ``coroutine``, calling ``on_wait`` when it first has to wait.
 
-    ``check`` may refuse what the coroutine asks of the loop, which it is told by an error.
+    ``check`` may refuse what the coroutine asks of the loop, which ends the coroutine.
     """
     try:
         request = coroutine.send(None)
@@ -81,6 +81,10 @@ def _noticing_wait(
     while True:
         try:
             check(request)
+        except TypeError:
+            coroutine.close()  # told by an error, it might ask the same again, without end
+            raise
+        try:
             reply = yield request
         except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
             resume: outcome.Outcome[Any] = outcome.Error(exc)

@@ -63,17 +63,19 @@ class Crossing:
 
     Args:
         loop: asyncio's.
-        cut_off: makes the error for callers whose call the end of the service cut off.
+        why_ended: makes the error for callers whose call the end of the service cut off.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, cut_off: Callable[[], BaseException]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        why_ended: Callable[[], Awaitable[BaseException]],
     ) -> None:
         self.loop = loop
         self.calls: set[_Call] = set()
         self.nursery: trio.Nursery | None = None
         """Where the calls run; whoever owns it sets it."""
-        self._cut_off = cut_off
+        self._why_ended = why_ended
 
     async def call(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """Await a Trio function; on asyncio's side.
@@ -86,7 +88,7 @@ class Crossing:
         self.nursery.start_soon(call.run, function, *args)  # in a copy of this task's context
         await call.wait()
         if call.result is None:
-            raise self._cut_off()
+            raise await self._why_ended()
         result: T = call.result.unwrap()
         return result
 

@@ -84,6 +84,10 @@ class Guest(Host):
         except asyncio.CancelledError:
             logger.warning("the loop ended with a registry open: closed it, await shutdown() first")
 
+    async def wait_ended(self) -> None:
+        await super().wait_ended()
+        await through_cancellation(self._keeper)  # or it would be left for a turn of the loop
+
     def _interrupt(self) -> None:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()

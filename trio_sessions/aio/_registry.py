@@ -156,6 +156,8 @@ class SessionRegistry:
         *args: *Ts,
     ) -> T:
         """Await a method of the Trio registry."""
+        if self._service is not None and self._service.ended:
+            raise await self._service.why_ended()
         service = self._opened()
         self._check_loop(service)
         return await service.crossing.call(method, service.core, *args)

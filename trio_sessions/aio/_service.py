@@ -42,7 +42,7 @@ class Service:
     ) -> None:
         self.loop = loop
         self.table = LocalTable()
-        self.crossing = Crossing(loop, self.cut_off)
+        self.crossing = Crossing(loop, self.why_ended)
         self._calls = AsyncioCalls(loop)
         self.respond_tasks = self._calls.respond_tasks
         self._store = store
@@ -76,6 +76,13 @@ class Service:
         return error
 
     # ---- asyncio's side ----
+
+    async def why_ended(self) -> RegistryClosed:
+        """Return `cut_off`, once it is known why."""
+        if self._crash is None and not self._stop.is_set() and self._host is not None:
+            await self._host.wait_ended()  # Trio itself is ending, and then says why
+            self._crash = self._host.crash
+        return self.cut_off()
 
     async def open(self) -> None:
         """Open the core; raises what opening it raises, and then nothing is open."""
@@ -126,8 +133,10 @@ class Service:
         with self._opening:
             async with opening as self._core:
                 self._resolve(self._opened)
-                await self._stop.wait()
-                self.ended = True
+                try:
+                    await self._stop.wait()
+                finally:
+                    self.ended = True
 
     def _settle(self) -> None:
         """Let nobody wait any more; also called when Trio itself has crashed."""
