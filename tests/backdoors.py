@@ -35,6 +35,10 @@ class Backdoor(Protocol):
 
     def set_owner(self, session_id: str, owner: str) -> None: ...
 
+    def give(self, session_id: str, worker_id: str) -> None:
+        """Let another worker hold the row."""
+        ...
+
 
 class MemoryBackdoor:
     def __init__(self, store: MemoryStore) -> None:
@@ -53,13 +57,7 @@ class MemoryBackdoor:
     def insert(self, session_id: str, worker_id: str, *, age: float = 0.0) -> None:
         then = trio.current_time() - age
         self._store._rows[session_id] = _Row(
-            worker_id=worker_id,
-            incarnation="",
-            generation=0,
-            owner=None,
-            created_at=then,
-            taken_at=then,
-            last_accessed=then,
+            worker_id=worker_id, created_at=then, taken_at=then, last_accessed=then
         )
 
     def age(self, seconds: float, *session_ids: str) -> None:
@@ -72,6 +70,9 @@ class MemoryBackdoor:
 
     def set_owner(self, session_id: str, owner: str) -> None:
         self._store._rows[session_id].owner = owner
+
+    def give(self, session_id: str, worker_id: str) -> None:
+        self._store._rows[session_id].worker_id = worker_id
 
 
 class DatabaseBackdoor:
@@ -129,4 +130,11 @@ class DatabaseBackdoor:
             sa.update(self.sessions)
             .where(self.sessions.c.session_id == session_id)
             .values(owner=owner)
+        )
+
+    def give(self, session_id: str, worker_id: str) -> None:
+        self.execute(
+            sa.update(self.sessions)
+            .where(self.sessions.c.session_id == session_id)
+            .values(worker_id=worker_id)
         )

@@ -1,17 +1,20 @@
 """The facade for asyncio: what is its own, on every host."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
 import os
 import threading
 import traceback
+import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 import trio_asyncio
 from hosts import ASYNCIO
@@ -23,7 +26,8 @@ from trio_sessions import (
     StoreUnavailable,
     open_registry,
 )
-from trio_sessions.aio import SessionRegistry, _steps, asyncio_transport
+from trio_sessions.aio import SessionRegistry, _guest, _steps, asyncio_transport
+from trio_sessions.aio._guest import Guest
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore
 
@@ -286,6 +290,43 @@ def test_registries_of_one_loop_share_it(run: Run) -> None:
     run(main)
 
 
+def test_one_joins_while_the_other_leaves(run: Run) -> None:
+    """The host that is ending is not used again; a new one begins."""
+
+    async def main() -> None:
+        one, two = SessionRegistry(), SessionRegistry()
+        await one.initialize()
+        for turns in range(8):
+            task = asyncio.create_task(one.shutdown())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await two.initialize()
+            await task
+            await two.cleanup()
+            one, two = two, one
+        await one.shutdown()
+
+    run(main)
+
+
+def test_one_of_two_that_join_is_cancelled(run: Run) -> None:
+    """The other is opened all the same."""
+
+    async def main() -> None:
+        for turns in range(6):
+            one, two = SessionRegistry(), SessionRegistry()
+            tasks = [asyncio.create_task(r.initialize()) for r in (one, two)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            tasks[0].cancel()
+            await asyncio.wait(tasks)
+            await two.cleanup()
+            await one.shutdown()
+            await two.shutdown()
+
+    run(main)
+
+
 def test_one_that_is_open_cannot_be_used_on_another_loop() -> None:
     """Each loop, and each thread, needs a registry of its own."""
 
@@ -506,6 +547,62 @@ def test_when_the_core_crashes_everybody_is_told_why(run: Run) -> None:
     run(main)
 
 
+# Tasks that Trio does not unwind are closed by the garbage collector, and complain of it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_when_trio_stops_in_the_middle_nobody_waits_for_ever(run_guest: Run) -> None:
+    """A fault of Trio's own machinery unwinds no task, so none of ours can say that it ended."""
+
+    async def main() -> None:
+        store = FaultyStore(MemoryStore())
+        registry = SessionRegistry(store)
+        await registry.initialize()
+        store.fail(Fault.HANGS, "locate")
+        waiting = asyncio.create_task(registry.locate_session("elsewhere"))
+        while not store.faults["locate"]:
+            await asyncio.sleep(0)
+        service = registry._service
+        assert service is not None
+        assert isinstance(service._host, Guest)
+        service._host._steps.clock.deadline_to_sleep_time = lambda _: 1 / 0  # type: ignore[assignment]
+        with pytest.raises(RegistryClosed) as caught:
+            await registry.locate_session("elsewhere")
+        assert isinstance(caught.value.__cause__, trio.TrioInternalError)
+        await asyncio.wait([waiting], timeout=5)
+        assert isinstance(waiting.exception(), RegistryClosed)
+        with pytest.raises(RegistryClosed):
+            await registry.cleanup()
+        await registry.shutdown()
+        store.heal()
+        async with registry:
+            await registry.cleanup()
+
+    run_guest(main)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_trio_that_crashes_while_it_is_joined(run_guest: Run) -> None:
+    """`initialize` says so, and may be tried again."""
+
+    async def main() -> None:
+        registry = SessionRegistry()
+        task = asyncio.create_task(registry.initialize())
+        while guest_or_none() is None:
+            await asyncio.sleep(0)
+        guest = guest_or_none()
+        assert guest is not None
+        guest._steps.clock.deadline_to_sleep_time = lambda _: 1 / 0  # type: ignore[assignment]
+        await asyncio.wait([task])
+        assert isinstance(task.exception(), RegistryClosed)
+        async with registry:
+            await registry.cleanup()
+
+    run_guest(main)
+
+
+def guest_or_none() -> Guest | None:
+    return _guest._this_thread.guest
+
+
 def test_when_trio_itself_crashes_nobody_waits_for_ever(
     run_guest: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -558,7 +655,7 @@ def bad_answers() -> dict[str, Callable[[], Any]]:
     other_loop.close()
 
     async def trio_sleep() -> bool:
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         return False
 
     async def trio_checkpoint() -> bool:
@@ -567,10 +664,8 @@ def bad_answers() -> dict[str, Callable[[], Any]]:
 
     async def stubborn_trio() -> bool:
         while True:
-            try:
+            with contextlib.suppress(Exception):
                 await trio.lowlevel.cancel_shielded_checkpoint()
-            except Exception:
-                pass
 
     async def of_another_loop() -> bool:
         await future
@@ -691,10 +786,8 @@ def test_a_transport_that_refuses_its_cancellation_holds_up_nobody(
                 nonlocal asked
                 asked += 1
                 while not release.is_set():
-                    try:
+                    with contextlib.suppress(asyncio.CancelledError):
                         await release.wait()
-                    except asyncio.CancelledError:
-                        pass
                 return False
 
         async with SessionRegistry(check_timeout=0.05) as registry:
@@ -735,6 +828,7 @@ def test_a_respond_task_ends_with_its_session(run: Run) -> None:
             task = asyncio.create_task(forever(ended=ended))
             registry.register_respond_task("s", task)
             registry.register_respond_task("s", task)
+            registry.register_respond_task("s", asyncio.create_task(forever(ended=ended)))
             await registry.add_session("s", connection)  # the same one again: it goes on
             assert not task.done()
             if how == "removed":
@@ -746,7 +840,7 @@ def test_a_respond_task_ends_with_its_session(run: Run) -> None:
                 await registry.add_session("s", Connection())
             else:
                 await registry.shutdown()
-            assert ended == ["ended"], how
+            assert ended == ["ended", "ended"], how
             assert task.cancelled()
             assert connection.disconnects == 1
         assert registry.statistics().stuck_tasks == 0
@@ -764,10 +858,8 @@ def test_a_respond_task_that_refuses_to_die_is_reported(
 
         async def stubborn() -> None:
             while not release.is_set():
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await release.wait()
-                except asyncio.CancelledError:
-                    pass
             raise OSError("too late")
 
         async with SessionRegistry(disconnect_timeout=0.05) as registry:
@@ -866,6 +958,27 @@ def test_respond_waits_for_the_end_of_its_session(run: Run) -> None:
     run(main)
 
 
+def test_a_message_is_handed_to_the_transport_unless_you_say_otherwise() -> None:
+    """The default of `generate_response`; a transport without `send` is told so."""
+
+    class Sends(Connection):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sent: list[object] = []
+
+        async def send(self, message: object) -> None:
+            self.sent.append(message)
+
+    async def main() -> None:
+        connection = Sends()
+        await SessionRegistry().generate_response({"a": 1}, connection, "server", {})
+        assert connection.sent == [{"a": 1}]
+        with pytest.raises(TypeError, match="generate_response"):
+            await SessionRegistry().generate_response({"a": 1}, Connection(), "server", {})
+
+    ASYNCIO["asyncio"](main)
+
+
 # ---- the end of the loop ----
 
 
@@ -893,6 +1006,40 @@ def test_a_loop_that_tidies_up_closes_the_registry(
         assert "shutdown" in caplog.text
     assert connection.disconnects == 2
     trio.run(trio.sleep, 0)  # this thread can still start Trio
+
+
+@pytest.mark.parametrize("factory", GUESTS)
+def test_a_loop_that_ends_while_the_registry_opens(
+    factory: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However far it has come: nothing stays open, and the next loop can open it."""
+    caplog.set_level(logging.CRITICAL)
+    store = MemoryStore()
+    registry = SessionRegistry(store)
+    for turns in range(10):
+
+        async def main() -> None:
+            asyncio.create_task(registry.initialize())  # noqa: RUF006 -- left alone is the case
+            for _ in range(turns):  # noqa: B023 -- awaited within the loop
+                await asyncio.sleep(0)
+
+        with asyncio.Runner(loop_factory=new_loop(factory)) as runner:
+            runner.run(main())
+        loop = new_loop(factory)()
+        loop.run_until_complete(main())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # asyncio has a word on each task that never ran
+            loop.close()
+            del loop
+            gc.collect()
+        assert guest_or_none() is None
+    trio.run(trio.sleep, 0)
+
+    async def again() -> None:
+        async with registry:
+            await registry.cleanup()
+
+    ASYNCIO[factory](again)
 
 
 def new_loop(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -945,7 +1092,7 @@ def test_a_loop_that_is_closed_with_a_thread_at_work(tmp_path: Any) -> None:
     loop.run_until_complete(asyncio.sleep(0))
     with pytest.warns(ResourceWarning):
         loop.close()
-    task.get_coro().close()  # type: ignore[union-attr]
+    task.get_coro().close()
     del task
     import sqlite3
 
@@ -965,9 +1112,9 @@ def test_a_loop_that_another_thread_closes(caplog: pytest.LogCaptureFixture) -> 
 
     loop = asyncio.SelectorEventLoop()
     loop.run_until_complete(main())
+    thread = threading.Thread(target=loop.close)
+    thread.start()
     with pytest.warns(ResourceWarning):
-        thread = threading.Thread(target=loop.close)
-        thread.start()
         thread.join()
     assert set(store._rows) == {"s"}
     other = SessionRegistry(store)

@@ -5,7 +5,9 @@ The known faults of the systems that this one follows each have their test here,
 """
 
 import logging
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -16,7 +18,7 @@ from trio_sessions import StoreUnavailable, fingerprint, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import RowAnswers, RowClaim
+from trio_sessions.types import Holder, RowAnswers, RowClaim
 
 
 async def test_a_steady_pass_refreshes_everyone(everywhere: Shared) -> None:
@@ -168,7 +170,7 @@ async def test_a_row_that_was_never_confirmed_is_written_not_judged(
 async def test_a_pass_during_an_insert_leaves_the_new_session_alone() -> None:
     """An older fault: a refresh between the local add and the insert killed the session."""
     store = FaultyStore(MemoryStore())
-    async with open_registry(store, store_timeout=0.3) as registry:
+    async with open_registry(store, store_timeout=1.0) as registry:
         store.fail(Fault.HANGS, "write")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.add_session, "s", FakeTransport())
@@ -327,6 +329,87 @@ async def test_a_worker_that_comes_back_late_does_not_take_over_again(everywhere
         assert old.disconnects == 1
         assert everywhere.backdoor.rows() == {"s": "b"}
         assert (await b.cleanup()).refreshed == 1
+
+
+async def test_a_write_that_was_queued_does_not_win_over_a_newer_one(everywhere: Shared) -> None:
+    """It says when its session was added, however late it comes."""
+    begun = trio.Event()
+
+    class Queued(FaultyStore):
+        async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
+            begun.set()
+            return await super().write(worker, claims)
+
+        async def locate(self, worker: Worker, session_id: str) -> Holder | None:
+            await trio.to_thread.run_sync(release.wait, limiter=worker.limiter)
+            return None
+
+    release = threading.Event()
+    store, old, new = Queued(everywhere.make_store()), FakeTransport(), FakeTransport()
+    async with (
+        everywhere.open(store=store, worker_id="a", max_concurrent=1) as a,
+        everywhere.open(worker_id="b") as b,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.locate_session, "elsewhere")  # takes the only token
+            while not a.statistics().operations_running:
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(a.add_session, "s", old)
+            await begun.wait()
+            await trio.sleep(0.02)  # the database's clock must move, SQLite's by a millisecond
+            await b.add_session("s", new)
+            release.set()
+        if everywhere.name == "memory":
+            return  # its writes need no token, so this one was not queued
+        assert everywhere.backdoor.rows() == {"s": "b"}
+        assert (await b.cleanup()).refreshed == 1
+        assert (await a.cleanup()).missing == ("s",)
+        assert (old.disconnects, new.disconnects) == (1, 0)
+
+
+async def test_a_row_that_somebody_gives_to_another_worker_is_that_workers(
+    everywhere: Shared,
+) -> None:
+    """Whoever did it, by SQL perhaps: the session is gone here and located there."""
+    transport = FakeTransport()
+    async with everywhere.open(worker_id="a") as registry:
+        await registry.add_session("s", transport)
+        everywhere.backdoor.give("s", "b")
+        assert (await registry.cleanup()).missing == ("s",)
+        assert transport.disconnects == 1
+        assert await registry.session_exists("s") is True
+        assert await registry.locate_session("s") == "b"
+        assert everywhere.backdoor.rows() == {"s": "b"}
+
+
+@pytest.mark.parametrize("answer", [None, "w", 7])
+async def test_a_store_that_answers_nonsense_is_unknown(answer: Any) -> None:
+    """Like one that raises: nobody is removed, and the registry goes on."""
+
+    class Nonsense(FaultyStore):
+        nonsense = False
+
+        async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
+            return answer if self.nonsense else await super().write(worker, claims)
+
+        async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+            return answer if self.nonsense else await super().refresh(worker, session_ids)
+
+        async def locate(self, worker: Worker, session_id: str) -> Holder | None:
+            return "w" if self.nonsense else await super().locate(worker, session_id)  # type: ignore[return-value]
+
+    store = Nonsense(MemoryStore())
+    async with open_registry(store) as registry:
+        await registry.add_session("s", FakeTransport())
+        store.nonsense = True
+        await registry.add_session("t", FakeTransport())
+        report = await registry.cleanup()
+        assert set(report.refresh_failures) == {"s", "t"}
+        assert "contract" in str(report.refresh_failures["s"])
+        assert await registry.session_exists("elsewhere") is None
+        store.nonsense = False
+        report = await registry.cleanup()
+        assert (report.refreshed, report.restored) == (1, ("t",))
 
 
 # ---- the sweep ----

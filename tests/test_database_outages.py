@@ -20,7 +20,7 @@ from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport
 
 IDS = [f"session-{i}" for i in range(10)]
-BOUND = 6.0  # seconds: connecting (at least 2), an operation (1), and some air on a busy machine
+BOUND = 12.0  # seconds: connecting (at least 2), an operation (1), and some air on a busy machine
 
 
 def quick_store(url: sa.URL) -> DatabaseStore:
@@ -114,6 +114,23 @@ async def test_a_slow_network_is_no_outage(proxy: Proxy) -> None:
         assert report.duration > 0.8
         assert report.refreshed == 10
         proxy.delay = 0.0
+
+
+async def test_a_question_may_be_left_alone(proxy: Proxy) -> None:
+    """Whoever asks where a session is does not wait for a silent database when cancelled."""
+    async with open_behind(proxy) as registry:
+        proxy.fall_silent()
+        start = trio.current_time()
+        with trio.move_on_after(0.1) as scope:
+            await registry.session_exists("elsewhere")
+        assert scope.cancelled_caught
+        assert trio.current_time() - start < 0.9  # of operation_timeout's one second
+        assert registry.statistics().operations_running == 1
+        with trio.fail_after(BOUND):
+            while registry.statistics().operations_running:
+                await trio.sleep(0.01)
+        await proxy.heal()
+        await assert_recovers(registry)
 
 
 # ---- answers that are lost ----

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,10 +11,14 @@ import sqlalchemy as sa
 import trio
 from backdoors import DatabaseBackdoor
 from conftest import Shared
+from trio.testing import MockClock
 
-from trio_sessions import RowUnavailable, SessionRegistry, StoreUnavailable
+from trio_sessions import RowUnavailable, SessionRegistry, StoreUnavailable, open_registry
+from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import RowAnswers
 
 LOCK_TIMEOUT = 0.3  # seconds
 
@@ -79,7 +83,7 @@ async def test_a_locked_row_costs_only_itself(postgresql: Shared, strength: str)
             assert isinstance(report.refresh_failures["session-003"], RowUnavailable)
             assert report.refreshed == 9
             assert report.missing == ()
-            assert LOCK_TIMEOUT <= report.duration < LOCK_TIMEOUT * 5
+            assert LOCK_TIMEOUT <= report.duration < LOCK_TIMEOUT * 20
             assert store.calls["refresh"] == 1
         report = await registry.cleanup()
         assert (report.refreshed, dict(report.refresh_failures)) == (10, {})
@@ -95,7 +99,7 @@ async def test_two_rows_locked_by_two_transactions(postgresql: Shared) -> None:
             report = await registry.cleanup()
             assert sorted(report.refresh_failures) == ["session-002", "session-007"]
             assert report.refreshed == 8
-            assert report.duration < LOCK_TIMEOUT * 5
+            assert report.duration < LOCK_TIMEOUT * 20
         assert (await registry.cleanup()).refreshed == 10
 
 
@@ -124,7 +128,7 @@ async def test_a_locked_table_leaves_everyone_unknown(database: Shared, amount: 
         with locked(database, lock_all(database)):
             start = time.monotonic()
             report = await registry.cleanup()
-            assert time.monotonic() - start < LOCK_TIMEOUT * 8
+            assert time.monotonic() - start < LOCK_TIMEOUT * 20
             assert sorted(report.refresh_failures) == ids(amount)
             assert store.calls["refresh"] == 1
             for error in report.refresh_failures.values():
@@ -159,7 +163,7 @@ async def test_restoring_while_the_table_is_locked(database: Shared) -> None:
         with locked(database, lock_all(database)):
             start = time.monotonic()
             report = await registry.cleanup()
-            assert time.monotonic() - start < LOCK_TIMEOUT * 8
+            assert time.monotonic() - start < LOCK_TIMEOUT * 20
             assert len(report.refresh_failures) == 61
             assert store.calls["write"] == 1
             assert report.restored == report.missing == ()
@@ -182,7 +186,7 @@ async def test_restoring_where_one_row_is_locked(postgresql: Shared) -> None:
         with locked(postgresql, lock_row("session-003")):
             start = time.monotonic()
             report = await registry.cleanup()
-            assert time.monotonic() - start < LOCK_TIMEOUT * 8
+            assert time.monotonic() - start < LOCK_TIMEOUT * 20
         assert list(report.refresh_failures) == ["session-003"]
         assert len(report.restored) == 63
         assert (await registry.cleanup()).restored == ("session-003",)
@@ -221,13 +225,13 @@ async def test_a_deadlock_is_broken_and_repeated(postgresql: Shared) -> None:
 
 
 def refuse(shared: Shared, session_id: str, *, how: str | None = None) -> None:
-    """Let a trigger refuse every update of one session's row."""
+    """Let a trigger refuse every update of one session's row, or of all that are LIKE it."""
     backdoor = back(shared)
     if shared.name == "sqlite":
         backdoor.execute(
             sa.text(
                 "CREATE TRIGGER refuse BEFORE UPDATE ON trio_sessions "
-                f"WHEN new.session_id = '{session_id}' "
+                f"WHEN new.session_id LIKE '{session_id}' "
                 f"BEGIN SELECT RAISE({how or 'ABORT'}, 'refused by a trigger'); END"
             )
         )
@@ -235,7 +239,7 @@ def refuse(shared: Shared, session_id: str, *, how: str | None = None) -> None:
     backdoor.execute(
         sa.text(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-            f"IF new.session_id = '{session_id}' THEN "
+            f"IF new.session_id LIKE '{session_id.replace('%', '%%')}' THEN "
             f"RAISE EXCEPTION 'refused by a trigger' USING ERRCODE = '{how or 'P0001'}'; "
             "END IF; RETURN new; END $$"
         )
@@ -266,6 +270,38 @@ async def test_a_refused_row_costs_only_itself(database: Shared) -> None:
         assert store.calls["refresh"] == 13
         allow(database)
         assert (await registry.cleanup()).refreshed == 64
+
+
+async def test_many_refused_rows_cost_only_themselves(database: Shared) -> None:
+    """Each of them is found, however many there are."""
+    async with open_with(database, 200) as (registry, _):
+        refuse(database, "session-%3")
+        for _ in range(2):
+            report = await registry.cleanup()
+            assert sorted(report.refresh_failures) == [i for i in ids(200) if i.endswith("3")]
+            assert report.refreshed == 180
+        assert registry.statistics().incomplete_passes == 0
+
+
+async def test_a_flood_of_bad_rows_does_not_keep_a_pass_from_its_end(
+    autojump_clock: MockClock,
+) -> None:
+    """Halving stops after half of the interval; what may be good makes the pass incomplete."""
+
+    class RefusesRows(FaultyStore):
+        async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+            await trio.sleep(1)
+            raise RowUnavailable("a bad row")
+
+    store = RefusesRows(MemoryStore())
+    async with open_registry(store, cleanup_interval=100.0, session_ttl=1000.0) as registry:
+        for number in range(200):
+            await registry.add_session(f"s{number}", FakeTransport())
+        start = trio.current_time()
+        report = await registry.cleanup()
+        assert 50 <= trio.current_time() - start < 60
+        assert len(report.refresh_failures) == 200
+        assert registry.statistics().incomplete_passes == 1
 
 
 async def test_a_trigger_that_rolls_back_by_itself(sqlite: Shared) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
+from backdoors import DatabaseBackdoor
 from conftest import Shared
 
 from trio_sessions import open_registry
@@ -64,6 +65,33 @@ def test_an_engine_on_sqlite_in_memory() -> None:
         engine = sa.create_engine("sqlite://", poolclass=pool)
         with pytest.raises(ValueError, match=r"^store\b.*in-memory"):
             open_registry(engine)
+        engine.dispose()
+
+
+@pytest.mark.parametrize("pool", [sa.StaticPool, sa.SingletonThreadPool, sa.AssertionPool])
+def test_an_engine_whose_pool_serves_one_thread_only(tmp_path: Path, pool: type[sa.Pool]) -> None:
+    """Threads would share one connection: rows get lost, and SQLite crashes the process."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'sessions.db'}", poolclass=pool)
+    with pytest.raises(ValueError, match=rf"^store\b.*{pool.__name__}.*QueuePool"):
+        open_registry(engine)
+    engine.dispose()
+
+
+async def test_an_engine_with_a_small_pool_is_never_waited_for(database: Shared) -> None:
+    """There are as many operations at a time as its pool keeps connections."""
+    backdoor = database.backdoor
+    assert isinstance(backdoor, DatabaseBackdoor)
+    url = backdoor.engine.url
+    engine = sa.create_engine(url, pool_size=2, max_overflow=0, pool_timeout=0.01)
+    try:
+        async with open_registry(engine, batch_size=1) as registry:
+            async with trio.open_nursery() as nursery:
+                for number in range(40):
+                    nursery.start_soon(registry.add_session, f"s{number}", FakeTransport())
+            assert (await registry.cleanup()).refreshed == 40
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+    finally:
         engine.dispose()
 
 

@@ -83,7 +83,7 @@ async def test_the_readme_serves_connections_as_sessions(
                     await bad.send_all(b"this is not JSON\n")
                     while await bad.receive_some():
                         pass  # a greeting, then the end
-                while await elsewhere.session_exists(hello["session"]):  # noqa: ASYNC110 -- another worker has no event for us
+                while await elsewhere.session_exists(hello["session"]):
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
     with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:
@@ -200,7 +200,7 @@ async def test_the_tutorial_prints_what_it_says(tmp_path: Path) -> None:
                 command, printed = tutorial.next("after the death")
                 assert await tutorial.run(command) == printed
             command, printed = tutorial.next("after the lease")
-            while await tutorial.run(command) != printed:  # noqa: ASYNC110 -- it is in other processes
+            while await tutorial.run(command) != printed:
                 await trio.sleep(0.5)
             assert tutorial.sessions == []
             red.process.send_signal(signal.SIGINT)

@@ -119,7 +119,7 @@ async def test_a_session_is_usable_while_its_row_is_being_written(everywhere: Sh
     """`get_session` answers before `add_session` has returned."""
     store = FaultyStore(everywhere.make_store())
     transport = FakeTransport()
-    async with everywhere.open(store=store, store_timeout=0.2) as registry:
+    async with everywhere.open(store=store, store_timeout=1.0) as registry:
         store.fail(Fault.HANGS, "write")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.add_session, "s", transport)

@@ -156,8 +156,7 @@ class _Round:
         except Exception as exc:  # noqa: BLE001 -- one session is isolated; the caller logs it
             answer = outcome.Error(exc)
         except BaseException as exc:  # noqa: BLE001 -- raised again by `ask`, in the pass
-            self.escaping = exc
-            answer = outcome.Error(exc)
+            answer = self._judge_fatal(exc, entry)
         if waited:
             if scope.cancel_called:  # what a transport says after its deadline is no answer
                 answer = outcome.Error(self._late(entry))
@@ -172,6 +171,17 @@ class _Round:
             f"{self._name}() of session {fingerprint(entry.session_id)} "
             f"did not answer within {self._timeout:g} s"
         )
+
+    def _judge_fatal(self, exc: BaseException, entry: Entry) -> Answer:
+        """Tell a cancelled nursery, whose error is a group, from what must travel on."""
+        rest: BaseException | None = exc
+        if isinstance(exc, BaseExceptionGroup):
+            _, rest = exc.split(self._calls.cancelled)
+        if rest is None:
+            return outcome.Error(self._cut(entry))
+        if not isinstance(rest, Exception):
+            self.escaping = rest
+        return outcome.Error(rest)
 
     def _cut(self, entry: Entry) -> RuntimeError:
         return RuntimeError(

@@ -31,7 +31,7 @@ Retire = Callable[[Sequence[Entry]], trio.Event]
 """Starts a job that disconnects and then deletes rows, and goes on if the pass is cancelled."""
 
 _SLICE = 1000  # sessions judged before the event loop gets its turn
-_MAX_SPLITS = 200  # halvings of chunks in one pass, so that a flood of bad rows stays bounded
+_SPLITTING = 0.5  # of cleanup_interval: a flood of bad rows must not keep the pass from its end
 
 
 # ---- decide ----
@@ -112,7 +112,7 @@ class Pass:
         settings: Settings,
     ) -> None:
         self.database_answered = True
-        """No chunk failed for a reason that is not a row's own."""
+        """Whatever is unknown is so for a reason of its own row."""
         self._table = table
         self._calls = calls
         self._rows = rows
@@ -120,11 +120,12 @@ class Pass:
         self._settings = settings
         self._tally = _Tally()
         self._turn = trio.Lock()  # one chunk is judged at a time, and others run in between
-        self._splits_left = _MAX_SPLITS
+        self._split_until = 0.0
 
     async def run(self) -> CleanupReport:
         """Check, refresh, sweep: in this order."""
         start = trio.current_time()
+        self._split_until = start + self._settings.cleanup_interval * _SPLITTING
         async with trio.open_nursery() as removals:
             leases = await self._check_connections(removals)
             await self._refresh(leases, removals)
@@ -198,14 +199,14 @@ class Pass:
             return await operation(entries)
         except RowUnavailable as exc:
             error: SessionsError = exc
-            if len(entries) > 1 and self._splits_left > 0:
-                self._splits_left -= 1
+            if len(entries) > 1 and trio.current_time() < self._split_until:
                 middle = len(entries) // 2
                 left = await self._ask(operation, entries[:middle])
                 right = await self._ask(operation, entries[middle:])
                 return RowAnswers(
                     held=left.held | right.held, unknown={**left.unknown, **right.unknown}
                 )
+            self.database_answered &= len(entries) == 1  # else for rows that may be good
         except SessionsError as exc:
             error = exc
             self.database_answered = False

@@ -87,12 +87,15 @@ class Jobs:
         if not self._table.holds(entry):
             return
         try:
-            await self._rows.write([entry], fresh=True)
+            answers = await self._rows.write([entry])
+            error: Exception | None = answers.unknown.get(entry.session_id)
         except SessionsError as exc:
+            error = exc
+        if error is not None:
             logger.warning(
                 "session %s is added but unconfirmed, the next pass writes its row: %s",
                 fingerprint(entry.session_id),
-                exc,
+                error,
             )
         if entry.session_id not in self._table:  # removed while its row was being written
             await self._rows.delete([entry.session_id])

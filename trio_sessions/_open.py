@@ -16,6 +16,7 @@ from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.errors import bare
 from trio_sessions.stores import resolve_store
 
 if TYPE_CHECKING:
@@ -135,13 +136,6 @@ def _fresh_worker_id() -> str:
     return f"{socket.gethostname()[:200]}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _bare(error: BaseException) -> BaseException:
-    """Take off the groups that our own nurseries have put around a single error."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
-
-
 @asynccontextmanager
 async def open_with(
     store: SessionStore,
@@ -191,7 +185,7 @@ async def open_with(
             await rows.close()
     if crash is not None:
         # The background crashed. That cancelled the block, so a Cancelled is no news.
-        errors = [_bare(error) for error in crash.exceptions]
+        errors = [bare(error) for error in crash.exceptions]
         if body_error is not None and not isinstance(body_error, trio.Cancelled):
             errors.append(body_error)
         if len(errors) == 1:

@@ -12,7 +12,7 @@ from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable, Row
 from trio_sessions.abc import Transport
-from trio_sessions.errors import RegistryClosed, SessionNotFound, SessionsError
+from trio_sessions.errors import RegistryClosed, SessionNotFound, SessionsError, bare
 from trio_sessions.types import (
     CleanupReport,
     RegistryStatistics,
@@ -262,11 +262,11 @@ class SessionRegistry:
         except Exception as exc:
             logger.exception("a pass failed; the next one follows as planned")
             self._counts["failed_passes"] += 1
-            running.error = exc
+            running.error = bare(exc)
         except trio.Cancelled:
             raise
         except BaseException as exc:
-            running.crash = exc
+            running.crash = bare(exc)
             raise
         else:
             running.complete = one.database_answered

@@ -6,7 +6,7 @@ Rows that could not be deleted, because the database was away, are kept for the 
 
 import logging
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -46,11 +46,16 @@ class Rows:
         self._table = table
         self._settings = settings
 
-    async def _ask(self, operation: Awaitable[T]) -> T:
-        """Await one store operation, within ``store_timeout``."""
+    async def _ask(self, operation: Awaitable[T], kind: Any) -> T:
+        """Await one store operation, within ``store_timeout``; insist on its kind of answer."""
         try:
             with trio.move_on_after(self._settings.store_timeout):
-                return await operation
+                answer = await operation
+                if not isinstance(answer, kind):
+                    raise StoreUnavailable(
+                        f"the store broke its contract: it answered with {type(answer).__name__}"
+                    )
+                return answer
         except SessionsError:
             raise
         except Exception as exc:
@@ -63,16 +68,16 @@ class Rows:
         )
 
     async def open(self) -> None:
-        await self._ask(self._store.open(self.worker))
+        await self._ask(self._store.open(self.worker), object)
 
     async def close(self) -> None:
         try:
-            await self._ask(self._store.close(self.worker))
+            await self._ask(self._store.close(self.worker), object)
         except SessionsError as exc:
             logger.warning("closing the store failed: %s", exc)
 
-    async def write(self, entries: Sequence[Entry], *, fresh: bool = False) -> RowAnswers:
-        """Write the rows of ``entries``; ``fresh``: they are being added just now.
+    async def write(self, entries: Sequence[Entry]) -> RowAnswers:
+        """Write the rows of ``entries``.
 
         Whatever happens, no entry is left in the state `Row.WRITING`. A row that was
         written for a session that has been removed meanwhile is deleted again later.
@@ -82,7 +87,7 @@ class Rows:
             RowClaim(
                 session_id=entry.session_id,
                 generation=entry.generation,
-                age=0.0 if fresh else now - entry.added_at,
+                age=now - entry.added_at,
             )
             for entry in entries
         ]
@@ -90,7 +95,7 @@ class Rows:
             entry.row = Row.WRITING
         unknown: Iterable[str] = [entry.session_id for entry in entries]
         try:
-            answers = await self._ask(self._store.write(self.worker, claims))
+            answers = await self._ask(self._store.write(self.worker, claims), RowAnswers)
             unknown = answers.unknown
         finally:
             for entry in entries:
@@ -101,7 +106,7 @@ class Rows:
 
     async def refresh(self, entries: Sequence[Entry]) -> RowAnswers:
         session_ids = [entry.session_id for entry in entries]
-        return await self._ask(self._store.refresh(self.worker, session_ids))
+        return await self._ask(self._store.refresh(self.worker, session_ids), RowAnswers)
 
     async def delete(self, session_ids: Iterable[str]) -> None:
         """Delete the rows of removed sessions, in batches; what fails is kept for later.
@@ -116,7 +121,7 @@ class Rows:
             wanted = sorted(session_id for session_id in chunk if session_id not in self._table)
             try:
                 await self._ask(
-                    self._store.delete(self.worker, wanted, up_to=self._table.generation)
+                    self._store.delete(self.worker, wanted, up_to=self._table.generation), object
                 )
             except SessionsError as exc:
                 logger.warning(
@@ -144,8 +149,10 @@ class Rows:
         """Delete every row of this incarnation, in batches; does not raise."""
         limit = self._settings.batch_size
         try:
-            while await self._ask(self._store.delete_all(self.worker, limit=limit)) == limit:
-                pass
+            while True:
+                deleted = self._store.delete_all(self.worker, limit=limit)
+                if await self._ask(deleted, int) < limit:
+                    return
         except SessionsError as exc:
             logger.warning("rows of this worker stay until they expire: %s", exc)
 
@@ -155,10 +162,10 @@ class Rows:
         A row of this very incarnation is what a removed session left behind: nobody
         holds it.
         """
-        holder = await self._ask(self._store.locate(self.worker, session_id))
-        if holder is not None and holder.incarnation == self.worker.incarnation:
-            return None
-        return holder
+        located = self._store.locate(self.worker, session_id)
+        holder = await self._ask(located, Holder | None)
+        own = Holder(worker_id=self.worker.worker_id, incarnation=self.worker.incarnation)
+        return None if holder == own else holder
 
     async def vouch(self) -> None:
         """Tell the store that the fleet can refresh now."""
@@ -174,12 +181,11 @@ class Rows:
                 return expired
 
     async def _sweep(self, *, limit: int) -> Swept:
-        return await self._ask(
-            self._store.sweep(
-                self.worker,
-                session_ttl=self._settings.session_ttl,
-                message_ttl=self._settings.message_ttl,
-                max_gap=self._settings.session_ttl * MAX_GAP,
-                limit=limit,
-            )
+        swept = self._store.sweep(
+            self.worker,
+            session_ttl=self._settings.session_ttl,
+            message_ttl=self._settings.message_ttl,
+            max_gap=self._settings.session_ttl * MAX_GAP,
+            limit=limit,
         )
+        return await self._ask(swept, Swept)

@@ -12,9 +12,13 @@ def seconds(name: str, value: object) -> float:
     """Return a duration given as ``name``, if it is one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{name} must be a positive, finite number of seconds, not {value!r}")
-    return float(value)
+    try:
+        duration = float(value)
+    except OverflowError:
+        duration = math.inf
+    if not 0 < duration < math.inf:
+        raise ValueError(f"{name} must be a positive, finite number of seconds, not {duration!r}")
+    return duration
 
 
 def _count(name: str, value: object) -> int:

@@ -1,5 +1,7 @@
 """The errors, named by whose fault they are; all descend from `SessionsError`."""
 
+from typing import TypeVar, cast
+
 __all__ = [
     "InvalidSessionId",
     "MessageTooLarge",
@@ -10,7 +12,10 @@ __all__ = [
     "SessionsError",
     "StoreSchemaError",
     "StoreUnavailable",
+    "bare",
 ]
+
+E = TypeVar("E", bound=BaseException)
 
 
 class SessionsError(Exception):
@@ -56,3 +61,11 @@ class RegistryClosed(SessionsError):
 
 class MissingDependency(SessionsError, ImportError):
     """An optional package is missing; the message names the extra that brings it."""
+
+
+def bare(error: E) -> E:
+    """Take off the groups that nurseries of ours have put around a single error."""
+    bared: BaseException = error
+    while isinstance(bared, BaseExceptionGroup) and len(bared.exceptions) == 1:
+        bared = bared.exceptions[0]
+    return cast("E", bared)

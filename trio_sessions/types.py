@@ -143,7 +143,8 @@ class RowClaim:
     generation: int
     """Counts the sessions added by this incarnation: a larger one is newer."""
     age: float
-    """Seconds since the session was added, 0 for one that is being added now."""
+    """Seconds since the session was added, at the moment when the store is asked. A store
+    adds the time for which the claim then waits, for a thread or a lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

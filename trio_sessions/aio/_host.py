@@ -35,8 +35,7 @@ class Host:
     @property
     def nursery(self) -> trio.Nursery:
         """Where to start what must not fail: an error here ends the run for everybody."""
-        if self._nursery is None or self.leaving:
-            raise RegistryClosed("Trio's run on this event loop has ended") from self.crash
+        assert self._nursery is not None
         return self._nursery
 
     @property
@@ -45,30 +44,39 @@ class Host:
         return self._stop.is_set() or self._ended.done()
 
     async def join(self) -> None:
-        """Use the host, and wait until it is ready. Every `join` needs a `leave`."""
+        """Use the host, and wait until it is ready. Every `join` needs a `leave`.
+
+        Raises:
+            RegistryClosed: Trio has crashed meanwhile.
+        """
         self.users += 1
         try:
             await through_cancellation(self._ready)
-        except asyncio.CancelledError:
-            self.leave()
             if self.leaving:
-                await self.wait_ended()
+                raise RegistryClosed("Trio has crashed on this event loop") from self.crash
+        except (RegistryClosed, asyncio.CancelledError):
+            self.leave()
+            await self.wait_left()
             raise
 
     def leave(self) -> None:
         """Use it no more; when the last one has left, the Trio run ends."""
         self.users -= 1
-        if not self.users:
+        if not self.users and not self._ended.done():
             self._stop.set()
 
     async def wait_ended(self) -> None:
         """Wait until the Trio run has ended."""
         await through_cancellation(self._ended)
 
+    async def wait_left(self) -> None:
+        """Wait until the Trio run has ended, if the last user has left it."""
+        if self.leaving:
+            await self.wait_ended()
+
     async def _main(self) -> None:
         async with trio.open_nursery() as self._nursery:
-            if not self._ready.done():
-                self._ready.set_result(None)
+            self._resolve(self._ready)
             await self._stop.wait()
             self._nursery.cancel_scope.cancel()
 
@@ -76,9 +84,12 @@ class Host:
         self.crash = crash
         for notice in list(self.on_end):
             notice()
-        for future in (self._ready, self._ended):
-            if not future.done() and not self.loop.is_closed():
-                future.set_result(None)
+        self._resolve(self._ready)
+        self._resolve(self._ended)
+
+    def _resolve(self, future: "asyncio.Future[None]") -> None:
+        if not future.done() and not self.loop.is_closed():
+            future.set_result(None)
 
 
 class Nested(Host):

@@ -258,13 +258,21 @@ class SessionRegistry:
     ) -> None:
         """Answer one message: override this, in a subclass or on the instance.
 
+        By default the message is handed to the transport, ``await transport.send(message)``.
+
         Args:
             message: the JSON value that was sent.
             transport: the session's transport.
             server_id: as given to `respond`.
             user: as given to `respond`.
         """
-        raise NotImplementedError
+        send = getattr(transport, "send", None)
+        if send is None:
+            raise TypeError(
+                f"{type(transport).__name__} has no async method send(): "
+                "override generate_response() to say what becomes of a message"
+            )
+        await send(message)
 
     def register_respond_task(self, session_id: str, task: "asyncio.Task[Any]") -> None:
         """Tie a task to a session: it is cancelled and awaited when the session is removed.

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import trio
 
@@ -29,16 +30,16 @@ class RespondTasks:
 
     def tie(self, transport: Transport, task: _Task) -> None:
         """Let ``task`` end when the session of ``transport`` does."""
-        _, tasks = self._tied.setdefault(id(transport), (transport, set()))
-        if task not in tasks and not task.done():
+        if not task.done():
+            _, tasks = self._tied.setdefault(id(transport), (transport, set()))
             tasks.add(task)
-            task.add_done_callback(lambda task: self._untie(transport, task))
+            task.add_done_callback(partial(self._untie, transport))
 
     def untie_current(self, transport: Transport) -> None:
         """Spare the running task: it ends its own session, and would wait for itself."""
         current = asyncio.current_task()
-        if current is not None:
-            self._untie(transport, current)
+        assert current is not None
+        self._untie(transport, current)
 
     def _untie(self, transport: Transport, task: _Task) -> None:
         _, tasks = self._tied.get(id(transport), (transport, set[_Task]()))
@@ -62,8 +63,9 @@ class RespondTasks:
         def notice(task: _Task) -> None:
             waiting.discard(task)
             self.refusing.discard(task)
-            if not task.cancelled() and task.exception() is not None:
-                logger.warning("a respond task failed while it ended", exc_info=task.exception())
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                logger.warning("a respond task failed while it ended", exc_info=error)
             if not waiting:
                 ended.set()
 

@@ -79,7 +79,8 @@ class Service:
 
     async def why_ended(self) -> RegistryClosed:
         """Return `cut_off`, once it is known why."""
-        if self._crash is None and not self._stop.is_set() and self._host is not None:
+        assert self._host is not None
+        if self._crash is None and not self._stop.is_set():
             await self._host.wait_ended()  # Trio itself is ending, and then says why
             self._crash = self._host.crash
         return self.cut_off()
@@ -103,8 +104,7 @@ class Service:
         self._stop.set()
         await through_cancellation(self._ended)
         assert self._host is not None
-        if self._host.leaving:
-            await self._host.wait_ended()
+        await self._host.wait_left()
 
     # ---- Trio's side ----
 

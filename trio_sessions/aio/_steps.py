@@ -101,8 +101,6 @@ class Steps:
 
     def _make(self) -> None:
         """Make steps while there are any, for a bounded time."""
-        if self._under_way:
-            return
         self._under_way = True
         end = time.perf_counter() + _SLICE
         try:
@@ -166,7 +164,8 @@ class Steps:
         """A task has something to do: Trio itself would not tell, it thinks a step is due."""
         if self._parked is not None:
             self._unpark()
-            self._loop.call_soon(self._make)
+            if not self._loop.is_closed():  # else `make_all` finds the step
+                self._loop.call_soon(self._make)
 
     def _on_event(self) -> None:
         self._unpark()

@@ -90,7 +90,7 @@ class Gateway:
             with trio.fail_after(_INTRODUCTION):
                 hello = await transport.receive()
             if not isinstance(hello, dict):
-                raise ValueError("the first line names no session")  # noqa: TRY004, TRY301 -- as if it could not be read
+                raise ValueError("the first line names no session")  # noqa: TRY004 -- as if it could not be read
             await self.registry.add_session(hello["session"], transport)  # it refuses what is no id
             await transport.send({"welcome": True})
         except (

@@ -13,13 +13,16 @@ __all__ = ["MemoryStore"]
 
 @dataclass(slots=True, kw_only=True)
 class _Row:
-    worker_id: str
-    incarnation: str
-    generation: int
-    owner: str | None
     created_at: float
-    taken_at: float
-    last_accessed: float
+    worker_id: str = ""
+    incarnation: str = ""
+    generation: int = 0
+    owner: str | None = None
+    taken_at: float = float("-inf")
+    last_accessed: float = float("-inf")
+
+    def is_of(self, worker: Worker) -> bool:
+        return (self.worker_id, self.incarnation) == (worker.worker_id, worker.incarnation)
 
 
 class MemoryStore(SessionStore):
@@ -64,38 +67,33 @@ class MemoryStore(SessionStore):
 
     async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
         """Write rows; see `SessionStore.write`."""
+        asked = trio.current_time()
         await self._take_turn()
-        now = trio.current_time()
         return RowAnswers(
-            held=frozenset(claim.session_id for claim in claims if self._write(worker, claim, now))
+            held=frozenset(
+                claim.session_id for claim in claims if self._write(worker, claim, asked)
+            )
         )
 
-    def _write(self, worker: Worker, claim: RowClaim, now: float) -> bool:
+    def _write(self, worker: Worker, claim: RowClaim, asked: float) -> bool:
+        now = trio.current_time()
         row = self._rows.get(claim.session_id)
-        taken_at = now - claim.age
-        if row is not None:
-            if row.incarnation == worker.incarnation:
-                if row.generation > claim.generation:
-                    return True  # ours, and newer already
-            elif row.taken_at > taken_at:
-                return False
-        self._rows[claim.session_id] = _Row(
-            worker_id=worker.worker_id,
-            incarnation=worker.incarnation,
-            generation=claim.generation,
-            owner=None if row is None else row.owner,
-            created_at=now if row is None else row.created_at,
-            taken_at=taken_at,
-            last_accessed=now,
-        )
+        if row is None:
+            row = self._rows[claim.session_id] = _Row(created_at=now)
+        ours = row.is_of(worker)
+        taken_at = asked - claim.age
+        if not ours and row.taken_at > taken_at:
+            return False
+        row.worker_id, row.incarnation = worker.worker_id, worker.incarnation
+        row.generation = max(row.generation, claim.generation) if ours else claim.generation
+        row.taken_at = max(row.taken_at, taken_at)
+        row.last_accessed = now
         return True
 
     def _own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, _Row]]:
         rows = ((session_id, self._rows.get(session_id)) for session_id in session_ids)
         return [
-            (session_id, row)
-            for session_id, row in rows
-            if row is not None and row.incarnation == worker.incarnation
+            (session_id, row) for session_id, row in rows if row is not None and row.is_of(worker)
         ]
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
@@ -150,7 +148,7 @@ class MemoryStore(SessionStore):
         expired = [
             session_id
             for session_id, row in self._rows.items()
-            if row.incarnation != worker.incarnation and now - row.last_accessed > session_ttl
+            if not row.is_of(worker) and now - row.last_accessed > session_ttl
         ][:limit]
         for session_id in expired:
             del self._rows[session_id]

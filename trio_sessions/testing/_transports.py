@@ -9,6 +9,13 @@ __all__ = ["FakeTransport", "State"]
 State = Literal["connected", "closed", "hangs", "raises"]
 
 
+async def _hang() -> None:
+    """Wait for ever as real code does, with child tasks: cancelled, it raises a group."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        nursery.start_soon(trio.sleep_forever)
+
+
 class FakeTransport:
     """A transport whose answers are set by the test; it obeys the contract of `Transport`.
 
@@ -42,7 +49,7 @@ class FakeTransport:
         """Answer as ``state`` says; answers at once unless it hangs."""
         self.checks += 1
         if self.state == "hangs":
-            await trio.sleep_forever()
+            await _hang()
         if self.state == "raises":
             raise self.error
         return self.state == "connected"
@@ -52,7 +59,7 @@ class FakeTransport:
         self.disconnects += 1
         await trio.lowlevel.checkpoint()
         if self.on_disconnect == "hangs":
-            await trio.sleep_forever()
+            await _hang()
         if self.on_disconnect == "raises":
             raise self.error
         self.state = "closed"

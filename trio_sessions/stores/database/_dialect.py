@@ -6,6 +6,7 @@ autocommit mode and runs one transaction on it.
 
 import abc
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -98,7 +99,7 @@ class Dialect(abc.ABC):
     def upsert(self, insert: Any) -> Any:
         """Complete an INSERT of claimed rows with what happens to a row that is there."""
         row, new = self.sessions.c, insert.excluded
-        ours = row.incarnation == new.incarnation
+        ours = sa.and_(row.incarnation == new.incarnation, row.worker_id == new.worker_id)
         return insert.on_conflict_do_update(
             index_elements=[row.session_id],
             set_={
@@ -165,8 +166,9 @@ class Dialect(abc.ABC):
     # ---- operations ----
 
     def write(
-        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim]
+        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim], asked: float
     ) -> RowAnswers:
+        """Write rows; ``asked``: when the claims had their ages, on `time.monotonic`."""
         insert = self.insert(self.sessions).values(
             session_id=sa.bindparam("claimed_id"),
             worker_id=sa.bindparam("own_worker_id"),
@@ -176,16 +178,17 @@ class Dialect(abc.ABC):
             taken_at=ago(sa.bindparam("age", type_=sa.Float)),
             last_accessed=now(),
         )
-        rows = [
-            {
-                **self.identity(worker),
-                "claimed_id": claim.session_id,
-                "claimed_generation": claim.generation,
-                "age": claim.age,
-            }
-            for claim in claims
-        ]
         with self.transaction(connection):
+            waited = time.monotonic() - asked
+            rows = [
+                {
+                    **self.identity(worker),
+                    "claimed_id": claim.session_id,
+                    "claimed_generation": claim.generation,
+                    "age": claim.age + waited,
+                }
+                for claim in claims
+            ]
             if rows:
                 connection.execute(self.upsert(insert), rows)
             return self._held(connection, worker, [claim.session_id for claim in claims])

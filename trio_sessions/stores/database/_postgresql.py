@@ -5,6 +5,7 @@ import json
 import os
 import select
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -295,30 +296,31 @@ class PostgreSQL(Dialect):
     # ---- operations ----
 
     def write(
-        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim]
+        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim], asked: float
     ) -> RowAnswers:
         try:
-            return self._write(connection, worker, claims)
+            return self._write(connection, worker, claims, asked)
         except DBAPIError as exc:
             if _sqlstate(exc) != _LOCK_NOT_AVAILABLE:
                 raise
         with _locks_are_of_the_table():
-            asked = {"session_ids": self.ids([claim.session_id for claim in claims])}
-            locked = frozenset(connection.execute(self._locked, asked).scalars())
+            ids = {"session_ids": self.ids([claim.session_id for claim in claims])}
+            locked = frozenset(connection.execute(self._locked, ids).scalars())
         free = [claim for claim in claims if claim.session_id not in locked]
-        answers = self._write(connection, worker, free)
+        answers = self._write(connection, worker, free, asked)
         return RowAnswers(held=answers.held, unknown=_unknown(locked))
 
     def _write(
-        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim]
+        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim], asked: float
     ) -> RowAnswers:
+        waited = time.monotonic() - asked
         written = connection.execute(
             self._upsert,
             {
                 **self.identity(worker),
                 "session_ids": [claim.session_id for claim in claims],
                 "generations": [claim.generation for claim in claims],
-                "ages": [claim.age for claim in claims],
+                "ages": [claim.age + waited for claim in claims],
             },
         )
         return RowAnswers(held=frozenset(written.scalars()))

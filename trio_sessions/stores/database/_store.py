@@ -1,10 +1,13 @@
 """`DatabaseStore`: threads, connections and errors around the SQL of a dialect."""
 
+import contextlib
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import outcome
 import sqlalchemy as sa
 import trio
 from sqlalchemy.exc import DBAPIError
@@ -33,7 +36,8 @@ class DatabaseStore(SessionStore):
     Args:
         url_or_engine: a database URL, or an engine of yours: it is used with its own
             pool and connection settings, and never disposed. Only these bound how long
-            it takes to connect, so give it a ``connect_timeout``.
+            it takes to connect, so give it a ``connect_timeout``. No more operations run
+            at a time than its pool keeps connections; its overflow is left to you.
         table_prefix: lower-case letters, digits and underscores.
         create_tables: create missing tables when the store opens. Existing ones are
             never altered.
@@ -83,6 +87,10 @@ class DatabaseStore(SessionStore):
         self._engine: sa.Engine | None = None
         self._open_for: set[str] = set()
         self._opening = trio.Lock()
+        self._places: trio.CapacityLimiter | None = None
+        """As many as an engine that was handed in has connections."""
+        self._running = 0
+        self._idle = trio.Event()
 
     def __repr__(self) -> str:
         return f"DatabaseStore({masked(self._url)!r})"
@@ -98,6 +106,7 @@ class DatabaseStore(SessionStore):
                     self._engine = await trio.to_thread.run_sync(
                         self._make_engine, worker, limiter=worker.limiter
                     )
+                    self._places = _places(self._given_engine)
                 await self._run(worker, self._prepare_tables)
             except BaseException:
                 with trio.CancelScope(shield=True):
@@ -114,6 +123,9 @@ class DatabaseStore(SessionStore):
         if self._open_for or self._engine is None:
             return
         engine, self._engine = self._engine, None
+        while self._running:  # bounded, and each gives its connection back to this engine
+            self._idle = trio.Event()
+            await self._idle.wait()
         if self._given_engine is None:
             await trio.to_thread.run_sync(engine.dispose, limiter=worker.limiter)
 
@@ -150,14 +162,22 @@ class DatabaseStore(SessionStore):
 
     async def _run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
         operation = Operation(self._dialect.cutter, self.operation_timeout)
+        self._running += 1
         try:
-            return await operation.run(partial(self._connected, operation, work), worker.limiter)
+            async with self._places or contextlib.nullcontext():
+                return await operation.run(
+                    partial(self._connected, operation, work), worker.limiter
+                )
         except (DBAPIError, PoolTimeout) as exc:
             _forget_locals(exc)
             raise self._translated(exc, was_cut=operation.was_cut) from exc
         except StoreUnavailable as exc:  # by the dialect
             _forget_locals(exc)
             raise
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
 
     def _connected(self, operation: Operation, work: Callable[[sa.Connection], T]) -> T:
         if self._engine is None:
@@ -189,8 +209,9 @@ class DatabaseStore(SessionStore):
 
     async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
         """Write rows; see `SessionStore.write`."""
+        asked = time.monotonic()
         return await self._run(
-            worker, lambda connection: self._dialect.write(connection, worker, claims)
+            worker, lambda connection: self._dialect.write(connection, worker, claims, asked)
         )
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
@@ -212,9 +233,14 @@ class DatabaseStore(SessionStore):
         )
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
-        """Say who holds a session; see `SessionStore.locate`."""
-        return await self._run(
-            worker, lambda connection: self._dialect.locate(connection, session_id)
+        """Say who holds a session; see `SessionStore.locate`.
+
+        Cancellation: the caller does not wait for the thread, which only reads.
+        """
+        return await _abandonable(
+            partial(
+                self._run, worker, lambda connection: self._dialect.locate(connection, session_id)
+            )
         )
 
     async def sweep(
@@ -245,6 +271,29 @@ def _forget_locals(error: BaseException) -> None:
         if each is not None:
             traceback.clear_frames(each.__traceback__)
             related += [each.__cause__, each.__context__]
+
+
+async def _abandonable(question: Callable[[], Awaitable[T]]) -> T:
+    """Await a question in a system task; a caller that is cancelled leaves it alone there."""
+    answer: outcome.Outcome[T] | None = None
+    answered = trio.Event()
+
+    async def ask() -> None:
+        nonlocal answer
+        answer = await outcome.acapture(question)
+        answered.set()
+
+    trio.lowlevel.spawn_system_task(ask)
+    await answered.wait()
+    assert answer is not None
+    return answer.unwrap()
+
+
+def _places(engine: sa.Engine | None) -> trio.CapacityLimiter | None:
+    """Return as many places as a given engine has connections, if it has a number of them."""
+    if engine is None or not isinstance(engine.pool, sa.QueuePool):
+        return None
+    return trio.CapacityLimiter(max(1, engine.pool.size()))
 
 
 def _dialect(url: sa.URL, table_prefix: str) -> Dialect:

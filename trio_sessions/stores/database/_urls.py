@@ -4,12 +4,14 @@ import importlib
 
 import sqlalchemy
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 
 from trio_sessions.errors import MissingDependency
 
 __all__ = ["check_engine", "check_url", "masked"]
 
 _DRIVERS = {"sqlite": "pysqlite", "postgresql": "psycopg"}
+_UNFIT_POOLS = (AssertionPool, SingletonThreadPool, StaticPool)
 _SECRETS = frozenset(
     {"password", "passfile", "sslpassword", "sslkey", "user", "oauth_client_secret"}
 )
@@ -54,6 +56,11 @@ def check_engine(engine: sqlalchemy.Engine) -> sqlalchemy.URL:
     check_driver(engine.dialect.name, engine.dialect.driver)
     if engine.dialect.name == "sqlite":
         _check_sqlite_is_a_file(engine.url)
+    if isinstance(engine.pool, _UNFIT_POOLS):
+        raise ValueError(  # noqa: TRY004 -- an Engine is what it should be
+            f"store is an Engine with a {type(engine.pool).__name__}, which cannot serve several "
+            "threads at once: make it with poolclass=QueuePool or NullPool"
+        )
     return engine.url
 
 
