@@ -5,13 +5,14 @@ import os
 import platform
 import time
 
-from benchmarks import hot_updates, latency, loop, refresh
+from benchmarks import crossing, hot_updates, latency, loop, refresh
 from benchmarks._database import postgresql_server, server_version
 
 _BENCHMARKS = {
     "refresh": refresh.run,
     "latency": latency.run,
     "loop": loop.run,
+    "crossing": crossing.run,
     "hot_updates": hot_updates.run,
 }
 

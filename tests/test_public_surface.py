@@ -23,6 +23,7 @@ from trio_sessions import (
     StoreSchemaError,
     StoreUnavailable,
     Transport,
+    aio,
     open_registry,
     serve_registry,
 )
@@ -32,6 +33,7 @@ from trio_sessions.stores.memory import MemoryStore
 MODULES = [
     "trio_sessions",
     "trio_sessions.abc",
+    "trio_sessions.aio",
     "trio_sessions.errors",
     "trio_sessions.stores",
     "trio_sessions.stores.database",
@@ -159,6 +161,25 @@ def test_serving_takes_the_settings_of_opening_and_a_task_status() -> None:
     assert serving == dict(opening)
     assert inspect.iscoroutinefunction(serve_registry)
     assert not inspect.iscoroutinefunction(open_registry)
+
+
+def test_the_facade_has_every_method_with_the_same_parameters() -> None:
+    """Same names, same meanings; only what is asyncio's own differs."""
+    own = {"initialize", "shutdown", "respond", "generate_response", "register_respond_task"}
+    theirs = {name: f for name, f in public_functions(SessionRegistry) if callable(f)}
+    ours = {name: f for name, f in public_functions(aio.SessionRegistry) if callable(f)}
+    assert set(ours) - own == set(theirs) - {"respond"}
+    for name in set(ours) - own:
+        mine, its = inspect.signature(ours[name]), inspect.signature(theirs[name])
+        assert list(mine.parameters.values()) == list(its.parameters.values()), name
+        assert inspect.iscoroutinefunction(ours[name]) is inspect.iscoroutinefunction(theirs[name])
+    respond = inspect.signature(aio.SessionRegistry.respond)
+    assert list(respond.parameters) == ["self", "server_id", "user", "session_id"]
+    answer = inspect.signature(aio.SessionRegistry.generate_response)
+    assert list(answer.parameters) == ["self", "message", "transport", "server_id", "user"]
+    assert not inspect.iscoroutinefunction(aio.SessionRegistry.register_respond_task)
+    _, *settings = inspect.signature(aio.SessionRegistry).parameters.values()
+    assert settings == list(inspect.signature(open_registry).parameters.values())[1:]
 
 
 def test_a_report_has_its_fields() -> None:

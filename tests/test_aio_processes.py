@@ -1,0 +1,178 @@
+"""The facade in processes of its own: signals, forks, imports, and how a program ends."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+PRELUDE = """
+import asyncio, os, signal, sys, threading
+from trio_sessions.aio import SessionRegistry
+
+class Connection:
+    async def is_connected(self): return True
+    async def disconnect(self): print("disconnected", flush=True)
+
+registry = SessionRegistry("sqlite:///sessions.db")
+"""
+COUNT = """
+import sqlite3
+connection = sqlite3.connect("sessions.db")
+print("rows", connection.execute("SELECT count(*) FROM trio_sessions").fetchone()[0], flush=True)
+connection.close()
+"""
+
+
+def run(
+    folder: Path, program: str, *, interrupt: bool = False, count: bool = True
+) -> tuple[int, list[str], str]:
+    """Run a program with warnings as errors; return its exit code, what it printed and logged."""
+    source = PRELUDE + textwrap.dedent(program) + (COUNT if count else "")
+    with subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", source],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            printed = []
+            if interrupt:
+                assert process.stdout is not None
+                printed.append(process.stdout.readline().strip())
+                process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+        return process.returncode, printed + out.split("\n")[:-1], err
+
+
+@pytest.mark.parametrize("runner", ["asyncio.run", "uvloop.run"])
+def test_a_program_that_ends_in_order_leaves_nothing(tmp_path: Path, runner: str) -> None:
+    """No warning, no thread, no row; and the same again in the same thread."""
+    code, printed, err = run(
+        tmp_path,
+        f"""
+        import uvloop
+        async def main():
+            async with registry:
+                await registry.add_session("s", Connection())
+                print((await registry.cleanup()).refreshed)
+        for _ in range(2):
+            {runner}(main())
+        print(type(signal.getsignal(signal.SIGINT)).__name__)
+        """,
+    )
+    assert (code, err) == (0, "")
+    assert printed == ["1", "disconnected"] * 2 + ["builtin_function_or_method", "rows 0"]
+
+
+@pytest.mark.parametrize("runner", ["asyncio.run", "uvloop.run"])
+def test_ctrl_c_is_asyncios(tmp_path: Path, runner: str) -> None:
+    """It cancels the main task, the registry is closed on the way out, and the rows are gone."""
+    code, printed, err = run(
+        tmp_path,
+        f"""
+        import uvloop
+        async def main():
+            async with registry:
+                await registry.add_session("s", Connection())
+                print("ready", flush=True)
+                await asyncio.sleep(3600)
+        try:
+            {runner}(main())
+        except KeyboardInterrupt:
+            print("interrupted")
+        """,
+        interrupt=True,
+    )
+    assert (code, err) == (0, "")
+    assert printed == ["ready", "disconnected", "interrupted", "rows 0"]
+
+
+def test_ctrl_c_under_a_loop_that_does_not_handle_it(tmp_path: Path) -> None:
+    """`run_until_complete` lets KeyboardInterrupt fly; Trio has not taken the signal over."""
+    code, printed, err = run(
+        tmp_path,
+        """
+        loop = asyncio.new_event_loop()
+        handler = signal.getsignal(signal.SIGINT)
+        loop.run_until_complete(registry.initialize())
+        assert signal.getsignal(signal.SIGINT) is handler
+        loop.run_until_complete(registry.add_session("s", Connection()))
+        async def wait():
+            print("ready", flush=True)
+            await asyncio.sleep(3600)
+        try:
+            loop.run_until_complete(wait())
+        except KeyboardInterrupt:
+            print("interrupted")
+        for task in asyncio.all_tasks(loop):
+            if task.get_name() != "trio_sessions: keeps Trio":
+                task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(registry.shutdown())
+        loop.close()
+        """,
+        interrupt=True,
+    )
+    assert (code, err) == (0, "")
+    assert printed == ["ready", "interrupted", "disconnected", "rows 0"]
+
+
+def test_it_is_built_before_a_fork_and_opened_after_it(tmp_path: Path) -> None:
+    """As with uvicorn's workers: each child has a worker_id of its own."""
+    code, printed, err = run(
+        tmp_path,
+        """
+        async def main():
+            async with registry:
+                await registry.add_session(f"s{os.getpid()}", Connection())
+                print(registry.worker_id, flush=True)
+        children = []
+        for _ in range(2):
+            pid = os.fork()
+            if not pid:
+                asyncio.run(main())
+                os._exit(0)
+            children.append(pid)
+        for pid in children:
+            assert os.waitpid(pid, 0)[1] == 0
+        """,
+    )
+    assert (code, err) == (0, "")
+    assert printed[-1] == "rows 0"
+    workers = {line for line in printed if line != "disconnected"} - {"rows 0"}
+    assert len(workers) == 2
+
+
+def test_a_program_that_just_ends_does_not_hang(tmp_path: Path) -> None:
+    """Neither shut down nor closed: like a crash, the row stays until its lease runs out."""
+    code, printed, _ = run(
+        tmp_path,
+        """
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(registry.initialize())
+        loop.run_until_complete(registry.add_session("s", Connection()))
+        print("end", flush=True)
+        """,
+        count=False,
+    )
+    assert printed[0] == "end"
+    assert code == 0
+
+
+def test_importing_it_loads_no_database_and_no_other_loop() -> None:
+    """What is not used is not imported."""
+    heavy = ["sqlalchemy", "trio_asyncio", "uvloop", "psycopg"]
+    program = (
+        "import sys, trio_sessions.aio as aio; aio.SessionRegistry(); "
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "[]"
