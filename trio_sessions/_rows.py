@@ -5,16 +5,26 @@ Rows that could not be deleted, because the database was away, are kept for the 
 """
 
 import logging
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import trio
 
 from trio_sessions._settings import Settings
 from trio_sessions._table import Entry, LocalTable, Row
-from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.abc import Bell, SessionStore, Worker
 from trio_sessions.errors import SessionsError, StoreUnavailable
-from trio_sessions.types import Holder, RowAnswers, RowClaim, Swept
+from trio_sessions.types import (
+    Capabilities,
+    Holder,
+    RowAnswers,
+    RowClaim,
+    Sent,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
 
 __all__ = ["Rows", "chunked"]
 
@@ -42,6 +52,8 @@ class Rows:
         self.worker = worker
         self.leftover: dict[str, None] = {}
         """Ids of sessions removed here whose rows are still to be deleted, oldest first."""
+        self.messages_dropped = 0
+        """Messages that the store has dropped for this worker."""
         self._store = store
         self._table = table
         self._settings = settings
@@ -88,6 +100,8 @@ class Rows:
                 session_id=entry.session_id,
                 generation=entry.generation,
                 age=now - entry.added_at,
+                owner=entry.owner,
+                capabilities=entry.capabilities,
             )
             for entry in entries
         ]
@@ -120,8 +134,8 @@ class Rows:
             # Again, because it may have been added while an earlier chunk was under way.
             wanted = sorted(session_id for session_id in chunk if session_id not in self._table)
             try:
-                await self._ask(
-                    self._store.delete(self.worker, wanted, up_to=self._table.generation), object
+                self.messages_dropped += await self._ask(
+                    self._store.delete(self.worker, wanted, up_to=self._table.generation), int
                 )
             except SessionsError as exc:
                 logger.warning(
@@ -156,6 +170,44 @@ class Rows:
         except SessionsError as exc:
             logger.warning("rows of this worker stay until they expire: %s", exc)
 
+    # ---- owners and capabilities ----
+
+    async def set_owner(self, session_id: str, owner: str | None) -> bool:
+        return await self._ask(self._store.set_owner(self.worker, session_id, owner), bool)
+
+    async def claim_owner(self, session_id: str, owner: str) -> str | None:
+        claimed = self._store.claim_owner(self.worker, session_id, owner)
+        return await self._ask(claimed, str | None)
+
+    async def set_capabilities(self, session_id: str, capabilities: Capabilities) -> bool:
+        replaced = self._store.set_capabilities(self.worker, session_id, capabilities)
+        return await self._ask(replaced, bool)
+
+    async def get_capabilities(self, session_id: str) -> str | None:
+        return await self._ask(self._store.get_capabilities(self.worker, session_id), str | None)
+
+    async def elicitation_capable(self) -> list[str]:
+        return await self._ask(self._store.elicitation_capable(self.worker), list)
+
+    # ---- messages ----
+
+    async def send(self, session_id: str, payload: str) -> Sent | None:
+        return await self._ask(self._store.send(self.worker, session_id, payload), Sent | None)
+
+    async def waiting(self) -> list[str]:
+        return await self._ask(self._store.waiting(self.worker), list)
+
+    async def fetch(self, wanted: Sequence[Wanted]) -> Mapping[str, Sequence[StoredMessage]]:
+        return await self._ask(self._store.fetch(self.worker, wanted), Mapping)
+
+    async def acknowledge(self, message_ids: Sequence[int]) -> None:
+        await self._ask(self._store.acknowledge(self.worker, message_ids), object)
+
+    def open_bell(self) -> AbstractAsyncContextManager[Bell]:
+        return self._store.open_bell(self.worker)
+
+    # ---- other workers' rows ----
+
     async def locate(self, session_id: str) -> Holder | None:
         """Return who holds a session that is not held here.
 
@@ -164,8 +216,12 @@ class Rows:
         """
         located = self._store.locate(self.worker, session_id)
         holder = await self._ask(located, Holder | None)
-        own = Holder(worker_id=self.worker.worker_id, incarnation=self.worker.incarnation)
-        return None if holder == own else holder
+        return None if holder is not None and self.is_own(holder) else holder
+
+    def is_own(self, holder: Holder) -> bool:
+        """Say whether a row is held by this incarnation."""
+        own = self.worker.worker_id, self.worker.incarnation
+        return (holder.worker_id, holder.incarnation) == own
 
     async def vouch(self) -> None:
         """Tell the store that the fleet can refresh now."""
@@ -177,6 +233,7 @@ class Rows:
         while True:
             swept = await self._sweep(limit=limit)
             expired += swept.sessions
+            self.messages_dropped += swept.messages
             if swept.sessions < limit and swept.messages < limit:
                 return expired
 

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 import trio
 
+from trio_sessions._inbox import Inbox
 from trio_sessions.abc import Transport
+from trio_sessions.types import Capabilities
 
 __all__ = ["Entry", "LocalTable", "Row"]
 
@@ -24,7 +26,17 @@ class Row(enum.Enum):
 class Entry:
     """One session as it was added; adding the id again makes another entry."""
 
-    __slots__ = ("_ended", "added_at", "generation", "row", "session_id", "transport")
+    __slots__ = (
+        "_ended",
+        "added_at",
+        "capabilities",
+        "generation",
+        "inbox",
+        "owner",
+        "row",
+        "session_id",
+        "transport",
+    )
 
     def __init__(
         self, session_id: str, transport: Transport, generation: int, added_at: float
@@ -34,6 +46,12 @@ class Entry:
         self.generation = generation
         self.added_at = added_at
         self.row = Row.UNWRITTEN
+        self.owner: str | None = None
+        """The owner to be written with the row; the store knows better once it is written."""
+        self.capabilities: Capabilities | None = None
+        """The same of the client's capabilities."""
+        self.inbox: Inbox | None = None
+        """Its messages; made when there is a first one, or when somebody opens it."""
         self._ended: trio.Event | None = None
 
     @property
@@ -47,6 +65,8 @@ class Entry:
         """Tell whoever waits for it that the entry has left the table."""
         if self._ended is not None:
             self._ended.set()
+        if self.inbox is not None:
+            self.inbox.wake()
 
 
 class LocalTable:

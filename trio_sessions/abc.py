@@ -4,15 +4,25 @@
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import trio
 
-from trio_sessions.types import Holder, RowAnswers, RowClaim, Swept
+from trio_sessions.types import (
+    Capabilities,
+    Holder,
+    RowAnswers,
+    RowClaim,
+    Sent,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
 
-__all__ = ["SessionStore", "Transport", "Worker"]
+__all__ = ["Bell", "SessionStore", "Transport", "Worker"]
 
 
 @runtime_checkable
@@ -56,13 +66,27 @@ class Worker:
     (``trio.to_thread.run_sync(..., limiter=worker.limiter)``); nobody else enters it."""
 
 
+class Bell(Protocol):
+    """Tells a worker that messages were stored for its sessions."""
+
+    async def wait(self) -> frozenset[str] | None:
+        """Wait until there may be messages that were not told of yet.
+
+        Returns:
+            The sessions that they are for, or None if that is not known. It may be told of
+            more than there is, but never of less.
+        """
+        ...
+
+
 class SessionStore(abc.ABC):
     """The rows that workers share.
 
     A row has a session id, the worker and incarnation that hold it, an owner, the
-    moments of its creation, of its taking (by the present holder) and of its last
-    refresh. **Time is the store's own**, one clock for all workers: no method takes a
-    moment, only durations in seconds.
+    capabilities of its client, the moments of its creation, of its taking (by the present
+    holder) and of its last refresh. Messages wait for the session of a row, and go with
+    it. **Time is the store's own**, one clock for all workers: no method takes a moment,
+    only durations in seconds.
 
     Rules for every method:
 
@@ -72,10 +96,10 @@ class SessionStore(abc.ABC):
       `RowUnavailable` where fewer rows could succeed. It bounds itself in time; the
       registry cancels it after ``store_timeout``, and treats that and every other
       exception as "unknown".
-    - Every write may be repeated: an earlier attempt may have been committed although
-      its answer was lost.
-    - It never changes a row of another incarnation, except by `write` (a takeover)
-      and `sweep` (an expired lease).
+    - Every write but `send` may be repeated: an earlier attempt may have been committed
+      although its answer was lost.
+    - It never refreshes or deletes a row of another incarnation, except by `write` (a
+      takeover) and `sweep` (an expired lease).
     - When it is cancelled, the operation may or may not have happened.
 
     One store may be opened by several workers at once.
@@ -104,7 +128,8 @@ class SessionStore(abc.ABC):
         A row that does not exist is inserted. One of this incarnation is refreshed if
         its generation is not newer than the claim's. One of another incarnation is
         taken over if it was taken no later than the claim's age ago; the owner and the
-        moment of creation stay. Otherwise the row is left alone: a newer holder has it.
+        moment of creation stay, unless the claim brings an owner. Otherwise the row is left
+        alone: a newer holder has it.
 
         Returns:
             In ``held``, the ids whose row is now ``worker``'s.
@@ -120,10 +145,13 @@ class SessionStore(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> None:
+    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
         """Delete those of these rows that are this incarnation's, of a generation <= ``up_to``.
 
         Messages of a deleted session go with it. An unknown id is no error.
+
+        Returns:
+            How many messages went.
         """
 
     @abc.abstractmethod
@@ -136,7 +164,74 @@ class SessionStore(abc.ABC):
 
     @abc.abstractmethod
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
-        """Return who holds the session's row, or None if there is no row."""
+        """Return who holds the session's row, and its owner, or None if there is no row."""
+
+    # ---- owners and capabilities ----
+
+    @abc.abstractmethod
+    async def set_owner(self, worker: Worker, session_id: str, owner: str | None) -> bool:
+        """Set a session's owner, whoever holds it; say whether there is such a session."""
+
+    @abc.abstractmethod
+    async def claim_owner(self, worker: Worker, session_id: str, owner: str) -> str | None:
+        """Set a session's owner unless it has one: atomic, so that the first claim wins.
+
+        Returns:
+            The owner that it has now, or None if there is no such session.
+        """
+
+    @abc.abstractmethod
+    async def set_capabilities(
+        self, worker: Worker, session_id: str, capabilities: Capabilities
+    ) -> bool:
+        """Replace a session's capabilities; say whether there is such a session."""
+
+    @abc.abstractmethod
+    async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
+        """Return a session's capabilities, encoded; None if it has none or does not exist."""
+
+    @abc.abstractmethod
+    async def elicitation_capable(self, worker: Worker) -> list[str]:
+        """Return the ids of all sessions whose capabilities have the key ``elicitation``."""
+
+    # ---- messages ----
+
+    @abc.abstractmethod
+    async def send(self, worker: Worker, session_id: str, payload: str) -> Sent | None:
+        """Store a message for a session, and ring the bell of the worker that holds it.
+
+        Messages that are sent one after the other have ascending ids.
+
+        Returns:
+            None if there is no such session.
+        """
+
+    @abc.abstractmethod
+    async def waiting(self, worker: Worker) -> list[str]:
+        """Return the ids of sessions of this incarnation for which messages are stored."""
+
+    @abc.abstractmethod
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        """Return stored messages of these sessions, by session, the oldest first.
+
+        Of each session as many as are wanted, and at least one if there is one. They stay
+        stored until they are acknowledged.
+        """
+
+    @abc.abstractmethod
+    async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
+        """Delete these messages. An unknown id is no error."""
+
+    @abc.abstractmethod
+    def open_bell(self, worker: Worker) -> AbstractAsyncContextManager["Bell"]:
+        """Return what tells this worker that messages were stored for its sessions.
+
+        From the moment when its block begins, no message goes unnoticed. It raises
+        `StoreUnavailable`, from entering the block or from `Bell.wait`, when the store is
+        away; the registry then opens another one, and looks for what it has missed.
+        """
 
     @abc.abstractmethod
     async def sweep(
@@ -169,5 +264,5 @@ class SessionStore(abc.ABC):
                 vouches.
 
         Returns:
-            What was deleted; less than ``limit`` of both means that nothing is left.
+            What was deleted; if both are less than ``limit``, nothing is left.
         """

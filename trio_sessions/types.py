@@ -11,17 +11,23 @@ from types import MappingProxyType
 from trio_sessions.errors import InvalidSessionId
 
 __all__ = [
+    "Capabilities",
     "CleanupReport",
     "Holder",
     "RegistryStatistics",
     "RowAnswers",
     "RowClaim",
+    "Sent",
+    "StoredMessage",
     "Swept",
+    "Wanted",
+    "check_owner",
     "check_session_id",
     "fingerprint",
 ]
 
 MAX_SESSION_ID = 255
+MAX_OWNER = 320
 _NO_FAILURES: Mapping[str, Exception] = MappingProxyType({})
 
 
@@ -62,6 +68,30 @@ def check_session_id(session_id: object) -> str:
                 f"session_id cannot be encoded as UTF-8: a lone surrogate at index {exc.start}"
             ) from None  # the original error repeats the id
     return session_id
+
+
+def check_owner(owner: object) -> str:
+    """Return ``owner`` if it may be one.
+
+    Raises:
+        TypeError: it is no `str`.
+        ValueError: it has not 1 to 320 characters, or cannot be encoded as UTF-8, or has NUL.
+    """
+    if not isinstance(owner, str):
+        raise TypeError(
+            f"owner must be a str of 1 to {MAX_OWNER} characters, not {type(owner).__name__}"
+        )
+    if not 1 <= len(owner) <= MAX_OWNER:
+        raise ValueError(f"owner must have 1 to {MAX_OWNER} characters, this one has {len(owner)}")
+    if "\0" in owner:
+        raise ValueError("owner must not contain a NUL character")
+    try:
+        owner.encode()
+    except UnicodeEncodeError as exc:
+        raise ValueError(
+            f"owner cannot be encoded as UTF-8: a lone surrogate at index {exc.start}"
+        ) from None
+    return owner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +146,10 @@ class RegistryStatistics:
     """``disconnect()`` calls that raised or timed out."""
     stuck_calls: int
     """Calls into transports that ignore their cancellation and still run."""
+    messages_in_memory: int
+    """Messages to sessions held here that wait in memory for their inbox to be read."""
+    messages_dropped: int
+    """Messages dropped by ``message_ttl``, or with the removal of their session."""
     stuck_tasks: int
     """Respond tasks of removed sessions that ignore their cancellation and still run; only
     `trio_sessions.aio` has such tasks."""
@@ -133,6 +167,16 @@ class Holder:
 
     worker_id: str
     incarnation: str
+    owner: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a client can do, as one JSON object."""
+
+    encoded: str
+    elicitation: bool
+    """Whether they have the key ``elicitation``, by which sessions can be listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +189,10 @@ class RowClaim:
     age: float
     """Seconds since the session was added, at the moment when the store is asked. A store
     adds the time for which the claim then waits, for a thread or a lock."""
+    owner: str | None = None
+    """To be written with the row; None: leave what is there."""
+    capabilities: Capabilities | None = None
+    """To be written with the row; None: leave what is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +206,43 @@ class RowAnswers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Messages that a worker has room for, of one session that it holds."""
+
+    session_id: str
+    held: frozenset[int]
+    """Ids of messages that it has already."""
+    count: int
+    """At most so many."""
+    size: int
+    """No more once the encoded ones have so many bytes together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMessage:
+    """A message that waits in the store."""
+
+    id: int
+    """Grows with each message that one sender stores for a session."""
+    payload: str
+    """Its JSON."""
+    age: float
+    """Seconds since it was stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A message that was stored."""
+
+    id: int
+    holder: Holder
+    """Who held the session then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
     """What one bounded batch of a sweep deleted."""
 
     sessions: int
     messages: int
+    """Messages that were older than ``message_ttl``, or of these sessions."""

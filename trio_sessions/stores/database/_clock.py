@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from sqlalchemy import TIMESTAMP
+from sqlalchemy import TIMESTAMP, Float
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 
-__all__ = ["ago", "now"]
+__all__ = ["age_of", "ago", "now"]
 
 # SQLite's clock has milliseconds. A moment in the past is taken a little further back, so
 # that rounding never makes a row older than it is.
@@ -29,6 +29,28 @@ class ago(FunctionElement[Any]):  # noqa: N801
 
     def __init__(self, seconds: ColumnElement[float]) -> None:
         super().__init__(seconds)
+
+
+class age_of(FunctionElement[float]):  # noqa: N801
+    """The seconds since a moment that was stored."""
+
+    type = Float()
+    inherit_cache = True
+
+    def __init__(self, moment: ColumnElement[Any]) -> None:
+        super().__init__(moment)
+
+
+@compiles(age_of, "sqlite")
+def _sqlite_age_of(element: age_of, compiler: SQLCompiler, **kw: Any) -> str:
+    moment = compiler.process(element.clauses, **kw)
+    return f"((julianday('now') - julianday({moment})) * 86400.0)"
+
+
+@compiles(age_of, "postgresql")
+def _postgresql_age_of(element: age_of, compiler: SQLCompiler, **kw: Any) -> str:
+    moment = compiler.process(element.clauses, **kw)
+    return f"CAST(extract(epoch FROM clock_timestamp() - {moment}) AS double precision)"
 
 
 @compiles(now, "sqlite")

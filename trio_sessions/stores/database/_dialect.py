@@ -6,17 +6,29 @@ autocommit mode and runs one transaction on it.
 
 import abc
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from trio_sessions.abc import Worker
-from trio_sessions.stores.database._clock import ago, now
+from trio_sessions.abc import Bell, Worker
+from trio_sessions.stores.database._bell import BellSource
+from trio_sessions.stores.database._clock import age_of, ago, now
 from trio_sessions.stores.database._schema import Tables
-from trio_sessions.types import Holder, RowAnswers, RowClaim, Swept
+from trio_sessions.types import (
+    Capabilities,
+    Holder,
+    RowAnswers,
+    RowClaim,
+    Sent,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
 
 __all__ = ["Cutter", "Dialect", "Timeouts"]
 
@@ -51,8 +63,15 @@ class Dialect(abc.ABC):
             sessions.c.worker_id == sa.bindparam("own_worker_id"),
             sessions.c.incarnation == sa.bindparam("own_incarnation"),
         )
-        self._holder = sa.select(sessions.c.worker_id, sessions.c.incarnation).where(
-            sessions.c.session_id == sa.bindparam("session_id")
+        self._holder = sa.select(
+            sessions.c.worker_id, sessions.c.incarnation, sessions.c.owner
+        ).where(sessions.c.session_id == sa.bindparam("session_id"))
+        # From the messages, which are few, and not from the sessions.
+        self._waiting = (
+            sa.select(tables.messages.c.session_id)
+            .distinct()
+            .join(sessions, sessions.c.session_id == tables.messages.c.session_id)
+            .where(self.own)
         )
 
     # ---- what each database must say ----
@@ -86,6 +105,16 @@ class Dialect(abc.ABC):
     def transaction(self, connection: sa.Connection) -> Iterator[None]:
         """Run a block of several statements as one writing transaction."""
 
+    def statement(self, connection: sa.Connection) -> contextlib.AbstractContextManager[None]:
+        """Run one writing statement, which may be a transaction by itself."""
+        return self.transaction(connection)
+
+    @abc.abstractmethod
+    def open_bell(
+        self, source: BellSource, worker: Worker, *, listen: bool
+    ) -> AbstractAsyncContextManager[Bell]:
+        """Return what tells of messages, by the best means that the database has."""
+
     @abc.abstractmethod
     def create_tables(self, connection: sa.Connection) -> None:
         """Create what is missing; harmless when several workers do it at once."""
@@ -113,6 +142,11 @@ class Dialect(abc.ABC):
                     (row.taken_at > new.taken_at, row.taken_at), else_=new.taken_at
                 ),
                 "last_accessed": now(),
+                "owner": sa.func.coalesce(new.owner, row.owner),
+                "capabilities": sa.func.coalesce(new.capabilities, row.capabilities),
+                "elicitation": sa.case(
+                    (new.capabilities.is_(None), row.elicitation), else_=new.elicitation
+                ),
             },
             where=sa.or_(ours, row.taken_at <= new.taken_at),
         )
@@ -177,6 +211,9 @@ class Dialect(abc.ABC):
             created_at=now(),
             taken_at=ago(sa.bindparam("age", type_=sa.Float)),
             last_accessed=now(),
+            owner=sa.bindparam("claimed_owner"),
+            capabilities=sa.bindparam("claimed_capabilities"),
+            elicitation=sa.bindparam("claimed_elicitation"),
         )
         with self.transaction(connection):
             waited = time.monotonic() - asked
@@ -186,6 +223,11 @@ class Dialect(abc.ABC):
                     "claimed_id": claim.session_id,
                     "claimed_generation": claim.generation,
                     "age": claim.age + waited,
+                    "claimed_owner": claim.owner,
+                    "claimed_capabilities": claim.capabilities and claim.capabilities.encoded,
+                    "claimed_elicitation": bool(
+                        claim.capabilities and claim.capabilities.elicitation
+                    ),
                 }
                 for claim in claims
             ]
@@ -220,7 +262,7 @@ class Dialect(abc.ABC):
 
     def delete(
         self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str], up_to: int
-    ) -> None:
+    ) -> int:
         select = sa.select(self.sessions.c.session_id).where(
             self.among(self.sessions.c.session_id),
             self.own,
@@ -231,7 +273,7 @@ class Dialect(abc.ABC):
                 select,
                 {**self.identity(worker), "session_ids": self.ids(session_ids), "up_to": up_to},
             )
-            self._delete_sessions(connection, list(found.scalars()))
+            return self._delete_sessions(connection, list(found.scalars()))
 
     def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
         select = sa.select(self.sessions.c.session_id).where(self.own).limit(limit)
@@ -240,16 +282,130 @@ class Dialect(abc.ABC):
             self._delete_sessions(connection, found)
             return len(found)
 
-    def _delete_sessions(self, connection: sa.Connection, session_ids: Sequence[str]) -> None:
-        """Delete sessions that this transaction has seen, their messages first."""
-        if session_ids:
-            for table in (self.tables.messages, self.sessions):
-                delete = sa.delete(table).where(self.among(table.c.session_id))
-                connection.execute(delete, {"session_ids": self.ids(session_ids)})
+    def _delete_sessions(self, connection: sa.Connection, session_ids: Sequence[str]) -> int:
+        """Delete sessions that this transaction has seen; return the number of their messages."""
+        if not session_ids:
+            return 0
+        messages = 0
+        for table in (self.tables.messages, self.sessions):
+            delete = sa.delete(table).where(self.among(table.c.session_id))
+            deleted = connection.execute(delete, {"session_ids": self.ids(session_ids)})
+            messages = messages or (deleted.rowcount if table is self.tables.messages else 0)
+        return messages
 
     def locate(self, connection: sa.Connection, session_id: str) -> Holder | None:
         row = connection.execute(self._holder, {"session_id": session_id}).one_or_none()
-        return None if row is None else Holder(worker_id=row[0], incarnation=row[1])
+        return None if row is None else Holder(worker_id=row[0], incarnation=row[1], owner=row[2])
+
+    # ---- owners and capabilities ----
+
+    def set_owner(self, connection: sa.Connection, session_id: str, owner: str | None) -> bool:
+        return self._set(connection, session_id, owner=owner)
+
+    def set_capabilities(
+        self, connection: sa.Connection, session_id: str, capabilities: Capabilities
+    ) -> bool:
+        return self._set(
+            connection,
+            session_id,
+            capabilities=capabilities.encoded,
+            elicitation=capabilities.elicitation,
+        )
+
+    def _set(self, connection: sa.Connection, session_id: str, **values: Any) -> bool:
+        row = self.sessions.c
+        update = sa.update(self.sessions).where(row.session_id == session_id).values(**values)
+        with self.statement(connection):
+            return connection.execute(update).rowcount == 1
+
+    def claim_owner(self, connection: sa.Connection, session_id: str, owner: str) -> str | None:
+        """Claim and look in one writing transaction: nobody else comes in between."""
+        row = self.sessions.c
+        claim = (
+            sa.update(self.sessions)
+            .where(row.session_id == session_id, row.owner.is_(None))
+            .values(owner=owner)
+        )
+        with self.transaction(connection):
+            connection.execute(claim)
+            effective: str | None = connection.execute(
+                sa.select(row.owner).where(row.session_id == session_id)
+            ).scalar()
+            return effective
+
+    def get_capabilities(self, connection: sa.Connection, session_id: str) -> str | None:
+        row = self.sessions.c
+        encoded: str | None = connection.execute(
+            sa.select(row.capabilities).where(row.session_id == session_id)
+        ).scalar()
+        return encoded
+
+    def elicitation_capable(self, connection: sa.Connection) -> list[str]:
+        row = self.sessions.c
+        return list(
+            connection.execute(
+                sa.select(row.session_id).where(row.elicitation).order_by(row.session_id)
+            ).scalars()
+        )
+
+    # ---- messages ----
+
+    def send(self, connection: sa.Connection, session_id: str, payload: str) -> Sent | None:
+        with self.transaction(connection):
+            holder = self.locate(connection, session_id)
+            if holder is None:
+                return None
+            inserted = connection.execute(
+                sa.insert(self.tables.messages).values(session_id=session_id, payload=payload)
+            )
+            return Sent(id=inserted.inserted_primary_key[0], holder=holder)
+
+    def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:
+        return list(connection.execute(self._waiting, self.identity(worker)).scalars())
+
+    def fetch(
+        self, connection: sa.Connection, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        """Fetch session by session: for a database without a network in between."""
+        found: dict[str, list[StoredMessage]] = {}
+        held = self.among(self.sessions.c.session_id)
+        with self.transaction(connection):
+            own = connection.execute(
+                sa.select(self.sessions.c.session_id).where(held, self.own),
+                {
+                    **self.identity(worker),
+                    "session_ids": self.ids([one.session_id for one in wanted]),
+                },
+            )
+            mine = frozenset(own.scalars())
+            for one in wanted:
+                if one.session_id in mine:
+                    found[one.session_id] = list(self._fetch(connection, one))
+        return found
+
+    def _fetch(self, connection: sa.Connection, wanted: Wanted) -> Iterator[StoredMessage]:
+        message = self.tables.messages.c
+        rows = connection.execute(
+            sa.select(message.id, message.payload, age_of(message.created_at))
+            .where(message.session_id == wanted.session_id)
+            .order_by(message.id)
+            .limit(wanted.count + len(wanted.held))
+        )
+        fresh = (row for row in rows if row[0] not in wanted.held)
+        size = 0
+        for message_id, payload, age in itertools.islice(fresh, wanted.count):
+            if size >= wanted.size:
+                return
+            size += len(payload.encode())
+            yield StoredMessage(id=message_id, payload=payload, age=age)
+
+    def acknowledge(self, connection: sa.Connection, message_ids: Sequence[int]) -> None:
+        with self.statement(connection):
+            connection.execute(
+                sa.delete(self.tables.messages).where(self.tables.messages.c.id.in_(message_ids))
+            )
+
+    # ---- the sweep ----
 
     def sweep(
         self, connection: sa.Connection, worker: Worker, durations: Mapping[str, float], limit: int
@@ -261,10 +417,11 @@ class Dialect(abc.ABC):
         with self.transaction(connection):
             connection.execute(self.vouch(), parameters)
             expired: list[str] = []
+            dropped = 0
             if connection.execute(allowed, parameters).first() is not None:
                 expired = list(connection.execute(self.expired(), parameters).scalars())
-                self._delete_sessions(connection, expired)
-            dropped = connection.execute(
+                dropped = self._delete_sessions(connection, expired)
+            stale = connection.execute(
                 sa.delete(messages).where(messages.c.id.in_(self.stale_messages())), parameters
             )
-            return Swept(sessions=len(expired), messages=dropped.rowcount)
+            return Swept(sessions=len(expired), messages=dropped + stale.rowcount)

@@ -13,12 +13,21 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
-from trio_sessions.abc import Worker
+from trio_sessions.abc import Bell, Worker
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
-from trio_sessions.stores.database._clock import ago, now
+from trio_sessions.stores.database._bell import BellSource, poll
+from trio_sessions.stores.database._clock import age_of, ago, now
 from trio_sessions.stores.database._dialect import Cutter, Dialect, Timeouts
 from trio_sessions.stores.database._schema import Tables
-from trio_sessions.types import RowAnswers, RowClaim, Swept
+from trio_sessions.types import (
+    Holder,
+    RowAnswers,
+    RowClaim,
+    Sent,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
 
 __all__ = ["PostgreSQL"]
 
@@ -30,6 +39,7 @@ _CREATION_LOCK = 0x7472696F_73657373  # "triosess": workers that start at once t
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ROW_ERRORS = ("22", "23", "40", "44", "55P03", "P0")
 _LOCK_NOT_AVAILABLE = "55P03"
+_FOREIGN_KEY = "23503"
 
 
 class _Shutdown:
@@ -80,22 +90,37 @@ def _locks_are_of_the_table() -> Iterator[None]:
 class PostgreSQL(Dialect):
     """Uses UPDATE … RETURNING, data-modifying CTEs, SKIP LOCKED and ON DELETE CASCADE.
 
-    It needs neither LISTEN nor prepared statements, so it runs behind PgBouncer in
-    transaction mode (then with ``server_timeouts=False``).
+    It needs neither prepared statements nor, if told so, LISTEN, and so it runs behind
+    PgBouncer in transaction mode (with ``server_timeouts=False, listen=False``).
     """
 
     has_time_zones = True
 
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
+        self._channel_prefix = f"{tables.sessions.name.removesuffix('sessions')}"
         row = self.sessions.c
         mine = sa.and_(self.among(row.session_id), self.own)
         self._refresh = self._refresh_and_name_the_missing(mine)
         self._refresh_free = self._refresh_what_is_not_locked(mine)
         self._upsert = self._upsert_claims()
         self._locked = self._which_are_locked()
-        self._delete = sa.delete(self.sessions).where(
-            mine, row.generation <= sa.bindparam("up_to", type_=sa.BigInteger)
+        self._delete = self._count_messages_of(
+            sa.delete(self.sessions).where(
+                mine, row.generation <= sa.bindparam("up_to", type_=sa.BigInteger)
+            )
+        )
+        self._send = self._insert_and_ring()
+        self._fetch_wanted = self._fetch_of_each()
+        self._claim = (
+            sa.update(self.sessions)
+            .where(row.session_id == sa.bindparam("of_session"))
+            .values(owner=sa.func.coalesce(row.owner, sa.bindparam("claimant", type_=sa.Text)))
+            .returning(row.owner)
+        )
+        self._acknowledge = sa.delete(tables.messages).where(
+            tables.messages.c.id
+            == sa.any_(sa.bindparam("message_ids", type_=postgresql.ARRAY(sa.BigInteger)))
         )
         some = (
             sa.select(row.session_id).where(self.own).limit(sa.bindparam("limit", type_=sa.Integer))
@@ -180,6 +205,9 @@ class PostgreSQL(Dialect):
     def insert(self, table: sa.Table) -> Any:
         return postgresql.insert(table)
 
+    def statement(self, connection: sa.Connection) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()  # autocommit: it saves two round trips
+
     @contextlib.contextmanager
     def transaction(self, connection: sa.Connection) -> Iterator[None]:
         connection.exec_driver_sql("BEGIN")
@@ -201,8 +229,19 @@ class PostgreSQL(Dialect):
                 sa.bindparam("session_ids", type_=_TEXTS),
                 sa.bindparam("generations", type_=postgresql.ARRAY(sa.BigInteger)),
                 sa.bindparam("ages", type_=postgresql.ARRAY(sa.Double)),
+                sa.bindparam("owners", type_=_TEXTS),
+                sa.bindparam("capabilities", type_=_TEXTS),
+                sa.bindparam("elicitations", type_=postgresql.ARRAY(sa.Boolean)),
             )
-            .table_valued("session_id", "generation", "age", name="claims")
+            .table_valued(
+                "session_id",
+                "generation",
+                "age",
+                "owner",
+                "capabilities",
+                "elicitation",
+                name="claims",
+            )
             .render_derived()
         )
         columns = {
@@ -213,6 +252,9 @@ class PostgreSQL(Dialect):
             "created_at": now(),
             "taken_at": ago(claims.c.age),
             "last_accessed": now(),
+            "owner": claims.c.owner,
+            "capabilities": claims.c.capabilities,
+            "elicitation": claims.c.elicitation,
         }
         insert = self.insert(self.sessions).from_select(list(columns), sa.select(*columns.values()))
         return self.upsert(insert).returning(self.sessions.c.session_id)
@@ -266,6 +308,84 @@ class PostgreSQL(Dialect):
             asked, row.session_id.not_in(sa.select(free.c.session_id))
         )
 
+    def _count_messages_of(self, delete: sa.Delete) -> sa.Select[Any]:
+        """Return the number of messages that a deletion takes along: it does not see itself."""
+        gone = delete.returning(self.sessions.c.session_id).cte("gone")
+        messages = self.tables.messages.c
+        return sa.select(sa.func.count(messages.id)).where(
+            messages.session_id.in_(sa.select(gone.c.session_id))
+        )
+
+    def _insert_and_ring(self) -> sa.Select[Any]:
+        """Insert a message if its session is there; the bell is the channel of its holder."""
+        row, messages = self.sessions.c, self.tables.messages
+        holder = (
+            sa.select(row.session_id, row.worker_id, row.incarnation, row.owner)
+            .where(row.session_id == sa.bindparam("of_session"))
+            .cte("holder")
+        )
+        stored = (
+            self.insert(messages)
+            .from_select(
+                ["session_id", "payload"],
+                sa.select(holder.c.session_id, sa.bindparam("payload", type_=sa.Text)),
+            )
+            .returning(messages.c.id)
+            .cte("stored")
+        )
+        channel = sa.literal(self._channel_prefix, sa.Text) + holder.c.incarnation
+        ring = sa.cast(sa.func.pg_notify(channel, holder.c.session_id), sa.Text)
+        return sa.select(
+            stored.c.id, holder.c.worker_id, holder.c.incarnation, holder.c.owner, ring
+        ).select_from(holder.join(stored, sa.true()))
+
+    def _fetch_of_each(self) -> sa.Select[Any]:
+        """Return of each session the oldest messages, as many as there is room for."""
+        row, message = self.sessions.c, self.tables.messages.c
+        wanted = (
+            sa.func.unnest(
+                sa.bindparam("session_ids", type_=_TEXTS),
+                sa.bindparam("counts", type_=postgresql.ARRAY(sa.Integer)),
+                sa.bindparam("sizes", type_=postgresql.ARRAY(sa.BigInteger)),
+            )
+            .table_valued("session_id", "room", "size", name="wanted")
+            .render_derived()
+        )
+        oldest = (
+            sa.select(message.id, message.payload, message.created_at)
+            .where(
+                message.session_id == wanted.c.session_id,
+                message.id
+                != sa.all_(sa.bindparam("held", type_=postgresql.ARRAY(sa.BigInteger))),
+            )
+            .order_by(message.id)
+            .limit(wanted.c.room)
+            .lateral("oldest")
+        )
+        size = sa.func.octet_length(oldest.c.payload)
+        sums = (
+            sa.select(
+                oldest.c.id,
+                oldest.c.payload,
+                oldest.c.created_at,
+                (sa.func.sum(size).over(order_by=oldest.c.id) - size).label("before"),
+            )
+            .select_from(oldest)
+            .lateral("sums")
+        )
+        return (
+            sa.select(
+                wanted.c.session_id, sums.c.id, sums.c.payload, age_of(sums.c.created_at)
+            )
+            .select_from(
+                wanted.join(self.sessions, row.session_id == wanted.c.session_id).join(
+                    sums, sa.true()
+                )
+            )
+            .where(self.own, sums.c.before < wanted.c.size)
+            .order_by(wanted.c.session_id, sums.c.id)
+        )
+
     def _vouch_and_sweep(self) -> sa.Select[Any]:
         messages = self.tables.messages
         vouched = self.vouch().returning(self.tables.fleet.c.unbroken_since).cte("vouched")
@@ -288,9 +408,14 @@ class PostgreSQL(Dialect):
             .returning(messages.c.id)
             .cte("dropped")
         )
+        with_them = sa.select(sa.func.count(messages.c.id)).where(
+            messages.c.session_id.in_(sa.select(gone.c.session_id)),
+            messages.c.id.not_in(sa.select(dropped.c.id)),
+        )
         return sa.select(
             sa.select(sa.func.count()).select_from(gone).scalar_subquery(),
-            sa.select(sa.func.count()).select_from(dropped).scalar_subquery(),
+            sa.select(sa.func.count()).select_from(dropped).scalar_subquery()
+            + with_them.scalar_subquery(),
         )
 
     # ---- operations ----
@@ -321,6 +446,13 @@ class PostgreSQL(Dialect):
                 "session_ids": [claim.session_id for claim in claims],
                 "generations": [claim.generation for claim in claims],
                 "ages": [claim.age + waited for claim in claims],
+                "owners": [claim.owner for claim in claims],
+                "capabilities": [
+                    claim.capabilities and claim.capabilities.encoded for claim in claims
+                ],
+                "elicitations": [
+                    bool(claim.capabilities and claim.capabilities.elicitation) for claim in claims
+                ],
             },
         )
         return RowAnswers(held=frozenset(written.scalars()))
@@ -345,16 +477,75 @@ class PostgreSQL(Dialect):
 
     def delete(
         self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str], up_to: int
-    ) -> None:
-        connection.execute(
+    ) -> int:
+        messages: int = connection.execute(
             self._delete,
             {**self.identity(worker), "session_ids": self.ids(session_ids), "up_to": up_to},
-        )
+        ).scalar_one()
+        return messages
 
     def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
         return connection.execute(
             self._delete_all, {**self.identity(worker), "limit": limit}
         ).rowcount
+
+    # ---- owners ----
+
+    def claim_owner(self, connection: sa.Connection, session_id: str, owner: str) -> str | None:
+        effective: str | None = connection.execute(
+            self._claim, {"of_session": session_id, "claimant": owner}
+        ).scalar()
+        return effective
+
+    # ---- messages ----
+
+    def send(self, connection: sa.Connection, session_id: str, payload: str) -> Sent | None:
+        parameters = {"of_session": session_id, "payload": payload}
+        try:
+            sent = connection.execute(self._send, parameters).one_or_none()
+        except DBAPIError as exc:
+            if _sqlstate(exc) != _FOREIGN_KEY:
+                raise
+            return None  # its session was deleted just then
+        if sent is None:
+            return None
+        holder = Holder(worker_id=sent[1], incarnation=sent[2], owner=sent[3])
+        return Sent(id=sent[0], holder=holder)
+
+    def fetch(
+        self, connection: sa.Connection, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        found: dict[str, list[StoredMessage]] = {}
+        rows = connection.execute(
+            self._fetch_wanted,
+            {
+                **self.identity(worker),
+                "session_ids": [one.session_id for one in wanted],
+                "counts": [one.count for one in wanted],
+                "sizes": [one.size for one in wanted],
+                "held": list(frozenset[int]().union(*(one.held for one in wanted))),
+            },
+        )
+        for session_id, message_id, payload, age in rows:
+            message = StoredMessage(id=message_id, payload=payload, age=age)
+            found.setdefault(session_id, []).append(message)
+        return found
+
+    def acknowledge(self, connection: sa.Connection, message_ids: Sequence[int]) -> None:
+        connection.execute(self._acknowledge, {"message_ids": list(message_ids)})
+
+    def open_bell(
+        self, source: BellSource, worker: Worker, *, listen: bool
+    ) -> contextlib.AbstractAsyncContextManager[Bell]:
+        if not listen:
+            return poll(source, worker, lambda connection: self.waiting(connection, worker))
+        from trio_sessions.stores.database._listen import listen as listen_to
+
+        # The name is of our own letters and digits: a prefix that was checked, and hexadecimals.
+        statement = f'LISTEN "{self._channel_prefix}{worker.incarnation}"'
+        return listen_to(
+            source, worker, lambda connection: connection.exec_driver_sql(statement)
+        )
 
     def sweep(
         self, connection: sa.Connection, worker: Worker, durations: Mapping[str, float], limit: int

@@ -59,6 +59,8 @@ def tables(prefix: str) -> Tables:
         sa.Column("incarnation", sa.String(32), nullable=False, server_default=""),
         sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("owner", sa.String(320)),
+        sa.Column("capabilities", sa.Text),
+        sa.Column("elicitation", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("created_at", moment, nullable=False, server_default=now()),
         sa.Column("taken_at", moment, nullable=False, server_default=now()),
         sa.Column("last_accessed", moment, nullable=False, server_default=now()),
@@ -83,6 +85,14 @@ def tables(prefix: str) -> Tables:
         sa.Column("payload", sa.Text, nullable=False),
         sa.Column("created_at", moment, nullable=False, server_default=now(), index=True),
         sqlite_autoincrement=True,
+    )
+    # To list who can be asked, without a look at the others.
+    asked = sessions.c.elicitation
+    sa.Index(
+        f"ix_{prefix}sessions_elicitation",
+        sessions.c.session_id,
+        postgresql_where=asked,
+        sqlite_where=asked,
     )
     sa.Index(f"ix_{prefix}messages_session_id_id", messages.c.session_id, messages.c.id)
     fleet = sa.Table(

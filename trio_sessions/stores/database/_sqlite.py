@@ -11,7 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
+from trio_sessions.abc import Bell, Worker
 from trio_sessions.errors import StoreUnavailable
+from trio_sessions.stores.database._bell import BellSource, look_at_the_file
 from trio_sessions.stores.database._dialect import Cutter, Dialect, Timeouts
 from trio_sessions.stores.database._schema import Tables
 
@@ -102,6 +104,11 @@ class SQLite(Dialect):
                 raise
         finally:
             self._turn.release()
+
+    def open_bell(
+        self, source: BellSource, worker: Worker, *, listen: bool
+    ) -> contextlib.AbstractAsyncContextManager[Bell]:
+        return look_at_the_file(source, worker)
 
     def create_tables(self, connection: sa.Connection) -> None:
         with self.transaction(connection):

@@ -3,7 +3,8 @@
 import contextlib
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,13 +15,22 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from trio_sessions._settings import seconds
-from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.abc import Bell, SessionStore, Worker
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
 from trio_sessions.stores.database._dialect import Dialect
 from trio_sessions.stores.database._operation import Operation, current
 from trio_sessions.stores.database._schema import check_tables, tables
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
-from trio_sessions.types import Holder, RowAnswers, RowClaim, Swept
+from trio_sessions.types import (
+    Capabilities,
+    Holder,
+    RowAnswers,
+    RowClaim,
+    Sent,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
 
 __all__ = ["DatabaseStore"]
 
@@ -48,6 +58,9 @@ class DatabaseStore(SessionStore):
             the connection is cut off, whoever made the engine.
         lock_timeout: seconds to wait for a row or, on SQLite, the file, for an engine
             made here.
+        listen: learn of messages by LISTEN on a connection of its own. PgBouncer in
+            transaction mode loses it: set it to False behind one, and the worker polls
+            once for all its sessions.
         server_timeouts: send the timeouts as ``options`` when connecting to PostgreSQL.
             PgBouncer does not take them: set it to False behind one.
 
@@ -66,11 +79,13 @@ class DatabaseStore(SessionStore):
         operation_timeout: float = 10.0,
         lock_timeout: float = 3.0,
         server_timeouts: bool = True,
+        listen: bool = True,
     ) -> None:
         self.connect_timeout = seconds("connect_timeout", connect_timeout)
         self.operation_timeout = seconds("operation_timeout", operation_timeout)
         self.lock_timeout = seconds("lock_timeout", lock_timeout)
         self.server_timeouts = server_timeouts
+        self.listen = listen
         if lock_timeout >= operation_timeout:
             raise ValueError(
                 f"lock_timeout ({lock_timeout:g} s) must be shorter than "
@@ -107,7 +122,7 @@ class DatabaseStore(SessionStore):
                         self._make_engine, worker, limiter=worker.limiter
                     )
                     self._places = _places(self._given_engine)
-                await self._run(worker, self._prepare_tables)
+                await self.run(worker, self._prepare_tables)
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await self._close(worker)
@@ -160,14 +175,36 @@ class DatabaseStore(SessionStore):
 
     # ---- one operation ----
 
-    async def _run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
+    async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
+        """Run ``work`` on a connection in a thread; not for users."""
+        return await self._guarded(worker, partial(self._connected, work))
+
+    async def take(self, worker: Worker, prepare: Callable[[sa.Connection], Any]) -> sa.Connection:
+        """Connect beside the pool, for as long as the caller likes; not for users."""
+        return await self._guarded(worker, partial(self._detached, prepare))
+
+    async def run_on(
+        self, worker: Worker, connection: sa.Connection, work: Callable[[sa.Connection], T]
+    ) -> T:
+        """Run ``work`` on a connection that was taken; not for users."""
+
+        def watched(operation: Operation) -> T:
+            operation.hold(connection.connection.dbapi_connection)
+            return work(connection)
+
+        return await self._guarded(worker, watched)
+
+    async def give_back(self, worker: Worker, connection: sa.Connection) -> None:
+        """Close a connection that was taken; not for users."""
+        await trio.to_thread.run_sync(connection.close, limiter=worker.limiter)
+
+    async def _guarded(self, worker: Worker, work: Callable[[Operation], T]) -> T:
+        """Run ``work`` in a thread, watched; the errors of drivers become ours."""
         operation = Operation(self._dialect.cutter, self.operation_timeout)
         self._running += 1
         try:
             async with self._places or contextlib.nullcontext():
-                return await operation.run(
-                    partial(self._connected, operation, work), worker.limiter
-                )
+                return await operation.run(partial(work, operation), worker.limiter)
         except (DBAPIError, PoolTimeout) as exc:
             _forget_locals(exc)
             raise self._translated(exc, was_cut=operation.was_cut) from exc
@@ -179,10 +216,26 @@ class DatabaseStore(SessionStore):
             if not self._running:
                 self._idle.set()
 
-    def _connected(self, operation: Operation, work: Callable[[sa.Connection], T]) -> T:
+    def _connect(self) -> sa.Connection:
         if self._engine is None:
             raise StoreUnavailable(f"the store on {masked(self._url)} is closed")
-        with self._engine.connect() as connection:
+        return self._engine.connect()
+
+    def _detached(
+        self, prepare: Callable[[sa.Connection], Any], operation: Operation
+    ) -> sa.Connection:
+        connection = self._connect()
+        try:
+            operation.hold(connection.connection.dbapi_connection)
+            connection.detach()
+            prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connected(self, work: Callable[[sa.Connection], T], operation: Operation) -> T:
+        with self._connect() as connection:
             operation.hold(connection.connection.dbapi_connection)
             try:
                 return work(connection)
@@ -210,25 +263,25 @@ class DatabaseStore(SessionStore):
     async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
         """Write rows; see `SessionStore.write`."""
         asked = time.monotonic()
-        return await self._run(
+        return await self.run(
             worker, lambda connection: self._dialect.write(connection, worker, claims, asked)
         )
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows; see `SessionStore.refresh`."""
-        return await self._run(
+        return await self.run(
             worker, lambda connection: self._dialect.refresh(connection, worker, session_ids)
         )
 
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> None:
+    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
         """Delete rows of removed sessions; see `SessionStore.delete`."""
-        await self._run(
+        return await self.run(
             worker, lambda connection: self._dialect.delete(connection, worker, session_ids, up_to)
         )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> int:
         """Delete all rows of this incarnation; see `SessionStore.delete_all`."""
-        return await self._run(
+        return await self.run(
             worker, lambda connection: self._dialect.delete_all(connection, worker, limit)
         )
 
@@ -239,9 +292,74 @@ class DatabaseStore(SessionStore):
         """
         return await _abandonable(
             partial(
-                self._run, worker, lambda connection: self._dialect.locate(connection, session_id)
+                self.run, worker, lambda connection: self._dialect.locate(connection, session_id)
             )
         )
+
+    # ---- owners and capabilities ----
+
+    async def set_owner(self, worker: Worker, session_id: str, owner: str | None) -> bool:
+        """Set a session's owner; see `SessionStore.set_owner`."""
+        return await self.run(
+            worker, lambda connection: self._dialect.set_owner(connection, session_id, owner)
+        )
+
+    async def claim_owner(self, worker: Worker, session_id: str, owner: str) -> str | None:
+        """Set a session's owner unless it has one; see `SessionStore.claim_owner`."""
+        return await self.run(
+            worker, lambda connection: self._dialect.claim_owner(connection, session_id, owner)
+        )
+
+    async def set_capabilities(
+        self, worker: Worker, session_id: str, capabilities: Capabilities
+    ) -> bool:
+        """Replace a session's capabilities; see `SessionStore.set_capabilities`."""
+        return await self.run(
+            worker,
+            lambda connection: self._dialect.set_capabilities(connection, session_id, capabilities),
+        )
+
+    async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
+        """Return a session's capabilities; see `SessionStore.get_capabilities`."""
+        return await self.run(
+            worker, lambda connection: self._dialect.get_capabilities(connection, session_id)
+        )
+
+    async def elicitation_capable(self, worker: Worker) -> list[str]:
+        """Return the ids of sessions that can be asked; see `SessionStore`."""
+        return await self.run(worker, self._dialect.elicitation_capable)
+
+    # ---- messages ----
+
+    async def send(self, worker: Worker, session_id: str, payload: str) -> Sent | None:
+        """Store a message for a session; see `SessionStore.send`."""
+        return await self.run(
+            worker, lambda connection: self._dialect.send(connection, session_id, payload)
+        )
+
+    async def waiting(self, worker: Worker) -> list[str]:
+        """Return the ids of sessions with messages; see `SessionStore.waiting`."""
+        return await self.run(worker, lambda connection: self._dialect.waiting(connection, worker))
+
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        """Return stored messages; see `SessionStore.fetch`."""
+        return await self.run(
+            worker, lambda connection: self._dialect.fetch(connection, worker, wanted)
+        )
+
+    async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
+        """Delete messages; see `SessionStore.acknowledge`."""
+        await self.run(
+            worker, lambda connection: self._dialect.acknowledge(connection, message_ids)
+        )
+
+    def open_bell(self, worker: Worker) -> AbstractAsyncContextManager[Bell]:
+        """Return what tells of messages; see `SessionStore.open_bell`."""
+        return self._dialect.open_bell(self, worker, listen=self.listen)
+
+    # ---- the sweep ----
 
     async def sweep(
         self,
@@ -254,7 +372,7 @@ class DatabaseStore(SessionStore):
     ) -> Swept:
         """Vouch, then delete what has expired; see `SessionStore.sweep`."""
         durations = {"session_ttl": session_ttl, "message_ttl": message_ttl, "max_gap": max_gap}
-        return await self._run(
+        return await self.run(
             worker, lambda connection: self._dialect.sweep(connection, worker, durations, limit)
         )
 

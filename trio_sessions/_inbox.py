@@ -1,0 +1,205 @@
+"""The messages of one session that is held here: in memory within bounds, in order.
+
+Synchronous, no I/O. What does not fit waits in the store, and then so does everything that
+comes after it, until all of that has been fetched: so messages stay in order.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from trio_sessions.types import StoredMessage, Wanted
+
+__all__ = ["Inbox", "Message"]
+
+MOST = 100  # messages in memory for one session
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message in memory."""
+
+    payload: str
+    expires_at: float
+    """On Trio's clock."""
+    row: int | None = None
+    """Its id in the store, if it is there too."""
+
+
+class Inbox:
+    """See above.
+
+    Args:
+        session_id: whose inbox it is.
+        size: bytes of messages in memory, at most; a single larger one fits all the same.
+        message_ttl: seconds for which a message may wait.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_before",
+        "_ready",
+        "_size",
+        "held",
+        "is_open",
+        "limit",
+        "looked",
+        "message_ttl",
+        "more_in_store",
+        "session_id",
+        "spilled_from",
+        "spills",
+    )
+
+    def __init__(self, session_id: str, *, size: int, message_ttl: float) -> None:
+        self.session_id = session_id
+        self.limit = size
+        self.message_ttl = message_ttl
+        self.held: set[int] = set()
+        """Rows that must not be fetched: in memory, or handed out and not yet acknowledged."""
+        self.is_open = False
+        """Somebody reads it."""
+        self.looked = False
+        """What was in the store when it was opened has been fetched, or could not be."""
+        self.more_in_store = False
+        """Messages may be in the store that came after those in memory."""
+        self.spills = 0
+        """Counts the messages that were sent to the store because they had to wait there."""
+        self.spilled_from: int | None = None
+        """The first of those: older ones were there before anything in memory."""
+        self._before: deque[Message] = deque()
+        self._ready: deque[Message] = deque()
+        self._size = 0
+        self._arrived: trio.Event | None = None
+
+    def __len__(self) -> int:
+        return len(self._before) + len(self._ready)
+
+    # ---- what comes in ----
+
+    def accept(self, payload: str, now: float) -> bool:
+        """Take a message of this worker, unless it has to wait in the store."""
+        if self.more_in_store or not self._has_room():
+            return False
+        self._size += len(payload)
+        self._ready.append(Message(payload, now + self.message_ttl))
+        self.wake()
+        return True
+
+    def spill(self) -> None:
+        """A message goes to the store: let the others that come go there too."""
+        self.more_in_store = True
+        self.spills += 1
+
+    def note_spilled(self, message_id: int) -> None:
+        """The store has given it this id."""
+        if self.spilled_from is None or message_id < self.spilled_from:
+            self.spilled_from = message_id
+
+    def wanted(self) -> Wanted | None:
+        """Return what there is room for, or None."""
+        if not self._has_room():
+            return None
+        return Wanted(
+            session_id=self.session_id,
+            held=frozenset(self.held),
+            count=MOST - len(self),
+            size=max(1, self.limit - self._size),
+        )
+
+    def add(
+        self, found: Sequence[StoredMessage], wanted: Wanted, spills: int, now: float
+    ) -> None:
+        """Take what was fetched; ``spills``: how many there were when it was asked for."""
+        for one in found:
+            if one.id not in self.held:
+                self.held.add(one.id)
+                self._size += len(one.payload)
+                message = Message(one.payload, now - one.age + self.message_ttl, one.id)
+                earlier = self.spilled_from is None or one.id < self.spilled_from
+                (self._ready if self.looked or not earlier else self._before).append(message)
+        size = sum(len(one.payload.encode()) for one in found)
+        if len(found) < wanted.count and size < wanted.size:  # that was all
+            self.looked = True
+            if self.spills == spills:
+                self.more_in_store, self.spilled_from = False, None
+        else:
+            self.more_in_store = True
+        self.wake()
+
+    def look_failed(self) -> None:
+        """The store is away: what is in memory need not wait for it."""
+        self.looked = True
+        self.more_in_store = True
+        self.wake()
+
+    def put_back(self, message: Message) -> None:
+        """A message was read and not finished: it is the next one again."""
+        self._size += len(message.payload)
+        self._before.appendleft(message)
+
+    def inherit(self, earlier: "Inbox") -> None:
+        """Take over what another inbox of the same session has in memory."""
+        self._before.extend(earlier._before)
+        self._before.extend(earlier._ready)
+        self._size += earlier._size
+        self.held |= earlier.held
+        self.more_in_store, self.spills = earlier.more_in_store, earlier.spills
+        self.spilled_from = earlier.spilled_from
+        earlier.clear()
+
+    def _has_room(self) -> bool:
+        return len(self) < MOST and self._size < self.limit
+
+    # ---- what goes out ----
+
+    def take(self) -> Message | None:
+        """Hand out the next message; it is acknowledged, or put back, by the caller."""
+        if self._before:
+            message = self._before.popleft()
+        elif self._ready and self.looked:
+            message = self._ready.popleft()
+        else:
+            return None
+        self._size -= len(message.payload)
+        return message
+
+    def should_fetch(self) -> bool:
+        """Say whether it is time to fetch what waits in the store."""
+        return self.more_in_store and len(self) <= MOST // 2
+
+    def expired(self, now: float) -> list[Message]:
+        """Take out what has waited for too long."""
+        gone: list[Message] = []
+        for waiting in (self._before, self._ready):
+            gone += [message for message in waiting if message.expires_at < now]
+            if gone:
+                kept = [message for message in waiting if message.expires_at >= now]
+                waiting.clear()
+                waiting.extend(kept)
+        self._size -= sum(len(message.payload) for message in gone)
+        return gone
+
+    def clear(self) -> list[Message]:
+        """Take out everything."""
+        gone = [*self._before, *self._ready]
+        self._before.clear()
+        self._ready.clear()
+        self._size = 0
+        return gone
+
+    # ---- waiting ----
+
+    def arrival(self) -> trio.Event:
+        """Return an event that is set when there may be something new to take."""
+        if self._arrived is None:
+            self._arrived = trio.Event()
+        return self._arrived
+
+    def wake(self) -> None:
+        """Let whoever waits look again."""
+        if self._arrived is not None:
+            self._arrived.set()
+            self._arrived = None

@@ -1,0 +1,62 @@
+"""LISTEN: PostgreSQL rings, on a connection that waits for nothing else.
+
+NOTIFY is only the bell; the row of the message is the truth. What is rung for is a session
+id. A bell that is lost costs time and no message: whoever opens a new one looks for all
+that waits, and so does this one now and then.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+import trio
+
+from trio_sessions.abc import Bell, Worker
+from trio_sessions.errors import StoreUnavailable
+from trio_sessions.stores.database._bell import BellSource
+
+__all__ = ["listen"]
+
+_LOOK_ANYWAY = 60.0  # seconds
+
+
+class _Listening:
+    def __init__(self, connection: sa.Connection) -> None:
+        driver: Any = connection.connection.dbapi_connection
+        self._pgconn: psycopg.pq.abc.PGconn = driver.pgconn
+
+    async def wait(self) -> frozenset[str] | None:
+        """Wait for bells; None after a time without one."""
+        try:
+            with trio.move_on_after(_LOOK_ANYWAY):
+                while not (rung := self._rung()):
+                    await trio.lowlevel.wait_readable(self._pgconn.socket)
+                return rung
+        except (psycopg.Error, OSError) as exc:
+            raise StoreUnavailable(
+                f"the connection that listens for messages broke: {type(exc).__name__}"
+            ) from exc
+        return None
+
+    def _rung(self) -> frozenset[str]:
+        """Read what has arrived, without waiting."""
+        self._pgconn.consume_input()
+        rung = set()
+        while (notice := self._pgconn.notifies()) is not None:
+            rung.add(notice.extra.decode())
+        return frozenset(rung)
+
+
+@asynccontextmanager
+async def listen(
+    source: BellSource, worker: Worker, statement: Callable[[sa.Connection], Any]
+) -> AsyncIterator[Bell]:
+    """Ring for each NOTIFY on the worker's channel; ``statement`` listens to it."""
+    connection = await source.take(worker, statement)
+    try:
+        yield _Listening(connection)
+    finally:
+        with trio.CancelScope(shield=True):
+            await source.give_back(worker, connection)
