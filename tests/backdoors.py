@@ -39,6 +39,14 @@ class Backdoor(Protocol):
         """Let another worker hold the row."""
         ...
 
+    def messages(self) -> list[str]:
+        """Return the session ids of all messages that are stored, in their order."""
+        ...
+
+    def age_messages(self, seconds: float) -> None:
+        """Make messages look so much older."""
+        ...
+
 
 class MemoryBackdoor:
     def __init__(self, store: MemoryStore) -> None:
@@ -74,13 +82,22 @@ class MemoryBackdoor:
     def give(self, session_id: str, worker_id: str) -> None:
         self._store._rows[session_id].worker_id = worker_id
 
+    def messages(self) -> list[str]:
+        stored = {m: s for s, row in self._store._rows.items() for m in row.messages}
+        return [stored[message_id] for message_id in sorted(stored)]
+
+    def age_messages(self, seconds: float) -> None:
+        for row in self._store._rows.values():
+            for message in row.messages.values():
+                message.stored_at -= seconds
+
 
 class DatabaseBackdoor:
     def __init__(self, url: sa.URL) -> None:
         self.engine = sa.create_engine(url, poolclass=sa.NullPool)
         tables = metadata().tables
         self.sessions = tables["trio_sessions"]
-        self.messages = tables["trio_messages"]
+        self.messages_table = tables["trio_messages"]
         self.fleet = tables["trio_fleet"]
 
     def close(self) -> None:
@@ -100,7 +117,9 @@ class DatabaseBackdoor:
         return {r[0]: r[1] for r in self.execute(sa.select(row.session_id, row.owner))}
 
     def delete(self, *session_ids: str) -> None:
-        self.execute(sa.delete(self.messages).where(self.messages.c.session_id.in_(session_ids)))
+        self.execute(
+            sa.delete(self.messages_table).where(self.messages_table.c.session_id.in_(session_ids))
+        )
         self.execute(sa.delete(self.sessions).where(self.sessions.c.session_id.in_(session_ids)))
 
     def insert(self, session_id: str, worker_id: str, *, age: float = 0.0) -> None:
@@ -138,3 +157,16 @@ class DatabaseBackdoor:
             .where(self.sessions.c.session_id == session_id)
             .values(worker_id=worker_id)
         )
+
+    def messages(self) -> list[str]:
+        message = self.messages_table.c
+        return [r[0] for r in self.execute(sa.select(message.session_id).order_by(message.id))]
+
+    def age_messages(self, seconds: float) -> None:
+        message = self.messages_table.c
+        for message_id, created_at in self.execute(sa.select(message.id, message.created_at)):
+            self.execute(
+                sa.update(self.messages_table)
+                .where(message.id == message_id)
+                .values(created_at=created_at - timedelta(seconds=seconds))
+            )

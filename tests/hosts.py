@@ -8,6 +8,7 @@ goes from Trio to asyncio, through the facade, and back to Trio.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import trio
@@ -180,6 +181,54 @@ class View:
 
     def statistics(self) -> RegistryStatistics:
         return self._facade.statistics()
+
+    async def set_session_owner(self, *args: Any) -> None:
+        await in_asyncio(self._facade.set_session_owner, *args)
+
+    async def claim_session_owner(self, *args: Any) -> Any:
+        return await in_asyncio(self._facade.claim_session_owner, *args)
+
+    async def get_session_owner(self, *args: Any) -> Any:
+        return await in_asyncio(self._facade.get_session_owner, *args)
+
+    async def store_client_capabilities(self, *args: Any) -> None:
+        await in_asyncio(self._facade.store_client_capabilities, *args)
+
+    async def get_client_capabilities(self, *args: Any) -> Any:
+        return await in_asyncio(self._facade.get_client_capabilities, *args)
+
+    async def has_elicitation_capability(self, *args: Any) -> Any:
+        return await in_asyncio(self._facade.has_elicitation_capability, *args)
+
+    async def get_elicitation_capable_sessions(self) -> Any:
+        return await in_asyncio(self._facade.get_elicitation_capable_sessions)
+
+    async def broadcast(self, *args: Any, **options: Any) -> None:
+        await in_asyncio(partial(self._facade.broadcast, *args, **options))
+
+    def open_inbox(self, session_id: str) -> "_InboxView":
+        return _InboxView(self._facade.open_inbox(session_id))
+
+
+class _InboxView:
+    """An inbox of the facade: each step goes to asyncio."""
+
+    def __init__(self, inbox: Any) -> None:
+        self._inbox = inbox
+
+    async def __aenter__(self) -> "_InboxView":
+        await in_asyncio(self._inbox.__aenter__)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        with trio.CancelScope(shield=True):
+            await in_asyncio(self._inbox.__aexit__, *error)
+
+    def __aiter__(self) -> "_InboxView":
+        return self
+
+    async def __anext__(self) -> Any:
+        return await in_asyncio(self._inbox.__anext__)
 
 
 @asynccontextmanager

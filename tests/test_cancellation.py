@@ -131,10 +131,11 @@ class CutsAt(FaultyStore):
         self._cut("write", "after")
         return answers
 
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> None:
+    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
         self._cut("delete", "before")
-        await super().delete(worker, session_ids, up_to=up_to)
+        messages = await super().delete(worker, session_ids, up_to=up_to)
         self._cut("delete", "after")
+        return messages
 
 
 @pytest.mark.parametrize("operation", ["refresh", "write", "delete"])

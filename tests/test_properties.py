@@ -45,7 +45,7 @@ def play_on_a_database(history: list[Step], url: sa.URL) -> None:
     store = DatabaseStore(url)
     try:
         with backdoor.engine.begin() as connection:
-            for table in (backdoor.messages, backdoor.sessions, backdoor.fleet):
+            for table in (backdoor.messages_table, backdoor.sessions, backdoor.fleet):
                 if sa.inspect(connection).has_table(table.name):
                     connection.execute(sa.delete(table))
         trio.run(

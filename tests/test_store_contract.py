@@ -52,8 +52,8 @@ class KnowsNoIncarnation(MemoryStore):
 
 
 class KnowsNoGeneration(MemoryStore):
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> None:
-        await super().delete(worker, session_ids, up_to=1_000_000)
+    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
+        return await super().delete(worker, session_ids, up_to=1_000_000)
 
 
 class GivesNoGrace(MemoryStore):

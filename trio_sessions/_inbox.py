@@ -109,9 +109,7 @@ class Inbox:
             size=max(1, self.limit - self._size),
         )
 
-    def add(
-        self, found: Sequence[StoredMessage], wanted: Wanted, spills: int, now: float
-    ) -> None:
+    def add(self, found: Sequence[StoredMessage], wanted: Wanted, spills: int, now: float) -> None:
         """Take what was fetched; ``spills``: how many there were when it was asked for."""
         for one in found:
             if one.id not in self.held:
@@ -140,15 +138,13 @@ class Inbox:
         self._size += len(message.payload)
         self._before.appendleft(message)
 
-    def inherit(self, earlier: "Inbox") -> None:
-        """Take over what another inbox of the same session has in memory."""
-        self._before.extend(earlier._before)
-        self._before.extend(earlier._ready)
-        self._size += earlier._size
-        self.held |= earlier.held
-        self.more_in_store, self.spills = earlier.more_in_store, earlier.spills
-        self.spilled_from = earlier.spilled_from
-        earlier.clear()
+    def hand_over(self, later: "Inbox") -> None:
+        """Give what is in memory to the session's next inbox."""
+        later.held |= self.held
+        later.more_in_store, later.spills = self.more_in_store, self.spills
+        later.spilled_from = self.spilled_from
+        for message in reversed(self.clear()):
+            later.put_back(message)
 
     def _has_room(self) -> bool:
         return len(self) < MOST and self._size < self.limit
@@ -165,6 +161,9 @@ class Inbox:
             return None
         self._size -= len(message.payload)
         return message
+
+    def can_take(self) -> bool:
+        return bool(self._before) or (self.looked and bool(self._ready))
 
     def should_fetch(self) -> bool:
         """Say whether it is time to fetch what waits in the store."""

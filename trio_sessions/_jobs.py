@@ -14,6 +14,7 @@ import outcome
 import trio
 
 from trio_sessions._calls import TransportCalls
+from trio_sessions._delivery import Delivery
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import Entry, LocalTable
@@ -43,9 +44,11 @@ class Jobs:
         table: LocalTable,
         calls: TransportCalls,
         rows: Rows,
+        delivery: Delivery,
         settings: Settings,
     ) -> None:
         self.disconnect_failures = 0
+        self._delivery = delivery
         self._nursery = nursery
         self._table = table
         self._calls = calls
@@ -121,6 +124,7 @@ class Jobs:
             )
 
     async def _retire(self, entries: Sequence[Entry]) -> None:
+        self._delivery.drop(entries)
         try:
             await self._disconnect(entries)
         finally:

@@ -26,9 +26,7 @@ def encode(value: object, *, what: str, limit: int) -> str:
     except orjson.JSONEncodeError as exc:
         raise TypeError(f"{what} cannot be carried by JSON: {exc}") from None
     if len(encoded) > limit:
-        raise MessageTooLarge(
-            f"{what} has {len(encoded)} bytes, max_message_bytes is {limit}"
-        )
+        raise MessageTooLarge(f"{what} has {len(encoded)} bytes, max_message_bytes is {limit}")
     if b"null" in encoded and _has_no_number(value):  # orjson writes null for NaN
         raise ValueError(f"{what} cannot be carried by JSON: it has NaN or infinity in it")
     return encoded.decode()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 
 from trio_sessions._calls import TransportCalls
+from trio_sessions._delivery import Delivery
 from trio_sessions._jobs import Jobs
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._rows import Rows
@@ -160,14 +161,27 @@ async def open_with(
     table = LocalTable() if table is None else table
     rows = Rows(store, worker, table, settings)
     calls = TransportCalls() if calls is None else calls
+    delivery = Delivery(table=table, rows=rows, settings=settings)
     body_error: BaseException | None = None
     crash: BaseExceptionGroup[BaseException] | None = None
     try:
         await rows.open()
         async with calls.open(), trio.open_nursery() as nursery:
-            jobs = Jobs(nursery=nursery, table=table, calls=calls, rows=rows, settings=settings)
+            jobs = Jobs(
+                nursery=nursery,
+                table=table,
+                calls=calls,
+                rows=rows,
+                delivery=delivery,
+                settings=settings,
+            )
             registry = SessionRegistry(
-                rows=rows, table=table, calls=calls, jobs=jobs, settings=settings
+                rows=rows,
+                table=table,
+                calls=calls,
+                delivery=delivery,
+                jobs=jobs,
+                settings=settings,
             )
             try:
                 await registry._start()  # noqa: SLF001 -- its lifetime is this module's

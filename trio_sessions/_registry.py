@@ -1,21 +1,29 @@
 """The registry: what a worker holds, and what it may ask about the others' sessions."""
 
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import trio
 
 from trio_sessions._calls import TransportCalls
 from trio_sessions._cleanup import Pass
+from trio_sessions._delivery import Delivery, OpenInbox
 from trio_sessions._jobs import Jobs
+from trio_sessions._json import encode
+from trio_sessions._owners import Owners
 from trio_sessions._pacing import keep_pace
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
-from trio_sessions._table import LocalTable, Row
+from trio_sessions._table import Entry, LocalTable, Row
 from trio_sessions.abc import Transport
 from trio_sessions.errors import RegistryClosed, SessionNotFound, SessionsError, bare
 from trio_sessions.types import (
+    Capabilities,
     CleanupReport,
     RegistryStatistics,
+    check_owner,
     check_session_id,
     fingerprint,
 )
@@ -57,6 +65,7 @@ class SessionRegistry:
         rows: Rows,
         table: LocalTable,
         calls: TransportCalls,
+        delivery: Delivery,
         jobs: Jobs,
         settings: Settings,
     ) -> None:
@@ -67,6 +76,10 @@ class SessionRegistry:
         self._calls = calls
         self._settings = settings
         self._jobs = jobs
+        self._owners = Owners(table=table, rows=rows)
+        self._delivery = delivery
+        self._reads = False
+        """The loops that read messages have been started; most programs need none."""
         self._running: _RunningPass | None = None
         self._last_report: CleanupReport | None = None
         self._fleet_can_refresh = False
@@ -113,6 +126,9 @@ class SessionRegistry:
         check_transport(transport)
         self._check_open()
         entry, replaced = self._table.put(session_id, transport, trio.current_time())
+        if replaced is not None:
+            self._delivery.inherit(entry, replaced)
+            entry.owner, entry.capabilities = replaced.owner, replaced.capabilities
         entry.row = Row.WRITING
         jobs = [self._jobs.write_row(entry)]
         if replaced is not None and replaced.transport is not transport:
@@ -188,17 +204,237 @@ class SessionRegistry:
         holder = await self._rows.locate(session_id)
         return None if holder is None else holder.worker_id
 
-    async def _wait_for_end(self, session_id: str) -> None:
-        """Wait until the session is not held here any more.
+    # ---- owners and capabilities ----
+
+    async def set_session_owner(self, session_id: str, owner: str | None) -> None:
+        """Set who owns a session, wherever it is held.
+
+        For a session held here whose row is still unwritten, the owner is written with it.
+
+        Args:
+            session_id: the session.
+            owner: 1 to 320 characters; None: nobody.
 
         Raises:
-            SessionNotFound: it is not held here now.
+            TypeError, ValueError: ``owner`` cannot be one.
+            SessionNotFound: the database has confirmed that no worker holds the session.
+            StoreUnavailable: the database is away; the owner may or may not have been set.
+            RegistryClosed: the registry is closed.
+
+        Cancellation: the owner may or may not have been set.
         """
-        entry = self._table.get(check_session_id(session_id))
-        if entry is None:
+        check_session_id(session_id)
+        if owner is not None:
+            check_owner(owner)
+        self._check_open()
+        await self._owners.set_owner(session_id, owner)
+
+    async def claim_session_owner(self, session_id: str, owner: str) -> str | None:
+        """Set who owns a session unless it is owned: the first claim of all workers wins.
+
+        Returns:
+            The owner that the session has now; None if that cannot be verified: the
+            database is away, or knows no such session.
+
+        Raises:
+            TypeError, ValueError: ``owner`` cannot be one.
+            RegistryClosed: the registry is closed.
+
+        Cancellation: the claim may or may not have been made.
+        """
+        check_session_id(session_id)
+        check_owner(owner)
+        self._check_open()
+        return await self._owners.claim_owner(session_id, owner)
+
+    async def get_session_owner(self, session_id: str) -> str | None:
+        """Return who owns a session; None: nobody, or there is no such session.
+
+        The database is asked each time, so that the answer is never stale.
+
+        Raises:
+            StoreUnavailable: the database cannot say.
+        """
+        check_session_id(session_id)
+        self._check_open()
+        return await self._owners.get_owner(session_id)
+
+    async def store_client_capabilities(
+        self, session_id: str, capabilities: dict[str, Any]
+    ) -> None:
+        """Replace what the client of a session can do, for all workers to see.
+
+        Args:
+            session_id: the session.
+            capabilities: a dict that JSON can carry, of at most ``max_message_bytes``.
+
+        Raises:
+            TypeError, ValueError: JSON cannot carry it.
+            MessageTooLarge: it is too large.
+            SessionNotFound, StoreUnavailable, RegistryClosed: as `set_session_owner`.
+
+        Cancellation: they may or may not have been replaced.
+        """
+        check_session_id(session_id)
+        if not isinstance(capabilities, dict):
+            raise TypeError(f"capabilities must be a dict, not {type(capabilities).__name__}")
+        limit = self._settings.max_message_bytes
+        encoded = encode(capabilities, what="capabilities", limit=limit)
+        self._check_open()
+        asked = capabilities.get("elicitation") not in (None, False)
+        await self._owners.set_capabilities(
+            session_id, Capabilities(encoded=encoded, elicitation=asked)
+        )
+
+    async def get_client_capabilities(self, session_id: str) -> dict[str, Any] | None:
+        """Return what the client of a session can do; None if nothing was stored.
+
+        Raises:
+            StoreUnavailable: the database cannot say.
+        """
+        check_session_id(session_id)
+        self._check_open()
+        return await self._owners.get_capabilities(session_id)
+
+    async def has_elicitation_capability(self, session_id: str) -> bool:
+        """Say whether the client's capabilities have ``elicitation``, be it an empty dict.
+
+        Raises:
+            StoreUnavailable: the database cannot say.
+        """
+        capabilities = await self.get_client_capabilities(session_id)
+        return (capabilities or {}).get("elicitation") not in (None, False)
+
+    async def get_elicitation_capable_sessions(self) -> list[str]:
+        """Return the ids of all sessions, of all workers, whose clients have ``elicitation``.
+
+        Raises:
+            StoreUnavailable: the database cannot say.
+        """
+        self._check_open()
+        return await self._rows.elicitation_capable()
+
+    # ---- messages ----
+
+    async def broadcast(self, session_id: str, message: Any, *, durable: bool = False) -> None:
+        """Send a message to a session, wherever it is held.
+
+        A message to a session held here goes straight to its inbox, without the database,
+        if there is room. Others wait in the database until the session's holder has handled
+        them, at most ``message_ttl``. Messages of one sender to one session stay in order.
+
+        Args:
+            session_id: the session.
+            message: any JSON value, of at most ``max_message_bytes``.
+            durable: store it in the database also if the session is held here, so that it
+                outlives this worker.
+
+        Raises:
+            TypeError, ValueError: JSON cannot carry the message (NaN and infinity neither).
+            MessageTooLarge: it is too large.
+            SessionNotFound: the database has confirmed that no worker holds the session.
+            StoreUnavailable: the database is needed and away; the message may or may not
+                have been stored.
+            RegistryClosed: the registry is closed.
+
+        Cancellation: the message may or may not have been sent.
+        """
+        if not durable and self.accept(session_id, message):
             await trio.lowlevel.checkpoint()
+            return
+        payload = self._encode(session_id, message)
+        entry = self._table.get(session_id)
+        if entry is None:
+            sent = await self._rows.send(session_id, payload)
+            if sent is None or self._rows.is_own(sent.holder):  # of one that was removed here
+                raise SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")
+            return
+        inbox = self._delivery.inbox(entry)
+        inbox.spill()
+        await self._owners.write(session_id)
+        sent = await self._rows.send(session_id, payload)
+        if sent is None:
+            raise SessionNotFound(f"session {fingerprint(session_id)} was removed just now")
+        inbox.note_spilled(sent.id)
+        self._delivery.want(entry)
+
+    def _encode(self, session_id: str, message: Any) -> str:
+        check_session_id(session_id)
+        self._check_open()
+        return encode(message, what="the message", limit=self._settings.max_message_bytes)
+
+    def accept(self, session_id: str, message: Any) -> bool:
+        """Put a message into the inbox of a session that is held here and has room.
+
+        Synchronous, for `broadcast` here and on asyncio's side; it raises what that does.
+
+        Returns:
+            False if the message is still to be sent.
+        """
+        payload = self._encode(session_id, message)
+        entry = self._table.get(session_id)
+        return entry is not None and self._delivery.accept(entry, payload)
+
+    def open_inbox(self, session_id: str) -> OpenInbox:
+        """Open the inbox of a session that is held here, for one consumer at a time.
+
+        ::
+
+            async with registry.open_inbox(session_id) as inbox:
+                async for message in inbox:
+                    await handle(message)
+
+        The iteration ends when the session is removed, here or by another worker, or the
+        registry is closed; an outage of the database does not end it. A message is
+        acknowledged when the next one is asked for, or the block is left normally. If the
+        block is left by an exception or cancelled, the last one is delivered again to the
+        session's next inbox. Each delivery is a fresh value, which may be changed.
+
+        Raises:
+            SessionNotFound: on entering: this worker does not hold the session.
+            RuntimeError: on entering: somebody else reads it.
+            RegistryClosed: on entering: the registry is closed.
+
+        Cancellation: no message is lost.
+        """
+        check_session_id(session_id)
+        return OpenInbox(self._delivery, partial(self._entry_to_read, session_id))
+
+    def _entry_to_read(self, session_id: str) -> Entry:
+        self._check_open()
+        entry = self._table.get(session_id)
+        if entry is None:
             raise SessionNotFound(f"session {fingerprint(session_id)} is not held by this worker")
-        await entry.ended.wait()
+        if not self._reads:
+            self._reads = True
+            for loop in (self._delivery.listen, self._delivery.fetch, self._delivery.acknowledge):
+                self._jobs.start_interruptible(loop)
+        return entry
+
+    async def respond(
+        self, session_id: str, handler: Callable[[Any, Transport], Awaitable[object]]
+    ) -> None:
+        """Await ``handler(message, transport)`` for each message, until the session is removed.
+
+        What the handler raises comes out as it is, and its message counts as handled: it
+        would be poison for ever.
+
+        Raises:
+            SessionNotFound, RuntimeError, RegistryClosed: as `open_inbox`.
+
+        Cancellation: the message that is being handled is delivered again to the session's
+        next inbox.
+        """
+        check_session_id(session_id)
+        async with OpenInbox(self._delivery, partial(self._entry_to_read, session_id)) as inbox:
+            transport = inbox.entry.transport
+            async for message in inbox:
+                try:
+                    await handler(message, transport)
+                except BaseException as exc:
+                    if not is_cancellation(exc):
+                        inbox.finish()
+                    raise
 
     # ---- cleanup ----
 
@@ -231,6 +467,8 @@ class SessionRegistry:
             unconfirmed=self._table.count((Row.UNWRITTEN, Row.WRITING)),
             leftover_rows=len(self._rows.leftover),
             disconnect_failures=self._jobs.disconnect_failures,
+            messages_in_memory=self._delivery.in_memory(),
+            messages_dropped=self._messages_dropped(),
             stuck_calls=self._calls.overdue(),
             stuck_tasks=self._calls.stuck_tasks(),
             operations_running=limiter.borrowed_tokens,
@@ -238,6 +476,9 @@ class SessionRegistry:
             last_report=self._last_report,
             **self._counts,
         )
+
+    def _messages_dropped(self) -> int:
+        return self._delivery.dropped + self._rows.messages_dropped
 
     # ---- the pass and its loop ----
 
@@ -257,8 +498,11 @@ class SessionRegistry:
             retire=self._jobs.retire,
             settings=self._settings,
         )
+        dropped = self._messages_dropped()
         try:
             running.report = self._last_report = await one.run()
+            self._delivery.drop_expired()
+            self._delivery.look()
         except Exception as exc:
             logger.exception("a pass failed; the next one follows as planned")
             self._counts["failed_passes"] += 1
@@ -271,7 +515,7 @@ class SessionRegistry:
         else:
             running.complete = one.database_answered
             self._count(running.report, complete=running.complete)
-            _log(running.report)
+            _log(running.report, self._messages_dropped() - dropped)
         finally:
             self._fleet_can_refresh = running.complete
             self._running = None
@@ -325,6 +569,7 @@ class SessionRegistry:
         with trio.CancelScope(shield=True):
             self._jobs.interrupt()
             held = self._table.clear()
+            self._delivery.drop(held)
             self._jobs.disconnect(held)
             await self._jobs.finish()
             with trio.move_on_after(self._settings.store_timeout):
@@ -342,8 +587,19 @@ def check_transport(transport: object) -> None:
             )
 
 
-def _log(report: CleanupReport) -> None:
+def is_cancellation(error: BaseException) -> bool:
+    """Say whether an error is that of a cancelled scope, be it of a nursery in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
+
+
+def _log(report: CleanupReport, dropped: int) -> None:
     """Say once a pass what an operator wants to know."""
+    if dropped:
+        logger.warning(
+            "%d messages were dropped: older than message_ttl, or their session is gone", dropped
+        )
     if report.disconnected or report.missing or report.expired:
         logger.info(
             "removed %d disconnected and %d missing sessions, swept %d expired rows",

@@ -214,9 +214,12 @@ class Rows:
         A row of this very incarnation is what a removed session left behind: nobody
         holds it.
         """
-        located = self._store.locate(self.worker, session_id)
-        holder = await self._ask(located, Holder | None)
+        holder = await self.locate_row(session_id)
         return None if holder is not None and self.is_own(holder) else holder
+
+    async def locate_row(self, session_id: str) -> Holder | None:
+        """Return what a session's row says, whoever holds it."""
+        return await self._ask(self._store.locate(self.worker, session_id), Holder | None)
 
     def is_own(self, holder: Holder) -> bool:
         """Say whether a row is held by this incarnation."""

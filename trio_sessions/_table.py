@@ -31,6 +31,7 @@ class Entry:
         "added_at",
         "capabilities",
         "generation",
+        "has_ended",
         "inbox",
         "owner",
         "row",
@@ -52,6 +53,8 @@ class Entry:
         """The same of the client's capabilities."""
         self.inbox: Inbox | None = None
         """Its messages; made when there is a first one, or when somebody opens it."""
+        self.has_ended = False
+        """It has left the table."""
         self._ended: trio.Event | None = None
 
     @property
@@ -59,10 +62,13 @@ class Entry:
         """Set when the entry has left the table; made when somebody first asks for it."""
         if self._ended is None:
             self._ended = trio.Event()
+            if self.has_ended:
+                self._ended.set()
         return self._ended
 
     def end(self) -> None:
         """Tell whoever waits for it that the entry has left the table."""
+        self.has_ended = True
         if self._ended is not None:
             self._ended.set()
         if self.inbox is not None:

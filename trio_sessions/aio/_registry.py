@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions.abc import SessionStore, Transport
+from trio_sessions.aio._inbox import AsyncioInbox
 from trio_sessions.aio._service import Service
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.stores import resolve_store
-from trio_sessions.types import CleanupReport, RegistryStatistics, check_session_id
+from trio_sessions.types import CleanupReport, RegistryStatistics, fingerprint
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -223,6 +226,84 @@ class SessionRegistry:
             return self.worker_id
         return await self._call(TrioRegistry.locate_session, session_id)
 
+    # ---- owners and capabilities ----
+
+    async def set_session_owner(self, session_id: str, owner: str | None) -> None:
+        """Set who owns a session; see `trio_sessions.SessionRegistry.set_session_owner`."""
+        await self._call(TrioRegistry.set_session_owner, session_id, owner)
+
+    async def claim_session_owner(self, session_id: str, owner: str) -> str | None:
+        """Set who owns a session unless it is owned: the first claim of all workers wins.
+
+        Returns:
+            The owner that the session has now; None if that cannot be verified.
+        """
+        return await self._call(TrioRegistry.claim_session_owner, session_id, owner)
+
+    async def get_session_owner(self, session_id: str) -> str | None:
+        """Return who owns a session; None: nobody, or there is no such session.
+
+        Raises:
+            StoreUnavailable: the database cannot say.
+        """
+        return await self._call(TrioRegistry.get_session_owner, session_id)
+
+    async def store_client_capabilities(
+        self, session_id: str, capabilities: dict[str, Any]
+    ) -> None:
+        """Replace what the client of a session can do, for all workers to see.
+
+        It raises what `trio_sessions.SessionRegistry.store_client_capabilities` does.
+        """
+        await self._call(TrioRegistry.store_client_capabilities, session_id, capabilities)
+
+    async def get_client_capabilities(self, session_id: str) -> dict[str, Any] | None:
+        """Return what the client of a session can do; None if nothing was stored.
+
+        Raises:
+            StoreUnavailable: the database cannot say.
+        """
+        return await self._call(TrioRegistry.get_client_capabilities, session_id)
+
+    async def has_elicitation_capability(self, session_id: str) -> bool:
+        """Say whether the client's capabilities have ``elicitation``, be it an empty dict.
+
+        Raises:
+            StoreUnavailable: the database cannot say.
+        """
+        return await self._call(TrioRegistry.has_elicitation_capability, session_id)
+
+    async def get_elicitation_capable_sessions(self) -> list[str]:
+        """Return the ids of all sessions, of all workers, whose clients have ``elicitation``.
+
+        Raises:
+            StoreUnavailable: the database cannot say.
+        """
+        return await self._call(TrioRegistry.get_elicitation_capable_sessions)
+
+    # ---- messages ----
+
+    async def broadcast(self, session_id: str, message: Any, *, durable: bool = False) -> None:
+        """Send a message to a session, wherever it is held.
+
+        One to a session held here, with room in its inbox, does not wait and does not cross.
+        It raises what `trio_sessions.SessionRegistry.broadcast` does.
+        """
+        core = self._opened().core
+        if durable or not core.accept(session_id, message):
+            send = partial(TrioRegistry.broadcast, durable=durable)
+            await self._call(send, session_id, message)
+
+    def open_inbox(self, session_id: str) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """Open the inbox of a session that is held here, for one consumer at a time.
+
+        To be used as `trio_sessions.SessionRegistry.open_inbox`, by ``async with`` and
+        ``async for`` of asyncio. A message that is there already is handed out without a
+        crossing.
+        """
+        service = self._opened()
+        return AsyncioInbox(service.core.open_inbox(session_id), service)
+
     # ---- cleanup ----
 
     async def cleanup(self) -> CleanupReport:
@@ -240,18 +321,31 @@ class SessionRegistry:
     # ---- responding ----
 
     async def respond(self, server_id: str | None, user: Any, session_id: str) -> None:
-        """Serve a session's messages until it is removed.
+        """Await `generate_response` for each message of a session, until it is removed.
+
+        What `generate_response` raises is logged, its message counts as handled, and the
+        next one follows. If the session is not held here (any more), this returns at once.
 
         Args:
             server_id: handed on to `generate_response`.
-            user: handed on to `generate_response`.
+            user: handed on to `generate_response`, as it is.
             session_id: a session that is held here.
 
-        Raises:
-            SessionNotFound: it is not held here.
+        Cancellation: the message that is being answered is delivered again to the session's
+        next inbox.
         """
-        check_session_id(session_id)
-        await self._call(TrioRegistry._wait_for_end, session_id)  # noqa: SLF001 -- our own core
+        transport = self.get_session_sync(session_id)
+        if transport is None:
+            return
+        async with self.open_inbox(session_id) as inbox:
+            async for message in inbox:
+                try:
+                    await self.generate_response(message, transport, server_id, user)
+                except Exception:
+                    logger.exception(
+                        "a message to session %s failed, the next one follows",
+                        fingerprint(session_id),
+                    )
 
     async def generate_response(
         self, message: Any, transport: Any, server_id: str | None, user: Any

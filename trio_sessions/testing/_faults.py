@@ -2,14 +2,24 @@
 
 import enum
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import trio
 
-from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.abc import Bell, SessionStore, Worker
 from trio_sessions.errors import StoreUnavailable
-from trio_sessions.types import Holder, RowAnswers, RowClaim, Swept
+from trio_sessions.types import (
+    Capabilities,
+    Holder,
+    RowAnswers,
+    RowClaim,
+    Sent,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
 
 __all__ = ["Fault", "FaultyStore"]
 
@@ -64,10 +74,13 @@ class FaultyStore(SessionStore):
         """Let every operation through again."""
         self.fault, self.operations = Fault.NONE, None
 
+    def _fault_of(self, name: str) -> Fault:
+        concerned = self.operations is None or name in self.operations
+        return self.fault if concerned else Fault.NONE
+
     async def _through(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
         self.calls[name] += 1
-        concerned = self.operations is None or name in self.operations
-        fault = self.fault if concerned else Fault.NONE
+        fault = self._fault_of(name)
         if fault is Fault.NONE:
             return await operation()
         self.faults[name] += 1
@@ -96,9 +109,11 @@ class FaultyStore(SessionStore):
         """Refresh rows, or fail; see `SessionStore.refresh`."""
         return await self._through("refresh", lambda: self._store.refresh(worker, session_ids))
 
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> None:
+    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
         """Delete rows, or fail; see `SessionStore.delete`."""
-        await self._through("delete", lambda: self._store.delete(worker, session_ids, up_to=up_to))
+        return await self._through(
+            "delete", lambda: self._store.delete(worker, session_ids, up_to=up_to)
+        )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> int:
         """Delete all rows, or fail; see `SessionStore.delete_all`."""
@@ -109,6 +124,66 @@ class FaultyStore(SessionStore):
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session, or fail; see `SessionStore.locate`."""
         return await self._through("locate", lambda: self._store.locate(worker, session_id))
+
+    async def set_owner(self, worker: Worker, session_id: str, owner: str | None) -> bool:
+        """Set a session's owner, or fail; see `SessionStore.set_owner`."""
+        return await self._through(
+            "set_owner", lambda: self._store.set_owner(worker, session_id, owner)
+        )
+
+    async def claim_owner(self, worker: Worker, session_id: str, owner: str) -> str | None:
+        """Claim a session, or fail; see `SessionStore.claim_owner`."""
+        return await self._through(
+            "claim_owner", lambda: self._store.claim_owner(worker, session_id, owner)
+        )
+
+    async def set_capabilities(
+        self, worker: Worker, session_id: str, capabilities: Capabilities
+    ) -> bool:
+        """Replace capabilities, or fail; see `SessionStore.set_capabilities`."""
+        return await self._through(
+            "set_capabilities",
+            lambda: self._store.set_capabilities(worker, session_id, capabilities),
+        )
+
+    async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
+        """Return capabilities, or fail; see `SessionStore.get_capabilities`."""
+        return await self._through(
+            "get_capabilities", lambda: self._store.get_capabilities(worker, session_id)
+        )
+
+    async def elicitation_capable(self, worker: Worker) -> list[str]:
+        """List sessions that can be asked, or fail; see `SessionStore.elicitation_capable`."""
+        return await self._through(
+            "elicitation_capable", lambda: self._store.elicitation_capable(worker)
+        )
+
+    async def send(self, worker: Worker, session_id: str, payload: str) -> Sent | None:
+        """Store a message, or fail; see `SessionStore.send`."""
+        return await self._through("send", lambda: self._store.send(worker, session_id, payload))
+
+    async def waiting(self, worker: Worker) -> list[str]:
+        """List sessions with messages, or fail; see `SessionStore.waiting`."""
+        return await self._through("waiting", lambda: self._store.waiting(worker))
+
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        """Fetch messages, or fail; see `SessionStore.fetch`."""
+        return await self._through("fetch", lambda: self._store.fetch(worker, wanted))
+
+    async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
+        """Acknowledge messages, or fail; see `SessionStore.acknowledge`."""
+        await self._through("acknowledge", lambda: self._store.acknowledge(worker, message_ids))
+
+    @asynccontextmanager
+    async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
+        """Open a bell, or fail; one that is open is silent during a fault."""
+        self.calls["open_bell"] += 1
+        if self._fault_of("open_bell") is not Fault.NONE:
+            await self._through("open_bell", trio.lowlevel.checkpoint)
+        async with self._store.open_bell(worker) as bell:
+            yield bell
 
     async def sweep(
         self,

@@ -358,7 +358,9 @@ class Dialect(abc.ABC):
             inserted = connection.execute(
                 sa.insert(self.tables.messages).values(session_id=session_id, payload=payload)
             )
-            return Sent(id=inserted.inserted_primary_key[0], holder=holder)
+            key = inserted.inserted_primary_key
+            assert key is not None
+            return Sent(id=key[0], holder=holder)
 
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:
         return list(connection.execute(self._waiting, self.identity(worker)).scalars())

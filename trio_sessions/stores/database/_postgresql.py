@@ -355,8 +355,7 @@ class PostgreSQL(Dialect):
             sa.select(message.id, message.payload, message.created_at)
             .where(
                 message.session_id == wanted.c.session_id,
-                message.id
-                != sa.all_(sa.bindparam("held", type_=postgresql.ARRAY(sa.BigInteger))),
+                message.id != sa.all_(sa.bindparam("held", type_=postgresql.ARRAY(sa.BigInteger))),
             )
             .order_by(message.id)
             .limit(wanted.c.room)
@@ -374,9 +373,7 @@ class PostgreSQL(Dialect):
             .lateral("sums")
         )
         return (
-            sa.select(
-                wanted.c.session_id, sums.c.id, sums.c.payload, age_of(sums.c.created_at)
-            )
+            sa.select(wanted.c.session_id, sums.c.id, sums.c.payload, age_of(sums.c.created_at))
             .select_from(
                 wanted.join(self.sessions, row.session_id == wanted.c.session_id).join(
                     sums, sa.true()
@@ -543,9 +540,7 @@ class PostgreSQL(Dialect):
 
         # The name is of our own letters and digits: a prefix that was checked, and hexadecimals.
         statement = f'LISTEN "{self._channel_prefix}{worker.incarnation}"'
-        return listen_to(
-            source, worker, lambda connection: connection.exec_driver_sql(statement)
-        )
+        return listen_to(source, worker, lambda connection: connection.exec_driver_sql(statement))
 
     def sweep(
         self, connection: sa.Connection, worker: Worker, durations: Mapping[str, float], limit: int

@@ -1,0 +1,614 @@
+"""Messages to a session from any worker: delivered, in order, at least once; on every store."""
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+from conftest import Shared
+from trio.testing import MockClock
+
+from trio_sessions import (
+    InvalidSessionId,
+    MessageTooLarge,
+    RegistryClosed,
+    SessionNotFound,
+    SessionRegistry,
+    StoreUnavailable,
+    open_registry,
+)
+from trio_sessions._inbox import MOST
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+
+VALUES = [None, True, 0, -1.5, "", "ü🦑\0", [], {}, {"a": [1, {"b": None}]}, "x" * 10_000]
+
+
+async def read(registry: SessionRegistry, session_id: str, count: int) -> list[Any]:
+    """Read so many messages, and acknowledge all of them."""
+    received: list[Any] = []
+    with trio.fail_after(20):
+        async with registry.open_inbox(session_id) as inbox:
+            while len(received) < count:
+                received.append(await anext(inbox))
+    return received
+
+
+async def no_row_is_left(shared: Shared) -> None:
+    """Acknowledging goes on in the background."""
+    with trio.fail_after(20):
+        while shared.backdoor.messages():
+            await trio.sleep(0.01)
+
+
+# ---- delivery ----
+
+
+async def test_a_local_message_goes_straight_to_the_inbox(everywhere: Shared) -> None:
+    """Any JSON value, in order, and without a row."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
+        await registry.add_session("s", FakeTransport())
+        for value in VALUES:
+            await registry.broadcast("s", value)
+        assert registry.statistics().messages_in_memory == len(VALUES)
+        assert await read(registry, "s", len(VALUES)) == VALUES
+        assert store.calls["send"] == store.calls["acknowledge"] == 0
+        assert registry.statistics().messages_in_memory == 0
+
+
+async def test_a_message_reaches_a_session_of_another_worker(everywhere: Shared) -> None:
+    """While its inbox is open, and also before; rows go when they are acknowledged."""
+    async with everywhere.open(worker_id="a") as a, everywhere.open(worker_id="b") as b:
+        await a.add_session("s", FakeTransport())
+        for value in VALUES:
+            await b.broadcast("s", value)
+        assert everywhere.backdoor.messages() == ["s"] * len(VALUES)
+        assert await read(a, "s", len(VALUES)) == VALUES
+        await no_row_is_left(everywhere)
+        received = []
+        with trio.fail_after(20):
+            async with a.open_inbox("s") as inbox:
+                for number in range(5):
+                    await b.broadcast("s", number)
+                    received.append(await anext(inbox))
+        assert received == [0, 1, 2, 3, 4]
+        await no_row_is_left(everywhere)
+
+
+async def test_a_durable_message_has_a_row_also_here(everywhere: Shared) -> None:
+    """And it stays in order with those that have none."""
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 1)
+        await registry.broadcast("s", 2, durable=True)
+        await registry.broadcast("s", 3)
+        assert "s" in everywhere.backdoor.messages()
+        assert await read(registry, "s", 3) == [1, 2, 3]
+        await no_row_is_left(everywhere)
+        await registry.broadcast("s", 4)
+        assert await read(registry, "s", 1) == [4]
+
+
+async def test_identical_messages_are_as_many_messages(everywhere: Shared) -> None:
+    """Older fault: messages were acknowledged by their text."""
+    async with everywhere.open() as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        for registry in (a, b, a, b):
+            await registry.broadcast("s", "same")
+        assert await read(a, "s", 4) == ["same"] * 4
+        await no_row_is_left(everywhere)
+
+
+async def test_no_session_gets_the_message_of_another(everywhere: Shared) -> None:
+    """Older fault: one slot for all messages."""
+    async with everywhere.open() as a, everywhere.open() as b:
+        ids = [f"s{number}" for number in range(10)]
+        for session_id in ids:
+            await a.add_session(session_id, FakeTransport())
+        for number in range(30):
+            for session_id in ids:
+                sender = a if number % 2 else b
+                await sender.broadcast(session_id, [session_id, number])
+        for session_id in ids:
+            received = await read(a, session_id, 30)
+            assert {name for name, _ in received} == {session_id}
+            for parity in (0, 1):  # in order of each sender
+                numbers = [number for _, number in received if number % 2 == parity]
+                assert numbers == list(range(parity, 30, 2))
+        await no_row_is_left(everywhere)
+
+
+async def test_each_delivery_is_a_fresh_value(everywhere: Shared) -> None:
+    """Whoever gets it may change it, and the sender may go on with its own."""
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        message = {"list": [1]}
+        await registry.broadcast("s", message)
+        message["list"].append(2)
+        with pytest.raises(KeyError):
+            async with registry.open_inbox("s") as inbox:
+                received = await anext(inbox)
+                received["list"].clear()
+                raise KeyError
+        assert await read(registry, "s", 1) == [{"list": [1]}]
+
+
+# ---- acknowledging ----
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_message_that_was_not_finished_is_delivered_again(
+    everywhere: Shared, durable: bool
+) -> None:
+    """The block was left by an exception or cancelled: the next inbox begins with it."""
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        for number in range(3):
+            await registry.broadcast("s", number, durable=durable)
+        with pytest.raises(KeyError):
+            async with registry.open_inbox("s") as inbox:
+                assert await anext(inbox) == 0
+                assert await anext(inbox) == 1
+                raise KeyError
+        with trio.CancelScope() as scope:
+            async with registry.open_inbox("s") as inbox:
+                assert await anext(inbox) == 1
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        assert await read(registry, "s", 2) == [1, 2]
+        await no_row_is_left(everywhere)
+
+
+async def test_leaving_the_loop_acknowledges(everywhere: Shared) -> None:
+    """`break` leaves the block normally."""
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        for number in range(3):
+            await registry.broadcast("s", number, durable=True)
+        async with registry.open_inbox("s") as inbox:
+            async for message in inbox:
+                if message == 1:
+                    break
+        assert await read(registry, "s", 1) == [2]
+        await no_row_is_left(everywhere)
+
+
+async def test_an_acknowledgement_that_fails_is_repeated(everywhere: Shared) -> None:
+    """The message is not delivered again meanwhile."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 1, durable=True)
+        store.fail(Fault.FAILS, "acknowledge")
+        assert await read(registry, "s", 1) == [1]
+        with trio.fail_after(20):
+            while not store.faults["acknowledge"]:
+                await trio.sleep(0.01)
+        await registry.broadcast("s", 2)
+        assert await read(registry, "s", 1) == [2]
+        store.heal()
+        await no_row_is_left(everywhere)
+
+
+async def test_when_a_worker_dies_the_next_holder_gets_what_was_not_acknowledged(
+    everywhere: Shared,
+) -> None:
+    """Rows wait for it, read or not; what was only in the memory of the dead is gone."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open() as b:
+        async with everywhere.open(store=store) as a:
+            await a.add_session("s", FakeTransport())
+            await b.broadcast("s", "row")
+            await a.broadcast("s", "durable", durable=True)
+            with trio.CancelScope() as scope:
+                async with a.open_inbox("s") as inbox:
+                    assert await anext(inbox) == "row"
+                    store.fail()  # it dies: no acknowledgement, no farewell
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+        await b.add_session("s", FakeTransport())
+        assert await read(b, "s", 2) == ["row", "durable"]
+        await no_row_is_left(everywhere)
+
+
+async def test_messages_go_on_to_the_transport_that_takes_over(everywhere: Shared) -> None:
+    """Here those in memory too; the older consumer's iteration ends."""
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        old: list[Any] = []
+
+        async def consume() -> None:
+            async with registry.open_inbox("s") as inbox:
+                async for message in inbox:
+                    old.append(message)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consume)
+            await registry.broadcast("s", 1)
+            with trio.fail_after(20):
+                while not old:
+                    await trio.lowlevel.checkpoint()
+            await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 2)
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 3)
+        assert old == [1]
+        assert await read(registry, "s", 2) == [2, 3]
+
+
+# ---- who gets none ----
+
+
+async def test_a_session_that_nobody_holds_is_not_found(everywhere: Shared) -> None:
+    """Confirmed by the database; also one that has been removed here."""
+    async with everywhere.open() as registry:
+        with pytest.raises(SessionNotFound):
+            await registry.broadcast("nobody", 1)
+        await registry.add_session("s", FakeTransport())
+        await registry.remove_session("s")
+        for durable in (False, True):
+            with pytest.raises(SessionNotFound):
+                await registry.broadcast("s", 1, durable=durable)
+        assert everywhere.backdoor.messages() == []
+        with pytest.raises(SessionNotFound):
+            await read(registry, "s", 1)
+
+
+async def test_a_session_removed_here_is_not_found_by_the_row_it_left(
+    everywhere: Shared,
+) -> None:
+    """The database was away when it was removed."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
+        await registry.add_session("s", FakeTransport())
+        store.fail(Fault.FAILS, "delete")
+        await registry.remove_session("s")
+        store.heal()
+        assert set(everywhere.backdoor.rows()) == {"s"}
+        with pytest.raises(SessionNotFound):
+            await registry.broadcast("s", 1)
+        await registry.cleanup()
+        assert everywhere.backdoor.messages() == []
+
+
+async def test_without_the_database_it_cannot_be_said(everywhere: Shared) -> None:
+    """For a session elsewhere; one that is held here gets its messages."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
+        await registry.add_session("s", FakeTransport())
+        store.fail()
+        with pytest.raises(StoreUnavailable):
+            await registry.broadcast("elsewhere", 1)
+        with pytest.raises(StoreUnavailable):
+            await registry.broadcast("s", "durable", durable=True)
+        store.heal()
+        await registry.broadcast("s", 2)
+        assert await read(registry, "s", 1) == [2]
+
+
+async def test_what_json_cannot_carry_is_refused_by_broadcast(everywhere: Shared) -> None:
+    """And so is what is too large, or no session id; nothing is sent."""
+    async with everywhere.open(max_message_bytes=1000) as registry:
+        await registry.add_session("s", FakeTransport())
+        bad: list[tuple[Any, type[Exception]]] = [
+            (object(), TypeError),
+            ({1, 2}, TypeError),
+            (b"bytes", TypeError),
+            ({1: 2}, TypeError),
+            (1 << 70, TypeError),
+            ("\ud800", TypeError),
+            (math.nan, ValueError),
+            ([{"a": math.inf}], ValueError),
+            ((-math.inf, None), ValueError),
+            ("x" * 999, MessageTooLarge),
+        ]
+        for target in ("s", "elsewhere"):
+            for message, error in bad:
+                with pytest.raises(error):
+                    await registry.broadcast(target, message)
+        with pytest.raises(InvalidSessionId):
+            await registry.broadcast("", 1)
+        await registry.broadcast("s", "x" * 998)
+        await registry.broadcast("s", [None])
+        assert await read(registry, "s", 2) == ["x" * 998, [None]]
+
+
+async def test_a_closed_registry_sends_and_reads_nothing() -> None:
+    """The iteration of an inbox ends when the registry is closed."""
+    received: list[Any] = []
+    async with trio.open_nursery() as nursery, open_registry() as registry:
+        await registry.add_session("s", FakeTransport())
+        begun = trio.Event()
+
+        async def consume() -> None:
+            async with registry.open_inbox("s") as inbox:
+                begun.set()
+                async for message in inbox:
+                    received.append(message)
+
+        nursery.start_soon(consume)
+        await begun.wait()
+        await registry.broadcast("s", 1)
+        await trio.testing.wait_all_tasks_blocked()
+    assert received == [1]
+    with pytest.raises(RegistryClosed):
+        await registry.broadcast("s", 1)
+    with pytest.raises(RegistryClosed):
+        await read(registry, "s", 1)
+
+
+async def test_an_inbox_has_one_consumer(everywhere: Shared) -> None:
+    """Two would get the messages out of order."""
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        async with registry.open_inbox("s"):
+            with pytest.raises(RuntimeError, match="open already"):
+                async with registry.open_inbox("s"):
+                    raise AssertionError("not reached")
+        async with registry.open_inbox("s"):
+            pass
+
+
+# ---- back-pressure ----
+
+
+async def test_what_does_not_fit_waits_in_the_database_in_order(everywhere: Shared) -> None:
+    """Memory is bounded; nothing is lost, and nothing overtakes."""
+    amount = MOST * 2 + 50
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        for number in range(amount):
+            await registry.broadcast("s", number)
+        assert registry.statistics().messages_in_memory == MOST
+        assert len(everywhere.backdoor.messages()) == amount - MOST
+        received = []
+        with trio.fail_after(30):
+            async with registry.open_inbox("s") as inbox:
+                async for message in inbox:
+                    received.append(message)
+                    if message == 10:
+                        await registry.broadcast("s", amount)  # it must not overtake either
+                    if message == amount:
+                        break
+                    assert registry.statistics().messages_in_memory <= MOST
+        assert received == list(range(amount + 1))
+        await no_row_is_left(everywhere)
+        await registry.broadcast("s", "memory again")
+        assert registry.statistics().messages_in_memory == 1
+
+
+async def test_large_messages_fill_the_memory_sooner(everywhere: Shared) -> None:
+    """It is bounded in bytes as well; one that is as large as may be always fits."""
+    async with everywhere.open(max_message_bytes=10_000) as registry:
+        await registry.add_session("s", FakeTransport())
+        large = "x" * 4_000
+        for number in range(10):
+            await registry.broadcast("s", [number, large])
+        assert registry.statistics().messages_in_memory == 3
+        received = await read(registry, "s", 10)
+        assert [number for number, _ in received] == list(range(10))
+        await registry.broadcast("s", "x" * 9_998)
+        assert await read(registry, "s", 1) == ["x" * 9_998]
+
+
+async def test_what_a_full_memory_cannot_take_is_refused_without_the_database(
+    everywhere: Shared,
+) -> None:
+    """The sender learns of it."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
+        await registry.add_session("s", FakeTransport())
+        for number in range(MOST):
+            await registry.broadcast("s", number)
+        store.fail()
+        with pytest.raises(StoreUnavailable):
+            await registry.broadcast("s", MOST)
+        store.heal()
+        assert await read(registry, "s", MOST) == list(range(MOST))
+
+
+# ---- dropping ----
+
+
+async def test_messages_are_dropped_with_their_session(everywhere: Shared) -> None:
+    """Those in memory and those in rows, and they are counted."""
+    async with everywhere.open() as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        await a.broadcast("s", "memory")
+        await b.broadcast("s", "row")
+        await a.remove_session("s")
+        assert everywhere.backdoor.messages() == []
+        assert a.statistics().messages_dropped == 2
+        assert a.statistics().messages_in_memory == 0
+
+
+async def test_messages_older_than_their_ttl_are_dropped(
+    everywhere: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Older fault: `message_ttl` was never enforced. They are counted, and logged once a pass."""
+    async with everywhere.open(message_ttl=60.0, batch_size=2) as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        for number in range(5):
+            await b.broadcast("s", number)
+        everywhere.backdoor.age_messages(50.0)
+        await a.cleanup()
+        assert len(everywhere.backdoor.messages()) == 5
+        everywhere.backdoor.age_messages(11.0)
+        await b.broadcast("s", "young")
+        await a.cleanup()
+        assert everywhere.backdoor.messages() == ["s"]
+        assert a.statistics().messages_dropped == 5
+        assert caplog.text.count("5 messages were dropped") == 1
+        assert await read(a, "s", 1) == ["young"]
+
+
+async def test_messages_in_memory_are_dropped_by_their_ttl_too(autojump_clock: MockClock) -> None:
+    """At the next pass, or when they would be handed out."""
+    async with open_registry(message_ttl=10.0, session_ttl=1000.0, cleanup_interval=100.0) as r:
+        await r.add_session("s", FakeTransport())
+        await r.broadcast("s", "old")
+        await r.broadcast("s", "old durable", durable=True)
+        await trio.sleep(9)
+        await r.broadcast("s", "young")
+        await trio.sleep(2)
+        assert await read(r, "s", 1) == ["young"]
+        assert r.statistics().messages_dropped >= 1
+        await r.broadcast("s", "old")
+        await trio.sleep(120)
+        assert r.statistics().messages_in_memory == 0
+        assert r.statistics().messages_dropped == 3
+
+
+async def test_expired_sessions_take_their_messages_with_them(everywhere: Shared) -> None:
+    """Older fault: one undelivered message of an expired session made every sweep fail."""
+    async with everywhere.open(session_ttl=60.0) as registry:
+        everywhere.backdoor.insert("dead", "gone", age=61.0)
+        await registry.broadcast("dead", 1)
+        assert (await registry.cleanup()).expired == 1
+        assert everywhere.backdoor.messages() == []
+        assert everywhere.backdoor.rows() == {}
+
+
+# ---- outages ----
+
+
+async def test_the_reader_survives_every_outage_and_catches_up(everywhere: Shared) -> None:
+    """Older fault: the loop ended for ever on the first error of the database."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        received: list[Any] = []
+
+        async def consume() -> None:
+            async with a.open_inbox("s") as inbox:
+                async for message in inbox:
+                    received.append(message)
+
+        async def until(count: int) -> None:
+            with trio.fail_after(30):
+                while len(received) < count:
+                    await trio.sleep(0.005)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consume)
+            await b.broadcast("s", 0)
+            await until(1)
+            for round_ in range(1, 3):
+                store.fail(Fault.FAILS)
+                await b.broadcast("s", round_)
+                with trio.fail_after(20):
+                    while not store.faults["fetch"] + store.faults["waiting"]:
+                        await a.broadcast("s", "local")
+                        await trio.sleep(0.02)
+                store.heal()
+                store.faults.clear()
+                with trio.fail_after(30):
+                    while round_ not in received:
+                        await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        assert [m for m in received if m != "local"] == [0, 1, 2]
+
+
+async def test_an_inbox_opened_in_an_outage_gives_what_is_in_memory() -> None:
+    """And the rows when the database is back."""
+    shared = MemoryStore()
+    store = FaultyStore(shared)
+    async with open_registry(store) as a, open_registry(shared) as b:
+        await a.add_session("s", FakeTransport())
+        await b.broadcast("s", "row")
+        await a.broadcast("s", "memory")
+        store.fail()
+        with trio.fail_after(20):
+            async with a.open_inbox("s") as inbox:
+                assert await anext(inbox) == "memory"
+                assert store.faults["fetch"] + store.faults["waiting"] > 0
+                store.heal()
+                assert await anext(inbox) == "row"
+
+
+# ---- responding ----
+
+
+async def test_respond_hands_each_message_with_its_transport(shared: Shared) -> None:
+    """Until the session is removed."""
+    transport = FakeTransport()
+    async with shared.open() as registry, shared.open() as other:
+        await registry.add_session("s", transport)
+        handled: list[Any] = []
+
+        async def handle(message: Any, its_transport: Any) -> None:
+            assert its_transport is transport
+            handled.append(message)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(registry.respond, "s", handle)
+            await registry.broadcast("s", 1)
+            await other.broadcast("s", 2)
+            with trio.fail_after(20):
+                while len(handled) < 2:
+                    await trio.sleep(0.005)
+            await registry.remove_session("s")
+        assert sorted(handled) == [1, 2]
+        with pytest.raises(SessionNotFound):
+            await registry.respond("s", handle)
+
+
+async def test_what_a_handler_raises_comes_out_bare_and_its_message_is_handled(
+    shared: Shared,
+) -> None:
+    """Delivered again, it would be poison for ever."""
+    async with shared.open() as registry:
+        await registry.add_session("s", FakeTransport())
+
+        async def handle(message: Any, transport: Any) -> None:
+            raise KeyError(message)
+
+        for number in range(2):
+            await registry.broadcast("s", number, durable=True)
+            with pytest.raises(KeyError) as caught:
+                await registry.respond("s", handle)
+            assert caught.value.args == (number,)
+        await no_row_is_left(shared)
+
+
+async def cancel_in_a_nursery(begun: trio.Event) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        begun.set()
+
+
+async def cancel_plainly(begun: trio.Event) -> None:
+    begun.set()
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("wait", [cancel_plainly, cancel_in_a_nursery])
+async def test_a_handler_that_is_cancelled_has_not_handled(
+    shared: Shared, wait: Callable[[trio.Event], Awaitable[None]]
+) -> None:
+    """Its message is delivered to the next inbox."""
+    async with shared.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 1, durable=True)
+        begun = trio.Event()
+
+        async def handle(message: Any, transport: Any) -> None:
+            await wait(begun)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(registry.respond, "s", handle)
+            await begun.wait()
+            nursery.cancel_scope.cancel()
+        assert await read(registry, "s", 1) == [1]
+
+
+async def test_messages_of_sessions_nobody_reads_cost_no_loop() -> None:
+    """A program that reads no inbox has no reader."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store) as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 1)
+        await registry.cleanup()
+        assert store.calls["open_bell"] == store.calls["waiting"] == store.calls["fetch"] == 0
