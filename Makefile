@@ -40,8 +40,8 @@ lint: $(VENV)/.dev ## ruff and flake8-async
 	$(BIN)/ruff check .
 	$(BIN)/flake8-async --enable=$(ASYNC_RULES) $$(git ls-files "*.py")
 
-types: $(VENV)/.dev ## mypy, strict, tests too
-	$(BIN)/mypy trio_sessions tests benchmarks
+types: $(VENV)/.dev ## mypy, strict, tests and examples too
+	$(BIN)/mypy trio_sessions tests benchmarks examples
 
 layers: $(VENV)/.dev ## lower layers never import higher ones
 	$(BIN)/lint-imports

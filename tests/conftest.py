@@ -47,9 +47,8 @@ def postgresql_url() -> Iterator[sa.URL]:
             server.cleanup()
 
 
-@pytest.fixture
-def postgresql_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
-    """The URL of an empty schema, dropped afterwards."""
+@contextlib.contextmanager
+def make_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
     schema = f"t_{uuid.uuid4().hex[:12]}"
     engine = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with engine.connect() as connection:
@@ -60,6 +59,20 @@ def postgresql_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
         with engine.connect() as connection:
             connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
         engine.dispose()
+
+
+@pytest.fixture
+def postgresql_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
+    """The URL of an empty schema, dropped afterwards."""
+    with make_schema(postgresql_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
+    """The same, for tests that share what takes long to start."""
+    with make_schema(postgresql_url) as url:
+        yield url
 
 
 @pytest.fixture

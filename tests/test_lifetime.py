@@ -1,5 +1,6 @@
 """Opening, serving, pacing and closing: bounded, and nothing left behind."""
 
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -522,6 +523,7 @@ async def test_statistics_say_how_it_goes(shared: Shared) -> None:
         assert (statistics.removed_disconnected, statistics.removed_missing) == (1, 1)
         assert (statistics.restored, statistics.passes) == (1, 2)
         assert (statistics.operations_running, statistics.operations_waiting) == (0, 0)
+        assert dataclasses.asdict(statistics)["last_report"]["refreshed"] == report.refreshed
         with pytest.raises(AttributeError):
             statistics.sessions = 0  # type: ignore[misc]  # it is frozen
 

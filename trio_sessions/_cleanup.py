@@ -11,7 +11,6 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from types import MappingProxyType
 
 import outcome
 import trio
@@ -235,8 +234,8 @@ class Pass:
             disconnected=tuple(tally.disconnected),
             missing=tuple(tally.missing),
             restored=tuple(tally.restored),
-            check_failures=MappingProxyType(tally.check_failures),
-            refresh_failures=MappingProxyType(tally.refresh_failures),
+            check_failures=dict(tally.check_failures),
+            refresh_failures=dict(tally.refresh_failures),
             expired=tally.expired,
             duration=duration,
         )

@@ -6,7 +6,6 @@ Nothing here does I/O. Every value is frozen; durations are seconds.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from trio_sessions.errors import InvalidSessionId
 
@@ -28,7 +27,6 @@ __all__ = [
 
 MAX_SESSION_ID = 255
 MAX_OWNER = 320
-_NO_FAILURES: Mapping[str, Exception] = MappingProxyType({})
 
 
 def fingerprint(session_id: str) -> str:
@@ -108,9 +106,9 @@ class CleanupReport:
     """Removed: the database confirmed that the row is gone, or is another worker's."""
     restored: tuple[str, ...]
     """Rows written now that no earlier attempt had confirmed."""
-    check_failures: Mapping[str, Exception] = field(default_factory=lambda: _NO_FAILURES)
+    check_failures: Mapping[str, Exception] = field(default_factory=dict)
     """Kept: ``is_connected()`` raised this, or timed out (`TimeoutError`)."""
-    refresh_failures: Mapping[str, Exception] = field(default_factory=lambda: _NO_FAILURES)
+    refresh_failures: Mapping[str, Exception] = field(default_factory=dict)
     """Kept: the database could not say, and why."""
     expired: int
     """Rows of other, dead workers that were swept."""
@@ -201,7 +199,7 @@ class RowAnswers:
 
     held: frozenset[str]
     """The row is there and is this worker's."""
-    unknown: Mapping[str, Exception] = field(default_factory=lambda: _NO_FAILURES)
+    unknown: Mapping[str, Exception] = field(default_factory=dict)
     """The store could not say for this row alone, for instance because it is locked."""
 
 

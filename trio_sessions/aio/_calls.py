@@ -88,9 +88,10 @@ class AsyncioCalls(TransportCalls):
 
     def check(self, request: object) -> None:
         if request is not None and getattr(request, "_asyncio_future_blocking", None) is None:
+            kind = request if isinstance(request, type) else type(request)
             raise TypeError(
                 "a transport given to trio_sessions.aio must be asyncio's; this one awaits "
-                f"{type(request).__module__}.{type(request).__name__}, which asyncio does not know"
+                f"{kind.__module__}.{kind.__name__}, which asyncio does not know"
             )
 
     # ---- rounds ----

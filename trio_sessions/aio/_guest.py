@@ -85,8 +85,10 @@ class Guest(Host):
             logger.warning("the loop ended with a registry open: closed it, await shutdown() first")
 
     async def wait_ended(self) -> None:
-        await super().wait_ended()
-        await through_cancellation(self._keeper)  # or it would be left for a turn of the loop
+        try:
+            await super().wait_ended()
+        finally:  # or it would be left for a turn of the loop
+            await through_cancellation(self._keeper)
 
     def _interrupt(self) -> None:
         if self._nursery is not None:

@@ -102,9 +102,11 @@ class Service:
         """Close the core, in bounded time; and its host, if nobody else uses it."""
         self.ended = True
         self._stop.set()
-        await through_cancellation(self._ended)
         assert self._host is not None
-        await self._host.wait_left()
+        try:
+            await through_cancellation(self._ended)
+        finally:
+            await self._host.wait_left()
 
     # ---- Trio's side ----
 

@@ -1,0 +1,134 @@
+"""A gateway on Trio: the same as `fastapi_gateway.py`, with Starlette on Hypercorn.
+
+One worker, on an SQLite file unless DATABASE_URL names another database; start more of them
+on other ports, since Hypercorn's own further workers are not given time to close::
+
+    hypercorn -k trio --bind 127.0.0.1:8000 examples.trio_gateway:app
+"""
+
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from typing import Any
+
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from trio_sessions import InvalidSessionId, SessionRegistry, StoreUnavailable, open_registry
+
+
+class EventTransport:
+    """One client's events. Its methods are Trio functions."""
+
+    def __init__(self) -> None:
+        self._events, self.stream = trio.open_memory_channel[str](100)
+
+    async def is_connected(self) -> bool:
+        """Answer the pass. What the web server notices ends the stream at once anyway."""
+        ends = self._events.statistics()
+        return ends.open_send_channels > 0 and ends.open_receive_channels > 0
+
+    async def disconnect(self) -> None:
+        """End the stream: the registry has removed the session."""
+        self._events.close()
+
+    async def send(self, message: Any, event: str = "message") -> None:
+        """Send an event. A client that leaves 100 of them unread is given up."""
+        data = json.dumps(message, allow_nan=False)
+        try:
+            self._events.send_nowait(f"event: {event}\ndata: {data}\n\n")
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._events.close()  # the next pass removes the session
+            raise ConnectionError("the client is gone, or too slow") from exc
+
+
+class SessionResponse(StreamingResponse):
+    """Holds a session as long as its client takes events; the first tells its id."""
+
+    def __init__(self, registry: SessionRegistry) -> None:
+        self.registry, self.transport = registry, EventTransport()
+        super().__init__(self.transport.stream, media_type="text/event-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream the events, from `add_session` to `remove_session`."""
+        session_id = secrets.token_urlsafe()
+        try:
+            await self.registry.add_session(session_id, self.transport)
+            hello = {"session": session_id, "worker": self.registry.worker_id}
+            await self.transport.send(hello, event="session")
+            await super().__call__(scope, receive, send)
+        finally:
+            self.transport.stream.close()
+            await self.registry.remove_session(session_id)  # goes on if this is cancelled
+
+
+async def generate_response(message: Any, transport: Any) -> None:
+    """Answer one message: here, echo it."""
+    await transport.send({"echo": message})
+
+
+@asynccontextmanager
+async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+    """Open the registry before the first request, close it after the last."""
+    ttl = float(os.environ.get("SESSION_TTL", "3600"))  # seconds; the same in all workers
+    opening = open_registry(
+        os.environ.get("DATABASE_URL", "sqlite:///sessions.db"),
+        session_ttl=ttl,
+        cleanup_interval=float(os.environ.get("CLEANUP_INTERVAL", ttl / 12)),
+    )
+    async with opening as registry:
+        yield {"registry": registry}
+
+
+async def open_stream(request: Request) -> Response:
+    """Open a session."""
+    return SessionResponse(request.state.registry)
+
+
+async def post_message(request: Request) -> Response:
+    """Take a message for a session; 404: it is gone, 503: nobody can tell."""
+    registry, session_id = request.state.registry, request.path_params["session_id"]
+    try:
+        await deliver(registry, session_id, await request.json())
+    except (InvalidSessionId, LookupError, ConnectionError) as exc:
+        raise HTTPException(404, "no such session") from exc
+    except StoreUnavailable as exc:
+        raise HTTPException(503, "the database cannot tell", {"Retry-After": "5"}) from exc
+    except ValueError as exc:
+        raise HTTPException(422, str(exc)) from exc
+    return Response(status_code=202)
+
+
+async def deliver(registry: SessionRegistry, session_id: str, message: Any) -> None:
+    """Hand a message to its session; 421: another worker holds it."""
+    if (transport := registry.get_session_sync(session_id)) is not None:
+        return await generate_response(message, transport)
+    if (worker := await registry.locate_session(session_id)) is not None:
+        raise HTTPException(421, worker)
+    raise LookupError("the database has confirmed that nobody holds it")
+
+
+async def statistics(request: Request) -> Response:
+    """Return counters and gauges; the last report holds session ids, which are secret."""
+    now = request.state.registry.statistics()
+    return JSONResponse(
+        {f.name: getattr(now, f.name) for f in fields(now) if f.name != "last_report"}
+    )
+
+
+app = Starlette(
+    routes=[
+        Route("/sse", open_stream),
+        Route("/messages/{session_id}", post_message, methods=["POST"]),
+        Route("/statistics", statistics),
+    ],
+    lifespan=lifespan,
+)

@@ -1,0 +1,460 @@
+"""The examples: real servers and real clients, and what is left when either is killed.
+
+Sync throughout: what is looked at runs in other processes, and each wait has a deadline.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from backdoors import DatabaseBackdoor
+from httpx_sse import connect_sse
+
+ROOT = Path(__file__).parent.parent
+DEADLINE = 20.0  # seconds for anything that should come soon
+TTL = 3.0  # seconds
+INTERVAL = 0.5  # seconds between two passes
+NO_TLS = False  # loading certificates would take longer than any of the requests
+
+UVICORN = "uvicorn fastapi_gateway:app --workers 2 --port {port} --loop"
+HYPERCORN = "hypercorn -k trio --graceful-timeout 1 --bind 127.0.0.1:{port} trio_gateway:app"
+GATEWAYS = {
+    "asyncio, sqlite": [f"{UVICORN} asyncio"],
+    "uvloop, postgresql": [f"{UVICORN} uvloop"],
+    "trio, sqlite": [HYPERCORN, HYPERCORN],  # it ends its second worker by force
+}
+
+TROUBLE = re.compile(r"Traceback|never awaited|Task was destroyed|ResourceWarning|CRITICAL")
+# uvicorn leaves to the end of its processes: the socket it listens on, and a standard input.
+NO_TROUBLE = re.compile(
+    r"ResourceWarning: unclosed "
+    r"(<socket.* laddr=\('127\.0\.0\.1', \d+\)>|file <_io\.TextIOWrapper name=0 .*>)"
+)
+
+CLIENT = """
+import sys, httpx, httpx_sse
+with httpx.Client(timeout=None) as http, httpx_sse.connect_sse(http, "GET", sys.argv[1]) as source:
+    for event in source.iter_sse():
+        print(event.data, flush=True)
+"""
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.005)
+
+
+def pid_of(worker: str) -> int:
+    """Return the process that a fresh worker_id names."""
+    return int(worker.rsplit("-", 2)[1])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class Server:
+    """One server with its workers, in a process group of their own."""
+
+    def __init__(self, command: list[str], folder: Path, port: int, **environment: str) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.pids: set[int] = set()
+        self._errors = folder / f"stderr of {port}"
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=os.environ | {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"} | environment,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+
+    def is_up(self) -> bool:
+        assert self._process.poll() is None, self.errors()
+        with contextlib.suppress(httpx.TransportError):
+            url = f"{self.url}/statistics"
+            return httpx.get(url, timeout=DEADLINE, verify=NO_TLS).is_success
+        return False
+
+    def errors(self) -> str:
+        return self._errors.read_text("utf-8")
+
+    def terminate(self) -> None:
+        """Ask it to end, as a service manager does."""
+        self._process.terminate()
+
+    def stop(self) -> None:
+        """Interrupt it as a terminal does, or kill it; then nothing may be left of it."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGINT)
+        try:
+            self._process.wait(DEADLINE)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            errors = self.errors()
+            self.pids |= {int(pid) for pid in re.findall(r"server process \[(\d+)\]", errors)}
+            left = {pid for pid in self.pids if self._is_alive(pid)}
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+        assert not left, "workers outlived their server"
+        assert not TROUBLE.search(NO_TROUBLE.sub("", errors)), errors
+
+    def wait(self) -> None:
+        self._process.wait(DEADLINE)
+
+    def _is_alive(self, pid: int) -> bool:
+        """Say whether the process lives and is of this server's session, not another's."""
+        try:
+            return os.getsid(pid) == self._process.pid
+        except ProcessLookupError:
+            return False
+
+
+class Client:
+    """Holds one stream of events."""
+
+    def __init__(self, server: Server, *, buffer: int | None = None) -> None:
+        options = [] if buffer is None else [(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)]
+        self._stack = contextlib.ExitStack()
+        transport = httpx.HTTPTransport(verify=NO_TLS, socket_options=options)
+        http = self._stack.enter_context(httpx.Client(transport=transport, timeout=DEADLINE))
+        source = self._stack.enter_context(connect_sse(http, "GET", f"{server.url}/sse"))
+        self._network = source.response.extensions["network_stream"]
+        self._events = source.iter_sse()
+        hello = next(self._events)
+        assert hello.event == "session"
+        self.id, self.worker = hello.json()["session"], hello.json()["worker"]
+        server.pids.add(pid_of(self.worker))
+
+    def receive(self) -> Any:
+        event = next(self._events)
+        assert event.event == "message"
+        return event.json()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def reset(self) -> None:
+        """Drop the connection without a farewell."""
+        raw = self._network.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+
+class Gateway:
+    """Two workers on one database: of one server, or of two."""
+
+    def __init__(self, servers: list[Server], database: DatabaseBackdoor) -> None:
+        self.servers = servers
+        self.database = database
+        self._turns = itertools.cycle(servers)
+        self._stack = contextlib.ExitStack()
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(limits=limits, timeout=DEADLINE, verify=NO_TLS)
+
+    def sessions(self) -> dict[str, str]:
+        return self.database.rows()
+
+    def connect(self, server: Server | None = None, **options: Any) -> Client:
+        client = Client(server or self.servers[0], **options)
+        self._stack.callback(client.close)
+        return client
+
+    def connect_to_each(self) -> list[Client]:
+        """Return a client of each worker. Who accepts a connection is up to the kernel."""
+        clients: dict[str, Client] = {}
+
+        def connect() -> bool:
+            for server in self.servers:
+                client = self.connect(server)
+                if client.worker in clients:
+                    client.close()
+                else:
+                    clients[client.worker] = client
+            return len(clients) == 2
+
+        wait_until(connect)
+        return list(clients.values())
+
+    def post(self, client: Client, message: str, *expected: int) -> list[httpx.Response]:
+        """Post a message, each time on a new connection, until the right worker gets it."""
+        answers: list[httpx.Response] = []
+
+        def post() -> bool:
+            url = f"{next(self._turns).url}/messages/{client.id}"
+            headers = {"content-type": "application/json"}
+            try:
+                answers.append(self.http.post(url, content=message, headers=headers))
+            except httpx.TransportError:  # this worker has been killed
+                return False
+            if answers[-1].status_code in expected:
+                return True
+            assert answers[-1].status_code == 421, answers[-1].text
+            assert client.worker in answers[-1].text
+            return False
+
+        wait_until(post)
+        return answers
+
+    def exchange(self, client: Client, message: Any) -> list[httpx.Response]:
+        answers = self.post(client, json.dumps(message), 202)
+        assert client.receive() == {"echo": message}
+        return answers
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """Return what each worker counts; needs both of them."""
+        counts: dict[str, dict[str, Any]] = {}
+
+        def ask() -> bool:
+            for server in self.servers:
+                answer = self.http.get(f"{server.url}/statistics").json()
+                counts.setdefault(answer["worker_id"], answer)
+            return len(counts) == 2
+
+        wait_until(ask)
+        return counts
+
+    def count(self, name: str) -> int:
+        """Return what the worker counts that has counted least."""
+        return min(int(counts[name]) for counts in self.statistics().values())
+
+    def disconnect_clients(self) -> None:
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def open_gateway(name: str, url: sa.URL, folder: Path) -> Iterator[Gateway]:
+    environment = {
+        "DATABASE_URL": url.render_as_string(hide_password=False),
+        "SESSION_TTL": str(TTL),
+        "CLEANUP_INTERVAL": str(INTERVAL),
+        "PYTHONPATH": str(ROOT / "examples"),
+    }
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for command in GATEWAYS[name]:
+            port = free_port()
+            argv = [sys.executable, "-m", *command.format(port=port).split()]
+            servers.append(Server(argv, folder, port, **environment))
+            stack.callback(servers[-1].stop)
+        for server in servers:
+            wait_until(server.is_up)
+        database = DatabaseBackdoor(url)
+        stack.callback(database.close)
+        gateway = Gateway(servers, database)
+        stack.callback(gateway.http.close)
+        yield gateway
+
+
+def url_for(request: pytest.FixtureRequest, folder: Path, schema: str) -> sa.URL:
+    if request.param.endswith("sqlite"):
+        return sa.make_url(f"sqlite:///{folder / 'sessions.db'}")
+    url: sa.URL = request.getfixturevalue(schema)
+    return url
+
+
+@pytest.fixture(scope="module", params=GATEWAYS)
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
+    folder = tmp_path_factory.mktemp("gateway")
+    url = url_for(request, folder, "module_schema")
+    with open_gateway(request.param, url, folder) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway(running: Gateway) -> Iterator[Gateway]:
+    """A gateway without sessions, before and after."""
+    assert running.sessions() == {}
+    yield running
+    running.disconnect_clients()
+    wait_until(lambda: running.sessions() == {})
+
+
+@pytest.fixture(params=GATEWAYS)
+def own_gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gateway]:
+    """A gateway for a test that destroys it."""
+    url = url_for(request, tmp_path, "postgresql_schema")
+    with open_gateway(request.param, url, tmp_path) as gateway:
+        yield gateway
+        gateway.disconnect_clients()
+
+
+def held_by(clients: list[Client]) -> dict[str, str]:
+    return {client.id: client.worker for client in clients}
+
+
+def test_clients_connect_exchange_and_leave(gateway: Gateway) -> None:
+    """Each gets its own echo, by the worker that holds it; who has left is nobody's."""
+    clients = gateway.connect_to_each()
+    assert gateway.sessions() == held_by(clients)
+    for client in clients:
+        messages: list[Any] = [{"text": "two\n\nlines"}, None, [], "", 0]
+        for message in messages:
+            gateway.exchange(client, message)
+        assert any(len(gateway.exchange(client, "misdirected")) > 1 for _ in range(1000))
+        gateway.post(client, "NaN", 422)
+    stays, goes = clients
+    goes.close()
+    wait_until(lambda: gateway.sessions() == held_by([stays]))
+    gateway.post(goes, "1", 404)
+    gateway.exchange(stays, "still here")
+
+
+def test_killed_clients_are_removed_and_nobody_else(gateway: Gateway) -> None:
+    """A killed process and reset connections lose their sessions; the next passes take no more."""
+    survivors, dropped = gateway.connect_to_each(), gateway.connect_to_each()
+    command = [sys.executable, "-c", CLIENT, f"{gateway.servers[0].url}/sse"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        hello = json.loads(process.stdout.readline())
+        killed = {hello["session"]: hello["worker"]}
+        assert gateway.sessions() == held_by([*survivors, *dropped]) | killed
+        process.kill()
+    for client in dropped:
+        client.reset()
+    wait_until(lambda: gateway.sessions() == held_by(survivors))
+    passes = gateway.count("passes")
+    wait_until(lambda: gateway.count("passes") > passes + 2)
+    assert gateway.sessions() == held_by(survivors)
+    for client in survivors:
+        gateway.exchange(client, "still here")
+
+
+def test_a_client_that_does_not_read_is_removed_by_the_pass(gateway: Gateway) -> None:
+    """Its connection stays open; its transport says that it has given it up."""
+    deaf, others = gateway.connect(buffer=4096), gateway.connect_to_each()
+    before = gateway.statistics()[deaf.worker]["removed_disconnected"]
+    for _ in range(8):  # as much as the buffers of the connection take
+        gateway.post(deaf, json.dumps("x" * 1_000_000), 202)
+    accepted = 0
+    while gateway.post(deaf, "1", 202, 404)[-1].status_code == 202:
+        accepted += 1
+        assert accepted <= 100, "more than its queue holds"
+    wait_until(lambda: gateway.sessions() == held_by(others))
+    wait_until(lambda: gateway.statistics()[deaf.worker]["removed_disconnected"] == before + 1)
+
+
+@pytest.mark.parametrize("running", ["uvloop, postgresql"], indirect=True)
+def test_an_outage_of_the_database_costs_nobody_the_session(gateway: Gateway) -> None:
+    """Nobody can tell who holds what is elsewhere, and nobody expires, however long it lasts."""
+    clients = gateway.connect_to_each()
+    with gateway.database.engine.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE trio_sessions IN ACCESS EXCLUSIVE MODE")
+        ends = time.monotonic() + TTL + INTERVAL
+        url = f"{gateway.servers[0].url}/messages/nobody"
+        assert gateway.http.post(url, json=1).status_code == 503
+        wait_until(lambda: time.monotonic() > ends)
+    passes = gateway.count("passes")
+    wait_until(lambda: gateway.count("passes") > passes + 2)
+    assert gateway.sessions() == held_by(clients)
+    for client in clients:
+        gateway.exchange(client, "still here")
+
+
+def test_a_killed_worker_loses_its_sessions_and_the_other_keeps_its(own_gateway: Gateway) -> None:
+    """The dead worker's rows go after the TTL, the other's when the whole gateway is stopped."""
+    started = time.monotonic()
+    clients = own_gateway.connect_to_each() + own_gateway.connect_to_each()
+    dead, other = clients[0].worker, clients[1].worker
+    kept = [client for client in clients if client.worker == other]
+    assert own_gateway.sessions() == held_by(clients)
+    os.kill(pid_of(dead), signal.SIGKILL)
+    wait_until(lambda: own_gateway.sessions() == held_by(kept))
+    assert time.monotonic() > started + TTL
+    for client in kept:
+        own_gateway.exchange(client, "still here")
+    own_gateway.post(clients[0], "1", 404)
+    if len(own_gateway.servers) == 1:  # uvicorn starts another worker
+        replaced = own_gateway.connect_to_each()
+        assert {client.worker for client in replaced} - {dead, other}
+    for server in own_gateway.servers:
+        server.terminate()
+    for server in own_gateway.servers:
+        server.wait()
+    assert own_gateway.sessions() == {}
+
+
+# ---- how-to ----
+
+
+@contextlib.contextmanager
+def shell(command: str, folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        ["sh", "-c", command],
+        cwd=folder,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("document", ["asyncio-gateway", "trio-app"])
+def test_the_commands_of_the_howto_run_as_written(
+    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server starts, its client gets a session, and the message comes back as printed."""
+    if shutil.which("curl") is None:
+        pytest.skip("the how-to uses curl")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    port = free_port()
+    text = (ROOT / "docs/howto" / f"{document}.md").read_text("utf-8").replace("8000", str(port))
+    serve, listen, post = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    [printed] = re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    server = Server(["sh", "-c", serve], tmp_path, port)
+    try:
+        wait_until(server.is_up)
+        with shell(listen, tmp_path) as listening:
+            assert listening.stdout is not None
+            assert listening.stdout.readline() == "event: session\n"
+            hello = json.loads(listening.stdout.readline().removeprefix("data: "))
+
+            def is_taken() -> bool:
+                with shell(post, tmp_path, SESSION=hello["session"]) as posting:
+                    answer, _ = posting.communicate(timeout=DEADLINE)
+                assert answer in {"", "null"} or hello["worker"] in answer, answer
+                return hello["worker"] not in answer
+
+            wait_until(is_taken)
+            assert listening.stdout.readline() == "\n"
+            received = [listening.stdout.readline() for _ in printed.splitlines()]
+            assert "".join(received) == printed
+        with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as rows:
+            count = "SELECT count(*) FROM trio_sessions"
+            wait_until(lambda: rows.execute(count).fetchone() == (0,))
+    finally:
+        server.stop()
