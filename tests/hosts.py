@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import trio
 import trio_asyncio
@@ -210,13 +210,13 @@ class View:
         return _InboxView(self._facade.open_inbox(session_id))
 
 
-class _InboxView:
+class _InboxView:  # what it returns on entering is itself
     """An inbox of the facade: each step goes to asyncio."""
 
     def __init__(self, inbox: Any) -> None:
         self._inbox = inbox
 
-    async def __aenter__(self) -> "_InboxView":
+    async def __aenter__(self) -> Self:
         await in_asyncio(self._inbox.__aenter__)
         return self
 

@@ -21,7 +21,7 @@ class Messages:
         self.store = store
 
     def insert(self, session_id: str, payload: str, *, age: float = 0.0) -> None:
-        messages = self.backdoor.messages
+        messages = self.backdoor.messages_table
         self.backdoor.execute(sa.insert(messages).values(session_id=session_id, payload=payload))
         [(created_at,)] = self.backdoor.execute(
             sa.select(messages.c.created_at).where(messages.c.payload == payload)
@@ -33,7 +33,7 @@ class Messages:
         )
 
     def payloads(self) -> list[str]:
-        row = self.backdoor.messages.c
+        row = self.backdoor.messages_table.c
         return [payload for (payload,) in self.backdoor.execute(sa.select(row.payload))]
 
 

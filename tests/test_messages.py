@@ -22,7 +22,18 @@ from trio_sessions._inbox import MOST
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
-VALUES = [None, True, 0, -1.5, "", "ü🦑\0", [], {}, {"a": [1, {"b": None}]}, "x" * 10_000]
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    -1.5,
+    "",
+    "ü🦑\0",
+    [],
+    {},
+    {"a": [1, {"b": None}]},
+    "x" * 10_000,
+]
 
 
 async def read(registry: SessionRegistry, session_id: str, count: int) -> list[Any]:
@@ -129,7 +140,7 @@ async def test_each_delivery_is_a_fresh_value(everywhere: Shared) -> None:
         message["list"].append(2)
         with pytest.raises(KeyError):
             async with registry.open_inbox("s") as inbox:
-                received = await anext(inbox)
+                received: Any = await anext(inbox)
                 received["list"].clear()
                 raise KeyError
         assert await read(registry, "s", 1) == [{"list": [1]}]
@@ -140,7 +151,8 @@ async def test_each_delivery_is_a_fresh_value(everywhere: Shared) -> None:
 
 @pytest.mark.parametrize("durable", [False, True])
 async def test_a_message_that_was_not_finished_is_delivered_again(
-    everywhere: Shared, durable: bool
+    everywhere: Shared,
+    durable: bool,  # noqa: FBT001 -- a parameter of the test
 ) -> None:
     """The block was left by an exception or cancelled: the next inbox begins with it."""
     async with everywhere.open() as registry:

@@ -151,10 +151,7 @@ class Delivery:
                 rung = await bell.wait()
                 if rung is None:
                     self.look()
-                for session_id in rung or ():
-                    entry = self._table.get(session_id)
-                    if entry is not None and entry.inbox is not None and entry.inbox.is_open:
-                        self.want(entry)
+                self._want_open(rung or ())
 
     async def fetch(self) -> None:
         """Fetch what is wanted, for many sessions at a time."""
@@ -165,36 +162,49 @@ class Delivery:
             if not self._wanted and not self._look:
                 self._to_fetch = trio.Event()
                 await self._to_fetch.wait()
-            if self._look:
-                waiting = await self._rows.waiting()
-                self._look = False
-                for session_id in waiting:
-                    entry = self._table.get(session_id)
-                    if entry is not None and entry.inbox is not None and entry.inbox.is_open:
-                        self._wanted[entry] = None
-            batch = list(self._wanted)[:_BATCH]
-            for entry in batch:
-                del self._wanted[entry]
             try:
-                await self._fetch_batch([e for e in batch if self._table.holds(e)])
-            except BaseException:
-                self._wanted.update(dict.fromkeys(batch))
+                if self._look:
+                    await self._look_for_all()
+                await self._fetch_batch()
+            except SessionsError:
+                for entry in self._wanted:
+                    self.inbox(entry).look_failed()
                 raise
             worked()
 
-    async def _fetch_batch(self, entries: list[Entry]) -> None:
+    async def _look_for_all(self) -> None:
+        self._look = False
+        try:
+            self._want_open(await self._rows.waiting())
+        except SessionsError:
+            self._look = True
+            raise
+
+    def _want_open(self, session_ids: Iterable[str]) -> None:
+        """Fetch for those of these sessions whose inbox is open."""
+        for session_id in session_ids:
+            entry = self._table.get(session_id)
+            if entry is not None and entry.inbox is not None and entry.inbox.is_open:
+                self.want(entry)
+
+    async def _fetch_batch(self) -> None:
+        batch = list(self._wanted)[:_BATCH]
+        for entry in batch:  # whoever wants it from now on wants it once more
+            del self._wanted[entry]
         asked = [
             (entry, inbox, wanted, inbox.spills)
-            for entry in entries
-            if (inbox := self.inbox(entry)).is_open and (wanted := inbox.wanted()) is not None
+            for entry in batch
+            if self._table.holds(entry)
+            and (inbox := self.inbox(entry)).is_open
+            and (wanted := inbox.wanted()) is not None
         ]
         if not asked:
+            await trio.lowlevel.checkpoint()
             return
         try:
             found = await self._rows.fetch([wanted for _, _, wanted, _ in asked])
         except SessionsError:
-            for _, inbox, _, _ in asked:
-                inbox.look_failed()
+            self._wanted.update(dict.fromkeys(entry for entry, _, _, _ in asked))
             raise
         now = trio.current_time()
         for entry, inbox, wanted, spills in asked:

@@ -99,13 +99,13 @@ class Inbox:
             self.spilled_from = message_id
 
     def wanted(self) -> Wanted | None:
-        """Return what there is room for, or None."""
-        if not self._has_room():
+        """Return what there is room for, or None; before it has looked, one in any case."""
+        if self.looked and not self._has_room():
             return None
         return Wanted(
             session_id=self.session_id,
             held=frozenset(self.held),
-            count=MOST - len(self),
+            count=max(1, MOST - len(self)),
             size=max(1, self.limit - self._size),
         )
 
@@ -116,8 +116,9 @@ class Inbox:
                 self.held.add(one.id)
                 self._size += len(one.payload)
                 message = Message(one.payload, now - one.age + self.message_ttl, one.id)
-                earlier = self.spilled_from is None or one.id < self.spilled_from
-                (self._ready if self.looked or not earlier else self._before).append(message)
+                # They come in order: after one that was spilled there is none from before.
+                self.looked |= self.spilled_from is not None and one.id >= self.spilled_from
+                (self._ready if self.looked else self._before).append(message)
         size = sum(len(one.payload.encode()) for one in found)
         if len(found) < wanted.count and size < wanted.size:  # that was all
             self.looked = True
@@ -130,7 +131,6 @@ class Inbox:
     def look_failed(self) -> None:
         """The store is away: what is in memory need not wait for it."""
         self.looked = True
-        self.more_in_store = True
         self.wake()
 
     def put_back(self, message: Message) -> None:
