@@ -22,7 +22,6 @@ from hosts import ASYNCIO
 from trio_sessions import (
     InvalidSessionId,
     RegistryClosed,
-    SessionNotFound,
     StoreUnavailable,
     open_registry,
 )
@@ -155,6 +154,15 @@ CALLS: list[Callable[[SessionRegistry], Any]] = [
     lambda r: r.locate_session("s"),
     lambda r: r.cleanup(),
     lambda r: r.respond("server", {}, "s"),
+    lambda r: r.broadcast("s", 1),
+    lambda r: r.broadcast("s", 1, durable=True),
+    lambda r: r.set_session_owner("s", "o"),
+    lambda r: r.claim_session_owner("s", "o"),
+    lambda r: r.get_session_owner("s"),
+    lambda r: r.store_client_capabilities("s", {}),
+    lambda r: r.get_client_capabilities("s"),
+    lambda r: r.has_elicitation_capability("s"),
+    lambda r: r.get_elicitation_capable_sessions(),
 ]
 
 
@@ -943,19 +951,134 @@ def test_a_task_for_a_session_that_is_gone_is_cancelled(run: Run) -> None:
     run(main)
 
 
-def test_respond_waits_for_the_end_of_its_session(run: Run) -> None:
-    """It returns when the session is removed, and needs one that is held here."""
+class Answers(SessionRegistry):
+    """Keeps what it was to answer."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.asked: list[Any] = []
+
+    async def generate_response(
+        self, message: Any, transport: Any, server_id: str | None, user: Any
+    ) -> None:
+        self.asked.append((message, transport, server_id, user))
+        if message == "hang":
+            await asyncio.get_running_loop().create_future()
+        if message == 5:
+            raise TypeError("5 has no method")
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+def test_respond_answers_each_message_until_the_session_ends(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From any worker; what fails is logged, and the next one follows."""
 
     async def main() -> None:
-        async with SessionRegistry() as registry:
-            with pytest.raises(SessionNotFound):
-                await registry.respond("server", {}, "s")
-            await registry.add_session("s", Connection())
-            task = asyncio.create_task(registry.respond("server", {}, session_id="s"))
-            await asyncio.sleep(0.01)
+        store, connection, user = MemoryStore(), Connection(), object()
+        async with Answers(store) as registry, SessionRegistry(store) as other:
+            await registry.respond("server", user, "unknown")  # it has ended already
+            await registry.add_session("s", connection)
+            task = asyncio.create_task(registry.respond("server", user, session_id="s"))
+            for message in ({"a": 1}, 5, "last"):
+                await registry.broadcast("s", message)
+            await other.broadcast(session_id="s", message="from elsewhere")
+            await until(lambda: len(registry.asked) == 4)
             assert not task.done()
             await registry.remove_session("s")
             await asyncio.wait_for(task, 5)
+            assert all(rest == [connection, "server", user] for _, *rest in registry.asked)
+            messages = [message for message, *_ in registry.asked]
+            messages.remove("from elsewhere")  # the order is that of each sender
+            assert messages == [{"a": 1}, 5, "last"]
+        assert "5 has no method" in caplog.text
+
+    run(main)
+
+
+def test_generate_response_may_be_set_on_the_instance(run: Run) -> None:
+    """As gateways do in their tests."""
+
+    async def main() -> None:
+        async with SessionRegistry() as registry:
+            asked: list[Any] = []
+
+            async def answer(message: Any, *args: Any) -> None:
+                asked.append(message)
+
+            registry.generate_response = answer  # type: ignore[method-assign, assignment]
+            await registry.add_session("s", Connection())
+            task = asyncio.create_task(registry.respond(None, {}, "s"))
+            await registry.broadcast("s", 1)
+            await until(lambda: asked == [1])
+            await registry.shutdown()
+            await asyncio.wait_for(task, 5)
+
+    run(main)
+
+
+def test_a_respond_task_that_is_cut_has_not_answered(run: Run) -> None:
+    """Its message is for the session's next inbox; those that wait are not lost."""
+
+    async def main() -> None:
+        async with Answers() as registry:
+            await registry.add_session("s", Connection())
+            for number in range(3):
+                await registry.broadcast("s", "hang" if number == 0 else number)
+            task = asyncio.create_task(registry.respond(None, {}, "s"))
+            await until(lambda: len(registry.asked) == 1)
+            task.cancel()
+            await asyncio.wait([task])
+            async with registry.open_inbox("s") as inbox:
+                assert [await anext(inbox) for _ in range(3)] == ["hang", 1, 2]
+            waiting = asyncio.create_task(registry.respond(None, {}, "s"))
+            await asyncio.sleep(0.01)
+            waiting.cancel()  # while it waits for a message
+            await asyncio.wait([waiting])
+            assert waiting.cancelled()
+
+    run(main)
+
+
+def test_a_local_message_does_not_cross(run: Run) -> None:
+    """Neither its sender nor its reader waits."""
+
+    async def main() -> None:
+        async with SessionRegistry() as registry:
+            await registry.add_session("s", Connection())
+            async with registry.open_inbox("s") as inbox:
+                await registry.broadcast("s", "first")
+                assert await anext(inbox) == "first"
+                assert at_once(registry.broadcast("s", "second")) is None
+                following: Any = inbox.__anext__()
+                assert at_once(following) == "second"
+
+    run(main)
+
+
+def test_an_inbox_ends_with_the_registry(run: Run) -> None:
+    """And cannot be opened after it, also if it was made before."""
+
+    async def main() -> None:
+        registry = SessionRegistry()
+        await registry.initialize()
+        await registry.add_session("s", Connection())
+        early = registry.open_inbox("s")
+        async with registry.open_inbox("s") as inbox:
+            await registry.broadcast("s", 1)
+            assert await anext(inbox) == 1
+            await registry.shutdown()
+            with pytest.raises(StopAsyncIteration):
+                await anext(inbox)
+        with pytest.raises(RegistryClosed, match="initialize"):
+            await early.__aenter__()
+        with pytest.raises(RegistryClosed, match="initialize"):
+            registry.open_inbox("s")
 
     run(main)
 

@@ -5,8 +5,8 @@ Rows that could not be deleted, because the database was away, are kept for the 
 """
 
 import logging
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import trio
@@ -203,8 +203,17 @@ class Rows:
     async def acknowledge(self, message_ids: Sequence[int]) -> None:
         await self._ask(self._store.acknowledge(self.worker, message_ids), object)
 
-    def open_bell(self) -> AbstractAsyncContextManager[Bell]:
-        return self._store.open_bell(self.worker)
+    @asynccontextmanager
+    async def open_bell(self) -> AsyncIterator[Bell]:
+        """Open the store's bell; whatever breaks it is `StoreUnavailable`."""
+        try:
+            async with self._store.open_bell(self.worker) as bell:
+                yield bell
+        except SessionsError:
+            raise
+        except Exception as exc:
+            logger.exception("the store's bell broke in a way that it does not promise")
+            raise StoreUnavailable(f"the bell broke with {type(exc).__name__}") from exc
 
     # ---- other workers' rows ----
 

@@ -1,6 +1,6 @@
 """The contract of `SessionStore` as checks that any store can be put to."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 
@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from trio_sessions.abc import SessionStore, Worker
-from trio_sessions.types import Holder, RowClaim
+from trio_sessions.types import Capabilities, Holder, RowClaim, StoredMessage, Wanted
 
 __all__ = ["store_conformance"]
 
@@ -195,6 +195,122 @@ async def one_worker_leaves_and_the_others_stay(make_store: MakeStore) -> None:
         await store.delete_all(me, limit=10)
 
 
+async def an_owner_is_claimed_once(make_store: MakeStore) -> None:
+    """It may be set and claimed by any worker; a takeover keeps it, a deletion ends it."""
+    async with _opened(make_store, "a") as (store, me), _opened(make_store, "b") as (other, they):
+        assert await other.claim_owner(they, "s", "alice") is None
+        assert not await other.set_owner(they, "s", "alice")
+        await store.write(me, [_claim("s")])
+        assert await other.claim_owner(they, "s", "alice") == "alice"
+        assert await store.claim_owner(me, "s", "bob") == "alice"
+        assert await store.set_owner(me, "s", None)
+        assert await other.claim_owner(they, "s", "bob") == "bob"
+        await trio.sleep(0.02)
+        await other.write(they, [_claim("s")])
+        holder = await store.locate(me, "s")
+        assert holder is not None
+        assert (holder.worker_id, holder.owner) == ("b", "bob")
+        await other.write(they, [RowClaim(session_id="s", generation=2, age=0.0, owner="carol")])
+        holder = await store.locate(me, "s")
+        assert holder is not None
+        assert holder.owner == "carol"
+        await other.delete_all(they, limit=10)
+
+
+async def capabilities_are_replaced(make_store: MakeStore) -> None:
+    """By any worker, and listed by their key ``elicitation``."""
+    asked = Capabilities(encoded='{"elicitation":{}}', elicitation=True)
+    other_one = Capabilities(encoded='{"roots":{}}', elicitation=False)
+    async with _opened(make_store, "a") as (store, me), _opened(make_store, "b") as (other, they):
+        assert not await store.set_capabilities(me, "s", asked)
+        await store.write(
+            me, [_claim("s"), RowClaim(session_id="t", generation=1, age=0.0, capabilities=asked)]
+        )
+        assert await other.get_capabilities(they, "s") is None
+        assert await other.get_capabilities(they, "nobody") is None
+        assert await other.get_capabilities(they, "t") == asked.encoded
+        assert await other.set_capabilities(they, "s", asked)
+        assert sorted(await store.elicitation_capable(me)) == ["s", "t"]
+        assert await store.set_capabilities(me, "s", other_one)
+        assert await other.get_capabilities(they, "s") == other_one.encoded
+        assert await store.elicitation_capable(me) == ["t"]
+        await store.write(me, [_claim("t", 2)])
+        assert await store.elicitation_capable(me) == ["t"]
+        await store.delete_all(me, limit=10)
+
+
+def _wanted(session_id: str, *held: int, count: int = 100, size: int = 1_000_000) -> Wanted:
+    return Wanted(session_id=session_id, held=frozenset(held), count=count, size=size)
+
+
+async def messages_wait_until_they_are_acknowledged(make_store: MakeStore) -> None:
+    """In order, within the bounds that were asked for, and for the holder alone."""
+    async with _opened(make_store, "a") as (store, me), _opened(make_store, "b") as (other, they):
+        assert await other.send(they, "s", "1") is None
+        await store.write(me, [_claim("s"), _claim("t")])
+        sent = [await other.send(they, "s", payload) for payload in ('"ü"', '"ü"', "[1]", "2")]
+        first, second, third, fourth = [one.id for one in sent if one is not None]
+        assert first < second < third < fourth
+        assert sent[0] is not None
+        assert sent[0].holder.worker_id == "a"
+        assert await store.waiting(me) == ["s"]
+        assert await other.waiting(they) == []
+        assert not (await other.fetch(they, [_wanted("s")])).get("s")
+        found = await store.fetch(me, [_wanted("s"), _wanted("t"), _wanted("nobody")])
+        assert [one.payload for one in found["s"]] == ['"ü"', '"ü"', "[1]", "2"]
+        assert [one.id for one in found["s"]] == [first, second, third, fourth]
+        assert all(0 <= one.age < 60 for one in found["s"])
+        assert not found.get("t")
+        assert not found.get("nobody")
+        few = (await store.fetch(me, [_wanted("s", first, count=2)]))["s"]
+        assert [one.id for one in few] == [second, third]
+        small = (await store.fetch(me, [_wanted("s", size=1)]))["s"]
+        assert [one.id for one in small] == [first]
+        await store.acknowledge(me, [second, 10**9])
+        await store.acknowledge(me, [second])
+        await store.acknowledge(me, [])
+        rest = (await store.fetch(me, [_wanted("s")]))["s"]
+        assert [one.id for one in rest] == [first, third, fourth]
+        assert await store.delete(me, ["s"], up_to=9) == 3
+        assert await store.waiting(me) == []
+        await store.delete_all(me, limit=10)
+
+
+async def messages_go_with_their_session_or_their_ttl(make_store: MakeStore) -> None:
+    """A sweep says how many; a takeover leaves them to the new holder."""
+    async with _opened(make_store, "a") as (store, me), _opened(make_store, "b") as (other, they):
+        await store.write(me, [_claim("s")])
+        await store.send(me, "s", "1")
+        await trio.sleep(0.02)
+        await other.write(they, [_claim("s")])
+        assert len((await other.fetch(they, [_wanted("s")]))["s"]) == 1
+        assert not (await store.fetch(me, [_wanted("s")])).get("s")
+        await trio.sleep(0.05)
+        swept = await store.sweep(
+            me, session_ttl=3600.0, message_ttl=0.01, max_gap=3600.0, limit=10
+        )
+        assert (swept.sessions, swept.messages) == (0, 1)
+        assert await other.waiting(they) == []
+        await other.delete_all(they, limit=10)
+
+
+async def the_bell_rings_for_the_holder(make_store: MakeStore) -> None:
+    """From the moment when it is open, no message goes unnoticed."""
+    async with _opened(make_store, "a") as (store, me), _opened(make_store, "b") as (other, they):
+        await store.write(me, [_claim("s")])
+        with trio.fail_after(30):
+            async with store.open_bell(me) as bell:
+                for _ in range(3):
+                    sent = await other.send(they, "s", "1")
+                    assert sent is not None
+                    found: Sequence[StoredMessage] = ()
+                    while sent.id not in {one.id for one in found}:
+                        rung = await bell.wait()
+                        assert rung is None or "s" in rung
+                        found = (await store.fetch(me, [_wanted("s")])).get("s", ())
+        await store.delete_all(me, limit=10)
+
+
 async def every_operation_is_a_checkpoint(make_store: MakeStore) -> None:
     """Also when there is nothing to do."""
     async with _opened(make_store, "a") as (store, me):
@@ -204,6 +320,16 @@ async def every_operation_is_a_checkpoint(make_store: MakeStore) -> None:
             lambda: store.refresh(me, []),
             lambda: store.refresh(me, ["s"]),
             lambda: store.locate(me, "s"),
+            lambda: store.set_owner(me, "s", "o"),
+            lambda: store.claim_owner(me, "s", "o"),
+            lambda: store.set_capabilities(me, "s", Capabilities(encoded="{}", elicitation=False)),
+            lambda: store.get_capabilities(me, "s"),
+            lambda: store.elicitation_capable(me),
+            lambda: store.send(me, "s", "1"),
+            lambda: store.waiting(me),
+            lambda: store.fetch(me, []),
+            lambda: store.fetch(me, [_wanted("s")]),
+            lambda: store.acknowledge(me, []),
             lambda: store.delete(me, ["s"], up_to=1),
             lambda: store.delete_all(me, limit=1),
             lambda: _sweep(store, me),
@@ -225,6 +351,11 @@ store_conformance: tuple[Callable[[MakeStore], Awaitable[None]], ...] = (
     expired_rows_of_others_are_swept,
     a_gap_in_the_vouching_opens_a_grace,
     one_worker_leaves_and_the_others_stay,
+    an_owner_is_claimed_once,
+    capabilities_are_replaced,
+    messages_wait_until_they_are_acknowledged,
+    messages_go_with_their_session_or_their_ttl,
+    the_bell_rings_for_the_holder,
     every_operation_is_a_checkpoint,
 )
 """The contract, one check a rule. Each is called with a function that makes a store::

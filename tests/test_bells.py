@@ -1,0 +1,327 @@
+"""How a worker learns of messages, and what that costs: LISTEN, a look at the file, one poll."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import trio
+from backdoors import DatabaseBackdoor
+from conftest import Shared
+from proxy import Proxy
+
+from trio_sessions import SessionRegistry, open_registry
+from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.testing import FakeTransport
+
+SOAK = bool(os.environ.get("TRIO_SESSIONS_SOAK"))
+
+
+class Reader:
+    """Reads the inboxes of some sessions, and keeps what it got."""
+
+    def __init__(self, registry: SessionRegistry) -> None:
+        self.received: dict[str, list[Any]] = {}
+        self._registry = registry
+        self._changed = trio.Event()
+
+    async def read(self, session_id: str, *, task_status: trio.TaskStatus[None]) -> None:
+        received = self.received.setdefault(session_id, [])
+        async with self._registry.open_inbox(session_id) as inbox:
+            task_status.started()
+            async for message in inbox:
+                received.append(message)
+                self._changed.set()
+
+    async def until(self, count: int, seconds: float = 30.0) -> None:
+        """Wait until so many messages have been received in all."""
+        with trio.fail_after(seconds):
+            while sum(map(len, self.received.values())) < count:
+                self._changed = trio.Event()
+                await self._changed.wait()
+
+
+@asynccontextmanager
+async def reading(registry: SessionRegistry, *session_ids: str) -> AsyncIterator[Reader]:
+    """Hold sessions here and read their inboxes."""
+    reader = Reader(registry)
+    async with trio.open_nursery() as nursery:
+        for session_id in session_ids:
+            await registry.add_session(session_id, FakeTransport())
+            await nursery.start(reader.read, session_id)
+        yield reader
+        nursery.cancel_scope.cancel()
+
+
+async def quiet(proxy: Proxy) -> None:
+    """Wait until the answers to what opening has asked are in, and count from there."""
+    with trio.fail_after(20):
+        while True:
+            before = len(proxy.round_trips)
+            await trio.sleep(0.3)  # nothing tells that there will be no more
+            if len(proxy.round_trips) == before and not proxy.in_flight:
+                break
+    proxy.reset()
+
+
+# ---- PostgreSQL ----
+
+
+async def test_idle_sessions_cost_no_round_trip(proxy: Proxy, postgresql_schema: sa.URL) -> None:
+    """However many are read: older systems polled for each. A message is one bell and one fetch."""
+    ids = [f"s{number}" for number in range(50)]
+    async with (
+        open_registry(DatabaseStore(proxy.url)) as a,
+        open_registry(DatabaseStore(postgresql_schema)) as b,
+        reading(a, *ids) as reader,
+    ):
+        await quiet(proxy)
+        await trio.sleep(1.0)  # time is what is measured here
+        assert proxy.round_trips == []
+        await b.broadcast("s7", "hello")
+        await reader.until(1)
+        assert reader.received["s7"] == ["hello"]
+        assert len(proxy.round_trips) == 1
+        await b.broadcast("s8", "hello")  # when the first was acknowledged, and the second fetched
+        await reader.until(2)
+        assert len(proxy.round_trips) <= 3
+
+
+async def test_a_listening_connection_that_is_cut_is_made_again(
+    proxy: Proxy, postgresql_schema: sa.URL
+) -> None:
+    """What was sent meanwhile is caught up with."""
+    async with (
+        open_registry(DatabaseStore(proxy.url)) as a,
+        open_registry(DatabaseStore(postgresql_schema)) as b,
+        reading(a, "s") as reader,
+    ):
+        for number in range(3):
+            await quiet(proxy)
+            proxy.cut()
+            await b.broadcast("s", number)
+            await reader.until(number + 1)
+        assert reader.received["s"] == [0, 1, 2]
+
+
+async def test_without_listen_one_poll_a_second_serves_all_sessions(
+    proxy: Proxy, postgresql_schema: sa.URL
+) -> None:
+    """As behind PgBouncer; it is quicker while messages come."""
+    ids = [f"s{number}" for number in range(50)]
+    async with (
+        open_registry(DatabaseStore(proxy.url, listen=False)) as a,
+        open_registry(DatabaseStore(postgresql_schema)) as b,
+        reading(a, *ids) as reader,
+    ):
+        for number in range(5):
+            await b.broadcast("s7", number)
+            await reader.until(number + 1)
+        assert reader.received["s7"] == [0, 1, 2, 3, 4]
+        await trio.sleep(4)  # it slows down by itself
+        proxy.reset()
+        await trio.sleep(2.5)
+        assert 1 <= len(proxy.round_trips) <= 3
+        assert not any("LISTEN" in statement for statement in proxy.round_trips)
+
+
+async def test_every_statement_on_the_hot_path_uses_its_index(postgresql: Shared) -> None:
+    """No sequential scan of a large table, whatever is asked of single sessions."""
+    backdoor = postgresql.backdoor
+    assert isinstance(backdoor, DatabaseBackdoor)
+    seen: dict[str, Any] = {}
+    engine = sa.create_engine(backdoor.engine.url, isolation_level="AUTOCOMMIT")
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def note(conn: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        seen[statement] = parameters
+
+    async with open_registry(engine) as a, postgresql.open() as b:
+        async with reading(a, "s") as reader:
+            for number in range(3):
+                await b.broadcast("s", number)
+                await a.broadcast("s", number, durable=True)
+            await reader.until(6)
+            await a.set_session_owner("s", "alice")
+            await a.claim_session_owner("s", "bob")
+            await a.store_client_capabilities("s", {"elicitation": {}})
+            await a.get_client_capabilities("s")
+            await a.get_elicitation_capable_sessions()
+            await a.locate_session("elsewhere")
+            await a.cleanup()
+            with trio.fail_after(20):
+                while not any("DELETE FROM trio_messages" in s for s in seen):
+                    await trio.sleep(0.01)
+        await a.remove_session("s")
+        with engine.connect() as connection:
+            fill(connection)
+            plans = {
+                statement: explain(connection, statement, parameters)
+                for statement, parameters in list(seen.items())
+                if "trio_" in statement
+                and "pg_catalog" not in statement
+                # The sweep reads the sessions' table by design, and looks for all that waits
+                # from the side of the messages, which are few.
+                and "trio_fleet" not in statement
+                and "SELECT DISTINCT" not in statement
+                and not statement.lstrip().startswith(("CREATE", "LISTEN", "ANALYZE"))
+            }
+    engine.dispose()
+    assert len(plans) >= 10
+    for statement, plan in plans.items():
+        assert "Seq Scan on trio_" not in plan, f"{statement}\n{plan}"
+
+
+def fill(connection: sa.Connection) -> None:
+    """Make tables of which nobody would read the whole."""
+    connection.exec_driver_sql(
+        "INSERT INTO trio_sessions (session_id, worker_id, incarnation) "
+        "SELECT 'other' || n, 'w', 'i' FROM generate_series(1, 20000) n"
+    )
+    connection.exec_driver_sql(
+        "INSERT INTO trio_messages (session_id, payload) "
+        "SELECT 'other' || n, '1' FROM generate_series(1, 20000) n"
+    )
+    connection.exec_driver_sql("ANALYZE trio_sessions")
+    connection.exec_driver_sql("ANALYZE trio_messages")
+
+
+def explain(connection: sa.Connection, statement: str, parameters: Any) -> str:
+    rows = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
+    return "\n".join(row[0] for row in rows)
+
+
+# ---- SQLite ----
+
+
+async def test_a_file_that_does_not_change_is_looked_at_and_not_read(sqlite_url: sa.URL) -> None:
+    """No query on a table while nothing changes."""
+    statements: Counter[str] = Counter()
+    engine = sa.create_engine(sqlite_url)
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def note(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        statements[statement] += 1
+
+    async with (
+        open_registry(engine) as a,
+        open_registry(sqlite_url) as b,
+        reading(a, "s", "t") as reader,
+    ):
+        await b.broadcast("s", 1)
+        await reader.until(1)
+        await trio.sleep(1.0)  # acknowledged, and that change was looked at, too
+        statements.clear()
+        await trio.sleep(1.0)
+        assert statements.pop("PRAGMA data_version") >= 3
+        assert not statements
+        await b.broadcast("t", 2)
+        await reader.until(2)
+        assert reader.received == {"s": [1], "t": [2]}
+    engine.dispose()
+
+
+# ---- crashes and storms ----
+
+CONSUMER = """
+import sys, trio
+from trio_sessions import open_registry
+from trio_sessions.testing import FakeTransport
+
+async def main():
+    async with open_registry(sys.argv[1]) as registry:
+        await registry.add_session("s", FakeTransport())
+        async with registry.open_inbox("s") as inbox:
+            print("ready", flush=True)
+            print(await anext(inbox), flush=True)
+            print(await anext(inbox), flush=True)
+            await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+async def test_a_consumer_killed_between_read_and_acknowledge(database: Shared) -> None:
+    """With SIGKILL: the message that it had not finished is there for the next holder."""
+    backdoor = database.backdoor
+    assert isinstance(backdoor, DatabaseBackdoor)
+    url = backdoor.engine.url.render_as_string(hide_password=False)
+    async with database.open() as registry:
+        async with killed_at_the_end([sys.executable, "-c", CONSUMER, url]) as lines:
+            assert await anext(lines) == "ready"
+            for message in ("one", "two", "three"):
+                await registry.broadcast("s", message)
+            assert [await anext(lines), await anext(lines)] == ["one", "two"]
+            with trio.fail_after(20):
+                while len(backdoor.messages()) > 2:
+                    await trio.sleep(0.01)
+        await registry.add_session("s", FakeTransport())
+        async with registry.open_inbox("s") as inbox:
+            with trio.fail_after(20):
+                assert [await anext(inbox), await anext(inbox)] == ["two", "three"]
+
+
+@asynccontextmanager
+async def killed_at_the_end(command: list[str]) -> AsyncIterator[AsyncIterator[str]]:
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    stdout = process.stdout
+
+    async def lines() -> AsyncGenerator[str, None]:
+        unread = b""
+        async for data in stdout:
+            unread += data
+            while b"\n" in unread:
+                line, _, unread = unread.partition(b"\n")
+                yield line.decode()
+
+    try:
+        with trio.fail_after(40):
+            async with aclosing(lines()) as generator:
+                yield generator
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            await stdout.aclose()
+
+
+@pytest.mark.timeout(1800 if SOAK else 120)
+async def test_a_storm_arrives_whole_and_in_order(database: Shared) -> None:
+    """From two workers to the sessions of both: nothing lost, nothing doubled, order kept."""
+    sessions, each = (1000, 100) if SOAK else (40, 40)
+    ids = [f"s{number}" for number in range(sessions)]
+    async with (
+        database.open() as a,
+        database.open() as b,
+        reading(a, *ids[::2]) as reader_a,
+        reading(b, *ids[1::2]) as reader_b,
+    ):
+
+        async def send(sender: SessionRegistry, name: str, some: list[str]) -> None:
+            for number in range(each // 2):
+                for session_id in some:
+                    await sender.broadcast(session_id, [name, number])
+
+        async with trio.open_nursery() as nursery:
+            for first in range(8):
+                nursery.start_soon(send, a, "a", ids[first::8])
+                nursery.start_soon(send, b, "b", ids[first::8])
+        await reader_a.until(sessions // 2 * each, 600)
+        await reader_b.until(sessions // 2 * each, 600)
+        received = {**reader_a.received, **reader_b.received}
+        for session_id in ids:
+            for name in ("a", "b"):
+                numbers = [number for sender, number in received[session_id] if sender == name]
+                assert numbers == list(range(each // 2)), session_id
+        backdoor = database.backdoor
+        assert isinstance(backdoor, DatabaseBackdoor)
+        with trio.fail_after(60):
+            while backdoor.messages():
+                await trio.sleep(0.05)
+        assert a.statistics().messages_dropped == b.statistics().messages_dropped == 0

@@ -1,0 +1,236 @@
+"""Owners and capabilities: shared by all workers, and never stale."""
+
+from typing import Any
+
+import pytest
+import trio
+from conftest import Shared
+
+from trio_sessions import (
+    InvalidSessionId,
+    MessageTooLarge,
+    RegistryClosed,
+    SessionNotFound,
+    StoreUnavailable,
+    open_registry,
+)
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+
+
+async def test_an_owner_is_known_to_every_worker(everywhere: Shared) -> None:
+    """Set by any of them, changed by any of them, and taken away."""
+    async with everywhere.open() as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        assert await b.get_session_owner("s") is None
+        await a.set_session_owner("s", "alice")
+        assert await b.get_session_owner("s") == "alice"
+        await b.set_session_owner("s", "bob")
+        assert await a.get_session_owner("s") == "bob"
+        await a.set_session_owner("s", None)
+        assert await b.get_session_owner("s") is None
+
+
+async def test_removal_ends_an_owner_also_for_other_workers(everywhere: Shared) -> None:
+    """Older fault: another worker went on to answer the owner of a session long removed."""
+    async with everywhere.open() as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        await a.set_session_owner("s", "alice")
+        assert await b.get_session_owner("s") == "alice"
+        await a.remove_session("s")
+        assert await b.get_session_owner("s") is None
+        await b.add_session("s", FakeTransport())
+        assert await a.get_session_owner("s") is None
+
+
+async def test_a_takeover_keeps_owner_and_capabilities(everywhere: Shared) -> None:
+    """Here and on another worker."""
+    async with everywhere.open() as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        await a.set_session_owner("s", "alice")
+        await a.store_client_capabilities("s", {"roots": {}})
+        for registry in (a, b):
+            await registry.add_session("s", FakeTransport())
+            assert await registry.get_session_owner("s") == "alice"
+            assert await registry.get_client_capabilities("s") == {"roots": {}}
+
+
+async def test_the_first_claim_wins_across_the_fleet(everywhere: Shared) -> None:
+    """However many claim at once, all of them are told the same owner."""
+    async with everywhere.open() as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        told: list[Any] = []
+
+        async def claim(registry: Any, owner: str) -> None:
+            told.append(await registry.claim_session_owner("s", owner))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(claim, (a, b)[number % 2], f"owner{number}")
+        assert len(set(told)) == 1
+        assert told[0] == await b.get_session_owner("s")
+        assert await a.claim_session_owner("s", "late") == told[0]
+
+
+async def test_a_claim_that_cannot_be_verified_is_none(everywhere: Shared) -> None:
+    """The database is away, or knows no such session; nothing is claimed then."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
+        assert await registry.claim_session_owner("nobody", "alice") is None
+        await registry.add_session("s", FakeTransport())
+        store.fail()
+        assert await registry.claim_session_owner("s", "alice") is None
+        store.heal()
+        assert await registry.get_session_owner("s") is None
+        assert await registry.claim_session_owner("s", "bob") == "bob"
+
+
+async def test_what_is_said_of_an_unwritten_session_is_written_with_its_row(
+    everywhere: Shared,
+) -> None:
+    """The database was away when it was added, and when its owner was set."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+        store.fail()
+        await a.add_session("s", FakeTransport())
+        await a.set_session_owner("s", "alice")
+        await a.store_client_capabilities("s", {"elicitation": {}})
+        assert await a.get_session_owner("s") == "alice"
+        assert await a.get_client_capabilities("s") == {"elicitation": {}}
+        assert await a.claim_session_owner("s", "bob") is None
+        store.heal()
+        assert (await a.cleanup()).restored == ("s",)
+        assert await b.get_session_owner("s") == "alice"
+        assert await b.get_client_capabilities("s") == {"elicitation": {}}
+        assert await b.get_elicitation_capable_sessions() == ["s"]
+
+
+async def test_a_claim_writes_the_row_that_was_still_missing(everywhere: Shared) -> None:
+    """So that it can be verified."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+        store.fail(Fault.FAILS, "write")
+        await a.add_session("s", FakeTransport())
+        store.heal()
+        assert await a.claim_session_owner("s", "alice") == "alice"
+        assert await b.get_session_owner("s") == "alice"
+
+
+async def test_what_is_said_of_an_unwritten_session_is_known_while_it_is(
+    everywhere: Shared,
+) -> None:
+    """Also when the database answers that it has no row yet."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
+        store.fail(Fault.FAILS, "write")
+        await registry.add_session("s", FakeTransport())
+        assert await registry.get_session_owner("s") is None
+        assert await registry.get_client_capabilities("s") is None
+        await registry.set_session_owner("s", "alice")
+        await registry.store_client_capabilities("s", {"roots": {}})
+        assert await registry.get_session_owner("s") == "alice"
+        assert await registry.get_client_capabilities("s") == {"roots": {}}
+        store.heal()
+
+
+async def test_without_the_database_it_cannot_be_said(everywhere: Shared) -> None:
+    """Whoever asks is told so, and whoever sets."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
+        await registry.add_session("s", FakeTransport())
+        store.fail()
+        for call in (
+            lambda: registry.get_session_owner("s"),
+            lambda: registry.set_session_owner("s", "alice"),
+            lambda: registry.get_client_capabilities("s"),
+            lambda: registry.store_client_capabilities("s", {}),
+            lambda: registry.has_elicitation_capability("s"),
+            registry.get_elicitation_capable_sessions,
+        ):
+            with pytest.raises(StoreUnavailable):
+                await call()
+        store.heal()
+
+
+async def test_nothing_can_be_said_of_a_session_that_nobody_holds(everywhere: Shared) -> None:
+    """The database has confirmed it."""
+    async with everywhere.open() as registry:
+        with pytest.raises(SessionNotFound):
+            await registry.set_session_owner("nobody", "alice")
+        with pytest.raises(SessionNotFound):
+            await registry.store_client_capabilities("nobody", {})
+        assert await registry.get_session_owner("nobody") is None
+        assert await registry.get_client_capabilities("nobody") is None
+        assert await registry.has_elicitation_capability("nobody") is False
+
+
+async def test_capabilities_are_replaced_as_a_whole(everywhere: Shared) -> None:
+    """And a worker that does not hold the session can ask."""
+    async with everywhere.open() as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        assert await b.get_client_capabilities("s") is None
+        await a.store_client_capabilities("s", {"roots": {"listChanged": True}, "sampling": {}})
+        assert await b.get_client_capabilities("s") == {
+            "roots": {"listChanged": True},
+            "sampling": {},
+        }
+        await b.store_client_capabilities("s", {})
+        assert await a.get_client_capabilities("s") == {}
+
+
+async def test_who_can_be_asked_is_known_to_every_worker(everywhere: Shared) -> None:
+    """An empty dict says yes; False, None and nothing say no."""
+    said = {"yes": {}, "form": {"form": {}}, "no": False, "null": None}
+    async with everywhere.open() as a, everywhere.open() as b:
+        for name, value in said.items():
+            await a.add_session(name, FakeTransport())
+            await a.store_client_capabilities(name, {"elicitation": value})
+        await a.add_session("silent", FakeTransport())
+        await a.store_client_capabilities("silent", {"sampling": {}})
+        await a.add_session("unknown", FakeTransport())
+        assert sorted(await b.get_elicitation_capable_sessions()) == ["form", "yes"]
+        for name in (*said, "silent", "unknown"):
+            assert await b.has_elicitation_capability(name) is (name in ("yes", "form"))
+        await a.store_client_capabilities("yes", {})
+        assert await b.get_elicitation_capable_sessions() == ["form"]
+
+
+async def test_bad_owners_and_capabilities_are_refused_at_the_door() -> None:
+    """Each with what is wrong; nothing is set."""
+    async with open_registry(max_message_bytes=100) as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.set_session_owner("s", "ü" * 320)
+        owners: list[tuple[Any, type[Exception]]] = [
+            (7, TypeError),
+            ("", ValueError),
+            ("x" * 321, ValueError),
+            ("a\0b", ValueError),
+            ("\ud800", ValueError),
+        ]
+        for owner, error in owners:
+            with pytest.raises(error, match="owner"):
+                await registry.set_session_owner("s", owner)
+            with pytest.raises(error, match="owner"):
+                await registry.claim_session_owner("s", owner)
+        with pytest.raises(TypeError, match="owner"):
+            await registry.claim_session_owner("s", None)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="capabilities"):
+            await registry.store_client_capabilities("s", [1])  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="capabilities"):
+            await registry.store_client_capabilities("s", {"a": object()})
+        with pytest.raises(MessageTooLarge, match="capabilities"):
+            await registry.store_client_capabilities("s", {"a": "x" * 100})
+        with pytest.raises(InvalidSessionId):
+            await registry.get_session_owner("")
+        assert await registry.get_session_owner("s") == "ü" * 320
+        assert await registry.get_client_capabilities("s") is None
+    for call in (
+        registry.set_session_owner("s", "a"),
+        registry.claim_session_owner("s", "a"),
+        registry.get_session_owner("s"),
+        registry.store_client_capabilities("s", {}),
+        registry.get_client_capabilities("s"),
+        registry.has_elicitation_capability("s"),
+        registry.get_elicitation_capable_sessions(),
+    ):
+        with pytest.raises(RegistryClosed):
+            await call
