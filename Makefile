@@ -52,8 +52,9 @@ docs: $(VENV)/.dev ## build the documentation; a warning is an error
 bench: $(VENV)/.dev ## measure; prints ratios within one run
 	$(BIN)/python -m benchmarks
 
-soak: $(VENV)/.dev ## the property suite for much longer
-	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 tests/test_properties.py
+soak: $(VENV)/.dev ## the property suites for much longer, and a storm of 100,000 messages
+	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 \
+		tests/test_properties.py tests/test_message_histories.py tests/test_bells.py
 
 constraints: $(VENV)/.dev ## pin what is installed now, by name and version
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt

@@ -5,7 +5,7 @@ import os
 import platform
 import time
 
-from benchmarks import crossing, hot_updates, latency, loop, refresh
+from benchmarks import crossing, delivery, hot_updates, latency, loop, refresh
 from benchmarks._database import postgresql_server, server_version
 
 _BENCHMARKS = {
@@ -13,6 +13,7 @@ _BENCHMARKS = {
     "latency": latency.run,
     "loop": loop.run,
     "crossing": crossing.run,
+    "delivery": delivery.run,
     "hot_updates": hot_updates.run,
 }
 

@@ -11,8 +11,15 @@ import pytest
 import sqlalchemy as sa
 
 ROOT = Path(__file__).parent.parent
-TABLES = ["refresh", "latency", "loop", "crossing", "hot_updates"]
-COLUMNS_OF_RATIOS = {"refresh": 2, "latency": 1, "loop": 0, "crossing": 1, "hot_updates": 1}
+TABLES = ["refresh", "latency", "loop", "crossing", "delivery", "hot_updates"]
+COLUMNS_OF_RATIOS = {
+    "refresh": 2,
+    "latency": 1,
+    "loop": 0,
+    "crossing": 1,
+    "delivery": 1,
+    "hot_updates": 1,
+}
 
 
 @pytest.mark.timeout(120)

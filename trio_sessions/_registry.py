@@ -1,4 +1,7 @@
-"""The registry: what a worker holds, and what it may ask about the others' sessions."""
+"""The registry: what a worker holds, and what it may ask about the others' sessions.
+
+Over 400 lines, because it is the public surface: most of them are docstrings.
+"""
 
 import logging
 from collections.abc import Awaitable, Callable

@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 _LOOK = 0.1  # seconds between two looks at a file
 _SOON, _LATE = 0.1, 1.0  # seconds between two polls: while messages come, and when none do
+_PATIENCE = 20  # polls with the same answer that count as "messages come"
 
 
 class BellSource(Protocol):
@@ -85,15 +86,18 @@ class _Poll:
         self._waiting = waiting
         self._pause = _SOON
         self._known: frozenset[str] = frozenset()
+        self._unchanged = 0
 
     async def wait(self) -> frozenset[str]:
         while True:
             await trio.sleep(self._pause)
             waiting = frozenset(await self._source.run(self._worker, self._waiting))
-            news = waiting - self._known
-            # Told again and again, as long as they wait: their messages may be others.
+            # Told again and again, as long as they wait: their messages may be others. But
+            # those that nobody reads must not keep it busy.
+            self._unchanged = self._unchanged + 1 if waiting == self._known else 0
             self._known = waiting
-            self._pause = _SOON if news else min(self._pause * 2, _LATE)
+            busy = waiting and self._unchanged < _PATIENCE
+            self._pause = _SOON if busy else min(self._pause * 2, _LATE)
             if waiting:
                 return waiting
 

@@ -2,6 +2,8 @@
 
 Nothing here assumes RETURNING, SKIP LOCKED or cascades. Every method gets a connection in
 autocommit mode and runs one transaction on it.
+
+Over 400 lines: it is all the SQL there is that any database would understand.
 """
 
 import abc

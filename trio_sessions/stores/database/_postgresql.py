@@ -1,4 +1,7 @@
-"""PostgreSQL with psycopg 3: one statement, one transaction, one round trip."""
+"""PostgreSQL with psycopg 3: one statement, one transaction, one round trip.
+
+Over 400 lines, so that all that is PostgreSQL's own stands in one place.
+"""
 
 import contextlib
 import json
