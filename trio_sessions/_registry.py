@@ -263,10 +263,9 @@ class SessionRegistry:
             logger.exception("a pass failed; the next one follows as planned")
             self._counts["failed_passes"] += 1
             running.error = bare(exc)
-        except trio.Cancelled:
-            raise
         except BaseException as exc:
-            running.crash = bare(exc)
+            if not is_cancellation(exc):
+                running.crash = bare(exc)
             raise
         else:
             running.complete = one.database_answered
@@ -335,11 +334,20 @@ class SessionRegistry:
 
 def check_transport(transport: object) -> None:
     """Raise `TypeError` unless ``transport`` has the methods of one."""
+    if isinstance(transport, type):
+        raise TypeError(f"transport must be an instance, not the class {transport.__name__}")
     for name in ("is_connected", "disconnect"):
         if not callable(getattr(transport, name, None)):
             raise TypeError(
                 f"transport must have an async method {name}(); {type(transport).__name__} has none"
             )
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Say whether an error is that of a cancelled scope, be it of a nursery in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
 
 
 def _log(report: CleanupReport) -> None:
