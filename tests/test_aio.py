@@ -28,6 +28,7 @@ from trio_sessions import (
 )
 from trio_sessions.aio import SessionRegistry, _guest, _steps, asyncio_transport
 from trio_sessions.aio._guest import Guest
+from trio_sessions.aio._service import join_host
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore
 
@@ -296,7 +297,7 @@ def test_one_joins_while_the_other_leaves(run: Run) -> None:
     async def main() -> None:
         one, two = SessionRegistry(), SessionRegistry()
         await one.initialize()
-        for turns in range(8):
+        for turns in range(24):
             task = asyncio.create_task(one.shutdown())
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -307,6 +308,21 @@ def test_one_joins_while_the_other_leaves(run: Run) -> None:
         await one.shutdown()
 
     run(main)
+
+
+def test_a_host_that_is_ending_is_not_joined(run_guest: Run) -> None:
+    """Whoever comes waits for its end, and begins a new one."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        host = await join_host(loop)
+        host.leave()
+        another = await join_host(loop)
+        assert another is not host
+        another.leave()
+        await another.wait_ended()
+
+    run_guest(main)
 
 
 def test_one_of_two_that_join_is_cancelled(run: Run) -> None:

@@ -120,19 +120,18 @@ class SessionRegistry:
             if self._service is not None and not self._service.ended:
                 self._check_loop(self._service)
                 self._service.respond_tasks.spare_current()
-            await self._finish_closing(close=True)
+            await self._finish_closing()
         finally:
             turn.release()
         if cancelled is not None:
             raise cancelled
 
-    async def _finish_closing(self, *, close: bool = False) -> None:
-        """Wait until a registry that has ended, or that is to be closed, has closed all."""
+    async def _finish_closing(self) -> None:
+        """Close what is open, or wait until what has ended is closed."""
         service = self._service
         if service is None or service.loop is not asyncio.get_running_loop():
             return
-        if close or service.ended:
-            await service.close()
+        await service.close()
 
     async def __aenter__(self) -> Self:
         await self.initialize()
