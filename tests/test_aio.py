@@ -27,6 +27,7 @@ from trio_sessions import (
 )
 from trio_sessions.aio import SessionRegistry, _guest, _steps, asyncio_transport
 from trio_sessions.aio._guest import Guest
+from trio_sessions.aio._service import join_host
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore
 
@@ -304,7 +305,7 @@ def test_one_joins_while_the_other_leaves(run: Run) -> None:
     async def main() -> None:
         one, two = SessionRegistry(), SessionRegistry()
         await one.initialize()
-        for turns in range(8):
+        for turns in range(24):
             task = asyncio.create_task(one.shutdown())
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -315,6 +316,21 @@ def test_one_joins_while_the_other_leaves(run: Run) -> None:
         await one.shutdown()
 
     run(main)
+
+
+def test_a_host_that_is_ending_is_not_joined(run_guest: Run) -> None:
+    """Whoever comes waits for its end, and begins a new one."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        host = await join_host(loop)
+        host.leave()
+        another = await join_host(loop)
+        assert another is not host
+        another.leave()
+        await another.wait_ended()
+
+    run_guest(main)
 
 
 def test_one_of_two_that_join_is_cancelled(run: Run) -> None:
@@ -931,6 +947,18 @@ def test_a_task_that_ends_by_itself_is_forgotten(run: Run) -> None:
             await asyncio.sleep(0)
             assert registry._opened().respond_tasks._tied == {}
 
+            async def shut_down() -> None:
+                await registry.shutdown()
+
+            task = asyncio.create_task(shut_down())
+            registry.register_respond_task("t", task)
+            await task  # it has not waited for itself
+            late = asyncio.create_task(forever(ended=ended))
+            with pytest.raises(RegistryClosed):
+                registry.register_respond_task("t", late)
+            await asyncio.wait([late])
+            assert late.cancelled()
+
     run(main)
 
 
@@ -1104,7 +1132,181 @@ def test_a_message_is_handed_to_the_transport_unless_you_say_otherwise() -> None
     ASYNCIO["asyncio"](main)
 
 
+def test_a_task_is_tied_to_a_session_and_not_to_its_transport(run: Run) -> None:
+    """Two sessions may share a connection: removing one leaves the other's task alone."""
+
+    async def main() -> None:
+        ended: list[str] = []
+        async with SessionRegistry() as registry:
+            connection = Connection()
+            for session_id in ("a", "b"):
+                await registry.add_session(session_id, connection)
+            task = asyncio.create_task(forever(ended=ended))
+            registry.register_respond_task("a", task)
+            await asyncio.sleep(0)
+            await registry.remove_session("b")
+            assert not task.done()
+            with pytest.raises(TypeError, match="instance"):
+                await registry.add_session("c", Connection)  # type: ignore[arg-type]
+        assert ended == ["ended"]
+
+    run(main)
+
+
+def test_a_late_task_that_refuses_to_die_is_reported(run: Run) -> None:
+    """Its session was gone when it was registered."""
+
+    async def main() -> None:
+        release = asyncio.Event()
+
+        async def stubborn() -> None:
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+        async with SessionRegistry(disconnect_timeout=0.05) as registry:
+            task = asyncio.create_task(stubborn())
+            await asyncio.sleep(0)
+            registry.register_respond_task("gone", task)
+            async with asyncio.timeout(20):
+                while not registry.statistics().stuck_tasks:
+                    await asyncio.sleep(0.01)
+            release.set()
+            await asyncio.wait([task])
+
+    run(main)
+
+
+def test_a_task_ends_when_its_session_is_added_again_and_removed(run: Run) -> None:
+    """The same transport again, and a removal that comes between."""
+
+    async def main() -> None:
+        ended: list[str] = []
+        async with SessionRegistry() as registry:
+            connection = Connection()
+            await registry.add_session("s", connection)
+            task = asyncio.create_task(forever(ended=ended))
+            registry.register_respond_task("s", task)
+            await asyncio.sleep(0)
+            again = asyncio.create_task(registry.add_session("s", connection))
+            await asyncio.sleep(0)
+            await asyncio.gather(again, registry.remove_session("s"))
+            async with asyncio.timeout(5):
+                await asyncio.wait([task])
+            assert ended == ["ended"]
+
+    run(main)
+
+
+def test_a_pass_that_is_cut_by_shutdown_says_so(run: Run) -> None:
+    """In words that fit a program on asyncio."""
+
+    async def main() -> None:
+        connection, asked = Connection(), asyncio.Event()
+
+        async def hang() -> bool:
+            asked.set()
+            await asyncio.get_running_loop().create_future()
+            return True
+
+        connection.is_connected = hang  # type: ignore[method-assign]
+        registry = SessionRegistry()
+        await registry.initialize()
+        await registry.add_session("s", connection)
+        task = asyncio.create_task(registry.cleanup())
+        await asked.wait()
+        await registry.shutdown()
+        await asyncio.wait([task])
+        with pytest.raises(RegistryClosed, match="initialize"):
+            task.result()
+
+    run(main)
+
+
+def test_a_fork_without_an_open_registry_concerns_nobody() -> None:
+    """What runs in a child finds nothing to abandon."""
+    _guest._abandon_in_a_forked_child()
+    assert guest_or_none() is None
+
+
+def test_a_crashed_registry_closes_before_it_opens_again(run: Run) -> None:
+    """Neither `shutdown` nor `initialize` returns while it is still closing."""
+
+    class Broken(Connection):
+        async def is_connected(self) -> bool:
+            raise Fatal
+
+        async def disconnect(self) -> None:
+            await asyncio.sleep(0.1)
+            self.disconnects += 1
+
+    async def main() -> None:
+        for reopen in (False, True):
+            registry, connection = SessionRegistry(), Broken()
+            await registry.initialize()
+            await registry.add_session("s", connection)
+            with pytest.raises(RegistryClosed):
+                await registry.cleanup()
+            await (registry.initialize() if reopen else registry.shutdown())
+            assert connection.disconnects == 1
+            await registry.shutdown()
+
+    run(main)
+
+
+def test_a_shutdown_that_is_cancelled_in_the_queue_still_waits(run: Run) -> None:
+    """Two close at once; the one that waits for its turn is cancelled."""
+
+    async def main() -> None:
+        connection, asked, go_on = Connection(), asyncio.Event(), asyncio.Event()
+
+        async def slowly() -> None:
+            asked.set()
+            await go_on.wait()
+
+        connection.disconnect = slowly  # type: ignore[method-assign]
+        registry = SessionRegistry()
+        await registry.initialize()
+        await registry.add_session("s", connection)
+        first, second = (asyncio.create_task(registry.shutdown()) for _ in range(2))
+        await asked.wait()
+        second.cancel()
+        await asyncio.sleep(0.01)
+        assert not second.done()
+        go_on.set()
+        await asyncio.wait([first, second])
+        assert second.cancelled()
+
+    run(main)
+
+
 # ---- the end of the loop ----
+
+
+@pytest.mark.parametrize("factory", GUESTS)
+@pytest.mark.parametrize("method", ["remove_session", "shutdown", "cleanup"])
+def test_a_loop_that_ends_during_a_call_ends(
+    factory: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever was about to begin: asyncio never runs a task that it cancels before its start."""
+    caplog.set_level(logging.CRITICAL)
+    for turns in range(8):
+        store, connection = MemoryStore(), Connection()
+        registry = SessionRegistry(store)
+
+        async def main() -> None:
+            await registry.initialize()  # noqa: B023 -- awaited within the loop
+            await registry.add_session("s", connection)  # noqa: B023
+            arguments = ["s"] if method == "remove_session" else []
+            call = getattr(registry, method)(*arguments)  # noqa: B023
+            asyncio.create_task(call)  # noqa: RUF006 -- left alone is the case
+            for _ in range(turns):  # noqa: B023
+                await asyncio.sleep(0)
+
+        with asyncio.Runner(loop_factory=new_loop(factory)) as runner:
+            runner.run(main())
+        assert connection.disconnects == 1
+        assert store._rows == {}
 
 
 @pytest.mark.parametrize("factory", GUESTS)

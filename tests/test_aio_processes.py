@@ -149,6 +149,41 @@ def test_it_is_built_before_a_fork_and_opened_after_it(tmp_path: Path) -> None:
     assert len(workers) == 2
 
 
+@pytest.mark.parametrize("leave", ["os._exit(0)", "sys.exit(0)", "own()"])
+def test_a_fork_while_it_is_open_leaves_the_parents_sessions_alone(
+    tmp_path: Path, leave: str
+) -> None:
+    """The child makes no step of the parent's run; it may open a registry of its own."""
+    code, printed, _ = run(
+        tmp_path,
+        f"""
+        def own():
+            async def open_it():
+                async with registry:
+                    print("child", await registry.session_exists("s"), flush=True)
+            thread = threading.Thread(target=asyncio.run, args=(open_it(),))
+            thread.start()
+            thread.join()
+            os._exit(0)
+
+        async def main():
+            async with registry:
+                await registry.add_session("s", Connection())
+                pid = os.fork()
+                if not pid:
+                    {leave}
+                while not os.waitpid(pid, os.WNOHANG)[0]:
+                    await asyncio.sleep(0.01)
+                report = await registry.cleanup()
+                print(report.refreshed, report.missing)
+        asyncio.run(main())
+        """,
+    )
+    assert code == 0
+    assert printed[-3:] == ["1 ()", "disconnected", "rows 0"]
+    assert ("child True" in printed) is (leave == "own()")
+
+
 def test_a_program_that_just_ends_does_not_hang(tmp_path: Path) -> None:
     """Neither shut down nor closed: like a crash, the row stays until its lease runs out."""
     code, printed, _ = run(

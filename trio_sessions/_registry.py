@@ -510,10 +510,9 @@ class SessionRegistry:
             logger.exception("a pass failed; the next one follows as planned")
             self._counts["failed_passes"] += 1
             running.error = bare(exc)
-        except trio.Cancelled:
-            raise
         except BaseException as exc:
-            running.crash = bare(exc)
+            if not is_cancellation(exc):
+                running.crash = bare(exc)
             raise
         else:
             running.complete = one.database_answered
@@ -583,6 +582,8 @@ class SessionRegistry:
 
 def check_transport(transport: object) -> None:
     """Raise `TypeError` unless ``transport`` has the methods of one."""
+    if isinstance(transport, type):
+        raise TypeError(f"transport must be an instance, not the class {transport.__name__}")
     for name in ("is_connected", "disconnect"):
         if not callable(getattr(transport, name, None)):
             raise TypeError(

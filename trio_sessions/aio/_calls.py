@@ -69,9 +69,23 @@ class AsyncioCalls(TransportCalls):
     # ---- what is asyncio's about a call ----
 
     def start(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        started = self._loop.create_task(task(), name="trio_sessions: calls into transports")
+        began = False
+
+        async def begin() -> None:
+            nonlocal began
+            began = True
+            await task()
+
+        def forget(started: "asyncio.Task[None]") -> None:
+            self._tasks.discard(started)
+            # A loop that tidies up cancels every task, also one that has not begun, whose
+            # coroutine then never runs. Somebody waits for what it leads.
+            if not began and not self._loop.is_closed():
+                self.start(task)
+
+        started = self._loop.create_task(begin(), name="trio_sessions: calls into transports")
         self._tasks.add(started)
-        started.add_done_callback(self._tasks.discard)
+        started.add_done_callback(forget)
 
     def scope(self) -> AbstractContextManager[Scope]:
         return _TaskScope(self._loop)

@@ -7,7 +7,9 @@ away tells us when nobody has tidied up.
 """
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -34,6 +36,16 @@ class _ThisThread(threading.local):
 
 
 _this_thread = _ThisThread()
+
+
+def _abandon_in_a_forked_child() -> None:
+    """Leave the guest run to the parent, whose connections and rows are at stake."""
+    guest, _this_thread.guest = _this_thread.guest, None
+    if guest is not None:
+        guest.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_in_a_forked_child)
 
 
 class _GoesWithTheLoop:
@@ -91,6 +103,8 @@ class Guest(Host):
             await through_cancellation(self._keeper)
 
     def _interrupt(self) -> None:
+        if self._is_done:
+            return
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
         self._stop.set()
@@ -103,6 +117,17 @@ class Guest(Host):
         if timer is not None:
             timer.cancel()
         self._end(ended.error if isinstance(ended, outcome.Error) else None)
+
+    def abandon(self) -> None:
+        """Make no more steps: this is a forked child, and they are the parent's to make."""
+        self._is_done = True
+        self._steps.stop()
+        self._end(RuntimeError("the process was forked while the registry was open"))
+        # Trio believes that it runs in this thread, and would not start again.
+        with contextlib.suppress(ImportError, AttributeError):
+            from trio._core._run import GLOBAL_RUN_CONTEXT
+
+            del GLOBAL_RUN_CONTEXT.runner
 
     def finish_without_loop(self) -> None:
         """End the guest run although its loop is closed, by making its steps here.

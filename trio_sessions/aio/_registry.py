@@ -15,7 +15,12 @@ from trio_sessions.aio._inbox import AsyncioInbox
 from trio_sessions.aio._service import Service
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.stores import resolve_store
-from trio_sessions.types import CleanupReport, RegistryStatistics, fingerprint
+from trio_sessions.types import (
+    CleanupReport,
+    RegistryStatistics,
+    check_session_id,
+    fingerprint,
+)
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -98,7 +103,7 @@ class SessionRegistry:
         """
         async with self._my_turn():
             if self._service is None or self._service.ended:
-                self._service = None
+                await self._finish_closing()
                 service = Service(asyncio.get_running_loop(), self._store, self._settings)
                 await service.open()
                 self._service = service
@@ -111,10 +116,30 @@ class SessionRegistry:
 
         Cancellation: it goes on, in bounded time, and the cancellation is raised at its end.
         """
-        async with self._my_turn():
+        turn, cancelled = self._my_turn(), None
+        while True:
+            try:
+                await turn.acquire()
+            except asyncio.CancelledError as exc:  # it goes on, when others have had their turn
+                cancelled = exc
+            else:
+                break
+        try:
             if self._service is not None and not self._service.ended:
                 self._check_loop(self._service)
-                await self._service.close()
+                self._service.respond_tasks.spare_current()
+            await self._finish_closing()
+        finally:
+            turn.release()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _finish_closing(self) -> None:
+        """Close what is open, or wait until what has ended is closed."""
+        service = self._service
+        if service is None or service.loop is not asyncio.get_running_loop():
+            return
+        await service.close()
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -163,7 +188,12 @@ class SessionRegistry:
             raise await self._service.why_ended()
         service = self._opened()
         self._check_loop(service)
-        return await service.crossing.call(method, service.core, *args)
+        try:
+            return await service.crossing.call(method, service.core, *args)
+        except RegistryClosed as exc:
+            if exc.__cause__ is not None or not service.ended:
+                raise
+            raise service.cut_off() from exc
 
     # ---- sessions ----
 
@@ -180,7 +210,12 @@ class SessionRegistry:
             transport: its ``is_connected()`` and ``disconnect()`` are coroutines of
                 asyncio, awaited on the loop that called `initialize`.
         """
+        service = self._opened()
+        service.respond_tasks.spare_current()
+        before = service.table.get(session_id)
         await self._call(TrioRegistry.add_session, session_id, transport)
+        if before is not None and before.transport is transport:
+            service.succeed(before, service.table.get(session_id))
 
     async def get_session(self, session_id: str) -> Transport | None:
         """Return the transport of a session held here, else None. Does not wait."""
@@ -197,10 +232,9 @@ class SessionRegistry:
         ``disconnect_timeout``; but not one that calls this itself.
         """
         service = self._opened()
-        transport = service.core.get_session_sync(session_id)
-        if transport is None:
+        if service.core.get_session_sync(session_id) is None:
             return
-        service.respond_tasks.untie_current(transport)
+        service.respond_tasks.spare_current()
         await self._call(TrioRegistry.remove_session, session_id)
 
     async def session_exists(self, session_id: str) -> bool | None:
@@ -380,9 +414,12 @@ class SessionRegistry:
         """
         if not isinstance(task, asyncio.Task):
             raise TypeError(f"task must be an asyncio.Task, not {type(task).__name__}")
-        service = self._opened()
-        transport = service.core.get_session_sync(session_id)
-        if transport is not None:
-            service.respond_tasks.tie(transport, task)
-        else:
+        if self._service is not None and self._service.ended:
             task.cancel()
+        service = self._opened()
+        check_session_id(session_id)
+        entry = service.table.get(session_id)
+        if entry is not None:
+            service.respond_tasks.tie(entry, task)
+        else:
+            service.end_task(task)

@@ -8,7 +8,6 @@ from functools import partial
 import trio
 
 from trio_sessions._table import Entry
-from trio_sessions.abc import Transport
 
 __all__ = ["RespondTasks"]
 
@@ -18,7 +17,7 @@ _Task = asyncio.Task[object]
 
 
 class RespondTasks:
-    """The tasks tied to transports.
+    """The tasks tied to sessions.
 
     Attributes:
         refusing: tasks of removed sessions that were cancelled and have not ended.
@@ -26,32 +25,36 @@ class RespondTasks:
 
     def __init__(self) -> None:
         self.refusing: set[_Task] = set()
-        self._tied: dict[int, tuple[Transport, set[_Task]]] = {}  # by the transport's identity
+        self._tied: dict[Entry, set[_Task]] = {}
 
-    def tie(self, transport: Transport, task: _Task) -> None:
-        """Let ``task`` end when the session of ``transport`` does."""
+    def tie(self, entry: Entry, task: _Task) -> None:
+        """Let ``task`` end when ``entry`` does."""
         if not task.done():
-            _, tasks = self._tied.setdefault(id(transport), (transport, set()))
-            tasks.add(task)
-            task.add_done_callback(partial(self._untie, transport))
+            self._tied.setdefault(entry, set()).add(task)
+            task.add_done_callback(partial(self._untie, entry))
 
-    def untie_current(self, transport: Transport) -> None:
+    def release(self, entry: Entry) -> set[_Task]:
+        """Untie all tasks of ``entry``, and return them."""
+        return self._tied.pop(entry, set[_Task]())
+
+    def spare_current(self) -> None:
         """Spare the running task: it ends its own session, and would wait for itself."""
         current = asyncio.current_task()
         assert current is not None
-        self._untie(transport, current)
+        for entry in [entry for entry, tasks in self._tied.items() if current in tasks]:
+            self._untie(entry, current)
 
-    def _untie(self, transport: Transport, task: _Task) -> None:
-        _, tasks = self._tied.get(id(transport), (transport, set[_Task]()))
+    def _untie(self, entry: Entry, task: _Task) -> None:
+        tasks = self._tied.get(entry, set[_Task]())
         tasks.discard(task)
         if not tasks:
-            self._tied.pop(id(transport), None)
+            self._tied.pop(entry, None)
 
     async def end(self, entries: Sequence[Entry], timeout: float) -> None:
         """Cancel the tasks of removed sessions and wait until they end, ``timeout`` at most."""
         tasks: set[_Task] = set()
         for entry in entries:
-            tasks |= self._tied.pop(id(entry.transport), (None, set[_Task]()))[1]
+            tasks |= self.release(entry)
         await self.cancel(tasks, timeout)
 
     async def cancel(self, tasks: Iterable[_Task], timeout: float) -> None:

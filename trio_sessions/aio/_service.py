@@ -8,7 +8,7 @@ import trio
 from trio_sessions._open import open_with
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
-from trio_sessions._table import LocalTable
+from trio_sessions._table import Entry, LocalTable
 from trio_sessions.abc import SessionStore
 from trio_sessions.aio._calls import AsyncioCalls
 from trio_sessions.aio._crossing import Crossing
@@ -98,10 +98,25 @@ class Service:
             await self.close()
             raise self.cut_off() if self._crash is None else self._crash
 
+    def succeed(self, entry: Entry, successor: Entry | None) -> None:
+        """The same transport was added again: its tasks go on, if it has not been removed."""
+        for task in self.respond_tasks.release(entry):
+            if successor is None:
+                self.end_task(task)
+            else:
+                self.respond_tasks.tie(successor, task)
+
+    def end_task(self, task: "asyncio.Task[object]") -> None:
+        """Cancel a task whose session is gone, and keep in mind whether it ends."""
+        assert self.crossing.nursery is not None
+        timeout = self._settings.disconnect_timeout
+        self.crossing.nursery.start_soon(self.respond_tasks.cancel, [task], timeout)
+
     async def close(self) -> None:
         """Close the core, in bounded time; and its host, if nobody else uses it."""
         self.ended = True
-        self._stop.set()
+        if not self._ended.done():
+            self._stop.set()
         assert self._host is not None
         try:
             await through_cancellation(self._ended)

@@ -99,6 +99,11 @@ class Steps:
 
     # ---- making steps ----
 
+    def stop(self) -> None:
+        """Make no more steps: forget those that are due."""
+        self._due = queue.SimpleQueue()
+        self._parked = None
+
     def _make(self) -> None:
         """Make steps while there are any, for a bounded time."""
         self._under_way = True
