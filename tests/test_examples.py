@@ -480,7 +480,8 @@ def test_a_name_moves_with_its_newest_stream(chat: Gateway) -> None:
                 heard.set()
             saying.result()
     assert "EventSource" in chat.http.get(chat.servers[0].url).text
-    for words in ({"to": "a", "text": ""}, {"from": "a", "to": "b\0", "text": ""}, []):
+    bad: list[Any] = [{"to": "a", "text": ""}, {"from": "a", "to": "b\0", "text": ""}, []]
+    for words in bad:
         assert chat.http.post(f"{chat.servers[0].url}/say", json=words).status_code == 422
 
 
