@@ -26,6 +26,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from backdoors import DatabaseBackdoor
+from conftest import make_schema
 from httpx_sse import connect_sse
 
 ROOT = Path(__file__).parent.parent
@@ -402,12 +403,19 @@ def test_a_killed_worker_loses_its_sessions_and_the_other_keeps_its(own_gateway:
 # ---- the chat ----
 
 
+@pytest.fixture(scope="module")
+def chat_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
+    """Not the gateways': they have another `session_ttl`, and would sweep the chat's sessions."""
+    with make_schema(postgresql_url) as url:
+        yield url
+
+
 @pytest.fixture(scope="module", params=CHATS)
 def running_chat(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("chat")
-    url = url_for(request, folder, "module_schema")
+    url = url_for(request, folder, "chat_schema")
     with open_gateway(request.param, url, folder) as chat:
         yield chat
 
