@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from fastapi import Body, FastAPI, HTTPException
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from trio_sessions import InvalidSessionId, StoreUnavailable, aio
+from trio_sessions import InvalidSessionId, SessionNotFound, StoreUnavailable, aio
 
 
 class EventTransport:
@@ -39,16 +39,16 @@ class EventTransport:
 
     async def send(self, message: Any) -> None:
         """Send an event. A client that leaves 100 of them unread is given up."""
-        event = json.dumps(message, allow_nan=False)
         self._connected = self._connected and not self._events.full()
-        if not self._connected:  # the next pass removes the session
-            raise ConnectionError("the client is gone, or too slow")
-        self._events.put_nowait(event)
+        if self._connected:  # else the next pass removes the session
+            self._events.put_nowait(json.dumps(message))
 
     async def stream(self, session_id: str) -> AsyncIterator[ServerSentEvent]:
         """Hold the session as long as its client takes events; the first tells its id."""
         try:
             await registry.add_session(session_id, self)
+            task = asyncio.create_task(registry.respond(None, None, session_id))
+            registry.register_respond_task(session_id, task)  # it ends with the session
             hello = {"session": session_id, "worker": registry.worker_id}
             yield ServerSentEvent(json.dumps(hello), event="session")
             while (event := await self._events.get()) and self._connected:
@@ -93,24 +93,15 @@ async def open_stream() -> EventSourceResponse:
 
 @app.post("/messages/{session_id}", status_code=202)
 async def post_message(session_id: str, message: Annotated[Any, Body()]) -> None:
-    """Take a message for a session; 404: it is gone, 503: nobody can tell."""
+    """Take a message for a session of any worker; 404: it is gone, 503: nobody can tell."""
     try:
-        await deliver(session_id, message)
-    except (InvalidSessionId, LookupError, ConnectionError) as exc:
+        await registry.broadcast(session_id, message)
+    except (InvalidSessionId, SessionNotFound) as exc:
         raise HTTPException(404, "no such session") from exc
     except StoreUnavailable as exc:
         raise HTTPException(503, "the database cannot tell", {"Retry-After": "5"}) from exc
-    except ValueError as exc:
+    except (TypeError, ValueError) as exc:  # too large, or NaN, which JSON does not have
         raise HTTPException(422, str(exc)) from exc
-
-
-async def deliver(session_id: str, message: Any) -> None:
-    """Hand a message to its session; 421: another worker holds it."""
-    if (transport := registry.get_session_sync(session_id)) is not None:
-        return await registry.generate_response(message, transport, None, None)
-    if (worker := await registry.locate_session(session_id)) is not None:
-        raise HTTPException(421, {"worker": worker})
-    raise LookupError("the database has confirmed that nobody holds it")
 
 
 @app.get("/statistics")

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
@@ -22,7 +22,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from trio_sessions import InvalidSessionId, SessionRegistry, StoreUnavailable, open_registry
+from trio_sessions import (
+    InvalidSessionId,
+    SessionNotFound,
+    SessionRegistry,
+    StoreUnavailable,
+    open_registry,
+)
 
 
 class EventTransport:
@@ -42,12 +48,10 @@ class EventTransport:
 
     async def send(self, message: Any, event: str = "message") -> None:
         """Send an event. A client that leaves 100 of them unread is given up."""
-        data = json.dumps(message, allow_nan=False)
         try:
-            self._events.send_nowait(f"event: {event}\ndata: {data}\n\n")
-        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._events.send_nowait(f"event: {event}\ndata: {json.dumps(message)}\n\n")
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
             self._events.close()  # the next pass removes the session
-            raise ConnectionError("the client is gone, or too slow") from exc
 
 
 class SessionResponse(StreamingResponse):
@@ -64,10 +68,18 @@ class SessionResponse(StreamingResponse):
             await self.registry.add_session(session_id, self.transport)
             hello = {"session": session_id, "worker": self.registry.worker_id}
             await self.transport.send(hello, event="session")
-            await super().__call__(scope, receive, send)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.respond, session_id)
+                await super().__call__(scope, receive, send)
+                nursery.cancel_scope.cancel()
         finally:
             self.transport.stream.close()
             await self.registry.remove_session(session_id)  # goes on if this is cancelled
+
+    async def respond(self, session_id: str) -> None:
+        """Answer the messages; when the session is removed, the stream ends too."""
+        with suppress(SessionNotFound):  # it may have been removed before this began
+            await self.registry.respond(session_id, generate_response)
 
 
 async def generate_response(message: Any, transport: Any) -> None:
@@ -94,26 +106,17 @@ async def open_stream(request: Request) -> Response:
 
 
 async def post_message(request: Request) -> Response:
-    """Take a message for a session; 404: it is gone, 503: nobody can tell."""
+    """Take a message for a session of any worker; 404: it is gone, 503: nobody can tell."""
     registry, session_id = request.state.registry, request.path_params["session_id"]
     try:
-        await deliver(registry, session_id, await request.json())
-    except (InvalidSessionId, LookupError, ConnectionError) as exc:
+        await registry.broadcast(session_id, await request.json())
+    except (InvalidSessionId, SessionNotFound) as exc:
         raise HTTPException(404, "no such session") from exc
     except StoreUnavailable as exc:
         raise HTTPException(503, "the database cannot tell", {"Retry-After": "5"}) from exc
-    except ValueError as exc:
+    except (TypeError, ValueError) as exc:  # too large, or NaN, which JSON does not have
         raise HTTPException(422, str(exc)) from exc
     return Response(status_code=202)
-
-
-async def deliver(registry: SessionRegistry, session_id: str, message: Any) -> None:
-    """Hand a message to its session; 421: another worker holds it."""
-    if (transport := registry.get_session_sync(session_id)) is not None:
-        return await generate_response(message, transport)
-    if (worker := await registry.locate_session(session_id)) is not None:
-        raise HTTPException(421, worker)
-    raise LookupError("the database has confirmed that nobody holds it")
 
 
 async def statistics(request: Request) -> Response:
