@@ -11,7 +11,8 @@ who owns it, and how a message gets there is done by `trio_sessions`.
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import mcpgateway.cache.session_registry as gateway
@@ -76,14 +77,39 @@ class GatewayRegistry(aio.SessionRegistry):
             with suppress(RegistryNotInitializedError):
                 await get_upstream_session_registry().evict_session(session_id)
 
+    async def set_session_owner(self, session_id: str, owner: str | None) -> None:
+        """Say who owns a session that was just added; without an owner it does not stay.
+
+        The gateway answers with an error then and forgets the transport, which goes on to say
+        that it is connected: nobody else would ever remove it.
+        """
+        try:
+            with _told_by_http():
+                await super().set_session_owner(session_id, owner)
+        except BaseException:
+            await self.remove_session(session_id)
+            raise
+
+    async def get_session_owner(self, session_id: str) -> str | None:
+        """Return the owner; where that cannot be known, "later" and not "never"."""
+        with _told_by_http():
+            return await super().get_session_owner(session_id)
+
     async def broadcast(self, session_id: str, message: Any, *, durable: bool = False) -> None:
         """Send, and tell the client of the gateway why where that cannot be done."""
-        try:
+        with _told_by_http():
             await super().broadcast(session_id, message, durable=durable)
-        except SessionNotFound:
-            raise HTTPException(404, "Session not found") from None
-        except StoreUnavailable as error:
-            raise HTTPException(503, "The session cannot be reached at the moment") from error
+
+
+@contextmanager
+def _told_by_http() -> Iterator[None]:
+    """Turn what the gateway does not know, and would call 500, into what clients know."""
+    try:
+        yield
+    except SessionNotFound:
+        raise HTTPException(404, "Session not found") from None
+    except StoreUnavailable as error:
+        raise HTTPException(503, "The sessions cannot be reached at the moment") from error
 
 
 gateway.SessionRegistry = GatewayRegistry
