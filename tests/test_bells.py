@@ -296,9 +296,12 @@ async def test_a_storm_arrives_whole_and_in_order(database: Shared) -> None:
     """From two workers to the sessions of both: nothing lost, nothing doubled, order kept."""
     sessions, each = (1000, 100) if SOAK else (40, 40)
     ids = [f"s{number}" for number in range(sessions)]
+    backdoor = database.backdoor
+    assert isinstance(backdoor, DatabaseBackdoor)
+    stores = [DatabaseStore(backdoor.engine.url, lock_timeout=9) for _ in range(2)]
     async with (
-        database.open() as a,
-        database.open() as b,
+        open_registry(stores[0]) as a,
+        open_registry(stores[1]) as b,
         reading(a, *ids[::2]) as reader_a,
         reading(b, *ids[1::2]) as reader_b,
     ):
@@ -319,8 +322,6 @@ async def test_a_storm_arrives_whole_and_in_order(database: Shared) -> None:
             for name in ("a", "b"):
                 numbers = [number for sender, number in received[session_id] if sender == name]
                 assert numbers == list(range(each // 2)), session_id
-        backdoor = database.backdoor
-        assert isinstance(backdoor, DatabaseBackdoor)
         with trio.fail_after(60):
             while backdoor.messages():
                 await trio.sleep(0.05)

@@ -181,6 +181,7 @@ class Fleet:
         for life in self.lives.values():
             if life.holder == index:
                 life.disturb(loses_memory=True)
+                life.holder = None
         self.workers[index] = await self.start_worker()
 
     async def do_pass(self, index: int) -> None:

@@ -324,7 +324,8 @@ class SessionRegistry:
 
         A message to a session held here goes straight to its inbox, without the database,
         if there is room. Others wait in the database until the session's holder has handled
-        them, at most ``message_ttl``. Messages of one sender to one session stay in order.
+        them, at most ``message_ttl``. What one worker sends to one session stays in order;
+        messages sent by several workers may overtake each other.
 
         Args:
             session_id: the session.

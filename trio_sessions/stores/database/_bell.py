@@ -13,7 +13,7 @@ __all__ = ["BellSource", "look_at_the_file", "poll"]
 
 T = TypeVar("T")
 
-_LOOK = 0.1  # seconds between two looks at a file
+_LOOK = 0.03  # seconds between two looks at a file
 _SOON, _LATE = 0.1, 1.0  # seconds between two polls: while messages come, and when none do
 _PATIENCE = 20  # polls with the same answer that count as "messages come"
 
