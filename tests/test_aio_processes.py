@@ -132,14 +132,11 @@ def test_it_is_built_before_a_fork_and_opened_after_it(tmp_path: Path) -> None:
             async with registry:
                 await registry.add_session(f"s{os.getpid()}", Connection())
                 print(registry.worker_id, flush=True)
-        children = []
         for _ in range(2):
             pid = os.fork()
             if not pid:
                 asyncio.run(main())
                 os._exit(0)
-            children.append(pid)
-        for pid in children:
             assert os.waitpid(pid, 0)[1] == 0
         """,
     )
