@@ -15,7 +15,6 @@ T = TypeVar("T")
 
 _LOOK = 0.03  # seconds between two looks at a file
 _SOON, _LATE = 0.1, 1.0  # seconds between two polls: while messages come, and when none do
-_PATIENCE = 20  # polls with the same answer that count as "messages come"
 
 
 class BellSource(Protocol):
@@ -79,32 +78,34 @@ class _Poll:
     """Asks for all sessions of the worker at once, less often while there is nothing."""
 
     def __init__(
-        self, source: BellSource, worker: Worker, waiting: Callable[[sa.Connection], list[str]]
+        self, source: BellSource, worker: Worker, newest: Callable[[sa.Connection], dict[str, int]]
     ) -> None:
         self._source = source
         self._worker = worker
-        self._waiting = waiting
+        self._newest = newest
         self._pause = _SOON
-        self._known: frozenset[str] = frozenset()
-        self._unchanged = 0
+        self._known: dict[str, int] = {}
 
     async def wait(self) -> frozenset[str]:
         while True:
             await trio.sleep(self._pause)
-            waiting = frozenset(await self._source.run(self._worker, self._waiting))
-            # Told again and again, as long as they wait: their messages may be others. But
-            # those that nobody reads must not keep it busy.
-            self._unchanged = self._unchanged + 1 if waiting == self._known else 0
-            self._known = waiting
-            busy = waiting and self._unchanged < _PATIENCE
-            self._pause = _SOON if busy else min(self._pause * 2, _LATE)
-            if waiting:
-                return waiting
+            newest = await self._source.run(self._worker, self._newest)
+            news = newest.items() - self._known.items()
+            self._known = newest
+            self._pause = _SOON if news else min(self._pause * 2, _LATE)
+            if newest:  # told again as long as they wait, for a message that came late
+                return frozenset(newest)
 
 
 @asynccontextmanager
 async def poll(
-    source: BellSource, worker: Worker, waiting: Callable[[sa.Connection], list[str]]
+    source: BellSource, worker: Worker, newest: Callable[[sa.Connection], dict[str, int]]
 ) -> AsyncIterator[Bell]:
-    """Ring whenever a poll finds messages: at most once a second while there are none."""
-    yield _Poll(source, worker, waiting)
+    """Ring whenever a poll finds messages: at most once a second while none come.
+
+    Args:
+        source: the store.
+        worker: whose sessions are asked for.
+        newest: returns the newest message of each session for which there is one.
+    """
+    yield _Poll(source, worker, newest)

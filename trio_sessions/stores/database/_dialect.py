@@ -69,6 +69,12 @@ class Dialect(abc.ABC):
             sessions.c.worker_id, sessions.c.incarnation, sessions.c.owner
         ).where(sessions.c.session_id == sa.bindparam("session_id"))
         # From the messages, which are few, and not from the sessions.
+        self._newest = (
+            sa.select(tables.messages.c.session_id, sa.func.max(tables.messages.c.id))
+            .join(sessions, sessions.c.session_id == tables.messages.c.session_id)
+            .where(self.own)
+            .group_by(tables.messages.c.session_id)
+        )
         self._waiting = (
             sa.select(tables.messages.c.session_id)
             .distinct()
@@ -366,6 +372,11 @@ class Dialect(abc.ABC):
 
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:
         return list(connection.execute(self._waiting, self.identity(worker)).scalars())
+
+    def newest(self, connection: sa.Connection, worker: Worker) -> dict[str, int]:
+        """Return the newest message of each own session for which there is one."""
+        rows = connection.execute(self._newest, self.identity(worker))
+        return {row[0]: row[1] for row in rows}
 
     def fetch(
         self, connection: sa.Connection, worker: Worker, wanted: Sequence[Wanted]
