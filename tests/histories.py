@@ -201,8 +201,11 @@ class Fleet:
 
     async def do_pass(self, index: int) -> None:
         worker = self.workers[index]
+        while (running := worker.registry._running) is not None:
+            await running.ended.wait()  # it began before this step, and would be joined
         rows = self._backdoor.rows()
-        before = dict(worker.held)
+        held_now = set(worker.registry._table.ids())
+        before = {s: held for s, held in worker.held.items() if s in held_now}
         report = await worker.registry.cleanup()
         me = worker.registry.worker_id
         after = set(await worker.registry.get_all_session_ids())
