@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
-from conftest import Shared
 
 from trio_sessions import StoreUnavailable, open_registry
 from trio_sessions.stores.database import DatabaseStore
@@ -194,9 +193,14 @@ async def test_an_engine_that_begins_transactions_by_itself(sqlite_url: sa.URL) 
     engine.dispose()
 
 
-async def test_many_writers_take_turns(sqlite: Shared) -> None:
+async def test_many_writers_take_turns(sqlite_url: sa.URL) -> None:
     """Twenty threads write to one file at once, and none finds it locked."""
-    async with sqlite.open(batch_size=1) as a, sqlite.open(batch_size=1) as b:
+    # SQLite's own waiting is not fair: two stores compete for the file, each with a queue.
+    stores = [DatabaseStore(sqlite_url, lock_timeout=9) for _ in range(2)]
+    async with (
+        open_registry(stores[0], batch_size=1) as a,
+        open_registry(stores[1], batch_size=1) as b,
+    ):
         async with trio.open_nursery() as nursery:
             for i in range(60):
                 nursery.start_soon((a, b)[i % 2].add_session, f"s{i}", FakeTransport())
