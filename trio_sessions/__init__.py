@@ -5,13 +5,16 @@ database has confirmed that its row is gone. Whatever is unknown is kept.
 
 Layers, lower never imports higher (checked by import-linter)::
 
-    cli | testing | aio      use the public names
+    cli | aio                for operators, for programs on asyncio
+    testing | transports     use the public names
     _open                    opening and closing
-    _registry                add, get, remove, locate; joins and paces passes
+    _registry                what users call; joins and paces passes
     _cleanup | _jobs         the pass; what runs beside the caller
+    _owners | _delivery      what is said of sessions; messages on their way
     _rows | _calls           the edges: to the store, to transports
     _table | stores          siblings
-    abc, _settings           contracts, settings
+    _inbox                   the messages of one session
+    abc, _settings, _json    contracts, settings, encoding
     types, errors            values
 """
 

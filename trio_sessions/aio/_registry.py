@@ -1,4 +1,7 @@
-"""`SessionRegistry` for programs on asyncio: the same methods, as coroutines."""
+"""`SessionRegistry` for programs on asyncio: the same methods, as coroutines.
+
+Over 400 lines, because it is the public surface: most of them are docstrings.
+"""
 
 import asyncio
 import logging
