@@ -127,6 +127,7 @@ async def hit_and_run(url: str, number: int) -> None:
     """Be a client that is gone at once: after, or with, its message, or before it has one."""
     arguments = {"name": "echo", "arguments": {"text": "gone"}}
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}
+    posting: list[asyncio.Task[httpx.Response]] = []
     with contextlib.suppress(TimeoutError, httpx.TransportError):
         async with httpx.AsyncClient(timeout=20) as client:
             early = number % 3 == 0
@@ -134,9 +135,10 @@ async def hit_and_run(url: str, number: int) -> None:
                 async with client.stream("GET", f"{url}/sse") as stream:
                     lines = stream.aiter_lines()
                     endpoint = await endpoint_of(lines)
-                    posting = asyncio.create_task(client.post(endpoint, json=call))
-                    await asyncio.wait([posting], timeout=None if number % 3 == 1 else 0.01)
-            await asyncio.gather(posting, return_exceptions=True)
+                    posting.append(asyncio.create_task(client.post(endpoint, json=call)))
+                    await asyncio.wait(posting, timeout=None if number % 3 == 1 else 0.01)
+            await asyncio.gather(*posting, return_exceptions=True)
+    await asyncio.gather(*posting, return_exceptions=True)  # cut off: nobody else asks for it
 
 
 async def hold_idle(url: str, ready: asyncio.Event, leave: asyncio.Event) -> None:

@@ -95,7 +95,8 @@ class Fleet:
         if worker.away or any(w.away for w in self.workers):
             return  # who takes over whom is the business of another suite
         if life.holder is not None and life.holder != index:
-            life.disturb(loses_memory=True)
+            life.disturb(loses_memory=False)
+            life.in_memory.clear()  # the older holder sends them on: rows from now on
         life.holder = index
         await worker.registry.add_session(session_id, FakeTransport())
         for other in self.workers:  # the older holder learns of it

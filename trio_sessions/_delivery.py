@@ -6,8 +6,10 @@ does; then it waits a moment and catches up.
 """
 
 import logging
+import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +29,7 @@ logger = logging.getLogger("trio_sessions.messages")
 
 _BATCH = 200  # sessions fetched, and a tenth of the messages acknowledged, by one operation
 _BACKOFF = (0.1, 5.0)  # seconds between two attempts, the first and the longest
+_PATIENCE = 1.0  # seconds for which messages in memory wait for older ones in a silent store
 
 
 class Delivery:
@@ -65,6 +68,25 @@ class Delivery:
             self._filled[inbox] = None
         return accepted
 
+    @contextmanager
+    def overflow(self, entry: Entry) -> Iterator[Callable[[int], None]]:
+        """A message for a session held here goes to the store; it is told the message's id."""
+        overflow = self.inbox(entry).overflow
+        overflow.begin()
+        message_id: int | None = None
+
+        def stored(given: int) -> None:
+            nonlocal message_id
+            message_id = given
+
+        try:
+            yield stored
+        finally:
+            overflow.end(message_id)
+            current = self._table.get(entry.session_id)
+            if current is not None:
+                self.want(current)
+
     def inherit(self, entry: Entry, replaced: Entry) -> None:
         """A session was added again: its messages are for the new transport."""
         if replaced.inbox is not None:
@@ -74,9 +96,35 @@ class Delivery:
 
     def drop(self, entries: Iterable[Entry]) -> None:
         """These sessions are gone, and what was for them only in memory goes too."""
+        for messages in self.take_out(entries).values():
+            self.dropped += len(messages)
+
+    def take_out(self, entries: Iterable[Entry]) -> dict[str, list[Message]]:
+        """Return what sessions that are gone had only in memory, and forget it."""
+        left: dict[str, list[Message]] = {}
         for entry in entries:
             if entry.inbox is not None:
-                self._count(entry.inbox.clear())
+                unstored = [message for message in entry.inbox.clear() if message.row is None]
+                if unstored:
+                    left[entry.session_id] = unstored
+        return left
+
+    async def send_on(self, left: dict[str, list[Message]]) -> None:
+        """Send what removed sessions had only in memory to the workers that took them over.
+
+        What the store does not take, for there is no such worker, is dropped and counted.
+        """
+        remaining = sum(map(len, left.values()))
+        try:
+            with trio.move_on_after(self._settings.store_timeout):
+                for session_id, messages in left.items():
+                    for message in messages:
+                        if await self._rows.send(session_id, message.payload) is None:
+                            break
+                        remaining -= 1
+        except SessionsError as exc:
+            logger.warning("messages of removed sessions could not be sent on: %s", exc)
+        self.dropped += remaining
 
     def drop_expired(self) -> None:
         """Drop what has waited in memory for longer than ``message_ttl``."""
@@ -192,7 +240,7 @@ class Delivery:
         for entry in batch:  # whoever wants it from now on wants it once more
             del self._wanted[entry]
         asked = [
-            (entry, inbox, wanted, inbox.spills)
+            (entry, inbox, wanted, inbox.overflow.stored)
             for entry in batch
             if self._table.holds(entry)
             and (inbox := self.inbox(entry)).is_open
@@ -207,8 +255,8 @@ class Delivery:
             self._wanted.update(dict.fromkeys(entry for entry, _, _, _ in asked))
             raise
         now = trio.current_time()
-        for entry, inbox, wanted, spills in asked:
-            inbox.add(found.get(entry.session_id, ()), wanted, spills, now)
+        for entry, inbox, wanted, stored in asked:
+            inbox.add(found.get(entry.session_id, ()), wanted, stored, now)
             self._filled[inbox] = None
             if inbox.should_fetch():
                 self._wanted[entry] = None
@@ -231,8 +279,18 @@ class Delivery:
         if batch:
             await self._rows.acknowledge(sorted(batch))
         for message_id, inbox in batch.items():
-            del self._done[message_id]
+            self._done.pop(message_id, None)  # somebody else may have been as quick
             inbox.held.discard(message_id)
+
+    async def acknowledge_for(self, entries: Iterable[Entry]) -> None:
+        """Acknowledge what was handled for removed sessions, or it would count as dropped."""
+        inboxes = {entry.inbox for entry in entries if entry.inbox is not None}
+        if any(inbox.held for inbox in inboxes):
+            try:
+                for _ in range(0, len(self._done), 10 * _BATCH):
+                    await self.acknowledge_now()
+            except SessionsError as exc:
+                logger.debug("acknowledging messages failed: %s", exc)
 
     async def _persist(
         self, what: str, work: Callable[[Callable[[], None]], Awaitable[None]]
@@ -262,6 +320,7 @@ class OpenInbox:
         self._delivery = delivery
         self._find_entry = entry
         self._entry: Entry | None = None
+        self._look_until = math.inf
         self._reading: Message | None = None
 
     @property
@@ -279,6 +338,7 @@ class OpenInbox:
                 "messages stay in order only if one consumer reads them"
             )
         inbox.is_open, inbox.looked = True, False
+        self._look_until = trio.current_time() + _PATIENCE
         self._entry = entry
         self._delivery.want(entry)
 
@@ -312,8 +372,11 @@ class OpenInbox:
         inbox = self._delivery.inbox(self.entry)
         if inbox.can_take() or self.entry.has_ended:
             await trio.lowlevel.checkpoint()
-        else:
+            return
+        with trio.move_on_at(math.inf if inbox.looked else self._look_until):
             await inbox.arrival().wait()
+            return
+        inbox.look_failed()
 
     async def __aenter__(self) -> Self:
         await trio.lowlevel.checkpoint()

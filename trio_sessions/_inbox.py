@@ -12,7 +12,7 @@ import trio
 
 from trio_sessions.types import StoredMessage, Wanted
 
-__all__ = ["Inbox", "Message"]
+__all__ = ["Inbox", "Message", "Overflow"]
 
 MOST = 100  # messages in memory for one session
 
@@ -26,6 +26,35 @@ class Message:
     """On Trio's clock."""
     row: int | None = None
     """Its id in the store, if it is there too."""
+
+
+@dataclass(slots=True)
+class Overflow:
+    """What of a session's messages is in the store only, and came after those in memory.
+
+    An inbox that takes over from another one takes it over too: it goes on filling.
+    """
+
+    more: bool = False
+    """There may be such messages."""
+    under_way: int = 0
+    """Messages that are just being stored: until then it is not known where they are."""
+    stored: int = 0
+    """Counts those that were stored."""
+    first: int | None = None
+    """The first of those that are there: older ones were there before anything in memory."""
+
+    def begin(self) -> None:
+        """A message goes to the store: let the others that come go there too."""
+        self.under_way += 1
+
+    def end(self, message_id: int | None) -> None:
+        """The store has given it this id; None: it has not, or cannot say so."""
+        self.under_way -= 1
+        if message_id is not None:
+            self.more = True
+            self.stored += 1
+            self.first = message_id if self.first is None else min(self.first, message_id)
 
 
 class Inbox:
@@ -47,10 +76,8 @@ class Inbox:
         "limit",
         "looked",
         "message_ttl",
-        "more_in_store",
+        "overflow",
         "session_id",
-        "spilled_from",
-        "spills",
     )
 
     def __init__(self, session_id: str, *, size: int, message_ttl: float) -> None:
@@ -63,12 +90,7 @@ class Inbox:
         """Somebody reads it."""
         self.looked = False
         """What was in the store when it was opened has been fetched, or could not be."""
-        self.more_in_store = False
-        """Messages may be in the store that came after those in memory."""
-        self.spills = 0
-        """Counts the messages that were sent to the store because they had to wait there."""
-        self.spilled_from: int | None = None
-        """The first of those: older ones were there before anything in memory."""
+        self.overflow = Overflow()
         self._before: deque[Message] = deque()
         self._ready: deque[Message] = deque()
         self._size = 0
@@ -81,22 +103,12 @@ class Inbox:
 
     def accept(self, payload: str, now: float) -> bool:
         """Take a message of this worker, unless it has to wait in the store."""
-        if self.more_in_store or not self._has_room():
+        if self.overflow.more or self.overflow.under_way or not self._has_room():
             return False
         self._size += len(payload)
         self._ready.append(Message(payload, now + self.message_ttl))
         self.wake()
         return True
-
-    def spill(self) -> None:
-        """A message goes to the store: let the others that come go there too."""
-        self.more_in_store = True
-        self.spills += 1
-
-    def note_spilled(self, message_id: int) -> None:
-        """The store has given it this id."""
-        if self.spilled_from is None or message_id < self.spilled_from:
-            self.spilled_from = message_id
 
     def wanted(self) -> Wanted | None:
         """Return what there is room for, or None; before it has looked, one in any case."""
@@ -109,27 +121,30 @@ class Inbox:
             size=max(1, self.limit - self._size),
         )
 
-    def add(self, found: Sequence[StoredMessage], wanted: Wanted, spills: int, now: float) -> None:
-        """Take what was fetched; ``spills``: how many there were when it was asked for."""
+    def add(self, found: Sequence[StoredMessage], wanted: Wanted, stored: int, now: float) -> None:
+        """Take what was fetched; ``stored``: `Overflow.stored` when it was asked for."""
+        overflow = self.overflow
+        if not self.looked and overflow.under_way:
+            return  # it cannot be told what came before those in memory: it is asked again
         for one in found:
             if one.id not in self.held:
                 self.held.add(one.id)
                 self._size += len(one.payload)
                 message = Message(one.payload, now - one.age + self.message_ttl, one.id)
-                # They come in order: after one that was spilled there is none from before.
-                self.looked |= self.spilled_from is not None and one.id >= self.spilled_from
+                # They come in order: after one that overflowed there is none from before.
+                self.looked |= overflow.first is not None and one.id >= overflow.first
                 (self._ready if self.looked else self._before).append(message)
         size = sum(len(one.payload.encode()) for one in found)
         if len(found) < wanted.count and size < wanted.size:  # that was all
             self.looked = True
-            if self.spills == spills:
-                self.more_in_store, self.spilled_from = False, None
+            if overflow.stored == stored:
+                overflow.more, overflow.first = False, None
         else:
-            self.more_in_store = True
+            overflow.more = True
         self.wake()
 
     def look_failed(self) -> None:
-        """The store is away: what is in memory need not wait for it."""
+        """The store is away, or silent: what is in memory need not wait for it."""
         self.looked = True
         self.wake()
 
@@ -140,9 +155,8 @@ class Inbox:
 
     def hand_over(self, later: "Inbox") -> None:
         """Give what is in memory to the session's next inbox."""
-        later.held |= self.held
-        later.more_in_store, later.spills = self.more_in_store, self.spills
-        later.spilled_from = self.spilled_from
+        later.held = self.held
+        later.overflow = self.overflow
         for message in reversed(self.clear()):
             later.put_back(message)
 
@@ -167,7 +181,7 @@ class Inbox:
 
     def should_fetch(self) -> bool:
         """Say whether it is time to fetch what waits in the store."""
-        return self.more_in_store and len(self) <= MOST // 2
+        return self.overflow.more and len(self) <= MOST // 2
 
     def expired(self, now: float) -> list[Message]:
         """Take out what has waited for too long."""

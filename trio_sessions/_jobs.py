@@ -124,11 +124,13 @@ class Jobs:
             )
 
     async def _retire(self, entries: Sequence[Entry]) -> None:
-        self._delivery.drop(entries)
+        left = self._delivery.take_out(entries)
         try:
             await self._disconnect(entries)
         finally:
+            await self._delivery.acknowledge_for(entries)
             await self._rows.delete(entry.session_id for entry in entries)
+            await self._delivery.send_on(left)
 
     # ---- loops ----
 

@@ -353,14 +353,12 @@ class SessionRegistry:
             if sent is None or self._rows.is_own(sent.holder):  # of one that was removed here
                 raise SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")
             return
-        inbox = self._delivery.inbox(entry)
-        inbox.spill()
-        await self._owners.write(session_id)
-        sent = await self._rows.send(session_id, payload)
-        if sent is None:
-            raise SessionNotFound(f"session {fingerprint(session_id)} was removed just now")
-        inbox.note_spilled(sent.id)
-        self._delivery.want(entry)
+        with self._delivery.overflow(entry) as stored:
+            await self._owners.write(session_id)
+            sent = await self._rows.send(session_id, payload)
+            if sent is None:
+                raise SessionNotFound(f"session {fingerprint(session_id)} was removed just now")
+            stored(sent.id)
 
     def _encode(self, session_id: str, message: Any) -> str:
         check_session_id(session_id)
