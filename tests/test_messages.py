@@ -609,6 +609,7 @@ async def test_a_silent_database_does_not_hold_back_what_is_in_memory() -> None:
                 assert await anext(inbox) == "memory"
                 await a.broadcast("s", "more")
                 assert await anext(inbox) == "more"
+        store.heal()
         assert store.calls["fetch"] + store.calls["waiting"] > 0
 
 
