@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -20,11 +19,9 @@ from trio_sessions import (
     open_registry,
 )
 from trio_sessions._inbox import MOST
-from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.testing._transports import State
-from trio_sessions.types import Sent
 
 VALUES: list[Any] = [
     None,
@@ -280,17 +277,36 @@ async def test_what_cannot_follow_a_session_is_dropped_and_counted(shared: Share
     """For nobody holds it any more, or the store cannot say who does."""
     store = FaultyStore(shared.make_store())
     async with shared.open(store=store) as a, shared.open() as b:
-        for session_id in ("removed", "moved"):
-            await a.add_session(session_id, FakeTransport())
+        gone = FakeTransport()
+        for session_id in ("removed", "gone", "moved"):
+            await a.add_session(session_id, gone if session_id == "gone" else FakeTransport())
             for number in range(3):
                 await a.broadcast(session_id, number)
         await a.remove_session("removed")
-        assert store.calls["send"] == 1
+        assert store.calls["send_on"] == 0
         assert a.statistics().messages_dropped == 3
-        await b.add_session("moved", FakeTransport())
-        store.fail(Fault.FAILS, "send")
+        gone.state = "closed"
         await a.cleanup()
+        assert store.calls["send_on"] == 1
         assert a.statistics().messages_dropped == 6
+        await b.add_session("moved", FakeTransport())
+        store.fail(Fault.FAILS, "send_on")
+        await a.cleanup()
+        assert a.statistics().messages_dropped == 9
+        assert shared.backdoor.messages() == []
+
+
+async def test_many_dead_sessions_cost_one_statement(shared: Shared) -> None:
+    """Older fault: sessions were removed one by one."""
+    store = FaultyStore(shared.make_store())
+    transport = FakeTransport()
+    async with shared.open(store=store) as registry:
+        for number in range(200):
+            await registry.add_session(f"s{number}", transport)
+            await registry.broadcast(f"s{number}", 1)
+        transport.state = "closed"
+        assert len((await registry.cleanup()).disconnected) == 200
+        assert store.calls["send_on"] == store.calls["delete"] == 1
 
 
 async def test_what_was_handled_does_not_count_as_dropped(everywhere: Shared) -> None:
@@ -593,85 +609,6 @@ async def test_an_inbox_opened_in_an_outage_gives_what_is_in_memory() -> None:
                 assert store.faults["fetch"] + store.faults["waiting"] > 0
                 store.heal()
                 assert await anext(inbox) == "row"
-
-
-async def test_a_silent_database_does_not_hold_back_what_is_in_memory() -> None:
-    """Older messages might be in it, so it is waited for, but not for long."""
-    shared = MemoryStore()
-    store = FaultyStore(shared)
-    async with open_registry(store) as a, open_registry(shared) as b:
-        await a.add_session("s", FakeTransport())
-        await b.broadcast("s", "row")
-        await a.broadcast("s", "memory")
-        store.fail(Fault.HANGS)
-        with trio.fail_after(5):
-            async with a.open_inbox("s") as inbox:
-                assert await anext(inbox) == "memory"
-                await a.broadcast("s", "more")
-                assert await anext(inbox) == "more"
-        store.heal()
-        assert store.calls["fetch"] + store.calls["waiting"] > 0
-
-
-async def test_a_refused_message_does_not_hold_back_others(everywhere: Shared) -> None:
-    """One that the database would not take: those in memory need no database."""
-    store = FaultyStore(everywhere.make_store())
-    async with everywhere.open(store=store) as registry:
-        await registry.add_session("s", FakeTransport())
-        store.fail()
-        with pytest.raises(StoreUnavailable):
-            await registry.broadcast("s", "durable", durable=True)
-        await registry.broadcast("s", "memory")
-        assert await read(registry, "s", 1) == ["memory"]
-
-
-class LateStore(MemoryStore):
-    """Answers late: the message is stored already."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answers = trio.Event()
-
-    async def send(self, worker: Worker, session_id: str, payload: str) -> Sent | None:
-        sent = await super().send(worker, session_id, payload)
-        await self.answers.wait()
-        return sent
-
-
-async def test_a_message_whose_row_is_found_before_its_id_is_known_stays_in_order() -> None:
-    """An inbox that is opened meanwhile takes it for one that was there before those in memory."""
-    store = LateStore()
-    async with open_registry(store) as registry, trio.open_nursery() as nursery:
-        await registry.add_session("s", FakeTransport())
-        await registry.broadcast("s", 1)
-        nursery.start_soon(partial(registry.broadcast, "s", 2, durable=True))
-        await trio.testing.wait_all_tasks_blocked()
-        received: list[Any] = []
-
-        async def consume() -> None:
-            received.extend(await read(registry, "s", 2))
-
-        nursery.start_soon(consume)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        assert received == []
-        store.answers.set()
-    assert received == [1, 2]
-
-
-async def test_ids_that_are_held_do_not_pile_up_over_reconnections() -> None:
-    """A message that is being handled when its session is added again is let go of later."""
-    async with open_registry() as registry:
-        await registry.add_session("s", FakeTransport())
-        for number in range(5):
-            await registry.broadcast("s", number, durable=True)
-            async with registry.open_inbox("s") as inbox:
-                assert await anext(inbox) == number
-                await registry.add_session("s", FakeTransport())
-        await trio.testing.wait_all_tasks_blocked()
-        entry = registry._table.get("s")
-        assert entry is not None
-        assert entry.inbox is not None
-        assert entry.inbox.held == set()
 
 
 # ---- responding ----

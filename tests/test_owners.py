@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import trio
 from conftest import Shared
+from gates import GatedStore
 
 from trio_sessions import (
     InvalidSessionId,
@@ -12,6 +13,7 @@ from trio_sessions import (
     RegistryClosed,
     SessionNotFound,
     StoreUnavailable,
+    Transport,
     open_registry,
 )
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
@@ -130,6 +132,119 @@ async def test_what_is_said_of_an_unwritten_session_is_known_while_it_is(
         assert await registry.get_session_owner("s") == "alice"
         assert await registry.get_client_capabilities("s") == {"roots": {}}
         store.heal()
+
+
+class SlowTransport:
+    """Disconnects when it is let."""
+
+    def __init__(self) -> None:
+        self.may_end = trio.Event()
+
+    async def is_connected(self) -> bool:
+        return True
+
+    async def disconnect(self) -> None:
+        await self.may_end.wait()
+
+
+@pytest.mark.parametrize("held", ["hold", "hold_answer"])
+async def test_what_is_said_while_the_row_is_being_written_is_not_lost(
+    everywhere: Shared, held: str
+) -> None:
+    """The row that is on its way does not say it."""
+    store = GatedStore(everywhere.make_store())
+    gate = getattr(store, held)("write")
+    async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
+        nursery.start_soon(registry.add_session, "s", FakeTransport())
+        await gate.reached.wait()
+        nursery.start_soon(registry.set_session_owner, "s", "alice")
+        nursery.start_soon(registry.store_client_capabilities, "s", {"roots": {}})
+        await everywhere.settle()
+        gate.open()
+        with trio.fail_after(20):
+            while await registry.get_session_owner("s") is None:
+                await trio.sleep(0.005)
+            while await registry.get_client_capabilities("s") is None:
+                await trio.sleep(0.005)
+        await registry.cleanup()
+        assert await registry.get_client_capabilities("s") == {"roots": {}}
+        assert await registry.claim_session_owner("s", "mallory") == "alice"
+
+
+async def test_adding_again_does_not_bring_back_what_was_said_before(everywhere: Shared) -> None:
+    """Another worker has said something else since the row was written."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+        store.fail()
+        await a.add_session("s", FakeTransport())
+        await a.set_session_owner("s", "alice")
+        await a.store_client_capabilities("s", {"roots": {}})
+        store.heal()
+        assert (await a.cleanup()).restored == ("s",)
+        await b.set_session_owner("s", "bob")
+        await b.store_client_capabilities("s", {"sampling": {}})
+        await a.add_session("s", FakeTransport())
+        assert await a.get_session_owner("s") == "bob"
+        assert await a.get_client_capabilities("s") == {"sampling": {}}
+
+
+async def test_nobody_is_an_owner_that_is_written_with_the_row(everywhere: Shared) -> None:
+    """A session that was taken over has an owner already."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+        await b.add_session("s", FakeTransport())
+        await b.set_session_owner("s", "bob")
+        store.fail()
+        await a.add_session("s", FakeTransport())
+        await a.set_session_owner("s", None)
+        assert await a.get_session_owner("s") is None
+        store.heal()
+        assert await b.get_session_owner("s") == "bob"
+        store.fail(Fault.FAILS, "set_owner")
+        await a.cleanup()
+        store.heal()
+        assert (await a.cleanup()).restored == ("s",)
+        assert await a.get_session_owner("s") is None
+        assert await b.get_session_owner("s") is None
+
+
+async def test_a_row_left_behind_answers_nothing(everywhere: Shared) -> None:
+    """Of a session removed here while the database was away, or whose transport ends slowly."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+
+        async def nothing_is_known() -> None:
+            assert await a.get_session_owner("s") is None
+            assert await a.claim_session_owner("s", "bob") is None
+            assert await a.get_client_capabilities("s") is None
+            assert await a.get_elicitation_capable_sessions() == []
+            with pytest.raises(SessionNotFound):
+                await a.set_session_owner("s", "bob")
+            with pytest.raises(SessionNotFound):
+                await a.store_client_capabilities("s", {})
+
+        async def add(transport: Transport) -> None:
+            await a.add_session("s", transport)
+            await a.set_session_owner("s", "alice")
+            await a.store_client_capabilities("s", {"elicitation": {}})
+
+        await add(FakeTransport())
+        store.fail(Fault.FAILS, "delete")
+        await a.remove_session("s")
+        store.heal()
+        assert set(everywhere.backdoor.rows()) == {"s"}
+        await nothing_is_known()
+        transport = SlowTransport()
+        await add(transport)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.remove_session, "s")
+            await everywhere.settle()
+            await nothing_is_known()
+            await b.add_session("s", FakeTransport())  # but not of one that another worker holds
+            assert await a.get_session_owner("s") == "alice"
+            assert await a.claim_session_owner("s", "bob") == "alice"
+            assert await a.get_elicitation_capable_sessions() == ["s"]
+            transport.may_end.set()
 
 
 async def test_without_the_database_it_cannot_be_said(everywhere: Shared) -> None:

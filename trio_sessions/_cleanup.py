@@ -112,6 +112,7 @@ class Pass:
     ) -> None:
         self.database_answered = True
         """Whatever is unknown is so for a reason of its own row."""
+        self.swept = False
         self._table = table
         self._calls = calls
         self._rows = rows
@@ -223,6 +224,7 @@ class Pass:
     async def _sweep(self) -> None:
         try:
             self._tally.expired = await self._rows.sweep()
+            self.swept = True
         except SessionsError as exc:
             logger.warning("the sweep did not finish, the next pass goes on: %s", exc)
 

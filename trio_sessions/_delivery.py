@@ -20,14 +20,17 @@ from trio_sessions._json import decode
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import Entry, LocalTable
+from trio_sessions.abc import Transport
 from trio_sessions.errors import SessionsError
-from trio_sessions.types import fingerprint
+from trio_sessions.types import Undelivered, fingerprint
 
 __all__ = ["Delivery", "OpenInbox"]
 
 logger = logging.getLogger("trio_sessions.messages")
 
 _BATCH = 200  # sessions fetched, and a tenth of the messages acknowledged, by one operation
+_FETCHED = 32 * 1024 * 1024  # bytes fetched by one operation; but one message for each session
+_SENT_ON = 1000, 8 * 1024 * 1024  # messages, or bytes, sent on by one operation
 _BACKOFF = (0.1, 5.0)  # seconds between two attempts, the first and the longest
 _PATIENCE = 1.0  # seconds for which messages in memory wait for older ones in a silent store
 
@@ -42,7 +45,10 @@ class Delivery:
         self._rows = rows
         self._settings = settings
         self._filled: dict[Inbox, None] = {}
-        self._wanted: dict[Entry, None] = {}
+        self._moving: dict[str, trio.Event] = {}
+        self._expired: dict[int, Inbox] = {}
+        self._wanted: dict[Inbox, None] = {}
+        self._batch = _BATCH
         self._look = True
         self._to_fetch = trio.Event()
         self._done: dict[int, Inbox] = {}
@@ -69,10 +75,10 @@ class Delivery:
         return accepted
 
     @contextmanager
-    def overflow(self, entry: Entry) -> Iterator[Callable[[int], None]]:
+    def storing(self, entry: Entry) -> Iterator[Callable[[int], None]]:
         """A message for a session held here goes to the store; it is told the message's id."""
-        overflow = self.inbox(entry).overflow
-        overflow.begin()
+        inbox = self.inbox(entry)
+        inbox.begin_to_store()
         message_id: int | None = None
 
         def stored(given: int) -> None:
@@ -82,78 +88,94 @@ class Delivery:
         try:
             yield stored
         finally:
-            overflow.end(message_id)
-            current = self._table.get(entry.session_id)
-            if current is not None:
-                self.want(current)
-
-    def inherit(self, entry: Entry, replaced: Entry) -> None:
-        """A session was added again: its messages are for the new transport."""
-        if replaced.inbox is not None:
-            inbox = self.inbox(entry)
-            replaced.inbox.hand_over(inbox)
-            self._filled[inbox] = None
+            inbox.stored(message_id)
+            self.want(inbox)
 
     def drop(self, entries: Iterable[Entry]) -> None:
-        """These sessions are gone, and what was for them only in memory goes too."""
-        for messages in self.take_out(entries).values():
-            self.dropped += len(messages)
+        """These sessions are gone, and what was for them in memory goes too."""
+        self.dropped += len(self._take_out(entries))
 
-    def take_out(self, entries: Iterable[Entry]) -> dict[str, list[Message]]:
-        """Return what sessions that are gone had only in memory, and forget it."""
-        left: dict[str, list[Message]] = {}
+    def _take_out(self, entries: Iterable[Entry]) -> list[tuple[Entry, Message]]:
+        """Return what was only in memory; what has a row is counted when the store drops that."""
+        left = []
         for entry in entries:
             if entry.inbox is not None:
-                unstored = [message for message in entry.inbox.clear() if message.row is None]
-                if unstored:
-                    left[entry.session_id] = unstored
+                self._filled.pop(entry.inbox, None)
+                left += [(entry, one) for one in entry.inbox.clear() if one.row is None]
         return left
 
-    async def send_on(self, left: dict[str, list[Message]]) -> None:
-        """Send what removed sessions had only in memory to the workers that took them over.
+    def begin_to_send_on(self, entries: Iterable[Entry]) -> list[Undelivered]:
+        """These sessions are gone; return what is to be sent to whoever holds them now.
 
-        What the store does not take, for there is no such worker, is dropped and counted.
+        Until that has been done, others wait that send something to these sessions: so
+        that it stays in order.
         """
-        remaining = sum(map(len, left.values()))
+        now = trio.current_time()
+        left = [
+            Undelivered(
+                session_id=entry.session_id,
+                payload=message.payload,
+                age=now - message.expires_at + self._settings.message_ttl,
+            )
+            for entry, message in self._take_out(entries)
+        ]
+        for message in left:
+            self._moving.setdefault(message.session_id, trio.Event())
+        return left
+
+    async def send_on(self, messages: list[Undelivered]) -> None:
+        """Send these messages to the workers that hold their sessions; drop the others."""
+        sent = 0
         try:
             with trio.move_on_after(self._settings.store_timeout):
-                for session_id, messages in left.items():
-                    for message in messages:
-                        if await self._rows.send(session_id, message.payload) is None:
-                            break
-                        remaining -= 1
+                for chunk in _of_bounded_size(messages):
+                    sent += await self._rows.send_on(chunk)
         except SessionsError as exc:
             logger.warning("messages of removed sessions could not be sent on: %s", exc)
-        self.dropped += remaining
+        finally:
+            self.dropped += len(messages) - sent
+            for message in messages:
+                moving = self._moving.pop(message.session_id, None)
+                if moving is not None:
+                    moving.set()
+
+    async def sent_on(self, session_id: str) -> None:
+        """Wait until the messages of a session that is gone have been sent on."""
+        while (moving := self._moving.get(session_id)) is not None:
+            await moving.wait()
 
     def drop_expired(self) -> None:
         """Drop what has waited in memory for longer than ``message_ttl``."""
         now = trio.current_time()
         for inbox in list(self._filled):
-            self._count(inbox.expired(now), acknowledge=inbox)
+            self._expire(inbox, inbox.expired(now))
             if not inbox:
                 del self._filled[inbox]
+
+    def _expire(self, inbox: Inbox, messages: Iterable[Message]) -> None:
+        for message in messages:
+            if message.row is None:
+                self.dropped += 1
+            else:  # the sweep deletes and counts it; until then it must not be fetched again
+                self._expired[message.row] = inbox
+
+    def swept(self) -> None:
+        """The store has dropped what was too old."""
+        for row, inbox in self._expired.items():
+            inbox.held.discard(row)
+        self._expired.clear()
 
     def in_memory(self) -> int:
         return sum(map(len, self._filled))
 
-    def _count(self, messages: list[Message], *, acknowledge: Inbox | None = None) -> None:
-        # Those with a row are counted with it, when the store drops it.
-        self.dropped += sum(message.row is None for message in messages)
-        if acknowledge is not None:
-            for message in messages:
-                self.dropped += message.row is not None
-                self.finish(acknowledge, message)
-
     # ---- what consumers do ----
 
-    def take(self, entry: Entry) -> Message | None:
+    def take(self, inbox: Inbox) -> Message | None:
         """Hand out the next message of an inbox that is open."""
-        inbox = self.inbox(entry)
         while (message := inbox.take()) is not None and message.expires_at < trio.current_time():
-            self._count([message], acknowledge=inbox)
+            self._expire(inbox, [message])
         if inbox.should_fetch():
-            self.want(entry)
+            self.want(inbox)
         return message
 
     def finish(self, inbox: Inbox, message: Message) -> None:
@@ -162,23 +184,20 @@ class Delivery:
             self._done[message.row] = inbox
             self._to_acknowledge.set()
 
-    def put_back(self, entry: Entry, message: Message) -> None:
-        """A message was not finished: the session's next inbox gets it, if there is one."""
-        current = self._table.get(entry.session_id)
-        if current is None:
-            self._count([message])
+    def put_back(self, inbox: Inbox, message: Message) -> None:
+        """A message was not finished: the session's next reader gets it, if there is one."""
+        if inbox.is_closed:
+            self.dropped += message.row is None
             return
-        inbox = self.inbox(current)
         inbox.put_back(message)
-        if message.row is not None:
-            inbox.held.add(message.row)
         self._filled[inbox] = None
         inbox.wake()
 
-    def want(self, entry: Entry) -> None:
-        """Fetch what waits in the store for a session, soon."""
-        self._wanted[entry] = None
-        self._to_fetch.set()
+    def want(self, inbox: Inbox | None) -> None:
+        """Fetch what waits in the store for a session, soon, if its inbox is open."""
+        if inbox is not None and inbox.reader is not None:
+            self._wanted[inbox] = None
+            self._to_fetch.set()
 
     def look(self) -> None:
         """Look in the store for messages of all sessions, soon."""
@@ -199,7 +218,7 @@ class Delivery:
                 rung = await bell.wait()
                 if rung is None:
                     self.look()
-                self._want_open(rung or ())
+                self._want_all(rung or ())
 
     async def fetch(self) -> None:
         """Fetch what is wanted, for many sessions at a time."""
@@ -215,51 +234,55 @@ class Delivery:
                     await self._look_for_all()
                 await self._fetch_batch()
             except SessionsError:
-                for entry in self._wanted:
-                    self.inbox(entry).look_failed()
+                for inbox in self._wanted:
+                    inbox.look_failed()
                 raise
             worked()
 
     async def _look_for_all(self) -> None:
         self._look = False
         try:
-            self._want_open(await self._rows.waiting())
+            self._want_all(await self._rows.waiting())
         except SessionsError:
             self._look = True
             raise
 
-    def _want_open(self, session_ids: Iterable[str]) -> None:
-        """Fetch for those of these sessions whose inbox is open."""
+    def _want_all(self, session_ids: Iterable[str]) -> None:
         for session_id in session_ids:
             entry = self._table.get(session_id)
-            if entry is not None and entry.inbox is not None and entry.inbox.is_open:
-                self.want(entry)
+            if entry is not None:
+                self.want(entry.inbox)
 
     async def _fetch_batch(self) -> None:
-        batch = list(self._wanted)[:_BATCH]
-        for entry in batch:  # whoever wants it from now on wants it once more
-            del self._wanted[entry]
+        """Fetch for some inboxes; those of a failure come last, and fewer at a time.
+
+        So one whose messages cannot be fetched does not keep the others from theirs.
+        """
+        batch = list(self._wanted)[: self._batch]
+        for inbox in batch:  # whoever wants it from now on wants it once more
+            del self._wanted[inbox]
         asked = [
-            (entry, inbox, wanted, inbox.overflow.stored)
-            for entry in batch
-            if self._table.holds(entry)
-            and (inbox := self.inbox(entry)).is_open
-            and (wanted := inbox.wanted()) is not None
+            (inbox, *room)
+            for inbox in batch
+            if inbox.reader is not None and (room := inbox.wanted(_FETCHED // len(batch)))
         ]
         if not asked:
             await trio.lowlevel.checkpoint()
             return
         try:
-            found = await self._rows.fetch([wanted for _, _, wanted, _ in asked])
+            found = await self._rows.fetch([wanted for _, wanted, _ in asked])
         except SessionsError:
-            self._wanted.update(dict.fromkeys(entry for entry, _, _, _ in asked))
+            self._wanted.update(dict.fromkeys(inbox for inbox, _, _ in asked))
+            self._batch = max(1, len(asked) // 2)
             raise
+        self._batch = min(_BATCH, self._batch * 2)
         now = trio.current_time()
-        for entry, inbox, wanted, stored in asked:
-            inbox.add(found.get(entry.session_id, ()), wanted, stored, now)
-            self._filled[inbox] = None
+        for inbox, wanted, mark in asked:
+            inbox.add(found.get(inbox.session_id, ()), wanted, mark, now)
+            if inbox:
+                self._filled[inbox] = None
             if inbox.should_fetch():
-                self._wanted[entry] = None
+                self.want(inbox)
 
     async def acknowledge(self) -> None:
         """Acknowledge what was handled, many messages at a time."""
@@ -283,7 +306,10 @@ class Delivery:
             inbox.held.discard(message_id)
 
     async def acknowledge_for(self, entries: Iterable[Entry]) -> None:
-        """Acknowledge what was handled for removed sessions, or it would count as dropped."""
+        """Acknowledge what was handled for removed sessions.
+
+        Or it would count as dropped, or be delivered to whoever has taken the session over.
+        """
         inboxes = {entry.inbox for entry in entries if entry.inbox is not None}
         if any(inbox.held for inbox in inboxes):
             try:
@@ -313,55 +339,77 @@ class Delivery:
             pause = min(2 * pause, longest)
 
 
+def _of_bounded_size(messages: Iterable[Undelivered]) -> Iterator[list[Undelivered]]:
+    """Cut into chunks for one operation each."""
+    chunk: list[Undelivered] = []
+    size = 0
+    for message in messages:
+        chunk.append(message)
+        size += len(message.payload)
+        if len(chunk) >= _SENT_ON[0] or size >= _SENT_ON[1]:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
 class OpenInbox:
     """The messages of one session, for one consumer; made by `SessionRegistry.open_inbox`."""
 
     def __init__(self, delivery: Delivery, entry: Callable[[], Entry]) -> None:
         self._delivery = delivery
         self._find_entry = entry
-        self._entry: Entry | None = None
+        self._inbox: Inbox | None = None
         self._look_until = math.inf
         self._reading: Message | None = None
+        self.transport: Transport | None = None
+        """Whose messages they are, once it is open."""
 
     @property
-    def entry(self) -> Entry:
-        assert self._entry is not None, "the inbox is not open"
-        return self._entry
+    def _opened(self) -> Inbox:
+        assert self._inbox is not None, "the inbox is not open"
+        return self._inbox
+
+    @property
+    def _has_ended(self) -> bool:
+        """The session was removed, or added again with another transport."""
+        return self._opened.reader is not self
 
     def open(self) -> None:
         """Open it. Synchronous, for `__aenter__` here and on asyncio's side."""
         entry = self._find_entry()
         inbox = self._delivery.inbox(entry)
-        if inbox.is_open:
+        if inbox.reader is not None:
             raise RuntimeError(
                 f"the inbox of session {fingerprint(entry.session_id)} is open already: "
                 "messages stay in order only if one consumer reads them"
             )
-        inbox.is_open, inbox.looked = True, False
+        inbox.reader, inbox.looked = self, False
         self._look_until = trio.current_time() + _PATIENCE
-        self._entry = entry
-        self._delivery.want(entry)
+        self._inbox, self.transport = inbox, entry.transport
+        self._delivery.want(inbox)
 
     def close(self, *, finished: bool) -> None:
         """Close it; ``finished``: the last message counts as handled."""
         if self._reading is not None and not finished:
-            self._delivery.put_back(self.entry, self._reading)
+            self._delivery.put_back(self._opened, self._reading)
             self._reading = None
         self.finish()
-        self._delivery.inbox(self.entry).is_open = False
+        if not self._has_ended:
+            self._opened.reader = None
 
     def finish(self) -> None:
         """Acknowledge the last message."""
         if self._reading is not None:
-            self._delivery.finish(self._delivery.inbox(self.entry), self._reading)
+            self._delivery.finish(self._opened, self._reading)
             self._reading = None
 
     def next_nowait(self) -> tuple[bool, object]:
         """Return True and the next message, or False and whether there will be one."""
         self.finish()
-        if self.entry.has_ended:
+        if self._has_ended:
             return False, False
-        message = self._delivery.take(self.entry)
+        message = self._delivery.take(self._opened)
         if message is None:
             return False, True
         self._reading = message
@@ -369,8 +417,8 @@ class OpenInbox:
 
     async def wait(self) -> None:
         """Wait until `next_nowait` may have another answer."""
-        inbox = self._delivery.inbox(self.entry)
-        if inbox.can_take() or self.entry.has_ended:
+        inbox = self._opened
+        if inbox.can_take() or self._has_ended:
             await trio.lowlevel.checkpoint()
             return
         with trio.move_on_at(math.inf if inbox.looked else self._look_until):

@@ -12,7 +12,7 @@ import trio
 
 from trio_sessions.types import StoredMessage, Wanted
 
-__all__ = ["Inbox", "Message", "Overflow"]
+__all__ = ["Inbox", "Message"]
 
 MOST = 100  # messages in memory for one session
 
@@ -28,37 +28,8 @@ class Message:
     """Its id in the store, if it is there too."""
 
 
-@dataclass(slots=True)
-class Overflow:
-    """What of a session's messages is in the store only, and came after those in memory.
-
-    An inbox that takes over from another one takes it over too: it goes on filling.
-    """
-
-    more: bool = False
-    """There may be such messages."""
-    under_way: int = 0
-    """Messages that are just being stored: until then it is not known where they are."""
-    stored: int = 0
-    """Counts those that were stored."""
-    first: int | None = None
-    """The first of those that are there: older ones were there before anything in memory."""
-
-    def begin(self) -> None:
-        """A message goes to the store: let the others that come go there too."""
-        self.under_way += 1
-
-    def end(self, message_id: int | None) -> None:
-        """The store has given it this id; None: it has not, or cannot say so."""
-        self.under_way -= 1
-        if message_id is not None:
-            self.more = True
-            self.stored += 1
-            self.first = message_id if self.first is None else min(self.first, message_id)
-
-
 class Inbox:
-    """See above.
+    """See above. It stays the same when its session is added again; removal ends it.
 
     Args:
         session_id: whose inbox it is.
@@ -69,14 +40,18 @@ class Inbox:
     __slots__ = (
         "_arrived",
         "_before",
+        "_first",
         "_ready",
         "_size",
+        "_stored",
+        "_under_way",
         "held",
-        "is_open",
+        "is_closed",
         "limit",
         "looked",
         "message_ttl",
-        "overflow",
+        "more_in_store",
+        "reader",
         "session_id",
     )
 
@@ -86,11 +61,20 @@ class Inbox:
         self.message_ttl = message_ttl
         self.held: set[int] = set()
         """Rows that must not be fetched: in memory, or handed out and not yet acknowledged."""
-        self.is_open = False
-        """Somebody reads it."""
+        self.reader: object = None
+        """Who reads it."""
+        self.is_closed = False
+        """Its session is not held here any more."""
         self.looked = False
         """What was in the store when it was opened has been fetched, or could not be."""
-        self.overflow = Overflow()
+        self.more_in_store = False
+        """Messages may be in the store that came after those in memory."""
+        self._under_way = 0
+        """Messages that are just being stored: until then it is not known where they are."""
+        self._stored = 0
+        """Counts those that were stored because they had to wait there."""
+        self._first: int | None = None
+        """The first of those: older ones were there before anything in memory."""
         self._before: deque[Message] = deque()
         self._ready: deque[Message] = deque()
         self._size = 0
@@ -103,44 +87,63 @@ class Inbox:
 
     def accept(self, payload: str, now: float) -> bool:
         """Take a message of this worker, unless it has to wait in the store."""
-        if self.overflow.more or self.overflow.under_way or not self._has_room():
+        if self.more_in_store or not self._has_room():
             return False
         self._size += len(payload)
         self._ready.append(Message(payload, now + self.message_ttl))
         self.wake()
         return True
 
-    def wanted(self) -> Wanted | None:
-        """Return what there is room for, or None; before it has looked, one in any case."""
+    def begin_to_store(self) -> None:
+        """A message goes to the store."""
+        self._under_way += 1
+
+    def stored(self, message_id: int | None) -> None:
+        """The store has given it this id; None: it has not, or cannot say so."""
+        self._under_way -= 1
+        if message_id is not None:
+            self.more_in_store = True
+            self._stored += 1
+            self._first = message_id if self._first is None else min(self._first, message_id)
+
+    def wanted(self, most: int) -> tuple[Wanted, int] | None:
+        """Return what there is room for, and a mark for `add`; None: nothing now.
+
+        It is at most ``most`` bytes, or one message. Before it has looked, it wants one in
+        any case.
+        """
         if self.looked and not self._has_room():
+            self.more_in_store = True  # as far as is known
             return None
-        return Wanted(
+        wanted = Wanted(
             session_id=self.session_id,
             held=frozenset(self.held),
             count=max(1, MOST - len(self)),
-            size=max(1, self.limit - self._size),
+            size=max(1, min(self.limit - self._size, most)),
         )
+        return wanted, self._stored
 
-    def add(self, found: Sequence[StoredMessage], wanted: Wanted, stored: int, now: float) -> None:
-        """Take what was fetched; ``stored``: `Overflow.stored` when it was asked for."""
-        overflow = self.overflow
-        if not self.looked and overflow.under_way:
+    def add(self, found: Sequence[StoredMessage], wanted: Wanted, mark: int, now: float) -> None:
+        """Take what was fetched for ``wanted``."""
+        if self.is_closed:
+            return
+        if not self.looked and self._under_way:
             return  # it cannot be told what came before those in memory: it is asked again
         for one in found:
             if one.id not in self.held:
                 self.held.add(one.id)
                 self._size += len(one.payload)
                 message = Message(one.payload, now - one.age + self.message_ttl, one.id)
-                # They come in order: after one that overflowed there is none from before.
-                self.looked |= overflow.first is not None and one.id >= overflow.first
+                # They come in order: after one that had to wait there is none from before.
+                self.looked |= self._first is not None and one.id >= self._first
                 (self._ready if self.looked else self._before).append(message)
         size = sum(len(one.payload.encode()) for one in found)
         if len(found) < wanted.count and size < wanted.size:  # that was all
             self.looked = True
-            if overflow.stored == stored:
-                overflow.more, overflow.first = False, None
+            if self._stored == mark:
+                self.more_in_store, self._first = False, None
         else:
-            overflow.more = True
+            self.more_in_store = True
         self.wake()
 
     def look_failed(self) -> None:
@@ -152,13 +155,6 @@ class Inbox:
         """A message was read and not finished: it is the next one again."""
         self._size += len(message.payload)
         self._before.appendleft(message)
-
-    def hand_over(self, later: "Inbox") -> None:
-        """Give what is in memory to the session's next inbox."""
-        later.held = self.held
-        later.overflow = self.overflow
-        for message in reversed(self.clear()):
-            later.put_back(message)
 
     def _has_room(self) -> bool:
         return len(self) < MOST and self._size < self.limit
@@ -181,7 +177,7 @@ class Inbox:
 
     def should_fetch(self) -> bool:
         """Say whether it is time to fetch what waits in the store."""
-        return self.overflow.more and len(self) <= MOST // 2
+        return self.more_in_store and len(self) <= MOST // 2
 
     def expired(self, now: float) -> list[Message]:
         """Take out what has waited for too long."""
@@ -194,6 +190,11 @@ class Inbox:
                 waiting.extend(kept)
         self._size -= sum(len(message.payload) for message in gone)
         return gone
+
+    def close(self) -> None:
+        """Its session is not held here any more: its consumer need not wait."""
+        self.is_closed, self.reader = True, None
+        self.wake()
 
     def clear(self) -> list[Message]:
         """Take out everything."""

@@ -17,9 +17,9 @@ from trio_sessions._calls import TransportCalls
 from trio_sessions._delivery import Delivery
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
-from trio_sessions._table import Entry, LocalTable
+from trio_sessions._table import Entry, LocalTable, Row
 from trio_sessions.errors import SessionsError
-from trio_sessions.types import fingerprint
+from trio_sessions.types import Undelivered, fingerprint
 
 __all__ = ["Jobs"]
 
@@ -69,7 +69,14 @@ class Jobs:
 
     def retire(self, entries: Sequence[Entry]) -> trio.Event:
         """Disconnect the transports of removed sessions, then delete their rows."""
-        return self._start(self._retire, entries)
+        self._rows.begin_to_leave(entries)
+        self._delivery.drop(entries)
+        return self._start(self._retire, entries, [])
+
+    def retire_lost(self, entries: Sequence[Entry]) -> trio.Event:
+        """The same for sessions that a pass found gone: another worker may hold them now."""
+        self._rows.begin_to_leave(entries)
+        return self._start(self._retire, entries, self._delivery.begin_to_send_on(entries))
 
     def _start(self, job: Callable[..., Awaitable[None]], *args: Any) -> trio.Event:
         ended = trio.Event()
@@ -88,6 +95,7 @@ class Jobs:
 
     async def _write_row(self, entry: Entry) -> None:
         if not self._table.holds(entry):
+            entry.note_row(Row.UNWRITTEN)
             return
         try:
             answers = await self._rows.write([entry])
@@ -102,6 +110,7 @@ class Jobs:
             )
         if entry.session_id not in self._table:  # removed while its row was being written
             await self._rows.delete([entry.session_id])
+        self._delivery.want(entry.inbox)  # for what was stored before the row was this worker's
 
     async def _disconnect(self, entries: Sequence[Entry]) -> None:
         answers = await self._calls.ask(
@@ -123,14 +132,15 @@ class Jobs:
                 exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
             )
 
-    async def _retire(self, entries: Sequence[Entry]) -> None:
-        left = self._delivery.take_out(entries)
+    async def _retire(self, entries: Sequence[Entry], unread: list[Undelivered]) -> None:
         try:
-            await self._disconnect(entries)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._delivery.send_on, unread)
+                await self._disconnect(entries)
         finally:
             await self._delivery.acknowledge_for(entries)
             await self._rows.delete(entry.session_id for entry in entries)
-            await self._delivery.send_on(left)
+            self._rows.have_left(entries)
 
     # ---- loops ----
 

@@ -1,10 +1,8 @@
 """Owners and capabilities: the store's answer, and what waits for an unwritten row."""
 
-from collections.abc import Awaitable
-
 from trio_sessions._json import decode
 from trio_sessions._rows import Rows
-from trio_sessions._table import Entry, LocalTable, Row
+from trio_sessions._table import NOBODY, Entry, LocalTable, Row
 from trio_sessions.errors import SessionNotFound, SessionsError, StoreUnavailable
 from trio_sessions.types import Capabilities, fingerprint
 
@@ -22,80 +20,110 @@ class Owners:
         self._table = table
         self._rows = rows
 
-    def _unwritten(self, session_id: str) -> Entry | None:
-        """Return the session if it is held here and its row is not known to be written."""
-        entry = self._table.get(session_id)
-        return None if entry is None or entry.row is Row.CONFIRMED else entry
-
     async def write(self, session_id: str) -> None:
         """Write the row of a session that is held here, if that is still to be done.
 
         Raises:
             StoreUnavailable: it could not be.
         """
-        entry = self._unwritten(session_id)
+        entry = await self._unwritten(session_id)
         if entry is not None:
-            answers = await self._rows.write([entry])
-            if session_id in answers.unknown:
-                raise StoreUnavailable("the session's row could not be written") from (
-                    answers.unknown[session_id]
-                )
+            await self._write(entry)
+
+    async def _unwritten(self, session_id: str) -> Entry | None:
+        """Return the session if it is held here and its row is not known to be written.
+
+        A write that is under way is waited for: what is said now is not in it.
+        """
+        while (entry := self._table.get(session_id)) is not None and entry.row is Row.WRITING:
+            await entry.written()
+        return None if entry is None or entry.row is Row.CONFIRMED else entry
+
+    async def _write(self, entry: Entry) -> None:
+        answers = await self._rows.write([entry])
+        if entry.session_id in answers.unknown:
+            raise StoreUnavailable("the session's row could not be written") from (
+                answers.unknown[entry.session_id]
+            )
+
+    async def _written_with(self, entry: Entry) -> bool:
+        """Write a row with what has just been noted; False: another worker's is newer.
+
+        If it cannot be written now, what was noted is written with it later.
+        """
+        try:
+            await self._write(entry)
+        except SessionsError:
+            return True
+        return entry.owner is None and entry.capabilities is None
+
+    async def _only_left_behind(self, session_id: str) -> bool:
+        """Say whether the row of the session is what one that was removed here has left."""
+        return self._rows.may_be_left_behind(session_id) and (
+            await self._rows.locate(session_id) is None
+        )
 
     async def set_owner(self, session_id: str, owner: str | None) -> None:
-        entry = self._unwritten(session_id)
+        entry = await self._unwritten(session_id)
         if entry is not None:
-            entry.owner = owner
-        await self._say(entry, session_id, self._rows.set_owner(session_id, owner))
-
-    async def _say(self, entry: Entry | None, session_id: str, saying: Awaitable[bool]) -> None:
-        try:
-            known = await saying
-        except SessionsError:
-            if entry is None:
-                raise
-            return  # it is written with the row
-        if not known and entry is None and self._table.get(session_id) is None:
-            raise SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")
+            entry.owner = NOBODY if owner is None else owner
+            if await self._written_with(entry):
+                return
+        if await self._only_left_behind(session_id) or not (
+            await self._rows.set_owner(session_id, owner)
+        ):
+            raise _not_found(session_id)
 
     async def claim_owner(self, session_id: str, owner: str) -> str | None:
         try:
             await self.write(session_id)
+            if await self._only_left_behind(session_id):
+                return None
             return await self._rows.claim_owner(session_id, owner)
         except SessionsError:
             return None
 
     async def get_owner(self, session_id: str) -> str | None:
-        entry = self._unwritten(session_id)
-        try:
-            holder = await self._rows.locate_row(session_id)
-        except SessionsError:
-            if entry is None or entry.owner is None:
-                raise
-            return entry.owner
-        if holder is None:
-            return None if entry is None else entry.owner
+        entry = self._table.get(session_id)
+        if entry is not None and entry.owner is not None:  # it is written with the row
+            return entry.owner or None
+        holder = await self._rows.locate_row(session_id)
+        if holder is None or (self._rows.is_own(holder) and session_id not in self._table):
+            return None
         return holder.owner
 
     async def set_capabilities(self, session_id: str, capabilities: Capabilities) -> None:
-        entry = self._unwritten(session_id)
+        entry = await self._unwritten(session_id)
         if entry is not None:
             entry.capabilities = capabilities
-        saying = self._rows.set_capabilities(session_id, capabilities)
-        await self._say(entry, session_id, saying)
+            if await self._written_with(entry):
+                return
+        if await self._only_left_behind(session_id) or not (
+            await self._rows.set_capabilities(session_id, capabilities)
+        ):
+            raise _not_found(session_id)
 
     async def get_capabilities(self, session_id: str) -> dict[str, object] | None:
-        entry = self._unwritten(session_id)
-        waiting = None if entry is None or entry.capabilities is None else entry.capabilities
-        try:
+        entry = self._table.get(session_id)
+        if entry is not None and entry.capabilities is not None:
+            encoded: str | None = entry.capabilities.encoded
+        elif await self._only_left_behind(session_id):
+            encoded = None
+        else:
             encoded = await self._rows.get_capabilities(session_id)
-        except SessionsError:
-            if waiting is None:
-                raise
-            encoded = waiting.encoded
-        if encoded is None and waiting is not None:
-            encoded = waiting.encoded
         if encoded is None:
             return None
         decoded = decode(encoded)
         assert isinstance(decoded, dict)
         return decoded
+
+    async def elicitation_capable(self) -> list[str]:
+        return [
+            session_id
+            for session_id in await self._rows.elicitation_capable()
+            if not await self._only_left_behind(session_id)
+        ]
+
+
+def _not_found(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")

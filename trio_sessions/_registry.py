@@ -87,6 +87,7 @@ class SessionRegistry:
         self._last_report: CleanupReport | None = None
         self._fleet_can_refresh = False
         self._closed = False
+        self._logged_as_dropped = 0
         self._counts = dict.fromkeys(
             (
                 "passes",
@@ -129,9 +130,6 @@ class SessionRegistry:
         check_transport(transport)
         self._check_open()
         entry, replaced = self._table.put(session_id, transport, trio.current_time())
-        if replaced is not None:
-            self._delivery.inherit(entry, replaced)
-            entry.owner, entry.capabilities = replaced.owner, replaced.capabilities
         entry.row = Row.WRITING
         jobs = [self._jobs.write_row(entry)]
         if replaced is not None and replaced.transport is not transport:
@@ -315,7 +313,7 @@ class SessionRegistry:
             StoreUnavailable: the database cannot say.
         """
         self._check_open()
-        return await self._rows.elicitation_capable()
+        return await self._owners.elicitation_capable()
 
     # ---- messages ----
 
@@ -347,13 +345,15 @@ class SessionRegistry:
             await trio.lowlevel.checkpoint()
             return
         payload = self._encode(session_id, message)
+        await self._delivery.sent_on(session_id)
         entry = self._table.get(session_id)
         if entry is None:
             sent = await self._rows.send(session_id, payload)
-            if sent is None or self._rows.is_own(sent.holder):  # of one that was removed here
+            left_behind = sent is not None and self._rows.is_own(sent.holder)
+            if sent is None or (left_behind and session_id not in self._table):
                 raise SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")
             return
-        with self._delivery.overflow(entry) as stored:
+        with self._delivery.storing(entry) as stored:
             await self._owners.write(session_id)
             sent = await self._rows.send(session_id, payload)
             if sent is None:
@@ -429,10 +429,10 @@ class SessionRegistry:
         """
         check_session_id(session_id)
         async with OpenInbox(self._delivery, partial(self._entry_to_read, session_id)) as inbox:
-            transport = inbox.entry.transport
+            assert inbox.transport is not None
             async for message in inbox:
                 try:
-                    await handler(message, transport)
+                    await handler(message, inbox.transport)
                 except BaseException as exc:
                     if not is_cancellation(exc):
                         inbox.finish()
@@ -497,12 +497,13 @@ class SessionRegistry:
             table=self._table,
             calls=self._calls,
             rows=self._rows,
-            retire=self._jobs.retire,
+            retire=self._jobs.retire_lost,
             settings=self._settings,
         )
-        dropped = self._messages_dropped()
         try:
             running.report = self._last_report = await one.run()
+            if one.swept:
+                self._delivery.swept()
             self._delivery.drop_expired()
             self._delivery.look()
         except Exception as exc:
@@ -516,7 +517,9 @@ class SessionRegistry:
         else:
             running.complete = one.database_answered
             self._count(running.report, complete=running.complete)
-            _log(running.report, self._messages_dropped() - dropped)
+            dropped = self._messages_dropped()
+            _log(running.report, dropped - self._logged_as_dropped)
+            self._logged_as_dropped = dropped
         finally:
             self._fleet_can_refresh = running.complete
             self._running = None
@@ -574,6 +577,7 @@ class SessionRegistry:
             self._jobs.disconnect(held)
             await self._jobs.finish()
             with trio.move_on_after(self._settings.store_timeout):
+                await self._delivery.acknowledge_for(held)
                 await self._rows.delete(entry.session_id for entry in held)
                 if not self._rows.leftover:
                     await self._rows.delete_all()

@@ -5,6 +5,7 @@ Rows that could not be deleted, because the database was away, are kept for the 
 """
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import trio
 
 from trio_sessions._settings import Settings
-from trio_sessions._table import Entry, LocalTable, Row
+from trio_sessions._table import NOBODY, Entry, LocalTable, Row
 from trio_sessions.abc import Bell, SessionStore, Worker
 from trio_sessions.errors import SessionsError, StoreUnavailable
 from trio_sessions.types import (
@@ -23,6 +24,7 @@ from trio_sessions.types import (
     Sent,
     StoredMessage,
     Swept,
+    Undelivered,
     Wanted,
 )
 
@@ -52,6 +54,7 @@ class Rows:
         self.worker = worker
         self.leftover: dict[str, None] = {}
         """Ids of sessions removed here whose rows are still to be deleted, oldest first."""
+        self._leaving: Counter[str] = Counter()
         self.messages_dropped = 0
         """Messages that the store has dropped for this worker."""
         self._store = store
@@ -100,23 +103,46 @@ class Rows:
                 session_id=entry.session_id,
                 generation=entry.generation,
                 age=now - entry.added_at,
-                owner=entry.owner,
+                owner=entry.owner or None,
                 capabilities=entry.capabilities,
             )
             for entry in entries
         ]
+        disowned = [entry.session_id for entry in entries if entry.owner == NOBODY]
         for entry in entries:
             entry.row = Row.WRITING
         unknown: Iterable[str] = [entry.session_id for entry in entries]
+        held: Iterable[str] = ()
         try:
             answers = await self._ask(self._store.write(self.worker, claims), RowAnswers)
-            unknown = answers.unknown
+            for session_id in answers.held.intersection(disowned):
+                await self.set_owner(session_id, None)
+            unknown, held = answers.unknown, answers.held
         finally:
-            for entry in entries:
-                entry.row = Row.UNWRITTEN if entry.session_id in unknown else Row.CONFIRMED
+            for entry, claim in zip(entries, claims, strict=True):
+                if entry.session_id in held:
+                    entry.forget_written(claim.owner, claim.capabilities)
+                entry.note_row(Row.UNWRITTEN if entry.session_id in unknown else Row.CONFIRMED)
                 if entry.session_id not in self._table:
                     self._keep_for_later([entry.session_id])
         return answers
+
+    def may_be_left_behind(self, session_id: str) -> bool:
+        """Say whether a row may be there that a session removed here has left."""
+        return session_id not in self._table and (
+            session_id in self.leftover or self._leaving[session_id] > 0
+        )
+
+    def begin_to_leave(self, entries: Iterable[Entry]) -> None:
+        """These sessions were removed, and their rows are still there."""
+        self._leaving.update(entry.session_id for entry in entries)
+
+    def have_left(self, entries: Iterable[Entry]) -> None:
+        """Their rows were deleted, or they are kept for later."""
+        for entry in entries:
+            self._leaving[entry.session_id] -= 1
+            if not self._leaving[entry.session_id]:
+                del self._leaving[entry.session_id]
 
     async def refresh(self, entries: Sequence[Entry]) -> RowAnswers:
         session_ids = [entry.session_id for entry in entries]
@@ -193,6 +219,9 @@ class Rows:
 
     async def send(self, session_id: str, payload: str) -> Sent | None:
         return await self._ask(self._store.send(self.worker, session_id, payload), Sent | None)
+
+    async def send_on(self, messages: Sequence[Undelivered]) -> int:
+        return await self._ask(self._store.send_on(self.worker, messages), int)
 
     async def waiting(self) -> list[str]:
         return await self._ask(self._store.waiting(self.worker), list)

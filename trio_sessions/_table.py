@@ -9,7 +9,10 @@ from trio_sessions._inbox import Inbox
 from trio_sessions.abc import Transport
 from trio_sessions.types import Capabilities
 
-__all__ = ["Entry", "LocalTable", "Row"]
+__all__ = ["NOBODY", "Entry", "LocalTable", "Row"]
+
+NOBODY = ""
+"""No owner, where None says that there is nothing to write."""
 
 
 class Row(enum.Enum):
@@ -28,6 +31,7 @@ class Entry:
 
     __slots__ = (
         "_ended",
+        "_written",
         "added_at",
         "capabilities",
         "generation",
@@ -48,14 +52,35 @@ class Entry:
         self.added_at = added_at
         self.row = Row.UNWRITTEN
         self.owner: str | None = None
-        """The owner to be written with the row; the store knows better once it is written."""
+        """An owner that is still to be written with the row, or `NOBODY`."""
         self.capabilities: Capabilities | None = None
-        """The same of the client's capabilities."""
+        """The client's capabilities if they are still to be written."""
         self.inbox: Inbox | None = None
         """Its messages; made when there is a first one, or when somebody opens it."""
         self.has_ended = False
         """It has left the table."""
         self._ended: trio.Event | None = None
+        self._written: trio.Event | None = None
+
+    def note_row(self, row: Row) -> None:
+        """Note what has become of the writing of the row."""
+        self.row = row
+        if self._written is not None:
+            self._written.set()
+            self._written = None
+
+    def forget_written(self, owner: str | None, capabilities: Capabilities | None) -> None:
+        """Forget what has been written with the row, unless it has changed meanwhile."""
+        if (self.owner or None) == owner:
+            self.owner = None
+        if self.capabilities is capabilities:
+            self.capabilities = None
+
+    async def written(self) -> None:
+        """Wait until the writing that is under way has ended."""
+        if self._written is None:
+            self._written = trio.Event()
+        await self._written.wait()
 
     @property
     def ended(self) -> trio.Event:
@@ -66,13 +91,29 @@ class Entry:
                 self._ended.set()
         return self._ended
 
+    def succeed(self, replaced: "Entry") -> None:
+        """Take over what is the session's: its messages, and what is still to be written."""
+        self.inbox, self.owner, self.capabilities = (
+            replaced.inbox,
+            replaced.owner,
+            replaced.capabilities,
+        )
+        if self.inbox is not None and self.transport is not replaced.transport:
+            self.inbox.reader = None  # the messages are for the new transport
+            self.inbox.wake()
+        replaced.end()
+
+    def close(self) -> None:
+        """The session has been removed."""
+        if self.inbox is not None:
+            self.inbox.close()
+        self.end()
+
     def end(self) -> None:
         """Tell whoever waits for it that the entry has left the table."""
         self.has_ended = True
         if self._ended is not None:
             self._ended.set()
-        if self.inbox is not None:
-            self.inbox.wake()
 
 
 class LocalTable:
@@ -104,7 +145,7 @@ class LocalTable:
         replaced = self._entries.get(session_id)
         self._entries[session_id] = entry
         if replaced is not None:
-            replaced.end()
+            entry.succeed(replaced)
         return entry, replaced
 
     def holds(self, entry: Entry) -> bool:
@@ -115,7 +156,7 @@ class LocalTable:
         if not self.holds(entry):
             return False
         del self._entries[entry.session_id]
-        entry.end()
+        entry.close()
         return True
 
     def clear(self) -> list[Entry]:
@@ -123,7 +164,7 @@ class LocalTable:
         entries = self.snapshot()
         self._entries.clear()
         for entry in entries:
-            entry.end()
+            entry.close()
         return entries
 
     def count(self, rows: Iterable[Row]) -> int:

@@ -19,6 +19,7 @@ from trio_sessions.types import (
     Sent,
     StoredMessage,
     Swept,
+    Undelivered,
     Wanted,
 )
 
@@ -204,6 +205,17 @@ class SessionStore(abc.ABC):
 
         Returns:
             None if there is no such session.
+        """
+
+    @abc.abstractmethod
+    async def send_on(self, worker: Worker, messages: Sequence[Undelivered]) -> int:
+        """Store those of these messages whose session another incarnation holds.
+
+        In this order, with their ages, and with a ring of the bells of the workers that
+        hold the sessions.
+
+        Returns:
+            How many were stored.
         """
 
     @abc.abstractmethod

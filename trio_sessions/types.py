@@ -229,6 +229,17 @@ class StoredMessage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Undelivered:
+    """A message that a worker had only in memory for a session that it does not hold any more."""
+
+    session_id: str
+    payload: str
+    """Its JSON."""
+    age: float
+    """Seconds since it was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
     """A message that was stored."""
 

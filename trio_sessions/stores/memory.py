@@ -16,6 +16,7 @@ from trio_sessions.types import (
     Sent,
     StoredMessage,
     Swept,
+    Undelivered,
     Wanted,
 )
 
@@ -237,12 +238,26 @@ class MemoryStore(SessionStore):
         row = self._rows.get(session_id)
         if row is None:
             return None
+        return Sent(id=self._store(row, session_id, payload), holder=row.holder())
+
+    async def send_on(self, worker: Worker, messages: Sequence[Undelivered]) -> int:
+        """Store messages for sessions that others hold now; see `SessionStore.send_on`."""
+        await self._take_turn()
+        stored = 0
+        for message in messages:
+            row = self._rows.get(message.session_id)
+            if row is not None and not row.is_of(worker):
+                self._store(row, message.session_id, message.payload, message.age)
+                stored += 1
+        return stored
+
+    def _store(self, row: _Row, session_id: str, payload: str, age: float = 0.0) -> int:
         message_id = next(self._message_ids)
-        row.messages[message_id] = _Message(payload=payload, stored_at=trio.current_time())
+        row.messages[message_id] = _Message(payload=payload, stored_at=trio.current_time() - age)
         self._sessions[message_id] = session_id
         if row.incarnation in self._bells:
             self._bells[row.incarnation].ring(session_id)
-        return Sent(id=message_id, holder=row.holder())
+        return message_id
 
     async def waiting(self, worker: Worker) -> list[str]:
         """Return the ids of sessions with messages; see `SessionStore.waiting`."""

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from trio_sessions.abc import SessionStore, Worker
-from trio_sessions.types import Capabilities, Holder, RowClaim, StoredMessage, Wanted
+from trio_sessions.types import Capabilities, Holder, RowClaim, StoredMessage, Undelivered, Wanted
 
 __all__ = ["store_conformance"]
 
@@ -294,6 +294,31 @@ async def messages_go_with_their_session_or_their_ttl(make_store: MakeStore) -> 
         await other.delete_all(they, limit=10)
 
 
+async def messages_are_sent_on_to_the_next_holder(make_store: MakeStore) -> None:
+    """In order, with their ages, and only to another incarnation; its bell rings."""
+    async with _opened(make_store, "a") as (store, me), _opened(make_store, "b") as (other, they):
+        await store.write(me, [_claim("moved"), _claim("mine")])
+        await trio.sleep(0.02)
+        await other.write(they, [_claim("moved")])
+        assert await store.send_on(me, []) == 0
+        unread = [
+            Undelivered(session_id=session_id, payload=str(number), age=1000.0)
+            for number in range(20)
+            for session_id in ("moved", "mine", "nobody's")
+        ]
+        with trio.fail_after(20):
+            async with other.open_bell(they) as bell:
+                assert await store.send_on(me, unread) == 20
+                rung = await bell.wait()
+                assert rung is None or "moved" in rung
+        found = (await other.fetch(they, [_wanted("moved")]))["moved"]
+        assert [one.payload for one in found] == [str(number) for number in range(20)]
+        assert all(1000 <= one.age < 1060 for one in found)
+        assert await store.waiting(me) == []
+        for worker_store, worker in ((store, me), (other, they)):
+            await worker_store.delete_all(worker, limit=10)
+
+
 async def the_bell_rings_for_the_holder(make_store: MakeStore) -> None:
     """From the moment when it is open, no message goes unnoticed."""
     async with _opened(make_store, "a") as (store, me), _opened(make_store, "b") as (other, they):
@@ -326,6 +351,7 @@ async def every_operation_is_a_checkpoint(make_store: MakeStore) -> None:
             lambda: store.get_capabilities(me, "s"),
             lambda: store.elicitation_capable(me),
             lambda: store.send(me, "s", "1"),
+            lambda: store.send_on(me, []),
             lambda: store.waiting(me),
             lambda: store.fetch(me, []),
             lambda: store.fetch(me, [_wanted("s")]),
@@ -355,6 +381,7 @@ store_conformance: tuple[Callable[[MakeStore], Awaitable[None]], ...] = (
     capabilities_are_replaced,
     messages_wait_until_they_are_acknowledged,
     messages_go_with_their_session_or_their_ttl,
+    messages_are_sent_on_to_the_next_holder,
     the_bell_rings_for_the_holder,
     every_operation_is_a_checkpoint,
 )

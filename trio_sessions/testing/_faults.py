@@ -18,6 +18,7 @@ from trio_sessions.types import (
     Sent,
     StoredMessage,
     Swept,
+    Undelivered,
     Wanted,
 )
 
@@ -161,6 +162,10 @@ class FaultyStore(SessionStore):
     async def send(self, worker: Worker, session_id: str, payload: str) -> Sent | None:
         """Store a message, or fail; see `SessionStore.send`."""
         return await self._through("send", lambda: self._store.send(worker, session_id, payload))
+
+    async def send_on(self, worker: Worker, messages: Sequence[Undelivered]) -> int:
+        """Store messages for other workers, or fail; see `SessionStore.send_on`."""
+        return await self._through("send_on", lambda: self._store.send_on(worker, messages))
 
     async def waiting(self, worker: Worker) -> list[str]:
         """List sessions with messages, or fail; see `SessionStore.waiting`."""

@@ -29,6 +29,7 @@ from trio_sessions.types import (
     Sent,
     StoredMessage,
     Swept,
+    Undelivered,
     Wanted,
 )
 
@@ -369,6 +370,33 @@ class Dialect(abc.ABC):
             key = inserted.inserted_primary_key
             assert key is not None
             return Sent(id=key[0], holder=holder)
+
+    def send_on(
+        self, connection: sa.Connection, worker: Worker, messages: Sequence[Undelivered]
+    ) -> int:
+        session_ids = list({message.session_id for message in messages})
+        select = sa.select(self.sessions.c.session_id).where(
+            self.among(self.sessions.c.session_id), sa.not_(self.own)
+        )
+        insert = sa.insert(self.tables.messages).values(
+            session_id=sa.bindparam("of_session"),
+            payload=sa.bindparam("payload"),
+            created_at=ago(sa.bindparam("age", type_=sa.Float)),
+        )
+        with self.transaction(connection):
+            held = frozenset(
+                connection.execute(
+                    select, {**self.identity(worker), "session_ids": self.ids(session_ids)}
+                ).scalars()
+            )
+            rows = [
+                {"of_session": one.session_id, "payload": one.payload, "age": one.age}
+                for one in messages
+                if one.session_id in held
+            ]
+            if rows:
+                connection.execute(insert, rows)
+            return len(rows)
 
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:
         return list(connection.execute(self._waiting, self.identity(worker)).scalars())

@@ -29,6 +29,7 @@ from trio_sessions.types import (
     Sent,
     StoredMessage,
     Swept,
+    Undelivered,
     Wanted,
 )
 
@@ -114,6 +115,7 @@ class PostgreSQL(Dialect):
             )
         )
         self._send = self._insert_and_ring()
+        self._send_on = self._insert_for_others_and_ring()
         self._fetch_wanted = self._fetch_of_each()
         self._claim = (
             sa.update(self.sessions)
@@ -325,6 +327,7 @@ class PostgreSQL(Dialect):
         holder = (
             sa.select(row.session_id, row.worker_id, row.incarnation, row.owner)
             .where(row.session_id == sa.bindparam("of_session"))
+            .with_for_update(read=True)  # or a worker that takes it over just now hears no bell
             .cte("holder")
         )
         stored = (
@@ -336,11 +339,47 @@ class PostgreSQL(Dialect):
             .returning(messages.c.id)
             .cte("stored")
         )
-        channel = sa.literal(self._channel_prefix, sa.Text) + holder.c.incarnation
-        ring = sa.cast(sa.func.pg_notify(channel, holder.c.session_id), sa.Text)
+        ring = sa.cast(self._ring(holder), sa.Text)
         return sa.select(
             stored.c.id, holder.c.worker_id, holder.c.incarnation, holder.c.owner, ring
         ).select_from(holder.join(stored, sa.true()))
+
+    def _ring(self, holder: sa.CTE) -> sa.ColumnElement[Any]:
+        channel = sa.literal(self._channel_prefix, sa.Text) + holder.c.incarnation
+        return sa.func.pg_notify(channel, holder.c.session_id)
+
+    def _insert_for_others_and_ring(self) -> sa.Select[Any]:
+        row, messages = self.sessions.c, self.tables.messages
+        given = (
+            sa.func.unnest(
+                sa.bindparam("of_sessions", type_=_TEXTS),
+                sa.bindparam("payloads", type_=_TEXTS),
+                sa.bindparam("ages", type_=postgresql.ARRAY(sa.Double)),
+            )
+            .table_valued("session_id", "payload", "age", with_ordinality="place", name="given")
+            .render_derived()
+        )
+        holder = (
+            sa.select(row.session_id, row.incarnation)
+            .where(self.among(row.session_id), sa.not_(self.own))
+            .with_for_update(read=True)
+            .cte("holder")
+        )
+        stored = (
+            self.insert(messages)
+            .from_select(
+                ["session_id", "payload", "created_at"],
+                sa.select(given.c.session_id, given.c.payload, ago(given.c.age))
+                .join(holder, holder.c.session_id == given.c.session_id)
+                .order_by(given.c.place),
+            )
+            .returning(messages.c.id)
+            .cte("stored")
+        )
+        return sa.select(
+            sa.select(sa.func.count()).select_from(stored).scalar_subquery(),
+            sa.select(sa.func.count(sa.cast(self._ring(holder), sa.Text))).scalar_subquery(),
+        )
 
     def _fetch_of_each(self) -> sa.TextClause:
         """Return of each session the oldest messages, as many as there is room for.
@@ -494,6 +533,22 @@ class PostgreSQL(Dialect):
             return None
         holder = Holder(worker_id=sent[1], incarnation=sent[2], owner=sent[3])
         return Sent(id=sent[0], holder=holder)
+
+    def send_on(
+        self, connection: sa.Connection, worker: Worker, messages: Sequence[Undelivered]
+    ) -> int:
+        session_ids = [message.session_id for message in messages]
+        stored: int = connection.execute(
+            self._send_on,
+            {
+                **self.identity(worker),
+                "session_ids": self.ids(session_ids),
+                "of_sessions": session_ids,
+                "payloads": [message.payload for message in messages],
+                "ages": [message.age for message in messages],
+            },
+        ).scalar_one()
+        return stored
 
     def fetch(
         self, connection: sa.Connection, worker: Worker, wanted: Sequence[Wanted]

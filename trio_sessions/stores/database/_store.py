@@ -32,6 +32,7 @@ from trio_sessions.types import (
     Sent,
     StoredMessage,
     Swept,
+    Undelivered,
     Wanted,
 )
 
@@ -338,6 +339,12 @@ class DatabaseStore(SessionStore):
         """Store a message for a session; see `SessionStore.send`."""
         return await self.run(
             worker, lambda connection: self._dialect.send(connection, session_id, payload)
+        )
+
+    async def send_on(self, worker: Worker, messages: Sequence[Undelivered]) -> int:
+        """Store messages for sessions that others hold now; see `SessionStore.send_on`."""
+        return await self.run(
+            worker, lambda connection: self._dialect.send_on(connection, worker, messages)
         )
 
     async def waiting(self, worker: Worker) -> list[str]:

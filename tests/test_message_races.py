@@ -1,0 +1,410 @@
+"""Messages while something else happens: nothing is lost, doubled, or read by the wrong one."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from conftest import Shared
+from gates import GatedStore
+from trio.testing import MockClock
+
+from trio_sessions import SessionNotFound, SessionRegistry, StoreUnavailable, open_registry
+from trio_sessions._inbox import MOST
+from trio_sessions.abc import Worker
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import StoredMessage, Wanted
+
+
+class Consumer:
+    """Reads a session's messages, as long as there are any."""
+
+    def __init__(self, registry: SessionRegistry, session_id: str) -> None:
+        self.received: list[Any] = []
+        self._registry = registry
+        self._session_id = session_id
+        self.may_go_on = trio.Event()
+        self.may_go_on.set()
+
+    async def run(self) -> None:
+        async with self._registry.open_inbox(self._session_id) as inbox:
+            async for message in inbox:
+                self.received.append(message)
+                await self.may_go_on.wait()
+
+    async def until(self, count: int) -> list[Any]:
+        with trio.fail_after(20):
+            while len(self.received) < count:
+                await trio.sleep(0.005)
+        return self.received
+
+
+async def read(registry: SessionRegistry, session_id: str, count: int) -> list[Any]:
+    received: list[Any] = []
+    with trio.fail_after(20):
+        async with registry.open_inbox(session_id) as inbox:
+            while len(received) < count:
+                received.append(await anext(inbox))
+    return received
+
+
+# ---- adding again, and removing ----
+
+
+async def test_a_fetch_that_is_under_way_is_for_the_transport_that_takes_over(
+    everywhere: Shared,
+) -> None:
+    """Its answer comes when the session has been added again."""
+    store = GatedStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        old = Consumer(registry, "s")
+        nursery.start_soon(old.run)
+        await registry.broadcast("s", 0, durable=True)
+        await old.until(1)
+        gate = store.hold_answer("fetch")
+        await registry.broadcast("s", 1, durable=True)
+        await gate.reached.wait()
+        await registry.add_session("s", FakeTransport())
+        gate.open()
+        assert await read(registry, "s", 1) == [1]
+        assert old.received == [0]
+        assert registry.statistics().messages_in_memory == 0
+
+
+async def test_a_fetch_that_is_under_way_when_the_session_is_removed_is_for_nobody(
+    everywhere: Shared,
+) -> None:
+    """It does not stay in memory."""
+    store = GatedStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        consumer = Consumer(registry, "s")
+        nursery.start_soon(consumer.run)
+        await registry.broadcast("s", 0, durable=True)
+        await consumer.until(1)
+        gate = store.hold_answer("fetch")
+        await registry.broadcast("s", 1, durable=True)
+        await gate.reached.wait()
+        await registry.remove_session("s")
+        gate.open()
+        await everywhere.settle()
+        assert registry.statistics().messages_in_memory == 0
+        assert consumer.received == [0]
+        assert registry.statistics().messages_dropped == 1
+
+
+async def test_the_same_transport_again_goes_on_with_its_consumer(everywhere: Shared) -> None:
+    """The session has not been removed; only its row is written again."""
+    transport = FakeTransport()
+    async with everywhere.open() as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", transport)
+        consumer = Consumer(registry, "s")
+        nursery.start_soon(consumer.run)
+        await registry.broadcast("s", 1)
+        await consumer.until(1)
+        await registry.add_session("s", transport)
+        await registry.broadcast("s", 2)
+        await registry.broadcast("s", 3, durable=True)
+        assert await consumer.until(3) == [1, 2, 3]
+        assert transport.disconnects == 0
+        await registry.remove_session("s")
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_an_unfinished_message_of_a_removed_session_is_not_for_the_next_one(
+    everywhere: Shared,
+    durable: bool,  # noqa: FBT001 -- a parameter of the test
+) -> None:
+    """Although that has the same id."""
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", "of the removed one", durable=durable)
+        with pytest.raises(KeyError):
+            async with registry.open_inbox("s") as inbox:
+                await anext(inbox)
+                await registry.remove_session("s")
+                await registry.add_session("s", FakeTransport())
+                raise KeyError
+        await registry.broadcast("s", "of the next one")
+        assert await read(registry, "s", 1) == ["of the next one"]
+
+
+async def test_ids_that_are_held_do_not_pile_up_over_reconnections() -> None:
+    """A message that is being handled when its session is added again is let go of later."""
+    async with open_registry() as registry:
+        await registry.add_session("s", FakeTransport())
+        for number in range(5):
+            await registry.broadcast("s", number, durable=True)
+            async with registry.open_inbox("s") as inbox:
+                assert await anext(inbox) == number
+                await registry.add_session("s", FakeTransport())
+        await trio.testing.wait_all_tasks_blocked()
+        entry = registry._table.get("s")
+        assert entry is not None
+        assert entry.inbox is not None
+        assert entry.inbox.held == set()
+
+
+# ---- taking over ----
+
+
+async def test_what_waits_is_fetched_when_the_row_is_this_workers(everywhere: Shared) -> None:
+    """An inbox may be opened before: the session is usable at once."""
+    store = GatedStore(everywhere.make_store())
+    async with (
+        everywhere.open() as a,
+        everywhere.open(store=store) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await a.add_session("s", FakeTransport())
+        await a.broadcast("s", "waits", durable=True)
+        gate = store.hold("write")
+        nursery.start_soon(b.add_session, "s", FakeTransport())
+        await gate.reached.wait()
+        consumer = Consumer(b, "s")
+        nursery.start_soon(consumer.run)
+        with trio.fail_after(20):
+            while not store.calls["fetch"]:
+                await trio.sleep(0.005)
+        await everywhere.settle()
+        assert consumer.received == []
+        gate.open()
+        assert await consumer.until(1) == ["waits"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_session_added_while_a_message_is_sent_to_it_is_found(everywhere: Shared) -> None:
+    """The row was another worker's when the sending began."""
+    store = GatedStore(everywhere.make_store())
+    async with (
+        everywhere.open() as a,
+        everywhere.open(store=store) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await a.add_session("s", FakeTransport())
+        gate = store.hold("send")
+        nursery.start_soon(b.broadcast, "s", 1)
+        await gate.reached.wait()
+        await b.add_session("s", FakeTransport())
+        gate.open()
+        assert await read(b, "s", 1) == [1]
+
+
+async def test_what_was_handled_is_not_handled_again_by_the_next_holder(
+    everywhere: Shared,
+) -> None:
+    """Nobody died: the worker that closes acknowledges first."""
+    async with everywhere.open() as b:
+        async with everywhere.open() as a:
+            await a.add_session("s", FakeTransport())
+            await a.broadcast("s", 1, durable=True)
+            async with a.open_inbox("s") as inbox:
+                assert await anext(inbox) == 1
+                await b.add_session("s", FakeTransport())
+        assert a.statistics().messages_dropped == 0
+        await b.broadcast("s", 2)
+        assert await read(b, "s", 1) == [2]
+
+
+async def test_what_the_older_holder_sends_on_is_not_overtaken(everywhere: Shared) -> None:
+    """By what it sends while the session is leaving."""
+    store = GatedStore(everywhere.make_store())
+    async with (
+        everywhere.open(store=store) as a,
+        everywhere.open() as b,
+        trio.open_nursery() as nursery,
+    ):
+        await a.add_session("s", FakeTransport())
+        for number in range(3):
+            await a.broadcast("s", number)
+        await b.add_session("s", FakeTransport())
+        gate = store.hold("send_on")
+        nursery.start_soon(a.cleanup)
+        await gate.reached.wait()
+        nursery.start_soon(a.broadcast, "s", 3)
+        await everywhere.settle()
+        assert everywhere.backdoor.messages() == []
+        gate.open()
+        assert await read(b, "s", 4) == [0, 1, 2, 3]
+
+
+# ---- a full memory ----
+
+
+async def test_a_bell_that_rings_while_memory_is_full_is_not_forgotten(
+    everywhere: Shared,
+) -> None:
+    """What it rang for is fetched when there is room."""
+    async with everywhere.open() as a, everywhere.open() as b, trio.open_nursery() as nursery:
+        await a.add_session("s", FakeTransport())
+        consumer = Consumer(a, "s")
+        consumer.may_go_on = trio.Event()
+        nursery.start_soon(consumer.run)
+        for number in range(MOST + 1):
+            await a.broadcast("s", number)
+            await consumer.until(1)  # the first one is out of the inbox
+        assert a.statistics().messages_in_memory == MOST
+        await b.broadcast("s", "from elsewhere")
+        await trio.sleep(0.2)  # the bell rings
+        consumer.may_go_on.set()
+        assert await consumer.until(MOST + 2) == [*range(MOST + 1), "from elsewhere"]
+        nursery.cancel_scope.cancel()
+
+
+# ---- a store that is away, silent, or refuses ----
+
+
+async def test_a_silent_database_does_not_hold_back_what_is_in_memory() -> None:
+    """Older messages might be in it, so it is waited for, but not for long."""
+    shared = MemoryStore()
+    store = FaultyStore(shared)
+    async with open_registry(store) as a, open_registry(shared) as b:
+        await a.add_session("s", FakeTransport())
+        await b.broadcast("s", "row")
+        await a.broadcast("s", "memory")
+        store.fail(Fault.HANGS)
+        with trio.fail_after(5):
+            async with a.open_inbox("s") as inbox:
+                assert await anext(inbox) == "memory"
+                await a.broadcast("s", "more")
+                assert await anext(inbox) == "more"
+        assert store.calls["fetch"] + store.calls["waiting"] > 0
+        store.heal()
+
+
+async def test_a_refused_message_does_not_hold_back_others(everywhere: Shared) -> None:
+    """One that the database would not take: those in memory need no database."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry:
+        await registry.add_session("s", FakeTransport())
+        store.fail()
+        with pytest.raises(StoreUnavailable):
+            await registry.broadcast("s", "durable", durable=True)
+        await registry.broadcast("s", "memory")
+        assert await read(registry, "s", 1) == ["memory"]
+
+
+async def test_a_message_that_is_being_stored_does_not_hold_back_others(
+    everywhere: Shared,
+) -> None:
+    """It may take as long as the database does."""
+    store = GatedStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        gate = store.hold("send")
+        nursery.start_soon(partial(registry.broadcast, "s", "durable", durable=True))
+        await gate.reached.wait()
+        await registry.broadcast("s", "memory")
+        assert store.calls["send"] == 0  # it is counted when the gate is open
+        assert await read(registry, "s", 1) == ["memory"]
+        gate.open()
+        assert await read(registry, "s", 1) == ["durable"]
+
+
+async def test_a_message_whose_row_is_found_before_its_id_is_known_stays_in_order(
+    everywhere: Shared,
+) -> None:
+    """An inbox that is opened meanwhile takes it for one that was there before those in memory."""
+    store = GatedStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 1)
+        gate = store.hold_answer("send")
+        nursery.start_soon(partial(registry.broadcast, "s", 2, durable=True))
+        await gate.reached.wait()
+        consumer = Consumer(registry, "s")
+        nursery.start_soon(consumer.run)
+        with trio.fail_after(20):
+            while not store.calls["fetch"]:
+                await trio.sleep(0.005)
+        await everywhere.settle()
+        gate.open()
+        assert await consumer.until(2) == [1, 2]
+        nursery.cancel_scope.cancel()
+
+
+class RefusesOne(MemoryStore):
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> dict[str, Sequence[StoredMessage]]:
+        if any(one.session_id == "bad" for one in wanted):
+            raise StoreUnavailable("statement timeout")
+        return dict(await super().fetch(worker, wanted))
+
+
+async def test_one_session_that_cannot_be_fetched_does_not_starve_the_others(
+    autojump_clock: MockClock,
+) -> None:
+    """They are fetched without it."""
+    store = RefusesOne()
+    async with (
+        open_registry(store) as a,
+        open_registry(store) as b,
+        trio.open_nursery() as nursery,
+    ):
+        consumers = {}
+        for name in ("bad", *(f"good {number}" for number in range(50))):
+            await a.add_session(name, FakeTransport())
+            consumers[name] = Consumer(a, name)
+            nursery.start_soon(consumers[name].run)
+        await trio.sleep(60)
+        for name in consumers:
+            await b.broadcast(name, name)
+        await trio.sleep(15)
+        assert [name for name in consumers if not consumers[name].received] == ["bad"]
+        nursery.cancel_scope.cancel()
+
+
+# ---- what is counted ----
+
+
+async def test_an_expired_message_with_a_row_is_counted_once(autojump_clock: MockClock) -> None:
+    """The sweep counts the row; its copy in memory is no other message."""
+    store = MemoryStore()
+    async with open_registry(store, message_ttl=10.0) as a, open_registry(store) as b:
+        await a.add_session("s", FakeTransport())
+        async with a.open_inbox("s"):
+            for number in range(3):
+                await b.broadcast("s", number)
+            await trio.sleep(1)
+            assert a.statistics().messages_in_memory == 3
+            await trio.sleep(10)
+            await a.cleanup()
+            assert a.statistics().messages_in_memory == 0
+            assert a.statistics().messages_dropped == 3
+            await a.cleanup()
+            assert a.statistics().messages_dropped == 3
+        entry = a._table.get("s")
+        assert entry is not None
+        assert entry.inbox is not None
+        assert entry.inbox.held == set()
+
+
+async def test_what_is_dropped_between_two_passes_is_logged_by_the_next(
+    shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once."""
+    async with shared.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        for number in range(3):
+            await registry.broadcast("s", number, durable=number == 0)
+        await registry.remove_session("s")
+        for _ in range(2):
+            await registry.cleanup()
+        assert caplog.text.count("3 messages were dropped") == 1
+
+
+async def test_a_worker_that_reads_nothing_keeps_nothing_of_removed_sessions() -> None:
+    """It only sends: no loop empties what is wanted."""
+    async with open_registry() as registry:
+        for number in range(20):
+            await registry.add_session(f"s{number}", FakeTransport())
+            await registry.broadcast(f"s{number}", 1, durable=True)
+            await registry.remove_session(f"s{number}")
+        assert not registry._delivery._wanted
+        with pytest.raises(SessionNotFound):
+            await registry.broadcast("s0", 1)
