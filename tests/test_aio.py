@@ -10,6 +10,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -359,7 +360,13 @@ def test_one_that_is_open_cannot_be_used_on_another_loop() -> None:
         async with registry:
 
             def elsewhere() -> None:
-                for call in (registry.cleanup, registry.initialize, registry.shutdown):
+                for call in (
+                    registry.cleanup,
+                    registry.initialize,
+                    registry.shutdown,
+                    partial(registry.broadcast, "s", 1),
+                    registry.open_inbox("s").__aenter__,
+                ):
                     with pytest.raises(RuntimeError, match="another event loop"):
                         ASYNCIO["asyncio"](call)
 

@@ -1,6 +1,9 @@
 """Messages to a session from any worker: delivered, in order, at least once; on every store."""
 
+import datetime as dt
+import enum
 import math
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +25,11 @@ from trio_sessions._inbox import MOST
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.testing._transports import State
+
+
+class Kind(enum.Enum):
+    ONE = 1
+
 
 VALUES: list[Any] = [
     None,
@@ -380,6 +388,9 @@ async def test_what_json_cannot_carry_is_refused_by_broadcast(everywhere: Shared
             ({1, 2}, TypeError),
             (b"bytes", TypeError),
             ({1: 2}, TypeError),
+            (uuid.UUID(int=7), TypeError),
+            ([Kind.ONE], TypeError),
+            (dt.datetime.now(dt.UTC), TypeError),
             (1 << 70, TypeError),
             ("\ud800", TypeError),
             (math.nan, ValueError),

@@ -1,6 +1,7 @@
 """Messages and capabilities as JSON text, encoded strictly and within a size."""
 
 import math
+from collections.abc import Iterable
 
 import orjson
 
@@ -8,6 +9,7 @@ from trio_sessions.errors import MessageTooLarge
 
 __all__ = ["decode", "encode"]
 
+_PLAIN = frozenset({str, int, bool, type(None)})
 # What orjson would carry although JSON has no word for it.
 _STRICT = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
@@ -27,8 +29,7 @@ def encode(value: object, *, what: str, limit: int) -> str:
         raise TypeError(f"{what} cannot be carried by JSON: {exc}") from None
     if len(encoded) > limit:
         raise MessageTooLarge(f"{what} has {len(encoded)} bytes, max_message_bytes is {limit}")
-    if b"null" in encoded and _has_no_number(value):  # orjson writes null for NaN
-        raise ValueError(f"{what} cannot be carried by JSON: it has NaN or infinity in it")
+    _check(value, what)
     return encoded.decode()
 
 
@@ -38,12 +39,23 @@ def decode(encoded: str) -> object:
     return value
 
 
-def _has_no_number(value: object) -> bool:
-    """Say whether there is a NaN or an infinity in a value that was encoded."""
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(map(_has_no_number, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_no_number, value))
-    return False
+def _check(value: object, what: str) -> None:
+    """Refuse what orjson has turned into something else; there are no cycles in it."""
+    unseen: list[object] = [value]
+    while unseen:
+        one = unseen.pop()
+        kind = type(one)
+        if kind is dict or isinstance(one, dict):
+            children: Iterable[object] = one.values()
+        elif kind is list or isinstance(one, list | tuple):
+            children = one
+        elif kind is float or isinstance(one, float):
+            if not math.isfinite(one):  # it is null
+                raise ValueError(f"{what} cannot be carried by JSON: it has NaN or infinity in it")
+            continue
+        elif isinstance(one, str | int) or one is None:
+            continue
+        else:  # a UUID is its text, an enum its value
+            raise TypeError(f"{what} cannot be carried by JSON: it has a {kind.__name__} in it")
+        if not _PLAIN.issuperset(map(type, children)):
+            unseen += [child for child in children if type(child) not in _PLAIN]

@@ -368,14 +368,13 @@ class SessionRegistry:
     def accept(self, session_id: str, message: Any) -> bool:
         """Put a message into the inbox of a session that is held here and has room.
 
-        Synchronous, for `broadcast` here and on asyncio's side; it raises what that does.
+        Synchronous, for `broadcast` here and on asyncio's side, which checks the rest.
 
         Returns:
             False if the message is still to be sent.
         """
-        payload = self._encode(session_id, message)
-        entry = self._table.get(session_id)
-        return entry is not None and self._delivery.accept(entry, payload)
+        entry = self._table.get(check_session_id(session_id))
+        return entry is not None and self._delivery.accept(entry, self._encode(session_id, message))
 
     def open_inbox(self, session_id: str) -> OpenInbox:
         """Open the inbox of a session that is held here, for one consumer at a time.

@@ -20,6 +20,7 @@ class AsyncioInbox:
     async def __aenter__(self) -> Self:
         if self._service.ended:
             raise self._service.cut_off()
+        self._service.check_loop()
         self._inbox.open()
         return self
 

@@ -110,7 +110,7 @@ class SessionRegistry:
                 service = Service(asyncio.get_running_loop(), self._store, self._settings)
                 await service.open()
                 self._service = service
-            self._check_loop(self._service)
+            self._service.check_loop()
 
     async def shutdown(self) -> None:
         """Close the registry, as leaving `trio_sessions.open_registry` does; harmless twice.
@@ -129,7 +129,7 @@ class SessionRegistry:
                 break
         try:
             if self._service is not None and not self._service.ended:
-                self._check_loop(self._service)
+                self._service.check_loop()
                 self._service.respond_tasks.spare_current()
             await self._finish_closing()
         finally:
@@ -163,13 +163,6 @@ class SessionRegistry:
             self._turn = loop, asyncio.Lock()
         return self._turn[1]
 
-    @staticmethod
-    def _check_loop(service: Service) -> None:
-        if service.loop is not asyncio.get_running_loop():
-            raise RuntimeError(
-                "the registry is open on another event loop: await its shutdown() there first"
-            )
-
     def _opened(self) -> Service:
         service = self._service
         if service is None:
@@ -190,7 +183,7 @@ class SessionRegistry:
         if self._service is not None and self._service.ended:
             raise await self._service.why_ended()
         service = self._opened()
-        self._check_loop(service)
+        service.check_loop()
         try:
             return await service.crossing.call(method, service.core, *args)
         except RegistryClosed as exc:
@@ -326,7 +319,9 @@ class SessionRegistry:
         One to a session held here, with room in its inbox, does not wait and does not cross.
         It raises what `trio_sessions.SessionRegistry.broadcast` does.
         """
-        core = self._opened().core
+        service = self._opened()
+        service.check_loop()
+        core = service.core
         if durable or not core.accept(session_id, message):
             send = partial(TrioRegistry.broadcast, durable=durable)
             await self._call(send, session_id, message)

@@ -77,6 +77,13 @@ class Service:
 
     # ---- asyncio's side ----
 
+    def check_loop(self) -> None:
+        """Raise unless the running loop is the one that it was opened on."""
+        if self.loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "the registry is open on another event loop: await its shutdown() there first"
+            )
+
     async def why_ended(self) -> RegistryClosed:
         """Return `cut_off`, once it is known why."""
         assert self._host is not None

@@ -1,6 +1,6 @@
 """How a worker learns that messages wait for its sessions, where the database cannot say so."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +12,8 @@ from trio_sessions.abc import Bell, Worker
 __all__ = ["BellSource", "look_at_the_file", "poll"]
 
 T = TypeVar("T")
+News = Callable[[sa.Connection, int], tuple[int, frozenset[str]]]
+Backlog = Callable[[sa.Connection], Mapping[str, Any]]
 
 _LOOK = 0.03  # seconds between two looks at a file
 _SOON, _LATE = 0.1, 1.0  # seconds between two polls: while messages come, and when none do
@@ -38,37 +40,53 @@ class BellSource(Protocol):
 
 
 class _FileBell:
-    """Looks whether the file has changed, which reads no table."""
+    """Looks whether the file has changed, which reads no table, and then for new messages."""
 
-    def __init__(self, source: BellSource, worker: Worker, connection: sa.Connection) -> None:
+    def __init__(
+        self, source: BellSource, worker: Worker, connection: sa.Connection, news: News
+    ) -> None:
         self._source = source
         self._worker = worker
         self._connection = connection
+        self._news = news
         self._version = 0
+        self._seen = 0
 
-    async def wait(self) -> None:
+    async def wait(self) -> frozenset[str]:
         while True:
-            version = await self._source.run_on(self._worker, self._connection, _look)
-            if version != self._version:
-                self._version = version
-                return
+            rung = await self._source.run_on(self._worker, self._connection, self.look)
+            if rung:
+                return rung
             await trio.sleep(_LOOK)
 
-
-def _look(connection: sa.Connection) -> int:
-    version: int = connection.exec_driver_sql("PRAGMA data_version").scalar_one()
-    return version
+    def look(self, connection: sa.Connection) -> frozenset[str]:
+        """Return the sessions for which there are new messages; in a thread."""
+        version: int = connection.exec_driver_sql("PRAGMA data_version").scalar_one()
+        if version == self._version:
+            return frozenset()
+        # The version first: what is changed in between is looked at next time.
+        self._seen, session_ids = self._news(connection, self._seen)
+        self._version = version
+        return session_ids
 
 
 @asynccontextmanager
-async def look_at_the_file(source: BellSource, worker: Worker) -> AsyncIterator[Bell]:
-    """Ring whenever another connection has changed an SQLite file.
+async def look_at_the_file(source: BellSource, worker: Worker, news: News) -> AsyncIterator[Bell]:
+    """Ring whenever another connection has put messages into an SQLite file.
 
     https://www.sqlite.org/pragma.html#pragma_data_version
+
+    Args:
+        source: the store.
+        worker: whose sessions are asked for.
+        news: takes the id of the newest message that was seen, and returns the newest that
+            there is, with the sessions of those in between.
     """
     connection = await source.take(worker, lambda _: None)
     try:
-        yield _FileBell(source, worker, connection)
+        bell = _FileBell(source, worker, connection, news)
+        await source.run_on(worker, connection, bell.look)  # what came before is not news
+        yield bell
     finally:
         with trio.CancelScope(shield=True):
             await source.give_back(worker, connection)
@@ -77,35 +95,32 @@ async def look_at_the_file(source: BellSource, worker: Worker) -> AsyncIterator[
 class _Poll:
     """Asks for all sessions of the worker at once, less often while there is nothing."""
 
-    def __init__(
-        self, source: BellSource, worker: Worker, newest: Callable[[sa.Connection], dict[str, int]]
-    ) -> None:
+    def __init__(self, source: BellSource, worker: Worker, backlog: Backlog) -> None:
         self._source = source
         self._worker = worker
-        self._newest = newest
+        self._backlog = backlog
         self._pause = _SOON
-        self._known: dict[str, int] = {}
+        self._known: Mapping[str, Any] = {}
 
     async def wait(self) -> frozenset[str]:
         while True:
             await trio.sleep(self._pause)
-            newest = await self._source.run(self._worker, self._newest)
-            news = newest.items() - self._known.items()
-            self._known = newest
+            backlog = await self._source.run(self._worker, self._backlog)
+            news = backlog.items() - self._known.items()
+            self._known = backlog
             self._pause = _SOON if news else min(self._pause * 2, _LATE)
-            if newest:  # told again as long as they wait, for a message that came late
-                return frozenset(newest)
+            if news:
+                return frozenset(session_id for session_id, _ in news)
 
 
 @asynccontextmanager
-async def poll(
-    source: BellSource, worker: Worker, newest: Callable[[sa.Connection], dict[str, int]]
-) -> AsyncIterator[Bell]:
-    """Ring whenever a poll finds messages: at most once a second while none come.
+async def poll(source: BellSource, worker: Worker, backlog: Backlog) -> AsyncIterator[Bell]:
+    """Ring whenever a poll finds other messages: it asks once a second while none come.
 
     Args:
         source: the store.
         worker: whose sessions are asked for.
-        newest: returns the newest message of each session for which there is one.
+        backlog: returns for each session that has messages something that changes with
+            them: the newest one would not do, for a smaller id may be committed later.
     """
-    yield _Poll(source, worker, newest)
+    yield _Poll(source, worker, backlog)

@@ -70,18 +70,16 @@ class Dialect(abc.ABC):
             sessions.c.worker_id, sessions.c.incarnation, sessions.c.owner
         ).where(sessions.c.session_id == sa.bindparam("session_id"))
         # From the messages, which are few, and not from the sessions.
-        self._newest = (
-            sa.select(tables.messages.c.session_id, sa.func.max(tables.messages.c.id))
-            .join(sessions, sessions.c.session_id == tables.messages.c.session_id)
-            .where(self.own)
-            .group_by(tables.messages.c.session_id)
+        message = tables.messages.c
+        own_message = sa.and_(sessions.c.session_id == message.session_id, self.own)
+        self._backlog = (
+            sa.select(message.session_id, sa.func.max(message.id), sa.func.count())
+            .where(own_message)
+            .group_by(message.session_id)
         )
-        self._waiting = (
-            sa.select(tables.messages.c.session_id)
-            .distinct()
-            .join(sessions, sessions.c.session_id == tables.messages.c.session_id)
-            .where(self.own)
-        )
+        self._waiting = sa.select(message.session_id).distinct().where(own_message)
+        self._newest = sa.select(sa.func.coalesce(sa.func.max(message.id), 0))
+        self._waiting_since = self._waiting.where(message.id > sa.bindparam("seen"))
 
     # ---- what each database must say ----
 
@@ -401,30 +399,39 @@ class Dialect(abc.ABC):
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:
         return list(connection.execute(self._waiting, self.identity(worker)).scalars())
 
-    def newest(self, connection: sa.Connection, worker: Worker) -> dict[str, int]:
-        """Return the newest message of each own session for which there is one."""
-        rows = connection.execute(self._newest, self.identity(worker))
-        return {row[0]: row[1] for row in rows}
+    def backlog(self, connection: sa.Connection, worker: Worker) -> Mapping[str, Any]:
+        """Return the newest message and the number of messages of each session that has any."""
+        rows = connection.execute(self._backlog, self.identity(worker))
+        return {row[0]: (row[1], row[2]) for row in rows}
+
+    def news(
+        self, connection: sa.Connection, worker: Worker, seen: int
+    ) -> tuple[int, frozenset[str]]:
+        """Return the newest message, and the own sessions that have any after ``seen``.
+
+        For a database where ids are committed in their order.
+        """
+        newest: int = connection.execute(self._newest).scalar_one()
+        if newest <= seen:
+            return seen, frozenset()
+        found = connection.execute(self._waiting_since, {**self.identity(worker), "seen": seen})
+        return newest, frozenset(found.scalars())
 
     def fetch(
         self, connection: sa.Connection, worker: Worker, wanted: Sequence[Wanted]
     ) -> Mapping[str, Sequence[StoredMessage]]:
         """Fetch session by session: for a database without a network in between."""
-        found: dict[str, list[StoredMessage]] = {}
         held = self.among(self.sessions.c.session_id)
-        with self.transaction(connection):
-            own = connection.execute(
-                sa.select(self.sessions.c.session_id).where(held, self.own),
-                {
-                    **self.identity(worker),
-                    "session_ids": self.ids([one.session_id for one in wanted]),
-                },
-            )
-            mine = frozenset(own.scalars())
-            for one in wanted:
-                if one.session_id in mine:
-                    found[one.session_id] = list(self._fetch(connection, one))
-        return found
+        own = connection.execute(
+            sa.select(self.sessions.c.session_id).where(held, self.own),
+            {**self.identity(worker), "session_ids": self.ids([one.session_id for one in wanted])},
+        )
+        mine = frozenset(own.scalars())
+        return {
+            one.session_id: list(self._fetch(connection, one))
+            for one in wanted
+            if one.session_id in mine
+        }
 
     def _fetch(self, connection: sa.Connection, wanted: Wanted) -> Iterator[StoredMessage]:
         message = self.tables.messages.c

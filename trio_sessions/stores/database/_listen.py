@@ -23,12 +23,15 @@ _LOOK_ANYWAY = 60.0  # seconds
 
 
 class _Listening:
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(self, source: BellSource, worker: Worker, connection: sa.Connection) -> None:
+        self._source = source
+        self._worker = worker
+        self._connection = connection
         driver: Any = connection.connection.dbapi_connection
         self._pgconn: psycopg.pq.abc.PGconn = driver.pgconn
 
     async def wait(self) -> frozenset[str] | None:
-        """Wait for bells; None after a time without one."""
+        """Wait for bells; None after a time without one, if the connection still works."""
         try:
             with trio.move_on_after(_LOOK_ANYWAY):
                 while not (rung := self._rung()):
@@ -38,6 +41,8 @@ class _Listening:
             raise StoreUnavailable(
                 f"the connection that listens for messages broke: {type(exc).__name__}"
             ) from exc
+        # A network may drop what was silent for long, and tell nobody.
+        await self._source.run_on(self._worker, self._connection, _is_alive)
         return None
 
     def _rung(self) -> frozenset[str]:
@@ -49,6 +54,10 @@ class _Listening:
         return frozenset(rung)
 
 
+def _is_alive(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("SELECT 1")
+
+
 @asynccontextmanager
 async def listen(
     source: BellSource, worker: Worker, statement: Callable[[sa.Connection], Any]
@@ -56,7 +65,7 @@ async def listen(
     """Ring for each NOTIFY on the worker's channel; ``statement`` listens to it."""
     connection = await source.take(worker, statement)
     try:
-        yield _Listening(connection)
+        yield _Listening(source, worker, connection)
     finally:
         with trio.CancelScope(shield=True):
             await source.give_back(worker, connection)

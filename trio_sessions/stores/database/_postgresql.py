@@ -576,7 +576,7 @@ class PostgreSQL(Dialect):
         self, source: BellSource, worker: Worker, *, listen: bool
     ) -> contextlib.AbstractAsyncContextManager[Bell]:
         if not listen:
-            return poll(source, worker, lambda connection: self.newest(connection, worker))
+            return poll(source, worker, lambda connection: self.backlog(connection, worker))
         from trio_sessions.stores.database._listen import listen as listen_to
 
         # The name is of our own letters and digits: a prefix that was checked, and hexadecimals.

@@ -108,7 +108,9 @@ class SQLite(Dialect):
     def open_bell(
         self, source: BellSource, worker: Worker, *, listen: bool
     ) -> contextlib.AbstractAsyncContextManager[Bell]:
-        return look_at_the_file(source, worker)
+        return look_at_the_file(
+            source, worker, lambda connection, seen: self.news(connection, worker, seen)
+        )
 
     def create_tables(self, connection: sa.Connection) -> None:
         with self.transaction(connection):
