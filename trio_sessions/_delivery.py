@@ -384,7 +384,7 @@ class OpenInbox:
                 f"the inbox of session {fingerprint(entry.session_id)} is open already: "
                 "messages stay in order only if one consumer reads them"
             )
-        inbox.reader, inbox.looked = self, False
+        inbox.open(self)
         self._look_until = trio.current_time() + _PATIENCE
         self._inbox, self.transport = inbox, entry.transport
         self._delivery.want(inbox)

@@ -161,6 +161,15 @@ class Inbox:
 
     # ---- what goes out ----
 
+    def open(self, reader: object) -> None:
+        """Begin to be read: look for what was stored before.
+
+        That is older than what is only in memory, unless an earlier reader has looked, and
+        has left messages that it found.
+        """
+        self.reader = reader
+        self.looked = any(message.row is not None for message in self._ready)
+
     def take(self) -> Message | None:
         """Hand out the next message; it is acknowledged, or put back, by the caller."""
         if self._before:

@@ -44,18 +44,19 @@ def _check(value: object, what: str) -> None:
     unseen: list[object] = [value]
     while unseen:
         one = unseen.pop()
-        kind = type(one)
-        if kind is dict or isinstance(one, dict):
+        if isinstance(one, dict):
             children: Iterable[object] = one.values()
-        elif kind is list or isinstance(one, list | tuple):
+        elif isinstance(one, list | tuple):
             children = one
-        elif kind is float or isinstance(one, float):
+        elif isinstance(one, float):
             if not math.isfinite(one):  # it is null
                 raise ValueError(f"{what} cannot be carried by JSON: it has NaN or infinity in it")
             continue
         elif isinstance(one, str | int) or one is None:
             continue
         else:  # a UUID is its text, an enum its value
-            raise TypeError(f"{what} cannot be carried by JSON: it has a {kind.__name__} in it")
+            raise TypeError(
+                f"{what} cannot be carried by JSON: it has a {type(one).__name__} in it"
+            )
         if not _PLAIN.issuperset(map(type, children)):
             unseen += [child for child in children if type(child) not in _PLAIN]

@@ -349,9 +349,12 @@ class SessionRegistry:
         entry = self._table.get(session_id)
         if entry is None:
             sent = await self._rows.send(session_id, payload)
-            left_behind = sent is not None and self._rows.is_own(sent.holder)
-            if sent is None or (left_behind and session_id not in self._table):
+            entry = self._table.get(session_id)
+            if sent is None or (entry is None and self._rows.is_own(sent.holder)):
                 raise SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")
+            if entry is not None:  # it has been added meanwhile
+                with self._delivery.storing(entry) as stored:
+                    stored(sent.id)
             return
         with self._delivery.storing(entry) as stored:
             await self._owners.write(session_id)
