@@ -55,7 +55,8 @@ bench: $(VENV)/.dev ## measure; prints ratios within one run
 
 soak: $(VENV)/.dev ## the property suites for much longer, and a storm of 100,000 messages
 	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 \
-		tests/test_properties.py tests/test_message_histories.py tests/test_bells.py
+		tests/test_properties.py tests/test_message_histories.py \
+		tests/test_message_interleavings.py tests/test_bells.py
 
 # Its packages are many and want other versions than ours, hence another environment. Run by hand only.
 $(GATEWAY_VENV)/.made: pyproject.toml examples/constraints-contextforge.txt

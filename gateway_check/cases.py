@@ -65,7 +65,7 @@ async def use_gateway(
         case.timings = await measure(gateway.url, options.rounds, case.workers)
         case.quick_answers = await quick_client(gateway.url)
     else:  # where a call arrives makes no difference to one that waits for a poll
-        case.timings = await measure(gateway.url, min(options.rounds, 3), 1)
+        case.timings = await measure(gateway.url, min(options.rounds, 5), 1)
     case.rows_after_sessions = await rows_left(database, registry, patience)
     for start in range(0, 30, 5):
         await asyncio.gather(*(hit_and_run(gateway.url, start + i) for i in range(5)))

@@ -206,6 +206,15 @@ class View:
     async def broadcast(self, *args: Any, **options: Any) -> None:
         await in_asyncio(partial(self._facade.broadcast, *args, **options))
 
+    async def respond(
+        self, session_id: str, handler: Callable[[Any, Any], Awaitable[object]]
+    ) -> None:
+        async def generate_response(message: Any, transport: Any, *_: object) -> None:
+            await _crossing().call(handler, message, self._unwrapped(transport))
+
+        self._facade.generate_response = generate_response  # type: ignore[assignment,method-assign]
+        await in_asyncio(self._facade.respond, None, None, session_id)
+
     def open_inbox(self, session_id: str) -> "_InboxView":
         return _InboxView(self._facade.open_inbox(session_id))
 

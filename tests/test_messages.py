@@ -4,7 +4,8 @@ import datetime as dt
 import enum
 import math
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from trio_sessions import (
     open_registry,
 )
 from trio_sessions._inbox import MOST
+from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.testing._transports import State
@@ -518,6 +520,56 @@ async def test_messages_are_dropped_with_their_session(everywhere: Shared) -> No
         assert a.statistics().messages_in_memory == 0
 
 
+async def test_messages_are_dropped_with_their_worker(everywhere: Shared) -> None:
+    """It closes its registry, and so its sessions have ended."""
+    async with everywhere.open() as b:
+        async with everywhere.open() as a:
+            await a.add_session("s", FakeTransport())
+            await a.broadcast("s", "memory")
+            await b.broadcast("s", "row")
+            await a.broadcast("s", "durable", durable=True)
+        assert a.statistics().messages_dropped == 3
+        assert everywhere.backdoor.messages() == []
+        with pytest.raises(SessionNotFound):
+            await b.broadcast("s", 1)
+
+
+async def test_a_message_in_memory_that_is_too_old_is_not_handed_out(everywhere: Shared) -> None:
+    """Nor is it kept: it goes when it would be handed out, or at the next pass."""
+    async with everywhere.open(message_ttl=0.2) as registry:
+        for session_id in ("read", "passed"):
+            await registry.add_session(session_id, FakeTransport())
+            await registry.broadcast(session_id, "old")
+        await trio.sleep(0.3)
+        await registry.broadcast("read", "young")
+        assert await read(registry, "read", 1) == ["young"]
+        assert registry.statistics().messages_dropped == 1
+        await registry.cleanup()
+        assert registry.statistics().messages_dropped == 2
+        assert registry.statistics().messages_in_memory == 0
+
+
+async def test_a_message_that_is_being_handled_is_not_taken_away_by_its_ttl(
+    everywhere: Shared,
+) -> None:
+    """Only its row goes; not finished, one in memory is too old to be delivered again."""
+    async with everywhere.open(message_ttl=0.2) as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        await b.broadcast("s", "row")
+        with pytest.raises(KeyError):
+            async with a.open_inbox("s") as inbox:
+                assert await anext(inbox) == "row"
+                await trio.sleep(0.3)
+                await a.cleanup()
+                assert everywhere.backdoor.messages() == []
+                await a.broadcast("s", "memory")
+                assert await anext(inbox) == "memory"
+                await trio.sleep(0.3)
+                raise KeyError
+        await a.broadcast("s", "young")
+        assert await read(a, "s", 1) == ["young"]
+
+
 async def test_messages_older_than_their_ttl_are_dropped(
     everywhere: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -605,6 +657,37 @@ async def test_the_reader_survives_every_outage_and_catches_up(everywhere: Share
         assert [m for m in received if m != "local"] == [0, 1, 2]
 
 
+class DeafStore(FaultyStore):
+    """Its bells never ring, as when each of them was lost."""
+
+    @asynccontextmanager
+    async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
+        await trio.lowlevel.checkpoint()
+        yield self
+
+    async def wait(self) -> None:
+        await trio.sleep_forever()
+
+
+async def test_what_no_bell_rang_for_is_found_by_the_next_pass(everywhere: Shared) -> None:
+    """The row is the truth, and the bell only a hint."""
+    store = DeafStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        async with a.open_inbox("s") as inbox:
+            with trio.fail_after(20):
+                while not store.calls["fetch"]:
+                    await trio.sleep(0.005)
+            await everywhere.settle()
+            for number in range(3):
+                await b.broadcast("s", number)
+            await trio.sleep(0.1)
+            assert a.statistics().messages_in_memory == 0
+            await a.cleanup()
+            with trio.fail_after(20):
+                assert [await anext(inbox) for _ in range(3)] == [0, 1, 2]
+
+
 async def test_an_inbox_opened_in_an_outage_gives_what_is_in_memory() -> None:
     """And the rows when the database is back."""
     shared = MemoryStore()
@@ -625,10 +708,10 @@ async def test_an_inbox_opened_in_an_outage_gives_what_is_in_memory() -> None:
 # ---- responding ----
 
 
-async def test_respond_hands_each_message_with_its_transport(shared: Shared) -> None:
+async def test_respond_hands_each_message_with_its_transport(everywhere: Shared) -> None:
     """Until the session is removed."""
     transport = FakeTransport()
-    async with shared.open() as registry, shared.open() as other:
+    async with everywhere.open() as registry, everywhere.open() as other:
         await registry.add_session("s", transport)
         handled: list[Any] = []
 
@@ -645,26 +728,39 @@ async def test_respond_hands_each_message_with_its_transport(shared: Shared) -> 
                     await trio.sleep(0.005)
             await registry.remove_session("s")
         assert sorted(handled) == [1, 2]
-        with pytest.raises(SessionNotFound):
+        if everywhere.host:  # asyncio's ends quietly
             await registry.respond("s", handle)
+        else:
+            with pytest.raises(SessionNotFound):
+                await registry.respond("s", handle)
 
 
-async def test_what_a_handler_raises_comes_out_bare_and_its_message_is_handled(
-    shared: Shared,
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_message_whose_handler_raises_counts_as_handled(
+    everywhere: Shared,
+    durable: bool,  # noqa: FBT001 -- a parameter of the test
 ) -> None:
-    """Delivered again, it would be poison for ever."""
-    async with shared.open() as registry:
+    """Delivered again, it would be poison for ever. What was raised comes out, or is logged."""
+    handled: list[Any] = []
+    async with everywhere.open() as registry:
         await registry.add_session("s", FakeTransport())
 
         async def handle(message: Any, transport: Any) -> None:
-            raise KeyError(message)
+            handled.append(message)
+            if message < 2:
+                raise KeyError(message)
+            await registry.remove_session("s")
 
-        for number in range(2):
-            await registry.broadcast("s", number, durable=True)
+        for number in range(3):
+            await registry.broadcast("s", number, durable=durable)
+        for number in range(0 if everywhere.host else 2):
             with pytest.raises(KeyError) as caught:
                 await registry.respond("s", handle)
             assert caught.value.args == (number,)
-        await no_row_is_left(shared)
+        with trio.fail_after(20):
+            await registry.respond("s", handle)
+        assert handled == [0, 1, 2]
+        await no_row_is_left(everywhere)
 
 
 async def cancel_in_a_nursery(begun: trio.Event) -> None:
@@ -680,10 +776,10 @@ async def cancel_plainly(begun: trio.Event) -> None:
 
 @pytest.mark.parametrize("wait", [cancel_plainly, cancel_in_a_nursery])
 async def test_a_handler_that_is_cancelled_has_not_handled(
-    shared: Shared, wait: Callable[[trio.Event], Awaitable[None]]
+    everywhere: Shared, wait: Callable[[trio.Event], Awaitable[None]]
 ) -> None:
     """Its message is delivered to the next inbox."""
-    async with shared.open() as registry:
+    async with everywhere.open() as registry:
         await registry.add_session("s", FakeTransport())
         await registry.broadcast("s", 1, durable=True)
         begun = trio.Event()
