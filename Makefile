@@ -29,7 +29,7 @@ demo: $(VENV)/.demo ## run the main job on real connections and an SQLite file
 	$(BIN)/trio-sessions demo
 
 test: $(VENV)/.dev ## run the whole suite, a real PostgreSQL included
-	$(BIN)/python -X dev -m pytest $(PYTEST_ARGS)
+	PYTHONDEVMODE=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: format lint types layers docs ## the whole gate: all of these, then the tests with branch coverage
 	$(MAKE) test PYTEST_ARGS='--cov --cov-report=term --cov-fail-under=95'

@@ -10,7 +10,8 @@ Layers, lower never imports higher (checked by import-linter)::
     _open                    opening and closing
     _registry                what users call; joins and paces passes
     _cleanup | _jobs         the pass; what runs beside the caller
-    _owners | _delivery      what is said of sessions; messages on their way
+    _owners | _consumer      what is said of sessions; who reads their messages
+    _delivery                messages on their way
     _rows | _calls           the edges: to the store, to transports
     _table | stores          siblings
     _inbox                   the messages of one session

@@ -6,25 +6,20 @@ does; then it waits a moment and catches up.
 """
 
 import logging
-import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
 import trio
 
 from trio_sessions._inbox import Inbox, Message
-from trio_sessions._json import decode
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import Entry, LocalTable
-from trio_sessions.abc import Transport
 from trio_sessions.errors import SessionsError
-from trio_sessions.types import Undelivered, fingerprint
+from trio_sessions.types import Undelivered
 
-__all__ = ["Delivery", "OpenInbox"]
+__all__ = ["Delivery"]
 
 logger = logging.getLogger("trio_sessions.messages")
 
@@ -32,7 +27,6 @@ _BATCH = 200  # sessions fetched, and a tenth of the messages acknowledged, by o
 _FETCHED = 32 * 1024 * 1024  # bytes fetched by one operation; but one message for each session
 _SENT_ON = 1000, 8 * 1024 * 1024  # messages, or bytes, sent on by one operation
 _BACKOFF = (0.1, 5.0)  # seconds between two attempts, the first and the longest
-_PATIENCE = 1.0  # seconds for which messages in memory wait for older ones in a silent store
 
 
 class Delivery:
@@ -351,104 +345,3 @@ def _of_bounded_size(messages: Iterable[Undelivered]) -> Iterator[list[Undeliver
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-class OpenInbox:
-    """The messages of one session, for one consumer; made by `SessionRegistry.open_inbox`."""
-
-    def __init__(self, delivery: Delivery, entry: Callable[[], Entry]) -> None:
-        self._delivery = delivery
-        self._find_entry = entry
-        self._inbox: Inbox | None = None
-        self._look_until = math.inf
-        self._reading: Message | None = None
-        self.transport: Transport | None = None
-        """Whose messages they are, once it is open."""
-
-    @property
-    def _opened(self) -> Inbox:
-        assert self._inbox is not None, "the inbox is not open"
-        return self._inbox
-
-    @property
-    def _has_ended(self) -> bool:
-        """The session was removed, or added again with another transport."""
-        return self._opened.reader is not self
-
-    def open(self) -> None:
-        """Open it. Synchronous, for `__aenter__` here and on asyncio's side."""
-        entry = self._find_entry()
-        inbox = self._delivery.inbox(entry)
-        if inbox.reader is not None:
-            raise RuntimeError(
-                f"the inbox of session {fingerprint(entry.session_id)} is open already: "
-                "messages stay in order only if one consumer reads them"
-            )
-        inbox.open(self)
-        self._look_until = trio.current_time() + _PATIENCE
-        self._inbox, self.transport = inbox, entry.transport
-        self._delivery.want(inbox)
-
-    def close(self, *, finished: bool) -> None:
-        """Close it; ``finished``: the last message counts as handled."""
-        if self._reading is not None and not finished:
-            self._delivery.put_back(self._opened, self._reading)
-            self._reading = None
-        self.finish()
-        if not self._has_ended:
-            self._opened.reader = None
-
-    def finish(self) -> None:
-        """Acknowledge the last message."""
-        if self._reading is not None:
-            self._delivery.finish(self._opened, self._reading)
-            self._reading = None
-
-    def next_nowait(self) -> tuple[bool, object]:
-        """Return True and the next message, or False and whether there will be one."""
-        self.finish()
-        if self._has_ended:
-            return False, False
-        message = self._delivery.take(self._opened)
-        if message is None:
-            return False, True
-        self._reading = message
-        return True, decode(message.payload)
-
-    async def wait(self) -> None:
-        """Wait until `next_nowait` may have another answer."""
-        inbox = self._opened
-        if inbox.can_take() or self._has_ended:
-            await trio.lowlevel.checkpoint()
-            return
-        with trio.move_on_at(math.inf if inbox.looked else self._look_until):
-            await inbox.arrival().wait()
-            return
-        inbox.look_failed()
-
-    async def __aenter__(self) -> Self:
-        await trio.lowlevel.checkpoint()
-        self.open()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close(finished=error is None)
-
-    def __aiter__(self) -> AsyncIterator[object]:
-        return self
-
-    async def __anext__(self) -> object:
-        self.finish()
-        await trio.lowlevel.checkpoint()
-        while True:
-            is_message, value = self.next_nowait()
-            if is_message:
-                return value
-            if not value:
-                raise StopAsyncIteration
-            await self.wait()

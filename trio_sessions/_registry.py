@@ -12,7 +12,8 @@ import trio
 
 from trio_sessions._calls import TransportCalls
 from trio_sessions._cleanup import Pass
-from trio_sessions._delivery import Delivery, OpenInbox
+from trio_sessions._consumer import OpenInbox
+from trio_sessions._delivery import Delivery
 from trio_sessions._jobs import Jobs
 from trio_sessions._json import encode
 from trio_sessions._owners import Owners

@@ -97,8 +97,8 @@ class SessionStore(abc.ABC):
       `RowUnavailable` where fewer rows could succeed. It bounds itself in time; the
       registry cancels it after ``store_timeout``, and treats that and every other
       exception as "unknown".
-    - Every write but `send` may be repeated: an earlier attempt may have been committed
-      although its answer was lost.
+    - Every write but `send` and `send_on` may be repeated: an earlier attempt may have been
+      committed although its answer was lost.
     - It never refreshes or deletes a row of another incarnation, except by `write` (a
       takeover) and `sweep` (an expired lease).
     - When it is cancelled, the operation may or may not have happened.
