@@ -127,6 +127,10 @@ def share_database(name: str, url: sa.URL) -> Iterator[Shared]:
             assert store._engine is None, "a store was not closed"
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The programs that tests start run as users run them.
+    os.environ.pop("PYTHONDEVMODE", None)
+
 STORES = ["memory", "sqlite", "postgresql"]
 FACADES = [
     pytest.param(f"{store}, {host}", marks=pytest.mark.trio(run=HOSTS[host]))

@@ -72,17 +72,19 @@ async def quiet(proxy: Proxy) -> None:
 # ---- PostgreSQL ----
 
 
+@pytest.mark.timeout(900 if SOAK else 60)
 async def test_idle_sessions_cost_no_round_trip(proxy: Proxy, postgresql_schema: sa.URL) -> None:
     """However many are read: older systems polled for each. A message is one bell and one fetch."""
-    ids = [f"s{number}" for number in range(50)]
+    ids = [f"s{number}" for number in range(10_000 if SOAK else 50)]
     async with (
         open_registry(DatabaseStore(proxy.url)) as a,
         open_registry(DatabaseStore(postgresql_schema)) as b,
         reading(a, *ids) as reader,
     ):
         await quiet(proxy)
-        await trio.sleep(1.0)  # time is what is measured here
-        assert proxy.round_trips == []
+        await trio.sleep(20.0 if SOAK else 1.0)  # time is what is measured here
+        assert len(proxy.round_trips) <= (2 if SOAK else 0)  # once a minute it looks anyway
+        proxy.reset()
         await b.broadcast("s7", "hello")
         await reader.until(1)
         assert reader.received["s7"] == ["hello"]
