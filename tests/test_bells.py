@@ -411,7 +411,9 @@ async def killed_at_the_end(command: list[str]) -> AsyncIterator[AsyncIterator[s
 @pytest.mark.timeout(1800 if SOAK else 120)
 async def test_a_storm_arrives_whole_and_in_order(everywhere: Shared) -> None:
     """From two workers to the sessions of both: nothing lost, nothing doubled, order kept."""
-    sessions, each = (1000, 100) if SOAK else (20, 20) if everywhere.host else (40, 40)
+    sessions, each = (1000, 100) if SOAK else (40, 40)
+    if everywhere.host:  # through the test's view of the facade each call crosses three times
+        sessions, each = sessions // 2, each // 2
     ids = [f"s{number}" for number in range(sessions)]
     backdoor = everywhere.backdoor
     stores = [
