@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -16,8 +17,12 @@ from conftest import Shared
 from proxy import Proxy
 
 from trio_sessions import SessionRegistry, open_registry
+from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database._postgresql import PostgreSQL
+from trio_sessions.stores.database._schema import tables
 from trio_sessions.testing import FakeTransport
+from trio_sessions.types import RowClaim
 
 SOAK = bool(os.environ.get("TRIO_SESSIONS_SOAK"))
 
@@ -179,17 +184,18 @@ async def test_a_takeover_during_a_send_hears_the_bell(postgresql: Shared) -> No
     """The sender waits for the takeover, and rings for the new holder."""
     backdoor = postgresql.backdoor
     assert isinstance(backdoor, DatabaseBackdoor)
-    takeover = "UPDATE trio_sessions SET incarnation = 'new' WHERE session_id = 's'"
+    takes = Worker(worker_id="new", incarnation="new", limiter=trio.CapacityLimiter(1))
+    claim = RowClaim(session_id="s", generation=1, age=0.0, owner=None, capabilities=None)
+    dialect = PostgreSQL(tables("trio_"))
     async with postgresql.open() as a, postgresql.open() as b, trio.open_nursery() as nursery:
         await a.add_session("s", FakeTransport())
         with (
-            backdoor.engine.connect() as listener,
+            backdoor.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener,
             backdoor.engine.connect() as connection,
-            listener.execution_options(isolation_level="AUTOCOMMIT"),
         ):
             listener.exec_driver_sql('LISTEN "trio_new"')
             transaction = connection.begin()
-            connection.exec_driver_sql(takeover)
+            assert dialect.write(connection, takes, [claim], time.monotonic()).held == {"s"}
             nursery.start_soon(b.broadcast, "s", 1)
             waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
             with trio.fail_after(20):
@@ -201,6 +207,25 @@ async def test_a_takeover_during_a_send_hears_the_bell(postgresql: Shared) -> No
                 lambda: [n.payload for n in driver.notifies(timeout=20, stop_after=1)]
             )
             assert heard == ["s"]
+
+
+async def test_a_send_and_a_refresh_do_not_wait_for_each_other(postgresql: Shared) -> None:
+    """Nor do an owner and capabilities: only a takeover is in the way of a send."""
+    backdoor = postgresql.backdoor
+    assert isinstance(backdoor, DatabaseBackdoor)
+    send = PostgreSQL(tables("trio_")).send
+    async with postgresql.open() as a, postgresql.open() as b:
+        await a.add_session("s", FakeTransport())
+        with backdoor.engine.connect() as connection:
+            transaction = connection.begin()
+            sent = send(connection, "s", "1")
+            assert sent is not None
+            report = await a.cleanup()
+            assert (report.refreshed, report.refresh_failures) == (1, {})
+            await b.set_session_owner("s", "alice")
+            await b.store_client_capabilities("s", {})
+            await b.broadcast("s", 2)
+            transaction.rollback()
 
 
 async def test_every_statement_on_the_hot_path_uses_its_index(postgresql: Shared) -> None:
@@ -323,6 +348,7 @@ CONSUMER_ON_TRIO = """
 import sys, trio
 from trio_sessions import open_registry
 from trio_sessions.testing import FakeTransport
+from trio_sessions.types import RowClaim
 
 async def main():
     async with open_registry(sys.argv[1]) as registry:

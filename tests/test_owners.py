@@ -188,6 +188,38 @@ async def test_adding_again_does_not_bring_back_what_was_said_before(everywhere:
         assert await a.get_client_capabilities("s") == {"sampling": {}}
 
 
+async def test_adding_again_while_an_owner_is_being_written_keeps_the_last_word(
+    everywhere: Shared,
+) -> None:
+    """The row is written twice, and what another worker says in between stands."""
+    store = GatedStore(everywhere.make_store())
+    async with (
+        everywhere.open(store=store) as a,
+        everywhere.open() as b,
+        trio.open_nursery() as nursery,
+    ):
+        store.fail(Fault.FAILS, "write")
+        await a.add_session("s", FakeTransport())
+        store.heal()
+        first, second = store.hold_answer("write"), None
+        nursery.start_soon(a.set_session_owner, "s", "alice")
+        await first.reached.wait()
+        second = store.hold("write")
+        nursery.start_soon(a.add_session, "s", FakeTransport())
+        await everywhere.settle()
+        assert await b.get_session_owner("s") == "alice"
+        await b.set_session_owner("s", "bob")
+        first.open()
+        await second.reached.wait()
+        second.open()
+        await everywhere.settle()
+        with trio.fail_after(20):
+            while a.statistics().unconfirmed:
+                await trio.sleep(0.005)
+        assert await a.get_session_owner("s") == "bob"
+        assert await b.get_session_owner("s") == "bob"
+
+
 async def test_nobody_is_an_owner_that_is_written_with_the_row(everywhere: Shared) -> None:
     """A session that was taken over has an owner already."""
     store = FaultyStore(everywhere.make_store())

@@ -26,7 +26,6 @@ class OpenInbox:
         self._delivery = delivery
         self._find_entry = entry
         self._inbox: Inbox | None = None
-        self._look_until = math.inf
         self._reading: Message | None = None
         self.transport: Transport | None = None
         """Whose messages they are, once it is open."""
@@ -51,7 +50,6 @@ class OpenInbox:
                 "messages stay in order only if one consumer reads them"
             )
         inbox.open(self)
-        self._look_until = trio.current_time() + _PATIENCE
         self._inbox, self.transport = inbox, entry.transport
         self._delivery.want(inbox)
 
@@ -87,7 +85,7 @@ class OpenInbox:
         if inbox.can_take() or self._has_ended:
             await trio.lowlevel.checkpoint()
             return
-        with trio.move_on_at(math.inf if inbox.looked else self._look_until):
+        with trio.move_on_after(math.inf if inbox.looked else _PATIENCE):
             await inbox.arrival().wait()
             return
         inbox.look_failed()

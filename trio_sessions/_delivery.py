@@ -7,8 +7,9 @@ does; then it waits a moment and catches up.
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import trio
 
@@ -26,6 +27,7 @@ logger = logging.getLogger("trio_sessions.messages")
 _BATCH = 200  # sessions fetched, and a tenth of the messages acknowledged, by one operation
 _FETCHED = 32 * 1024 * 1024  # bytes fetched by one operation; but one message for each session
 _SENT_ON = 1000, 8 * 1024 * 1024  # messages, or bytes, sent on by one operation
+_UNSENT = 1000  # messages kept that could not be sent on
 _BACKOFF = (0.1, 5.0)  # seconds between two attempts, the first and the longest
 
 
@@ -40,6 +42,8 @@ class Delivery:
         self._settings = settings
         self._filled: dict[Inbox, None] = {}
         self._moving: dict[str, trio.Event] = {}
+        self._unsent: list[Undelivered] = []
+        rows.confirmed = lambda entry: self.want(entry.inbox)  # it may be a takeover
         self._expired: dict[int, Inbox] = {}
         self._wanted: dict[Inbox, None] = {}
         self._batch = _BATCH
@@ -72,7 +76,7 @@ class Delivery:
     def storing(self, entry: Entry) -> Iterator[Callable[[int], None]]:
         """A message for a session held here goes to the store; it is told the message's id."""
         inbox = self.inbox(entry)
-        inbox.begin_to_store()
+        send = inbox.begin_to_store()
         message_id: int | None = None
 
         def stored(given: int) -> None:
@@ -82,12 +86,10 @@ class Delivery:
         try:
             yield stored
         finally:
-            inbox.stored(message_id)
+            inbox.stored(send, message_id)
+            if inbox:
+                self._filled[inbox] = None
             self.want(inbox)
-
-    def drop(self, entries: Iterable[Entry]) -> None:
-        """These sessions are gone, and what was for them in memory goes too."""
-        self.dropped += len(self._take_out(entries))
 
     def _take_out(self, entries: Iterable[Entry]) -> list[tuple[Entry, Message]]:
         """Return what was only in memory; what has a row is counted when the store drops that."""
@@ -98,12 +100,16 @@ class Delivery:
                 left += [(entry, one) for one in entry.inbox.clear() if one.row is None]
         return left
 
-    def begin_to_send_on(self, entries: Iterable[Entry]) -> list[Undelivered]:
-        """These sessions are gone; return what is to be sent to whoever holds them now.
+    def begin_to_end(self, entries: Sequence[Entry]) -> list[Undelivered]:
+        """These sessions are gone; return what is to be sent to whoever has taken them over.
 
         Until that has been done, others wait that send something to these sessions: so
-        that it stays in order.
+        that it stays in order. What somebody has in hand cannot come again.
         """
+        for entry in entries:
+            if entry.inbox is not None:
+                in_hand = entry.inbox.handed_out() - self._expired.keys()
+                self._done.update(dict.fromkeys(in_hand, entry.inbox))
         now = trio.current_time()
         left = [
             Undelivered(
@@ -118,20 +124,30 @@ class Delivery:
         return left
 
     async def send_on(self, messages: list[Undelivered]) -> None:
-        """Send these messages to the workers that hold their sessions; drop the others."""
-        sent = 0
+        """Send these messages to the workers that hold their sessions; drop the others.
+
+        Where the store cannot say who does, some are kept for the next pass.
+        """
+        remaining = list(_of_bounded_size(messages))
         try:
-            with trio.move_on_after(self._settings.store_timeout):
-                for chunk in _of_bounded_size(messages):
-                    sent += await self._rows.send_on(chunk)
+            while remaining:
+                sent = await self._rows.send_on(remaining[0])
+                self.dropped += len(remaining.pop(0)) - sent
         except SessionsError as exc:
-            logger.warning("messages of removed sessions could not be sent on: %s", exc)
+            logger.warning("messages of removed sessions are to be sent on later: %s", exc)
         finally:
-            self.dropped += len(messages) - sent
+            self._unsent += chain.from_iterable(remaining)
+            self.dropped += len(self._unsent[_UNSENT:])
+            del self._unsent[_UNSENT:]
             for message in messages:
                 moving = self._moving.pop(message.session_id, None)
                 if moving is not None:
                     moving.set()
+
+    async def send_on_what_is_left(self) -> None:
+        """Try again what could not be sent on."""
+        messages, self._unsent = self._unsent, []
+        await self.send_on(messages)
 
     async def sent_on(self, session_id: str) -> None:
         """Wait until the messages of a session that is gone have been sent on."""
@@ -185,7 +201,6 @@ class Delivery:
             return
         inbox.put_back(message)
         self._filled[inbox] = None
-        inbox.wake()
 
     def want(self, inbox: Inbox | None) -> None:
         """Fetch what waits in the store for a session, soon, if its inbox is open."""

@@ -59,24 +59,21 @@ class Jobs:
 
     # ---- jobs ----
 
-    def write_row(self, entry: Entry) -> trio.Event:
-        """Write the row of a session that has just been added."""
-        return self._start(self._write_row, entry)
+    def write_row(self, entry: Entry, replaced: Entry | None) -> trio.Event:
+        """Write the row of a session that has just been added, perhaps in place of another."""
+        return self._start(self._write_row, entry, replaced)
 
     def disconnect(self, entries: Sequence[Entry]) -> trio.Event:
         """Disconnect the transports of sessions that are not held any more."""
         return self._start(self._disconnect, entries)
 
     def retire(self, entries: Sequence[Entry]) -> trio.Event:
-        """Disconnect the transports of removed sessions, then delete their rows."""
-        self._rows.begin_to_leave(entries)
-        self._delivery.drop(entries)
-        return self._start(self._retire, entries, [])
+        """Disconnect the transports of removed sessions, then delete their rows.
 
-    def retire_lost(self, entries: Sequence[Entry]) -> trio.Event:
-        """The same for sessions that a pass found gone: another worker may hold them now."""
+        What is unread goes to the workers that have taken sessions over.
+        """
         self._rows.begin_to_leave(entries)
-        return self._start(self._retire, entries, self._delivery.begin_to_send_on(entries))
+        return self._start(self._retire, entries, self._delivery.begin_to_end(entries))
 
     def _start(self, job: Callable[..., Awaitable[None]], *args: Any) -> trio.Event:
         ended = trio.Event()
@@ -93,7 +90,9 @@ class Jobs:
         self._nursery.start_soon(to_its_end, name=job)
         return ended
 
-    async def _write_row(self, entry: Entry) -> None:
+    async def _write_row(self, entry: Entry, replaced: Entry | None) -> None:
+        while replaced is not None and replaced.row is Row.WRITING:
+            await replaced.written()  # or what it writes could come after this
         if not self._table.holds(entry):
             entry.note_row(Row.UNWRITTEN)
             return
@@ -110,7 +109,6 @@ class Jobs:
             )
         if entry.session_id not in self._table:  # removed while its row was being written
             await self._rows.delete([entry.session_id])
-        self._delivery.want(entry.inbox)  # for what was stored before the row was this worker's
 
     async def _disconnect(self, entries: Sequence[Entry]) -> None:
         answers = await self._calls.ask(

@@ -55,18 +55,20 @@ class Owners:
             await self._write(entry)
         except SessionsError:
             return True
-        return entry.owner is None and entry.capabilities is None
+        return entry.pending.owner is None and entry.pending.capabilities is None
 
     async def _only_left_behind(self, session_id: str) -> bool:
         """Say whether the row of the session is what one that was removed here has left."""
-        return self._rows.may_be_left_behind(session_id) and (
-            await self._rows.locate(session_id) is None
+        return (
+            session_id not in self._table
+            and self._rows.may_be_left_behind(session_id)
+            and await self._rows.locate(session_id) is None
         )
 
     async def set_owner(self, session_id: str, owner: str | None) -> None:
         entry = await self._unwritten(session_id)
         if entry is not None:
-            entry.owner = NOBODY if owner is None else owner
+            entry.pending.owner = NOBODY if owner is None else owner
             if await self._written_with(entry):
                 return
         if await self._only_left_behind(session_id) or not (
@@ -85,8 +87,8 @@ class Owners:
 
     async def get_owner(self, session_id: str) -> str | None:
         entry = self._table.get(session_id)
-        if entry is not None and entry.owner is not None:  # it is written with the row
-            return entry.owner or None
+        if entry is not None and entry.pending.owner is not None:  # it is written with the row
+            return entry.pending.owner or None
         holder = await self._rows.locate_row(session_id)
         if holder is None or (self._rows.is_own(holder) and session_id not in self._table):
             return None
@@ -95,7 +97,7 @@ class Owners:
     async def set_capabilities(self, session_id: str, capabilities: Capabilities) -> None:
         entry = await self._unwritten(session_id)
         if entry is not None:
-            entry.capabilities = capabilities
+            entry.pending.capabilities = capabilities
             if await self._written_with(entry):
                 return
         if await self._only_left_behind(session_id) or not (
@@ -105,8 +107,8 @@ class Owners:
 
     async def get_capabilities(self, session_id: str) -> dict[str, object] | None:
         entry = self._table.get(session_id)
-        if entry is not None and entry.capabilities is not None:
-            encoded: str | None = entry.capabilities.encoded
+        if entry is not None and entry.pending.capabilities is not None:
+            encoded: str | None = entry.pending.capabilities.encoded
         elif await self._only_left_behind(session_id):
             encoded = None
         else:
@@ -118,11 +120,17 @@ class Owners:
         return decoded
 
     async def elicitation_capable(self) -> list[str]:
-        return [
-            session_id
+        written = {
+            session_id: True
             for session_id in await self._rows.elicitation_capable()
             if not await self._only_left_behind(session_id)
-        ]
+        }
+        unwritten = {
+            entry.session_id: entry.pending.capabilities.elicitation
+            for entry in self._table.snapshot()
+            if entry.pending.capabilities is not None
+        }
+        return [session_id for session_id, asked in {**written, **unwritten}.items() if asked]
 
 
 def _not_found(session_id: str) -> SessionNotFound:

@@ -131,8 +131,10 @@ class SessionRegistry:
         check_transport(transport)
         self._check_open()
         entry, replaced = self._table.put(session_id, transport, trio.current_time())
+        if replaced is None:
+            entry.pending.leftover = self._rows.may_be_left_behind(session_id)
         entry.row = Row.WRITING
-        jobs = [self._jobs.write_row(entry)]
+        jobs = [self._jobs.write_row(entry, replaced)]
         if replaced is not None and replaced.transport is not transport:
             jobs.append(self._jobs.disconnect([replaced]))
         for job in jobs:
@@ -500,13 +502,14 @@ class SessionRegistry:
             table=self._table,
             calls=self._calls,
             rows=self._rows,
-            retire=self._jobs.retire_lost,
+            retire=self._jobs.retire,
             settings=self._settings,
         )
         try:
             running.report = self._last_report = await one.run()
             if one.swept:
                 self._delivery.swept()
+            await self._delivery.send_on_what_is_left()
             self._delivery.drop_expired()
             self._delivery.look()
         except Exception as exc:
@@ -576,10 +579,11 @@ class SessionRegistry:
         with trio.CancelScope(shield=True):
             self._jobs.interrupt()
             held = self._table.clear()
-            self._delivery.drop(held)
+            unread = self._delivery.begin_to_end(held)
             self._jobs.disconnect(held)
             await self._jobs.finish()
             with trio.move_on_after(self._settings.store_timeout):
+                await self._delivery.send_on(unread)
                 await self._delivery.acknowledge_for(held)
                 await self._rows.delete(entry.session_id for entry in held)
                 if not self._rows.leftover:

@@ -6,7 +6,15 @@ Rows that could not be deleted, because the database was away, are kept for the 
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -54,6 +62,8 @@ class Rows:
         self.worker = worker
         self.leftover: dict[str, None] = {}
         """Ids of sessions removed here whose rows are still to be deleted, oldest first."""
+        self.confirmed: Callable[[Entry], None] = lambda _: None
+        """Is told of each row that is known to be written."""
         self._leaving: Counter[str] = Counter()
         self.messages_dropped = 0
         """Messages that the store has dropped for this worker."""
@@ -92,46 +102,48 @@ class Rows:
             logger.warning("closing the store failed: %s", exc)
 
     async def write(self, entries: Sequence[Entry]) -> RowAnswers:
-        """Write the rows of ``entries``.
+        """Write the rows of ``entries``, with what was said of them.
 
         Whatever happens, no entry is left in the state `Row.WRITING`. A row that was
         written for a session that has been removed meanwhile is deleted again later.
         """
-        now = trio.current_time()
-        claims = [
-            RowClaim(
-                session_id=entry.session_id,
-                generation=entry.generation,
-                age=now - entry.added_at,
-                owner=entry.owner or None,
-                capabilities=entry.capabilities,
-            )
-            for entry in entries
-        ]
-        disowned = [entry.session_id for entry in entries if entry.owner == NOBODY]
         for entry in entries:
             entry.row = Row.WRITING
         unknown: Iterable[str] = [entry.session_id for entry in entries]
         held: Iterable[str] = ()
+        said = {}
         try:
+            await self._delete_what_was_left(entries)
+            now = trio.current_time()
+            said = {entry: (entry.pending.owner, entry.pending.capabilities) for entry in entries}
+            claims = [
+                RowClaim(
+                    session_id=entry.session_id,
+                    generation=entry.generation,
+                    age=now - entry.added_at,
+                    owner=owner or None,
+                    capabilities=capabilities,
+                )
+                for entry, (owner, capabilities) in said.items()
+            ]
             answers = await self._ask(self._store.write(self.worker, claims), RowAnswers)
-            for session_id in answers.held.intersection(disowned):
-                await self.set_owner(session_id, None)
+            for entry, (owner, _) in said.items():
+                if owner == NOBODY and entry.session_id in answers.held:
+                    await self.set_owner(entry.session_id, None)
             unknown, held = answers.unknown, answers.held
         finally:
-            for entry, claim in zip(entries, claims, strict=True):
+            for entry in entries:
                 if entry.session_id in held:
-                    entry.forget_written(claim.owner, claim.capabilities)
+                    entry.pending.forget(*said[entry])
                 entry.note_row(Row.UNWRITTEN if entry.session_id in unknown else Row.CONFIRMED)
+                self.confirmed(entry)
                 if entry.session_id not in self._table:
                     self._keep_for_later([entry.session_id])
         return answers
 
     def may_be_left_behind(self, session_id: str) -> bool:
-        """Say whether a row may be there that a session removed here has left."""
-        return session_id not in self._table and (
-            session_id in self.leftover or self._leaving[session_id] > 0
-        )
+        """Say whether a row may be there that a session which was removed here has left."""
+        return session_id in self.leftover or self._leaving[session_id] > 0
 
     def begin_to_leave(self, entries: Iterable[Entry]) -> None:
         """These sessions were removed, and their rows are still there."""
@@ -143,6 +155,16 @@ class Rows:
             self._leaving[entry.session_id] -= 1
             if not self._leaving[entry.session_id]:
                 del self._leaving[entry.session_id]
+
+    async def _delete_what_was_left(self, entries: Sequence[Entry]) -> None:
+        """Delete the rows of removed sessions of the same ids: nothing of theirs lives on."""
+        for entry in entries:
+            if entry.pending.leftover:
+                self.messages_dropped += await self._ask(
+                    self._store.delete(self.worker, [entry.session_id], up_to=entry.generation - 1),
+                    int,
+                )
+                entry.pending.leftover = False
 
     async def refresh(self, entries: Sequence[Entry]) -> RowAnswers:
         session_ids = [entry.session_id for entry in entries]

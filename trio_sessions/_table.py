@@ -26,6 +26,27 @@ class Row(enum.Enum):
     """It was there, in a committed answer: if a later answer lacks it, it is gone."""
 
 
+class Pending:
+    """What is still to be done with the row of a session, however often it was added."""
+
+    __slots__ = ("capabilities", "leftover", "owner")
+
+    def __init__(self) -> None:
+        self.owner: str | None = None
+        """An owner that is to be written with the row, or `NOBODY`."""
+        self.capabilities: Capabilities | None = None
+        """The client's capabilities, if they are to be written."""
+        self.leftover = False
+        """The row of a session that was removed here may be there, and must go first."""
+
+    def forget(self, owner: str | None, capabilities: Capabilities | None) -> None:
+        """Forget what has been written, unless it has changed meanwhile."""
+        if self.owner == owner:
+            self.owner = None
+        if self.capabilities is capabilities:
+            self.capabilities = None
+
+
 class Entry:
     """One session as it was added; adding the id again makes another entry."""
 
@@ -33,11 +54,10 @@ class Entry:
         "_ended",
         "_written",
         "added_at",
-        "capabilities",
         "generation",
         "has_ended",
         "inbox",
-        "owner",
+        "pending",
         "row",
         "session_id",
         "transport",
@@ -51,10 +71,7 @@ class Entry:
         self.generation = generation
         self.added_at = added_at
         self.row = Row.UNWRITTEN
-        self.owner: str | None = None
-        """An owner that is still to be written with the row, or `NOBODY`."""
-        self.capabilities: Capabilities | None = None
-        """The client's capabilities if they are still to be written."""
+        self.pending = Pending()
         self.inbox: Inbox | None = None
         """Its messages; made when there is a first one, or when somebody opens it."""
         self.has_ended = False
@@ -68,13 +85,6 @@ class Entry:
         if self._written is not None:
             self._written.set()
             self._written = None
-
-    def forget_written(self, owner: str | None, capabilities: Capabilities | None) -> None:
-        """Forget what has been written with the row, unless it has changed meanwhile."""
-        if (self.owner or None) == owner:
-            self.owner = None
-        if self.capabilities is capabilities:
-            self.capabilities = None
 
     async def written(self) -> None:
         """Wait until the writing that is under way has ended."""
@@ -93,14 +103,9 @@ class Entry:
 
     def succeed(self, replaced: "Entry") -> None:
         """Take over what is the session's: its messages, and what is still to be written."""
-        self.inbox, self.owner, self.capabilities = (
-            replaced.inbox,
-            replaced.owner,
-            replaced.capabilities,
-        )
+        self.inbox, self.pending = replaced.inbox, replaced.pending
         if self.inbox is not None and self.transport is not replaced.transport:
-            self.inbox.reader = None  # the messages are for the new transport
-            self.inbox.wake()
+            self.inbox.pass_on()
         replaced.end()
 
     def close(self) -> None:

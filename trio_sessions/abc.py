@@ -234,7 +234,11 @@ class SessionStore(abc.ABC):
 
     @abc.abstractmethod
     async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
-        """Delete these messages. An unknown id is no error."""
+        """Delete those of these messages whose session this incarnation holds.
+
+        An unknown id is no error. What another worker has taken over is for that worker to
+        deliver, whatever was done with it here.
+        """
 
     @abc.abstractmethod
     def open_bell(self, worker: Worker) -> AbstractAsyncContextManager["Bell"]:

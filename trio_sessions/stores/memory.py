@@ -290,9 +290,9 @@ class MemoryStore(SessionStore):
         """Delete messages; see `SessionStore.acknowledge`."""
         await self._take_turn()
         for message_id in message_ids:
-            row = self._rows.get(self._sessions.pop(message_id, ""))
-            if row is not None:
+            for _, row in self._own(worker, [self._sessions.get(message_id, "")]):
                 row.messages.pop(message_id, None)
+                self._sessions.pop(message_id)
 
     @asynccontextmanager
     async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:

@@ -266,6 +266,9 @@ async def messages_wait_until_they_are_acknowledged(make_store: MakeStore) -> No
         assert [one.id for one in few] == [second, third]
         small = (await store.fetch(me, [_wanted("s", size=1)]))["s"]
         assert [one.id for one in small] == [first]
+        await other.acknowledge(they, [second])  # it is not for that worker to say so
+        await store.acknowledge(me, [10**9])
+        assert len((await store.fetch(me, [_wanted("s")]))["s"]) == 4
         await store.acknowledge(me, [second, 10**9])
         await store.acknowledge(me, [second])
         await store.acknowledge(me, [])

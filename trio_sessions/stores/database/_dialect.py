@@ -449,10 +449,19 @@ class Dialect(abc.ABC):
             size += len(payload.encode())
             yield StoredMessage(id=message_id, payload=payload, age=age)
 
-    def acknowledge(self, connection: sa.Connection, message_ids: Sequence[int]) -> None:
+    def own_message(self) -> sa.ColumnElement[bool]:
+        """Return "the session of the message is held by this incarnation"."""
+        message = self.tables.messages.c
+        return sa.exists().where(self.sessions.c.session_id == message.session_id, self.own)
+
+    def acknowledge(
+        self, connection: sa.Connection, worker: Worker, message_ids: Sequence[int]
+    ) -> None:
+        message = self.tables.messages
         with self.statement(connection):
             connection.execute(
-                sa.delete(self.tables.messages).where(self.tables.messages.c.id.in_(message_ids))
+                sa.delete(message).where(message.c.id.in_(message_ids), self.own_message()),
+                self.identity(worker),
             )
 
     # ---- the sweep ----

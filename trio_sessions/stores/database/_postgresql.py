@@ -125,7 +125,8 @@ class PostgreSQL(Dialect):
         )
         self._acknowledge = sa.delete(tables.messages).where(
             tables.messages.c.id
-            == sa.any_(sa.bindparam("message_ids", type_=postgresql.ARRAY(sa.BigInteger)))
+            == sa.any_(sa.bindparam("message_ids", type_=postgresql.ARRAY(sa.BigInteger))),
+            self.own_message(),
         )
         some = (
             sa.select(row.session_id).where(self.own).limit(sa.bindparam("limit", type_=sa.Integer))
@@ -261,8 +262,28 @@ class PostgreSQL(Dialect):
             "capabilities": claims.c.capabilities,
             "elicitation": claims.c.elicitation,
         }
-        insert = self.insert(self.sessions).from_select(list(columns), sa.select(*columns.values()))
+        taken = self._lock_what_is_taken_over()
+        insert = self.insert(self.sessions).from_select(
+            list(columns), sa.select(*columns.values()).where(taken >= 0)
+        )
         return self.upsert(insert).returning(self.sessions.c.session_id)
+
+    def _lock_what_is_taken_over(self) -> sa.ScalarSelect[int]:
+        """Return the number of rows of others, which are locked before anything is written.
+
+        A send shares a lock of the row that conflicts with this one and with no refresh. So
+        it waits for a takeover, and rings the bell of the new holder.
+        """
+        row = self.sessions.c
+        claimed = sa.any_(sa.bindparam("session_ids", type_=_TEXTS))
+        others = (
+            sa.select(row.session_id)
+            .where(row.session_id == claimed, sa.not_(self.own))
+            .order_by(row.session_id)
+            .with_for_update()
+            .cte("others")
+        )
+        return sa.select(sa.func.count(others.c.session_id)).scalar_subquery()
 
     def _refresh_and_name_the_missing(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
         """Return what is absent: as a rule nothing, so that there is nothing to fetch."""
@@ -327,7 +348,7 @@ class PostgreSQL(Dialect):
         holder = (
             sa.select(row.session_id, row.worker_id, row.incarnation, row.owner)
             .where(row.session_id == sa.bindparam("of_session"))
-            .with_for_update(read=True)  # or a worker that takes it over just now hears no bell
+            .with_for_update(read=True, key_share=True)  # see _lock_what_is_taken_over
             .cte("holder")
         )
         stored = (
@@ -362,7 +383,8 @@ class PostgreSQL(Dialect):
         holder = (
             sa.select(row.session_id, row.incarnation)
             .where(self.among(row.session_id), sa.not_(self.own))
-            .with_for_update(read=True)
+            .order_by(row.session_id)
+            .with_for_update(read=True, key_share=True)
             .cte("holder")
         )
         stored = (
@@ -569,8 +591,11 @@ class PostgreSQL(Dialect):
             found.setdefault(session_id, []).append(message)
         return found
 
-    def acknowledge(self, connection: sa.Connection, message_ids: Sequence[int]) -> None:
-        connection.execute(self._acknowledge, {"message_ids": list(message_ids)})
+    def acknowledge(
+        self, connection: sa.Connection, worker: Worker, message_ids: Sequence[int]
+    ) -> None:
+        parameters = {**self.identity(worker), "message_ids": list(message_ids)}
+        connection.execute(self._acknowledge, parameters)
 
     def open_bell(
         self, source: BellSource, worker: Worker, *, listen: bool

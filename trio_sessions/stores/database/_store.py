@@ -362,7 +362,7 @@ class DatabaseStore(SessionStore):
     async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
         """Delete messages; see `SessionStore.acknowledge`."""
         await self.run(
-            worker, lambda connection: self._dialect.acknowledge(connection, message_ids)
+            worker, lambda connection: self._dialect.acknowledge(connection, worker, message_ids)
         )
 
     def open_bell(self, worker: Worker) -> AbstractAsyncContextManager[Bell]:
