@@ -512,9 +512,15 @@ async def test_nothing_of_a_removed_session_is_the_next_ones(
             await transport.is_ending.wait()
         with pytest.raises(SessionNotFound):
             await registry.broadcast("s", "between the two")
+        store.fail(Fault.FAILS, "write", "delete")
         await registry.add_session("s", FakeTransport())
+        with trio.move_on_after(0.2):
+            async with registry.open_inbox("s") as inbox:
+                raise AssertionError(f"it read {await anext(inbox)}")
+        store.heal()
         assert await registry.get_session_owner("s") is None
         assert await registry.get_client_capabilities("s") is None
+        assert await registry.get_elicitation_capable_sessions() == []
         assert await registry.claim_session_owner("s", "bob") == "bob"
         transport.may_end.set()
         await registry.broadcast("s", "of the next one")

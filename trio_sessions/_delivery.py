@@ -273,7 +273,7 @@ class Delivery:
         asked = [
             (inbox, *room)
             for inbox in batch
-            if inbox.reader is not None and (room := inbox.wanted(_FETCHED // len(batch)))
+            if self._may_fetch(inbox) and (room := inbox.wanted(_FETCHED // len(batch)))
         ]
         if not asked:
             await trio.lowlevel.checkpoint()
@@ -292,6 +292,11 @@ class Delivery:
                 self._filled[inbox] = None
             if inbox.should_fetch():
                 self.want(inbox)
+
+    def _may_fetch(self, inbox: Inbox) -> bool:
+        """Say whether it is open, and what is stored for its session is not an earlier one's."""
+        entry = self._table.get(inbox.session_id)
+        return inbox.reader is not None and entry is not None and not entry.pending.leftover
 
     async def acknowledge(self) -> None:
         """Acknowledge what was handled, many messages at a time."""

@@ -59,11 +59,13 @@ class Owners:
 
     async def _only_left_behind(self, session_id: str) -> bool:
         """Say whether the row of the session is what one that was removed here has left."""
-        return (
-            session_id not in self._table
-            and self._rows.may_be_left_behind(session_id)
-            and await self._rows.locate(session_id) is None
-        )
+        return self._may_be_left_behind(session_id) and await self._rows.locate(session_id) is None
+
+    def _may_be_left_behind(self, session_id: str) -> bool:
+        entry = self._table.get(session_id)
+        if entry is None:
+            return self._rows.may_be_left_behind(session_id)
+        return entry.pending.leftover
 
     async def set_owner(self, session_id: str, owner: str | None) -> None:
         entry = await self._unwritten(session_id)
@@ -90,9 +92,10 @@ class Owners:
         if entry is not None and entry.pending.owner is not None:  # it is written with the row
             return entry.pending.owner or None
         holder = await self._rows.locate_row(session_id)
-        if holder is None or (self._rows.is_own(holder) and session_id not in self._table):
+        if holder is None:
             return None
-        return holder.owner
+        is_held = session_id in self._table and not self._may_be_left_behind(session_id)
+        return holder.owner if is_held or not self._rows.is_own(holder) else None
 
     async def set_capabilities(self, session_id: str, capabilities: Capabilities) -> None:
         entry = await self._unwritten(session_id)
