@@ -86,7 +86,10 @@ class Listener:
         session_id = session_of(name)
         try:
             await registry.add_session(session_id, self)
-            await registry.set_session_owner(session_id, name)
+            try:
+                await registry.set_session_owner(session_id, name)
+            except SessionNotFound:  # another worker has taken the name over, and it is gone
+                return
             yield ServerSentEvent(json.dumps({"worker": registry.worker_id}), event="session")
             if registry.get_session_sync(session_id) is self:  # nobody has taken it over here
                 async with registry.open_inbox(session_id) as inbox:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 PRELUDE = """
-import asyncio, os, signal, sys, threading
+import asyncio, logging, os, signal, sys, threading
 from trio_sessions.aio import SessionRegistry
+
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # a slow machine is no news
 
 class Connection:
     async def is_connected(self): return True
