@@ -7,6 +7,7 @@ does; then it waits a moment and catches up.
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -41,7 +42,8 @@ class Delivery:
         self._rows = rows
         self._settings = settings
         self._filled: dict[Inbox, None] = {}
-        self._moving: dict[str, trio.Event] = {}
+        self._moving: Counter[str] = Counter()
+        self._moved = trio.Event()
         self._unsent: list[Undelivered] = []
         rows.confirmed = lambda entry: self.want(entry.inbox)  # it may be a takeover
         self._expired: dict[int, Inbox] = {}
@@ -119,12 +121,20 @@ class Delivery:
             )
             for entry, message in self._take_out(entries)
         ]
-        for message in left:
-            self._moving.setdefault(message.session_id, trio.Event())
+        self._moving.update(message.session_id for message in left)
         return left
 
     async def send_on(self, messages: list[Undelivered]) -> None:
-        """Send these messages to the workers that hold their sessions; drop the others.
+        """Send what `begin_to_end` has returned to the workers that hold the sessions now."""
+        try:
+            await self._send_on(messages)
+        finally:
+            self._moving -= Counter(message.session_id for message in messages)
+            self._moved.set()
+            self._moved = trio.Event()
+
+    async def _send_on(self, messages: list[Undelivered]) -> None:
+        """Send messages to workers that hold their sessions, and drop the others.
 
         Where the store cannot say who does, some are kept for the next pass.
         """
@@ -139,20 +149,16 @@ class Delivery:
             self._unsent += chain.from_iterable(remaining)
             self.dropped += len(self._unsent[_UNSENT:])
             del self._unsent[_UNSENT:]
-            for message in messages:
-                moving = self._moving.pop(message.session_id, None)
-                if moving is not None:
-                    moving.set()
 
     async def send_on_what_is_left(self) -> None:
         """Try again what could not be sent on."""
         messages, self._unsent = self._unsent, []
-        await self.send_on(messages)
+        await self._send_on(messages)
 
     async def sent_on(self, session_id: str) -> None:
         """Wait until the messages of a session that is gone have been sent on."""
-        while (moving := self._moving.get(session_id)) is not None:
-            await moving.wait()
+        while self._moving[session_id] > 0:
+            await self._moved.wait()
 
     def drop_expired(self) -> None:
         """Drop what has waited in memory for longer than ``message_ttl``."""
