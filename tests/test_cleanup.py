@@ -277,7 +277,8 @@ async def test_a_session_removed_while_its_row_is_written_leaves_no_row(everywhe
         async with trio.open_nursery() as nursery:
             for number in range(10):
                 nursery.start_soon(registry.add_session, f"s{number}", FakeTransport())
-            await trio.lowlevel.checkpoint()
+            while registry.statistics().sessions < 10:
+                await trio.lowlevel.checkpoint()
             for number in range(10):
                 nursery.start_soon(registry.remove_session, f"s{number}")
         await registry._jobs.finish_jobs()

@@ -14,7 +14,7 @@ from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
 REFRESH = "UPDATE trio_sessions"
-RESTORE = "WITH others AS"
+RESTORE = "WITH there AS"
 SWEEP = "INSERT INTO trio_fleet"
 
 

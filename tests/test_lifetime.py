@@ -127,7 +127,7 @@ async def test_leaving_with_a_store_that_hangs_is_bounded(autojump_clock: MockCl
     async with open_registry(store, store_timeout=10.0) as registry:
         await registry.add_session("s", FakeTransport())
         store.fail(Fault.HANGS)
-        registry._jobs.write_row(registry._table._entries["s"], None)
+        registry._jobs.write_row(registry._table._entries["s"])
         with trio.move_on_after(1):
             await registry.cleanup()
     assert trio.current_time() - start < 32

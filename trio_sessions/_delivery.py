@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 
 import trio
@@ -17,7 +18,7 @@ import trio
 from trio_sessions._inbox import Inbox, Message
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
-from trio_sessions._table import Entry, LocalTable
+from trio_sessions._table import Entry, LocalTable, Row
 from trio_sessions.errors import SessionsError
 from trio_sessions.types import Undelivered
 
@@ -44,7 +45,7 @@ class Delivery:
         self._filled: dict[Inbox, None] = {}
         self._moving: Counter[str] = Counter()
         self._moved = trio.Event()
-        self._unsent: list[Undelivered] = []
+        self._unsent: list[tuple[float, Undelivered]] = []
         rows.confirmed = lambda entry: self.want(entry.inbox)  # it may be a takeover
         self._expired: dict[int, Inbox] = {}
         self._wanted: dict[Inbox, None] = {}
@@ -89,6 +90,10 @@ class Delivery:
             yield stored
         finally:
             inbox.stored(send, message_id)
+            current = self._table.get(entry.session_id)
+            if current is not None and current.inbox is not inbox and message_id is not None:
+                inbox = self.inbox(current)  # the session was removed, and added again
+                inbox.stored(inbox.begin_to_store(), message_id)
             if inbox:
                 self._filled[inbox] = None
             self.want(inbox)
@@ -112,6 +117,7 @@ class Delivery:
             if entry.inbox is not None:
                 in_hand = entry.inbox.handed_out() - self._expired.keys()
                 self._done.update(dict.fromkeys(in_hand, entry.inbox))
+                self._to_acknowledge.set()
         now = trio.current_time()
         left = [
             Undelivered(
@@ -146,14 +152,19 @@ class Delivery:
         except SessionsError as exc:
             logger.warning("messages of removed sessions are to be sent on later: %s", exc)
         finally:
-            self._unsent += chain.from_iterable(remaining)
+            now = trio.current_time()
+            self._unsent += [(now, one) for one in chain.from_iterable(remaining)]
             self.dropped += len(self._unsent[_UNSENT:])
             del self._unsent[_UNSENT:]
 
     async def send_on_what_is_left(self) -> None:
-        """Try again what could not be sent on."""
-        messages, self._unsent = self._unsent, []
-        await self._send_on(messages)
+        """Try again what could not be sent on, unless it is too old by now."""
+        now = trio.current_time()
+        messages = [replace(one, age=one.age + now - noted) for noted, one in self._unsent]
+        self._unsent = []
+        young = [one for one in messages if one.age < self._settings.message_ttl]
+        self.dropped += len(messages) - len(young)
+        await self._send_on(young)
 
     async def sent_on(self, session_id: str) -> None:
         """Wait until the messages of a session that is gone have been sent on."""
@@ -276,6 +287,11 @@ class Delivery:
         batch = list(self._wanted)[: self._batch]
         for inbox in batch:  # whoever wants it from now on wants it once more
             del self._wanted[inbox]
+        try:
+            await self._write_rows(batch)
+        except SessionsError:
+            self._wanted.update(dict.fromkeys(batch))
+            raise
         asked = [
             (inbox, *room)
             for inbox in batch
@@ -299,10 +315,23 @@ class Delivery:
             if inbox.should_fetch():
                 self.want(inbox)
 
+    async def _write_rows(self, inboxes: Iterable[Inbox]) -> None:
+        """Write the rows that are still to be written: without them nothing can be fetched.
+
+        The next pass would do so, but it may be far.
+        """
+        entries = [self._table.get(inbox.session_id) for inbox in inboxes if inbox.reader]
+        unwritten = {e.session_id: e for e in entries if e is not None and e.row is Row.UNWRITTEN}
+        if unwritten:
+            await self._rows.write([unwritten[session_id] for session_id in sorted(unwritten)])
+
     def _may_fetch(self, inbox: Inbox) -> bool:
-        """Say whether it is open, and what is stored for its session is not an earlier one's."""
+        """Say whether it is open, and its session's row is known to be this session's.
+
+        If it is not yet, the inbox is wanted again when it is.
+        """
         entry = self._table.get(inbox.session_id)
-        return inbox.reader is not None and entry is not None and not entry.pending.leftover
+        return inbox.reader is not None and entry is not None and entry.row is Row.CONFIRMED
 
     async def acknowledge(self) -> None:
         """Acknowledge what was handled, many messages at a time."""

@@ -122,6 +122,8 @@ class Inbox:
             return False
         self._accepted += 1
         message = Message(payload, now + self.message_ttl, number=self._accepted)
+        if self.looked and not self._under_way:  # what was stored before is known: it is no more
+            message.later_row = self._newest + 1
         self._waiting.append(message)
         if self.looked:
             self.wake()

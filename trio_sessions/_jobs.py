@@ -59,9 +59,9 @@ class Jobs:
 
     # ---- jobs ----
 
-    def write_row(self, entry: Entry, replaced: Entry | None) -> trio.Event:
-        """Write the row of a session that has just been added, perhaps in place of another."""
-        return self._start(self._write_row, entry, replaced)
+    def write_row(self, entry: Entry, earlier: Sequence[Entry] = ()) -> trio.Event:
+        """Write the row of a session that was just added, after what ``earlier`` ones write."""
+        return self._start(self._write_row, entry, earlier)
 
     def disconnect(self, entries: Sequence[Entry]) -> trio.Event:
         """Disconnect the transports of sessions that are not held any more."""
@@ -90,9 +90,8 @@ class Jobs:
         self._nursery.start_soon(to_its_end, name=job)
         return ended
 
-    async def _write_row(self, entry: Entry, replaced: Entry | None) -> None:
-        while replaced is not None and replaced.row is Row.WRITING:
-            await replaced.written()  # or what it writes could come after this
+    async def _write_row(self, entry: Entry, earlier: Sequence[Entry]) -> None:
+        await _written(earlier)
         if not self._table.holds(entry):
             entry.note_row(Row.UNWRITTEN)
             return
@@ -138,7 +137,14 @@ class Jobs:
         finally:
             await self._delivery.acknowledge_for(entries)
             await self._rows.delete(entry.session_id for entry in entries)
-            self._rows.have_left(entries)
+            self._rows.have_left([entry for entry in entries if entry.row is not Row.WRITING])
+            late = [entry for entry in entries if entry.row is Row.WRITING]
+            if late:  # a row comes after its deletion
+                self._start(self._await_late_rows, late)
+
+    async def _await_late_rows(self, entries: Sequence[Entry]) -> None:
+        await _written(entries)  # whoever writes it deletes it
+        self._rows.have_left(entries)
 
     # ---- loops ----
 
@@ -181,3 +187,10 @@ class Jobs:
         while self._loops:
             await next(iter(self._loops)).ended.wait()
         await self.finish_jobs()
+
+
+async def _written(entries: Sequence[Entry]) -> None:
+    """Wait until no row of these is being written."""
+    for entry in entries:
+        while entry.row is Row.WRITING:
+            await entry.written()

@@ -28,7 +28,11 @@ class Owners:
         """
         entry = await self._unwritten(session_id)
         if entry is not None:
-            await self._write(entry)
+            answers = await self._rows.write([entry])
+            if session_id in answers.unknown:
+                raise StoreUnavailable("the session's row could not be written") from (
+                    answers.unknown[session_id]
+                )
 
     async def _unwritten(self, session_id: str) -> Entry | None:
         """Return the session if it is held here and its row is not known to be written.
@@ -39,23 +43,16 @@ class Owners:
             await entry.written()
         return None if entry is None or entry.row is Row.CONFIRMED else entry
 
-    async def _write(self, entry: Entry) -> None:
-        answers = await self._rows.write([entry])
-        if entry.session_id in answers.unknown:
-            raise StoreUnavailable("the session's row could not be written") from (
-                answers.unknown[entry.session_id]
-            )
-
     async def _written_with(self, entry: Entry) -> bool:
         """Write a row with what has just been noted; False: another worker's is newer.
 
         If it cannot be written now, what was noted is written with it later.
         """
         try:
-            await self._write(entry)
+            answers = await self._rows.write([entry])
         except SessionsError:
             return True
-        return entry.pending.owner is None and entry.pending.capabilities is None
+        return entry.session_id in answers.held or entry.session_id in answers.unknown
 
     async def _only_left_behind(self, session_id: str) -> bool:
         """Say whether the row of the session is what one that was removed here has left."""

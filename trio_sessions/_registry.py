@@ -131,10 +131,11 @@ class SessionRegistry:
         check_transport(transport)
         self._check_open()
         entry, replaced = self._table.put(session_id, transport, trio.current_time())
+        earlier = self._rows.leaving(session_id) if replaced is None else [replaced]
         if replaced is None:
             entry.pending.leftover = self._rows.may_be_left_behind(session_id)
         entry.row = Row.WRITING
-        jobs = [self._jobs.write_row(entry, replaced)]
+        jobs = [self._jobs.write_row(entry, earlier)]
         if replaced is not None and replaced.transport is not transport:
             jobs.append(self._jobs.disconnect([replaced]))
         for job in jobs:
@@ -584,6 +585,7 @@ class SessionRegistry:
             await self._jobs.finish()
             with trio.move_on_after(self._settings.store_timeout):
                 await self._delivery.send_on(unread)
+                await self._delivery.send_on_what_is_left()
                 await self._delivery.acknowledge_for(held)
                 await self._rows.delete(entry.session_id for entry in held)
                 if not self._rows.leftover:

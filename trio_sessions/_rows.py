@@ -5,7 +5,6 @@ Rows that could not be deleted, because the database was away, are kept for the 
 """
 
 import logging
-from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -60,11 +59,14 @@ class Rows:
         self, store: SessionStore, worker: Worker, table: LocalTable, settings: Settings
     ) -> None:
         self.worker = worker
-        self.leftover: dict[str, None] = {}
-        """Ids of sessions removed here whose rows are still to be deleted, oldest first."""
+        self.leftover: dict[str, int] = {}
+        """Ids of sessions removed here whose rows are still to be deleted, oldest first.
+
+        With a generation: a row of a later one is that of another session.
+        """
         self.confirmed: Callable[[Entry], None] = lambda _: None
         """Is told of each row that is known to be written."""
-        self._leaving: Counter[str] = Counter()
+        self._leaving: dict[str, list[Entry]] = {}
         self.messages_dropped = 0
         """Messages that the store has dropped for this worker."""
         self._store = store
@@ -110,7 +112,6 @@ class Rows:
         for entry in entries:
             entry.row = Row.WRITING
         unknown: Iterable[str] = [entry.session_id for entry in entries]
-        held: Iterable[str] = ()
         said = {}
         try:
             await self._delete_what_was_left(entries)
@@ -130,10 +131,10 @@ class Rows:
             for entry, (owner, _) in said.items():
                 if owner == NOBODY and entry.session_id in answers.held:
                     await self.set_owner(entry.session_id, None)
-            unknown, held = answers.unknown, answers.held
+            unknown = answers.unknown
         finally:
             for entry in entries:
-                if entry.session_id in held:
+                if entry in said and entry.session_id not in unknown:  # written, or not ours
                     entry.pending.forget(*said[entry])
                 entry.note_row(Row.UNWRITTEN if entry.session_id in unknown else Row.CONFIRMED)
                 self.confirmed(entry)
@@ -143,27 +144,32 @@ class Rows:
 
     def may_be_left_behind(self, session_id: str) -> bool:
         """Say whether a row may be there that a session which was removed here has left."""
-        return session_id in self.leftover or self._leaving[session_id] > 0
+        return session_id in self.leftover or session_id in self._leaving
 
     def begin_to_leave(self, entries: Iterable[Entry]) -> None:
         """These sessions were removed, and their rows are still there."""
-        self._leaving.update(entry.session_id for entry in entries)
+        for entry in entries:
+            self._leaving.setdefault(entry.session_id, []).append(entry)
 
     def have_left(self, entries: Iterable[Entry]) -> None:
         """Their rows were deleted, or they are kept for later."""
         for entry in entries:
-            self._leaving[entry.session_id] -= 1
+            self._leaving[entry.session_id].remove(entry)
             if not self._leaving[entry.session_id]:
                 del self._leaving[entry.session_id]
+
+    def leaving(self, session_id: str) -> list[Entry]:
+        """Return the entries of removed sessions of this id whose rows may still be there."""
+        return list(self._leaving.get(session_id, ()))
 
     async def _delete_what_was_left(self, entries: Sequence[Entry]) -> None:
         """Delete the rows of removed sessions of the same ids: nothing of theirs lives on."""
         for entry in entries:
             if entry.pending.leftover:
-                self.messages_dropped += await self._ask(
-                    self._store.delete(self.worker, [entry.session_id], up_to=entry.generation - 1),
-                    int,
-                )
+                older = entry.generation - 1
+                deleting = self._store.delete(self.worker, [entry.session_id], up_to=older)
+                messages = await self._ask(deleting, int)
+                self.messages_dropped += messages  # not before: others count meanwhile
                 entry.pending.leftover = False
 
     async def refresh(self, entries: Sequence[Entry]) -> RowAnswers:
@@ -181,9 +187,10 @@ class Rows:
         for chunk in chunked(gone, self._settings.batch_size):
             # Again, because it may have been added while an earlier chunk was under way.
             wanted = sorted(session_id for session_id in chunk if session_id not in self._table)
+            up_to = self._table.generation
             try:
-                self.messages_dropped += await self._ask(
-                    self._store.delete(self.worker, wanted, up_to=self._table.generation), int
+                messages = await self._ask(
+                    self._store.delete(self.worker, wanted, up_to=up_to), int
                 )
             except SessionsError as exc:
                 logger.warning(
@@ -192,8 +199,10 @@ class Rows:
                     exc,
                 )
                 return
+            self.messages_dropped += messages
             for session_id in chunk:
-                self.leftover.pop(session_id, None)
+                if self.leftover.get(session_id, up_to + 1) <= up_to:
+                    del self.leftover[session_id]
 
     async def delete_leftover(self) -> None:
         """Try again to delete the rows that stayed behind."""
@@ -203,7 +212,7 @@ class Rows:
             await self.delete(list(self.leftover))
 
     def _keep_for_later(self, session_ids: Iterable[str]) -> None:
-        self.leftover.update(dict.fromkeys(session_ids))
+        self.leftover.update(dict.fromkeys(session_ids, self._table.generation))
         while len(self.leftover) > MAX_LEFTOVER:  # the TTL will see to the oldest
             del self.leftover[next(iter(self.leftover))]
 

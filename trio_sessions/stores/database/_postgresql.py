@@ -262,28 +262,28 @@ class PostgreSQL(Dialect):
             "capabilities": claims.c.capabilities,
             "elicitation": claims.c.elicitation,
         }
-        taken = self._lock_what_is_taken_over()
+        there = self._lock_what_is_taken_over()
         insert = self.insert(self.sessions).from_select(
-            list(columns), sa.select(*columns.values()).where(taken >= 0)
+            list(columns), sa.select(*columns.values()).where(there >= 0)
         )
         return self.upsert(insert).returning(self.sessions.c.session_id)
 
     def _lock_what_is_taken_over(self) -> sa.ScalarSelect[int]:
-        """Return the number of rows of others, which are locked before anything is written.
+        """Return the number of rows that are there, locked in order before anything is written.
 
         A send shares a lock of the row that conflicts with this one and with no refresh. So
         it waits for a takeover, and rings the bell of the new holder.
         """
         row = self.sessions.c
         claimed = sa.any_(sa.bindparam("session_ids", type_=_TEXTS))
-        others = (
+        there = (
             sa.select(row.session_id)
-            .where(row.session_id == claimed, sa.not_(self.own))
+            .where(row.session_id == claimed)
             .order_by(row.session_id)
             .with_for_update()
-            .cte("others")
+            .cte("there")
         )
-        return sa.select(sa.func.count(others.c.session_id)).scalar_subquery()
+        return sa.select(sa.func.count(there.c.session_id)).scalar_subquery()
 
     def _refresh_and_name_the_missing(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
         """Return what is absent: as a rule nothing, so that there is nothing to fetch."""
