@@ -760,3 +760,24 @@ async def test_a_local_message_is_not_starved_by_those_of_others(autojump_clock:
         [moment] = [moment for moment, message in received if message == "local"]
         assert moment - start < 10
         nursery.cancel_scope.cancel()
+
+
+async def test_what_was_fetched_for_the_older_transport_comes_before_what_is_sent_later(
+    everywhere: Shared,
+) -> None:
+    """It is fetched again for the next one, whose inbox is not open yet."""
+    async with everywhere.open() as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        old = Consumer(registry, "s")
+        old.may_go_on = trio.Event()
+        nursery.start_soon(old.run)
+        for number in range(2):
+            await registry.broadcast("s", number, durable=True)
+        await old.until(1)
+        with trio.fail_after(20):
+            while registry.statistics().messages_in_memory < 1:
+                await trio.sleep(0.005)
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 2)
+        assert await read(registry, "s", 2) == [1, 2]
+        old.may_go_on.set()

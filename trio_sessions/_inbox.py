@@ -277,6 +277,7 @@ class Inbox:
         stale: they are fetched again.
         """
         self.reader = self._undecided = None
+        self.looked = False
         self._passed_on += 1
         self._newest = 0
         for message in (*self._returned, *self._rows()):
