@@ -1,5 +1,6 @@
 """Messages while something else happens: nothing is lost, doubled, or read by the wrong one."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,12 +12,18 @@ from conftest import Shared
 from gates import GatedStore
 from trio.testing import MockClock
 
-from trio_sessions import SessionNotFound, SessionRegistry, StoreUnavailable, open_registry
+from trio_sessions import (
+    RowUnavailable,
+    SessionNotFound,
+    SessionRegistry,
+    StoreUnavailable,
+    open_registry,
+)
 from trio_sessions._inbox import MOST
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import StoredMessage, Wanted
+from trio_sessions.types import RowAnswers, RowClaim, StoredMessage, Wanted
 
 
 class SlowTransport(FakeTransport):
@@ -323,19 +330,29 @@ async def test_a_message_whose_row_is_found_before_its_id_is_known_stays_in_orde
 
 
 class RefusesOne(MemoryStore):
+    def __init__(self, operation: str) -> None:
+        super().__init__()
+        self.operation = operation
+
+    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
+        if self.operation == "write" and any(one.session_id == "bad" for one in claims):
+            raise RowUnavailable("refused by a trigger")
+        return await super().write(worker, claims)
+
     async def fetch(
         self, worker: Worker, wanted: Sequence[Wanted]
     ) -> Mapping[str, Sequence[StoredMessage]]:
-        if any(one.session_id == "bad" for one in wanted):
+        if self.operation == "fetch" and any(one.session_id == "bad" for one in wanted):
             raise StoreUnavailable("statement timeout")
         return await super().fetch(worker, wanted)
 
 
-async def test_one_session_that_cannot_be_fetched_does_not_starve_the_others(
-    autojump_clock: MockClock,
+@pytest.mark.parametrize("operation", ["fetch", "write"])
+async def test_one_session_that_the_store_refuses_does_not_starve_the_others(
+    autojump_clock: MockClock, operation: str
 ) -> None:
-    """They are fetched without it."""
-    store = RefusesOne()
+    """Its messages cannot be fetched, or its row cannot be written: they are fetched without it."""
+    store = RefusesOne(operation)
     async with (
         open_registry(store) as a,
         open_registry(store) as b,
@@ -348,7 +365,8 @@ async def test_one_session_that_cannot_be_fetched_does_not_starve_the_others(
             nursery.start_soon(consumers[name].run)
         await trio.sleep(60)
         for name in consumers:
-            await b.broadcast(name, name)
+            with contextlib.suppress(SessionNotFound):  # the one without a row
+                await b.broadcast(name, name)
         await trio.sleep(15)
         assert [name for name in consumers if not consumers[name].received] == ["bad"]
         nursery.cancel_scope.cancel()

@@ -289,23 +289,17 @@ class Delivery:
             del self._wanted[inbox]
         try:
             await self._write_rows(batch)
+            asked = [
+                (inbox, *room)
+                for inbox in batch
+                if self._may_fetch(inbox) and (room := inbox.wanted(_FETCHED // len(batch)))
+            ]
+            found = await self._rows.fetch([one for _, one, _ in asked]) if asked else {}
         except SessionsError:
             self._wanted.update(dict.fromkeys(batch))
+            self._batch = max(1, len(batch) // 2)
             raise
-        asked = [
-            (inbox, *room)
-            for inbox in batch
-            if self._may_fetch(inbox) and (room := inbox.wanted(_FETCHED // len(batch)))
-        ]
-        if not asked:
-            await trio.lowlevel.checkpoint()
-            return
-        try:
-            found = await self._rows.fetch([wanted for _, wanted, _ in asked])
-        except SessionsError:
-            self._wanted.update(dict.fromkeys(inbox for inbox, _, _ in asked))
-            self._batch = max(1, len(asked) // 2)
-            raise
+        await trio.lowlevel.checkpoint()  # there may have been nothing to ask
         self._batch = min(_BATCH, self._batch * 2)
         now = trio.current_time()
         for inbox, wanted, mark in asked:
@@ -355,10 +349,7 @@ class Delivery:
             inbox.held.discard(message_id)
 
     async def acknowledge_for(self, entries: Iterable[Entry]) -> None:
-        """Acknowledge what was handled for removed sessions.
-
-        Or it would count as dropped, or be delivered to whoever has taken the session over.
-        """
+        """Acknowledge what was handled for removed sessions, or it would count as dropped."""
         inboxes = {entry.inbox for entry in entries if entry.inbox is not None}
         if any(inbox.held for inbox in inboxes):
             try:
