@@ -66,6 +66,8 @@ class Held:
     number: int
     """Grows with every add of the fleet: the larger, the newer."""
     confirmed: bool
+    perhaps_confirmed: bool = False
+    """Time has passed, in which a pass of the worker's own may have written the row."""
     state: str = "connected"
     """What the transport would say; its own attribute changes when it is disconnected."""
 
@@ -84,6 +86,11 @@ class ModelWorker:
     @property
     def healthy(self) -> bool:
         return self.store.fault is Fault.NONE
+
+    @property
+    def can_commit(self) -> bool:
+        """What it asks happens, its sweeps too, although it may not hear of it."""
+        return self.store.fault in (Fault.NONE, Fault.COMMITS_THEN_FAILS)
 
 
 class Fleet:
@@ -245,7 +252,9 @@ class Fleet:
         elif held.confirmed:
             assert session_id in report.missing
         elif row is None or held.number == self.newest[session_id]:
-            assert session_id in report.restored
+            assert session_id in report.restored or (
+                held.perhaps_confirmed and session_id in report.missing
+            )
         else:
             assert session_id in report.missing, "a newer holder has it"
         if held.state in ("hangs", "raises"):
@@ -260,7 +269,7 @@ class Fleet:
                 continue
             if worker.failing_since is None:
                 worker.failing_since = trio.current_time() - seconds
-            if any(other.healthy for other in self.workers):
+            if any(other.can_commit for other in self.workers if other is not worker):
                 worker.alone += seconds
 
     def _lease_may_be_lost(self, worker: ModelWorker) -> bool:
@@ -284,7 +293,11 @@ class Fleet:
                 row_is_gone = (
                     rows_before.get(session_id) != me
                     and worker.healthy
-                    and (held.confirmed or rows_before.get(session_id) is not None)
+                    and (
+                        held.confirmed
+                        or held.perhaps_confirmed
+                        or rows_before.get(session_id) is not None
+                    )
                 )
                 # In a long step the newer holder's pass may come first, and take the row.
                 taken_over = worker.healthy and held.number < self.newest[session_id]
@@ -300,6 +313,7 @@ class Fleet:
             if step[0] == "sleep" and worker.healthy:
                 for held in worker.held.values():  # a pass has run meanwhile, if it was long
                     held.confirmed |= step[1] > 0.5
+                    held.perhaps_confirmed = True  # it comes earlier by its jitter
                 if step[1] > 0.5:
                     worker.failing_since, worker.alone = None, 0.0
             statistics = worker.registry.statistics()

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from conftest import Shared
 from gates import GatedStore
+from readers import read
 from trio.testing import MockClock
 
 from trio_sessions import (
@@ -59,15 +60,6 @@ class Consumer:
             while len(self.received) < count:
                 await trio.sleep(0.005)
         return self.received
-
-
-async def read(registry: SessionRegistry, session_id: str, count: int) -> list[Any]:
-    received: list[Any] = []
-    with trio.fail_after(20):
-        async with registry.open_inbox(session_id) as inbox:
-            while len(received) < count:
-                received.append(await anext(inbox))
-    return received
 
 
 # ---- adding again, and removing ----

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 from conftest import Shared
+from readers import read
 from trio.testing import MockClock
 
 from trio_sessions import (
@@ -18,7 +19,6 @@ from trio_sessions import (
     MessageTooLarge,
     RegistryClosed,
     SessionNotFound,
-    SessionRegistry,
     StoreUnavailable,
     open_registry,
 )
@@ -44,16 +44,6 @@ VALUES: list[Any] = [
     {"a": [1, {"b": None}]},
     "x" * 10_000,
 ]
-
-
-async def read(registry: SessionRegistry, session_id: str, count: int) -> list[Any]:
-    """Read so many messages, and acknowledge all of them."""
-    received: list[Any] = []
-    with trio.fail_after(20):
-        async with registry.open_inbox(session_id) as inbox:
-            while len(received) < count:
-                received.append(await anext(inbox))
-    return received
 
 
 async def no_row_is_left(shared: Shared) -> None:

@@ -9,16 +9,36 @@ import trio
 import trio.testing
 from backdoors import DatabaseBackdoor, MemoryBackdoor
 from histories import TTL, Step, histories, play
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import Fault
 
 SOAK = 50 if os.environ.get("TRIO_SESSIONS_SOAK") else 1
 
 
 @settings(max_examples=300 * SOAK, deadline=None)
 @given(history=histories(with_time=True))
+@example(  # the second sleep may, or may not, be long enough for a pass of the worker's own
+    history=[
+        ("sleep", 0.03),
+        ("lose database", 0, Fault.HANGS),
+        ("add", 0, "a"),
+        ("heal all",),
+        ("sleep", 0.45),
+        ("delete row", "a"),
+    ]
+)
+@example(  # the other worker's sweeps happen, although it hears nothing of them
+    history=[
+        ("outage", Fault.COMMITS_THEN_FAILS),
+        ("sleep", 0.2),
+        ("add", 0, "a"),
+        ("lose database", 0, Fault.FAILS),
+        ("sleep", 1.3),
+    ]
+)
 def test_in_memory_with_time_passing(history: list[Step]) -> None:
     """Adds, re-adds, deaths, hangs, outages, deletions, crashes, passes, and hours between."""
     store = MemoryStore()
