@@ -195,17 +195,20 @@ class Gateway:
     def connect_to_each(self, *paths: str) -> list[Client]:
         """Return a client of each worker. Who accepts a connection is up to the kernel."""
         clients: dict[str, Client] = {}
+        spare: set[str] = set()
 
         def connect() -> bool:
             for server in self.servers:
                 client = self.connect(server, *paths[len(clients) :][:1])
                 if client.worker in clients:
                     client.close()
+                    spare.add(client.id)
                 else:
                     clients[client.worker] = client
             return len(clients) == 2
 
         wait_until(connect)
+        wait_until(lambda: spare.isdisjoint(self.sessions()))  # seen to have left
         return list(clients.values())
 
     def post(self, client: Client, message: str, *expected: int) -> int:
