@@ -15,12 +15,19 @@ import sqlalchemy as sa
 import trio.testing
 from backdoors import Backdoor, DatabaseBackdoor, MemoryBackdoor
 from hosts import HOSTS, open_view, settle
+from hypothesis import settings
 from proxy import Proxy, open_proxy
+from soak import SOAK
 
 from trio_sessions import SessionRegistry, open_registry
 from trio_sessions.abc import SessionStore
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
+
+# The gate tries the same examples each time, and does not fail by chance; the soak tries new ones.
+settings.register_profile("gate", deadline=None, derandomize=True)
+settings.register_profile("soak", deadline=None, print_blob=True)
+settings.load_profile("soak" if SOAK else "gate")
 
 
 @pytest.fixture(scope="session")

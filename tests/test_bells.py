@@ -1,6 +1,5 @@
 """How a worker learns of messages, and what that costs: LISTEN, a look at the file, one poll."""
 
-import os
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import trio
 from backdoors import DatabaseBackdoor
 from conftest import Shared
 from proxy import Proxy
+from soak import SOAK
 
 from trio_sessions import SessionRegistry, open_registry
 from trio_sessions.abc import Worker
@@ -23,8 +23,6 @@ from trio_sessions.stores.database._postgresql import PostgreSQL
 from trio_sessions.stores.database._schema import tables
 from trio_sessions.testing import FakeTransport
 from trio_sessions.types import RowClaim
-
-SOAK = bool(os.environ.get("TRIO_SESSIONS_SOAK"))
 
 
 class Reader:

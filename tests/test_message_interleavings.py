@@ -4,7 +4,6 @@ The store answers when it likes, on a clock that jumps. Without a fault nothing 
 nothing doubled, nothing out of order, and nothing read by the next session of the same id.
 """
 
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,16 +11,17 @@ from random import Random
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import TIMES
 
 from trio_sessions import SessionNotFound, SessionRegistry, SessionStore, open_registry
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
 
-SOAK = 50 if os.environ.get("TRIO_SESSIONS_SOAK") else 1
 T = TypeVar("T")
 
 SESSIONS = ("s", "t")
@@ -183,7 +183,8 @@ def lives(steps: st.SearchStrategy[tuple[str, int]]) -> st.SearchStrategy[Any]:
     return st.tuples(*(st.lists(steps, max_size=8) for _ in SESSIONS)).map(list)
 
 
-@settings(max_examples=150 * SOAK, deadline=None)
+@pytest.mark.timeout(180 * TIMES)
+@settings(max_examples=150 * TIMES)
 @given(histories=lives(here), seed=seeds, count=counts)
 def test_sessions_of_one_worker(
     histories: list[list[tuple[str, int]]], seed: int, count: int
@@ -195,7 +196,8 @@ def test_sessions_of_one_worker(
     play.check_once_and_in_order()
 
 
-@settings(max_examples=150 * SOAK, deadline=None)
+@pytest.mark.timeout(180 * TIMES)
+@settings(max_examples=150 * TIMES)
 @given(histories=lives(anywhere), seed=seeds, count=counts)
 def test_sessions_that_move(histories: list[list[tuple[str, int]]], seed: int, count: int) -> None:
     """From worker to worker: a message may come twice then, but none is lost."""

@@ -1,6 +1,5 @@
 """Only confirmed-missing or disconnected sessions are ever removed, whatever happens."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,14 @@ import trio.testing
 from backdoors import DatabaseBackdoor, MemoryBackdoor
 from histories import TTL, Step, histories, play
 from hypothesis import HealthCheck, example, given, settings
+from soak import TIMES
 
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault
 
-SOAK = 50 if os.environ.get("TRIO_SESSIONS_SOAK") else 1
 
-
-@settings(max_examples=300 * SOAK, deadline=None)
+@settings(max_examples=300 * TIMES)
 @given(history=histories(with_time=True))
 @example(  # the second sleep may, or may not, be long enough for a pass of the worker's own
     history=[
@@ -86,18 +84,17 @@ def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("histories") / "sessions.db"
 
 
-@pytest.mark.timeout(180 * SOAK)
-@settings(max_examples=12 * SOAK, deadline=None)
+@pytest.mark.timeout(180 * TIMES)
+@settings(max_examples=12 * TIMES)
 @given(history=histories(with_time=False))
 def test_on_sqlite(sqlite_file: Path, history: list[Step]) -> None:
     """The same, in real time: no leases expire."""
     play_on_a_database(history, sa.make_url(f"sqlite:///{sqlite_file}"))
 
 
-@pytest.mark.timeout(180 * SOAK)
+@pytest.mark.timeout(180 * TIMES)
 @settings(
-    max_examples=12 * SOAK,
-    deadline=None,
+    max_examples=12 * TIMES,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # emptied for each example
 )
 @given(history=histories(with_time=False))
