@@ -332,7 +332,7 @@ async def test_messages_are_read_while_somebody_writes(sqlite: Shared) -> None:
         await b.broadcast("s", 1)
         with backdoor.engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 async with a.open_inbox("s") as inbox:
                     assert await anext(inbox) == 1
             connection.exec_driver_sql("ROLLBACK")

@@ -125,7 +125,7 @@ async def test_never_more_operations_than_max_concurrent(proxy: Proxy) -> None:
         proxy.fall_silent("answers")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.cleanup)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await proxy.wait_until(lambda: proxy.in_flight == 3)
             await trio.testing.wait_all_tasks_blocked()
             statistics = registry.statistics()
@@ -148,7 +148,7 @@ async def test_all_chunks_are_under_way_together(proxy: Proxy) -> None:
         proxy.fall_silent("answers")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.cleanup)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await proxy.wait_until(lambda: proxy.in_flight == 20)
             await proxy.heal()
 

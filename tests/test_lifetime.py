@@ -110,7 +110,7 @@ async def test_leaving_with_the_database_away_is_bounded_and_raises_nothing(
     """The rows stay until they expire, and that is logged."""
     store = FaultyStore(shared.make_store())
     transport = FakeTransport()
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         async with shared.open(store=store) as registry:
             await registry.add_session("s", transport)
             store.fail()
@@ -162,7 +162,7 @@ async def test_a_transport_that_ignores_its_cancellation_holds_up_nobody(
             return False
 
     stubborn = Stubborn()
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         async with open_registry(check_timeout=0.05) as registry:
             await registry.add_session("s", stubborn)
             for _ in range(2):
