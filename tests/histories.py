@@ -5,6 +5,7 @@ who could reach the database when. After every step each disappearance must be j
 by it, and after every pass whatever had to go must be gone.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +108,8 @@ class Fleet:
         self.workers: list[ModelWorker] = []
         self.removals = 0
         self.newest: dict[str, int] = {}
+        self.row_numbers: dict[str, set[int]] = defaultdict(set)
+        """The number of the add that has written the row, if it is known; else all it may be."""
         self._nursery = nursery
         self._make_store = make_store
         self._backdoor = backdoor
@@ -160,6 +163,8 @@ class Fleet:
         await worker.registry.add_session(session_id, transport)
         self._adds += 1
         self.newest[session_id] = self._adds
+        if worker.can_commit:
+            self.row_numbers[session_id] = {self._adds}
         worker.held[session_id] = Held(
             transport, self._adds, confirmed=worker.healthy, state=transport.state
         )
@@ -229,7 +234,10 @@ class Fleet:
             worker.failing_since, worker.alone = None, 0.0
             for session_id in after:
                 before[session_id].confirmed = True
+            for session_id in report.restored:
+                self.row_numbers[session_id] = {before[session_id].number}
         else:
+            self._note_writes(worker)
             assert report.refreshed == 0
             assert report.expired == 0
 
@@ -255,10 +263,20 @@ class Fleet:
             assert session_id in report.restored or (
                 held.perhaps_confirmed and session_id in report.missing
             )
+        elif session_id in report.restored:  # whoever holds it now has not written its row yet
+            assert min(self.row_numbers[session_id]) < held.number, "a newer holder has it"
         else:
-            assert session_id in report.missing, "a newer holder has it"
+            assert session_id in report.missing
+            assert held.perhaps_confirmed or max(self.row_numbers[session_id]) > held.number
         if held.state in ("hangs", "raises"):
             assert session_id in report.check_failures
+
+    def _note_writes(self, worker: ModelWorker) -> None:
+        """It has perhaps written rows that were still to be written."""
+        if worker.can_commit:
+            for session_id, held in worker.held.items():
+                if not held.confirmed:
+                    self.row_numbers[session_id].add(held.number)
 
     # ---- what must hold after every step ----
 
@@ -310,6 +328,8 @@ class Fleet:
                 vanished = rows_before.get(session_id) == me and session_id not in rows
                 if vanished and step != ("delete row", session_id):
                     assert self._lease_may_be_lost(worker), f"expired in {step}: {session_id}"
+            if step[0] == "sleep":
+                self._note_writes(worker)
             if step[0] == "sleep" and worker.healthy:
                 for held in worker.held.values():  # a pass has run meanwhile, if it was long
                     held.confirmed |= step[1] > 0.5

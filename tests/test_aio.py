@@ -1036,6 +1036,37 @@ def test_respond_answers_each_message_until_the_session_ends(
     run(main)
 
 
+def test_an_answer_whose_own_work_is_cancelled_has_failed(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pool that closes cancels what the answer awaits, and not the task that answers."""
+
+    async def main() -> None:
+        async with SessionRegistry() as registry:
+            asked: list[Any] = []
+
+            async def answer(message: Any, *args: Any) -> None:
+                asked.append(message)
+                if message == "cancelled":
+                    work = asyncio.ensure_future(asyncio.sleep(60))
+                    asyncio.get_running_loop().call_soon(work.cancel)
+                    await work
+
+            registry.generate_response = answer  # type: ignore[method-assign, assignment]
+            await registry.add_session("s", Connection())
+            task = asyncio.create_task(registry.respond(None, {}, "s"))
+            await registry.broadcast("s", "cancelled")
+            await registry.broadcast("s", "next")
+            await until(lambda: asked == ["cancelled", "next"])
+            assert not task.done()
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+        assert "failed, the next one follows" in caplog.text
+
+    run(main)
+
+
 def test_generate_response_may_be_set_on_the_instance(run: Run) -> None:
     """As gateways do in their tests."""
 

@@ -1,5 +1,6 @@
 """How a worker learns of messages, and what that costs: LISTEN, a look at the file, one poll."""
 
+import logging
 import subprocess
 import sys
 import time
@@ -132,6 +133,30 @@ async def test_a_listening_connection_that_the_network_has_forgotten_is_made_aga
             await proxy.heal()
         await b.broadcast("s", 1)
         await reader.until(1)
+
+
+async def test_a_bell_that_breaks_is_an_outage_like_any_other(
+    proxy: Proxy, postgresql_schema: sa.URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever waits for it is told `StoreUnavailable`, and the log has no traceback."""
+    async with (
+        open_registry(DatabaseStore(proxy.url)) as a,
+        open_registry(DatabaseStore(postgresql_schema)) as b,
+        reading(a, "s") as reader,
+    ):
+        await quiet(proxy)
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%%'"
+        backdoor = DatabaseBackdoor(postgresql_schema)
+        with backdoor.engine.connect() as connection:
+            assert connection.exec_driver_sql(ended).scalars().all() == [True]
+        backdoor.close()
+        with trio.fail_after(20):
+            await proxy.wait_until(lambda: any("LISTEN" in text for text in proxy.round_trips))
+        await b.broadcast("s", 1)
+        await reader.until(1)
+    assert "the connection that listens for messages broke" in caplog.text
+    assert [record for record in caplog.records if record.exc_info] == []
+    assert max(record.levelno for record in caplog.records) == logging.WARNING
 
 
 async def test_without_listen_one_poll_a_second_serves_all_sessions(

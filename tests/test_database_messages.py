@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+import trio
 from backdoors import DatabaseBackdoor
 from conftest import Shared
 
@@ -108,3 +109,19 @@ async def test_messages_survive_a_takeover(messages: Messages) -> None:
         assert messages.backdoor.rows() == {"s": registry.worker_id}
         await registry.cleanup()
         assert messages.payloads() == ["waiting"]
+
+
+async def test_messages_of_a_session_that_was_deleted_by_hand_are_not_for_the_next(
+    messages: Messages,
+) -> None:
+    """SQLite's own shell, for one, keeps them: it has ``foreign_keys`` off."""
+    async with open_registry(messages.store) as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", "old", durable=True)
+        messages.backdoor.execute(sa.delete(messages.backdoor.sessions))
+        await registry.cleanup()
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", "new", durable=True)
+        with trio.fail_after(20):
+            async with registry.open_inbox("s") as inbox:
+                assert await anext(inbox) == "new"

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import traceback
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -68,6 +69,38 @@ def lock_all(shared: Shared) -> str:
     if shared.name == "sqlite":
         return "BEGIN IMMEDIATE"
     return "LOCK TABLE trio_sessions IN ACCESS EXCLUSIVE MODE"
+
+
+# ---- errors ----
+
+
+async def test_an_error_says_nothing_of_what_is_in_the_row(
+    postgresql: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does its traceback: PostgreSQL adds the whole row to what it says."""
+    caplog.set_level("DEBUG")
+    async with open_with(postgresql, 0) as (registry, _):
+        await registry.add_session("secret-id", FakeTransport())
+        back(postgresql).execute(
+            sa.text("ALTER TABLE trio_messages ADD CHECK (length(payload) < 10)")
+        )
+        back(postgresql).execute(sa.text("ALTER TABLE trio_sessions ADD CHECK (owner <> 'nobody')"))
+        for refused in (
+            registry.broadcast("secret-id", "secret-payload", durable=True),
+            registry.set_session_owner("secret-id", "nobody"),
+        ):
+            with pytest.raises(RowUnavailable, match=r"CheckViolation: .* violates") as caught:
+                await refused
+            said = "".join(traceback.format_exception(caught.value))
+            assert "violates check constraint" in said
+            assert "secret" not in said
+            assert "nobody" not in said
+        back(postgresql).execute(
+            sa.text("ALTER TABLE trio_sessions ADD CHECK (session_id = 'other') NOT VALID")
+        )
+        assert list((await registry.cleanup()).refresh_failures) == ["secret-id"]
+    assert "violates check constraint" in caplog.text
+    assert "secret" not in caplog.text
 
 
 # ---- locks ----

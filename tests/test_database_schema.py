@@ -104,7 +104,14 @@ async def test_a_prefix_keeps_registries_apart(database: Database) -> None:
     assert metadata("a_").tables.keys() == {"a_sessions", "a_messages", "a_fleet"}
 
 
-@pytest.mark.parametrize("prefix", ["A", "1a", "a-b", "a b", "a;", "ä", "a" * 42, 'a"', "a\n"])
+async def test_the_longest_prefix(database: Database) -> None:
+    """Every name that is made of it is still short enough for PostgreSQL."""
+    prefix = "p" * 38
+    await open_and_add(DatabaseStore(database.url, table_prefix=prefix))
+    assert f"{prefix}messages" in database.tables()
+
+
+@pytest.mark.parametrize("prefix", ["A", "1a", "a-b", "a b", "a;", "ä", "a" * 39, 'a"', "a\n"])
 def test_what_cannot_be_a_prefix(prefix: str) -> None:
     """It is refused by name, before anything is opened."""
     with pytest.raises(ValueError, match="table_prefix"):

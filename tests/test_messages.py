@@ -523,7 +523,9 @@ async def test_messages_are_dropped_with_their_session(everywhere: Shared) -> No
         assert a.statistics().messages_in_memory == 0
 
 
-async def test_messages_are_dropped_with_their_worker(everywhere: Shared) -> None:
+async def test_messages_are_dropped_with_their_worker(
+    everywhere: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
     """It closes its registry, and so its sessions have ended."""
     async with everywhere.open() as b:
         async with everywhere.open() as a:
@@ -532,6 +534,7 @@ async def test_messages_are_dropped_with_their_worker(everywhere: Shared) -> Non
             await b.broadcast("s", "row")
             await a.broadcast("s", "durable", durable=True)
         assert a.statistics().messages_dropped == 3
+        assert caplog.text.count("3 messages were dropped") == 1
         assert everywhere.backdoor.messages() == []
         with pytest.raises(SessionNotFound):
             await b.broadcast("s", 1)
@@ -764,6 +767,23 @@ async def test_a_message_whose_handler_raises_counts_as_handled(
             await registry.respond("s", handle)
         assert handled == [0, 1, 2]
         await no_row_is_left(everywhere)
+
+
+async def test_what_is_no_handler_is_refused() -> None:
+    """At once if it cannot be called, and by name if what it returns cannot be awaited."""
+
+    def handle(message: Any, transport: Any) -> None: ...
+
+    async with open_registry() as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 1)
+        with pytest.raises(TypeError, match="handler must be an async function, not NoneType"):
+            await registry.respond("s", None)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"async function, but it returned NoneType"):
+            await registry.respond("s", handle)  # type: ignore[arg-type]
+        inbox = registry.open_inbox("s")
+        with pytest.raises(RuntimeError, match=r"async with registry\.open_inbox"):
+            await anext(inbox)
 
 
 async def cancel_in_a_nursery(begun: trio.Event) -> None:

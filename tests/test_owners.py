@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from conftest import Shared
 from gates import GatedStore
 
@@ -16,6 +17,7 @@ from trio_sessions import (
     Transport,
     open_registry,
 )
+from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
 
@@ -132,6 +134,57 @@ async def test_what_is_said_of_an_unwritten_session_is_known_while_it_is(
         assert await registry.get_session_owner("s") == "alice"
         assert await registry.get_client_capabilities("s") == {"roots": {}}
         store.heal()
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_what_was_said_in_an_outage_gives_way_to_what_others_say_after_it(
+    everywhere: Shared,
+    removed: bool,  # noqa: FBT001 -- a parameter of the test
+) -> None:
+    """The row is written before it is asked for: the next pass may be far."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+        store.fail(Fault.FAILS, "write")
+        await a.add_session("s", FakeTransport())
+        await a.set_session_owner("s", "alice")
+        await a.store_client_capabilities("s", {"elicitation": {}})
+        assert await a.get_elicitation_capable_sessions() == ["s"]
+        store.heal()
+        await trio.sleep(0.01)  # the database's clock must move: the newest wins
+        await b.add_session("s", FakeTransport())
+        await b.set_session_owner("s", "bob")
+        await b.store_client_capabilities("s", {"roots": {}})
+        if removed:
+            assert await a.get_session_owner("s") == "bob"
+            await b.remove_session("s")
+            assert await a.get_session_owner("s") is None
+            assert await a.get_client_capabilities("s") is None
+            assert await a.get_elicitation_capable_sessions() == []
+        else:
+            assert await a.get_elicitation_capable_sessions() == []
+            assert await a.get_client_capabilities("s") == {"roots": {}}
+            assert await a.get_session_owner("s") == "bob"
+
+
+async def test_what_is_answered_from_memory_can_be_cancelled() -> None:
+    """Also then each question is a checkpoint."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store) as registry:
+        store.fail()
+        await registry.add_session("s", FakeTransport())
+        await registry.set_session_owner("s", "alice")
+        await registry.store_client_capabilities("s", {})
+        for question in (
+            registry.get_session_owner,
+            registry.get_client_capabilities,
+            registry.has_elicitation_capability,
+        ):
+            with trio.testing.assert_checkpoints():
+                await question("s")
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await question("s")
+            assert scope.cancelled_caught
 
 
 class SlowTransport:

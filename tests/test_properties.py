@@ -37,6 +37,15 @@ from trio_sessions.testing import Fault
         ("sleep", 1.3),
     ]
 )
+@example(  # the newest holder has not written its row when the one before it writes its own
+    history=[
+        ("add", 0, "b"),
+        ("crash", 0),
+        ("outage", Fault.FAILS),
+        ("add", 0, "b"),
+        ("add", 1, "b"),
+    ]
+)
 def test_in_memory_with_time_passing(history: list[Step]) -> None:
     """Adds, re-adds, deaths, hangs, outages, deletions, crashes, passes, and hours between."""
     store = MemoryStore()

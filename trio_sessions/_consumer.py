@@ -3,7 +3,7 @@
 import math
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import trio
 
@@ -32,7 +32,10 @@ class OpenInbox:
 
     @property
     def _opened(self) -> Inbox:
-        assert self._inbox is not None, "the inbox is not open"
+        if self._inbox is None:
+            raise RuntimeError(
+                "the inbox is not open: write async with registry.open_inbox(session_id) as inbox"
+            )
         return self._inbox
 
     @property
@@ -68,7 +71,7 @@ class OpenInbox:
             self._delivery.finish(self._opened, self._reading)
             self._reading = None
 
-    def next_nowait(self) -> tuple[bool, object]:
+    def next_nowait(self) -> tuple[bool, Any]:
         """Return True and the next message, or False and whether there will be one."""
         self.finish()
         if self._has_ended:
@@ -103,10 +106,10 @@ class OpenInbox:
     ) -> None:
         self.close(finished=error is None)
 
-    def __aiter__(self) -> AsyncIterator[object]:
+    def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
-    async def __anext__(self) -> object:
+    async def __anext__(self) -> Any:
         self.finish()
         await trio.lowlevel.checkpoint()
         while True:

@@ -28,7 +28,9 @@ def encode(value: object, *, what: str, limit: int) -> str:
     except orjson.JSONEncodeError as exc:
         raise TypeError(f"{what} cannot be carried by JSON: {exc}") from None
     if len(encoded) > limit:
-        raise MessageTooLarge(f"{what} has {len(encoded)} bytes, max_message_bytes is {limit}")
+        raise MessageTooLarge(
+            f"{what} would take {len(encoded)} bytes, max_message_bytes is {limit}"
+        )
     _check(value, what)
     return encoded.decode()
 

@@ -1,7 +1,11 @@
 """Owners and capabilities: the store's answer, and what waits for an unwritten row."""
 
+from collections.abc import Iterable
+
+import trio
+
 from trio_sessions._json import decode
-from trio_sessions._rows import Rows
+from trio_sessions._rows import Rows, chunked
 from trio_sessions._table import NOBODY, Entry, LocalTable, Row
 from trio_sessions.errors import SessionNotFound, SessionsError, StoreUnavailable
 from trio_sessions.types import Capabilities, fingerprint
@@ -16,7 +20,8 @@ class Owners:
     removed the session, or changed what is said of it.
     """
 
-    def __init__(self, *, table: LocalTable, rows: Rows) -> None:
+    def __init__(self, *, table: LocalTable, rows: Rows, batch_size: int) -> None:
+        self._batch_size = batch_size
         self._table = table
         self._rows = rows
 
@@ -54,6 +59,27 @@ class Owners:
             return True
         return entry.session_id in answers.held or entry.session_id in answers.unknown
 
+    async def _write_all(self, session_ids: Iterable[str]) -> None:
+        """Write the rows of sessions held here, with what was noted for them, as far as possible.
+
+        Of those that stay unwritten nobody can know more than what was noted. Of the others
+        the store knows.
+        """
+        await trio.lowlevel.checkpoint()
+        for chunk in chunked(sorted(session_ids), self._batch_size):
+            for session_id in chunk:
+                await self._unwritten(session_id)
+            entries = self._all_unwritten(chunk)
+            if entries:
+                try:
+                    await self._rows.write(entries)
+                except SessionsError:
+                    return
+
+    def _all_unwritten(self, session_ids: Iterable[str]) -> list[Entry]:
+        entries = map(self._table.get, session_ids)
+        return [entry for entry in entries if entry is not None and entry.row is Row.UNWRITTEN]
+
     async def _only_left_behind(self, session_id: str) -> bool:
         """Say whether the row of the session is what one that was removed here has left."""
         return self._may_be_left_behind(session_id) and await self._rows.locate(session_id) is None
@@ -86,8 +112,10 @@ class Owners:
 
     async def get_owner(self, session_id: str) -> str | None:
         entry = self._table.get(session_id)
-        if entry is not None and entry.pending.owner is not None:  # it is written with the row
-            return entry.pending.owner or None
+        if entry is not None and entry.pending.owner is not None:
+            await self._write_all([session_id])
+            if entry.row is Row.UNWRITTEN and entry.pending.owner is not None:
+                return entry.pending.owner or None
         holder = await self._rows.locate_row(session_id)
         if holder is None:
             return None
@@ -106,29 +134,35 @@ class Owners:
             raise _not_found(session_id)
 
     async def get_capabilities(self, session_id: str) -> dict[str, object] | None:
-        entry = self._table.get(session_id)
-        if entry is not None and entry.pending.capabilities is not None:
-            encoded: str | None = entry.pending.capabilities.encoded
-        elif await self._only_left_behind(session_id):
-            encoded = None
-        else:
-            encoded = await self._rows.get_capabilities(session_id)
+        encoded = await self._encoded_capabilities(session_id)
         if encoded is None:
             return None
         decoded = decode(encoded)
         assert isinstance(decoded, dict)
         return decoded
 
+    async def _encoded_capabilities(self, session_id: str) -> str | None:
+        entry = self._table.get(session_id)
+        if entry is not None and entry.pending.capabilities is not None:
+            await self._write_all([session_id])
+            if entry.row is Row.UNWRITTEN and entry.pending.capabilities is not None:
+                return entry.pending.capabilities.encoded
+        if await self._only_left_behind(session_id):
+            return None
+        return await self._rows.get_capabilities(session_id)
+
     async def elicitation_capable(self) -> list[str]:
+        noted = [e.session_id for e in self._table.snapshot() if e.pending.capabilities is not None]
+        await self._write_all(noted)
+        unwritten = {
+            entry.session_id: entry.pending.capabilities.elicitation
+            for entry in self._all_unwritten(noted)
+            if entry.pending.capabilities is not None
+        }
         written = {
             session_id: True
             for session_id in await self._rows.elicitation_capable()
             if not await self._only_left_behind(session_id)
-        }
-        unwritten = {
-            entry.session_id: entry.pending.capabilities.elicitation
-            for entry in self._table.snapshot()
-            if entry.pending.capabilities is not None
         }
         return [session_id for session_id, asked in {**written, **unwritten}.items() if asked]
 

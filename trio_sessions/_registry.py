@@ -80,7 +80,7 @@ class SessionRegistry:
         self._calls = calls
         self._settings = settings
         self._jobs = jobs
-        self._owners = Owners(table=table, rows=rows)
+        self._owners = Owners(table=table, rows=rows, batch_size=settings.batch_size)
         self._delivery = delivery
         self._reads = False
         """The loops that read messages have been started; most programs need none."""
@@ -214,7 +214,8 @@ class SessionRegistry:
     async def set_session_owner(self, session_id: str, owner: str | None) -> None:
         """Set who owns a session, wherever it is held.
 
-        For a session held here whose row is still unwritten, the owner is written with it.
+        For a session held here whose row cannot be written now, the owner is written with it
+        later, and then replaces one that was claimed or set meanwhile.
 
         Args:
             session_id: the session.
@@ -255,10 +256,12 @@ class SessionRegistry:
     async def get_session_owner(self, session_id: str) -> str | None:
         """Return who owns a session; None: nobody, or there is no such session.
 
-        The database is asked each time, so that the answer is never stale.
+        The database is asked each time, so that the answer is never stale. Only of a session
+        held here whose row cannot be written now the answer is what was said here.
 
         Raises:
             StoreUnavailable: the database cannot say.
+            RegistryClosed: the registry is closed, so it cannot ask.
         """
         check_session_id(session_id)
         self._check_open()
@@ -296,6 +299,7 @@ class SessionRegistry:
 
         Raises:
             StoreUnavailable: the database cannot say.
+            RegistryClosed: the registry is closed, so it cannot ask.
         """
         check_session_id(session_id)
         self._check_open()
@@ -306,6 +310,7 @@ class SessionRegistry:
 
         Raises:
             StoreUnavailable: the database cannot say.
+            RegistryClosed: the registry is closed, so it cannot ask.
         """
         capabilities = await self.get_client_capabilities(session_id)
         return (capabilities or {}).get("elicitation") not in (None, False)
@@ -315,6 +320,7 @@ class SessionRegistry:
 
         Raises:
             StoreUnavailable: the database cannot say.
+            RegistryClosed: the registry is closed, so it cannot ask.
         """
         self._check_open()
         return await self._owners.elicitation_capable()
@@ -331,7 +337,8 @@ class SessionRegistry:
 
         Args:
             session_id: the session.
-            message: any JSON value, of at most ``max_message_bytes``.
+            message: any JSON value, of at most ``max_message_bytes``; integers of at most 64
+                bits, lists and dicts nested at most 254 deep.
             durable: store it in the database also if the session is held here, so that it
                 outlives this worker.
 
@@ -428,17 +435,20 @@ class SessionRegistry:
         would be poison for ever.
 
         Raises:
+            TypeError: ``handler`` is not callable, or returned nothing that can be awaited.
             SessionNotFound, RuntimeError, RegistryClosed: as `open_inbox`.
 
         Cancellation: the message that is being handled is delivered again to the session's
         next inbox.
         """
         check_session_id(session_id)
+        if not callable(handler):
+            raise TypeError(f"handler must be an async function, not {type(handler).__name__}")
         async with OpenInbox(self._delivery, partial(self._entry_to_read, session_id)) as inbox:
             assert inbox.transport is not None
             async for message in inbox:
                 try:
-                    await handler(message, inbox.transport)
+                    await _awaitable(handler(message, inbox.transport))
                 except BaseException as exc:
                     if not is_cancellation(exc):
                         inbox.finish()
@@ -488,6 +498,16 @@ class SessionRegistry:
     def _messages_dropped(self) -> int:
         return self._delivery.dropped + self._rows.messages_dropped
 
+    def _log_dropped(self) -> None:
+        """Say how many messages were dropped since this was last said."""
+        dropped = self._messages_dropped()
+        if dropped > self._logged_as_dropped:
+            logger.warning(
+                "%d messages were dropped: older than message_ttl, or their session is gone",
+                dropped - self._logged_as_dropped,
+            )
+        self._logged_as_dropped = dropped
+
     # ---- the pass and its loop ----
 
     async def _join_pass(self) -> _RunningPass:
@@ -524,9 +544,8 @@ class SessionRegistry:
         else:
             running.complete = one.database_answered
             self._count(running.report, complete=running.complete)
-            dropped = self._messages_dropped()
-            _log(running.report, dropped - self._logged_as_dropped)
-            self._logged_as_dropped = dropped
+            self._log_dropped()
+            _log(running.report)
         finally:
             self._fleet_can_refresh = running.complete
             self._running = None
@@ -590,6 +609,7 @@ class SessionRegistry:
                 await self._rows.delete(entry.session_id for entry in held)
                 if not self._rows.leftover:
                     await self._rows.delete_all()
+            self._log_dropped()
 
 
 def check_transport(transport: object) -> None:
@@ -610,12 +630,17 @@ def is_cancellation(error: BaseException) -> bool:
     return isinstance(error, trio.Cancelled)
 
 
-def _log(report: CleanupReport, dropped: int) -> None:
-    """Say once a pass what an operator wants to know."""
-    if dropped:
-        logger.warning(
-            "%d messages were dropped: older than message_ttl, or their session is gone", dropped
+def _awaitable(returned: Awaitable[object]) -> Awaitable[object]:
+    if not isinstance(returned, Awaitable):
+        raise TypeError(
+            f"handler must be an async function, but it returned {type(returned).__name__}, "
+            "which cannot be awaited"
         )
+    return returned
+
+
+def _log(report: CleanupReport) -> None:
+    """Say once a pass what an operator wants to know."""
     if report.disconnected or report.missing or report.expired:
         logger.info(
             "removed %d disconnected and %d missing sessions, swept %d expired rows",

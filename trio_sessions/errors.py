@@ -44,7 +44,11 @@ class StoreSchemaError(SessionsError):
 
 
 class SessionNotFound(SessionsError, LookupError):
-    """The store has confirmed that no worker holds the session."""
+    """The store has confirmed that no worker holds the session.
+
+    From `SessionRegistry.open_inbox` and `SessionRegistry.respond`: this worker does not hold
+    it; another one may.
+    """
 
 
 class InvalidSessionId(SessionsError, ValueError):
@@ -56,7 +60,7 @@ class MessageTooLarge(SessionsError, ValueError):
 
 
 class RegistryClosed(SessionsError):
-    """The registry is closed or closing, and the call would have changed something."""
+    """The registry is closed or closing, and the call would change something, or ask the store."""
 
 
 class MissingDependency(SessionsError, ImportError):

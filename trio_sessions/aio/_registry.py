@@ -369,11 +369,19 @@ class SessionRegistry:
         transport = self.get_session_sync(session_id)
         if transport is None:
             return
+        task = asyncio.current_task()
+        assert task is not None
         async with self.open_inbox(session_id) as inbox:
             async for message in inbox:
+                cancellations = task.cancelling()
                 try:
                     await self.generate_response(message, transport, server_id, user)
-                except Exception:
+                except (Exception, asyncio.CancelledError) as exc:
+                    # What was cancelled may be what it awaited, and not this task.
+                    if isinstance(exc, asyncio.CancelledError) and (
+                        task.cancelling() > cancellations
+                    ):
+                        raise
                     logger.exception(
                         "a message to session %s failed, the next one follows",
                         fingerprint(session_id),

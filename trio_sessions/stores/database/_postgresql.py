@@ -53,10 +53,12 @@ class _Shutdown:
     that has got the same number meanwhile.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = os.dup(descriptor)
+    def __init__(self, driver: Any) -> None:
+        self._descriptor = None if driver.closed else os.dup(driver.fileno())
 
     def cut(self) -> None:
+        if self._descriptor is None:  # it is lost, and waits for nothing
+            return
         connection = socket.socket(fileno=self._descriptor)
         try:
             with contextlib.suppress(OSError):  # gone already
@@ -65,7 +67,8 @@ class _Shutdown:
             connection.detach()
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
 
 def _sqlstate(error: DBAPIError) -> str:
@@ -185,7 +188,7 @@ class PostgreSQL(Dialect):
         return arguments
 
     def cutter(self, dbapi_connection: Any) -> Cutter:
-        return _Shutdown(dbapi_connection.fileno())
+        return _Shutdown(dbapi_connection)
 
     def is_row_error(self, error: DBAPIError) -> bool:
         return _sqlstate(error).startswith(_ROW_ERRORS)

@@ -12,7 +12,7 @@ from trio_sessions.stores.database._clock import now
 __all__ = ["Tables", "check_tables", "metadata", "tables"]
 
 _Type = sa.types.TypeEngine[Any]
-_PREFIX = re.compile(r"[a-z_][a-z0-9_]{0,40}|")
+_PREFIX = re.compile(r"[a-z_][a-z0-9_]{0,37}|")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def metadata(table_prefix: str = "trio_") -> sa.MetaData:
         table_prefix: as given to `DatabaseStore`.
 
     Raises:
-        ValueError: the prefix is no lower-case identifier of at most 41 characters.
+        ValueError: the prefix is no lower-case identifier of at most 38 characters.
     """
     return tables(table_prefix).metadata
 
@@ -44,7 +44,7 @@ def tables(prefix: str) -> Tables:
     if not _PREFIX.fullmatch(prefix):
         raise ValueError(
             "table_prefix must be lower-case letters, digits and underscores, not begin "
-            f"with a digit and have at most 41 characters, not {prefix!r}"
+            f"with a digit and have at most 38 characters, not {prefix!r}"
         )
     meta = sa.MetaData()
     moment = sa.TIMESTAMP(timezone=True)

@@ -199,8 +199,10 @@ class DatabaseStore(SessionStore):
         return await self._guarded(worker, watched)
 
     async def give_back(self, worker: Worker, connection: sa.Connection) -> None:
-        """Close a connection that was taken; not for users."""
-        await trio.to_thread.run_sync(connection.close, limiter=worker.limiter)
+        """Close a connection that was taken, however broken it is; not for users."""
+        operation = Operation(self._dialect.cutter, self.operation_timeout)
+        with contextlib.suppress(DBAPIError):  # it is gone, which is what is wanted
+            await operation.run(partial(_close, connection, operation), worker.limiter)
 
     async def _guarded(self, worker: Worker, work: Callable[[Operation], T]) -> T:
         """Run ``work`` in a thread, watched; the errors of drivers become ours."""
@@ -255,9 +257,8 @@ class DatabaseStore(SessionStore):
             )
         if isinstance(exc, PoolTimeout):
             return StoreUnavailable(f"{where}: the engine's pool has no connection left: {exc}")
-        exc.hide_parameters = True  # they hold session ids
-        # Further lines of a driver's message may hold values of the row.
-        reason = f"{type(exc.orig).__name__}: {next(iter(str(exc.orig).splitlines()), '')}"
+        _hide_values(exc)
+        reason = f"{type(exc.orig).__name__}: {_first_line(exc.orig)}"
         if self._dialect.is_row_error(exc):
             return RowUnavailable(f"{where} refused a row: {reason}")
         return StoreUnavailable(f"{where} failed: {reason}")
@@ -385,6 +386,37 @@ class DatabaseStore(SessionStore):
         return await self.run(
             worker, lambda connection: self._dialect.sweep(connection, worker, durations, limit)
         )
+
+
+def _close(connection: sa.Connection, operation: Operation) -> None:
+    if connection.invalidated:
+        connection.close()
+        return
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    operation.hold(driver)
+    try:
+        connection.close()
+    finally:
+        driver.close()  # SQLAlchemy leaves it open if it was detached and has broken
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _hide_values(error: DBAPIError) -> None:
+    """Take the values of rows out of an error: session ids, owners, messages.
+
+    They are among the parameters, and in what PostgreSQL says beside its first line (DETAIL
+    and CONTEXT). An error that is not of the server's making has no values, and keeps all.
+    """
+    error.hide_parameters = True
+    if getattr(error.orig, "sqlstate", None) is not None:
+        first = _first_line(error.orig)
+        assert error.orig is not None
+        error.orig.args = (first,)
+        error.args = (f"({type(error.orig).__module__}.{type(error.orig).__name__}) {first}",)
 
 
 def _forget_locals(error: BaseException) -> None:
