@@ -68,7 +68,7 @@ class Held:
     """Grows with every add of the fleet: the larger, the newer."""
     confirmed: bool
     perhaps_confirmed: bool = False
-    """Time has passed, in which a pass of the worker's own may have written the row."""
+    """A pass of the worker's own may have written the row."""
     state: str = "connected"
     """What the transport would say; its own attribute changes when it is disconnected."""
 
@@ -81,6 +81,8 @@ class ModelWorker:
     ended: trio.Event
     held: dict[str, Held] = field(default_factory=dict)
     failing_since: float | None = None
+    passes: int = 0
+    """How many had ended after the last step."""
     alone: float = 0.0
     """Seconds for which it could not reach a database that another worker could."""
 
@@ -163,8 +165,10 @@ class Fleet:
         await worker.registry.add_session(session_id, transport)
         self._adds += 1
         self.newest[session_id] = self._adds
-        if worker.can_commit:
+        if worker.healthy:
             self.row_numbers[session_id] = {self._adds}
+        elif worker.can_commit:  # unless an older row was to be deleted first
+            self.row_numbers[session_id].add(self._adds)
         worker.held[session_id] = Held(
             transport, self._adds, confirmed=worker.healthy, state=transport.state
         )
@@ -237,7 +241,6 @@ class Fleet:
             for session_id in report.restored:
                 self.row_numbers[session_id] = {before[session_id].number}
         else:
-            self._note_writes(worker)
             assert report.refreshed == 0
             assert report.expired == 0
 
@@ -271,12 +274,15 @@ class Fleet:
         if held.state in ("hangs", "raises"):
             assert session_id in report.check_failures
 
-    def _note_writes(self, worker: ModelWorker) -> None:
-        """It has perhaps written rows that were still to be written."""
-        if worker.can_commit:
+    def _note_passes(self, worker: ModelWorker) -> None:
+        """In a pass of its own it has perhaps written rows that were still to be written."""
+        passes = worker.registry.statistics().passes
+        if passes > worker.passes or worker.registry._running is not None:
             for session_id, held in worker.held.items():
-                if not held.confirmed:
+                if worker.can_commit and not held.confirmed:
                     self.row_numbers[session_id].add(held.number)
+                held.perhaps_confirmed |= worker.healthy
+        worker.passes = passes
 
     # ---- what must hold after every step ----
 
@@ -328,14 +334,11 @@ class Fleet:
                 vanished = rows_before.get(session_id) == me and session_id not in rows
                 if vanished and step != ("delete row", session_id):
                     assert self._lease_may_be_lost(worker), f"expired in {step}: {session_id}"
-            if step[0] == "sleep":
-                self._note_writes(worker)
-            if step[0] == "sleep" and worker.healthy:
-                for held in worker.held.values():  # a pass has run meanwhile, if it was long
-                    held.confirmed |= step[1] > 0.5
-                    held.perhaps_confirmed = True  # it comes earlier by its jitter
-                if step[1] > 0.5:
-                    worker.failing_since, worker.alone = None, 0.0
+            self._note_passes(worker)
+            if step[0] == "sleep" and step[1] > 0.5 and worker.healthy:  # a pass has run meanwhile
+                for held in worker.held.values():
+                    held.confirmed = True
+                worker.failing_since, worker.alone = None, 0.0
             statistics = worker.registry.statistics()
             assert statistics.failed_passes == 0
             assert statistics.stuck_calls == 0

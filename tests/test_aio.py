@@ -1067,6 +1067,33 @@ def test_an_answer_whose_own_work_is_cancelled_has_failed(
     run(main)
 
 
+def test_an_answer_that_cancels_its_own_task_ends_it(run: Run) -> None:
+    """However many messages wait: it is not taken for the cancellation of something else."""
+
+    async def main() -> None:
+        async with SessionRegistry() as registry:
+            asked: list[Any] = []
+
+            async def answer(message: Any, *args: Any) -> None:
+                asked.append(message)
+                if message == "stop":
+                    task.cancel()
+                else:
+                    await asyncio.sleep(0)
+
+            registry.generate_response = answer  # type: ignore[method-assign, assignment]
+            await registry.add_session("s", Connection())
+            for message in ("stop", 1, 2):
+                await registry.broadcast("s", message)
+            task = asyncio.create_task(registry.respond(None, {}, "s"))
+            await asyncio.wait([task], timeout=20)
+            assert task.cancelled()
+            async with registry.open_inbox("s") as inbox:
+                assert [await anext(inbox) for _ in range(2)] == [1, 2]
+
+    run(main)
+
+
 def test_generate_response_may_be_set_on_the_instance(run: Run) -> None:
     """As gateways do in their tests."""
 

@@ -145,7 +145,11 @@ async def test_a_bell_that_breaks_is_an_outage_like_any_other(
         reading(a, "s") as reader,
     ):
         await quiet(proxy)
-        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%%'"
+        channel = f"trio_{a._rows.worker.incarnation}"
+        ended = f"""
+            SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE query = 'LISTEN "{channel}"'
+        """
         backdoor = DatabaseBackdoor(postgresql_schema)
         with backdoor.engine.connect() as connection:
             assert connection.exec_driver_sql(ended).scalars().all() == [True]

@@ -1,12 +1,14 @@
 """Owners and capabilities: shared by all workers, and never stale."""
 
+import contextlib
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 from conftest import Shared
-from gates import GatedStore
+from gates import Gate, GatedStore
+from trio.testing import MockClock
 
 from trio_sessions import (
     InvalidSessionId,
@@ -150,7 +152,7 @@ async def test_what_was_said_in_an_outage_gives_way_to_what_others_say_after_it(
         await a.store_client_capabilities("s", {"elicitation": {}})
         assert await a.get_elicitation_capable_sessions() == ["s"]
         store.heal()
-        await trio.sleep(0.01)  # the database's clock must move: the newest wins
+        await trio.sleep(0.3)  # the database's clock must move: the newest wins
         await b.add_session("s", FakeTransport())
         await b.set_session_owner("s", "bob")
         await b.store_client_capabilities("s", {"roots": {}})
@@ -185,6 +187,97 @@ async def test_what_is_answered_from_memory_can_be_cancelled() -> None:
                 scope.cancel()
                 await question("s")
             assert scope.cancelled_caught
+
+
+async def test_questions_in_an_outage_share_one_attempt(autojump_clock: MockClock) -> None:
+    """However many ask at once, each waits for one timeout at most, or for less if it likes."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store, store_timeout=10.0) as registry:
+        store.fail()
+        await registry.add_session("s", FakeTransport())
+        await registry.set_session_owner("s", "alice")
+        store.fail(Fault.HANGS)
+        start = trio.current_time()
+        answers: list[str | None] = []
+
+        async def ask() -> None:
+            answers.append(await registry.get_session_owner("s"))
+
+        writes = store.calls["write"]
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(ask)
+            with trio.move_on_after(1) as scope:
+                await registry.get_session_owner("s")
+            assert scope.cancelled_caught
+            assert trio.current_time() - start == 1
+        assert answers == ["alice"] * 20
+        assert trio.current_time() - start == 10
+        assert store.calls["write"] == writes + 1
+        store.heal()
+
+
+@pytest.mark.parametrize("ends", ["session", "registry"])
+async def test_a_question_brings_no_row_back(everywhere: Shared, ends: str) -> None:
+    """The session is removed, or the registry closed, while its row is being written for it."""
+    store = GatedStore(everywhere.make_store())
+    async with everywhere.open() as b, trio.open_nursery() as nursery:
+        async with everywhere.open(store=store) as a:
+            store.fail()
+            await a.add_session("s", FakeTransport())
+            await a.set_session_owner("s", "alice")
+            store.heal()
+            gate = store.hold("write")
+
+            async def ask() -> None:
+                with contextlib.suppress(RegistryClosed):
+                    await a.get_session_owner("s")
+
+            nursery.start_soon(ask)
+            await gate.reached.wait()
+            if ends == "session":
+                nursery.start_soon(a.remove_session, "s")
+                await everywhere.settle()
+                gate.open()
+                with trio.fail_after(20):
+                    while a.statistics().leftover_rows or await b.locate_session("s"):
+                        await trio.sleep(0.005)
+            else:
+                nursery.start_soon(open_soon, gate)
+        assert everywhere.backdoor.rows() == {}
+
+
+async def open_soon(gate: Gate) -> None:
+    """Not before the registry has begun to close."""
+    await trio.sleep(0.2)
+    gate.open()
+
+
+async def test_who_is_asked_is_listed_while_its_row_is_being_written() -> None:
+    """Neither the store nor what is unwritten has it just then."""
+    store = GatedStore(MemoryStore())
+    async with open_registry(store) as registry, trio.open_nursery() as nursery:
+        store.fail()
+        for session_id in ("a", "b"):
+            await registry.add_session(session_id, FakeTransport())
+            await registry.store_client_capabilities(session_id, {"elicitation": {}})
+        store.heal()
+        first = store.hold("write")
+        nursery.start_soon(registry.get_client_capabilities, "b")
+        await first.reached.wait()
+        second = store.hold("write")
+        listed: list[str] = []
+
+        async def ask() -> None:
+            listed.extend(await registry.get_elicitation_capable_sessions())
+
+        nursery.start_soon(ask)
+        await second.reached.wait()
+        store.fail(Fault.FAILS, "write")
+        second.open()
+        first.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(listed) == ["a", "b"]
 
 
 class SlowTransport:
@@ -253,9 +346,10 @@ async def test_adding_again_while_an_owner_is_being_written_keeps_the_last_word(
     ):
         store.fail(Fault.FAILS, "write")
         await a.add_session("s", FakeTransport())
+        await a.set_session_owner("s", "alice")
         store.heal()
         first, second = store.hold_answer("write"), None
-        nursery.start_soon(a.set_session_owner, "s", "alice")
+        nursery.start_soon(a.get_session_owner, "s")
         await first.reached.wait()
         second = store.hold("write")
         nursery.start_soon(a.add_session, "s", FakeTransport())

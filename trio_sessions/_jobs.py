@@ -5,6 +5,7 @@ behind, so it runs here, shielded, and its caller only waits for it. Everything 
 bounded: transports by ``disconnect_timeout``, the store by ``store_timeout``.
 """
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -63,6 +64,12 @@ class Jobs:
         """Write the row of a session that was just added, after what ``earlier`` ones write."""
         return self._start(self._write_row, entry, earlier)
 
+    def write_rows(self, entries: Sequence[Entry]) -> trio.Event:
+        """Write rows that an earlier attempt could not write; each entry says how that went."""
+        for entry in entries:
+            entry.row = Row.WRITING
+        return self._start(self._write_rows, entries)
+
     def disconnect(self, entries: Sequence[Entry]) -> trio.Event:
         """Disconnect the transports of sessions that are not held any more."""
         return self._start(self._disconnect, entries)
@@ -95,19 +102,17 @@ class Jobs:
         if not self._table.holds(entry):
             entry.note_row(Row.UNWRITTEN)
             return
-        try:
-            answers = await self._rows.write([entry])
-            error: Exception | None = answers.unknown.get(entry.session_id)
-        except SessionsError as exc:
-            error = exc
-        if error is not None:
+        await self._write_rows([entry])
+        if entry.error is not None:
             logger.warning(
                 "session %s is added but unconfirmed, the next pass writes its row: %s",
                 fingerprint(entry.session_id),
-                error,
+                entry.error,
             )
-        if entry.session_id not in self._table:  # removed while its row was being written
-            await self._rows.delete([entry.session_id])
+
+    async def _write_rows(self, entries: Sequence[Entry]) -> None:
+        with contextlib.suppress(SessionsError):  # each entry says so
+            await self._rows.write(entries)
 
     async def _disconnect(self, entries: Sequence[Entry]) -> None:
         answers = await self._calls.ask(

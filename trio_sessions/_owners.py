@@ -1,8 +1,6 @@
 """Owners and capabilities: the store's answer, and what waits for an unwritten row."""
 
-from collections.abc import Iterable
-
-import trio
+from collections.abc import Callable, Sequence
 
 from trio_sessions._json import decode
 from trio_sessions._rows import Rows, chunked
@@ -20,10 +18,19 @@ class Owners:
     removed the session, or changed what is said of it.
     """
 
-    def __init__(self, *, table: LocalTable, rows: Rows, batch_size: int) -> None:
-        self._batch_size = batch_size
+    def __init__(
+        self,
+        *,
+        table: LocalTable,
+        rows: Rows,
+        write: Callable[[Sequence[Entry]], object],
+        batch_size: int,
+    ) -> None:
         self._table = table
         self._rows = rows
+        self._write = write
+        """Begins to write rows; it goes on whoever waits for it."""
+        self._batch_size = batch_size
 
     async def write(self, session_id: str) -> None:
         """Write the row of a session that is held here, if that is still to be done.
@@ -31,54 +38,33 @@ class Owners:
         Raises:
             StoreUnavailable: it could not be.
         """
-        entry = await self._unwritten(session_id)
+        entry = await self._unwritable(session_id)
         if entry is not None:
-            answers = await self._rows.write([entry])
-            if session_id in answers.unknown:
-                raise StoreUnavailable("the session's row could not be written") from (
-                    answers.unknown[session_id]
-                )
+            raise StoreUnavailable(
+                f"the session's row could not be written: {entry.error}"
+            ) from entry.error
 
-    async def _unwritten(self, session_id: str) -> Entry | None:
-        """Return the session if it is held here and its row is not known to be written.
+    async def _unwritable(self, session_id: str) -> Entry | None:
+        """Return the session if it is held here and its row cannot be written now.
 
-        A write that is under way is waited for: what is said now is not in it.
+        One attempt is made, unless one is under way already: many may ask at once. No
+        checkpoint after it, so what is noted now is written with the next attempt.
         """
-        while (entry := self._table.get(session_id)) is not None and entry.row is Row.WRITING:
-            await entry.written()
-        return None if entry is None or entry.row is Row.CONFIRMED else entry
+        while (entry := self._table.get(session_id)) is not None:
+            await self._attempt([entry])
+            if self._table.holds(entry):
+                return entry if entry.row is Row.UNWRITTEN else None
+        return None
 
-    async def _written_with(self, entry: Entry) -> bool:
-        """Write a row with what has just been noted; False: another worker's is newer.
-
-        If it cannot be written now, what was noted is written with it later.
-        """
-        try:
-            answers = await self._rows.write([entry])
-        except SessionsError:
-            return True
-        return entry.session_id in answers.held or entry.session_id in answers.unknown
-
-    async def _write_all(self, session_ids: Iterable[str]) -> None:
-        """Write the rows of sessions held here, with what was noted for them, as far as possible.
-
-        Of those that stay unwritten nobody can know more than what was noted. Of the others
-        the store knows.
-        """
-        await trio.lowlevel.checkpoint()
-        for chunk in chunked(sorted(session_ids), self._batch_size):
-            for session_id in chunk:
-                await self._unwritten(session_id)
-            entries = self._all_unwritten(chunk)
-            if entries:
-                try:
-                    await self._rows.write(entries)
-                except SessionsError:
-                    return
-
-    def _all_unwritten(self, session_ids: Iterable[str]) -> list[Entry]:
-        entries = map(self._table.get, session_ids)
-        return [entry for entry in entries if entry is not None and entry.row is Row.UNWRITTEN]
+    async def _attempt(self, entries: Sequence[Entry]) -> None:
+        """Have rows written that are not, and wait for it."""
+        unwritten = [entry for entry in entries if entry.row is Row.UNWRITTEN]
+        unwritten.sort(key=lambda entry: entry.session_id)  # the order in which rows are locked
+        for chunk in chunked(unwritten, self._batch_size):
+            self._write(chunk)
+        for entry in entries:
+            while entry.row is Row.WRITING:
+                await entry.written()
 
     async def _only_left_behind(self, session_id: str) -> bool:
         """Say whether the row of the session is what one that was removed here has left."""
@@ -91,12 +77,10 @@ class Owners:
         return entry.pending.leftover
 
     async def set_owner(self, session_id: str, owner: str | None) -> None:
-        entry = await self._unwritten(session_id)
+        entry = await self._unwritable(session_id)
         if entry is not None:
             entry.pending.owner = NOBODY if owner is None else owner
-            if await self._written_with(entry):
-                return
-        if await self._only_left_behind(session_id) or not (
+        elif await self._only_left_behind(session_id) or not (
             await self._rows.set_owner(session_id, owner)
         ):
             raise _not_found(session_id)
@@ -111,10 +95,9 @@ class Owners:
             return None
 
     async def get_owner(self, session_id: str) -> str | None:
-        entry = self._table.get(session_id)
-        if entry is not None and entry.pending.owner is not None:
-            await self._write_all([session_id])
-            if entry.row is Row.UNWRITTEN and entry.pending.owner is not None:
+        if self._has_noted(session_id):
+            entry = await self._unwritable(session_id)
+            if entry is not None and entry.pending.owner is not None:
                 return entry.pending.owner or None
         holder = await self._rows.locate_row(session_id)
         if holder is None:
@@ -123,12 +106,10 @@ class Owners:
         return holder.owner if is_held or not self._rows.is_own(holder) else None
 
     async def set_capabilities(self, session_id: str, capabilities: Capabilities) -> None:
-        entry = await self._unwritten(session_id)
+        entry = await self._unwritable(session_id)
         if entry is not None:
             entry.pending.capabilities = capabilities
-            if await self._written_with(entry):
-                return
-        if await self._only_left_behind(session_id) or not (
+        elif await self._only_left_behind(session_id) or not (
             await self._rows.set_capabilities(session_id, capabilities)
         ):
             raise _not_found(session_id)
@@ -142,29 +123,31 @@ class Owners:
         return decoded
 
     async def _encoded_capabilities(self, session_id: str) -> str | None:
-        entry = self._table.get(session_id)
-        if entry is not None and entry.pending.capabilities is not None:
-            await self._write_all([session_id])
-            if entry.row is Row.UNWRITTEN and entry.pending.capabilities is not None:
+        if self._has_noted(session_id):
+            entry = await self._unwritable(session_id)
+            if entry is not None and entry.pending.capabilities is not None:
                 return entry.pending.capabilities.encoded
         if await self._only_left_behind(session_id):
             return None
         return await self._rows.get_capabilities(session_id)
 
+    def _has_noted(self, session_id: str) -> bool:
+        entry = self._table.get(session_id)
+        return entry is not None and entry.pending.is_noted
+
     async def elicitation_capable(self) -> list[str]:
-        noted = [e.session_id for e in self._table.snapshot() if e.pending.capabilities is not None]
-        await self._write_all(noted)
-        unwritten = {
+        await self._attempt([entry for entry in self._table.snapshot() if entry.pending.is_noted])
+        noted = {
             entry.session_id: entry.pending.capabilities.elicitation
-            for entry in self._all_unwritten(noted)
-            if entry.pending.capabilities is not None
+            for entry in self._table.snapshot()
+            if entry.pending.capabilities is not None and entry.row is not Row.CONFIRMED
         }
         written = {
             session_id: True
             for session_id in await self._rows.elicitation_capable()
             if not await self._only_left_behind(session_id)
         }
-        return [session_id for session_id, asked in {**written, **unwritten}.items() if asked]
+        return [session_id for session_id, asked in {**written, **noted}.items() if asked]
 
 
 def _not_found(session_id: str) -> SessionNotFound:

@@ -3,6 +3,7 @@
 Over 400 lines, because it is the public surface: most of them are docstrings.
 """
 
+import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -80,7 +81,9 @@ class SessionRegistry:
         self._calls = calls
         self._settings = settings
         self._jobs = jobs
-        self._owners = Owners(table=table, rows=rows, batch_size=settings.batch_size)
+        self._owners = Owners(
+            table=table, rows=rows, write=jobs.write_rows, batch_size=settings.batch_size
+        )
         self._delivery = delivery
         self._reads = False
         """The loops that read messages have been started; most programs need none."""
@@ -631,7 +634,7 @@ def is_cancellation(error: BaseException) -> bool:
 
 
 def _awaitable(returned: Awaitable[object]) -> Awaitable[object]:
-    if not isinstance(returned, Awaitable):
+    if not inspect.isawaitable(returned):
         raise TypeError(
             f"handler must be an async function, but it returned {type(returned).__name__}, "
             "which cannot be awaited"

@@ -107,11 +107,20 @@ class Rows:
         """Write the rows of ``entries``, with what was said of them.
 
         Whatever happens, no entry is left in the state `Row.WRITING`. A row that was
-        written for a session that has been removed meanwhile is deleted again later.
+        written for a session that has been removed meanwhile is deleted again.
         """
+        try:
+            return await self._write(entries)
+        finally:
+            gone = [entry.session_id for entry in entries if entry.session_id not in self._table]
+            if gone:
+                await self.delete(gone)  # now, or if that fails or is cancelled, later
+
+    async def _write(self, entries: Sequence[Entry]) -> RowAnswers:
         for entry in entries:
             entry.row = Row.WRITING
-        unknown: Iterable[str] = [entry.session_id for entry in entries]
+        session_ids = [entry.session_id for entry in entries]
+        unknown: Mapping[str, Exception | None] = dict.fromkeys(session_ids)
         said = {}
         try:
             await self._delete_what_was_left(entries)
@@ -132,14 +141,18 @@ class Rows:
                 if owner == NOBODY and entry.session_id in answers.held:
                     await self.set_owner(entry.session_id, None)
             unknown = answers.unknown
+        except SessionsError as exc:
+            unknown = dict.fromkeys(session_ids, exc)
+            raise
         finally:
             for entry in entries:
                 if entry in said and entry.session_id not in unknown:  # written, or not ours
                     entry.pending.forget(*said[entry])
-                entry.note_row(Row.UNWRITTEN if entry.session_id in unknown else Row.CONFIRMED)
+                is_unknown = entry.session_id in unknown
+                entry.note_row(
+                    Row.UNWRITTEN if is_unknown else Row.CONFIRMED, unknown.get(entry.session_id)
+                )
                 self.confirmed(entry)
-                if entry.session_id not in self._table:
-                    self._keep_for_later([entry.session_id])
         return answers
 
     def may_be_left_behind(self, session_id: str) -> bool:

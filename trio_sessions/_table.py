@@ -39,6 +39,11 @@ class Pending:
         self.leftover = False
         """The row of a session that was removed here may be there, and must go first."""
 
+    @property
+    def is_noted(self) -> bool:
+        """Something was said of the session that is still to be written."""
+        return self.owner is not None or self.capabilities is not None
+
     def forget(self, owner: str | None, capabilities: Capabilities | None) -> None:
         """Forget what has been written, unless it has changed meanwhile."""
         if self.owner == owner:
@@ -54,6 +59,7 @@ class Entry:
         "_ended",
         "_written",
         "added_at",
+        "error",
         "generation",
         "has_ended",
         "inbox",
@@ -71,6 +77,8 @@ class Entry:
         self.generation = generation
         self.added_at = added_at
         self.row = Row.UNWRITTEN
+        self.error: Exception | None = None
+        """Why the last attempt to write the row has failed."""
         self.pending = Pending()
         self.inbox: Inbox | None = None
         """Its messages; made when there is a first one, or when somebody opens it."""
@@ -79,9 +87,9 @@ class Entry:
         self._ended: trio.Event | None = None
         self._written: trio.Event | None = None
 
-    def note_row(self, row: Row) -> None:
+    def note_row(self, row: Row, error: Exception | None = None) -> None:
         """Note what has become of the writing of the row."""
-        self.row = row
+        self.row, self.error = row, error
         if self._written is not None:
             self._written.set()
             self._written = None

@@ -371,9 +371,9 @@ class SessionRegistry:
             return
         task = asyncio.current_task()
         assert task is not None
+        cancellations = task.cancelling()
         async with self.open_inbox(session_id) as inbox:
             async for message in inbox:
-                cancellations = task.cancelling()
                 try:
                     await self.generate_response(message, transport, server_id, user)
                 except (Exception, asyncio.CancelledError) as exc:

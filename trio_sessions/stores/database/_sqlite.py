@@ -29,7 +29,8 @@ class _Interrupt:
         self._connection = connection
 
     def cut(self) -> None:
-        self._connection.interrupt()
+        with contextlib.suppress(sqlite3.ProgrammingError):  # closed already
+            self._connection.interrupt()
 
     def close(self) -> None:
         pass

@@ -212,10 +212,10 @@ class DatabaseStore(SessionStore):
             async with self._places or contextlib.nullcontext():
                 return await operation.run(partial(work, operation), worker.limiter)
         except (DBAPIError, PoolTimeout) as exc:
-            _forget_locals(exc)
+            _hide_values(exc)
             raise self._translated(exc, was_cut=operation.was_cut) from exc
         except StoreUnavailable as exc:  # by the dialect
-            _forget_locals(exc)
+            _hide_values(exc)
             raise
         finally:
             self._running -= 1
@@ -257,7 +257,6 @@ class DatabaseStore(SessionStore):
             )
         if isinstance(exc, PoolTimeout):
             return StoreUnavailable(f"{where}: the engine's pool has no connection left: {exc}")
-        _hide_values(exc)
         reason = f"{type(exc.orig).__name__}: {_first_line(exc.orig)}"
         if self._dialect.is_row_error(exc):
             return RowUnavailable(f"{where} refused a row: {reason}")
@@ -394,10 +393,11 @@ def _close(connection: sa.Connection, operation: Operation) -> None:
         return
     driver = connection.connection.dbapi_connection
     assert driver is not None
-    operation.hold(driver)
     try:
+        operation.hold(driver)
         connection.close()
     finally:
+        operation.release()
         driver.close()  # SQLAlchemy leaves it open if it was detached and has broken
 
 
@@ -405,32 +405,32 @@ def _first_line(error: BaseException | None) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
-def _hide_values(error: DBAPIError) -> None:
-    """Take the values of rows out of an error: session ids, owners, messages.
+def _hide_values(error: BaseException) -> None:
+    """Take session ids, owners, messages and passwords out of what an error shows.
 
     They are among the parameters, and in what PostgreSQL says beside its first line (DETAIL
-    and CONTEXT). An error that is not of the server's making has no values, and keeps all.
-    """
-    error.hide_parameters = True
-    if getattr(error.orig, "sqlstate", None) is not None:
-        first = _first_line(error.orig)
-        assert error.orig is not None
-        error.orig.args = (first,)
-        error.args = (f"({type(error.orig).__module__}.{type(error.orig).__name__}) {first}",)
-
-
-def _forget_locals(error: BaseException) -> None:
-    """Empty the frames of what has failed.
-
-    They hold session ids and passwords, which a crash reporter would send away, and a
+    and CONTEXT). An error that is not of the server's making has none, and keeps all lines.
+    The frames hold them too, and a crash reporter would send them away; and they hold a
     connection that did not come about, which would stay open as long as the error is kept.
     """
     related: list[BaseException | None] = [error]
     while related:
         each = related.pop()
-        if each is not None:
-            traceback.clear_frames(each.__traceback__)
-            related += [each.__cause__, each.__context__]
+        if each is None:
+            continue
+        traceback.clear_frames(each.__traceback__)
+        if isinstance(each, DBAPIError):
+            each.params = None
+            if _is_of_the_server(each.orig):
+                kind = type(each.orig)
+                each.args = (f"({kind.__module__}.{kind.__name__}) {_first_line(each.orig)}",)
+        elif _is_of_the_server(each):
+            each.args = (_first_line(each),)
+        related += [each.__cause__, each.__context__]
+
+
+def _is_of_the_server(error: BaseException | None) -> bool:
+    return getattr(error, "sqlstate", None) is not None
 
 
 async def _abandonable(question: Callable[[], Awaitable[T]]) -> T:
