@@ -71,6 +71,11 @@ def session_of(name: str) -> str:
     return f"chat-{name}"
 
 
+newest: dict[str, "Listener"] = {}
+"""Who has come last, of those that came here. Noted before it is added: whoever leaves while that is
+under way still finds itself in the registry, and would remove the one that comes."""
+
+
 class Listener:
     """One person's stream of events. It ends with the inbox, so the transport has little to do."""
 
@@ -84,6 +89,7 @@ class Listener:
     async def stream(self, name: str) -> AsyncIterator[ServerSentEvent]:
         """Hold the session as long as the client takes events."""
         session_id = session_of(name)
+        newest[session_id] = self
         try:
             await registry.add_session(session_id, self)
             try:
@@ -96,7 +102,8 @@ class Listener:
                     async for said in inbox:
                         yield ServerSentEvent(json.dumps(said), event="message")
         finally:
-            if registry.get_session_sync(session_id) is self:
+            if newest.get(session_id) is self:
+                del newest[session_id]
                 await registry.remove_session(session_id)
 
 
