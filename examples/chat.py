@@ -10,11 +10,13 @@ It leaves out a login: who gives a name is believed, and takes it over from who 
 one, `name` and `from` come from it. Nor is there a history for those who are not there.
 """
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
+from weakref import WeakValueDictionary
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
@@ -71,9 +73,9 @@ def session_of(name: str) -> str:
     return f"chat-{name}"
 
 
-newest: dict[str, "Listener"] = {}
-"""Who has come last, of those that came here. Noted before it is added: whoever leaves while that is
-under way still finds itself in the registry, and would remove the one that comes."""
+locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+"""One for each name: to look who holds a session and then to remove it are two steps on asyncio,
+and whoever comes in between would be removed."""
 
 
 class Listener:
@@ -89,9 +91,10 @@ class Listener:
     async def stream(self, name: str) -> AsyncIterator[ServerSentEvent]:
         """Hold the session as long as the client takes events."""
         session_id = session_of(name)
-        newest[session_id] = self
+        lock = locks.setdefault(session_id, asyncio.Lock())
         try:
-            await registry.add_session(session_id, self)
+            async with lock:
+                await registry.add_session(session_id, self)
             try:
                 await registry.set_session_owner(session_id, name)
             except SessionNotFound:  # another worker has taken the name over, and it is gone
@@ -102,9 +105,9 @@ class Listener:
                     async for said in inbox:
                         yield ServerSentEvent(json.dumps(said), event="message")
         finally:
-            if newest.get(session_id) is self:
-                del newest[session_id]
-                await registry.remove_session(session_id)
+            async with lock:
+                if registry.get_session_sync(session_id) is self:
+                    await registry.remove_session(session_id)
 
 
 @app.get("/")
