@@ -103,34 +103,29 @@ async def test_an_error_says_nothing_of_what_is_in_the_row(
     assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("lock", "options", "operation_timeout"),
+    [
+        ("LOCK TABLE trio_sessions IN ACCESS EXCLUSIVE MODE", "-clock_timeout=300", 5.0),
+        ("SELECT * FROM trio_sessions FOR UPDATE", "", 1.0),  # until the connection is cut
+    ],
+)
 async def test_an_engine_of_yours_that_shows_parameters_does_not_show_ours(
-    postgresql_schema: sa.URL,
+    postgresql: Shared, lock: str, options: str, operation_timeout: float
 ) -> None:
-    """Whatever breaks: a row, the whole table, or the connection under a statement."""
-    locking = sa.create_engine(postgresql_schema)
-    options = f"{postgresql_schema.query['options']} -clock_timeout=300"
-    engine = sa.create_engine(postgresql_schema, connect_args={"options": options})
-    async with open_registry(DatabaseStore(engine, operation_timeout=5, listen=False)) as registry:
-        await registry.add_session("secret-id", FakeTransport())
-        with locking.begin() as connection:
-            connection.exec_driver_sql("LOCK TABLE trio_sessions IN ACCESS EXCLUSIVE MODE")
-            report = await registry.cleanup()
-        shows_nothing(report.refresh_failures["secret-id"])
-    engine.dispose()
-    engine = sa.create_engine(postgresql_schema)
-    store = DatabaseStore(engine, operation_timeout=1, lock_timeout=0.5, listen=False)
+    """Whatever breaks: the whole table is locked, or the connection is cut under a statement."""
+    url = back(postgresql).engine.url
+    options = f"{url.query['options']} {options}"
+    engine = sa.create_engine(url, connect_args={"options": options})
+    store = DatabaseStore(
+        engine, operation_timeout=operation_timeout, lock_timeout=0.5, listen=False
+    )
     async with open_registry(store) as registry:
         await registry.add_session("secret-id", FakeTransport())
-        with locking.begin() as connection:
-            connection.exec_driver_sql("SELECT * FROM trio_sessions FOR UPDATE")
+        with locked(postgresql, lock):
             report = await registry.cleanup()
-        shows_nothing(report.refresh_failures["secret-id"])
     engine.dispose()
-    locking.dispose()
-
-
-def shows_nothing(error: BaseException) -> None:
-    text = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(report.refresh_failures["secret-id"]))
     assert "The above exception was the direct cause" in text
     assert "secret" not in text
 

@@ -3,11 +3,13 @@
 Sync throughout: what is looked at runs in other processes, and each wait has a deadline.
 """
 
+import asyncio
 import contextlib
 import itertools
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -494,6 +496,33 @@ def test_a_name_moves_with_its_newest_stream(chat: Gateway) -> None:
     bad: list[Any] = [{"to": "a", "text": ""}, {"from": "a", "to": "b\0", "text": ""}, []]
     for words in bad:
         assert chat.http.post(f"{chat.servers[0].url}/say", json=words).status_code == 422
+
+
+def test_a_stream_that_leaves_does_not_remove_the_one_that_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same name, on the same worker, at the same moment."""
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'chat.db'}")
+    chat = runpy.run_path("examples/chat.py")
+
+    async def open_stream(name: str) -> Any:
+        stream = chat["Listener"]().stream(name)
+        hello = await anext(stream)
+        assert hello.event == "session"
+        return stream
+
+    async def replace(name: str) -> None:
+        older = await open_stream(name)
+        newer, _ = await asyncio.gather(open_stream(name), older.aclose())
+        await newer.aclose()
+
+    async def main() -> None:
+        async with chat["registry"]:
+            for _ in range(10):
+                await asyncio.gather(*(replace(f"n{number}") for number in range(20)))
+            assert await chat["registry"].get_all_session_ids() == []
+
+    asyncio.run(main())
 
 
 # ---- how-to ----

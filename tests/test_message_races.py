@@ -791,3 +791,24 @@ async def test_what_was_fetched_for_the_older_transport_comes_before_what_is_sen
         await registry.broadcast("s", 2)
         assert await read(registry, "s", 2) == [1, 2]
         old.may_go_on.set()
+
+
+async def test_a_removal_and_an_addition_in_an_outage_drop_what_others_send_meanwhile(
+    everywhere: Shared,
+) -> None:
+    """The row that they send it to is still that of the removed session."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        await a.broadcast("s", "memory")
+        await b.broadcast("s", "row")
+        store.fail()
+        await a.remove_session("s")
+        await a.add_session("s", FakeTransport())
+        await b.broadcast("s", "meanwhile")
+        store.heal()
+        await a.cleanup()
+        await b.broadcast("s", "new")
+        assert await read(a, "s", 1) == ["new"]
+        assert a.statistics().messages_dropped == 3
+        assert a.statistics().messages_in_memory == 0

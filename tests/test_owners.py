@@ -243,13 +243,13 @@ async def test_a_question_brings_no_row_back(everywhere: Shared, ends: str) -> N
                     while a.statistics().leftover_rows or await b.locate_session("s"):
                         await trio.sleep(0.005)
             else:
-                nursery.start_soon(open_soon, gate)
+                nursery.start_soon(open_when_closing, gate, a)
         assert everywhere.backdoor.rows() == {}
 
 
-async def open_soon(gate: Gate) -> None:
-    """Not before the registry has begun to close."""
-    await trio.sleep(0.2)
+async def open_when_closing(gate: Gate, registry: Any) -> None:
+    while not registry.statistics().closed:
+        await trio.sleep(0.005)
     gate.open()
 
 

@@ -226,6 +226,10 @@ class SessionRegistry:
 
         The tasks tied to it by `register_respond_task` are cancelled and awaited, within
         ``disconnect_timeout``; but not one that calls this itself.
+
+        Calls for one id that are made at the same time are carried out in any order. Who
+        removes a session only if it is still his looks and removes under a lock, and adds
+        under the same one; ``examples/chat.py`` has one for each id.
         """
         service = self._opened()
         if service.core.get_session_sync(session_id) is None:

@@ -52,7 +52,7 @@ class DatabaseStore(SessionStore):
             pool and connection settings, and never disposed. Only these bound how long
             it takes to connect, so give it a ``connect_timeout``. No more operations run
             at a time than its pool keeps connections; its overflow is left to you.
-        table_prefix: lower-case letters, digits and underscores.
+        table_prefix: lower-case letters, digits and underscores, at most 38 of them.
         create_tables: create missing tables when the store opens. Existing ones are
             never altered.
         connect_timeout: seconds to connect, for an engine made here; at least 2 count
