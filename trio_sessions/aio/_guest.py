@@ -25,6 +25,7 @@ from trio_sessions.aio._life import State
 from trio_sessions.aio._sigint import Sigint
 from trio_sessions.aio._steps import Steps
 from trio_sessions.aio._tasks import new_task
+from trio_sessions.aio._threads import this_thread
 
 __all__ = ["Guest", "guest_of"]
 
@@ -116,13 +117,13 @@ class Guest(Host):
             timer.cancel()
 
     def follow_loop(self) -> None:
-        is_here = self._thread == threading.get_ident()
+        is_here = self._thread is this_thread()
         if is_here or self.life.state is State.CLOSED or self._steps.runner is None:
             return
         from trio._core._run import GLOBAL_RUN_CONTEXT
 
         GLOBAL_RUN_CONTEXT.runner = self._steps.runner
-        self._thread = threading.get_ident()
+        self._thread = this_thread()
         _this_thread.guest = self
         self._steps.go_on_here()
 

@@ -7,12 +7,12 @@ is below: see `Nested` here and `trio_sessions.aio._guest.Guest`.
 
 import asyncio
 import sys
-import threading
 from collections.abc import Callable
 
 import trio
 
 from trio_sessions.aio._life import Life, State
+from trio_sessions.aio._threads import this_thread
 from trio_sessions.errors import RegistryClosed
 
 __all__ = ["Host", "Nested", "is_trio_asyncio"]
@@ -28,7 +28,7 @@ class Host:
         self.on_end: set[Callable[[], None]] = set()
         """Called when the Trio run has ended, whatever ended it."""
         self._nursery: trio.Nursery | None = None
-        self._thread = threading.get_ident()
+        self._thread = this_thread()
 
     @property
     def nursery(self) -> trio.Nursery:
@@ -69,7 +69,7 @@ class Host:
 
     def check_thread(self) -> None:
         """Raise `RuntimeError` if the loop goes on in another thread: Trio cannot follow."""
-        if self._thread != threading.get_ident():
+        if self._thread is not this_thread():
             raise RuntimeError(
                 "the event loop goes on in another thread than the one in which the registry was "
                 "opened, and Trio does not: await registry.shutdown() here, and initialize() again"

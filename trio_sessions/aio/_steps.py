@@ -16,12 +16,13 @@ import logging
 import math
 import os
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import trio
+
+from trio_sessions.aio._threads import this_thread
 
 __all__ = ["Steps"]
 
@@ -71,7 +72,7 @@ class Steps:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.runner: Any = None
         """Trio's, if it can be found."""
-        self.thread = threading.get_ident()
+        self._thread = this_thread()
         """In which steps are made: Trio runs in one thread."""
         self._is_stranded = False
         self.clock = _Clock()
@@ -131,7 +132,7 @@ class Steps:
 
     def go_on_here(self) -> None:
         """Make the steps in this thread from now on: the loop has moved here."""
-        self.thread = threading.get_ident()
+        self._thread = this_thread()
         if self._is_stranded and self._epoll is not None:
             self._loop.add_reader(self._epoll, self._on_event)
         self._is_stranded = False
@@ -210,7 +211,7 @@ class Steps:
 
     def _is_elsewhere(self) -> bool:
         """Say whether the loop goes on in another thread: the steps wait for `go_on_here`."""
-        if self.thread == threading.get_ident():
+        if self._thread is this_thread():
             return False
         if not self._is_stranded:
             self._is_stranded = True
