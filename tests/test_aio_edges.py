@@ -361,7 +361,8 @@ def test_two_threads_that_open_one_registry_at_once(round_: int) -> None:
     """One has it, the other is refused at once; nothing is orphaned."""
     store = MemoryStore()
     registry = SessionRegistry(store)
-    barrier, results = threading.Barrier(2), []
+    barrier = threading.Barrier(2)
+    results: list[RuntimeError | None] = []
     release = threading.Event()
 
     async def open_it() -> None:
