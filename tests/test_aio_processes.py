@@ -125,7 +125,7 @@ def test_ctrl_c_under_a_loop_that_does_not_handle_it(tmp_path: Path) -> None:
     assert printed == ["ready", "interrupted", "disconnected", "rows 0"]
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.001, 0.002, 0.005, 0.01])
+@pytest.mark.parametrize("gap", [0.0, 0.002, 0.01])
 def test_two_presses_of_ctrl_c_while_closing_end_the_program(tmp_path: Path, gap: float) -> None:
     """As without a registry: the second is raised, but never in the middle of Trio's steps."""
     code, printed, err = run(
