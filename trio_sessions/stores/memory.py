@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import trio
 
 from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.stores._one_run import OneRun
 from trio_sessions.types import (
     Capabilities,
     Holder,
@@ -65,39 +66,54 @@ class _Bell:
         return rung
 
 
+class _Run:
+    """What belongs to the Trio run that has the store open."""
+
+    def __init__(self, ended: "_Run | None") -> None:
+        self.turn = trio.Lock()
+        """One operation at a time; others run between two."""
+        self.bells: dict[str, _Bell] = {}
+
+
 class MemoryStore(SessionStore):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
-    Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time;
-    in a later run its rows count as never refreshed before that run.
+    Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
+    refuses another one with `StoreInUse`; in a later run its rows count as never refreshed
+    before that run. A forked process has a copy of its own.
     """
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
-        self._turn = trio.Lock()  # one operation at a time; others run between two
+        self._opened = OneRun(_Run, "the memory store")
         self._clock: object = None
         self._vouched_at: float | None = None
         self._unbroken_since = float("-inf")
         self._message_ids = itertools.count(1)
         self._sessions: dict[int, str] = {}
         """The session of each message."""
-        self._bells: dict[str, _Bell] = {}
 
     async def open(self, worker: Worker) -> None:
-        """Make the store ready; see `SessionStore.open`."""
+        """Make the store ready; see `SessionStore.open`.
+
+        Raises:
+            StoreInUse: another Trio run has it open.
+        """
         await trio.lowlevel.checkpoint()
+        self._opened.join(worker)
         clock = trio.lowlevel.current_clock()
         if clock is not self._clock:
             self._clock = clock
             self._restart_clock()
 
     async def close(self, worker: Worker) -> None:
-        """Do nothing: the rows stay for the other workers; see `SessionStore.close`."""
+        """Leave the rows to the other workers; see `SessionStore.close`."""
         await trio.lowlevel.checkpoint()
+        self._opened.leave(worker)
 
     async def _take_turn(self) -> None:
         """Wait for our turn: between two operations the other tasks run."""
-        async with self._turn:
+        async with self._opened.state.turn:
             pass
 
     def _restart_clock(self) -> None:
@@ -255,8 +271,9 @@ class MemoryStore(SessionStore):
         message_id = next(self._message_ids)
         row.messages[message_id] = _Message(payload=payload, stored_at=trio.current_time() - age)
         self._sessions[message_id] = session_id
-        if row.incarnation in self._bells:
-            self._bells[row.incarnation].ring(session_id)
+        bell = self._opened.state.bells.get(row.incarnation)
+        if bell is not None:
+            bell.ring(session_id)
         return message_id
 
     async def waiting(self, worker: Worker) -> list[str]:
@@ -298,11 +315,12 @@ class MemoryStore(SessionStore):
     async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
         """Return what tells of messages; see `SessionStore.open_bell`."""
         await trio.lowlevel.checkpoint()
-        bell = self._bells[worker.incarnation] = _Bell()
+        bells = self._opened.state.bells
+        bell = bells[worker.incarnation] = _Bell()
         try:
             yield bell
         finally:
-            del self._bells[worker.incarnation]
+            del bells[worker.incarnation]
 
     # ---- the sweep ----
 

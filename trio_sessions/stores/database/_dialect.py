@@ -87,6 +87,10 @@ class Dialect(abc.ABC):
     def create_engine(self, url: sa.URL, *, pool_size: int, timeouts: Timeouts) -> sa.Engine:
         """Make an engine whose every operation is bounded in time."""
 
+    def engine_options(self) -> Mapping[str, Any]:
+        """Return what the connections of one opening have in common, as execution options."""
+        return {"isolation_level": "AUTOCOMMIT"}
+
     @abc.abstractmethod
     def cutter(self, dbapi_connection: Any) -> Cutter:
         """Return what can end an operation of this connection."""

@@ -47,6 +47,7 @@ class _Listening:
 
     def _rung(self) -> frozenset[str]:
         """Read what has arrived, without waiting."""
+        self._source.check_process()
         self._pgconn.consume_input()
         rung = set()
         while (notice := self._pgconn.notifies()) is not None:

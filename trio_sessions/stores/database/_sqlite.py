@@ -4,7 +4,7 @@ import contextlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,10 +15,10 @@ from trio_sessions.abc import Bell, Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores.database._bell import BellSource, look_at_the_file
 from trio_sessions.stores.database._dialect import Cutter, Dialect, Timeouts
-from trio_sessions.stores.database._schema import Tables
 
 __all__ = ["SQLite"]
 
+_TURN = "trio_sessions_turn"
 _WAIT_FOR_TURN = 10.0  # seconds; as long as a whole operation may take by default
 
 
@@ -44,11 +44,10 @@ def _roll_back(connection: sa.Connection) -> None:
 
 
 class SQLite(Dialect):
-    """Threads of one process take turns here; other processes wait by ``busy_timeout``."""
+    """Threads of one opening take turns here; other processes wait by ``busy_timeout``."""
 
-    def __init__(self, tables: Tables) -> None:
-        super().__init__(tables)
-        self._turn = threading.Lock()
+    def engine_options(self) -> Mapping[str, Any]:
+        return {**super().engine_options(), _TURN: threading.Lock()}
 
     def create_engine(self, url: sa.URL, *, pool_size: int, timeouts: Timeouts) -> sa.Engine:
         engine = sa.create_engine(
@@ -89,7 +88,8 @@ class SQLite(Dialect):
     @contextlib.contextmanager
     def transaction(self, connection: sa.Connection) -> Iterator[None]:
         """Begin as a writer: a transaction that reads first would fail when it writes."""
-        if not self._turn.acquire(timeout=_WAIT_FOR_TURN):
+        turn: threading.Lock = connection.get_execution_options()[_TURN]
+        if not turn.acquire(timeout=_WAIT_FOR_TURN):
             raise StoreUnavailable("SQLite: other threads of this process kept the file too long")
         try:
             # An engine of the user's may begin by itself; what it began would only read.
@@ -104,7 +104,7 @@ class SQLite(Dialect):
                 _roll_back(connection)
                 raise
         finally:
-            self._turn.release()
+            turn.release()
 
     def open_bell(
         self, source: BellSource, worker: Worker, *, listen: bool
