@@ -6,6 +6,7 @@ Over 400 lines, because it is the public surface: most of them are docstrings.
 import asyncio
 import logging
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -93,7 +94,9 @@ class SessionRegistry:
         self._store = resolve_store(store)
         self._service: Service | None = None
         self._claiming = threading.Lock()
-        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
+            weakref.WeakKeyDictionary()
+        )
 
     # ---- lifetime ----
 
@@ -120,7 +123,7 @@ class SessionRegistry:
         """Take the registry for this loop, in one step: others may do so in other threads."""
         with self._claiming:
             service = self._service
-            if service is None or service.life.state is State.CLOSED:
+            if service is None or service.is_over:
                 service = self._service = Service(loop, self._store, self._settings)
             service.check_loop()
             return service
@@ -139,7 +142,7 @@ class SessionRegistry:
             cancelled = exc
         try:
             service = self._service
-            if service is not None and not service.life.has_ended:
+            if service is not None and not (service.is_inherited or service.life.has_ended):
                 service.check_on_loop()
                 service.respond_tasks.spare_current()
             await self._finish_closing()
@@ -151,7 +154,7 @@ class SessionRegistry:
     async def _finish_closing(self) -> None:
         """Close what is open, or wait until what has ended is closed."""
         service = self._service
-        if service is not None and service.is_on_running_loop():
+        if service is not None and not service.is_inherited and service.is_on_running_loop():
             await service.close()
 
     async def __aenter__(self) -> Self:
@@ -168,14 +171,12 @@ class SessionRegistry:
 
     def _my_turn(self) -> asyncio.Lock:
         """Return the lock of the running loop: one initializes or shuts down at a time."""
-        loop = asyncio.get_running_loop()
-        if self._turn is None or self._turn[0] is not loop:
-            self._turn = loop, asyncio.Lock()
-        return self._turn[1]
+        with self._claiming:
+            return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
     def _opened(self) -> Service:
         service = self._service
-        if service is None or service.life.state is State.OPENING:
+        if service is None or service.is_inherited or service.life.state is State.OPENING:
             raise RegistryClosed(
                 "the registry is not open: await registry.initialize() first, "
                 "or use `async with registry:`"

@@ -193,9 +193,7 @@ class Steps:
             if self._deadline is not None:
                 self._deadline.cancel()
             delay = max(0.0, idle_until - self.clock.current_time())
-            self._deadline = self._loop.call_later(
-                delay, self._on_event, context=self._context
-            )
+            self._deadline = self._loop.call_later(delay, self._on_event, context=self._context)
 
     def _unpark(self) -> None:
         if self._parked is not None:
