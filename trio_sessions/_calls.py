@@ -118,6 +118,7 @@ class _Round:
         self._entries = entries
         self._timeout = timeout
 
+    @trio.lowlevel.enable_ki_protection
     async def lead(self) -> None:
         """Call one transport after the other, until one has to wait."""
         slice_end = time.perf_counter() + _SLICE

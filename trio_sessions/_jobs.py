@@ -6,6 +6,7 @@ bounded: transports by ``disconnect_timeout``, the store by ``store_timeout``.
 """
 
 import contextlib
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ import trio
 
 from trio_sessions._calls import TransportCalls
 from trio_sessions._delivery import Delivery
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import Entry, LocalTable, Row
@@ -35,6 +37,7 @@ class _Loop:
         self.ended = trio.Event()
 
 
+@uninterrupted
 class Jobs:
     """The background of one registry."""
 
@@ -57,6 +60,7 @@ class Jobs:
         self._settings = settings
         self._jobs_under_way: set[trio.Event] = set()
         self._loops: set[_Loop] = set()
+        self._context = contextvars.copy_context()
 
     # ---- jobs ----
 
@@ -84,18 +88,17 @@ class Jobs:
 
     def _start(self, job: Callable[..., Awaitable[None]], *args: Any) -> trio.Event:
         ended = trio.Event()
+        self._nursery.start_soon(self._to_its_end, ended, partial(job, *args), name=job)
         self._jobs_under_way.add(ended)
-
-        async def to_its_end() -> None:
-            try:
-                with trio.CancelScope(shield=True):
-                    await job(*args)
-            finally:
-                self._jobs_under_way.discard(ended)
-                ended.set()
-
-        self._nursery.start_soon(to_its_end, name=job)
         return ended
+
+    async def _to_its_end(self, ended: trio.Event, job: Callable[[], Awaitable[None]]) -> None:
+        try:
+            with trio.CancelScope(shield=True):
+                await job()
+        finally:
+            self._jobs_under_way.discard(ended)
+            ended.set()
 
     async def _write_row(self, entry: Entry, earlier: Sequence[Entry]) -> None:
         await _written(earlier)
@@ -161,13 +164,14 @@ class Jobs:
 
     async def start_loop(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start a task that `interrupt` may cut, and wait until it reports `started`."""
+        await self._nursery.start(self._start_loop, partial(task, *args), name=task)
 
-        async def starting(*, task_status: trio.TaskStatus[None]) -> None:
-            loop = _Loop()
-            self._loops.add(loop)
-            await self._until_interrupted(loop, partial(task, *args, task_status=task_status))
-
-        await self._nursery.start(starting, name=task)
+    async def _start_loop(
+        self, task: Callable[..., Awaitable[None]], *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        loop = _Loop()
+        self._loops.add(loop)
+        await self._until_interrupted(loop, partial(task, task_status=task_status))
 
     async def _until_interrupted(self, loop: _Loop, task: Callable[[], Awaitable[None]]) -> None:
         try:

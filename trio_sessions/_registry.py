@@ -15,6 +15,7 @@ from trio_sessions._calls import TransportCalls
 from trio_sessions._cleanup import Pass
 from trio_sessions._consumer import OpenInbox
 from trio_sessions._delivery import Delivery
+from trio_sessions._interrupts import interruptible, uninterrupted
 from trio_sessions._jobs import Jobs
 from trio_sessions._json import encode
 from trio_sessions._owners import Owners
@@ -52,6 +53,7 @@ class _RunningPass:
         """What ends the whole registry."""
 
 
+@uninterrupted
 class SessionRegistry:
     """The sessions of one worker. Made by `open_registry` or `serve_registry`.
 
@@ -441,8 +443,8 @@ class SessionRegistry:
             TypeError: ``handler`` is not callable, or returned nothing that can be awaited.
             SessionNotFound, RuntimeError, RegistryClosed: as `open_inbox`.
 
-        Cancellation: the message that is being handled is delivered again to the session's
-        next inbox.
+        Cancellation, and Ctrl-C: the message that is being handled is delivered again to the
+        session's next inbox.
         """
         check_session_id(session_id)
         if not callable(handler):
@@ -451,9 +453,9 @@ class SessionRegistry:
             assert inbox.transport is not None
             async for message in inbox:
                 try:
-                    await _awaitable(handler(message, inbox.transport))
+                    await interruptible(_handle, handler, message, inbox.transport)
                 except BaseException as exc:
-                    if not is_cancellation(exc):
+                    if not is_cancellation(exc, KeyboardInterrupt):
                         inbox.finish()
                     raise
 
@@ -626,20 +628,29 @@ def check_transport(transport: object) -> None:
             )
 
 
-def is_cancellation(error: BaseException) -> bool:
-    """Say whether an error is that of a cancelled scope, be it of a nursery in it."""
+def is_cancellation(error: BaseException, *others: type[BaseException]) -> bool:
+    """Say whether an error is that of a cancelled scope, be it of a nursery in it.
+
+    Args:
+        error: the error.
+        others: what counts as a cancellation, too.
+    """
+    kinds: tuple[type[BaseException], ...] = (trio.Cancelled, *others)
     if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1] is None
-    return isinstance(error, trio.Cancelled)
+        return error.split(kinds)[1] is None
+    return isinstance(error, kinds)
 
 
-def _awaitable(returned: Awaitable[object]) -> Awaitable[object]:
+async def _handle(
+    handler: Callable[[Any, Transport], Awaitable[object]], message: Any, transport: Transport
+) -> None:
+    returned = handler(message, transport)
     if not inspect.isawaitable(returned):
         raise TypeError(
             f"handler must be an async function, but it returned {type(returned).__name__}, "
             "which cannot be awaited"
         )
-    return returned
+    await returned
 
 
 def _log(report: CleanupReport) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import outcome
 import trio
 
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions.stores.database._dialect import Cutter
 
 __all__ = ["Operation", "current"]
@@ -29,6 +30,7 @@ current = _Current()
 """The operation that this thread is working on."""
 
 
+@uninterrupted
 class Operation:
     """Runs one function in a thread and ends it if it takes too long on a connection."""
 
