@@ -60,7 +60,7 @@ class Jobs:
         self._settings = settings
         self._jobs_under_way: set[trio.Event] = set()
         self._loops: set[_Loop] = set()
-        self._context = contextvars.copy_context()
+        self._context = contextvars.copy_context()  # that of the opening
 
     # ---- jobs ----
 
@@ -159,8 +159,15 @@ class Jobs:
     def start_interruptible(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start a task that `interrupt` may cut at any checkpoint, or before it has begun."""
         loop = _Loop()
-        self._loops.add(loop)
         self._nursery.start_soon(self._until_interrupted, loop, partial(task, *args), name=task)
+        self._loops.add(loop)
+
+    def start_lasting(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Start a task as `start_interruptible` does, in the context of the opening.
+
+        It may go on for as long as the registry, and the caller's context may be a request's.
+        """
+        self._context.run(self.start_interruptible, task, *args)
 
     async def start_loop(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start a task that `interrupt` may cut, and wait until it reports `started`."""

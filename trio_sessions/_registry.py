@@ -428,7 +428,7 @@ class SessionRegistry:
         if not self._reads:
             self._reads = True
             for loop in (self._delivery.listen, self._delivery.fetch, self._delivery.acknowledge):
-                self._jobs.start_interruptible(loop)
+                self._jobs.start_lasting(loop)
         return entry
 
     async def respond(
@@ -443,8 +443,8 @@ class SessionRegistry:
             TypeError: ``handler`` is not callable, or returned nothing that can be awaited.
             SessionNotFound, RuntimeError, RegistryClosed: as `open_inbox`.
 
-        Cancellation, and Ctrl-C: the message that is being handled is delivered again to the
-        session's next inbox.
+        Cancellation: the message that is being handled is delivered again to the session's
+        next inbox; after Ctrl-C too.
         """
         check_session_id(session_id)
         if not callable(handler):
@@ -593,7 +593,7 @@ class SessionRegistry:
         await self._jobs.start_loop(keep_pace, self._run_paced_pass, interval)
         period = self._settings.session_ttl * _VOUCHING
         if interval > period:
-            self._jobs.start_interruptible(self._keep_vouching, period)
+            self._jobs.start_lasting(self._keep_vouching, period)
 
     async def _close(self) -> None:
         """Disconnect everything and delete every row of this incarnation; bounded, never raises.
