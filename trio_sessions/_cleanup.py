@@ -16,6 +16,7 @@ import outcome
 import trio
 
 from trio_sessions._calls import Answer, TransportCalls
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._rows import Rows, chunked
 from trio_sessions._settings import Settings
 from trio_sessions._table import Entry, LocalTable, Row
@@ -98,6 +99,7 @@ class _Tally:
     expired: int = 0
 
 
+@uninterrupted
 class Pass:
     """One pass. Cancelled at any point it leaves all in order, and the next one converges."""
 
@@ -217,7 +219,11 @@ class Pass:
         gone = [entry for entry in entries if self._table.discard(entry)]
         if gone:
             removed += [entry.session_id for entry in gone]
-            removals.start_soon(self._retire(gone).wait)
+            removals.start_soon(self._wait, self._retire(gone))
+
+    @staticmethod
+    async def _wait(retired: trio.Event) -> None:
+        await retired.wait()
 
     async def _sweep(self) -> None:
         try:

@@ -9,6 +9,7 @@ import trio
 
 from trio_sessions._delivery import Delivery
 from trio_sessions._inbox import Inbox, Message
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import decode
 from trio_sessions._table import Entry
 from trio_sessions.abc import Transport
@@ -19,6 +20,7 @@ __all__ = ["OpenInbox"]
 _PATIENCE = 1.0  # seconds for which messages in memory wait for older ones in a silent store
 
 
+@uninterrupted
 class OpenInbox:
     """The messages of one session, for one consumer; made by `SessionRegistry.open_inbox`."""
 

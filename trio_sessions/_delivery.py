@@ -16,6 +16,7 @@ from itertools import chain
 import trio
 
 from trio_sessions._inbox import Inbox, Message
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import Entry, LocalTable, Row
@@ -33,6 +34,7 @@ _UNSENT = 1000  # messages kept that could not be sent on
 _BACKOFF = (0.1, 5.0)  # seconds between two attempts, the first and the longest
 
 
+@uninterrupted
 class Delivery:
     """The messages of one worker's sessions."""
 

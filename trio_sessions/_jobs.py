@@ -6,6 +6,7 @@ bounded: transports by ``disconnect_timeout``, the store by ``store_timeout``.
 """
 
 import contextlib
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ import trio
 
 from trio_sessions._calls import TransportCalls
 from trio_sessions._delivery import Delivery
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import Entry, LocalTable, Row
@@ -35,6 +37,7 @@ class _Loop:
         self.ended = trio.Event()
 
 
+@uninterrupted
 class Jobs:
     """The background of one registry."""
 
@@ -57,6 +60,7 @@ class Jobs:
         self._settings = settings
         self._jobs_under_way: dict[trio.Event, trio.CancelScope] = {}
         self._loops: set[_Loop] = set()
+        self._context = contextvars.copy_context()  # that of the opening
 
     # ---- jobs ----
 
@@ -85,18 +89,19 @@ class Jobs:
     def _start(self, job: Callable[..., Awaitable[None]], *args: Any) -> trio.Event:
         ended = trio.Event()
         scope = self._jobs_under_way[ended] = trio.CancelScope(shield=True)
-
-        async def to_its_end() -> None:
-            try:
-                with scope:
-                    if not self._rows.is_inherited:
-                        await job(*args)
-            finally:
-                del self._jobs_under_way[ended]
-                ended.set()
-
-        self._nursery.start_soon(to_its_end, name=job)
+        self._nursery.start_soon(self._to_its_end, ended, scope, partial(job, *args), name=job)
         return ended
+
+    async def _to_its_end(
+        self, ended: trio.Event, scope: trio.CancelScope, job: Callable[[], Awaitable[None]]
+    ) -> None:
+        try:
+            with scope:
+                if not self._rows.is_inherited:
+                    await job()
+        finally:
+            del self._jobs_under_way[ended]
+            ended.set()
 
     async def _write_row(self, entry: Entry, earlier: Sequence[Entry]) -> None:
         await _written(earlier)
@@ -155,18 +160,26 @@ class Jobs:
     def start_interruptible(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start a task that `interrupt` may cut at any checkpoint, or before it has begun."""
         loop = _Loop()
-        self._loops.add(loop)
         self._nursery.start_soon(self._until_interrupted, loop, partial(task, *args), name=task)
+        self._loops.add(loop)
+
+    def start_lasting(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Start a task as `start_interruptible` does, in the context of the opening.
+
+        It may go on for as long as the registry, and the caller's context may be a request's.
+        """
+        self._context.run(self.start_interruptible, task, *args)
 
     async def start_loop(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start a task that `interrupt` may cut, and wait until it reports `started`."""
+        await self._nursery.start(self._start_loop, partial(task, *args), name=task)
 
-        async def starting(*, task_status: trio.TaskStatus[None]) -> None:
-            loop = _Loop()
-            self._loops.add(loop)
-            await self._until_interrupted(loop, partial(task, *args, task_status=task_status))
-
-        await self._nursery.start(starting, name=task)
+    async def _start_loop(
+        self, task: Callable[..., Awaitable[None]], *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        loop = _Loop()
+        self._loops.add(loop)
+        await self._until_interrupted(loop, partial(task, task_status=task_status))
 
     async def _until_interrupted(self, loop: _Loop, task: Callable[[], Awaitable[None]]) -> None:
         try:

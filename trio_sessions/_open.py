@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 
 from trio_sessions._calls import TransportCalls, TrioHost
-from trio_sessions._delivery import Delivery
-from trio_sessions._forked_run import abandon_on_fork, part_on_fork
-from trio_sessions._jobs import Jobs
+from trio_sessions._forked_run import part_on_fork
+from trio_sessions._interrupts import Uninterrupted
+from trio_sessions._keeper import Keeper
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
@@ -78,6 +78,8 @@ def open_registry(
         StoreSchemaError: on entering: its tables are not ours.
 
     Cancellation: entering and leaving are checkpoints; leaving is shielded and bounded.
+    Ctrl-C arrives at checkpoints only, and comes out bare; leaving goes on to its end, also
+    when there are more of them.
     """
     settings = Settings(
         worker_id=worker_id,
@@ -94,6 +96,7 @@ def open_registry(
     return open_with(resolve_store(store), settings)
 
 
+@trio.lowlevel.enable_ki_protection
 async def serve_registry(
     store: "SessionStore | sqlalchemy.Engine | sqlalchemy.URL | str" = "memory:",
     *,
@@ -140,14 +143,13 @@ def _fresh_worker_id() -> str:
     return f"{socket.gethostname()[:200]}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-@asynccontextmanager
-async def open_with(
+def open_with(
     store: SessionStore,
     settings: Settings,
     *,
     table: LocalTable | None = None,
     calls: TransportCalls | None = None,
-) -> AsyncIterator[SessionRegistry]:
+) -> AbstractAsyncContextManager[SessionRegistry]:
     """Open a registry on parts that have been checked; see `open_registry`.
 
     Args:
@@ -156,59 +158,63 @@ async def open_with(
         table: where to hold the sessions, for who wants to look into it.
         calls: how transports are called.
     """
+    return Uninterrupted(
+        _open(
+            store,
+            settings,
+            LocalTable() if table is None else table,
+            TransportCalls(TrioHost()) if calls is None else calls,
+        )
+    )
+
+
+@asynccontextmanager
+async def _open(
+    store: SessionStore, settings: Settings, table: LocalTable, calls: TransportCalls
+) -> AsyncIterator[SessionRegistry]:
     worker = Worker(
         worker_id=settings.worker_id or _fresh_worker_id(),
         incarnation=secrets.token_hex(8),
         limiter=trio.CapacityLimiter(settings.max_concurrent),
     )
-    table = LocalTable() if table is None else table
     rows = Rows(store, worker, table, settings)
-    calls = TransportCalls(TrioHost()) if calls is None else calls
-    delivery = Delivery(table=table, rows=rows, settings=settings)
+    keeper = Keeper(table=table, calls=calls, rows=rows, settings=settings)
     body_error: BaseException | None = None
     crash: BaseExceptionGroup[BaseException] | None = None
     try:
         part_on_fork()
-        await rows.open()
-        async with calls.open(), trio.open_nursery() as nursery:
-            jobs = Jobs(
-                nursery=nursery,
-                table=table,
-                calls=calls,
-                rows=rows,
-                delivery=delivery,
-                settings=settings,
-            )
-            abandon_on_fork(jobs)
-            registry = SessionRegistry(
-                rows=rows,
-                table=table,
-                calls=calls,
-                delivery=delivery,
-                jobs=jobs,
-                settings=settings,
-            )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.keep, nursery.cancel_scope)
             try:
-                await registry._start()  # noqa: SLF001 -- its lifetime is this module's
-                yield registry
+                yield await keeper.opened()
             except BaseException as exc:  # noqa: BLE001 -- kept from the nursery, which would wrap it; raised below
                 body_error = exc
+                if not keeper.is_open:
+                    nursery.cancel_scope.cancel()
             finally:
-                await registry._close()  # noqa: SLF001
-                nursery.cancel_scope.shield = True
-                nursery.cancel_scope.cancel()
+                keeper.stop()
     except BaseExceptionGroup as group:
         crash = group
-    finally:
-        with trio.CancelScope(shield=True):
-            await rows.close()
     if crash is not None:
-        # The background crashed. That cancelled the block, so a Cancelled is no news.
-        errors = [bare(error) for error in crash.exceptions]
-        if body_error is not None and not isinstance(body_error, trio.Cancelled):
-            errors.append(body_error)
-        if len(errors) == 1:
-            raise errors[0]
-        raise BaseExceptionGroup("the registry crashed", errors)
+        raise _summary(crash, body_error)
     if body_error is not None:
         raise body_error
+
+
+def _summary(
+    crash: BaseExceptionGroup[BaseException], body_error: BaseException | None
+) -> BaseException:
+    """Return what comes out when the background has crashed, or Ctrl-C came while it closed."""
+    bared: BaseException = bare(crash)
+    errors = list(bared.exceptions) if isinstance(bared, BaseExceptionGroup) else [bared]
+    errors = [bare(error) for error in errors]
+    # The crash cancelled the block, so a Cancelled is no news.
+    if body_error is not None and not isinstance(body_error, trio.Cancelled):
+        errors.append(body_error)
+    for error in errors:
+        if isinstance(error, KeyboardInterrupt):  # it ends the program, whatever else there is
+            error.__cause__ = next((other for other in errors if other is not error), None)
+            return error
+    if len(errors) == 1:
+        return errors[0]
+    return BaseExceptionGroup("the registry crashed", errors)

@@ -15,6 +15,7 @@ from trio_sessions._calls import TransportCalls
 from trio_sessions._cleanup import Pass
 from trio_sessions._consumer import OpenInbox
 from trio_sessions._delivery import Delivery
+from trio_sessions._interrupts import interruptible, uninterrupted
 from trio_sessions._jobs import Jobs
 from trio_sessions._json import encode
 from trio_sessions._owners import Owners
@@ -52,6 +53,7 @@ class _RunningPass:
         """What ends the whole registry."""
 
 
+@uninterrupted
 class SessionRegistry:
     """The sessions of one worker. Made by `open_registry` or `serve_registry`.
 
@@ -426,7 +428,7 @@ class SessionRegistry:
         if not self._reads:
             self._reads = True
             for loop in (self._delivery.listen, self._delivery.fetch, self._delivery.acknowledge):
-                self._jobs.start_interruptible(loop)
+                self._jobs.start_lasting(loop)
         return entry
 
     async def respond(
@@ -442,7 +444,7 @@ class SessionRegistry:
             SessionNotFound, RuntimeError, RegistryClosed: as `open_inbox`.
 
         Cancellation: the message that is being handled is delivered again to the session's
-        next inbox.
+        next inbox; after Ctrl-C too.
         """
         check_session_id(session_id)
         if not callable(handler):
@@ -451,9 +453,9 @@ class SessionRegistry:
             assert inbox.transport is not None
             async for message in inbox:
                 try:
-                    await _awaitable(handler(message, inbox.transport))
+                    await interruptible(_handle, handler, message, inbox.transport)
                 except BaseException as exc:
-                    if not is_cancellation(exc):
+                    if not is_cancellation(exc, KeyboardInterrupt):
                         inbox.finish()
                     raise
 
@@ -593,7 +595,7 @@ class SessionRegistry:
         await self._jobs.start_loop(keep_pace, self._run_paced_pass, interval)
         period = self._settings.session_ttl * _VOUCHING
         if interval > period:
-            self._jobs.start_interruptible(self._keep_vouching, period)
+            self._jobs.start_lasting(self._keep_vouching, period)
 
     async def _close(self) -> None:
         """Disconnect everything and delete every row of this incarnation; bounded, never raises.
@@ -631,20 +633,29 @@ def check_transport(transport: object) -> None:
             )
 
 
-def is_cancellation(error: BaseException) -> bool:
-    """Say whether an error is that of a cancelled scope, be it of a nursery in it."""
+def is_cancellation(error: BaseException, *others: type[BaseException]) -> bool:
+    """Say whether an error is that of a cancelled scope, be it of a nursery in it.
+
+    Args:
+        error: the error.
+        others: what counts as a cancellation, too.
+    """
+    kinds: tuple[type[BaseException], ...] = (trio.Cancelled, *others)
     if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1] is None
-    return isinstance(error, trio.Cancelled)
+        return error.split(kinds)[1] is None
+    return isinstance(error, kinds)
 
 
-def _awaitable(returned: Awaitable[object]) -> Awaitable[object]:
+async def _handle(
+    handler: Callable[[Any, Transport], Awaitable[object]], message: Any, transport: Transport
+) -> None:
+    returned = handler(message, transport)
     if not inspect.isawaitable(returned):
         raise TypeError(
             f"handler must be an async function, but it returned {type(returned).__name__}, "
             "which cannot be awaited"
         )
-    return returned
+    await returned
 
 
 def _log(report: CleanupReport) -> None:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from trio_sessions._interrupts import lone_interrupt
 from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
 from trio_sessions._table import NOBODY, Entry, LocalTable, Row
@@ -106,6 +107,11 @@ class Rows:
             raise StoreUnavailable(
                 f"the store failed with {type(exc).__name__}; see the cause"
             ) from exc
+        except BaseExceptionGroup as group:
+            interrupt = lone_interrupt(group)
+            if interrupt is not None:  # it came while the store waited in a nursery
+                raise interrupt from None
+            raise
         raise StoreUnavailable(
             f"the store did not answer within store_timeout ({self._settings.store_timeout:g} s)"
         )
