@@ -17,7 +17,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _table | stores          siblings
     _inbox                   the messages of one session
     abc, _settings, _json    contracts, settings, encoding
-    _interrupts              where Ctrl-C may arrive
+    _interrupts, _library    where Ctrl-C may arrive; which library runs
     types, errors            values
 """
 

@@ -11,6 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
+from trio_sessions._library import wrong_library
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions.abc import SessionStore, Transport
@@ -34,6 +35,13 @@ logger = logging.getLogger("trio_sessions.aio")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise wrong_library() from None
 
 
 class SessionRegistry:
@@ -107,7 +115,7 @@ class SessionRegistry:
         async with self._my_turn():
             if self._service is None or self._service.ended:
                 await self._finish_closing()
-                service = Service(asyncio.get_running_loop(), self._store, self._settings)
+                service = Service(_running_loop(), self._store, self._settings)
                 await service.open()
                 self._service = service
             self._service.check_loop()
@@ -140,7 +148,7 @@ class SessionRegistry:
     async def _finish_closing(self) -> None:
         """Close what is open, or wait until what has ended is closed."""
         service = self._service
-        if service is None or service.loop is not asyncio.get_running_loop():
+        if service is None or service.loop is not _running_loop():
             return
         await service.close()
 
@@ -158,7 +166,7 @@ class SessionRegistry:
 
     def _my_turn(self) -> asyncio.Lock:
         """Return the lock of the running loop: one initializes or shuts down at a time."""
-        loop = asyncio.get_running_loop()
+        loop = _running_loop()
         if self._turn is None or self._turn[0] is not loop:
             self._turn = loop, asyncio.Lock()
         return self._turn[1]
@@ -183,6 +191,7 @@ class SessionRegistry:
         if self._service is not None and self._service.ended:
             raise await self._service.why_ended()
         service = self._opened()
+        _running_loop()
         service.check_loop()
         try:
             return await service.crossing.call(method, service.core, *args)
@@ -207,6 +216,7 @@ class SessionRegistry:
                 asyncio, awaited on the loop that called `initialize`.
         """
         service = self._opened()
+        _running_loop()
         service.respond_tasks.spare_current()
         before = service.table.get(session_id)
         await self._call(TrioRegistry.add_session, session_id, transport)
@@ -234,6 +244,7 @@ class SessionRegistry:
         service = self._opened()
         if service.core.get_session_sync(session_id) is None:
             return
+        _running_loop()
         service.respond_tasks.spare_current()
         await self._call(TrioRegistry.remove_session, session_id)
 
@@ -324,6 +335,7 @@ class SessionRegistry:
         It raises what `trio_sessions.SessionRegistry.broadcast` does.
         """
         service = self._opened()
+        _running_loop()
         service.check_loop()
         core = service.core
         if durable or not core.accept(session_id, message):
