@@ -19,7 +19,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _inbox                   the messages of one session
     abc, _settings, _json    contracts, settings, encoding
     _process, _forked_run    what a fork has handed down
-    _interrupts              where Ctrl-C may arrive
+    _interrupts, _library    where Ctrl-C may arrive; which library runs
     types, errors            values
 """
 

@@ -11,6 +11,7 @@ from trio_sessions._delivery import Delivery
 from trio_sessions._inbox import Inbox, Message
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import decode
+from trio_sessions._library import check_trio
 from trio_sessions._table import Entry
 from trio_sessions.abc import Transport
 from trio_sessions.types import fingerprint
@@ -96,6 +97,7 @@ class OpenInbox:
         inbox.look_failed()
 
     async def __aenter__(self) -> Self:
+        check_trio()
         await trio.lowlevel.checkpoint()
         self.open()
         return self

@@ -13,6 +13,7 @@ from trio_sessions._calls import TransportCalls, TrioHost
 from trio_sessions._forked_run import part_on_fork
 from trio_sessions._interrupts import Uninterrupted
 from trio_sessions._keeper import Keeper
+from trio_sessions._library import check_trio
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
@@ -172,6 +173,7 @@ def open_with(
 async def _open(
     store: SessionStore, settings: Settings, table: LocalTable, calls: TransportCalls
 ) -> AsyncIterator[SessionRegistry]:
+    check_trio()
     worker = Worker(
         worker_id=settings.worker_id or _fresh_worker_id(),
         incarnation=secrets.token_hex(8),

@@ -18,6 +18,7 @@ from trio_sessions._delivery import Delivery
 from trio_sessions._interrupts import interruptible, uninterrupted
 from trio_sessions._jobs import Jobs
 from trio_sessions._json import encode
+from trio_sessions._library import check_trio
 from trio_sessions._owners import Owners
 from trio_sessions._pacing import keep_pace
 from trio_sessions._rows import INHERITED, Rows
@@ -132,6 +133,7 @@ class SessionRegistry:
 
         Cancellation: the session stays added, and its row is written all the same.
         """
+        check_trio()
         check_session_id(session_id)
         check_transport(transport)
         self._check_open()
@@ -148,6 +150,7 @@ class SessionRegistry:
 
     async def get_session(self, session_id: str) -> Transport | None:
         """Return the transport of a session held here, else None. Never asks the database."""
+        check_trio()
         transport = self.get_session_sync(session_id)
         await trio.lowlevel.checkpoint()
         return transport
@@ -169,6 +172,7 @@ class SessionRegistry:
 
         Cancellation: the removal goes on without the caller.
         """
+        check_trio()
         check_session_id(session_id)
         self._check_open()
         entry = self._table.get(session_id)
@@ -184,6 +188,7 @@ class SessionRegistry:
         Returns:
             True or False, or None: it could not be verified (answer 503, not 404).
         """
+        check_trio()
         if check_session_id(session_id) in self._table:
             await trio.lowlevel.checkpoint()
             return True
@@ -197,6 +202,7 @@ class SessionRegistry:
 
     async def get_all_session_ids(self) -> list[str]:
         """Return the ids of the sessions held here, in the order they were added."""
+        check_trio()
         await trio.lowlevel.checkpoint()
         return self._table.ids()
 
@@ -207,6 +213,7 @@ class SessionRegistry:
             StoreUnavailable: the session is not held here and the database cannot say.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
+        check_trio()
         if check_session_id(session_id) in self._table:
             await trio.lowlevel.checkpoint()
             return self.worker_id
@@ -234,6 +241,7 @@ class SessionRegistry:
 
         Cancellation: the owner may or may not have been set.
         """
+        check_trio()
         check_session_id(session_id)
         if owner is not None:
             check_owner(owner)
@@ -253,6 +261,7 @@ class SessionRegistry:
 
         Cancellation: the claim may or may not have been made.
         """
+        check_trio()
         check_session_id(session_id)
         check_owner(owner)
         self._check_open()
@@ -268,6 +277,7 @@ class SessionRegistry:
             StoreUnavailable: the database cannot say.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
+        check_trio()
         check_session_id(session_id)
         self._check_open()
         return await self._owners.get_owner(session_id)
@@ -288,6 +298,7 @@ class SessionRegistry:
 
         Cancellation: they may or may not have been replaced.
         """
+        check_trio()
         check_session_id(session_id)
         if not isinstance(capabilities, dict):
             raise TypeError(f"capabilities must be a dict, not {type(capabilities).__name__}")
@@ -306,6 +317,7 @@ class SessionRegistry:
             StoreUnavailable: the database cannot say.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
+        check_trio()
         check_session_id(session_id)
         self._check_open()
         return await self._owners.get_capabilities(session_id)
@@ -317,6 +329,7 @@ class SessionRegistry:
             StoreUnavailable: the database cannot say.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
+        check_trio()
         capabilities = await self.get_client_capabilities(session_id)
         return (capabilities or {}).get("elicitation") not in (None, False)
 
@@ -327,6 +340,7 @@ class SessionRegistry:
             StoreUnavailable: the database cannot say.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
+        check_trio()
         self._check_open()
         return await self._owners.elicitation_capable()
 
@@ -357,6 +371,7 @@ class SessionRegistry:
 
         Cancellation: the message may or may not have been sent.
         """
+        check_trio()
         if not durable and self.accept(session_id, message):
             await trio.lowlevel.checkpoint()
             return
@@ -446,6 +461,7 @@ class SessionRegistry:
         Cancellation: the message that is being handled is delivered again to the session's
         next inbox; after Ctrl-C too.
         """
+        check_trio()
         check_session_id(session_id)
         if not callable(handler):
             raise TypeError(f"handler must be an async function, not {type(handler).__name__}")
@@ -469,6 +485,7 @@ class SessionRegistry:
 
         Cancellation: the pass goes on; others may have joined it.
         """
+        check_trio()
         self._check_open()
         running = await self._join_pass()
         if running.error is not None:

@@ -13,6 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
+from trio_sessions._library import wrong_library
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions.abc import SessionStore, Transport
@@ -38,6 +39,13 @@ logger = logging.getLogger("trio_sessions.aio")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise wrong_library() from None
 
 
 class SessionRegistry:
@@ -115,7 +123,7 @@ class SessionRegistry:
         async with self._my_turn():
             if self._service is not None and self._service.life.has_ended:
                 await self._finish_closing()
-            service = self._claim(asyncio.get_running_loop())
+            service = self._claim(_running_loop())
             if service.life.state is State.OPENING:
                 await service.open()
 
@@ -171,8 +179,9 @@ class SessionRegistry:
 
     def _my_turn(self) -> asyncio.Lock:
         """Return the lock of the running loop: one initializes or shuts down at a time."""
+        loop = _running_loop()
         with self._claiming:
-            return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+            return self._turns.setdefault(loop, asyncio.Lock())
 
     def _opened(self) -> Service:
         service = self._service
@@ -194,6 +203,7 @@ class SessionRegistry:
         if self._service is not None and self._service.life.has_ended:
             raise await self._service.why_ended()
         service = self._opened()
+        _running_loop()
         service.check_loop()
         try:
             return await service.crossing.call(method, service.core, *args)
@@ -218,6 +228,7 @@ class SessionRegistry:
                 asyncio, awaited on the loop that called `initialize`.
         """
         service = self._opened()
+        _running_loop()
         service.respond_tasks.spare_current()
         await self._call(TrioRegistry.add_session, session_id, transport)
 
@@ -242,6 +253,7 @@ class SessionRegistry:
         service = self._opened()
         if service.core.get_session_sync(session_id) is None:
             return
+        _running_loop()
         service.respond_tasks.spare_current()
         await self._call(TrioRegistry.remove_session, session_id)
 
@@ -332,6 +344,7 @@ class SessionRegistry:
         It raises what `trio_sessions.SessionRegistry.broadcast` does.
         """
         service = self._opened()
+        _running_loop()
         service.check_loop()
         core = service.core
         if durable or not core.accept(session_id, message):
