@@ -25,6 +25,7 @@ from trio_sessions import RegistryClosed, fingerprint
 from trio_sessions.aio import SessionRegistry
 from trio_sessions.aio._life import _NEXT, Life, State
 from trio_sessions.aio._sigint import Sigint
+from trio_sessions.aio._steps import Steps
 from trio_sessions.stores.memory import MemoryStore
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
@@ -523,8 +524,9 @@ def test_a_press_is_held_at_most_twice() -> None:
     """A loop that never turns again can be ended all the same."""
     loop = asyncio.SelectorEventLoop()
     got = []
-    sigint = Sigint(loop)
-    sigint.wrap(lambda *args: got.append(args))
+    sigint = Sigint(loop, Steps(loop))
+    signal.signal(signal.SIGINT, lambda *args: got.append(args))
+    sigint.wrap()
     frame = pressed_frame()
     try:
         for _ in range(2):

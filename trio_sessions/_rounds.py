@@ -20,8 +20,8 @@ A task stops leading in four ways:
 All but the second end the leading (``_led_through``), in two places: the ``finally`` of `_lead`
 and `_appoint`. The round is settled when the leading has ended and no call waits. Whatever has
 no answer then is unknown. And if a leading task is lost in a way that nobody has thought of,
-`ask` has a bound of its own: it goes on once no transport was called for as long as one call
-may take. See docs/decisions/0008-edges.md.
+`ask` has a bound of its own: it goes on once no transport was called for some seconds longer
+than one call may take. See docs/decisions/0008-edges.md.
 """
 
 import logging
@@ -47,6 +47,7 @@ logger = logging.getLogger("trio_sessions.transports")
 
 _SLICE = 0.002  # seconds of answers at once before the event loop gets its turn
 _UNWINDING = 0.05  # seconds past its deadline that a round waits for cancelled calls to end
+_PATIENCE = 5.0  # seconds that a task may be silent before it counts as lost, and not as late
 
 
 class Scope(Protocol):
@@ -213,11 +214,11 @@ class Round:
         return self._answers
 
     async def _is_led_through(self) -> bool:
-        """Wait until nobody leads; False: nobody was called for as long as a call may take."""
+        """Wait until nobody leads; False: whoever does has not called anybody for too long."""
         called = -1
         while called != self._called:
             called = self._called
-            with trio.move_on_after(self._timeout + _UNWINDING):
+            with trio.move_on_after(self._timeout + _PATIENCE):
                 await self._led_through.wait()
                 return True
         return False

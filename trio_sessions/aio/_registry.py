@@ -208,7 +208,8 @@ class SessionRegistry:
         try:
             return await service.crossing.call(method, service.core, *args)
         except RegistryClosed as exc:
-            if exc.__cause__ is not None or not service.life.has_ended:
+            service.life.go(State.FAILING)  # the core has ended, and nobody has asked it to
+            if exc.__cause__ is not None:
                 raise
         raise await service.why_ended()
 
