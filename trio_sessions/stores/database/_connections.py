@@ -104,12 +104,14 @@ class Connections:
             self._idle = trio.Event()
             await self._idle.wait()
         if engine is not None and self._given is None:
-            await trio.to_thread.run_sync(engine.dispose, limiter=worker.limiter)
+            await trio.to_thread.run_sync(self._dispose, engine, limiter=worker.limiter)
 
     def _make_engine(self, worker: Worker) -> sa.Engine:
         if self._ended is not None:
             self._ended.dispose()
             self._ended = None
+        # What an engine that was handed in keeps open nobody knows.
+        self._dialect.opens(self if self._given is None else self._given, self._url)
         options = self._dialect.engine_options()
         if self._given is not None:
             # The same pool, and nothing of the user's engine is changed.
@@ -133,10 +135,14 @@ class Connections:
 
         return engine.execution_options(**options)
 
+    def _dispose(self, engine: sa.Engine) -> None:
+        engine.dispose()
+        self._dialect.has_closed(self)
+
     def dispose(self) -> None:
         """Close what lies idle, after a run that has not; in a thread."""
         if self._engine is not None and self._given is None:
-            self._engine.dispose()
+            self._engine.dispose()  # there may be more: a thread may still be at work
 
     def check_process(self) -> None:
         """Raise unless this process has opened the connections."""

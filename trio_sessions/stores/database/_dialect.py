@@ -92,6 +92,18 @@ class Dialect(abc.ABC):
         return {"isolation_level": "AUTOCOMMIT"}
 
     @abc.abstractmethod
+    def opens(self, opening: object, url: sa.URL) -> None:
+        """Note that connections are to be made, in a thread.
+
+        Raises:
+            StoreInUse: this database must not be opened in this process.
+        """
+
+    @abc.abstractmethod
+    def has_closed(self, opening: object) -> None:
+        """Note that all connections of an opening are closed."""
+
+    @abc.abstractmethod
     def cutter(self, dbapi_connection: Any) -> Cutter:
         """Return what can end an operation of this connection."""
 

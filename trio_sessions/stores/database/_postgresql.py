@@ -187,6 +187,12 @@ class PostgreSQL(Dialect):
             arguments["options"] = f"{own} {url.query.get('options', '')}".strip()
         return arguments
 
+    def opens(self, opening: object, url: sa.URL) -> None:
+        """Allow it: each process has its own connections to the server."""
+
+    def has_closed(self, opening: object) -> None:
+        """Keep no account of it."""
+
     def cutter(self, dbapi_connection: Any) -> Cutter:
         return _Shutdown(dbapi_connection)
 

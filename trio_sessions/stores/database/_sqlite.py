@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from trio_sessions.abc import Bell, Worker
-from trio_sessions.errors import StoreUnavailable
+from trio_sessions.errors import StoreInUse, StoreUnavailable
 from trio_sessions.stores.database._bell import BellSource, look_at_the_file
 from trio_sessions.stores.database._dialect import Cutter, Dialect, Timeouts
 
@@ -20,6 +21,28 @@ __all__ = ["SQLite"]
 
 _TURN = "trio_sessions_turn"
 _WAIT_FOR_TURN = 10.0  # seconds; as long as a whole operation may take by default
+
+
+class _Files:
+    """The files that are open in this process, and those that its parent had open at the fork.
+
+    SQLite knows which locks a process has on a file, and asks the system for no other. A fork
+    copies that knowledge and not the locks. A child that opened the file once more would
+    hold none: its parent, closing, takes itself for the last user and deletes the log that the
+    child is writing to. See https://sqlite.org/howtocorrupt.html, section 2.6.
+    """
+
+    def __init__(self) -> None:
+        self.open: dict[object, str] = {}
+        self.inherited: set[str] = set()
+
+    def inherit(self) -> None:
+        self.inherited.update(self.open.values())
+        self.open.clear()
+
+
+_files = _Files()
+os.register_at_fork(after_in_child=_files.inherit)
 
 
 class _Interrupt:
@@ -68,6 +91,19 @@ class SQLite(Dialect):
                 connection.execute(f"PRAGMA {pragma}")
 
         return engine
+
+    def opens(self, opening: object, url: sa.URL) -> None:
+        path = os.path.realpath((url.database or "").removeprefix("file:").partition("?")[0])
+        if path in _files.inherited:
+            raise StoreInUse(
+                f"{path} was open when this process was forked, and SQLite keeps its locks by the "
+                "process: what is written here could be lost. Open the store after the fork only, "
+                "start the process by 'spawn', or use PostgreSQL"
+            )
+        _files.open[opening] = path
+
+    def has_closed(self, opening: object) -> None:
+        del _files.open[opening]
 
     def cutter(self, dbapi_connection: sqlite3.Connection) -> Cutter:
         return _Interrupt(dbapi_connection)
