@@ -61,38 +61,37 @@ class Keeper:
 
     # ---- its own ----
 
-    async def keep(self, block: trio.CancelScope) -> None:
+    async def keep(self, nursery: trio.Nursery) -> None:
         """Open, wait for `stop`, close.
 
         Args:
-            block: is cancelled when the registry cannot go on.
+            nursery: the one around the block, for the background too: so a crash of it ends
+                the block at once.
         """
         try:
             await self._rows.open()
-            async with self._calls.open(), trio.open_nursery() as background:
-                registry = self._make_registry(background)
+            async with self._calls.open():
+                registry = self._make_registry(nursery)
                 try:
                     await registry._start()  # noqa: SLF001 -- its lifetime is this module's
                     self._registry = registry
                     self._opened.set()
                     await self._stop.wait()
                 except BaseException:
-                    block.cancel()
+                    nursery.cancel_scope.cancel()
                     with trio.CancelScope(shield=True):
                         await self._stop.wait()
                     raise
                 finally:
-                    await registry._close()  # noqa: SLF001
-                    background.cancel_scope.shield = True
-                    background.cancel_scope.cancel()
+                    await registry._close()  # noqa: SLF001 -- ends the background, too
         finally:
             with trio.CancelScope(shield=True):
                 await self._rows.close()
 
-    def _make_registry(self, background: trio.Nursery) -> SessionRegistry:
+    def _make_registry(self, nursery: trio.Nursery) -> SessionRegistry:
         delivery = Delivery(table=self._table, rows=self._rows, settings=self._settings)
         jobs = Jobs(
-            nursery=background,
+            nursery=nursery,
             table=self._table,
             calls=self._calls,
             rows=self._rows,
