@@ -504,3 +504,42 @@ def test_an_sqlite_file_that_was_closed_before_the_fork(sqlite_url: sa.URL) -> N
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
         """
     assert run(SQLITE + textwrap.dedent(program), sqlite_url) == ["opened 0"] * 3
+
+
+def test_a_fork_between_the_limiter_and_the_thread(postgresql_schema: sa.URL) -> None:
+    """What has waited for its turn in the parent does not begin in the child."""
+    printed = run(
+        """
+        async def main():
+            async with open_registry(store, max_concurrent=1) as registry:
+                await add(registry)
+                limiter = registry._rows.worker.limiter
+                answers = []
+                async def ask():
+                    answers.append(await registry.session_exists("elsewhere"))
+                async with trio.open_nursery() as nursery:
+                    async with limiter:
+                        for _ in range(5):
+                            nursery.start_soon(ask)
+                        while limiter.statistics().tasks_waiting < 5:
+                            await trio.sleep(0)
+                        global child
+                        child = not (pid := os.fork())
+                        if child:
+                            limiter.total_tokens = 5
+                            while len(answers) < 5:
+                                await trio.sleep(0)
+                            assert answers == [None] * 5, answers
+                            sys.exit()
+                        assert await end_of(pid) == 7
+                assert answers == [False] * 5
+                await check_parent(registry)
+        try:
+            trio.run(main)
+        except BaseExceptionGroup as group:
+            assert child and group.split(SystemExit)[1] is None, group
+            os._exit(7)
+        """,
+        postgresql_schema,
+    )
+    assert printed == ["20 () in time", *["disconnected by the parent"] * 20]

@@ -104,7 +104,8 @@ class Connections:
             self._idle = trio.Event()
             await self._idle.wait()
         if engine is not None and self._given is None:
-            await trio.to_thread.run_sync(self._dispose, engine, limiter=worker.limiter)
+            with contextlib.suppress(Withdrawn):  # in a forked child
+                await self._operation().run(partial(self._dispose, engine), worker.limiter)
 
     def _make_engine(self, worker: Worker) -> sa.Engine:
         if self._ended is not None:
@@ -174,12 +175,11 @@ class Connections:
 
     async def give_back(self, worker: Worker, connection: sa.Connection) -> None:
         """Close a connection that was taken, however broken it is."""
+        operation = self._operation()
+        with contextlib.suppress(DBAPIError, Withdrawn):  # it is gone, which is what is wanted
+            await operation.run(partial(_close, connection, operation), worker.limiter)
         if self._process is not this_process():
             keep_for_ever(connection)
-            return
-        operation = self._operation()
-        with contextlib.suppress(DBAPIError):  # it is gone, which is what is wanted
-            await operation.run(partial(_close, connection, operation), worker.limiter)
 
     async def _guarded(self, worker: Worker, work: Callable[[Operation], T]) -> T:
         """Run ``work`` in a thread, watched; the errors of drivers become ours."""
@@ -211,6 +211,7 @@ class Connections:
             self._dialect.cutter,
             timeout=self._timeouts.operation_timeout,
             patience=self._patience(),
+            process=self._process,
         )
 
     def _patience(self) -> float:

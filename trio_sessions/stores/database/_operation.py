@@ -19,7 +19,7 @@ on the wall, and what it may do after ``timeout`` depends on whether anything ha
   connection that it gets after all goes back unused. The thread keeps its token of the limiter.
 
 A thread that a fork has left behind in the parent never ends in the child: there the caller
-leaves it alone, too.
+leaves it alone, too, and what has not begun does not begin.
 
 See docs/decisions/0005-a-watchdog-shuts-the-socket.md.
 """
@@ -73,14 +73,22 @@ class Operation:
         cutter: makes what can cut a connection.
         timeout: seconds on a connection.
         patience: seconds to wait for one.
+        process: whose connections these are.
     """
 
-    def __init__(self, cutter: Callable[[Any], Cutter], *, timeout: float, patience: float) -> None:
+    def __init__(
+        self,
+        cutter: Callable[[Any], Cutter],
+        *,
+        timeout: float,
+        patience: float,
+        process: object,
+    ) -> None:
         self.state = State.WAITING
         self._make_cutter = cutter
         self._timeout = timeout
         self._patience = patience
-        self._process = this_process()
+        self._process = process
         self._lock = threading.Lock()
         self._cutter: Cutter | None = None
         self._since = 0.0
@@ -91,7 +99,7 @@ class Operation:
         """Run ``work`` in a thread.
 
         Raises:
-            Withdrawn: it had no connection in time.
+            Withdrawn: it had no connection in time, or the process was forked meanwhile.
 
         Cancellation: while it waits for the limiter; not while the thread runs.
         """
@@ -122,6 +130,8 @@ class Operation:
         nursery.start_soon(self._watch, watching)
 
     def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._process is not this_process():  # it was forked while we waited for the limiter
+            raise Withdrawn
         current.operation = self
         try:
             return work()
