@@ -17,6 +17,7 @@ from trio_sessions._library import wrong_library
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions.abc import SessionStore, Transport
+from trio_sessions.aio._generate import binding
 from trio_sessions.aio._inbox import AsyncioInbox
 from trio_sessions.aio._life import State
 from trio_sessions.aio._service import Service
@@ -389,10 +390,14 @@ class SessionRegistry:
             user: handed on to `generate_response`, as it is.
             session_id: a session that is held here.
 
+        Raises:
+            TypeError: `generate_response` was overridden by what takes the four in no way.
+
         Cancellation: the message that is being answered is delivered again to the session's
         next inbox.
         """
         transport = self.get_session_sync(session_id)
+        generate = binding(self.generate_response)
         if transport is None:
             return
         task = asyncio.current_task()
@@ -401,7 +406,7 @@ class SessionRegistry:
         async with self.open_inbox(session_id) as inbox:
             async for message in inbox:
                 try:
-                    await self.generate_response(message, transport, server_id, user)
+                    await generate(message, transport, server_id, user)
                 except (Exception, asyncio.CancelledError) as exc:
                     # What was cancelled may be what it awaited, and not this task.
                     if isinstance(exc, asyncio.CancelledError) and (
@@ -417,6 +422,9 @@ class SessionRegistry:
         self, message: Any, transport: Any, server_id: str | None, user: Any
     ) -> None:
         """Answer one message: override this, in a subclass or on the instance.
+
+        An override is called by these names, be they keyword-only; one that names them
+        otherwise is called by position, as far as its names differ. `respond` looks once.
 
         By default the message is handed to the transport, ``await transport.send(message)``.
 
