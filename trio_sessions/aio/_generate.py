@@ -27,6 +27,9 @@ def binding(generate_response: Callable[..., Awaitable[object]]) -> Generate:
         signature = inspect.signature(generate_response)
     except (TypeError, ValueError):  # written in C: it has none to look at
         return generate_response
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    if inspect.Parameter.VAR_POSITIONAL in kinds.values() and kinds.keys().isdisjoint(NAMES):
+        return generate_response  # a wrapper, as a rule of what is called by position
     for count in range(len(NAMES) + 1):
         try:
             signature.bind(*NAMES[:count], **dict.fromkeys(NAMES[count:]))

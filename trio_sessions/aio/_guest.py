@@ -124,6 +124,11 @@ class Guest(Host):
             return
         from trio._core._run import GLOBAL_RUN_CONTEXT
 
+        if hasattr(GLOBAL_RUN_CONTEXT, "runner"):
+            raise RuntimeError(
+                "the registry's Trio cannot end in this thread, where another one runs: let the "
+                "event loop go on in a thread without a registry, and shut down there"
+            )
         GLOBAL_RUN_CONTEXT.runner = self._steps.runner
         self._thread = this_thread()
         _this_thread.guest = self

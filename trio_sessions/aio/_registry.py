@@ -201,10 +201,11 @@ class SessionRegistry:
         *args: *Ts,
     ) -> T:
         """Await a method of the Trio registry."""
-        if self._service is not None and self._service.life.has_ended:
-            raise await self._service.why_ended()
-        service = self._opened()
         _running_loop()
+        service = self._service
+        if service is not None and service.life.has_ended and service.is_on_running_loop():
+            raise await service.why_ended()
+        service = self._opened()
         service.check_loop()
         try:
             return await service.crossing.call(method, service.core, *args)

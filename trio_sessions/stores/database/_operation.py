@@ -103,25 +103,36 @@ class Operation:
 
         Cancellation: while it waits for the limiter; not while the thread runs.
         """
-        watching = trio.CancelScope(shield=True)  # it goes on as long as the thread does
+        captured: list[outcome.Outcome[T]] = []
+        # In a task of its own, which no Ctrl-C reaches: that goes through shields.
         async with trio.open_nursery() as nursery:
-            token = _Token(limiter, partial(self._begin, nursery, watching))
-
-            async def in_thread() -> T:
-                return await trio.to_thread.run_sync(
-                    self._in_thread,
-                    work,
-                    abandon_on_cancel=True,
-                    limiter=cast("trio.CapacityLimiter", token),  # or what looks like one
-                )
-
-            with self._thread:
-                # Captured, so that the nursery does not wrap what it raises.
-                result = await outcome.acapture(in_thread)
-            watching.cancel()
+            nursery.start_soon(self._carry_out, work, limiter, nursery, captured.append)
         if self.state is State.WITHDRAWN:
             raise Withdrawn
-        return result.unwrap()
+        return captured[0].unwrap()
+
+    async def _carry_out(
+        self,
+        work: Callable[[], T],
+        limiter: trio.CapacityLimiter,
+        nursery: trio.Nursery,
+        report: Callable[[outcome.Outcome[T]], None],
+    ) -> None:
+        watching = trio.CancelScope(shield=True)  # it goes on as long as the thread does
+        token = _Token(limiter, partial(self._begin, nursery, watching))
+
+        async def in_thread() -> T:
+            return await trio.to_thread.run_sync(
+                self._in_thread,
+                work,
+                abandon_on_cancel=True,
+                limiter=cast("trio.CapacityLimiter", token),  # or what looks like one
+            )
+
+        with self._thread:
+            # Captured, so that the nursery does not wrap what it raises.
+            report(await outcome.acapture(in_thread))
+        watching.cancel()
 
     def _begin(self, nursery: trio.Nursery, watching: trio.CancelScope) -> None:
         """From here on the thread runs, and only the watchdog may leave it alone."""
