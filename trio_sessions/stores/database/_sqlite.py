@@ -5,6 +5,7 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ class _Files:
     """
 
     def __init__(self) -> None:
-        self.open: dict[object, str] = {}
+        self.open: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
         self.inherited: set[str] = set()
 
     def inherit(self) -> None:
@@ -103,7 +104,7 @@ class SQLite(Dialect):
         _files.open[opening] = path
 
     def has_closed(self, opening: object) -> None:
-        del _files.open[opening]
+        _files.open.pop(opening, None)
 
     def cutter(self, dbapi_connection: sqlite3.Connection) -> Cutter:
         return _Interrupt(dbapi_connection)
