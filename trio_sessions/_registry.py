@@ -469,7 +469,7 @@ class SessionRegistry:
             assert inbox.transport is not None
             async for message in inbox:
                 try:
-                    await interruptible(_handle, handler, message, inbox.transport)
+                    await interruptible(_awaitable(handler(message, inbox.transport)))
                 except BaseException as exc:
                     if not is_cancellation(exc, KeyboardInterrupt):
                         inbox.finish()
@@ -663,16 +663,13 @@ def is_cancellation(error: BaseException, *others: type[BaseException]) -> bool:
     return isinstance(error, kinds)
 
 
-async def _handle(
-    handler: Callable[[Any, Transport], Awaitable[object]], message: Any, transport: Transport
-) -> None:
-    returned = handler(message, transport)
+def _awaitable(returned: Awaitable[object]) -> Awaitable[object]:
     if not inspect.isawaitable(returned):
         raise TypeError(
             f"handler must be an async function, but it returned {type(returned).__name__}, "
             "which cannot be awaited"
         )
-    await returned
+    return returned
 
 
 def _log(report: CleanupReport) -> None:
