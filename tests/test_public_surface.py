@@ -41,6 +41,7 @@ MODULES = [
     "trio_sessions.testing",
     "trio_sessions.transports",
     "trio_sessions.types",
+    "trio_sessions.writes",
 ]
 FACADES = [name for name in MODULES if hasattr(importlib.import_module(name), "__path__")]
 
