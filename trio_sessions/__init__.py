@@ -13,6 +13,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _owners | _consumer      what is said of sessions; who reads their messages
     _delivery                messages on their way
     _rows | _calls           the edges: to the store, to transports
+    _rounds                  one method called on many transports
     _table | stores          siblings
     _inbox                   the messages of one session
     abc, _settings, _json    contracts, settings, encoding

@@ -115,9 +115,7 @@ class Jobs:
             await self._rows.write(entries)
 
     async def _disconnect(self, entries: Sequence[Entry]) -> None:
-        answers = await self._calls.ask(
-            "disconnect", list(entries), self._settings.disconnect_timeout
-        )
+        answers = await self._calls.disconnect(entries, self._settings.disconnect_timeout)
         failures = [
             (entry, answer.error)
             for entry, answer in answers.items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from trio_sessions._calls import TransportCalls
+from trio_sessions._calls import TransportCalls, TrioHost
 from trio_sessions._delivery import Delivery
 from trio_sessions._jobs import Jobs
 from trio_sessions._registry import SessionRegistry
@@ -160,7 +160,7 @@ async def open_with(
     )
     table = LocalTable() if table is None else table
     rows = Rows(store, worker, table, settings)
-    calls = TransportCalls() if calls is None else calls
+    calls = TransportCalls(TrioHost()) if calls is None else calls
     delivery = Delivery(table=table, rows=rows, settings=settings)
     body_error: BaseException | None = None
     crash: BaseExceptionGroup[BaseException] | None = None

@@ -491,7 +491,7 @@ class SessionRegistry:
             messages_in_memory=self._delivery.in_memory(),
             messages_dropped=self._messages_dropped(),
             stuck_calls=self._calls.overdue(),
-            stuck_tasks=self._calls.stuck_tasks(),
+            stuck_tasks=self._calls.refusing_companions(),
             operations_running=limiter.borrowed_tokens,
             operations_waiting=limiter.tasks_waiting,
             last_report=self._last_report,
