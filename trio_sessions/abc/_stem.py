@@ -75,6 +75,7 @@ class Store(abc.ABC):
         It does not delete rows, and does not raise when the store is away.
         """
 
+    @abc.abstractmethod
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         """Carry out the writes of a batch, each on the row of its session.
 
@@ -125,4 +126,3 @@ class Store(abc.ABC):
                 fewer writes could succeed.
             StoreUnavailable: the batch may have been committed, or not.
         """
-        raise NotImplementedError

@@ -1,6 +1,7 @@
 """A store that fails when a test wants it to."""
 
 import enum
+import inspect
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -8,7 +9,7 @@ from typing import TypeVar
 
 import trio
 
-from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.abc import Bell, Part, SessionStore, Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.types import (
     Capabilities,
@@ -21,10 +22,17 @@ from trio_sessions.types import (
     Undelivered,
     Wanted,
 )
+from trio_sessions.writes import Batch, Committed
 
 __all__ = ["Fault", "FaultyStore"]
 
 T = TypeVar("T")
+
+_OPERATIONS = frozenset(
+    name
+    for name, value in inspect.getmembers(SessionStore, inspect.isfunction)
+    if not name.startswith("_")
+)
 
 
 class Fault(enum.Enum):
@@ -63,9 +71,14 @@ class FaultyStore(SessionStore):
         self.faults: Counter[str] = Counter()
         self._store = store
 
+    @property
+    def parts(self) -> frozenset[Part]:
+        """Those of the store that it wraps."""
+        return self._store.parts
+
     def fail(self, fault: Fault = Fault.FAILS, *operations: str) -> None:
         """Let operations run into ``fault``: those named, or all of them."""
-        unknown = set(operations) - SessionStore.__abstractmethods__
+        unknown = set(operations) - _OPERATIONS
         if unknown:
             raise ValueError(f"operations must be methods of SessionStore, not {sorted(unknown)}")
         self.fault = fault
@@ -101,6 +114,10 @@ class FaultyStore(SessionStore):
         """Close the store, always: a fault must not leak what lies below."""
         self.calls["close"] += 1
         await self._store.close(worker)
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        """Carry out writes, or fail; see `Store.commit`."""
+        return await self._through("commit", lambda: self._store.commit(worker, batch))
 
     async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
         """Write rows, or fail; see `SessionStore.write`."""

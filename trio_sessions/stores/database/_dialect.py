@@ -9,8 +9,7 @@ Over 400 lines: it is all the SQL there is that any database would understand.
 import abc
 import contextlib
 import itertools
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -21,17 +20,8 @@ from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.database._bell import BellSource
 from trio_sessions.stores.database._clock import age_of, ago, now
 from trio_sessions.stores.database._schema import Tables
-from trio_sessions.types import (
-    Capabilities,
-    Holder,
-    RowAnswers,
-    RowClaim,
-    Sent,
-    StoredMessage,
-    Swept,
-    Undelivered,
-    Wanted,
-)
+from trio_sessions.types import Holder, RowAnswers, StoredMessage, Swept, Wanted
+from trio_sessions.writes import Batch, Committed
 
 __all__ = ["Cutter", "Dialect", "Timeouts"]
 
@@ -80,6 +70,9 @@ class Dialect(abc.ABC):
         self._waiting = sa.select(message.session_id).distinct().where(own_message)
         self._newest = sa.select(sa.func.coalesce(sa.func.max(message.id), 0))
         self._waiting_since = self._waiting.where(message.id > sa.bindparam("seen"))
+
+    commit: Callable[[sa.Connection, Worker, Batch, Callable[[], float]], Committed]
+    """Carries out a batch."""
 
     # ---- what each database must say ----
 
@@ -132,32 +125,6 @@ class Dialect(abc.ABC):
     def identity(worker: Worker) -> Mapping[str, Any]:
         return {"own_worker_id": worker.worker_id, "own_incarnation": worker.incarnation}
 
-    def upsert(self, insert: Any) -> Any:
-        """Complete an INSERT of claimed rows with what happens to a row that is there."""
-        row, new = self.sessions.c, insert.excluded
-        ours = sa.and_(row.incarnation == new.incarnation, row.worker_id == new.worker_id)
-        return insert.on_conflict_do_update(
-            index_elements=[row.session_id],
-            set_={
-                "worker_id": new.worker_id,
-                "incarnation": new.incarnation,
-                "generation": sa.case(
-                    (sa.and_(ours, row.generation > new.generation), row.generation),
-                    else_=new.generation,
-                ),
-                "taken_at": sa.case(
-                    (row.taken_at > new.taken_at, row.taken_at), else_=new.taken_at
-                ),
-                "last_accessed": now(),
-                "owner": sa.func.coalesce(new.owner, row.owner),
-                "capabilities": sa.func.coalesce(new.capabilities, row.capabilities),
-                "elicitation": sa.case(
-                    (new.capabilities.is_(None), row.elicitation), else_=new.elicitation
-                ),
-            },
-            where=sa.or_(ours, row.taken_at <= new.taken_at),
-        )
-
     def vouch(self) -> Any:
         """Return the statement that stamps the fleet's row, and notices a gap before it."""
         fleet = self.tables.fleet
@@ -206,50 +173,6 @@ class Dialect(abc.ABC):
 
     # ---- operations ----
 
-    def write(
-        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim], asked: float
-    ) -> RowAnswers:
-        """Write rows; ``asked``: when the claims had their ages, on `time.monotonic`."""
-        insert = self.insert(self.sessions).values(
-            session_id=sa.bindparam("claimed_id"),
-            worker_id=sa.bindparam("own_worker_id"),
-            incarnation=sa.bindparam("own_incarnation"),
-            generation=sa.bindparam("claimed_generation"),
-            created_at=now(),
-            taken_at=ago(sa.bindparam("age", type_=sa.Float)),
-            last_accessed=now(),
-            owner=sa.bindparam("claimed_owner"),
-            capabilities=sa.bindparam("claimed_capabilities"),
-            elicitation=sa.bindparam("claimed_elicitation"),
-        )
-        orphans = sa.delete(self.tables.messages).where(
-            self.among(self.tables.messages.c.session_id),
-            ~sa.exists().where(self.sessions.c.session_id == self.tables.messages.c.session_id),
-        )
-        ids = self.ids([claim.session_id for claim in claims])
-        with self.transaction(connection):
-            # Who deletes a session by hand leaves its messages, unless foreign_keys is on. They
-            # are not for the next session of the same id.
-            connection.execute(orphans, {"session_ids": ids})
-            waited = time.monotonic() - asked
-            rows = [
-                {
-                    **self.identity(worker),
-                    "claimed_id": claim.session_id,
-                    "claimed_generation": claim.generation,
-                    "age": claim.age + waited,
-                    "claimed_owner": claim.owner,
-                    "claimed_capabilities": claim.capabilities and claim.capabilities.encoded,
-                    "claimed_elicitation": bool(
-                        claim.capabilities and claim.capabilities.elicitation
-                    ),
-                }
-                for claim in claims
-            ]
-            if rows:
-                connection.execute(self.upsert(insert), rows)
-            return self._held(connection, worker, [claim.session_id for claim in claims])
-
     def refresh(
         self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str]
     ) -> RowAnswers:
@@ -275,21 +198,6 @@ class Dialect(abc.ABC):
         )
         return RowAnswers(held=frozenset(found.scalars()))
 
-    def delete(
-        self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str], up_to: int
-    ) -> int:
-        select = sa.select(self.sessions.c.session_id).where(
-            self.among(self.sessions.c.session_id),
-            self.own,
-            self.sessions.c.generation <= sa.bindparam("up_to"),
-        )
-        with self.transaction(connection):
-            found = connection.execute(
-                select,
-                {**self.identity(worker), "session_ids": self.ids(session_ids), "up_to": up_to},
-            )
-            return self._delete_sessions(connection, list(found.scalars()))
-
     def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
         select = sa.select(self.sessions.c.session_id).where(self.own).limit(limit)
         with self.transaction(connection):
@@ -314,40 +222,6 @@ class Dialect(abc.ABC):
 
     # ---- owners and capabilities ----
 
-    def set_owner(self, connection: sa.Connection, session_id: str, owner: str | None) -> bool:
-        return self._set(connection, session_id, owner=owner)
-
-    def set_capabilities(
-        self, connection: sa.Connection, session_id: str, capabilities: Capabilities
-    ) -> bool:
-        return self._set(
-            connection,
-            session_id,
-            capabilities=capabilities.encoded,
-            elicitation=capabilities.elicitation,
-        )
-
-    def _set(self, connection: sa.Connection, session_id: str, **values: Any) -> bool:
-        row = self.sessions.c
-        update = sa.update(self.sessions).where(row.session_id == session_id).values(**values)
-        with self.statement(connection):
-            return connection.execute(update).rowcount == 1
-
-    def claim_owner(self, connection: sa.Connection, session_id: str, owner: str) -> str | None:
-        """Claim and look in one writing transaction: nobody else comes in between."""
-        row = self.sessions.c
-        claim = (
-            sa.update(self.sessions)
-            .where(row.session_id == session_id, row.owner.is_(None))
-            .values(owner=owner)
-        )
-        with self.transaction(connection):
-            connection.execute(claim)
-            effective: str | None = connection.execute(
-                sa.select(row.owner).where(row.session_id == session_id)
-            ).scalar()
-            return effective
-
     def get_capabilities(self, connection: sa.Connection, session_id: str) -> str | None:
         row = self.sessions.c
         encoded: str | None = connection.execute(
@@ -364,45 +238,6 @@ class Dialect(abc.ABC):
         )
 
     # ---- messages ----
-
-    def send(self, connection: sa.Connection, session_id: str, payload: str) -> Sent | None:
-        with self.transaction(connection):
-            holder = self.locate(connection, session_id)
-            if holder is None:
-                return None
-            inserted = connection.execute(
-                sa.insert(self.tables.messages).values(session_id=session_id, payload=payload)
-            )
-            key = inserted.inserted_primary_key
-            assert key is not None
-            return Sent(id=key[0], holder=holder)
-
-    def send_on(
-        self, connection: sa.Connection, worker: Worker, messages: Sequence[Undelivered]
-    ) -> int:
-        session_ids = list({message.session_id for message in messages})
-        select = sa.select(self.sessions.c.session_id).where(
-            self.among(self.sessions.c.session_id), sa.not_(self.own)
-        )
-        insert = sa.insert(self.tables.messages).values(
-            session_id=sa.bindparam("of_session"),
-            payload=sa.bindparam("payload"),
-            created_at=ago(sa.bindparam("age", type_=sa.Float)),
-        )
-        with self.transaction(connection):
-            held = frozenset(
-                connection.execute(
-                    select, {**self.identity(worker), "session_ids": self.ids(session_ids)}
-                ).scalars()
-            )
-            rows = [
-                {"of_session": one.session_id, "payload": one.payload, "age": one.age}
-                for one in messages
-                if one.session_id in held
-            ]
-            if rows:
-                connection.execute(insert, rows)
-            return len(rows)
 
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:
         return list(connection.execute(self._waiting, self.identity(worker)).scalars())

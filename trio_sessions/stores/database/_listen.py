@@ -1,10 +1,11 @@
 """LISTEN: PostgreSQL rings, on a connection that waits for nothing else.
 
-NOTIFY is only the bell; the row of the message is the truth. What is rung for is a session
-id. A bell that is lost costs time and no message: whoever opens a new one looks for all
+NOTIFY is only the bell; the row of the message is the truth. What is rung for is one session, or
+several. A bell that is lost costs time and no message: whoever opens a new one looks for all
 that waits, and so does this one now and then.
 """
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -34,7 +35,7 @@ class _Listening:
         """Wait for bells; None after a time without one, if the connection still works."""
         try:
             with trio.move_on_after(_LOOK_ANYWAY):
-                while not (rung := self._rung()):
+                while (rung := self._rung()) == frozenset():
                     await trio.lowlevel.wait_readable(self._pgconn.socket)
                 return rung
         except (psycopg.Error, OSError) as exc:
@@ -45,13 +46,32 @@ class _Listening:
         await self._source.run_on(self._worker, self._connection, _is_alive)
         return None
 
-    def _rung(self) -> frozenset[str]:
-        """Read what has arrived, without waiting."""
+    def _rung(self) -> frozenset[str] | None:
+        """Read what has arrived, without waiting; empty: nothing."""
         self._pgconn.consume_input()
-        rung = set()
+        rung: set[str] = set()
+        is_known = True
         while (notice := self._pgconn.notifies()) is not None:
-            rung.add(notice.extra.decode())
-        return frozenset(rung)
+            told = notice.extra.decode()
+            is_known &= bool(told)
+            rung |= _sessions(told)
+        return frozenset(rung) if is_known else None
+
+
+def _sessions(told: str) -> set[str]:
+    """Return the sessions that a notification is about: one by its bare id, several as JSON.
+
+    An id may look like JSON, so it is always in it itself.
+    """
+    try:
+        decoded = json.loads(told)
+    except ValueError:
+        return {told}
+    return {told, *filter(_is_text, decoded)} if isinstance(decoded, list) else {told}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_alive(connection: sa.Connection) -> None:

@@ -8,8 +8,7 @@ import json
 import os
 import select
 import socket
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,33 +16,24 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from trio_sessions.abc import Bell, Worker
-from trio_sessions.errors import RowUnavailable, StoreUnavailable
 from trio_sessions.stores.database._bell import BellSource, poll
-from trio_sessions.stores.database._clock import ago, now
+from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._dialect import Cutter, Dialect, Timeouts
 from trio_sessions.stores.database._schema import Tables
-from trio_sessions.types import (
-    Holder,
-    RowAnswers,
-    RowClaim,
-    Sent,
-    StoredMessage,
-    Swept,
-    Undelivered,
-    Wanted,
+from trio_sessions.stores.database.postgresql._batch import Commit
+from trio_sessions.stores.database.postgresql._errors import (
+    LOCK_NOT_AVAILABLE,
+    is_row_error,
+    locks_are_of_the_table,
+    sqlstate,
 )
+from trio_sessions.stores.database.postgresql._kinds import locked
+from trio_sessions.types import RowAnswers, StoredMessage, Swept, Wanted
 
 __all__ = ["PostgreSQL"]
 
 _TEXTS = postgresql.ARRAY(sa.Text)
 _CREATION_LOCK = 0x7472696F_73657373  # "triosess": workers that start at once take turns
-
-# Classes and codes of SQLSTATE that speak of rows: data exceptions, integrity, deadlock and
-# serialization, WITH CHECK OPTION, a lock that was not to be had, an error raised by a trigger.
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_ROW_ERRORS = ("22", "23", "40", "44", "55P03", "P0")
-_LOCK_NOT_AVAILABLE = "55P03"
-_FOREIGN_KEY = "23503"
 
 
 class _Shutdown:
@@ -71,29 +61,6 @@ class _Shutdown:
             os.close(self._descriptor)
 
 
-def _sqlstate(error: DBAPIError) -> str:
-    return getattr(error.orig, "sqlstate", None) or ""
-
-
-def _unknown(session_ids: Iterable[str]) -> dict[str, Exception]:
-    error = RowUnavailable("the row is locked by another transaction")
-    return dict.fromkeys(session_ids, error)
-
-
-@contextlib.contextmanager
-def _locks_are_of_the_table() -> Iterator[None]:
-    """Say of a statement that skips locked rows that its lock was no row's.
-
-    So that a chunk is not asked in halves, each of which would wait as long.
-    """
-    try:
-        yield
-    except DBAPIError as exc:
-        if _sqlstate(exc) != _LOCK_NOT_AVAILABLE:
-            raise
-        raise StoreUnavailable("PostgreSQL: another transaction has locked the table") from exc
-
-
 class PostgreSQL(Dialect):
     """Uses UPDATE … RETURNING, data-modifying CTEs, SKIP LOCKED and ON DELETE CASCADE.
 
@@ -110,22 +77,8 @@ class PostgreSQL(Dialect):
         mine = sa.and_(self.among(row.session_id), self.own)
         self._refresh = self._refresh_and_name_the_missing(mine)
         self._refresh_free = self._refresh_what_is_not_locked(mine)
-        self._upsert = self._upsert_claims()
-        self._locked = self._which_are_locked()
-        self._delete = self._count_messages_of(
-            sa.delete(self.sessions).where(
-                mine, row.generation <= sa.bindparam("up_to", type_=sa.BigInteger)
-            )
-        )
-        self._send = self._insert_and_ring()
-        self._send_on = self._insert_for_others_and_ring()
+        self.commit = Commit(tables)
         self._fetch_wanted = self._fetch_of_each()
-        self._claim = (
-            sa.update(self.sessions)
-            .where(row.session_id == sa.bindparam("of_session"))
-            .values(owner=sa.func.coalesce(row.owner, sa.bindparam("claimant", type_=sa.Text)))
-            .returning(row.owner)
-        )
         self._acknowledge = sa.delete(tables.messages).where(
             tables.messages.c.id
             == sa.any_(sa.bindparam("message_ids", type_=postgresql.ARRAY(sa.BigInteger))),
@@ -134,7 +87,7 @@ class PostgreSQL(Dialect):
         some = (
             sa.select(row.session_id).where(self.own).limit(sa.bindparam("limit", type_=sa.Integer))
         )
-        self._delete_all = sa.delete(self.sessions).where(row.session_id.in_(some))
+        self._delete_all = sa.delete(self.sessions).where(row.session_id.in_(some), self.own)
         self._sweep = self._vouch_and_sweep()
 
     # ---- connections ----
@@ -191,7 +144,7 @@ class PostgreSQL(Dialect):
         return _Shutdown(dbapi_connection)
 
     def is_row_error(self, error: DBAPIError) -> bool:
-        return _sqlstate(error).startswith(_ROW_ERRORS)
+        return is_row_error(error)
 
     # ---- statements ----
 
@@ -232,62 +185,6 @@ class PostgreSQL(Dialect):
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
             self.tables.metadata.create_all(connection)
 
-    def _upsert_claims(self) -> Any:
-        claims = (
-            sa.func.unnest(
-                sa.bindparam("session_ids", type_=_TEXTS),
-                sa.bindparam("generations", type_=postgresql.ARRAY(sa.BigInteger)),
-                sa.bindparam("ages", type_=postgresql.ARRAY(sa.Double)),
-                sa.bindparam("owners", type_=_TEXTS),
-                sa.bindparam("capabilities", type_=_TEXTS),
-                sa.bindparam("elicitations", type_=postgresql.ARRAY(sa.Boolean)),
-            )
-            .table_valued(
-                "session_id",
-                "generation",
-                "age",
-                "owner",
-                "capabilities",
-                "elicitation",
-                name="claims",
-            )
-            .render_derived()
-        )
-        columns = {
-            "session_id": claims.c.session_id,
-            "worker_id": sa.bindparam("own_worker_id", type_=sa.Text),
-            "incarnation": sa.bindparam("own_incarnation", type_=sa.Text),
-            "generation": claims.c.generation,
-            "created_at": now(),
-            "taken_at": ago(claims.c.age),
-            "last_accessed": now(),
-            "owner": claims.c.owner,
-            "capabilities": claims.c.capabilities,
-            "elicitation": claims.c.elicitation,
-        }
-        there = self._lock_what_is_taken_over()
-        insert = self.insert(self.sessions).from_select(
-            list(columns), sa.select(*columns.values()).where(there >= 0)
-        )
-        return self.upsert(insert).returning(self.sessions.c.session_id)
-
-    def _lock_what_is_taken_over(self) -> sa.ScalarSelect[int]:
-        """Return the number of rows that are there, locked in order before anything is written.
-
-        A send shares a lock of the row that conflicts with this one and with no refresh. So
-        it waits for a takeover, and rings the bell of the new holder.
-        """
-        row = self.sessions.c
-        claimed = sa.any_(sa.bindparam("session_ids", type_=_TEXTS))
-        there = (
-            sa.select(row.session_id)
-            .where(row.session_id == claimed)
-            .order_by(row.session_id)
-            .with_for_update()
-            .cte("there")
-        )
-        return sa.select(sa.func.count(there.c.session_id)).scalar_subquery()
-
     def _refresh_and_name_the_missing(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
         """Return what is absent: as a rule nothing, so that there is nothing to fetch."""
         asked = sa.select(self._each_id().label("session_id")).cte("asked")
@@ -322,88 +219,6 @@ class PostgreSQL(Dialect):
         )
         return sa.select(present.c.session_id, done.c.session_id.is_not(None)).select_from(
             present.outerjoin(done, present.c.session_id == done.c.session_id)
-        )
-
-    def _which_are_locked(self) -> sa.Select[Any]:
-        row = self.sessions.c
-        asked = self.among(row.session_id)
-        free = (
-            sa.select(row.session_id)
-            .where(asked)
-            .with_for_update(key_share=True, skip_locked=True)
-            .cte("free")
-        )
-        return sa.select(row.session_id).where(
-            asked, row.session_id.not_in(sa.select(free.c.session_id))
-        )
-
-    def _count_messages_of(self, delete: sa.Delete) -> sa.Select[Any]:
-        """Return the number of messages that a deletion takes along: it does not see itself."""
-        gone = delete.returning(self.sessions.c.session_id).cte("gone")
-        messages = self.tables.messages.c
-        return sa.select(sa.func.count(messages.id)).where(
-            messages.session_id.in_(sa.select(gone.c.session_id))
-        )
-
-    def _insert_and_ring(self) -> sa.Select[Any]:
-        """Insert a message if its session is there; the bell is the channel of its holder."""
-        row, messages = self.sessions.c, self.tables.messages
-        holder = (
-            sa.select(row.session_id, row.worker_id, row.incarnation, row.owner)
-            .where(row.session_id == sa.bindparam("of_session"))
-            .with_for_update(read=True, key_share=True)  # see _lock_what_is_taken_over
-            .cte("holder")
-        )
-        stored = (
-            self.insert(messages)
-            .from_select(
-                ["session_id", "payload"],
-                sa.select(holder.c.session_id, sa.bindparam("payload", type_=sa.Text)),
-            )
-            .returning(messages.c.id)
-            .cte("stored")
-        )
-        ring = sa.cast(self._ring(holder), sa.Text)
-        return sa.select(
-            stored.c.id, holder.c.worker_id, holder.c.incarnation, holder.c.owner, ring
-        ).select_from(holder.join(stored, sa.true()))
-
-    def _ring(self, holder: sa.CTE) -> sa.ColumnElement[Any]:
-        channel = sa.literal(self._channel_prefix, sa.Text) + holder.c.incarnation
-        return sa.func.pg_notify(channel, holder.c.session_id)
-
-    def _insert_for_others_and_ring(self) -> sa.Select[Any]:
-        row, messages = self.sessions.c, self.tables.messages
-        given = (
-            sa.func.unnest(
-                sa.bindparam("of_sessions", type_=_TEXTS),
-                sa.bindparam("payloads", type_=_TEXTS),
-                sa.bindparam("ages", type_=postgresql.ARRAY(sa.Double)),
-            )
-            .table_valued("session_id", "payload", "age", with_ordinality="place", name="given")
-            .render_derived()
-        )
-        holder = (
-            sa.select(row.session_id, row.incarnation)
-            .where(self.among(row.session_id), sa.not_(self.own))
-            .order_by(row.session_id)
-            .with_for_update(read=True, key_share=True)
-            .cte("holder")
-        )
-        stored = (
-            self.insert(messages)
-            .from_select(
-                ["session_id", "payload", "created_at"],
-                sa.select(given.c.session_id, given.c.payload, ago(given.c.age))
-                .join(holder, holder.c.session_id == given.c.session_id)
-                .order_by(given.c.place),
-            )
-            .returning(messages.c.id)
-            .cte("stored")
-        )
-        return sa.select(
-            sa.select(sa.func.count()).select_from(stored).scalar_subquery(),
-            sa.select(sa.func.count(sa.cast(self._ring(holder), sa.Text))).scalar_subquery(),
         )
 
     def _fetch_of_each(self) -> sa.TextClause:
@@ -467,43 +282,6 @@ class PostgreSQL(Dialect):
 
     # ---- operations ----
 
-    def write(
-        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim], asked: float
-    ) -> RowAnswers:
-        try:
-            return self._write(connection, worker, claims, asked)
-        except DBAPIError as exc:
-            if _sqlstate(exc) != _LOCK_NOT_AVAILABLE:
-                raise
-        with _locks_are_of_the_table():
-            ids = {"session_ids": self.ids([claim.session_id for claim in claims])}
-            locked = frozenset(connection.execute(self._locked, ids).scalars())
-        free = [claim for claim in claims if claim.session_id not in locked]
-        answers = self._write(connection, worker, free, asked)
-        return RowAnswers(held=answers.held, unknown=_unknown(locked))
-
-    def _write(
-        self, connection: sa.Connection, worker: Worker, claims: Sequence[RowClaim], asked: float
-    ) -> RowAnswers:
-        waited = time.monotonic() - asked
-        written = connection.execute(
-            self._upsert,
-            {
-                **self.identity(worker),
-                "session_ids": [claim.session_id for claim in claims],
-                "generations": [claim.generation for claim in claims],
-                "ages": [claim.age + waited for claim in claims],
-                "owners": [claim.owner for claim in claims],
-                "capabilities": [
-                    claim.capabilities and claim.capabilities.encoded for claim in claims
-                ],
-                "elicitations": [
-                    bool(claim.capabilities and claim.capabilities.elicitation) for claim in claims
-                ],
-            },
-        )
-        return RowAnswers(held=frozenset(written.scalars()))
-
     def refresh(
         self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str]
     ) -> RowAnswers:
@@ -512,68 +290,22 @@ class PostgreSQL(Dialect):
             missing = connection.execute(self._refresh, parameters).scalars()
             return RowAnswers(held=frozenset(session_ids).difference(missing))
         except DBAPIError as exc:
-            if _sqlstate(exc) != _LOCK_NOT_AVAILABLE:
+            if sqlstate(exc) != LOCK_NOT_AVAILABLE:
                 raise
         # Somebody holds a row: refresh the others, and say which it is.
-        with _locks_are_of_the_table():
+        with locks_are_of_the_table():
             answers = connection.execute(self._refresh_free, parameters).all()
         return RowAnswers(
             held=frozenset(session_id for session_id, done in answers if done),
-            unknown=_unknown(session_id for session_id, done in answers if not done),
+            unknown={session_id: locked() for session_id, done in answers if not done},
         )
-
-    def delete(
-        self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str], up_to: int
-    ) -> int:
-        messages: int = connection.execute(
-            self._delete,
-            {**self.identity(worker), "session_ids": self.ids(session_ids), "up_to": up_to},
-        ).scalar_one()
-        return messages
 
     def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
         return connection.execute(
             self._delete_all, {**self.identity(worker), "limit": limit}
         ).rowcount
 
-    # ---- owners ----
-
-    def claim_owner(self, connection: sa.Connection, session_id: str, owner: str) -> str | None:
-        effective: str | None = connection.execute(
-            self._claim, {"of_session": session_id, "claimant": owner}
-        ).scalar()
-        return effective
-
     # ---- messages ----
-
-    def send(self, connection: sa.Connection, session_id: str, payload: str) -> Sent | None:
-        parameters = {"of_session": session_id, "payload": payload}
-        try:
-            sent = connection.execute(self._send, parameters).one_or_none()
-        except DBAPIError as exc:
-            if _sqlstate(exc) != _FOREIGN_KEY:
-                raise
-            return None  # its session was deleted just then
-        if sent is None:
-            return None
-        holder = Holder(worker_id=sent[1], incarnation=sent[2], owner=sent[3])
-        return Sent(id=sent[0], holder=holder)
-
-    def send_on(
-        self, connection: sa.Connection, worker: Worker, messages: Sequence[Undelivered]
-    ) -> int:
-        session_ids = [message.session_id for message in messages]
-        stored: int = connection.execute(
-            self._send_on,
-            {
-                **self.identity(worker),
-                "session_ids": self.ids(session_ids),
-                "of_sessions": session_ids,
-                "payloads": [message.payload for message in messages],
-                "ages": [message.age for message in messages],
-            },
-        ).scalar_one()
-        return stored
 
     def fetch(
         self, connection: sa.Connection, worker: Worker, wanted: Sequence[Wanted]

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from trio_sessions.abc import Bell, Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores.database._bell import BellSource, look_at_the_file
+from trio_sessions.stores.database._commit import Commit
 from trio_sessions.stores.database._dialect import Cutter, Dialect, Timeouts
 from trio_sessions.stores.database._schema import Tables
 
@@ -49,6 +50,9 @@ class SQLite(Dialect):
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
         self._turn = threading.Lock()
+        self.commit = Commit(
+            tables, transaction=self.transaction, among=self.among, encode_ids=self.ids
+        )
 
     def create_engine(self, url: sa.URL, *, pool_size: int, timeouts: Timeouts) -> sa.Engine:
         engine = sa.create_engine(

@@ -24,17 +24,8 @@ from trio_sessions.stores.database._dialect import Dialect
 from trio_sessions.stores.database._operation import Operation, current
 from trio_sessions.stores.database._schema import check_tables, tables
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
-from trio_sessions.types import (
-    Capabilities,
-    Holder,
-    RowAnswers,
-    RowClaim,
-    Sent,
-    StoredMessage,
-    Swept,
-    Undelivered,
-    Wanted,
-)
+from trio_sessions.types import Holder, RowAnswers, StoredMessage, Swept, Wanted
+from trio_sessions.writes import Batch, Committed
 
 __all__ = ["DatabaseStore"]
 
@@ -264,23 +255,20 @@ class DatabaseStore(SessionStore):
 
     # ---- operations ----
 
-    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-        """Write rows; see `SessionStore.write`."""
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        """Carry out writes in one transaction; see `Store.commit`."""
         asked = time.monotonic()
         return await self.run(
-            worker, lambda connection: self._dialect.write(connection, worker, claims, asked)
+            worker,
+            lambda connection: self._dialect.commit(
+                connection, worker, batch, lambda: time.monotonic() - asked
+            ),
         )
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows; see `SessionStore.refresh`."""
         return await self.run(
             worker, lambda connection: self._dialect.refresh(connection, worker, session_ids)
-        )
-
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
-        """Delete rows of removed sessions; see `SessionStore.delete`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.delete(connection, worker, session_ids, up_to)
         )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> int:
@@ -302,27 +290,6 @@ class DatabaseStore(SessionStore):
 
     # ---- owners and capabilities ----
 
-    async def set_owner(self, worker: Worker, session_id: str, owner: str | None) -> bool:
-        """Set a session's owner; see `SessionStore.set_owner`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.set_owner(connection, session_id, owner)
-        )
-
-    async def claim_owner(self, worker: Worker, session_id: str, owner: str) -> str | None:
-        """Set a session's owner unless it has one; see `SessionStore.claim_owner`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.claim_owner(connection, session_id, owner)
-        )
-
-    async def set_capabilities(
-        self, worker: Worker, session_id: str, capabilities: Capabilities
-    ) -> bool:
-        """Replace a session's capabilities; see `SessionStore.set_capabilities`."""
-        return await self.run(
-            worker,
-            lambda connection: self._dialect.set_capabilities(connection, session_id, capabilities),
-        )
-
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
         return await self.run(
@@ -334,18 +301,6 @@ class DatabaseStore(SessionStore):
         return await self.run(worker, self._dialect.elicitation_capable)
 
     # ---- messages ----
-
-    async def send(self, worker: Worker, session_id: str, payload: str) -> Sent | None:
-        """Store a message for a session; see `SessionStore.send`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.send(connection, session_id, payload)
-        )
-
-    async def send_on(self, worker: Worker, messages: Sequence[Undelivered]) -> int:
-        """Store messages for sessions that others hold now; see `SessionStore.send_on`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.send_on(connection, worker, messages)
-        )
 
     async def waiting(self, worker: Worker) -> list[str]:
         """Return the ids of sessions with messages; see `SessionStore.waiting`."""

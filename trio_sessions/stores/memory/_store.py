@@ -1,51 +1,17 @@
 """A store in the memory of one process, for a single worker and for tests."""
 
 import itertools
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import trio
 
 from trio_sessions.abc import Bell, SessionStore, Worker
-from trio_sessions.types import (
-    Capabilities,
-    Holder,
-    RowAnswers,
-    RowClaim,
-    Sent,
-    StoredMessage,
-    Swept,
-    Undelivered,
-    Wanted,
-)
+from trio_sessions.stores.memory._rows import Row, Rows
+from trio_sessions.types import Holder, RowAnswers, Sent, StoredMessage, Swept, Wanted
+from trio_sessions.writes import Batch, Committed
 
 __all__ = ["MemoryStore"]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Row:
-    created_at: float
-    worker_id: str = ""
-    incarnation: str = ""
-    generation: int = 0
-    owner: str | None = None
-    capabilities: Capabilities | None = None
-    messages: "dict[int, _Message]" = field(default_factory=dict)
-    taken_at: float = float("-inf")
-    last_accessed: float = float("-inf")
-
-    def holder(self) -> Holder:
-        return Holder(worker_id=self.worker_id, incarnation=self.incarnation, owner=self.owner)
-
-    def is_of(self, worker: Worker) -> bool:
-        return (self.worker_id, self.incarnation) == (worker.worker_id, worker.incarnation)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Message:
-    payload: str
-    stored_at: float
 
 
 class _Bell:
@@ -73,14 +39,11 @@ class MemoryStore(SessionStore):
     """
 
     def __init__(self) -> None:
-        self._rows: dict[str, _Row] = {}
+        self._rows = Rows()
         self._turn = trio.Lock()  # one operation at a time; others run between two
         self._clock: object = None
         self._vouched_at: float | None = None
         self._unbroken_since = float("-inf")
-        self._message_ids = itertools.count(1)
-        self._sessions: dict[int, str] = {}
-        """The session of each message."""
         self._bells: dict[str, _Bell] = {}
 
     async def open(self, worker: Worker) -> None:
@@ -111,70 +74,32 @@ class MemoryStore(SessionStore):
         if self._rows:
             self._unbroken_since = now
 
-    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-        """Write rows; see `SessionStore.write`."""
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        """Carry out writes; see `Store.commit`."""
         asked = trio.current_time()
         await self._take_turn()
-        return RowAnswers(
-            held=frozenset(
-                claim.session_id for claim in claims if self._write(worker, claim, asked)
-            )
-        )
-
-    def _write(self, worker: Worker, claim: RowClaim, asked: float) -> bool:
         now = trio.current_time()
-        row = self._rows.get(claim.session_id)
-        if row is None:
-            row = self._rows[claim.session_id] = _Row(created_at=now)
-        ours = row.is_of(worker)
-        taken_at = asked - claim.age
-        if not ours and row.taken_at > taken_at:
-            return False
-        row.worker_id, row.incarnation = worker.worker_id, worker.incarnation
-        row.generation = max(row.generation, claim.generation) if ours else claim.generation
-        row.taken_at = max(row.taken_at, taken_at)
-        row.last_accessed = now
-        row.owner = claim.owner or row.owner
-        row.capabilities = claim.capabilities or row.capabilities
-        return True
-
-    def _own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, _Row]]:
-        rows = ((session_id, self._rows.get(session_id)) for session_id in session_ids)
-        return [
-            (session_id, row) for session_id, row in rows if row is not None and row.is_of(worker)
-        ]
+        answers = [self._rows.carry_out(worker, one, now, now - asked) for one in batch.writes]
+        for write, answer in zip(batch.writes, answers, strict=True):
+            if isinstance(answer, Sent) and answer.holder.incarnation in self._bells:
+                self._bells[answer.holder.incarnation].ring(write.session_id)
+        return Committed(answers=answers)
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
-        """Refresh rows; see `SessionStore.refresh`."""
+        """Refresh rows; see `RowStore.refresh`."""
         await self._take_turn()
         now = trio.current_time()
-        own = self._own(worker, session_ids)
+        own = self._rows.own(worker, session_ids)
         for _, row in own:
             row.last_accessed = now
         return RowAnswers(held=frozenset(session_id for session_id, _ in own))
 
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
-        """Delete rows of removed sessions; see `SessionStore.delete`."""
-        await self._take_turn()
-        messages = 0
-        for session_id, row in self._own(worker, session_ids):
-            if row.generation <= up_to:
-                messages += self._remove(session_id)
-        return messages
-
-    def _remove(self, session_id: str) -> int:
-        """Remove a row and its messages; return how many these were."""
-        messages = self._rows.pop(session_id).messages
-        for message_id in messages:
-            del self._sessions[message_id]
-        return len(messages)
-
     async def delete_all(self, worker: Worker, *, limit: int) -> int:
         """Delete all rows of this incarnation; see `SessionStore.delete_all`."""
         await self._take_turn()
-        own = self._own(worker, list(self._rows))[:limit]
+        own = self._rows.own(worker, list(self._rows))[:limit]
         for session_id, _ in own:
-            self._remove(session_id)
+            self._rows.remove(session_id)
         return len(own)
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
@@ -186,34 +111,6 @@ class MemoryStore(SessionStore):
         return row.holder()
 
     # ---- owners and capabilities ----
-
-    async def set_owner(self, worker: Worker, session_id: str, owner: str | None) -> bool:
-        """Set a session's owner; see `SessionStore.set_owner`."""
-        await self._take_turn()
-        row = self._rows.get(session_id)
-        if row is not None:
-            row.owner = owner
-        return row is not None
-
-    async def claim_owner(self, worker: Worker, session_id: str, owner: str) -> str | None:
-        """Set a session's owner unless it has one; see `SessionStore.claim_owner`."""
-        await self._take_turn()
-        row = self._rows.get(session_id)
-        if row is None:
-            return None
-        if row.owner is None:
-            row.owner = owner
-        return row.owner
-
-    async def set_capabilities(
-        self, worker: Worker, session_id: str, capabilities: Capabilities
-    ) -> bool:
-        """Replace a session's capabilities; see `SessionStore.set_capabilities`."""
-        await self._take_turn()
-        row = self._rows.get(session_id)
-        if row is not None:
-            row.capabilities = capabilities
-        return row is not None
 
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
@@ -232,37 +129,12 @@ class MemoryStore(SessionStore):
 
     # ---- messages ----
 
-    async def send(self, worker: Worker, session_id: str, payload: str) -> Sent | None:
-        """Store a message for a session; see `SessionStore.send`."""
-        await self._take_turn()
-        row = self._rows.get(session_id)
-        if row is None:
-            return None
-        return Sent(id=self._store(row, session_id, payload), holder=row.holder())
-
-    async def send_on(self, worker: Worker, messages: Sequence[Undelivered]) -> int:
-        """Store messages for sessions that others hold now; see `SessionStore.send_on`."""
-        await self._take_turn()
-        stored = 0
-        for message in messages:
-            row = self._rows.get(message.session_id)
-            if row is not None and not row.is_of(worker):
-                self._store(row, message.session_id, message.payload, message.age)
-                stored += 1
-        return stored
-
-    def _store(self, row: _Row, session_id: str, payload: str, age: float = 0.0) -> int:
-        message_id = next(self._message_ids)
-        row.messages[message_id] = _Message(payload=payload, stored_at=trio.current_time() - age)
-        self._sessions[message_id] = session_id
-        if row.incarnation in self._bells:
-            self._bells[row.incarnation].ring(session_id)
-        return message_id
-
     async def waiting(self, worker: Worker) -> list[str]:
         """Return the ids of sessions with messages; see `SessionStore.waiting`."""
         await self._take_turn()
-        return [session_id for session_id, row in self._own(worker, self._rows) if row.messages]
+        return [
+            session_id for session_id, row in self._rows.own(worker, self._rows) if row.messages
+        ]
 
     async def fetch(
         self, worker: Worker, wanted: Sequence[Wanted]
@@ -271,12 +143,12 @@ class MemoryStore(SessionStore):
         await self._take_turn()
         found = {}
         for one in wanted:
-            for _, row in self._own(worker, [one.session_id]):
+            for _, row in self._rows.own(worker, [one.session_id]):
                 found[one.session_id] = list(self._fetch(row, one))
         return found
 
     @staticmethod
-    def _fetch(row: _Row, wanted: Wanted) -> Iterator[StoredMessage]:
+    def _fetch(row: Row, wanted: Wanted) -> Iterator[StoredMessage]:
         now, size = trio.current_time(), 0
         fresh = (one for one in row.messages.items() if one[0] not in wanted.held)
         for message_id, message in itertools.islice(fresh, wanted.count):
@@ -287,12 +159,11 @@ class MemoryStore(SessionStore):
             yield StoredMessage(id=message_id, payload=message.payload, age=age)
 
     async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
-        """Delete messages; see `SessionStore.acknowledge`."""
+        """Delete messages; see `Doomed.acknowledge`."""
         await self._take_turn()
-        for message_id in message_ids:
-            for _, row in self._own(worker, [self._sessions.get(message_id, "")]):
-                row.messages.pop(message_id, None)
-                self._sessions.pop(message_id)
+        for _, row in self._rows.own(worker, self._rows):
+            for message_id in row.messages.keys() & set(message_ids):
+                del row.messages[message_id]
 
     @asynccontextmanager
     async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
@@ -329,7 +200,7 @@ class MemoryStore(SessionStore):
                 if not row.is_of(worker) and now - row.last_accessed > session_ttl
             ][:limit]
         for session_id in expired:
-            messages += self._remove(session_id)
+            messages += self._rows.remove(session_id)
         stale = [
             (row, message_id)
             for row in self._rows.values()
@@ -337,5 +208,5 @@ class MemoryStore(SessionStore):
             if now - message.stored_at > message_ttl
         ][:limit]
         for row, message_id in stale:
-            del row.messages[message_id], self._sessions[message_id]
+            del row.messages[message_id]
         return Swept(sessions=len(expired), messages=messages + len(stale))

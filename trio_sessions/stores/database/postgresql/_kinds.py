@@ -1,0 +1,71 @@
+"""A kind of write, as a part of the one statement that a batch is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trio_sessions.abc import Worker
+from trio_sessions.errors import RowUnavailable
+from trio_sessions.stores.database._schema import Tables
+from trio_sessions.writes import Answer, Write
+
+__all__ = ["COLUMNS", "LOCKED", "OWN", "Kind", "Names", "born", "locked", "own"]
+
+COLUMNS = "kind, n, state, worker_id, incarnation, owner, capabilities, elicitation, born, number"
+"""What each part of the statement answers for each of its writes; ``n`` is its place."""
+
+LOCKED = "locked"
+"""The state of a write that was not done because of somebody else's lock."""
+
+OWN = {
+    "worker_id": "CAST(%(own_worker_id)s AS text)",
+    "incarnation": "CAST(%(own_incarnation)s AS text)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of our own tables, made of a prefix that was checked."""
+
+    sessions: str
+    messages: str
+    channels: str
+    """What the names of the channels begin with; an incarnation follows."""
+
+    @classmethod
+    def of(cls, tables: Tables) -> "Names":
+        """Return the names of these tables."""
+        sessions = tables.sessions.name
+        return cls(sessions, tables.messages.name, sessions.removesuffix("sessions"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of write."""
+
+    name: str
+    """Names the parameter, too, which is the JSON of its writes."""
+    writes: tuple[type[Write[Any]], ...]
+    ctes: Callable[[Names], str]
+    """What is done: one CTE after the other. Each is there only once in a statement."""
+    answers: Callable[[Names], str]
+    """The select of what `COLUMNS` says."""
+    encode: Callable[[Any], Mapping[str, Any]]
+    """One write, for the parameter."""
+    decode: Callable[[Worker, Any], Answer]
+    """One row of the answer, unless its state is `LOCKED`."""
+
+
+def own(alias: str) -> str:
+    """Return "this incarnation holds the row"."""
+    return " AND ".join(f"{alias}.{column} = {value}" for column, value in OWN.items())
+
+
+def born(alias: str) -> str:
+    """Return the birth of the session of a row."""
+    return f"CAST(CAST(extract(epoch FROM {alias}.created_at) * 1000000 AS bigint) AS text)"
+
+
+def locked() -> RowUnavailable:
+    """Return the answer to a write whose row somebody else has locked."""
+    return RowUnavailable("the row is locked by another transaction")
