@@ -145,7 +145,7 @@ async def test_a_bell_that_breaks_is_an_outage_like_any_other(
         reading(a, "s") as reader,
     ):
         await quiet(proxy)
-        channel = f"trio_{a._rows.worker.incarnation}"
+        channel = f"trio_{a._house._edge.worker.incarnation}"
         ended = f"""
             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE query = 'LISTEN "{channel}"'

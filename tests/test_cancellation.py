@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 from conftest import Shared
+from readers import finish_writing
 
 from trio_sessions import RegistryClosed, SessionRegistry
 from trio_sessions._cleanup import Pass
@@ -16,13 +17,7 @@ from trio_sessions.types import RowAnswers, RowClaim
 
 def new_pass(registry: SessionRegistry) -> Pass:
     """A pass of our own, so that it can be cancelled from here."""
-    return Pass(
-        table=registry._table,
-        calls=registry._calls,
-        rows=registry._rows,
-        retire=registry._jobs.retire,
-        settings=registry._settings,
-    )
+    return registry._house.passes.new_pass()
 
 
 class Scene:
@@ -41,7 +36,7 @@ class Scene:
     async def set(self) -> None:
         for name in ("alive", "dead", "lost", "waiting"):
             await self.registry.add_session(name, getattr(self, name))
-        self.store.fail(Fault.FAILS, "write")
+        self.store.fail(Fault.FAILS, "Claim")
         await self.registry.add_session("unwritten", self.unwritten)
         self.store.heal()
         self.dead.state = "closed"
@@ -50,7 +45,7 @@ class Scene:
 
     def check_consistent(self) -> None:
         """Whoever may be gone was confirmed so, and then its transport is seen off."""
-        held = set(self.registry._table.ids())
+        held = set(self.registry._house.table.ids())
         assert {"alive", "waiting", "unwritten"} <= held
         for name in ("alive", "waiting", "unwritten"):
             assert getattr(self, name).disconnects == 0
@@ -59,7 +54,7 @@ class Scene:
 
     def check_converged(self) -> None:
         me = self.registry.worker_id
-        assert set(self.registry._table.ids()) == {"alive", "waiting", "unwritten"}
+        assert set(self.registry._house.table.ids()) == {"alive", "waiting", "unwritten"}
         assert (self.dead.disconnects, self.lost.disconnects) == (1, 1)
         assert self.shared.backdoor.rows() == {"alive": me, "waiting": me, "unwritten": me}
         statistics = self.registry.statistics()
@@ -98,7 +93,7 @@ async def test_a_pass_cut_at_any_tick_is_harmless(shared: Shared) -> None:
                     else:
                         scope.cancel()
             cuts += scope.cancelled_caught
-            await registry._jobs.finish_jobs()
+            await finish_writing(registry)
             scene.check_consistent()
             await registry.cleanup()
             scene.check_converged()
@@ -153,7 +148,7 @@ async def test_a_pass_cut_around_an_operation_of_the_store_is_harmless(
             store.scope = scope
             await new_pass(registry).run()
         assert store.scope is None, "the operation was never asked for"
-        await registry._jobs.finish_jobs()
+        await finish_writing(registry)
         scene.check_consistent()
         await registry.cleanup()
         scene.check_converged()
@@ -163,16 +158,16 @@ async def test_closing_during_a_pass_leaves_no_row(shared: Shared) -> None:
     """Also a row that the pass is writing just then."""
     store = FaultyStore(shared.make_store())
     async with shared.open(store=store) as registry:
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         for number in range(20):
             await registry.add_session(f"s{number}", FakeTransport())
         store.heal()
         async with trio.open_nursery() as nursery:
-            before = store.calls["write"]
+            before = store.calls["Claim"]
             nursery.start_soon(ignoring_the_end, registry)
-            while store.calls["write"] == before:
+            while store.calls["Claim"] == before:
                 await trio.lowlevel.checkpoint()
-            await registry._close()
+            await registry._house.close()
     assert shared.backdoor.rows() == {}
 
 

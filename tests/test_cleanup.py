@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 from conftest import Shared
+from readers import finish_writing
 from trio.testing import MockClock
 
 from trio_sessions import StoreUnavailable, fingerprint, open_registry
@@ -150,11 +151,11 @@ async def test_a_row_that_was_never_confirmed_is_written_not_judged(
     store = FaultyStore(everywhere.make_store())
     transport = FakeTransport()
     async with everywhere.open(store=store, worker_id="w") as registry:
-        store.fail(fault, "write")
+        store.fail(fault, "Claim")
         await registry.add_session("s", transport)
         assert registry.statistics().unconfirmed == 1
         report = await registry.cleanup()
-        assert store.faults["write"] == 2
+        assert store.faults["Claim"] == 2
         assert set(report.refresh_failures) == {"s"}
         assert report.missing == ()
         store.heal()
@@ -171,15 +172,15 @@ async def test_a_pass_during_an_insert_leaves_the_new_session_alone() -> None:
     """An older fault: a refresh between the local add and the insert killed the session."""
     store = FaultyStore(MemoryStore())
     async with open_registry(store, store_timeout=1.0) as registry:
-        store.fail(Fault.HANGS, "write")
+        store.fail(Fault.HANGS, "Claim")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.add_session, "s", FakeTransport())
-            while not store.faults["write"]:
+            while not store.faults["Claim"]:
                 await trio.lowlevel.checkpoint()
             report = await registry.cleanup()
             assert report.checked == 1
             assert report.missing == report.restored == ()
-            assert store.faults["write"] == 1
+            assert store.faults["Claim"] == 1
         assert registry.statistics().sessions == 1
         store.heal()
 
@@ -281,7 +282,7 @@ async def test_a_session_removed_while_its_row_is_written_leaves_no_row(everywhe
                 await trio.lowlevel.checkpoint()
             for number in range(10):
                 nursery.start_soon(registry.remove_session, f"s{number}")
-        await registry._jobs.finish_jobs()
+        await finish_writing(registry)
         assert registry.statistics().sessions == 0
         assert everywhere.backdoor.rows() == {}
 
@@ -305,9 +306,9 @@ async def test_a_row_that_lands_after_its_session_was_removed_is_deleted(
             while not store.calls["begun"]:
                 await trio.lowlevel.checkpoint()
             await registry.remove_session("s")
-            assert store.calls["delete"] == 1
+            assert store.calls["Delete"] == 1
             go_on.set()
-        assert store.calls["write"] == 1
+        assert store.calls["Claim"] == 1
         assert everywhere.backdoor.rows() == {}
 
 

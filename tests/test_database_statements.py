@@ -24,12 +24,12 @@ def statements_of(proxy: Proxy, what: str) -> list[str]:
 
 async def add_many(registry: SessionRegistry, store: FaultyStore, amount: int) -> None:
     """Add sessions and leave the writing of their rows to one pass, which is quicker."""
-    store.fail(Fault.FAILS, "write")
+    store.fail(Fault.FAILS, "Claim")
     async with trio.open_nursery() as nursery:
         for i in range(amount):
             nursery.start_soon(registry.add_session, f"session-{i:06}", FakeTransport())
     store.heal()
-    assert store.faults["write"] == amount
+    assert store.faults["Claim"] == amount
     assert len((await registry.cleanup()).restored) == amount
     store.faults.clear()
 

@@ -191,7 +191,7 @@ def test_sessions_of_one_worker(
 ) -> None:
     """Added again, by the same transport or another, and removed."""
     play = Play(Random(seed), count)
-    with patch("trio_sessions._inbox.MOST", 6):  # so that a few messages fill the memory
+    with patch("trio_sessions._messages._inbox.MOST", 6):  # so that a few messages fill the memory
         trio.run(play.run, histories, clock=trio.testing.MockClock(autojump_threshold=0))
     play.check_once_and_in_order()
 
@@ -202,5 +202,5 @@ def test_sessions_of_one_worker(
 def test_sessions_that_move(histories: list[list[tuple[str, int]]], seed: int, count: int) -> None:
     """From worker to worker: a message may come twice then, but none is lost."""
     play = Play(Random(seed), count)
-    with patch("trio_sessions._inbox.MOST", 6):  # so that a few messages fill the memory
+    with patch("trio_sessions._messages._inbox.MOST", 6):  # so that a few messages fill the memory
         trio.run(play.run, histories, clock=trio.testing.MockClock(autojump_threshold=0))

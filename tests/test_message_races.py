@@ -20,7 +20,7 @@ from trio_sessions import (
     StoreUnavailable,
     open_registry,
 )
-from trio_sessions._inbox import MOST
+from trio_sessions._messages._inbox import MOST
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
@@ -154,7 +154,7 @@ async def test_ids_that_are_held_do_not_pile_up_over_reconnections() -> None:
                 assert await anext(inbox) == number
                 await registry.add_session("s", FakeTransport())
         await trio.testing.wait_all_tasks_blocked()
-        entry = registry._table.get("s")
+        entry = registry._house.table.get("s")
         assert entry is not None
         assert entry.inbox is not None
         assert entry.inbox.held == set()
@@ -173,7 +173,7 @@ async def test_what_waits_is_fetched_when_the_row_is_this_workers(everywhere: Sh
     ):
         await a.add_session("s", FakeTransport())
         await a.broadcast("s", "waits", durable=True)
-        gate = store.hold("write")
+        gate = store.hold("Claim")
         nursery.start_soon(b.add_session, "s", FakeTransport())
         await gate.reached.wait()
         consumer = Consumer(b, "s")
@@ -194,7 +194,7 @@ async def test_a_session_added_while_a_message_is_sent_to_it_is_found(everywhere
         trio.open_nursery() as nursery,
     ):
         await a.add_session("s", FakeTransport())
-        gate = store.hold("send")
+        gate = store.hold("Send")
         nursery.start_soon(b.broadcast, "s", 1)
         await gate.reached.wait()
         await b.add_session("s", FakeTransport())
@@ -214,7 +214,7 @@ async def test_what_the_older_holder_sends_on_is_not_overtaken(everywhere: Share
         for number in range(3):
             await a.broadcast("s", number)
         await b.add_session("s", FakeTransport())
-        gate = store.hold("send_on")
+        gate = store.hold("Send")
         nursery.start_soon(a.cleanup)
         await gate.reached.wait()
         nursery.start_soon(a.broadcast, "s", 3)
@@ -289,11 +289,11 @@ async def test_a_message_that_is_being_stored_does_not_hold_back_others(
     store = GatedStore(everywhere.make_store())
     async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
         await registry.add_session("s", FakeTransport())
-        gate = store.hold("send")
+        gate = store.hold("Send")
         nursery.start_soon(partial(registry.broadcast, "s", "durable", durable=True))
         await gate.reached.wait()
         await registry.broadcast("s", "memory")
-        assert store.calls["send"] == 0  # it is counted when the gate is open
+        assert store.calls["Send"] == 0  # it is counted when the gate is open
         assert await read(registry, "s", 1) == ["memory"]
         gate.open()
         assert await read(registry, "s", 1) == ["durable"]
@@ -307,7 +307,7 @@ async def test_a_message_whose_row_is_found_before_its_id_is_known_stays_in_orde
     async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
         await registry.add_session("s", FakeTransport())
         await registry.broadcast("s", 1)
-        gate = store.hold_answer("send")
+        gate = store.hold_answer("Send")
         nursery.start_soon(partial(registry.broadcast, "s", 2, durable=True))
         await gate.reached.wait()
         consumer = Consumer(registry, "s")
@@ -383,7 +383,7 @@ async def test_an_expired_message_with_a_row_is_counted_once(autojump_clock: Moc
             assert a.statistics().messages_dropped == 3
             await a.cleanup()
             assert a.statistics().messages_dropped == 3
-        entry = a._table.get("s")
+        entry = a._house.table.get("s")
         assert entry is not None
         assert entry.inbox is not None
         assert entry.inbox.held == set()
@@ -410,7 +410,7 @@ async def test_a_worker_that_reads_nothing_keeps_nothing_of_removed_sessions() -
             await registry.add_session(f"s{number}", FakeTransport())
             await registry.broadcast(f"s{number}", 1, durable=True)
             await registry.remove_session(f"s{number}")
-        assert not registry._delivery._wanted
+        assert not registry._house.messages._reading._wanted
         with pytest.raises(SessionNotFound):
             await registry.broadcast("s0", 1)
 
@@ -482,7 +482,7 @@ async def test_no_busy_loop_while_something_is_being_stored(everywhere: Shared) 
         await registry.add_session("s", FakeTransport())
         await registry.broadcast("s", 1)
         await registry.broadcast("s", 2, durable=True)
-        gate = store.hold_answer("send")
+        gate = store.hold_answer("Send")
         nursery.start_soon(partial(registry.broadcast, "s", 3, durable=True))
         await gate.reached.wait()
         consumer = Consumer(registry, "s")
@@ -511,7 +511,7 @@ async def test_nothing_of_a_removed_session_is_the_next_ones(
         await registry.broadcast("s", "of the removed one", durable=True)
         if hindrance == "the delete fails":
             transport.may_end.set()
-            store.fail(Fault.FAILS, "delete")
+            store.fail(Fault.FAILS, "Delete")
             await registry.remove_session("s")
             store.heal()
         else:
@@ -519,7 +519,7 @@ async def test_nothing_of_a_removed_session_is_the_next_ones(
             await transport.is_ending.wait()
         with pytest.raises(SessionNotFound):
             await registry.broadcast("s", "between the two")
-        store.fail(Fault.FAILS, "write", "delete")
+        store.fail(Fault.FAILS, "Claim", "Delete")
         await registry.add_session("s", FakeTransport())
         with trio.move_on_after(0.2):
             async with registry.open_inbox("s") as inbox:
@@ -589,7 +589,7 @@ async def test_a_row_that_is_still_unwritten_is_written_for_its_reader(
     ):
         await a.add_session("s", FakeTransport())
         await a.broadcast("s", 1, durable=True)
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         await b.add_session("s", FakeTransport())
         await b.broadcast("s", 2)
         consumer = Consumer(b, "s")
@@ -625,7 +625,7 @@ async def test_deletions_that_overlap_are_both_counted(everywhere: Shared) -> No
         for session_id in ("a", "b"):
             await registry.add_session(session_id, FakeTransport())
             await registry.broadcast(session_id, 1, durable=True)
-        gate = store.hold_answer("delete")
+        gate = store.hold_answer("Delete")
         nursery.start_soon(registry.remove_session, "a")
         await gate.reached.wait()
         await registry.remove_session("b")
@@ -641,11 +641,11 @@ async def test_a_row_that_a_removed_session_is_still_writing_is_not_the_next_one
     """It lands when the id has been added again, with the owner of the removed one."""
     store = GatedStore(everywhere.make_store())
     async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         await registry.add_session("s", FakeTransport())
         await registry.set_session_owner("s", "alice")
         store.heal()
-        gate = store.hold("write")
+        gate = store.hold("Claim")
         nursery.start_soon(registry.cleanup)
         await gate.reached.wait()
         await registry.remove_session("s")
@@ -666,7 +666,7 @@ async def test_an_owner_set_for_a_session_that_has_moved_is_not_kept_here(
     """The row was still unwritten when another worker took the session over."""
     store = FaultyStore(everywhere.make_store())
     async with everywhere.open(store=store) as a, everywhere.open() as b:
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         await a.add_session("s", FakeTransport())
         store.heal()
         await trio.sleep(0.3)  # far more than a busy machine needs to send a claim off
@@ -686,7 +686,7 @@ async def test_a_message_that_is_stored_while_its_session_is_added_anew_stays_in
     store = GatedStore(everywhere.make_store())
     async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
         await registry.add_session("s", FakeTransport())
-        gate = store.hold("send")
+        gate = store.hold("Send")
 
         async def send() -> None:
             await registry.broadcast("s", 1, durable=True)
@@ -713,7 +713,7 @@ async def test_a_reader_that_opens_before_the_takeover_is_written_keeps_the_orde
         await b.add_session("s", FakeTransport())
         for number in (1, 2):
             await a.broadcast("s", number)
-        gate = store.hold("write")
+        gate = store.hold("Claim")
         nursery.start_soon(a.add_session, "s", FakeTransport())
         await gate.reached.wait()
         consumer = Consumer(a, "s")
@@ -733,7 +733,7 @@ async def test_what_could_not_be_sent_on_is_sent_on_by_closing(everywhere: Share
             await a.add_session("s", FakeTransport())
             await a.broadcast("s", 1)
             await b.add_session("s", FakeTransport())
-            store.fail(Fault.FAILS, "send_on")
+            store.fail(Fault.FAILS, "Send")
             await a.cleanup()
             store.heal()
         assert await read(b, "s", 1) == [1]

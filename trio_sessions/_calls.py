@@ -17,10 +17,18 @@ from typing import Any, Protocol
 import trio
 
 from trio_sessions._rounds import Answer, CallHost, Round, Running, Scope
-from trio_sessions._table import Entry
+from trio_sessions._entry import Entry
 from trio_sessions.types import fingerprint
 
-__all__ = ["PARTING", "Answer", "Companions", "OpenHost", "TransportCalls", "TrioHost"]
+__all__ = [
+    "PARTING",
+    "Answer",
+    "Companions",
+    "OpenHost",
+    "TransportCalls",
+    "TrioHost",
+    "check_transport",
+]
 
 logger = logging.getLogger("trio_sessions.transports")
 
@@ -182,3 +190,14 @@ class TransportCalls:
         self, name: str, entries: Sequence[Entry], timeout: float
     ) -> dict[Entry, Answer]:
         return await Round(self._host, self._running, name, entries, timeout).ask()
+
+
+def check_transport(transport: object) -> None:
+    """Raise `TypeError` unless ``transport`` has the methods of one."""
+    if isinstance(transport, type):
+        raise TypeError(f"transport must be an instance, not the class {transport.__name__}")
+    for name in ("is_connected", "disconnect"):
+        if not callable(getattr(transport, name, None)):
+            raise TypeError(
+                f"transport must have an async method {name}(); {type(transport).__name__} has none"
+            )

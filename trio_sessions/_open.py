@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
+from trio_sessions._background import Background
 from trio_sessions._calls import TransportCalls, TrioHost
-from trio_sessions._delivery import Delivery
-from trio_sessions._jobs import Jobs
+from trio_sessions._edge import Edge
+from trio_sessions._house import House
 from trio_sessions._registry import SessionRegistry
-from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import SessionStore, Worker
@@ -159,51 +159,55 @@ async def open_with(
         limiter=trio.CapacityLimiter(settings.max_concurrent),
     )
     table = LocalTable() if table is None else table
-    rows = Rows(store, worker, table, settings)
     calls = TransportCalls(TrioHost()) if calls is None else calls
-    delivery = Delivery(table=table, rows=rows, settings=settings)
-    body_error: BaseException | None = None
-    crash: BaseExceptionGroup[BaseException] | None = None
+    async with _opened(Edge(store, worker, settings)) as edge, calls.open():
+        async with _bare_nursery() as nursery:
+            house = House(
+                edge=edge,
+                table=table,
+                calls=calls,
+                background=Background(nursery),
+                settings=settings,
+            )
+            async with house.open():
+                yield SessionRegistry(house)
+
+
+@asynccontextmanager
+async def _opened(edge: Edge) -> AsyncIterator[Edge]:
+    """Open the store for the block; what cannot be opened is closed again."""
     try:
-        await rows.open()
-        async with calls.open(), trio.open_nursery() as nursery:
-            jobs = Jobs(
-                nursery=nursery,
-                table=table,
-                calls=calls,
-                rows=rows,
-                delivery=delivery,
-                settings=settings,
-            )
-            registry = SessionRegistry(
-                rows=rows,
-                table=table,
-                calls=calls,
-                delivery=delivery,
-                jobs=jobs,
-                settings=settings,
-            )
-            try:
-                await registry._start()  # noqa: SLF001 -- its lifetime is this module's
-                yield registry
-            except BaseException as exc:  # noqa: BLE001 -- kept from the nursery, which would wrap it; raised below
-                body_error = exc
-            finally:
-                await registry._close()  # noqa: SLF001
-                nursery.cancel_scope.shield = True
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        crash = group
+        await edge.open()
+        yield edge
     finally:
         with trio.CancelScope(shield=True):
-            await rows.close()
-    if crash is not None:
+            await edge.close()
+
+
+@asynccontextmanager
+async def _bare_nursery() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery, and end it with its block; what the block raises comes out bare.
+
+    Raises:
+        BaseException: what the block has raised; or what a task in the nursery has, and the block
+            too, in a group if there are several.
+    """
+    raised: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as exc:  # noqa: BLE001 -- kept from the nursery, which would wrap it; raised below
+                raised = exc
+            nursery.cancel_scope.shield = True
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as crash:
         # The background crashed. That cancelled the block, so a Cancelled is no news.
         errors = [bare(error) for error in crash.exceptions]
-        if body_error is not None and not isinstance(body_error, trio.Cancelled):
-            errors.append(body_error)
-        if len(errors) == 1:
-            raise errors[0]
-        raise BaseExceptionGroup("the registry crashed", errors)
-    if body_error is not None:
-        raise body_error
+        if raised is not None and not isinstance(raised, trio.Cancelled):
+            errors.append(raised)
+        if len(errors) > 1:
+            raise BaseExceptionGroup("the registry crashed", errors) from None
+        raised = errors[0]
+    if raised is not None:
+        raise raised

@@ -35,7 +35,7 @@ from typing import Any, Protocol
 import outcome
 import trio
 
-from trio_sessions._table import Entry
+from trio_sessions._entry import Entry
 from trio_sessions.types import fingerprint
 
 __all__ = ["Answer", "CallHost", "Round", "Running", "Scope"]

@@ -333,7 +333,7 @@ class SessionRegistry:
         service = self._opened()
         service.check_loop()
         core = service.core
-        if durable or not core.accept(session_id, message):
+        if durable or not core._accept(session_id, message):  # noqa: SLF001 -- the fast half of `broadcast`, which both facades share
             send = partial(TrioRegistry.broadcast, durable=durable)
             await self._call(send, session_id, message)
 

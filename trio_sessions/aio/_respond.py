@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from trio_sessions._table import Entry
+from trio_sessions._entry import Entry
 
 __all__ = ["RespondTasks"]
 

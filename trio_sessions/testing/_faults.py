@@ -22,7 +22,7 @@ from trio_sessions.types import (
     Undelivered,
     Wanted,
 )
-from trio_sessions.writes import Batch, Committed
+from trio_sessions.writes import Batch, Committed, Write
 
 __all__ = ["Fault", "FaultyStore"]
 
@@ -33,6 +33,7 @@ _OPERATIONS = frozenset(
     for name, value in inspect.getmembers(SessionStore, inspect.isfunction)
     if not name.startswith("_")
 )
+_KINDS = frozenset(kind.__name__ for kind in Write.__subclasses__())
 
 
 class Fault(enum.Enum):
@@ -56,11 +57,12 @@ class FaultyStore(SessionStore):
     Attributes:
         fault: what becomes of operations from now on.
         operations: the operations that ``fault`` applies to, by the names of the
-            methods of `SessionStore`; None: all of them.
+            methods of `SessionStore`; None: all of them. The name of a kind of write
+            (``"Claim"``) stands for each batch that has one in it.
         error: what a failing operation raises.
-        calls: how often each operation was asked for.
-        faults: how often each operation ran into a fault; assert on it, so that a test
-            has seen its fault happen.
+        calls: how often each operation was asked for, and batches with each kind of write.
+        faults: how often each operation, and batches with each kind of write, ran into a
+            fault; assert on it, so that a test has seen its fault happen.
     """
 
     def __init__(self, store: SessionStore) -> None:
@@ -78,9 +80,11 @@ class FaultyStore(SessionStore):
 
     def fail(self, fault: Fault = Fault.FAILS, *operations: str) -> None:
         """Let operations run into ``fault``: those named, or all of them."""
-        unknown = set(operations) - _OPERATIONS
+        unknown = set(operations) - _OPERATIONS - _KINDS
         if unknown:
-            raise ValueError(f"operations must be methods of SessionStore, not {sorted(unknown)}")
+            raise ValueError(
+                f"operations must be methods of SessionStore or writes, not {sorted(unknown)}"
+            )
         self.fault = fault
         self.operations = frozenset(operations) or None
 
@@ -88,16 +92,16 @@ class FaultyStore(SessionStore):
         """Let every operation through again."""
         self.fault, self.operations = Fault.NONE, None
 
-    def _fault_of(self, name: str) -> Fault:
-        concerned = self.operations is None or name in self.operations
+    def _fault_of(self, *names: str) -> Fault:
+        concerned = self.operations is None or not self.operations.isdisjoint(names)
         return self.fault if concerned else Fault.NONE
 
-    async def _through(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
-        self.calls[name] += 1
-        fault = self._fault_of(name)
+    async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
+        self.calls.update((name, *kinds))
+        fault = self._fault_of(name, *kinds)
         if fault is Fault.NONE:
             return await operation()
-        self.faults[name] += 1
+        self.faults.update((name, *kinds))
         if fault is Fault.COMMITS_THEN_FAILS:
             await operation()
         elif fault is Fault.HANGS:
@@ -117,7 +121,8 @@ class FaultyStore(SessionStore):
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         """Carry out writes, or fail; see `Store.commit`."""
-        return await self._through("commit", lambda: self._store.commit(worker, batch))
+        kinds = {type(write).__name__ for write in batch.writes}
+        return await self._through("commit", lambda: self._store.commit(worker, batch), *kinds)
 
     async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
         """Write rows, or fail; see `SessionStore.write`."""

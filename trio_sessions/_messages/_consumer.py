@@ -1,34 +1,34 @@
-"""What a consumer holds: the open inbox of one session."""
+"""What a reader holds: the open inbox of one session."""
 
-import math
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
 
 import trio
 
-from trio_sessions._delivery import Delivery
-from trio_sessions._inbox import Inbox, Message
+from trio_sessions._entry import Entry
 from trio_sessions._json import decode
-from trio_sessions._table import Entry
+from trio_sessions._messages._inbox import Inbox, Message
+from trio_sessions._messages._room import Messages
 from trio_sessions.abc import Transport
-from trio_sessions.types import fingerprint
 
 __all__ = ["OpenInbox"]
 
-_PATIENCE = 1.0  # seconds for which messages in memory wait for older ones in a silent store
-
 
 class OpenInbox:
-    """The messages of one session, for one consumer; made by `SessionRegistry.open_inbox`."""
+    """The messages of one session, for one reader; made by `SessionRegistry.open_inbox`."""
 
-    def __init__(self, delivery: Delivery, entry: Callable[[], Entry]) -> None:
-        self._delivery = delivery
+    def __init__(self, messages: Messages, entry: Callable[[], Entry]) -> None:
+        self._messages = messages
         self._find_entry = entry
         self._inbox: Inbox | None = None
         self._reading: Message | None = None
-        self.transport: Transport | None = None
+        self._transport: Transport | None = None
+
+    @property
+    def transport(self) -> Transport | None:
         """Whose messages they are, once it is open."""
+        return self._transport
 
     @property
     def _opened(self) -> Inbox:
@@ -46,37 +46,33 @@ class OpenInbox:
     def open(self) -> None:
         """Open it. Synchronous, for `__aenter__` here and on asyncio's side."""
         entry = self._find_entry()
-        inbox = self._delivery.inbox(entry)
-        if inbox.reader is not None:
-            raise RuntimeError(
-                f"the inbox of session {fingerprint(entry.session_id)} is open already: "
-                "messages stay in order only if one consumer reads them"
-            )
-        inbox.open(self)
-        self._inbox, self.transport = inbox, entry.transport
-        self._delivery.want(inbox)
+        self._inbox = self._messages.open(entry, self)
+        self._transport = entry.transport
 
     def close(self, *, finished: bool) -> None:
-        """Close it; ``finished``: the last message counts as handled."""
+        """Close it.
+
+        Args:
+            finished: the last message counts as handled.
+        """
         if self._reading is not None and not finished:
-            self._delivery.put_back(self._opened, self._reading)
-            self._reading = None
+            message, self._reading = self._reading, None
+            self._messages.put_back(self._opened, message)
         self.finish()
-        if not self._has_ended:
-            self._opened.reader = None
+        self._opened.leave(self)
 
     def finish(self) -> None:
         """Acknowledge the last message."""
         if self._reading is not None:
-            self._delivery.finish(self._opened, self._reading)
-            self._reading = None
+            message, self._reading = self._reading, None
+            self._messages.finish(self._opened, message)
 
     def next_nowait(self) -> tuple[bool, Any]:
         """Return True and the next message, or False and whether there will be one."""
         self.finish()
         if self._has_ended:
             return False, False
-        message = self._delivery.take(self._opened)
+        message = self._messages.take(self._opened)
         if message is None:
             return False, True
         self._reading = message
@@ -84,14 +80,12 @@ class OpenInbox:
 
     async def wait(self) -> None:
         """Wait until `next_nowait` may have another answer."""
-        inbox = self._opened
-        if inbox.can_take() or self._has_ended:
+        inbox, now = self._opened, trio.current_time()
+        if inbox.can_take(now) or self._has_ended:
             await trio.lowlevel.checkpoint()
             return
-        with trio.move_on_after(math.inf if inbox.looked else _PATIENCE):
+        with trio.move_on_at(inbox.may_change_at(now)):
             await inbox.arrival().wait()
-            return
-        inbox.look_failed()
 
     async def __aenter__(self) -> Self:
         await trio.lowlevel.checkpoint()

@@ -1,0 +1,530 @@
+"""The messages of one session that is held here: in memory within bounds, in order.
+
+No I/O. A message is in memory only, or it is a row of the store, of which memory may
+have a copy. What goes out is one line, first in, first out; rows join it in the order in which they
+are fetched. A sender's rows become visible in order, so that keeps every sender's order, but for
+what *this* worker sends: that may go to memory or to the store. Three rules keep it in order too:
+
+1. While rows of this worker wait in the store, nothing is accepted into memory.
+2. While rows may wait that were stored before (BEHIND), what is accepted is kept apart, as *early*,
+   with one boundary: the first row that this worker has stored since. Rows that are older than
+   the boundary go before what is early, others after::
+
+       out <── ready: r3 r4 m1 ... <── rows < boundary <── early: m2 m3 <── rows >= boundary
+
+3. While something is early and there is no boundary, a fetch and the storing of a message exclude
+   each other: its row might be found before its id is known.
+
+States::
+
+    BEHIND ── all that was stored is fetched, or the store is silent ──> CAUGHT_UP
+      ^ ^────────────── opened anew ─────────────────────────────────────────┘
+      │
+    SEALED <── added again (from BEHIND and CAUGHT_UP) ── until the claim says whether it is the
+               same session; any state ──> ENDED
+
+While it is SEALED nothing goes out: it may be another session of the same id (invariant 14).
+See docs/decisions/0009-one-writer.md.
+"""
+
+import enum
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import trio
+
+from trio_sessions.types import StoredMessage, Wanted
+
+__all__ = ["MOST", "Asked", "Inbox", "Message", "State"]
+
+MOST = 100  # messages in memory for one session; while some are early, so many rows more
+PATIENCE = 1.0  # seconds for which what is in memory waits for older rows in a silent store
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """A message in memory."""
+
+    payload: str
+    expires_at: float
+    """On Trio's clock."""
+    row: int | None = None
+    """Its id in the store, if it is there too."""
+    life: int = 0
+    """Counts how often the session was added again before it came."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes, encoded."""
+        return len(self.payload) if self.payload.isascii() else len(self.payload.encode())
+
+
+class State(enum.Enum):
+    """See the head of this file."""
+
+    BEHIND = enum.auto()
+    CAUGHT_UP = enum.auto()
+    SEALED = enum.auto()
+    ENDED = enum.auto()
+
+
+_NEXT = {
+    State.BEHIND: {State.CAUGHT_UP, State.SEALED, State.ENDED},
+    State.CAUGHT_UP: {State.BEHIND, State.SEALED, State.ENDED},
+    State.SEALED: {State.BEHIND, State.ENDED},
+    State.ENDED: set[State](),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A fetch that is under way for one inbox."""
+
+    wanted: Wanted
+    stored: int
+    """How many rows of this worker had been stored when it was asked."""
+
+
+class Inbox:
+    """See the head of this file. It stays when its session is added again; removal ends it.
+
+    Args:
+        session_id: whose inbox it is.
+        size: bytes of messages in memory, at most; a single larger one fits all the same.
+        message_ttl: seconds for which a message may wait.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_asked",
+        "_boundary",
+        "_door",
+        "_early",
+        "_floor",
+        "_has_more",
+        "_held",
+        "_in_hand",
+        "_in_hand_until",
+        "_life",
+        "_limit",
+        "_newest_own",
+        "_own_waits",
+        "_quiet_until",
+        "_reader",
+        "_ready",
+        "_returned",
+        "_stale",
+        "_state",
+        "_stored",
+        "_storing",
+        "_ttl",
+        "session_id",
+    )
+
+    def __init__(self, session_id: str, *, size: int, message_ttl: float) -> None:
+        self.session_id = session_id
+        self._door = trio.StrictFIFOLock()
+        self._limit = size
+        self._ttl = message_ttl
+        self._state = State.BEHIND
+        self._reader: object = None
+        self._returned: deque[Message] = deque()
+        """What was handed out and not finished: it goes first."""
+        self._ready: deque[Message] = deque()
+        self._early: deque[Message] = deque()
+        self._boundary: int | None = None
+        self._in_hand: Message | None = None
+        self._in_hand_until = float("inf")
+        self._held: set[int] = set()
+        """Rows that must not be fetched: in memory, or handed out and not yet acknowledged."""
+        self._stale: set[int] = set()
+        """Those of them that another worker may have handled: to be fetched once more."""
+        self._life = 0
+        self._floor = 0
+        """What came in an earlier life than this was another session's."""
+        self._asked: Asked | None = None
+        self._has_more = False
+        """Rows may be in the store that came after those in memory."""
+        self._own_waits = False
+        """Rows of this worker are in the store that have not been fetched."""
+        self._newest_own = 0
+        self._stored = 0
+        self._storing = 0
+        self._quiet_until = float("-inf")
+        self._arrived: trio.Event | None = None
+
+    def __len__(self) -> int:
+        return len(self._returned) + len(self._ready) + len(self._early)
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+        return self._state
+
+    @property
+    def held(self) -> frozenset[int]:
+        """Rows that are in memory, or handed out and not yet acknowledged."""
+        return frozenset(self._held)
+
+    def _go(self, state: State) -> None:
+        if state is not self._state:
+            if state not in _NEXT[self._state]:
+                raise RuntimeError(f"an inbox cannot go from {self._state.name} to {state.name}")
+            self._state = state
+
+    # ---- what this worker sends ----
+
+    def accept(self, payload: str, now: float) -> bool:
+        """Take a message of this worker, unless it has to wait in the store."""
+        if self._state is State.ENDED or self._own_waits or not self._has_room(self._all()):
+            return False
+        message = Message(payload, now + self._ttl, life=self._life)
+        if self._state is State.CAUGHT_UP:
+            self._ready.append(message)
+            self.wake()
+        else:
+            self._early.append(message)
+        return True
+
+    async def wait_until_may_store(self) -> None:
+        """Wait until a message may go to the store, in the order of the calls; see rule 3.
+
+        No checkpoint if it may, and nobody waits for it.
+        """
+        if self._may_store and not self._door.locked():
+            return
+        async with self._door:
+            while not self._may_store:
+                await self.arrival().wait()
+
+    @property
+    def _may_store(self) -> bool:
+        return not (self._asked is not None and self._early and self._boundary is None)
+
+    def begin_to_store(self) -> None:
+        """Note that a message is on its way to the store; `stored` must follow."""
+        self._storing += 1
+
+    def stored(self, row: int | None) -> None:
+        """Note the id that the store has given it; None: it has not, or cannot say so."""
+        self._storing -= 1
+        if row is not None:
+            self.note_row(row)
+        self.wake()
+
+    def note_row(self, row: int) -> None:
+        """Note that this worker has stored a message."""
+        self._stored += 1
+        if row in self._held or self._state is State.ENDED:
+            return  # it has been fetched already
+        self._own_waits = self._has_more = True
+        self._newest_own = max(self._newest_own, row)
+        if self._early:
+            self._boundary = row if self._boundary is None else min(self._boundary, row)
+
+    # ---- what is fetched ----
+
+    def expect_more(self) -> None:
+        """Note that rows may be in the store that have not been fetched."""
+        self._has_more = True
+
+    @property
+    def should_fetch(self) -> bool:
+        """It is read, and there is reason and room to fetch what waits in the store."""
+        if self._reader is None or self._asked is not None or not self._may_fetch:
+            return False
+        if self._state is State.BEHIND:
+            return self._has_stale or len(self._ready) + len(self._returned) <= MOST // 2
+        return self._has_more and len(self) <= MOST // 2
+
+    @property
+    def _may_fetch(self) -> bool:
+        if self._state not in {State.BEHIND, State.CAUGHT_UP}:
+            return False
+        return not (self._storing and self._early and self._boundary is None)
+
+    @property
+    def _has_stale(self) -> bool:
+        return bool(self._stale)
+
+    def ask(self, most: int) -> Asked | None:
+        """Begin to fetch what there is room for, ``most`` bytes at most; None: nothing now.
+
+        `answer` or `give_up_fetch` must follow. What is early has no part in the room.
+        """
+        if self._asked is not None or not self._may_fetch:
+            return None
+        inside = [*self._returned, *self._ready]
+        if self._state is State.CAUGHT_UP:
+            inside += self._early
+        inside = [one for one in inside if one.row is None or one.row not in self._stale]
+        if not self._has_room(inside):
+            self._has_more = True  # as far as is known
+            return None
+        wanted = Wanted(
+            session_id=self.session_id,
+            held=frozenset(self._held - self._stale),
+            count=MOST - len(inside),
+            size=max(1, min(self._limit - _size(inside), most)),
+        )
+        self._asked = Asked(wanted, self._stored)
+        return self._asked
+
+    def give_up_fetch(self, asked: Asked) -> None:
+        """Note that a fetch has failed."""
+        if self._asked is asked:
+            self._asked = None
+            self._quiet_until = float("-inf")  # what is in memory need not wait any longer
+            self.wake()
+
+    def answer(self, asked: Asked, found: Sequence[StoredMessage], now: float) -> None:
+        """Take what was fetched; it may come too late."""
+        if self._asked is not asked:  # the session was added again, or removed
+            return
+        self._asked = None
+        self._quiet_until = now + PATIENCE
+        for one in found:
+            self._take_in(one, now)
+        size = sum(_bytes(one.payload) for one in found)
+        if len(found) < asked.wanted.count and size < asked.wanted.size:  # that was all
+            self._drop_stale()
+            self._catch_up()
+            if self._stored == asked.stored:
+                self._has_more = self._own_waits = False
+        else:
+            self._has_more = True
+        self.wake()
+
+    def _take_in(self, one: StoredMessage, now: float) -> None:
+        self._stale.discard(one.id)
+        if one.id == self._newest_own:  # its sender's rows become visible in order
+            self._own_waits = False
+        if one.id in self._held:
+            return
+        if self._boundary is not None and one.id >= self._boundary:
+            self._join_early()
+        self._held.add(one.id)
+        expires_at = now - one.age + self._ttl
+        self._ready.append(Message(one.payload, expires_at, one.id, self._life))
+
+    def _drop_stale(self) -> None:
+        """Let go of copies whose rows have been handled elsewhere."""
+        for line in (self._returned, self._ready):
+            kept = [one for one in line if one.row not in self._stale]
+            line.clear()
+            line.extend(kept)
+        self._held -= self._stale
+        self._stale.clear()
+
+    def _join_early(self) -> None:
+        self._ready.extend(self._early)
+        self._early.clear()
+        self._boundary = None
+
+    def _catch_up(self) -> None:
+        self._join_early()
+        if self._state is State.BEHIND:
+            self._go(State.CAUGHT_UP)
+
+    # ---- what goes out ----
+
+    @property
+    def reader(self) -> object:
+        """Who reads it."""
+        return self._reader
+
+    def open(self, reader: object, now: float) -> None:
+        """Begin to be read: what was stored before is to be fetched first."""
+        self._reader = reader
+        self._quiet_until = now + PATIENCE
+        self._has_more = True
+        if self._state is State.CAUGHT_UP:
+            self._go(State.BEHIND)
+
+    def leave(self, reader: object) -> None:
+        """Stop being read, if it is still this one who reads."""
+        if self._reader is reader:
+            self._reader = None
+
+    def take(self, now: float) -> Message | None:
+        """Hand out the next message; `finish` or `put_back` must follow."""
+        if not self.can_take(now):
+            return None
+        self._give_up_in_hand(now)
+        if self._state is State.BEHIND and not self._returned and not self._ready:
+            self._catch_up()  # the store is silent: what is in memory need not wait for it
+        message = (self._returned or self._ready).popleft()
+        self._in_hand = message
+        return message
+
+    def can_take(self, now: float) -> bool:
+        """Say whether there is a next message that may go out."""
+        if self._state in {State.SEALED, State.ENDED}:
+            return False
+        if self._in_hand is not None and now < self._in_hand_until:
+            return False
+        line = self._returned or self._ready
+        if line:
+            return line[0].row is None or line[0].row not in self._stale
+        return bool(self._early) and (
+            self._state is State.CAUGHT_UP or now >= self._quiet_until
+        )
+
+    def may_change_at(self, now: float) -> float:
+        """Return when `can_take` may have another answer although nothing has come."""
+        moments = [self._quiet_until] if self._state is State.BEHIND and self._early else []
+        if self._in_hand is not None:
+            moments.append(self._in_hand_until)
+        return min((one for one in moments if one > now), default=float("inf"))
+
+    def _give_up_in_hand(self, now: float) -> None:
+        """Let the next message go before one that a former reader has had for too long."""
+        if self._in_hand is not None and now >= self._in_hand_until:
+            self._in_hand.life = -1
+            self._in_hand = None
+            self._in_hand_until = float("inf")
+
+    def finish(self, message: Message) -> bool:
+        """Note that a message was handled; say whether its row is to be acknowledged."""
+        self._out_of_hand(message)
+        return message.row is not None
+
+    def put_back(self, message: Message) -> bool:
+        """Take back a message that was not finished; False: it is too late for that."""
+        self._out_of_hand(message)
+        if self._state is State.ENDED or message.life < self._floor:
+            return False
+        self._returned.appendleft(message)
+        return True
+
+    def is_current(self, message: Message) -> bool:
+        """Say whether a message that came too late is one of the session that is held now."""
+        return self._state is not State.ENDED and message.row in self._held
+
+    def _out_of_hand(self, message: Message) -> None:
+        if self._in_hand is message:
+            self._in_hand = None
+            self._in_hand_until = float("inf")
+        self.wake()
+
+    def forget(self, rows: Iterable[int]) -> None:
+        """Note that these rows are acknowledged, or dropped by the store."""
+        self._held.difference_update(rows)
+
+    # ---- what becomes of the session ----
+
+    def add_again(self, *, detach: bool, seal: bool, until: float) -> None:
+        """Note that the session was added again: nothing goes out until its claim is answered.
+
+        Args:
+            detach: a newer transport has taken it over: detach the reader.
+            seal: what is in memory may be another session's, for all that is known.
+            until: how long the next reader waits for what the former one has in hand.
+        """
+        if detach:
+            self._reader = None
+            if self._in_hand is not None:
+                self._in_hand_until = until
+        if self._state is State.ENDED:
+            return
+        self._life += 1
+        self._asked = None
+        if seal and (len(self) or self._in_hand is not None):
+            self._go(State.SEALED)
+        elif self._state is State.CAUGHT_UP:
+            self._go(State.BEHIND)
+        self.wake()
+
+    def claimed(self, *, is_other: bool, has_moved: bool, now: float) -> list[Message]:
+        """Note what the claim said; return what was another session's, and is dropped."""
+        dropped: list[Message] = []
+        if is_other:
+            dropped = self._drop_earlier_lives()
+        elif has_moved:
+            self._stale = {
+                one.row for one in chain(self._returned, self._ready) if one.row is not None
+            }
+        if self._state in {State.SEALED, State.CAUGHT_UP}:
+            self._go(State.BEHIND)
+        self._has_more = True
+        self._quiet_until = now + PATIENCE
+        self.wake()
+        return dropped
+
+    def _drop_earlier_lives(self) -> list[Message]:
+        self._floor = self._life
+        gone = [one for one in self._all() if one.life < self._floor]
+        for line in (self._returned, self._ready, self._early):
+            kept = [one for one in line if one.life >= self._floor]
+            line.clear()
+            line.extend(kept)
+        self._held.clear()
+        self._stale.clear()
+        self._boundary = None
+        self._own_waits = False
+        if self._in_hand is not None and self._in_hand.life < self._floor:
+            self._in_hand = None
+            self._in_hand_until = float("inf")
+        return gone
+
+    def end(self) -> None:
+        """Note that the session is not held here any more: its reader need not wait."""
+        self._reader = self._asked = None
+        self._go(State.ENDED)
+        self.wake()
+
+    def clear(self) -> list[Message]:
+        """Take everything out."""
+        gone = self._all()
+        for line in (self._returned, self._ready, self._early):
+            line.clear()
+        return gone
+
+    def expired(self, now: float) -> list[Message]:
+        """Take out what has waited for too long."""
+        gone = [one for one in self._all() if one.expires_at < now]
+        if gone:
+            for line in (self._returned, self._ready, self._early):
+                kept = [one for one in line if one.expires_at >= now]
+                line.clear()
+                line.extend(kept)
+        return gone
+
+    def handed_out(self) -> set[int]:
+        """Return the rows that somebody has in hand, or has finished lately."""
+        return self._held - {one.row for one in self._all() if one.row is not None}
+
+    @property
+    def row_in_hand(self) -> int | None:
+        """The row that somebody has in hand."""
+        return None if self._in_hand is None else self._in_hand.row
+
+    # ---- room, and waiting ----
+
+    def _all(self) -> list[Message]:
+        return [*self._returned, *self._ready, *self._early]
+
+    def _has_room(self, inside: Sequence[Message]) -> bool:
+        return len(inside) < MOST and _size(inside) < self._limit
+
+    def arrival(self) -> trio.Event:
+        """Return an event that is set when something may have changed."""
+        if self._arrived is None:
+            self._arrived = trio.Event()
+        return self._arrived
+
+    def wake(self) -> None:
+        """Let whoever waits look again."""
+        if self._arrived is not None:
+            self._arrived.set()
+            self._arrived = None
+
+
+def _bytes(payload: str) -> int:
+    return len(payload) if payload.isascii() else len(payload.encode())
+
+
+def _size(messages: Sequence[Message]) -> int:
+    return sum(message.size for message in messages)

@@ -1,0 +1,82 @@
+"""The inboxes of the sessions held here, by session id. Synchronous, no I/O."""
+
+from collections.abc import Iterable
+
+import trio
+
+from trio_sessions._counters import Counters
+from trio_sessions._messages._inbox import Inbox, Message, State
+from trio_sessions._settings import Settings
+
+__all__ = ["Inboxes"]
+
+
+class Inboxes:
+    """An inbox is made when there is a first message for it, or when somebody opens it."""
+
+    def __init__(self, settings: Settings, counters: Counters) -> None:
+        self._settings = settings
+        self._counters = counters
+        self._inboxes: dict[str, Inbox] = {}
+        self._filled: dict[Inbox, None] = {}
+        self._expired: dict[int, Inbox] = {}
+
+    def get(self, session_id: str) -> Inbox | None:
+        """Return the inbox of a session, if it has one."""
+        return self._inboxes.get(session_id)
+
+    def of(self, session_id: str) -> Inbox:
+        """Return the inbox of a session that is held here."""
+        inbox = self._inboxes.get(session_id)
+        if inbox is None:
+            inbox = self._inboxes[session_id] = Inbox(
+                session_id,
+                size=self._settings.max_message_bytes,
+                message_ttl=self._settings.message_ttl,
+            )
+        return inbox
+
+    def end(self, session_id: str) -> Inbox | None:
+        """Take out the inbox of a session that is not held any more."""
+        inbox = self._inboxes.pop(session_id, None)
+        if inbox is not None:
+            self._filled.pop(inbox, None)
+            inbox.end()
+        return inbox
+
+    def note(self, inbox: Inbox) -> None:
+        """Note that there may be something in an inbox."""
+        if len(inbox) and inbox.state is not State.ENDED:
+            self._filled[inbox] = None
+
+    def in_memory(self) -> int:
+        """Count the messages that wait in memory."""
+        return sum(map(len, self._filled))
+
+    # ---- message_ttl ----
+
+    def drop_expired(self) -> None:
+        """Drop what has waited in memory for longer than ``message_ttl``."""
+        now = trio.current_time()
+        for inbox in list(self._filled):
+            self.expire(inbox, inbox.expired(now))
+            if not len(inbox):
+                del self._filled[inbox]
+
+    def expire(self, inbox: Inbox, messages: Iterable[Message]) -> None:
+        """Drop messages that are too old."""
+        for message in messages:
+            if message.row is None:
+                self._counters.count_dropped(1)
+            else:  # the sweep deletes and counts it; until then it must not be fetched again
+                self._expired[message.row] = inbox
+
+    def is_expired(self, row: int) -> bool:
+        """Say whether a row is only left for the sweep."""
+        return row in self._expired
+
+    def swept(self) -> None:
+        """Note that the store has dropped what was too old."""
+        for row, inbox in self._expired.items():
+            inbox.forget([row])
+        self._expired.clear()
