@@ -12,7 +12,8 @@ from trio_sessions import RegistryClosed, SessionRegistry
 from trio_sessions._cleanup import Pass
 from trio_sessions.abc import Worker
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import RowAnswers, RowClaim
+from trio_sessions.types import RowAnswers
+from trio_sessions.writes import Batch, Committed
 
 
 def new_pass(registry: SessionRegistry) -> Pass:
@@ -120,20 +121,17 @@ class CutsAt(FaultyStore):
         self._cut("refresh", "after")
         return answers
 
-    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-        self._cut("write", "before")
-        answers = await super().write(worker, claims)
-        self._cut("write", "after")
-        return answers
-
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
-        self._cut("delete", "before")
-        messages = await super().delete(worker, session_ids, up_to=up_to)
-        self._cut("delete", "after")
-        return messages
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        kinds = {type(write).__name__ for write in batch.writes}
+        for kind in kinds:
+            self._cut(kind, "before")
+        committed = await super().commit(worker, batch)
+        for kind in kinds:
+            self._cut(kind, "after")
+        return committed
 
 
-@pytest.mark.parametrize("operation", ["refresh", "write", "delete"])
+@pytest.mark.parametrize("operation", ["refresh", "Claim", "Delete"])
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_pass_cut_around_an_operation_of_the_store_is_harmless(
     shared: Shared, operation: str, when: str

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 from conftest import Shared
+from gates import GatedStore
 from readers import finish_writing
 from trio.testing import MockClock
 
@@ -19,7 +20,8 @@ from trio_sessions import StoreUnavailable, fingerprint, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import Holder, RowAnswers, RowClaim
+from trio_sessions.types import Holder, RowAnswers
+from trio_sessions.writes import Batch, Committed
 
 
 async def test_a_steady_pass_refreshes_everyone(everywhere: Shared) -> None:
@@ -290,25 +292,20 @@ async def test_a_session_removed_while_its_row_is_written_leaves_no_row(everywhe
 async def test_a_row_that_lands_after_its_session_was_removed_is_deleted(
     everywhere: Shared,
 ) -> None:
-    """The insert was on its way when `remove_session` had deleted what there was."""
-    go_on = trio.Event()
-
-    class Slow(FaultyStore):
-        async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-            self.calls["begun"] += 1
-            await go_on.wait()
-            return await super().write(worker, claims)
-
-    store = Slow(everywhere.make_store())
+    """The insert was on its way when the session was removed: the deletion comes behind it."""
+    store = GatedStore(everywhere.make_store())
     async with everywhere.open(store=store) as registry:
+        gate = store.hold("Claim")
+        transport = FakeTransport()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(registry.add_session, "s", FakeTransport())
-            while not store.calls["begun"]:
+            nursery.start_soon(registry.add_session, "s", transport)
+            await gate.reached.wait()
+            nursery.start_soon(registry.remove_session, "s")
+            while not transport.disconnects:
                 await trio.lowlevel.checkpoint()
-            await registry.remove_session("s")
-            assert store.calls["Delete"] == 1
-            go_on.set()
-        assert store.calls["Claim"] == 1
+            assert store.calls["Delete"] == 0
+            gate.open()
+        assert (store.calls["Claim"], store.calls["Delete"]) == (1, 1)
         assert everywhere.backdoor.rows() == {}
 
 
@@ -338,9 +335,9 @@ async def test_a_write_that_was_queued_does_not_win_over_a_newer_one(everywhere:
     begun = trio.Event()
 
     class Queued(FaultyStore):
-        async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
+        async def commit(self, worker: Worker, batch: Batch) -> Committed:
             begun.set()
-            return await super().write(worker, claims)
+            return await super().commit(worker, batch)
 
         async def locate(self, worker: Worker, session_id: str) -> Holder | None:
             await trio.to_thread.run_sync(release.wait, limiter=worker.limiter)
@@ -391,8 +388,8 @@ async def test_a_store_that_answers_nonsense_is_unknown(answer: Any) -> None:
     class Nonsense(FaultyStore):
         nonsense = False
 
-        async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-            return answer if self.nonsense else await super().write(worker, claims)
+        async def commit(self, worker: Worker, batch: Batch) -> Committed:
+            return answer if self.nonsense else await super().commit(worker, batch)
 
         async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
             return answer if self.nonsense else await super().refresh(worker, session_ids)

@@ -34,9 +34,9 @@ class SlowStore(FaultyStore):
         super().__init__(store)
         self._random = random
 
-    async def _through(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
         await trio.sleep(self._random.choice((0, 0, 0.01, 0.1)))
-        answer = await super()._through(name, operation)
+        answer = await super()._through(name, operation, *kinds)
         await trio.sleep(self._random.choice((0, 0, 0.01, 0.1)))
         return answer
 
