@@ -48,7 +48,9 @@ async def test_leaving_disconnects_everything_and_deletes_every_row(shared: Shar
         for number, transport in enumerate(transports):
             await registry.add_session(f"s{number}", transport)
         await other.add_session("elsewhere", FakeTransport())
-        registry._house.table.discard(registry._house.table._entries["s3"])  # as if it had been lost
+        registry._house.table.discard(
+            registry._house.table._entries["s3"]
+        )  # as if it had been lost
         await registry_closed(registry)
         assert shared.backdoor.rows() == {"elsewhere": "other"}
     assert [t.disconnects for t in transports] == [1, 1, 1, 0, 1]

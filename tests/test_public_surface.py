@@ -60,7 +60,7 @@ METHODS = {
     "add_session": ["session_id", "transport"],
     "get_session": ["session_id"],
     "get_session_sync": ["session_id"],
-    "remove_session": ["session_id"],
+    "remove_session": ["session_id", "transport"],
     "session_exists": ["session_id"],
     "get_all_session_ids": [],
     "locate_session": ["session_id"],

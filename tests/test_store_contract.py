@@ -235,6 +235,6 @@ async def test_a_faulty_store_fails_as_it_is_told() -> None:
     assert scope.cancelled_caught
     store.heal()
     assert await store.locate(worker, "s") is not None
-    assert store.faults == {"commit": 2, "locate": 1}
+    assert store.faults == {"commit": 2, "Claim": 2, "locate": 1}
     with pytest.raises(ValueError, match="wirte"):
         store.fail(Fault.FAILS, "wirte")

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import trio
 
-from trio_sessions._rounds import Answer, CallHost, Round, Running, Scope
 from trio_sessions._entry import Entry
+from trio_sessions._rounds import Answer, CallHost, Round, Running, Scope
 from trio_sessions.types import fingerprint
 
 __all__ = [

@@ -57,11 +57,11 @@ class _ClaimOrder(Order[Claimed]):
         if isinstance(result, outcome.Error):
             assert isinstance(result.error, Exception)
             self._entry.fail(result.error)
-        elif result is None:
-            self._entry.fail(None)
-        else:
+        elif isinstance(result, outcome.Value):
             assert self._made is not None
             self._claims.conclude(self._entry, self._made, result.value)
+        else:
+            self._entry.fail(None)
 
 
 class _DeleteOrder(Order[int]):

@@ -160,25 +160,20 @@ async def open_with(
     )
     table = LocalTable() if table is None else table
     calls = TransportCalls(TrioHost()) if calls is None else calls
-    async with _opened(Edge(store, worker, settings)) as edge, calls.open():
-        async with _bare_nursery() as nursery:
-            house = House(
-                edge=edge,
-                table=table,
-                calls=calls,
-                background=Background(nursery),
-                settings=settings,
-            )
-            async with house.open():
-                yield SessionRegistry(house)
+    edge = Edge(store, worker, settings)
+    async with _opened(edge), calls.open(), _bare_nursery() as nursery:
+        background = Background(nursery)
+        house = House(edge=edge, table=table, calls=calls, background=background, settings=settings)
+        async with house.open():
+            yield SessionRegistry(house)
 
 
 @asynccontextmanager
-async def _opened(edge: Edge) -> AsyncIterator[Edge]:
+async def _opened(edge: Edge) -> AsyncIterator[None]:
     """Open the store for the block; what cannot be opened is closed again."""
     try:
         await edge.open()
-        yield edge
+        yield
     finally:
         with trio.CancelScope(shield=True):
             await edge.close()

@@ -228,10 +228,7 @@ class Lines:
 
     def _orders(self) -> Iterable[Order[Any]]:
         return (
-            order
-            for line in self._lines.values()
-            for order in line
-            if order.stage is Stage.WAITING
+            order for line in self._lines.values() for order in line if order.stage is Stage.WAITING
         )
 
     def _count(self, order: Order[Any], sign: int) -> None:

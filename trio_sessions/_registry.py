@@ -12,11 +12,11 @@ from typing import Any
 import trio
 
 from trio_sessions._background import is_cancellation
+from trio_sessions._calls import check_transport
 from trio_sessions._entry import Entry
 from trio_sessions._house import House
 from trio_sessions._json import encode
 from trio_sessions._messages import OpenInbox
-from trio_sessions._calls import check_transport
 from trio_sessions.abc import Transport
 from trio_sessions.errors import RegistryClosed, SessionNotFound, SessionsError
 from trio_sessions.types import (
@@ -95,9 +95,7 @@ class SessionRegistry:
         entry = self._house.table.get(check_session_id(session_id))
         return None if entry is None else entry.transport
 
-    async def remove_session(
-        self, session_id: str, *, transport: Transport | None = None
-    ) -> None:
+    async def remove_session(self, session_id: str, *, transport: Transport | None = None) -> None:
         """End a session held here: un-publish it, disconnect it, delete its row.
 
         An unknown id is no error, nor is a transport that fails to disconnect (logged),

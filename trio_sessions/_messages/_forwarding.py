@@ -65,7 +65,7 @@ class _ForwardOrder(Order[Sent | None]):
     def conclude(self, result: outcome.Outcome[Sent | None] | None) -> None:
         if isinstance(result, outcome.Error):
             self._forwarding.keep(self._letter, result.error)
-        elif result is None or result.value is None:
+        elif not isinstance(result, outcome.Value) or result.value is None:
             self._forwarding.drop()
 
 

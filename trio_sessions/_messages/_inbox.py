@@ -368,9 +368,7 @@ class Inbox:
         line = self._returned or self._ready
         if line:
             return line[0].row is None or line[0].row not in self._stale
-        return bool(self._early) and (
-            self._state is State.CAUGHT_UP or now >= self._quiet_until
-        )
+        return bool(self._early) and (self._state is State.CAUGHT_UP or now >= self._quiet_until)
 
     def may_change_at(self, now: float) -> float:
         """Return when `can_take` may have another answer although nothing has come."""

@@ -19,7 +19,11 @@ Ts = TypeVarTuple("Ts")
 class _Call:
     """One Trio function that an asyncio task waits for."""
 
-    def __init__(self, crossing: "Crossing") -> None:
+    def __init__(self, crossing: "Crossing", about: str | None, earlier: "_Call | None") -> None:
+        self.about = about
+        self.begun = trio.Event()
+        """Its first step is next. Nothing comes in between, up to its first checkpoint."""
+        self._earlier = earlier
         self.result: outcome.Outcome[Any] | None = None
         self._scope = trio.CancelScope()
         self._settled = asyncio.Event()
@@ -32,6 +36,11 @@ class _Call:
     async def run(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         result: outcome.Outcome[Any] | None = None
         try:
+            if self._earlier is not None:  # Trio starts tasks in any order
+                with trio.CancelScope(shield=True):
+                    await self._earlier.begun.wait()
+                self._earlier = None
+            self._crossing.begin(self)
             with self._scope:
                 result = outcome.Value(await function(*args))
         except trio.Cancelled:  # not by its caller: the service ends
@@ -64,6 +73,8 @@ class Crossing:
     ) -> None:
         self.loop = loop
         self._calls: set[_Call] = set()
+        self._next: dict[str, _Call] = {}
+        """The last call about each session that has not begun."""
         self._nursery: trio.Nursery | None = None
         self._why_ended = why_ended
 
@@ -74,13 +85,22 @@ class Crossing:
             yield
             self._nursery.cancel_scope.cancel()
 
-    async def call(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    async def call(
+        self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts, about: str | None = None
+    ) -> T:
         """Await a Trio function; on asyncio's side.
+
+        Args:
+            function: the function.
+            args: its arguments.
+            about: a session; calls about one begin in the order in which they were made.
 
         Cancellation: cancels the Trio function, waits until it has ended, and is then raised.
         """
-        call = _Call(self)
+        call = _Call(self, about, None if about is None else self._next.get(about))
         self._calls.add(call)
+        if about is not None:
+            self._next[about] = call
         self.start(call.run, function, *args)
         await call.wait()
         if call.result is None:
@@ -92,6 +112,16 @@ class Crossing:
         """Start a Trio function that nobody waits for, in a copy of the caller's context."""
         assert self._nursery is not None
         self._nursery.start_soon(function, *args)
+
+    def is_next(self, about: str) -> bool:
+        """Say whether a call about this session was made that has not begun."""
+        return about in self._next
+
+    def begin(self, call: _Call) -> None:
+        """Note that a call begins."""
+        if call.about is not None and self._next.get(call.about) is call:
+            del self._next[call.about]
+        call.begun.set()
 
     def forget(self, call: _Call) -> None:
         """Note that a call is over."""

@@ -46,6 +46,8 @@ class SessionRegistry:
     `shutdown`, or ``async with``, begin and end it on the running loop, which may be
     asyncio's own, uvloop's, or one of trio-asyncio.
 
+    Calls about one session are carried out in the order in which they were made.
+
     Every ``async`` method here is a coroutine function of **asyncio**, to be awaited on
     that loop. Methods that only look at the sessions held here never wait and never cross
     to Trio. The others are cancelled with their caller, who then waits until the Trio side
@@ -195,11 +197,16 @@ class SessionRegistry:
         service = self._opened()
         service.check_loop()
         try:
-            return await service.crossing.call(method, service.core, *args)
+            about = str(args[0]) if args else None
+            return await service.crossing.call(method, service.core, *args, about=about)
         except RegistryClosed as exc:
             if exc.__cause__ is not None or not service.life.has_ended:
                 raise
         raise await service.why_ended()
+
+    def _is_next(self, session_id: str) -> bool:
+        """Say whether a call about the session was made that has not begun."""
+        return self._opened().crossing.is_next(session_id)
 
     # ---- sessions ----
 
@@ -228,21 +235,22 @@ class SessionRegistry:
         """Return the transport of a session held here, else None."""
         return self._opened().core.get_session_sync(session_id)
 
-    async def remove_session(self, session_id: str) -> None:
+    async def remove_session(self, session_id: str, *, transport: Transport | None = None) -> None:
         """End a session held here; see `trio_sessions.SessionRegistry.remove_session`.
+
+        Args:
+            session_id: the session.
+            transport: end it only if this very transport still holds it, in one step. None:
+                whatever holds it.
 
         The tasks tied to it by `register_respond_task` are cancelled and awaited, within
         ``disconnect_timeout``; but not one that calls this itself.
-
-        Calls for one id that are made at the same time are carried out in any order. Who
-        removes a session only if it is still his looks and removes under a lock, and adds
-        under the same one; ``examples/chat.py`` has one for each id.
         """
         service = self._opened()
-        if service.core.get_session_sync(session_id) is None:
+        if not self._is_next(session_id) and service.core.get_session_sync(session_id) is None:
             return
         service.respond_tasks.spare_current()
-        await self._call(TrioRegistry.remove_session, session_id)
+        await self._call(partial(TrioRegistry.remove_session, transport=transport), session_id)
 
     async def session_exists(self, session_id: str) -> bool | None:
         """Say whether any worker holds the session: True, False, or None, not verifiable.
@@ -333,7 +341,7 @@ class SessionRegistry:
         service = self._opened()
         service.check_loop()
         core = service.core
-        if durable or not core._accept(session_id, message):  # noqa: SLF001 -- the fast half of `broadcast`, which both facades share
+        if durable or self._is_next(session_id) or not core._accept(session_id, message):  # noqa: SLF001 -- the fast half of `broadcast`, which both facades share
             send = partial(TrioRegistry.broadcast, durable=durable)
             await self._call(send, session_id, message)
 
