@@ -3,7 +3,7 @@
 from typing import Any
 
 from trio_sessions.abc import Worker
-from trio_sessions.stores.database.postgresql._kinds import Kind, Names, born, own
+from trio_sessions.stores.database.postgresql._kinds import Kind, Names, asked, born, own
 from trio_sessions.types import Holder, Sent
 from trio_sessions.writes import Acknowledge, Send
 
@@ -13,22 +13,16 @@ MOST_TOLD = 7900
 """Bytes in a notification; PostgreSQL takes less than 8000."""
 
 
+_SEND = "payload text, age float8, ended bigint, born text, elsewhere boolean"
+
+
 def _sends(names: Names) -> str:
     """Which id a message has got is known by its place: both ascend in the order of the batch.
 
     Each session's row is locked as the foreign key does it. That lock and the one that a claim
     takes exclude each other, so the holder is the one that the message has when it commits.
     """
-    return f"""
-        sends AS MATERIALIZED (
-            SELECT x.*, EXISTS (
-                SELECT FROM {names.sessions} AS s WHERE s.session_id = x.id
-            ) AS there
-            FROM json_to_recordset(CAST(%(sends)s AS json)) AS x(
-                n integer, id text, payload text, age float8, ended bigint, born text,
-                elsewhere boolean
-            )
-        ), send_locks AS MATERIALIZED (
+    return f"""{asked(names, "sends", _SEND)}, send_locks AS MATERIALIZED (
             SELECT s.session_id, s.worker_id, s.incarnation, s.owner, s.generation,
                 {own("s")} AS mine, {born("s")} AS born
             FROM {names.sessions} AS s
@@ -118,15 +112,8 @@ BELLS = _ring, _ring_answers
 
 def _acknowledgements(names: Names) -> str:
     """Lock the row of a session as a send does, so that nobody takes it over meanwhile."""
-    return f"""
-        acknowledgements AS MATERIALIZED (
-            SELECT a.*, EXISTS (
-                SELECT FROM {names.sessions} AS s WHERE s.session_id = a.id AND {own("s")}
-            ) AS there
-            FROM json_to_recordset(CAST(%(acknowledgements)s AS json)) AS a(
-                n integer, id text, messages bigint[]
-            )
-        ), acknowledgement_locks AS MATERIALIZED (
+    return f"""{asked(names, "acknowledgements", "messages bigint[]", there="t.mine")},
+        acknowledgement_locks AS MATERIALIZED (
             SELECT s.session_id FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(SELECT id FROM acknowledgements WHERE there))
                 AND {own("s")}
