@@ -33,6 +33,7 @@ from trio_sessions.types import RowAnswers, StoredMessage, Swept, Wanted
 __all__ = ["PostgreSQL"]
 
 _TEXTS = postgresql.ARRAY(sa.Text)
+_ONLY_WHEN_ASKED = 1_000_000_000  # executions until psycopg prepares a statement by itself
 _CREATION_LOCK = 0x7472696F_73657373  # "triosess": workers that start at once take turns
 
 
@@ -132,6 +133,7 @@ class PostgreSQL(Dialect):
         arguments = {name: value for name, value in arguments.items() if name not in url.query}
         arguments["prepare_threshold"] = None  # PgBouncer; and it saves a round trip
         if timeouts.server_timeouts:
+            arguments["prepare_threshold"] = _ONLY_WHEN_ASKED
             own = (
                 f"-c statement_timeout={milliseconds * 4 // 5} "
                 f"-c lock_timeout={int(timeouts.lock_timeout * 1000)} "

@@ -56,8 +56,9 @@ class DatabaseStore(SessionStore):
         listen: learn of messages by LISTEN on a connection of its own. PgBouncer in
             transaction mode loses it: set it to False behind one, and the worker polls
             once for all its sessions.
-        server_timeouts: send the timeouts as ``options`` when connecting to PostgreSQL.
-            PgBouncer does not take them: set it to False behind one.
+        server_timeouts: send the timeouts as ``options`` when connecting to PostgreSQL, and
+            prepare statements. PgBouncer does not take the former, and loses the latter:
+            set it to False behind one.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.

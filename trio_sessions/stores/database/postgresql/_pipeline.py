@@ -2,6 +2,10 @@
 
 Between two syncs they are one transaction, also in autocommit mode, and each of them has a
 snapshot of its own. https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html
+
+They are prepared, which costs no round trip in a pipeline and saves most of the time that a
+lone one takes: planning. A connection whose ``prepare_threshold`` is None prepares nothing, as
+it must be behind a PgBouncer in transaction mode.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +33,8 @@ def in_one_round_trip(
     try:
         with driver.pipeline():
             for statement in first:
-                driver.execute(statement, parameters)
-            cursor.execute(last, parameters)
+                driver.execute(statement, parameters, prepare=True)
+            cursor.execute(last, parameters, prepare=True)
         rows: Sequence[Any] = cursor.fetchall()  # not before: asking costs a round trip
     except psycopg.Error as exc:
         is_lost = bool(driver.closed)

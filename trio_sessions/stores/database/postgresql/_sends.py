@@ -38,22 +38,22 @@ def _sends(names: Names) -> str:
             SELECT f.id, f.payload, now() - make_interval(secs => f.age)
             FROM send_found AS f ORDER BY f.n
             RETURNING m.id
-        ), stored_places AS MATERIALIZED (
-            SELECT m.id, row_number() OVER (ORDER BY m.id) AS place FROM stored AS m
+        ), stored_ids AS MATERIALIZED (
+            SELECT array_agg(m.id ORDER BY m.id) AS ids FROM stored AS m
         )"""
 
 
 def _send_answers(names: Names) -> str:
     return """
         SELECT 'sends', x.n,
-            CASE WHEN p.id IS NOT NULL THEN 'done'
+            CASE WHEN f.n IS NOT NULL THEN 'done'
                 WHEN x.there AND l.session_id IS NULL THEN 'locked'
                 ELSE 'none' END,
-            l.worker_id, l.incarnation, l.owner, NULL, false, NULL, p.id
+            l.worker_id, l.incarnation, l.owner, NULL, false, NULL,
+            (SELECT ids FROM stored_ids)[f.place]
         FROM sends AS x
         LEFT JOIN send_locks AS l ON l.session_id = x.id
-        LEFT JOIN send_found AS f ON f.n = x.n
-        LEFT JOIN stored_places AS p ON p.place = f.place"""
+        LEFT JOIN send_found AS f ON f.n = x.n"""
 
 
 def _decode_send(worker: Worker, row: Any) -> Sent | None:
