@@ -20,8 +20,8 @@ from statements import noting_engine
 from trio_sessions import RowUnavailable, SessionRegistry, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
-from trio_sessions.stores.database._postgresql import PostgreSQL
 from trio_sessions.stores.database._schema import tables
+from trio_sessions.stores.database.postgresql._batch import Commit
 from trio_sessions.testing import FakeTransport
 from trio_sessions.types import Sent
 from trio_sessions.writes import Batch, Claim, Claimed, Outcome, Send
@@ -120,7 +120,7 @@ async def test_a_listening_connection_that_the_network_has_forgotten_is_made_aga
     proxy: Proxy, postgresql_schema: sa.URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says nothing, and it is not told that it is gone."""
-    monkeypatch.setattr("trio_sessions.stores.database._listen._LOOK_ANYWAY", 0.2)
+    monkeypatch.setattr("trio_sessions.stores.database.postgresql._listen._LOOK_ANYWAY", 0.2)
     async with (
         open_registry(DatabaseStore(proxy.url, operation_timeout=1, lock_timeout=0.5)) as a,
         open_registry(DatabaseStore(postgresql_schema)) as b,
@@ -216,7 +216,7 @@ async def test_a_takeover_during_a_send_hears_the_bell(postgresql: Shared) -> No
     backdoor = postgresql.backdoor
     assert isinstance(backdoor, DatabaseBackdoor)
     takes, sends = at_once("new"), at_once("sends")
-    commit = PostgreSQL(tables("trio_")).commit
+    commit = Commit(tables("trio_"))
     store = postgresql.make_store()
     await store.open(sends)
     async with postgresql.open() as a:
@@ -250,7 +250,7 @@ async def test_a_send_is_in_the_way_of_a_takeover_only(postgresql: Shared) -> No
     takes = at_once("new")
     store = postgresql.make_store()
     await store.open(takes)
-    commit = PostgreSQL(tables("trio_")).commit
+    commit = Commit(tables("trio_"))
     async with postgresql.open() as a, postgresql.open() as b:
         await a.add_session("s", FakeTransport())
         with backdoor.engine.connect() as connection:

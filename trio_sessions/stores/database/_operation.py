@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import outcome
 import trio
 
-from trio_sessions.stores.database._dialect import Cutter
+from trio_sessions.stores.database._database import Cutter
 
 __all__ = ["Operation", "current"]
 

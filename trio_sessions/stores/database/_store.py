@@ -20,8 +20,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from trio_sessions._settings import seconds
 from trio_sessions.abc import Bell, SessionStore, Worker
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
-from trio_sessions.stores.database._dialect import Dialect
+from trio_sessions.stores.database._database import find
 from trio_sessions.stores.database._operation import Operation, current
+from trio_sessions.stores.database._questions import Questions
 from trio_sessions.stores.database._schema import check_tables, tables
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
 from trio_sessions.types import Holder, RowAnswers, StoredMessage, Swept, Wanted
@@ -94,7 +95,10 @@ class DatabaseStore(SessionStore):
             self._url = check_engine(url_or_engine)
         else:
             self._url = check_url(url_or_engine)
-        self._dialect = _dialect(self._url, table_prefix)
+        self._database = find(self._url.get_backend_name())
+        self._tables = tables(table_prefix)
+        self._operations = self._database.operations(self._tables)
+        self._questions = Questions(self._tables)
         self._engine: sa.Engine | None = None
         self._open_for: set[str] = set()
         self._opening = trio.Lock()
@@ -143,10 +147,8 @@ class DatabaseStore(SessionStore):
     def _make_engine(self, worker: Worker) -> sa.Engine:
         if self._given_engine is not None:
             # The same pool, and nothing of the user's engine is changed.
-            return self._given_engine.execution_options(isolation_level="AUTOCOMMIT")
-        engine = self._dialect.create_engine(
-            self._url, pool_size=int(worker.limiter.total_tokens), timeouts=self
-        )
+            return self._given_engine.execution_options(**self._database.engine_options())
+        engine = self._database.create_engine(self._url, int(worker.limiter.total_tokens), self)
 
         @sa.event.listens_for(engine, "do_connect")
         def connect_watched(
@@ -157,17 +159,17 @@ class DatabaseStore(SessionStore):
                 current.operation.hold(connection)
             return connection
 
-        return engine.execution_options(isolation_level="AUTOCOMMIT")
+        return engine.execution_options(**self._database.engine_options())
 
     def _prepare_tables(self, connection: sa.Connection) -> None:
         check_tables(
             connection,
-            self._dialect.tables,
+            self._tables,
             may_create=self._create_tables,
-            has_time_zones=self._dialect.has_time_zones,
+            has_time_zones=self._database.has_time_zones,
         )
         if self._create_tables:
-            self._dialect.create_tables(connection)
+            self._operations.create_tables(connection)
 
     # ---- one operation ----
 
@@ -192,13 +194,13 @@ class DatabaseStore(SessionStore):
 
     async def give_back(self, worker: Worker, connection: sa.Connection) -> None:
         """Close a connection that was taken, however broken it is; not for users."""
-        operation = Operation(self._dialect.cutter, self.operation_timeout)
+        operation = Operation(self._database.cutter, self.operation_timeout)
         with contextlib.suppress(DBAPIError):  # it is gone, which is what is wanted
             await operation.run(partial(_close, connection, operation), worker.limiter)
 
     async def _guarded(self, worker: Worker, work: Callable[[Operation], T]) -> T:
         """Run ``work`` in a thread, watched; the errors of drivers become ours."""
-        operation = Operation(self._dialect.cutter, self.operation_timeout)
+        operation = Operation(self._database.cutter, self.operation_timeout)
         self._running += 1
         try:
             async with self._places or contextlib.nullcontext():
@@ -250,7 +252,7 @@ class DatabaseStore(SessionStore):
         if isinstance(exc, PoolTimeout):
             return StoreUnavailable(f"{where}: the engine's pool has no connection left: {exc}")
         reason = f"{type(exc.orig).__name__}: {_first_line(exc.orig)}"
-        if self._dialect.is_row_error(exc):
+        if self._database.is_row_error(exc):
             return RowUnavailable(f"{where} refused a row: {reason}")
         return StoreUnavailable(f"{where} failed: {reason}")
 
@@ -261,7 +263,7 @@ class DatabaseStore(SessionStore):
         asked = time.monotonic()
         return await self.run(
             worker,
-            lambda connection: self._dialect.commit(
+            lambda connection: self._operations.commit(
                 connection, worker, batch, lambda: time.monotonic() - asked
             ),
         )
@@ -269,13 +271,13 @@ class DatabaseStore(SessionStore):
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows; see `SessionStore.refresh`."""
         return await self.run(
-            worker, lambda connection: self._dialect.refresh(connection, worker, session_ids)
+            worker, lambda connection: self._operations.refresh(connection, worker, session_ids)
         )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> int:
         """Delete all rows of this incarnation; see `SessionStore.delete_all`."""
         return await self.run(
-            worker, lambda connection: self._dialect.delete_all(connection, worker, limit)
+            worker, lambda connection: self._operations.delete_all(connection, worker, limit)
         )
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
@@ -285,7 +287,7 @@ class DatabaseStore(SessionStore):
         """
         return await _abandonable(
             partial(
-                self.run, worker, lambda connection: self._dialect.locate(connection, session_id)
+                self.run, worker, lambda connection: self._questions.locate(connection, session_id)
             )
         )
 
@@ -294,36 +296,39 @@ class DatabaseStore(SessionStore):
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
         return await self.run(
-            worker, lambda connection: self._dialect.get_capabilities(connection, session_id)
+            worker, lambda connection: self._questions.get_capabilities(connection, session_id)
         )
 
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
-        return await self.run(worker, self._dialect.elicitation_capable)
+        return await self.run(worker, self._questions.elicitation_capable)
 
     # ---- messages ----
 
     async def waiting(self, worker: Worker) -> list[str]:
         """Return the ids of sessions with messages; see `SessionStore.waiting`."""
-        return await self.run(worker, lambda connection: self._dialect.waiting(connection, worker))
+        return await self.run(
+            worker, lambda connection: self._questions.waiting(connection, worker)
+        )
 
     async def fetch(
         self, worker: Worker, wanted: Sequence[Wanted]
     ) -> Mapping[str, Sequence[StoredMessage]]:
         """Return stored messages; see `SessionStore.fetch`."""
         return await self.run(
-            worker, lambda connection: self._dialect.fetch(connection, worker, wanted)
+            worker, lambda connection: self._operations.fetch(connection, worker, wanted)
         )
 
     async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
-        """Delete messages; see `SessionStore.acknowledge`."""
+        """Delete messages; see `Doomed.acknowledge`."""
         await self.run(
-            worker, lambda connection: self._dialect.acknowledge(connection, worker, message_ids)
+            worker,
+            lambda connection: self._questions.acknowledge(connection, worker, message_ids),
         )
 
     def open_bell(self, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         """Return what tells of messages; see `SessionStore.open_bell`."""
-        return self._dialect.open_bell(self, worker, listen=self.listen)
+        return self._operations.open_bell(self, worker, may_listen=self.listen)
 
     # ---- the sweep ----
 
@@ -339,7 +344,7 @@ class DatabaseStore(SessionStore):
         """Vouch, then delete what has expired; see `SessionStore.sweep`."""
         durations = {"session_ttl": session_ttl, "message_ttl": message_ttl, "max_gap": max_gap}
         return await self.run(
-            worker, lambda connection: self._dialect.sweep(connection, worker, durations, limit)
+            worker, lambda connection: self._operations.sweep(connection, worker, durations, limit)
         )
 
 
@@ -410,13 +415,3 @@ def _places(engine: sa.Engine | None) -> trio.CapacityLimiter | None:
     if engine is None or not isinstance(engine.pool, sa.QueuePool):
         return None
     return trio.CapacityLimiter(max(1, engine.pool.size()))
-
-
-def _dialect(url: sa.URL, table_prefix: str) -> Dialect:
-    if url.get_backend_name() == "sqlite":
-        from trio_sessions.stores.database._sqlite import SQLite
-
-        return SQLite(tables(table_prefix))
-    from trio_sessions.stores.database._postgresql import PostgreSQL
-
-    return PostgreSQL(tables(table_prefix))

@@ -11,9 +11,7 @@ it must be behind a PgBouncer in transaction mode.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import psycopg
 import sqlalchemy as sa
-from psycopg.rows import namedtuple_row
 from sqlalchemy.exc import DBAPIError
 
 __all__ = ["in_one_round_trip"]
@@ -27,6 +25,9 @@ def in_one_round_trip(
     Raises:
         DBAPIError: as SQLAlchemy would; nothing was committed, or it is not known.
     """
+    import psycopg
+    from psycopg.rows import namedtuple_row
+
     driver: Any = connection.connection.dbapi_connection
     *first, last = statements
     cursor = driver.cursor(row_factory=namedtuple_row)
