@@ -52,7 +52,7 @@ async def _hosted(async_fn: Callable[..., Awaitable[object]], *args: Any) -> Any
     loop = asyncio.get_running_loop()
     host = await join_host(loop)
     _current.crossing = Crossing(loop, _never_ends)
-    _current.crossing.nursery = host.nursery
+    _current.crossing._nursery = host.nursery
     try:
         return await _current.crossing.call(async_fn, *args)
     finally:

@@ -13,9 +13,11 @@ Layers, lower never imports higher (checked by import-linter)::
     _owners | _consumer      what is said of sessions; who reads their messages
     _delivery                messages on their way
     _rows | _calls           the edges: to the store, to transports
+    _rounds                  one method called on many transports
     _table | stores          siblings
     _inbox                   the messages of one session
     abc, _settings, _json    contracts, settings, encoding
+    _process, _forked_run    what a fork has handed down
     types, errors            values
 """
 
@@ -30,6 +32,7 @@ from trio_sessions.errors import (
     RowUnavailable,
     SessionNotFound,
     SessionsError,
+    StoreInUse,
     StoreSchemaError,
     StoreUnavailable,
 )
@@ -47,6 +50,7 @@ __all__ = [
     "SessionRegistry",
     "SessionStore",
     "SessionsError",
+    "StoreInUse",
     "StoreSchemaError",
     "StoreUnavailable",
     "Transport",

@@ -136,9 +136,7 @@ class Pass:
 
     async def _check_connections(self, removals: trio.Nursery) -> Leases:
         """Ask every transport; remove the disconnected, lease the others."""
-        answers = await self._calls.ask(
-            "is_connected", self._table.snapshot(), self._settings.check_timeout
-        )
+        answers = await self._calls.check(self._table.snapshot(), self._settings.check_timeout)
         self._tally.checked = len(answers)
         leases = Leases()
         remaining = iter(answers.items())

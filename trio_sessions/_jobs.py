@@ -55,7 +55,7 @@ class Jobs:
         self._calls = calls
         self._rows = rows
         self._settings = settings
-        self._jobs_under_way: set[trio.Event] = set()
+        self._jobs_under_way: dict[trio.Event, trio.CancelScope] = {}
         self._loops: set[_Loop] = set()
 
     # ---- jobs ----
@@ -84,14 +84,15 @@ class Jobs:
 
     def _start(self, job: Callable[..., Awaitable[None]], *args: Any) -> trio.Event:
         ended = trio.Event()
-        self._jobs_under_way.add(ended)
+        scope = self._jobs_under_way[ended] = trio.CancelScope(shield=True)
 
         async def to_its_end() -> None:
             try:
-                with trio.CancelScope(shield=True):
-                    await job(*args)
+                with scope:
+                    if not self._rows.is_inherited:
+                        await job(*args)
             finally:
-                self._jobs_under_way.discard(ended)
+                del self._jobs_under_way[ended]
                 ended.set()
 
         self._nursery.start_soon(to_its_end, name=job)
@@ -115,9 +116,7 @@ class Jobs:
             await self._rows.write(entries)
 
     async def _disconnect(self, entries: Sequence[Entry]) -> None:
-        answers = await self._calls.ask(
-            "disconnect", list(entries), self._settings.disconnect_timeout
-        )
+        answers = await self._calls.disconnect(entries, self._settings.disconnect_timeout)
         failures = [
             (entry, answer.error)
             for entry, answer in answers.items()
@@ -181,6 +180,12 @@ class Jobs:
         """Cancel the loops and the pass that runs, but no job."""
         for loop in self._loops:
             loop.scope.cancel()
+
+    def abandon(self) -> None:
+        """Cancel the jobs as well: in a forked child they are its parent's to do."""
+        self.interrupt()
+        for scope in self._jobs_under_way.values():
+            scope.cancel()
 
     async def finish_jobs(self) -> None:
         """Wait until no job is under way."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from trio_sessions._calls import TransportCalls
+from trio_sessions._calls import TransportCalls, TrioHost
 from trio_sessions._delivery import Delivery
+from trio_sessions._forked_run import abandon_on_fork, part_on_fork
 from trio_sessions._jobs import Jobs
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._rows import Rows
@@ -46,7 +47,8 @@ def open_registry(
     ``cleanup_interval``. Leaving the block ends them, disconnects every transport held,
     deletes this worker's rows and gives the database connections back: in bounded time,
     also when the database is away or the surrounding scope is cancelled. What the block
-    raises comes out as it is, not inside an exception group.
+    raises comes out as it is, not inside an exception group. A process that is forked in the
+    block leaves it without touching anything: sessions and rows are its parent's.
 
     All workers of one database must use the same ``session_ttl``.
 
@@ -72,6 +74,7 @@ def open_registry(
         TypeError, ValueError: at the call: a setting is wrong; the message names it.
         MissingDependency: at the call: the URL needs a driver that is not installed.
         StoreUnavailable: on entering: the database cannot be reached.
+        StoreInUse: on entering: another Trio run has this very store object open.
         StoreSchemaError: on entering: its tables are not ours.
 
     Cancellation: entering and leaving are checkpoints; leaving is shielded and bounded.
@@ -160,11 +163,12 @@ async def open_with(
     )
     table = LocalTable() if table is None else table
     rows = Rows(store, worker, table, settings)
-    calls = TransportCalls() if calls is None else calls
+    calls = TransportCalls(TrioHost()) if calls is None else calls
     delivery = Delivery(table=table, rows=rows, settings=settings)
     body_error: BaseException | None = None
     crash: BaseExceptionGroup[BaseException] | None = None
     try:
+        part_on_fork()
         await rows.open()
         async with calls.open(), trio.open_nursery() as nursery:
             jobs = Jobs(
@@ -175,6 +179,7 @@ async def open_with(
                 delivery=delivery,
                 settings=settings,
             )
+            abandon_on_fork(jobs)
             registry = SessionRegistry(
                 rows=rows,
                 table=table,

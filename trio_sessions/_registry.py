@@ -19,7 +19,7 @@ from trio_sessions._jobs import Jobs
 from trio_sessions._json import encode
 from trio_sessions._owners import Owners
 from trio_sessions._pacing import keep_pace
-from trio_sessions._rows import Rows
+from trio_sessions._rows import INHERITED, Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import Entry, LocalTable, Row
 from trio_sessions.abc import Transport
@@ -491,7 +491,7 @@ class SessionRegistry:
             messages_in_memory=self._delivery.in_memory(),
             messages_dropped=self._messages_dropped(),
             stuck_calls=self._calls.overdue(),
-            stuck_tasks=self._calls.stuck_tasks(),
+            stuck_tasks=self._calls.refusing_companions(),
             operations_running=limiter.borrowed_tokens,
             operations_waiting=limiter.tasks_waiting,
             last_report=self._last_report,
@@ -584,6 +584,8 @@ class SessionRegistry:
             raise RegistryClosed(
                 "the registry is closed: use it inside the `async with open_registry(...)` block"
             )
+        if self._rows.is_inherited:
+            raise RegistryClosed(INHERITED)
 
     async def _start(self) -> None:
         """Run the first pass, then go on in the background."""
@@ -597,8 +599,11 @@ class SessionRegistry:
         """Disconnect everything and delete every row of this incarnation; bounded, never raises.
 
         Waits for what is under way first, so that no row is written after the deletion.
+        A forked child touches nothing: all of it is its parent's.
         """
         self._closed = True
+        if self._rows.is_inherited:
+            return
         with trio.CancelScope(shield=True):
             self._jobs.interrupt()
             held = self._table.clear()

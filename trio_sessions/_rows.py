@@ -4,6 +4,7 @@ Here every store operation gets a deadline and foreign errors become `StoreUnava
 Rows that could not be deleted, because the database was away, are kept for the next pass.
 """
 
+import inspect
 import logging
 from collections.abc import (
     AsyncIterator,
@@ -19,10 +20,11 @@ from typing import Any, TypeVar
 
 import trio
 
+from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
 from trio_sessions._table import NOBODY, Entry, LocalTable, Row
 from trio_sessions.abc import Bell, SessionStore, Worker
-from trio_sessions.errors import SessionsError, StoreUnavailable
+from trio_sessions.errors import RegistryClosed, SessionsError, StoreUnavailable
 from trio_sessions.types import (
     Capabilities,
     Holder,
@@ -35,12 +37,16 @@ from trio_sessions.types import (
     Wanted,
 )
 
-__all__ = ["Rows", "chunked"]
+__all__ = ["INHERITED", "Rows", "chunked"]
 
 logger = logging.getLogger("trio_sessions.rows")
 
 T = TypeVar("T")
 
+INHERITED = (
+    "the registry was opened before this process was forked, and is its parent's: "
+    "open one of your own"
+)
 MAX_LEFTOVER = 100_000
 # How long the fleet may be silent before that counts as an outage, as a part of
 # session_ttl; see docs/explanation.md, "An outage expires nobody", for the sum.
@@ -72,9 +78,19 @@ class Rows:
         self._store = store
         self._table = table
         self._settings = settings
+        self._process = this_process()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child: then rows and transports are its parent's."""
+        return self._process is not this_process()
 
     async def _ask(self, operation: Awaitable[T], kind: Any) -> T:
         """Await one store operation, within ``store_timeout``; insist on its kind of answer."""
+        if self.is_inherited:
+            if inspect.iscoroutine(operation):
+                operation.close()
+            raise RegistryClosed(INHERITED)
         try:
             with trio.move_on_after(self._settings.store_timeout):
                 answer = await operation
@@ -98,6 +114,8 @@ class Rows:
         await self._ask(self._store.open(self.worker), object)
 
     async def close(self) -> None:
+        if self.is_inherited:
+            return
         try:
             await self._ask(self._store.close(self.worker), object)
         except SessionsError as exc:
@@ -279,6 +297,8 @@ class Rows:
     @asynccontextmanager
     async def open_bell(self) -> AsyncIterator[Bell]:
         """Open the store's bell; whatever breaks it is `StoreUnavailable`."""
+        if self.is_inherited:
+            raise RegistryClosed(INHERITED)
         try:
             async with self._store.open_bell(self.worker) as bell:
                 yield bell

@@ -66,6 +66,7 @@ class Entry:
         "pending",
         "row",
         "session_id",
+        "tenure",
         "transport",
     )
 
@@ -74,6 +75,9 @@ class Entry:
     ) -> None:
         self.session_id = session_id
         self.transport = transport
+        self.tenure = object()
+        """Identifies the time for which one transport holds the session: it stays the same
+        when the session is added again with that transport, by whatever call."""
         self.generation = generation
         self.added_at = added_at
         self.row = Row.UNWRITTEN
@@ -112,7 +116,9 @@ class Entry:
     def succeed(self, replaced: "Entry") -> None:
         """Take over what is the session's: its messages, and what is still to be written."""
         self.inbox, self.pending = replaced.inbox, replaced.pending
-        if self.inbox is not None and self.transport is not replaced.transport:
+        if self.transport is replaced.transport:
+            self.tenure = replaced.tenure
+        elif self.inbox is not None:
             self.inbox.pass_on()
         replaced.end()
 

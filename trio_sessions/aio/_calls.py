@@ -1,8 +1,8 @@
-"""Calls into transports that are asyncio's: a whole round of them crosses once.
+"""Where transports of asyncio are awaited: tasks of the loop that opened the registry.
 
 A pass runs in Trio and its transports in asyncio, in the same thread. A round of calls is led
-by an asyncio task just as it is by a Trio task elsewhere; what it answers at once costs no
-task and no crossing.
+by an asyncio task just as it is by a Trio task elsewhere: it crosses once, and what it answers
+at once costs no task and no crossing.
 """
 
 import asyncio
@@ -12,16 +12,13 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any
 
-import outcome
 import trio
 
-from trio_sessions._calls import Answer, Scope, TransportCalls
-from trio_sessions._table import Entry
-from trio_sessions.aio._respond import RespondTasks
+from trio_sessions._calls import PARTING
+from trio_sessions._rounds import Scope
+from trio_sessions.aio._tasks import new_task
 
-__all__ = ["AsyncioCalls"]
-
-_PARTING = 0.5  # seconds that cancelled calls get to unwind when the registry closes
+__all__ = ["AsyncioHost"]
 
 
 class _TaskScope:
@@ -55,20 +52,19 @@ class _TaskScope:
         self._deadline = self._loop.call_later(seconds, self.cancel)
 
 
-class AsyncioCalls(TransportCalls):
-    """Calls into asyncio's transports, on the loop that initialized the registry."""
+class AsyncioHost:
+    """Hosts calls on one loop of asyncio; see `trio_sessions._rounds.CallHost`."""
 
-    cancelled = asyncio.CancelledError
+    cancelled: tuple[type[BaseException], ...] = (asyncio.CancelledError, GeneratorExit)
+    ends_loop: tuple[type[BaseException], ...] = (SystemExit, KeyboardInterrupt)
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self.respond_tasks = RespondTasks()
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
 
-    # ---- what is asyncio's about a call ----
-
     def start(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if self._loop.is_closed():
+            raise RuntimeError("its event loop is closed")
         began = False
 
         async def begin() -> None:
@@ -83,7 +79,7 @@ class AsyncioCalls(TransportCalls):
             if not began and not self._loop.is_closed():
                 self.start(task)
 
-        started = self._loop.create_task(begin(), name="trio_sessions: calls into transports")
+        started = new_task(self._loop, begin(), name="trio_sessions: calls into transports")
         self._tasks.add(started)
         started.add_done_callback(forget)
 
@@ -108,17 +104,12 @@ class AsyncioCalls(TransportCalls):
                 f"{kind.__module__}.{kind.__name__}, which asyncio does not know"
             )
 
-    # ---- rounds ----
-
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            for scope in list(self.running.values()):
-                scope.cancel()
             await self._wait_for_tasks()
-            self.log_running()
 
     async def _wait_for_tasks(self) -> None:
         """Wait a bounded time, for tasks that have been cancelled."""
@@ -133,20 +124,5 @@ class AsyncioCalls(TransportCalls):
 
         for task in self._tasks:
             task.add_done_callback(notice)
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + _PARTING):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + PARTING):
             await ended.wait()
-
-    async def ask(self, name: str, entries: list[Entry], timeout: float) -> dict[Entry, Answer]:
-        if self._loop.is_closed():
-            error = RuntimeError(f"{name}() cannot be awaited: its event loop is closed")
-            await trio.lowlevel.checkpoint()
-            return dict.fromkeys(entries, outcome.Error(error))
-        if name != "disconnect":
-            return await super().ask(name, entries, timeout)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.respond_tasks.end, entries, timeout)
-            answers = await super().ask(name, entries, timeout)
-        return answers  # noqa: RET504 -- inside the nursery it would look as if nobody waited
-
-    def stuck_tasks(self) -> int:
-        return len(self.respond_tasks.refusing)

@@ -1,11 +1,14 @@
 """Calls from asyncio into Trio: results and errors come through as they are."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
 import outcome
 import trio
+
+from trio_sessions.aio._waiting import wait_out
 
 __all__ = ["Crossing"]
 
@@ -17,29 +20,19 @@ class _Call:
     """One Trio function that an asyncio task waits for."""
 
     def __init__(self, crossing: "Crossing") -> None:
-        self.scope = trio.CancelScope()
         self.result: outcome.Outcome[Any] | None = None
-        self._is_settled = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._scope = trio.CancelScope()
+        self._settled = asyncio.Event()
         self._crossing = crossing
 
     async def wait(self) -> None:
         """Wait until it is settled; a cancellation is passed on, and raised afterwards."""
-        cancelled: asyncio.CancelledError | None = None
-        while not self._is_settled:
-            self._waiter = self._crossing.loop.create_future()
-            try:
-                await self._waiter
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-                self.scope.cancel()
-        if cancelled is not None:
-            raise cancelled
+        await wait_out(self._settled.wait, self._scope.cancel)
 
     async def run(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         result: outcome.Outcome[Any] | None = None
         try:
-            with self.scope:
+            with self._scope:
                 result = outcome.Value(await function(*args))
         except trio.Cancelled:  # not by its caller: the service ends
             raise
@@ -50,12 +43,10 @@ class _Call:
 
     def settle(self, result: outcome.Outcome[Any] | None) -> None:
         """Give the caller its answer; None: the call was cut off."""
-        self._crossing.calls.discard(self)
+        self._crossing.forget(self)
         self.result = result
-        self._is_settled = True
-        waiter = self._waiter
-        if waiter is not None and not waiter.done() and not self._crossing.loop.is_closed():
-            waiter.set_result(None)
+        if not self._crossing.loop.is_closed():
+            self._settled.set()
 
 
 class Crossing:
@@ -72,27 +63,41 @@ class Crossing:
         why_ended: Callable[[], Awaitable[BaseException]],
     ) -> None:
         self.loop = loop
-        self.calls: set[_Call] = set()
-        self.nursery: trio.Nursery | None = None
-        """Where the calls run; whoever owns it sets it."""
+        self._calls: set[_Call] = set()
+        self._nursery: trio.Nursery | None = None
         self._why_ended = why_ended
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Take calls for the block; on Trio's side. Then cut off those under way."""
+        async with trio.open_nursery() as self._nursery:
+            yield
+            self._nursery.cancel_scope.cancel()
 
     async def call(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """Await a Trio function; on asyncio's side.
 
         Cancellation: cancels the Trio function, waits until it has ended, and is then raised.
         """
-        assert self.nursery is not None
         call = _Call(self)
-        self.calls.add(call)
-        self.nursery.start_soon(call.run, function, *args)  # in a copy of this task's context
+        self._calls.add(call)
+        self.start(call.run, function, *args)
         await call.wait()
         if call.result is None:
             raise await self._why_ended()
         result: T = call.result.unwrap()
         return result
 
+    def start(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
+        """Start a Trio function that nobody waits for, in a copy of the caller's context."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *args)
+
+    def forget(self, call: _Call) -> None:
+        """Note that a call is over."""
+        self._calls.discard(call)
+
     def cut(self) -> None:
         """Answer everybody who still waits, when Trio will not."""
-        for call in list(self.calls):
+        for call in list(self._calls):
             call.settle(None)

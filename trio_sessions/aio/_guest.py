@@ -8,6 +8,7 @@ away tells us when nobody has tidied up.
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import os
 import signal
@@ -15,14 +16,16 @@ import sys
 import threading
 import warnings
 import weakref
-from typing import Any
 
 import outcome
 import trio
 
 from trio_sessions.aio._host import Host
+from trio_sessions.aio._life import State
+from trio_sessions.aio._sigint import Sigint
 from trio_sessions.aio._steps import Steps
-from trio_sessions.aio._waiting import through_cancellation
+from trio_sessions.aio._tasks import new_task
+from trio_sessions.aio._threads import this_thread
 
 __all__ = ["Guest", "guest_of"]
 
@@ -66,9 +69,9 @@ class Guest(Host):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._is_done = False
         self._steps = Steps(loop)
-        handler = self._sigint_handler()
+        self._sigint = Sigint(loop)
+        handler = signal.getsignal(signal.SIGINT)
         trio.lowlevel.start_guest_run(
             self._main,
             run_sync_soon_threadsafe=self._steps.soon_threadsafe,
@@ -78,21 +81,15 @@ class Guest(Host):
             clock=self._steps.clock,
             instruments=[self._steps.instrument],
         )
-        if handler is not None and self._sigint_handler() is not handler:
-            signal.signal(signal.SIGINT, handler)  # SIGINT is for asyncio
+        self._sigint.wrap(handler)  # SIGINT is for asyncio
         # Weak, because the loop alone must hold it.
         self._timer = weakref.ref(loop.call_later(_FOREVER, _GoesWithTheLoop(self)))
-        self._keeper = loop.create_task(self._keep(), name="trio_sessions: keeps Trio")
-
-    @staticmethod
-    def _sigint_handler() -> Any:
-        main = threading.current_thread() is threading.main_thread()
-        return signal.getsignal(signal.SIGINT) if main else None
+        self._keeper = new_task(loop, self._keep(), name="trio_sessions: keeps Trio")
 
     async def _keep(self) -> None:
         """End with the guest run, or end it when the loop cancels all tasks to tidy up."""
         try:
-            await through_cancellation(self._ended, self._interrupt)
+            await self.life.wait_closed(self._interrupt)
         except asyncio.CancelledError:
             logger.warning("the loop ended with a registry open: closed it, await shutdown() first")
 
@@ -100,31 +97,46 @@ class Guest(Host):
         try:
             await super().wait_ended()
         finally:  # or it would be left for a turn of the loop
-            await through_cancellation(self._keeper)
+            await asyncio.wait([self._keeper])
 
     def _interrupt(self) -> None:
-        if self._is_done:
+        if self.life.state is State.CLOSED:
             return
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
-        self._stop.set()
+        self.life.go(State.CLOSING)
 
     def _done(self, ended: outcome.Outcome[None]) -> None:
-        self._is_done = True
-        _this_thread.guest = None
+        if _this_thread.guest is self:
+            _this_thread.guest = None
         self._steps.unwatch()
-        timer = self._timer()
-        if timer is not None:
-            timer.cancel()
+        self._sigint.unwrap()
         self._end(ended.error if isinstance(ended, outcome.Error) else None)
+        timer = self._timer()
+        if timer is not None:  # now that the run is over, its going means nothing
+            timer.cancel()
+
+    def follow_loop(self) -> None:
+        is_here = self._thread is this_thread()
+        if is_here or self.life.state is State.CLOSED or self._steps.runner is None:
+            return
+        from trio._core._run import GLOBAL_RUN_CONTEXT
+
+        GLOBAL_RUN_CONTEXT.runner = self._steps.runner
+        self._thread = this_thread()
+        _this_thread.guest = self
+        self._steps.go_on_here()
 
     def abandon(self) -> None:
         """Make no more steps: this is a forked child, and they are the parent's to make."""
-        self._is_done = True
         self._steps.stop()
         self._end(RuntimeError("the process was forked while the registry was open"))
-        # Trio believes that it runs in this thread, and would not start again.
-        with contextlib.suppress(ImportError, AttributeError):
+        self.forget()
+
+    def forget(self) -> None:
+        """Take away what the run has left in this thread, when it cannot end or ended elsewhere."""
+        self._sigint.unwrap()
+        with contextlib.suppress(ImportError, AttributeError):  # Trio believes that it runs here
             from trio._core._run import GLOBAL_RUN_CONTEXT
 
             del GLOBAL_RUN_CONTEXT.runner
@@ -132,9 +144,10 @@ class Guest(Host):
     def finish_without_loop(self) -> None:
         """End the guest run although its loop is closed, by making its steps here.
 
-        Rows are deleted, in bounded time; transports cannot be disconnected any more.
+        Rows are deleted, in bounded time; transports cannot be disconnected any more. Ctrl-C
+        gives up the rest.
         """
-        if self._is_done:
+        if self.life.state is State.CLOSED:
             return
         try:
             warnings.warn(
@@ -146,7 +159,10 @@ class Guest(Host):
         finally:
             if _this_thread.guest is self and not sys.is_finalizing():
                 self._interrupt()
-                self._steps.make_all(lambda: self._is_done)
+                self._steps.make_all(self._is_over)
+
+    def _is_over(self) -> bool:
+        return self.life.state is State.CLOSED or self._sigint.held > 0
 
 
 def guest_of(loop: asyncio.AbstractEventLoop) -> Guest:
@@ -156,12 +172,16 @@ def guest_of(loop: asyncio.AbstractEventLoop) -> Guest:
         RuntimeError: Trio runs in this thread already, and not as a guest of this loop.
     """
     guest = _this_thread.guest
+    if guest is not None and guest.life.state is State.CLOSED:  # it has ended in another thread
+        guest.forget()
+        guest = _this_thread.guest = None
     if guest is not None and guest.loop is not loop and guest.loop.is_closed():
         guest.finish_without_loop()
         guest = _this_thread.guest
     if guest is None:
         try:
-            guest = _this_thread.guest = Guest(loop)
+            # In a context of its own: it outlives whoever happens to open the first registry.
+            guest = _this_thread.guest = contextvars.Context().run(Guest, loop)
         except RuntimeError as exc:
             raise RuntimeError(
                 "Trio runs in this thread already: inside a Trio program use "

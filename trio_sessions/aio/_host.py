@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import trio
 
-from trio_sessions.aio._waiting import through_cancellation
+from trio_sessions.aio._life import Life, State
+from trio_sessions.aio._threads import this_thread
 from trio_sessions.errors import RegistryClosed
 
 __all__ = ["Host", "Nested", "is_trio_asyncio"]
@@ -22,26 +23,18 @@ class Host:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.life = Life(loop)
         self.users = 0
-        self.crash: BaseException | None = None
-        """What ended the Trio run, if it was not asked to end."""
         self.on_end: set[Callable[[], None]] = set()
         """Called when the Trio run has ended, whatever ended it."""
         self._nursery: trio.Nursery | None = None
-        self._stop = trio.Event()
-        self._ready = loop.create_future()
-        self._ended = loop.create_future()
+        self._thread = this_thread()
 
     @property
     def nursery(self) -> trio.Nursery:
         """Where to start what must not fail: an error here ends the run for everybody."""
         assert self._nursery is not None
         return self._nursery
-
-    @property
-    def leaving(self) -> bool:
-        """The last user has left, or the Trio run has ended."""
-        return self._stop.is_set() or self._ended.done()
 
     async def join(self) -> None:
         """Use the host, and wait until it is ready. Every `join` needs a `leave`.
@@ -51,9 +44,9 @@ class Host:
         """
         self.users += 1
         try:
-            await through_cancellation(self._ready)
-            if self.leaving:
-                raise RegistryClosed("Trio has crashed on this event loop") from self.crash
+            await self.life.wait_opened()
+            if self.life.has_ended:
+                raise RegistryClosed("Trio has crashed on this event loop") from self.life.crash
         except (RegistryClosed, asyncio.CancelledError):
             self.leave()
             await self.wait_left()
@@ -62,34 +55,40 @@ class Host:
     def leave(self) -> None:
         """Use it no more; when the last one has left, the Trio run ends."""
         self.users -= 1
-        if not self.users and not self._ended.done():
-            self._stop.set()
+        if not self.users:
+            self.life.go(State.CLOSING)
 
     async def wait_ended(self) -> None:
         """Wait until the Trio run has ended."""
-        await through_cancellation(self._ended)
+        await self.life.wait_closed()
 
     async def wait_left(self) -> None:
         """Wait until the Trio run has ended, if the last user has left it."""
-        if self.leaving:
+        if self.life.has_ended:
             await self.wait_ended()
+
+    def check_thread(self) -> None:
+        """Raise `RuntimeError` if the loop goes on in another thread: Trio cannot follow."""
+        if self._thread is not this_thread():
+            raise RuntimeError(
+                "the event loop goes on in another thread than the one in which the registry was "
+                "opened, and Trio does not: await registry.shutdown() here, and initialize() again"
+            )
+
+    def follow_loop(self) -> None:
+        """Go on in this thread, if the loop does, so that the Trio run can end."""
 
     async def _main(self) -> None:
         async with trio.open_nursery() as self._nursery:
-            self._resolve(self._ready)
-            await self._stop.wait()
+            self.life.go(State.OPEN)
+            await self.life.asked_to_end.wait()
             self._nursery.cancel_scope.cancel()
 
     def _end(self, crash: BaseException | None) -> None:
-        self.crash = crash
+        self.life.blame(crash)
         for notice in list(self.on_end):
             notice()
-        self._resolve(self._ready)
-        self._resolve(self._ended)
-
-    def _resolve(self, future: "asyncio.Future[None]") -> None:
-        if not future.done() and not self.loop.is_closed():
-            future.set_result(None)
+        self.life.go(State.CLOSED)
 
 
 class Nested(Host):

@@ -18,7 +18,7 @@ class AsyncioInbox:
         self._service = service
 
     async def __aenter__(self) -> Self:
-        if self._service.ended:
+        if self._service.life.has_ended:
             raise self._service.cut_off()
         self._service.check_loop()
         self._inbox.open()
@@ -36,7 +36,7 @@ class AsyncioInbox:
         return self
 
     async def __anext__(self) -> Any:
-        while not self._service.ended:
+        while not self._service.life.has_ended:
             is_message, value = self._inbox.next_nowait()
             if is_message:
                 return value

@@ -5,6 +5,7 @@ Over 400 lines, because it is the public surface: most of them are docstrings.
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -15,7 +16,9 @@ from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions.abc import SessionStore, Transport
 from trio_sessions.aio._inbox import AsyncioInbox
+from trio_sessions.aio._life import State
 from trio_sessions.aio._service import Service
+from trio_sessions.aio._waiting import wait_out
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.stores import resolve_store
 from trio_sessions.types import (
@@ -89,6 +92,7 @@ class SessionRegistry:
         )
         self._store = resolve_store(store)
         self._service: Service | None = None
+        self._claiming = threading.Lock()
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     # ---- lifetime ----
@@ -100,17 +104,26 @@ class SessionRegistry:
 
         Raises:
             StoreUnavailable, StoreSchemaError: as on entering `trio_sessions.open_registry`.
-            RuntimeError: it is open on another loop, or Trio runs in this thread already.
+            RuntimeError: it is open, or is just being opened, on another loop; the loop goes on
+                in another thread; or Trio runs in this thread already.
 
         Cancellation: nothing stays open.
         """
         async with self._my_turn():
-            if self._service is None or self._service.ended:
+            if self._service is not None and self._service.life.has_ended:
                 await self._finish_closing()
-                service = Service(asyncio.get_running_loop(), self._store, self._settings)
+            service = self._claim(asyncio.get_running_loop())
+            if service.life.state is State.OPENING:
                 await service.open()
-                self._service = service
-            self._service.check_loop()
+
+    def _claim(self, loop: asyncio.AbstractEventLoop) -> Service:
+        """Take the registry for this loop, in one step: others may do so in other threads."""
+        with self._claiming:
+            service = self._service
+            if service is None or service.life.state is State.CLOSED:
+                service = self._service = Service(loop, self._store, self._settings)
+            service.check_loop()
+            return service
 
     async def shutdown(self) -> None:
         """Close the registry, as leaving `trio_sessions.open_registry` does; harmless twice.
@@ -120,17 +133,15 @@ class SessionRegistry:
         Cancellation: it goes on, in bounded time, and the cancellation is raised at its end.
         """
         turn, cancelled = self._my_turn(), None
-        while True:
-            try:
-                await turn.acquire()
-            except asyncio.CancelledError as exc:  # it goes on, when others have had their turn
-                cancelled = exc
-            else:
-                break
         try:
-            if self._service is not None and not self._service.ended:
-                self._service.check_loop()
-                self._service.respond_tasks.spare_current()
+            await wait_out(turn.acquire)
+        except asyncio.CancelledError as exc:  # it is our turn all the same
+            cancelled = exc
+        try:
+            service = self._service
+            if service is not None and not service.life.has_ended:
+                service.check_on_loop()
+                service.respond_tasks.spare_current()
             await self._finish_closing()
         finally:
             turn.release()
@@ -140,9 +151,8 @@ class SessionRegistry:
     async def _finish_closing(self) -> None:
         """Close what is open, or wait until what has ended is closed."""
         service = self._service
-        if service is None or service.loop is not asyncio.get_running_loop():
-            return
-        await service.close()
+        if service is not None and service.is_on_running_loop():
+            await service.close()
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -165,12 +175,12 @@ class SessionRegistry:
 
     def _opened(self) -> Service:
         service = self._service
-        if service is None:
+        if service is None or service.life.state is State.OPENING:
             raise RegistryClosed(
                 "the registry is not open: await registry.initialize() first, "
                 "or use `async with registry:`"
             )
-        if service.ended:
+        if service.life.has_ended:
             raise service.cut_off()
         return service
 
@@ -180,16 +190,16 @@ class SessionRegistry:
         *args: *Ts,
     ) -> T:
         """Await a method of the Trio registry."""
-        if self._service is not None and self._service.ended:
+        if self._service is not None and self._service.life.has_ended:
             raise await self._service.why_ended()
         service = self._opened()
         service.check_loop()
         try:
             return await service.crossing.call(method, service.core, *args)
         except RegistryClosed as exc:
-            if exc.__cause__ is not None or not service.ended:
+            if exc.__cause__ is not None or not service.life.has_ended:
                 raise
-            raise service.cut_off() from exc
+        raise await service.why_ended()
 
     # ---- sessions ----
 
@@ -208,10 +218,7 @@ class SessionRegistry:
         """
         service = self._opened()
         service.respond_tasks.spare_current()
-        before = service.table.get(session_id)
         await self._call(TrioRegistry.add_session, session_id, transport)
-        if before is not None and before.transport is transport:
-            service.succeed(before, service.table.get(session_id))
 
     async def get_session(self, session_id: str) -> Transport | None:
         """Return the transport of a session held here, else None. Does not wait."""
@@ -424,7 +431,7 @@ class SessionRegistry:
         """
         if not isinstance(task, asyncio.Task):
             raise TypeError(f"task must be an asyncio.Task, not {type(task).__name__}")
-        if self._service is not None and self._service.ended:
+        if self._service is not None and self._service.life.has_ended:
             task.cancel()
         service = self._opened()
         check_session_id(session_id)

@@ -17,44 +17,45 @@ _Task = asyncio.Task[object]
 
 
 class RespondTasks:
-    """The tasks tied to sessions.
+    """The tasks tied to sessions: what goes with them, see `trio_sessions._calls.Companions`.
 
-    Attributes:
-        refusing: tasks of removed sessions that were cancelled and have not ended.
+    They are tied to the tenure of a transport, not to one entry: a session that is added again
+    with the transport it has keeps its tasks, whatever becomes of the call that added it.
     """
 
     def __init__(self) -> None:
-        self.refusing: set[_Task] = set()
-        self._tied: dict[Entry, set[_Task]] = {}
+        self._refusing: set[_Task] = set()
+        self._tied: dict[object, set[_Task]] = {}
+
+    @property
+    def refusing(self) -> int:
+        """How many tasks of removed sessions were cancelled and have not ended."""
+        return len(self._refusing)
 
     def tie(self, entry: Entry, task: _Task) -> None:
-        """Let ``task`` end when ``entry`` does."""
+        """Let ``task`` end when the session does."""
         if not task.done():
-            self._tied.setdefault(entry, set()).add(task)
-            task.add_done_callback(partial(self._untie, entry))
-
-    def release(self, entry: Entry) -> set[_Task]:
-        """Untie all tasks of ``entry``, and return them."""
-        return self._tied.pop(entry, set[_Task]())
+            self._tied.setdefault(entry.tenure, set()).add(task)
+            task.add_done_callback(partial(self._untie, entry.tenure))
 
     def spare_current(self) -> None:
         """Spare the running task: it ends its own session, and would wait for itself."""
         current = asyncio.current_task()
         assert current is not None
-        for entry in [entry for entry, tasks in self._tied.items() if current in tasks]:
-            self._untie(entry, current)
+        for tenure in [tenure for tenure, tasks in self._tied.items() if current in tasks]:
+            self._untie(tenure, current)
 
-    def _untie(self, entry: Entry, task: _Task) -> None:
-        tasks = self._tied.get(entry, set[_Task]())
+    def _untie(self, tenure: object, task: _Task) -> None:
+        tasks = self._tied.get(tenure, set[_Task]())
         tasks.discard(task)
         if not tasks:
-            self._tied.pop(entry, None)
+            self._tied.pop(tenure, None)
 
     async def end(self, entries: Sequence[Entry], timeout: float) -> None:
         """Cancel the tasks of removed sessions and wait until they end, ``timeout`` at most."""
         tasks: set[_Task] = set()
         for entry in entries:
-            tasks |= self.release(entry)
+            tasks |= self._tied.pop(entry.tenure, set[_Task]())
         await self.cancel(tasks, timeout)
 
     async def cancel(self, tasks: Iterable[_Task], timeout: float) -> None:
@@ -65,7 +66,7 @@ class RespondTasks:
 
         def notice(task: _Task) -> None:
             waiting.discard(task)
-            self.refusing.discard(task)
+            self._refusing.discard(task)
             error = None if task.cancelled() else task.exception()
             if error is not None:
                 logger.warning("a respond task failed while it ended", exc_info=error)
@@ -78,7 +79,7 @@ class RespondTasks:
         with trio.move_on_after(timeout):
             await ended.wait()
         if waiting:
-            self.refusing |= waiting
+            self._refusing |= waiting
             logger.error(
                 "%d respond tasks of removed sessions ignore their cancellation and go on: %s",
                 len(waiting),

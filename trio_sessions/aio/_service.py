@@ -5,16 +5,18 @@ import logging
 
 import trio
 
+from trio_sessions._calls import TransportCalls
 from trio_sessions._open import open_with
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
-from trio_sessions._table import Entry, LocalTable
+from trio_sessions._table import LocalTable
 from trio_sessions.abc import SessionStore
-from trio_sessions.aio._calls import AsyncioCalls
+from trio_sessions.aio._calls import AsyncioHost
 from trio_sessions.aio._crossing import Crossing
 from trio_sessions.aio._guest import guest_of
 from trio_sessions.aio._host import Host, Nested, is_trio_asyncio
-from trio_sessions.aio._waiting import through_cancellation
+from trio_sessions.aio._life import Life, State
+from trio_sessions.aio._respond import RespondTasks
 from trio_sessions.errors import RegistryClosed
 
 __all__ = ["Service", "join_host"]
@@ -28,7 +30,7 @@ async def join_host(loop: asyncio.AbstractEventLoop) -> Host:
     if is_trio_asyncio(loop):
         host = Nested(loop)
     else:
-        while (host := guest_of(loop)).leaving:
+        while (host := guest_of(loop)).life.has_ended:
             await host.wait_ended()
     await host.join()
     return host
@@ -41,92 +43,93 @@ class Service:
         self, loop: asyncio.AbstractEventLoop, store: SessionStore, settings: Settings
     ) -> None:
         self.loop = loop
+        self.life = Life(loop)
         self.table = LocalTable()
         self.crossing = Crossing(loop, self.why_ended)
-        self._calls = AsyncioCalls(loop)
-        self.respond_tasks = self._calls.respond_tasks
+        self.respond_tasks = RespondTasks()
         self._store = store
         self._settings = settings
         self._core: TrioRegistry | None = None
-        self._crash: BaseException | None = None
         self._host: Host | None = None
         self._opening = trio.CancelScope()
-        self._stop = trio.Event()
-        self._opened: asyncio.Future[None] = loop.create_future()
-        self._ended: asyncio.Future[None] = loop.create_future()
-        self.ended = False
-        """No call is taken any more."""
 
     @property
     def core(self) -> TrioRegistry:
-        assert self._core is not None
+        """The registry that does the work; raises `RegistryClosed` if it never opened."""
+        if self._core is None:
+            raise self.cut_off()
         return self._core
 
     def cut_off(self) -> RegistryClosed:
         """Return the error for calls that come too late, or that the end has cut off."""
-        if self._crash is None:
+        crash = self.life.crash
+        if crash is None and self.life.state is not State.FAILING:
             return RegistryClosed(
                 "the registry was shut down: await registry.initialize() to open it again"
             )
         error = RegistryClosed(
-            f"the registry has crashed with {type(self._crash).__name__}, see the cause: "
-            "await registry.initialize() to open it again"
+            f"the registry has crashed{_with(crash)}: await registry.initialize() to open it again"
         )
-        error.__cause__ = self._crash
+        error.__cause__ = crash
         return error
 
     # ---- asyncio's side ----
 
-    def check_loop(self) -> None:
-        """Raise unless the running loop is the one that it was opened on."""
-        if self.loop is not asyncio.get_running_loop():
+    def is_on_running_loop(self) -> bool:
+        """Say whether the running loop is the one that it was opened on."""
+        return self.loop is asyncio.get_running_loop()
+
+    def check_on_loop(self) -> None:
+        """Raise `RuntimeError` unless it was opened on the running loop."""
+        if not self.is_on_running_loop():
             raise RuntimeError(
-                "the registry is open on another event loop: await its shutdown() there first"
+                "the registry is open on another event loop: await its shutdown() there first, "
+                "or make another registry for this loop"
             )
+
+    def check_loop(self) -> None:
+        """Raise `RuntimeError` unless it was opened on the running loop, and in this thread."""
+        self.check_on_loop()
+        if self._host is not None and not self.life.has_ended:
+            self._host.check_thread()
 
     async def why_ended(self) -> RegistryClosed:
         """Return `cut_off`, once it is known why."""
-        assert self._host is not None
-        if self._crash is None and not self._stop.is_set():
-            await self._host.wait_ended()  # Trio itself is ending, and then says why
-            self._crash = self._host.crash
+        if self.life.state is State.FAILING:
+            await self.life.wait_closed()
         return self.cut_off()
 
     async def open(self) -> None:
         """Open the core; raises what opening it raises, and then nothing is open."""
-        self._host = host = await join_host(self.loop)
-        host.nursery.start_soon(self._serve, host)
         try:
-            await through_cancellation(self._opened, self._opening.cancel)
+            self._host = await join_host(self.loop)
+        except BaseException:
+            self.life.go(State.CLOSED)
+            raise
+        self._host.nursery.start_soon(self._serve, self._host)
+        try:
+            await self.life.wait_opened(self._opening.cancel)
         except asyncio.CancelledError:
             await self.close()
             raise
-        if self._core is None:
+        if self.life.has_ended:
             await self.close()
-            raise self.cut_off() if self._crash is None else self._crash
-
-    def succeed(self, entry: Entry, successor: Entry | None) -> None:
-        """The same transport was added again: its tasks go on, if it has not been removed."""
-        for task in self.respond_tasks.release(entry):
-            if successor is None:
-                self.end_task(task)
-            else:
-                self.respond_tasks.tie(successor, task)
+            raise self.cut_off() if self.life.crash is None else self.life.crash
 
     def end_task(self, task: "asyncio.Task[object]") -> None:
         """Cancel a task whose session is gone, and keep in mind whether it ends."""
-        assert self.crossing.nursery is not None
         timeout = self._settings.disconnect_timeout
-        self.crossing.nursery.start_soon(self.respond_tasks.cancel, [task], timeout)
+        self.crossing.start(self.respond_tasks.cancel, [task], timeout)
 
     async def close(self) -> None:
         """Close the core, in bounded time; and its host, if nobody else uses it."""
-        self.ended = True
-        if not self._ended.done():
-            self._stop.set()
-        assert self._host is not None
+        if self._host is None:
+            await self.life.wait_closed()
+            return
+        self._host.follow_loop()
+        self.life.go(State.CLOSING)
         try:
-            await through_cancellation(self._ended)
+            await self.life.wait_closed()
         finally:
             await self._host.wait_left()
 
@@ -135,42 +138,38 @@ class Service:
     async def _serve(self, host: Host) -> None:
         """Hold the core open. An error of it must not end the host, which others use too."""
         host.on_end.add(self._settle)
-        try:
-            async with trio.open_nursery() as self.crossing.nursery:
-                try:
-                    await self._hold_open()
-                except trio.Cancelled:  # the host ends
-                    raise
-                except BaseException as exc:
-                    self._crash = exc
-                    if self._core is not None:
-                        logger.critical("the registry has crashed", exc_info=exc)
-                self.ended = True
-                self.crossing.nursery.cancel_scope.cancel()
-        finally:
-            host.leave()
-            host.on_end.discard(self._settle)
-            self._settle()
+        async with self.crossing.open():
+            try:
+                await self._hold_open()
+            except trio.Cancelled:
+                raise  # the host ends, and then says why: it calls `_settle`
+            except BaseException as exc:
+                self.life.blame(exc)
+                if self._core is not None:
+                    logger.critical("the registry has crashed", exc_info=exc)
+            self.life.go(State.FAILING)
+        host.on_end.discard(self._settle)
+        host.leave()
+        self._settle()
 
     async def _hold_open(self) -> None:
-        opening = open_with(self._store, self._settings, table=self.table, calls=self._calls)
+        calls = TransportCalls(AsyncioHost(self.loop), self.respond_tasks)
+        opening = open_with(self._store, self._settings, table=self.table, calls=calls)
         with self._opening:
             async with opening as self._core:
-                self._resolve(self._opened)
+                self.life.go(State.OPEN)
                 try:
-                    await self._stop.wait()
+                    await self.life.asked_to_end.wait()
                 finally:
-                    self.ended = True
+                    self.life.go(State.FAILING)  # unless it was asked to end
 
     def _settle(self) -> None:
         """Let nobody wait any more; also called when Trio itself has crashed."""
-        self.ended = True
-        if self._host is not None and self._crash is None:
-            self._crash = self._host.crash
+        if self._host is not None:
+            self.life.blame(self._host.life.crash)
         self.crossing.cut()
-        self._resolve(self._opened)
-        self._resolve(self._ended)
+        self.life.go(State.CLOSED)
 
-    def _resolve(self, future: "asyncio.Future[None]") -> None:
-        if not future.done() and not self.loop.is_closed():
-            future.set_result(None)
+
+def _with(crash: BaseException | None) -> str:
+    return "" if crash is None else f" with {type(crash).__name__}, see the cause"

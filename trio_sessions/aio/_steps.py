@@ -12,6 +12,8 @@ is as correct, and slower.
 """
 
 import asyncio
+import contextvars
+import logging
 import math
 import os
 import queue
@@ -21,10 +23,15 @@ from typing import Any
 
 import trio
 
+from trio_sessions.aio._threads import this_thread
+
 __all__ = ["Steps"]
+
+logger = logging.getLogger("trio_sessions.aio")
 
 _SLICE = 0.001  # seconds of Trio's steps at once before asyncio gets its turn
 _PATIENCE = 60.0  # seconds without a sign from Trio's threads, after the loop has closed
+_LOOK = 0.1  # seconds between two looks, then, whether it is enough
 
 Step = Callable[[], object]
 
@@ -64,6 +71,13 @@ class Steps:
     """What the host is to do for the guest run: in its loop, or without it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.runner: Any = None
+        """Trio's, if it can be found."""
+        self._thread = this_thread()
+        """In which steps are made: Trio runs in one thread."""
+        self._is_stranded = False
+        self._context = contextvars.Context()
+        """Empty, so that no timer keeps the context of whoever happened to set it."""
         self.clock = _Clock()
         self.instrument = _Scheduled(self._wake)
         self._loop = loop
@@ -87,13 +101,13 @@ class Steps:
         else:
             self._due.put(step)
             if not self._under_way:
-                self._loop.call_soon(self._make)
+                self._loop.call_soon(self._make, context=self._context)
 
     def soon_threadsafe(self, step: Step) -> None:
         """Take a step from any thread."""
         self._due.put(step)
         try:
-            self._loop.call_soon_threadsafe(self._make)
+            self._loop.call_soon_threadsafe(self._make, context=self._context)
         except RuntimeError:  # it is closed, and `make_all` waits for this step
             assert self._loop.is_closed()
 
@@ -106,16 +120,27 @@ class Steps:
 
     def _make(self) -> None:
         """Make steps while there are any, for a bounded time."""
+        if self._is_elsewhere():
+            return
         self._under_way = True
         end = time.perf_counter() + _SLICE
         try:
             while not self._due.empty():
                 self._due.get_nowait()()
                 if time.perf_counter() > end:
-                    self._loop.call_soon(self._make)
+                    self._loop.call_soon(self._make, context=self._context)
                     break
         finally:
             self._under_way = False
+
+    def go_on_here(self) -> None:
+        """Make the steps in this thread from now on: the loop has moved here."""
+        self._thread = this_thread()
+        if self._is_stranded and self._epoll is not None:
+            self._loop.add_reader(self._epoll, self._on_event)
+        self._is_stranded = False
+        self._unpark()
+        self._loop.call_soon(self._make, context=self._context)
 
     def make_all(self, enough: Callable[[], bool]) -> None:
         """Make steps in this thread, without the loop, until it is enough.
@@ -126,18 +151,28 @@ class Steps:
         self.clock.host_waits = False
         self._under_way = True  # there is no loop to call
         self._unpark()
+        last_sign = time.monotonic()
         while not enough():
-            self._due.get(timeout=_PATIENCE)()
+            try:
+                step = self._due.get(timeout=_LOOK)
+            except queue.Empty:
+                if time.monotonic() - last_sign > _PATIENCE:
+                    raise
+            else:
+                step()
+                last_sign = time.monotonic()
 
     # ---- waiting ----
 
     def _watch(self, guest_tick: Step) -> None:
         """Do the waiting from now on, if what Trio waits for can be found."""
         try:
-            epoll = guest_tick.__self__.runner.io_manager._epoll.fileno()  # type: ignore[attr-defined]  # noqa: SLF001 -- see above
+            runner = guest_tick.__self__.runner  # type: ignore[attr-defined]
+            epoll = runner.io_manager._epoll.fileno()  # noqa: SLF001 -- see above
             _has_events(guest_tick)
         except AttributeError:
             return
+        self.runner = runner
         self._epoll = os.dup(epoll)  # ours, so that it can be unregistered after Trio's is closed
         self._loop.add_reader(self._epoll, self._on_event)
         self.clock.host_waits = True
@@ -158,7 +193,7 @@ class Steps:
             if self._deadline is not None:
                 self._deadline.cancel()
             delay = max(0.0, idle_until - self.clock.current_time())
-            self._deadline = self._loop.call_later(delay, self._on_event)
+            self._deadline = self._loop.call_later(delay, self._on_event, context=self._context)
 
     def _unpark(self) -> None:
         if self._parked is not None:
@@ -170,11 +205,26 @@ class Steps:
         if self._parked is not None:
             self._unpark()
             if not self._loop.is_closed():  # else `make_all` finds the step
-                self._loop.call_soon(self._make)
+                self._loop.call_soon(self._make, context=self._context)
 
     def _on_event(self) -> None:
-        self._unpark()
-        self._make()
+        if not self._is_elsewhere():
+            self._unpark()
+            self._make()
+
+    def _is_elsewhere(self) -> bool:
+        """Say whether the loop goes on in another thread: the steps wait for `go_on_here`."""
+        if self._thread is this_thread():
+            return False
+        if not self._is_stranded:
+            self._is_stranded = True
+            logger.error(
+                "the event loop goes on in another thread than the one in which the registry was "
+                "opened: no pass runs any more, await registry.shutdown() and initialize() again"
+            )
+            if self._epoll is not None:
+                self._loop.remove_reader(self._epoll)
+        return True
 
 
 def _has_events(guest_tick: Any) -> bool:

@@ -1,26 +1,52 @@
 """Waiting on asyncio's side for what must be waited for, cancelled or not."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
-__all__ = ["through_cancellation"]
+__all__ = ["wait_out"]
 
 
-async def through_cancellation(
-    future: "asyncio.Future[None]", on_cancel: Callable[[], object] = lambda: None
+async def wait_out(
+    wait: Callable[[], Awaitable[object]], on_cancel: Callable[[], object] = lambda: None
 ) -> None:
-    """Wait until ``future`` is done; a cancellation is passed on, and raised afterwards.
+    """Await ``wait()`` to its end; a cancellation is passed on, and raised afterwards.
 
     Args:
-        future: never fails, and is not cancelled by this.
+        wait: may be called again, when the one before was cancelled; it will come to its end,
+            whatever becomes of this task.
         on_cancel: called each time that the waiting task is cancelled.
     """
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-            on_cancel()
-    if cancelled is not None:
-        raise cancelled
+    try:
+        await wait()
+    except asyncio.CancelledError as exc:
+        cancelled = exc
+    else:
+        return
+    on_cancel()
+    with _without_repetition():
+        while True:
+            try:
+                await wait()
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+                on_cancel()
+            else:
+                break
+    raise cancelled
+
+
+def _without_repetition() -> AbstractContextManager[Any]:
+    """Keep anyio from cancelling again at each turn of the loop, all the time that we wait.
+
+    It does so for every task in a scope that was cancelled, unless a shielded scope stands in
+    between. Without anyio there is no such scope, and nothing to import.
+    """
+    anyio = sys.modules.get("anyio")
+    if anyio is None:
+        return contextlib.nullcontext()
+    scope: AbstractContextManager[Any] = anyio.CancelScope(shield=True)
+    return scope

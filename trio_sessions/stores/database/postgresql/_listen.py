@@ -48,6 +48,7 @@ class _Listening:
 
     def _rung(self) -> frozenset[str] | None:
         """Read what has arrived, without waiting; empty: nothing."""
+        self._source.check_process()
         self._pgconn.consume_input()
         rung: set[str] = set()
         is_known = True

@@ -1,0 +1,345 @@
+"""A round: one method called on many transports, all at once, at the price of few tasks.
+
+A call that answers without waiting needs no task of its own, and most do. But nobody can know
+beforehand which will wait, and a call that has begun to wait cannot change its task. So it is
+the lead that changes hands: the task that *leads* goes from transport to transport, and calls
+each. When one has to wait, the task stays with that call, and another task is appointed::
+
+    ask ── appoint ──> task 1: t1 t2 t3 t4┐ waits            one transport after the other
+                                          └─ appoint ──> task 2: t5 t6┐ waits
+                       task 1: t4 answers                             └─ appoint ──> task 3 …
+                       task 2: t6 is cut at its deadline                      … the sequence ends
+
+A task stops leading in four ways:
+
+- the sequence is at its end, or the round was given up;
+- its call has to wait, and the next task was appointed;
+- the next task could not be appointed;
+- it fails, is cancelled, or its coroutine is thrown away by a loop that ends.
+
+All but the second end the leading (``_led_through``), in two places: the ``finally`` of `_lead`
+and `_appoint`. The round is settled when the leading has ended and no call waits. Whatever has
+no answer then is unknown. And if a leading task is lost in a way that nobody has thought of,
+`ask` has a bound of its own: it goes on once no transport was called for as long as one call
+may take. See docs/decisions/0008-edges.md.
+"""
+
+import logging
+import time
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import AbstractContextManager
+from inspect import isawaitable, iscoroutine
+from typing import Any, Protocol
+
+import outcome
+import trio
+
+from trio_sessions._table import Entry
+from trio_sessions.types import fingerprint
+
+__all__ = ["Answer", "CallHost", "Round", "Running", "Scope"]
+
+Answer = object
+"""What a transport's method returned; an `outcome.Error` holds what it raised instead."""
+
+logger = logging.getLogger("trio_sessions.transports")
+
+_SLICE = 0.002  # seconds of answers at once before the event loop gets its turn
+_UNWINDING = 0.05  # seconds past its deadline that a round waits for cancelled calls to end
+
+
+class Scope(Protocol):
+    """What can cancel the calls of one leading task."""
+
+    @property
+    def cancel_called(self) -> bool: ...
+
+    def cancel(self) -> None: ...
+
+
+class CallHost(Protocol):
+    """Where transports are awaited: a nursery of Trio, or a loop of asyncio."""
+
+    @property
+    def cancelled(self) -> tuple[type[BaseException], ...]:
+        """What a call raises that was cancelled, or cut off in another way."""
+        ...
+
+    @property
+    def ends_loop(self) -> tuple[type[BaseException], ...]:
+        """What a task of this host raises in order to end its loop, if a transport did."""
+        ...
+
+    def start(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a task in the caller's context. Its first step comes later, never inside this.
+
+        Raises:
+            Exception: it cannot be started.
+        """
+        ...
+
+    def scope(self) -> AbstractContextManager[Scope]:
+        """Return what cancels the calls made in its block."""
+        ...
+
+    def limit(self, scope: Scope, seconds: float) -> None:
+        """Give a scope its deadline."""
+        ...
+
+    async def checkpoint(self) -> None:
+        """Let the other tasks of the loop run."""
+
+    def check(self, request: object) -> None:
+        """Raise `TypeError` if a transport asks something of the loop that it does not know."""
+
+
+Running = dict[tuple[Entry, str], Scope]
+"""Calls that had to wait and have not ended, of all rounds."""
+
+
+async def _await(awaitable: Awaitable[object]) -> object:
+    return await awaitable
+
+
+def _coroutine(entry: Entry, name: str) -> Coroutine[Any, Any, object]:
+    """Call a transport's method, and insist on something that can be awaited."""
+    called = getattr(entry.transport, name)()
+    if iscoroutine(called):
+        return called
+    if isawaitable(called):
+        return _await(called)
+    raise TypeError(
+        f"{name}() must be an async function, this one returned {type(called).__name__}"
+    )
+
+
+@types.coroutine
+def _noticing_wait(
+    coroutine: Coroutine[Any, Any, object],
+    on_wait: Callable[[], None],
+    check: Callable[[object], None],
+) -> Generator[Any, Any, object]:
+    """Await ``coroutine``, calling ``on_wait`` when it first has to wait.
+
+    ``check`` may refuse what the coroutine asks of the loop, which ends the coroutine.
+    """
+    try:
+        request = coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    try:
+        on_wait()
+    except BaseException:
+        coroutine.close()
+        raise
+    while True:
+        try:
+            check(request)
+        except TypeError:
+            coroutine.close()  # told by an error, it might ask the same again, without end
+            raise
+        try:
+            reply = yield request
+        except GeneratorExit:
+            coroutine.close()
+            raise RuntimeError("the event loop has thrown the call away") from None
+        except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
+            resume: outcome.Outcome[Any] = outcome.Error(exc)
+        else:
+            resume = outcome.Value(reply)
+        try:
+            request = resume.send(coroutine)  # type: ignore[arg-type]  # same protocol as a generator
+        except StopIteration as done:
+            return done.value
+
+
+class Round:
+    """One round, run once.
+
+    Args:
+        host: where the calls run.
+        running: calls that wait, of all rounds; a transport that is in it is not called again.
+        name: the method.
+        entries: whose transports are called.
+        timeout: seconds for one call that has to wait.
+    """
+
+    def __init__(
+        self,
+        host: CallHost,
+        running: Running,
+        name: str,
+        entries: Sequence[Entry],
+        timeout: float,
+    ) -> None:
+        self._answers: dict[Entry, Answer] = {}
+        self._escaping: BaseException | None = None
+        """What a transport raised that is no `Exception`, and must travel on."""
+        self._leader: object = None
+        """Which task leads; None: the next one has been appointed, and has not begun."""
+        self._led_through = trio.Event()
+        """Nobody leads any more."""
+        self._settled = trio.Event()
+        self._failure: Exception | None = None
+        """What has ended the leading before its end."""
+        self._given_up = False
+        self._waiting: dict[Entry, Scope] = {}
+        self._called = 0
+        self._host = host
+        self._running = running
+        self._name = name
+        self._entries = entries
+        self._remaining = iter(entries)
+        self._timeout = timeout
+
+    async def ask(self) -> dict[Entry, Answer]:
+        """Call all transports; return an answer for each entry.
+
+        Raises:
+            BaseException: what a transport raised that is no `Exception`.
+
+        Cancellation: the calls are cancelled too.
+        """
+        try:
+            self._appoint()
+            if await self._is_led_through():
+                with trio.move_on_after(self._timeout + _UNWINDING):
+                    await self._settled.wait()
+        finally:
+            self._give_up()
+        if self._escaping is not None:
+            raise self._escaping
+        return self._answers
+
+    async def _is_led_through(self) -> bool:
+        """Wait until nobody leads; False: nobody was called for as long as a call may take."""
+        called = -1
+        while called != self._called:
+            called = self._called
+            with trio.move_on_after(self._timeout + _UNWINDING):
+                await self._led_through.wait()
+                return True
+        return False
+
+    def _give_up(self) -> None:
+        """Cancel what still waits, and answer for whatever has not answered."""
+        self._given_up = True
+        for scope in self._waiting.values():
+            scope.cancel()
+        if len(self._answers) < len(self._entries):
+            for entry in self._entries:
+                if entry not in self._answers:
+                    self._answers[entry] = outcome.Error(self._unanswered(entry))
+
+    # ---- leading ----
+
+    def _appoint(self) -> None:
+        """Let a new task lead."""
+        self._leader = None
+        try:
+            self._host.start(self._lead)
+        except Exception as exc:  # noqa: BLE001 -- the answer of whoever was not called
+            self._failure = exc
+            self._led_through.set()
+            self._notice_end()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _lead(self) -> None:
+        """Call one transport after the other, until one has to wait, and stay with that one."""
+        me = self._leader = object()
+        try:
+            with self._host.scope() as scope:  # without a deadline until a call has to wait
+                await self._call_each(scope)
+        except Exception as exc:
+            logger.exception("%s() could not be called on all transports", self._name)
+            self._failure = exc
+        finally:
+            if self._leader is me:
+                self._led_through.set()
+            self._notice_end()
+
+    async def _call_each(self, scope: Scope) -> None:
+        """Call transports until one had to wait, in which case another task leads by now."""
+        slice_end = time.perf_counter() + _SLICE
+        for entry in self._remaining:
+            if time.perf_counter() > slice_end:
+                await self._host.checkpoint()
+                slice_end = time.perf_counter() + _SLICE
+            if self._given_up:
+                break
+            self._called += 1
+            if (entry, self._name) in self._running:
+                self._answers[entry] = outcome.Error(self._late(entry))
+            elif await self._call(entry, scope):
+                return
+
+    async def _call(self, entry: Entry, scope: Scope) -> bool:
+        """Call one transport and record its answer; say whether it had to wait."""
+        waited = False
+
+        def on_wait() -> None:
+            nonlocal waited
+            waited = True
+            self._host.limit(scope, self._timeout)
+            self._waiting[entry] = self._running[entry, self._name] = scope
+            self._appoint()
+
+        try:
+            coroutine = _coroutine(entry, self._name)
+            answer = await _noticing_wait(coroutine, on_wait, self._host.check)
+        except self._host.cancelled:
+            answer = outcome.Error(self._cut(entry))
+        except self._host.ends_loop as exc:
+            answer = outcome.Error(RuntimeError(f"{self._name}() raised {type(exc).__name__}"))
+            raise
+        except Exception as exc:  # noqa: BLE001 -- one session is isolated; the caller logs it
+            answer = outcome.Error(exc)
+        except BaseException as exc:  # noqa: BLE001 -- raised again by `ask`, in the pass
+            answer = self._judge_fatal(exc, entry)
+        finally:
+            if waited:
+                if scope.cancel_called:  # what comes after the deadline is no answer
+                    answer = outcome.Error(self._late(entry))
+                del self._waiting[entry], self._running[entry, self._name]
+            self._answers.setdefault(entry, answer)
+        return waited
+
+    def _notice_end(self) -> None:
+        if self._led_through.is_set() and not self._waiting:
+            self._settled.set()
+
+    # ---- what is no answer ----
+
+    def _judge_fatal(self, exc: BaseException, entry: Entry) -> Answer:
+        """Tell a cancelled nursery, whose error is a group, from what must travel on."""
+        rest: BaseException | None = exc
+        if isinstance(exc, BaseExceptionGroup):
+            _, rest = exc.split(self._host.cancelled)
+        if rest is None:
+            return outcome.Error(self._cut(entry))
+        if not isinstance(rest, Exception):
+            self._escaping = rest
+        return outcome.Error(rest)
+
+    def _unanswered(self, entry: Entry) -> Exception:
+        if self._failure is None:
+            return self._late(entry)
+        error = RuntimeError(
+            f"{self._name}() of session {fingerprint(entry.session_id)} cannot be awaited: "
+            f"{self._failure}"
+        )
+        error.__cause__ = self._failure
+        return error
+
+    def _late(self, entry: Entry) -> TimeoutError:
+        return TimeoutError(
+            f"{self._name}() of session {fingerprint(entry.session_id)} "
+            f"did not answer within {self._timeout:g} s"
+        )
+
+    def _cut(self, entry: Entry) -> RuntimeError:
+        return RuntimeError(
+            f"{self._name}() of session {fingerprint(entry.session_id)} "
+            "was cancelled from elsewhere"
+        )
