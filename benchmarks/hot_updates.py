@@ -38,7 +38,7 @@ class _Rival:
 
     def report_counts(self) -> None:
         """Let the server's side of every pooled connection report now, not when it falls idle."""
-        engine = self.store._engine
+        engine = self.store._opened.state._engine
         assert engine is not None
         pool = engine.pool
         assert isinstance(pool, sa.QueuePool)

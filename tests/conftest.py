@@ -131,7 +131,7 @@ def share_database(name: str, url: sa.URL) -> Iterator[Shared]:
     finally:
         backdoor.close()
         for store in stores:
-            assert store._engine is None, "a store was not closed"
+            assert not store._opened.is_open, "a store was not closed"
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -125,6 +125,36 @@ def test_ctrl_c_under_a_loop_that_does_not_handle_it(tmp_path: Path) -> None:
     assert printed == ["ready", "interrupted", "disconnected", "rows 0"]
 
 
+@pytest.mark.parametrize("gap", [0.0, 0.002, 0.01])
+def test_two_presses_of_ctrl_c_while_closing_end_the_program(tmp_path: Path, gap: float) -> None:
+    """As without a registry: the second is raised, but never in the middle of Trio's steps."""
+    code, printed, err = run(
+        tmp_path,
+        f"""
+        import threading, time
+        class Slow(Connection):
+            async def disconnect(self): await asyncio.sleep(0.05)
+        def press_twice():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep({gap})
+            os.kill(os.getpid(), signal.SIGINT)
+        async def main():
+            async with registry:
+                await asyncio.gather(*(registry.add_session(f"s{{i}}", Slow()) for i in range(40)))
+                thread.start()
+                await asyncio.sleep(3600)
+        thread = threading.Thread(target=press_twice)
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+        thread.join()
+        """,
+        count=True,
+    )
+    assert (code, printed) == (0, ["interrupted", "rows 0"]), err
+
+
 def test_it_is_built_before_a_fork_and_opened_after_it(tmp_path: Path) -> None:
     """As with uvicorn's workers: each child has a worker_id of its own."""
     code, printed, err = run(

@@ -353,7 +353,7 @@ async def test_opening_with_the_database_away(
     texts = [str(caught.value), repr(caught.value), str(caught.value.__cause__), caplog.text]
     assert not [text for text in [*texts, repr(store)] if "s3cret" in text]
     assert "postgresql+psycopg://postgres:***@127.0.0.1" in str(caught.value)
-    assert store._engine is None
+    assert not store._opened.is_open
     await proxy.heal()
     with trio.fail_after(BOUND):
         await proxy.wait_until(lambda: proxy.connections == 0)

@@ -279,13 +279,13 @@ async def test_two_registries_share_one_store(database: Shared) -> None:
     """Its engine is made by the first that opens it, and given back by the last."""
     store = database.make_store()
     assert isinstance(store, DatabaseStore)
-    assert store._engine is None
+    assert not store._opened.is_open
     async with open_registry(store) as a:
         async with open_registry(store) as b:
             await b.add_session("s", FakeTransport())
             assert await a.locate_session("s") == b.worker_id
-        assert store._engine is not None
+        assert store._opened.is_open
         assert await a.locate_session("s") is None
-    assert store._engine is None
+    assert not store._opened.is_open
     async with open_registry(store) as again:
         assert await again.locate_session("s") is None

@@ -17,6 +17,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _table | stores          siblings
     _inbox                   the messages of one session
     abc, _settings, _json    contracts, settings, encoding
+    _process, _forked_run    what a fork has handed down
     types, errors            values
 """
 
@@ -31,6 +32,7 @@ from trio_sessions.errors import (
     RowUnavailable,
     SessionNotFound,
     SessionsError,
+    StoreInUse,
     StoreSchemaError,
     StoreUnavailable,
 )
@@ -48,6 +50,7 @@ __all__ = [
     "SessionRegistry",
     "SessionStore",
     "SessionsError",
+    "StoreInUse",
     "StoreSchemaError",
     "StoreUnavailable",
     "Transport",

@@ -13,18 +13,24 @@ from typing import Any, TypeVar
 
 import trio
 
+from trio_sessions._interrupts import lone_interrupt
+from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
 from trio_sessions.abc import Bell, SessionStore, Worker
-from trio_sessions.errors import SessionsError, StoreUnavailable
+from trio_sessions.errors import RegistryClosed, SessionsError, StoreUnavailable
 from trio_sessions.types import Holder, RowAnswers, StoredMessage, Swept, Wanted
 from trio_sessions.writes import Answer, Batch, Committed, Write
 
-__all__ = ["MAX_GAP", "Edge", "chunked"]
+__all__ = ["INHERITED", "MAX_GAP", "Edge", "chunked"]
 
 logger = logging.getLogger("trio_sessions.rows")
 
 T = TypeVar("T")
 
+INHERITED = (
+    "the registry was opened before this process was forked, and is its parent's: "
+    "open one of your own"
+)
 # How long the fleet may be silent before that counts as an outage, as a part of
 # session_ttl; see docs/explanation.md, "An outage expires nobody", for the sum.
 MAX_GAP = 0.4
@@ -49,10 +55,18 @@ class Edge:
         self.worker = worker
         self._store = store
         self._settings = settings
+        self._process = this_process()
         self._gate = trio.CapacityLimiter(max(1, settings.max_concurrent - _FREE))
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child: then rows and transports are its parent's."""
+        return self._process is not this_process()
 
     async def _ask(self, operation: Callable[[], Awaitable[T]], kind: Any) -> T:
         """Await one operation, within ``store_timeout``; insist on its kind of answer."""
+        if self.is_inherited:
+            raise RegistryClosed(INHERITED)
         try:
             with trio.move_on_after(self._settings.store_timeout):
                 answer = await operation()
@@ -66,6 +80,11 @@ class Edge:
             raise StoreUnavailable(
                 f"the store failed with {type(exc).__name__}; see the cause"
             ) from exc
+        except BaseExceptionGroup as group:
+            interrupt = lone_interrupt(group)
+            if interrupt is not None:  # it came while the store waited in a nursery
+                raise interrupt from None
+            raise
         raise StoreUnavailable(
             f"the store did not answer within store_timeout ({self._settings.store_timeout:g} s)"
         )
@@ -90,6 +109,8 @@ class Edge:
 
     async def close(self) -> None:
         """Close the store; does not raise."""
+        if self.is_inherited:
+            return
         try:
             await self._ask(lambda: self._store.close(self.worker), object)
         except SessionsError as exc:
@@ -174,6 +195,8 @@ class Edge:
     @asynccontextmanager
     async def open_bell(self) -> AsyncIterator[Bell]:
         """Open the store's bell; whatever breaks it is `StoreUnavailable`."""
+        if self.is_inherited:
+            raise RegistryClosed(INHERITED)
         try:
             async with self._store.open_bell(self.worker) as bell:
                 yield bell

@@ -101,6 +101,11 @@ class House:
         return self._edge.worker.worker_id
 
     @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child of the process that opened it."""
+        return self._edge.is_inherited
+
+    @property
     def is_closed(self) -> bool:
         """It is closed, or closing."""
         return self._is_closed
@@ -108,7 +113,7 @@ class House:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Run for the block: the first pass has run when it begins."""
-        self.background.start_apart(self._writer.run)
+        self.background.start_service(self._writer.run)
         try:
             await self.passes.start()
             yield
@@ -120,15 +125,18 @@ class House:
         if not self._reads:
             self._reads = True
             for loop in (self.messages.listen, self.messages.fetch, self.messages.acknowledge):
-                self.background.start_interruptible(loop)
+                self.background.start_lasting(loop)
 
     async def close(self) -> None:
         """Disconnect everything and delete every row of this incarnation; never raises.
 
         Bounded: one ``store_timeout`` for all that is still to be written, and meanwhile one
-        ``disconnect_timeout`` for the transports. A second call waits for the first.
+        ``disconnect_timeout`` for the transports. A forked child touches nothing: all of it
+        is its parent's.
         """
         self._is_closed = True
+        if self._edge.is_inherited:
+            return
         with trio.CancelScope(shield=True):
             deadline = trio.current_time() + self.settings.store_timeout
             self.background.interrupt()

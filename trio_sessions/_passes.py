@@ -83,7 +83,7 @@ class Passes:
         await self._background.start_loop(keep_pace, self._run_paced, interval)
         period = self._settings.session_ttl * _VOUCHING
         if interval > period:
-            self._background.start_interruptible(self._keep_vouching, period)
+            self._background.start_lasting(self._keep_vouching, period)
 
     async def run_one(self) -> CleanupReport:
         """Run a pass now, or join the one that runs, and return its report.

@@ -13,6 +13,7 @@ import trio
 
 from trio_sessions._background import is_cancellation
 from trio_sessions._calls import check_transport
+from trio_sessions._edge import INHERITED
 from trio_sessions._entry import Entry
 from trio_sessions._house import House
 from trio_sessions._json import encode
@@ -55,6 +56,8 @@ class SessionRegistry:
             raise RegistryClosed(
                 "the registry is closed: use it inside the `async with open_registry(...)` block"
             )
+        if self._house.is_inherited:
+            raise RegistryClosed(INHERITED)
 
     # ---- sessions ----
 

@@ -203,22 +203,24 @@ class Round:
         """
         try:
             self._appoint()
-            await self._wait_led_through()
-            with trio.move_on_after(self._timeout + _UNWINDING):
-                await self._settled.wait()
+            if await self._is_led_through():
+                with trio.move_on_after(self._timeout + _UNWINDING):
+                    await self._settled.wait()
         finally:
             self._give_up()
         if self._escaping is not None:
             raise self._escaping
         return self._answers
 
-    async def _wait_led_through(self) -> None:
-        """Wait until nobody leads, or no transport was called for as long as a call may take."""
+    async def _is_led_through(self) -> bool:
+        """Wait until nobody leads; False: nobody was called for as long as a call may take."""
         called = -1
-        while not self._led_through.is_set() and called != self._called:
+        while called != self._called:
             called = self._called
             with trio.move_on_after(self._timeout + _UNWINDING):
                 await self._led_through.wait()
+                return True
+        return False
 
     def _give_up(self) -> None:
         """Cancel what still waits, and answer for whatever has not answered."""

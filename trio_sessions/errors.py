@@ -10,6 +10,7 @@ __all__ = [
     "RowUnavailable",
     "SessionNotFound",
     "SessionsError",
+    "StoreInUse",
     "StoreSchemaError",
     "StoreUnavailable",
     "bare",
@@ -36,6 +37,13 @@ class RowUnavailable(StoreUnavailable):
     A store raises it from an operation on many rows when the same operation on fewer
     rows could succeed: a lock, a deadlock, a constraint or trigger that refuses a row.
     The pass then asks again in halves, so that one bad row costs only itself.
+    """
+
+
+class StoreInUse(StoreUnavailable, RuntimeError):
+    """The store is open in another Trio run, or event loop, of this process: make another one.
+
+    A store belongs to one run at a time, which several registries may share.
     """
 
 

@@ -4,6 +4,8 @@ import abc
 from collections.abc import Sequence
 from typing import Any
 
+import trio
+
 from trio_sessions.abc._stem import Store, Worker
 from trio_sessions.errors import RowUnavailable
 from trio_sessions.types import Capabilities, Holder, RowAnswers, RowClaim, Sent, Undelivered
@@ -25,11 +27,23 @@ from trio_sessions.writes import (
 __all__ = ["Doomed"]
 
 
+_ATTEMPTS, _PAUSE = 20, 0.02  # for a row that is locked
+
+
 class Doomed(Store):
     """Each is one batch."""
 
     async def _answers(self, worker: Worker, writes: Sequence[Write[Any]]) -> Sequence[Answer]:
-        return (await self.commit(worker, Batch(writes=writes))).answers
+        answers = list((await self.commit(worker, Batch(writes=writes))).answers)
+        for _ in range(_ATTEMPTS):
+            locked = [n for n, one in enumerate(answers) if isinstance(one, RowUnavailable)]
+            if not locked:
+                break
+            await trio.sleep(_PAUSE)
+            again = await self.commit(worker, Batch(writes=[writes[n] for n in locked]))
+            for place, answer in zip(locked, again.answers, strict=True):
+                answers[place] = answer
+        return answers
 
     async def _all(self, worker: Worker, writes: Sequence[Write[Any]]) -> Sequence[Answer]:
         answers = await self._answers(worker, writes)

@@ -130,9 +130,16 @@ class Guest(Host):
     def abandon(self) -> None:
         """Make no more steps: this is a forked child, and they are the parent's to make."""
         self._steps.stop()
-        self._sigint.unwrap()
         self._end(RuntimeError("the process was forked while the registry was open"))
-        forget_trio_run()
+        self.forget()
+
+    def forget(self) -> None:
+        """Take away what the run has left in this thread, when it cannot end or ended elsewhere."""
+        self._sigint.unwrap()
+        with contextlib.suppress(ImportError, AttributeError):  # Trio believes that it runs here
+            from trio._core._run import GLOBAL_RUN_CONTEXT
+
+            del GLOBAL_RUN_CONTEXT.runner
 
     def finish_without_loop(self) -> None:
         """End the guest run although its loop is closed, by making its steps here.
@@ -158,14 +165,6 @@ class Guest(Host):
         return self.life.state is State.CLOSED or self._sigint.held > 0
 
 
-def forget_trio_run() -> None:
-    """Let this thread start Trio again, of which it believes that it runs here."""
-    with contextlib.suppress(ImportError, AttributeError):
-        from trio._core._run import GLOBAL_RUN_CONTEXT
-
-        del GLOBAL_RUN_CONTEXT.runner
-
-
 def guest_of(loop: asyncio.AbstractEventLoop) -> Guest:
     """Return the guest run of this thread, on this loop; start one if there is none.
 
@@ -174,7 +173,7 @@ def guest_of(loop: asyncio.AbstractEventLoop) -> Guest:
     """
     guest = _this_thread.guest
     if guest is not None and guest.life.state is State.CLOSED:  # it has ended in another thread
-        forget_trio_run()
+        guest.forget()
         guest = _this_thread.guest = None
     if guest is not None and guest.loop is not loop and guest.loop.is_closed():
         guest.finish_without_loop()

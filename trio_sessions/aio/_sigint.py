@@ -14,6 +14,7 @@ way which tasks Ctrl-C may hit (`trio.lowlevel.enable_ki_protection`).
 import asyncio
 import functools
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -32,6 +33,7 @@ class Sigint:
         """Presses that were not handed on yet."""
         self._loop = loop
         self._wrapped: Any = None
+        self._is_over = False
 
     def wrap(self, handler: Any) -> None:
         """Wrap ``handler``, what was there before Trio started; none if it is no function."""
@@ -41,7 +43,12 @@ class Sigint:
         signal.signal(signal.SIGINT, self._handle if callable(handler) else handler)
 
     def unwrap(self) -> None:
-        """Put back what was there, unless somebody else has replaced it meanwhile."""
+        """Put back what was there, unless somebody else has replaced it meanwhile.
+
+        In another thread than Python's main one that is not allowed: then the wrapper does
+        nothing any more, until the main thread comes by.
+        """
+        self._is_over = True
         if threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGINT) == self._handle:
@@ -49,7 +56,7 @@ class Sigint:
             signal.signal(signal.SIGINT, signal.default_int_handler if left else self._wrapped)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.held >= _MOST_HELD or not _is_protected(frame):
+        if self._is_over or self.held >= _MOST_HELD or not _is_protected(frame):
             self._wrapped(number, frame)
             return
         self.held += 1
@@ -70,11 +77,16 @@ def _is_protected(frame: FrameType | None) -> bool:
 
 
 def _is_left_by_a_runner(handler: Any) -> bool:
-    """Say whether it is what `asyncio.Runner` would have taken back, had it not found ours."""
-    if not isinstance(handler, functools.partial):
+    """Say whether it is what `asyncio.Runner` would have taken back, had it not found ours.
+
+    It is the handler of one call of ``Runner.run``, and that call is not under way any more.
+    """
+    run = getattr(asyncio.Runner.run, "__code__", None)
+    if not isinstance(handler, functools.partial) or "main_task" not in handler.keywords:
         return False
-    function = getattr(handler.func, "__func__", None)
-    task = handler.keywords.get("main_task")
-    return function is getattr(asyncio.Runner, "_on_sigint", None) and (
-        isinstance(task, asyncio.Task) and task.done()
-    )
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 -- inspect's way takes much longer
+    while frame is not None:
+        if frame.f_code is run and frame.f_locals.get("task") is handler.keywords["main_task"]:
+            return False
+        frame = frame.f_back
+    return getattr(handler.func, "__func__", None) is getattr(asyncio.Runner, "_on_sigint", None)

@@ -12,6 +12,7 @@ is as correct, and slower.
 """
 
 import asyncio
+import contextvars
 import logging
 import math
 import os
@@ -75,6 +76,8 @@ class Steps:
         self._thread = this_thread()
         """In which steps are made: Trio runs in one thread."""
         self._is_stranded = False
+        self._context = contextvars.Context()
+        """Empty, so that no timer keeps the context of whoever happened to set it."""
         self.clock = _Clock()
         self.instrument = _Scheduled(self._wake)
         self._loop = loop
@@ -98,13 +101,13 @@ class Steps:
         else:
             self._due.put(step)
             if not self._under_way:
-                self._loop.call_soon(self._make)
+                self._loop.call_soon(self._make, context=self._context)
 
     def soon_threadsafe(self, step: Step) -> None:
         """Take a step from any thread."""
         self._due.put(step)
         try:
-            self._loop.call_soon_threadsafe(self._make)
+            self._loop.call_soon_threadsafe(self._make, context=self._context)
         except RuntimeError:  # it is closed, and `make_all` waits for this step
             assert self._loop.is_closed()
 
@@ -125,7 +128,7 @@ class Steps:
             while not self._due.empty():
                 self._due.get_nowait()()
                 if time.perf_counter() > end:
-                    self._loop.call_soon(self._make)
+                    self._loop.call_soon(self._make, context=self._context)
                     break
         finally:
             self._under_way = False
@@ -137,7 +140,7 @@ class Steps:
             self._loop.add_reader(self._epoll, self._on_event)
         self._is_stranded = False
         self._unpark()
-        self._loop.call_soon(self._make)
+        self._loop.call_soon(self._make, context=self._context)
 
     def make_all(self, enough: Callable[[], bool]) -> None:
         """Make steps in this thread, without the loop, until it is enough.
@@ -190,7 +193,7 @@ class Steps:
             if self._deadline is not None:
                 self._deadline.cancel()
             delay = max(0.0, idle_until - self.clock.current_time())
-            self._deadline = self._loop.call_later(delay, self._on_event)
+            self._deadline = self._loop.call_later(delay, self._on_event, context=self._context)
 
     def _unpark(self) -> None:
         if self._parked is not None:
@@ -202,7 +205,7 @@ class Steps:
         if self._parked is not None:
             self._unpark()
             if not self._loop.is_closed():  # else `make_all` finds the step
-                self._loop.call_soon(self._make)
+                self._loop.call_soon(self._make, context=self._context)
 
     def _on_event(self) -> None:
         if not self._is_elsewhere():

@@ -20,7 +20,11 @@ _SOON, _LATE = 0.1, 1.0  # seconds between two polls: while messages come, and w
 
 
 class BellSource(Protocol):
-    """What a bell needs of the store."""
+    """What a bell needs of the store's connections."""
+
+    def check_process(self) -> None:
+        """Raise `StoreUnavailable` in a forked child: what was taken is its parent's."""
+        ...
 
     async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
         """Run one operation in a thread."""
@@ -77,7 +81,7 @@ async def look_at_the_file(source: BellSource, worker: Worker, news: News) -> As
     https://www.sqlite.org/pragma.html#pragma_data_version
 
     Args:
-        source: the store.
+        source: the store's connections.
         worker: whose sessions are asked for.
         news: takes the id of the newest message that was seen, and returns the newest that
             there is, with the sessions of those in between.
@@ -118,7 +122,7 @@ async def poll(source: BellSource, worker: Worker, backlog: Backlog) -> AsyncIte
     """Ring whenever a poll finds other messages: it asks once a second while none come.
 
     Args:
-        source: the store.
+        source: the store's connections.
         worker: whose sessions are asked for.
         backlog: returns for each session that has messages something that changes with
             them: the newest one would not do, for a smaller id may be committed later.

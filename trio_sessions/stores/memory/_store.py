@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.memory._rows import Row, Rows
 from trio_sessions.types import Holder, RowAnswers, Sent, StoredMessage, Swept, Wanted
 from trio_sessions.writes import Batch, Committed
@@ -31,36 +32,51 @@ class _Bell:
         return rung
 
 
+class _Run:
+    """What belongs to the Trio run that has the store open."""
+
+    def __init__(self, ended: "_Run | None") -> None:
+        self.turn = trio.Lock()
+        """One operation at a time; others run between two."""
+        self.bells: dict[str, _Bell] = {}
+
+
 class MemoryStore(SessionStore):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
-    Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time;
-    in a later run its rows count as never refreshed before that run.
+    Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
+    refuses another one with `StoreInUse`; in a later run its rows count as never refreshed
+    before that run. A forked process has a copy of its own.
     """
 
     def __init__(self) -> None:
         self._rows = Rows()
-        self._turn = trio.Lock()  # one operation at a time; others run between two
+        self._opened = OneRun(_Run, "the memory store")
         self._clock: object = None
         self._vouched_at: float | None = None
         self._unbroken_since = float("-inf")
-        self._bells: dict[str, _Bell] = {}
 
     async def open(self, worker: Worker) -> None:
-        """Make the store ready; see `SessionStore.open`."""
+        """Make the store ready; see `SessionStore.open`.
+
+        Raises:
+            StoreInUse: another Trio run has it open.
+        """
         await trio.lowlevel.checkpoint()
+        self._opened.join(worker)
         clock = trio.lowlevel.current_clock()
         if clock is not self._clock:
             self._clock = clock
             self._restart_clock()
 
     async def close(self, worker: Worker) -> None:
-        """Do nothing: the rows stay for the other workers; see `SessionStore.close`."""
+        """Leave the rows to the other workers; see `SessionStore.close`."""
         await trio.lowlevel.checkpoint()
+        self._opened.leave(worker)
 
     async def _take_turn(self) -> None:
         """Wait for our turn: between two operations the other tasks run."""
-        async with self._turn:
+        async with self._opened.state.turn:
             pass
 
     def _restart_clock(self) -> None:
@@ -80,9 +96,10 @@ class MemoryStore(SessionStore):
         await self._take_turn()
         now = trio.current_time()
         answers = [self._rows.carry_out(worker, one, now, now - asked) for one in batch.writes]
+        bells = self._opened.state.bells
         for write, answer in zip(batch.writes, answers, strict=True):
-            if isinstance(answer, Sent) and answer.holder.incarnation in self._bells:
-                self._bells[answer.holder.incarnation].ring(write.session_id)
+            if isinstance(answer, Sent) and answer.holder.incarnation in bells:
+                bells[answer.holder.incarnation].ring(write.session_id)
         return Committed(answers=answers)
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
@@ -169,11 +186,12 @@ class MemoryStore(SessionStore):
     async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
         """Return what tells of messages; see `SessionStore.open_bell`."""
         await trio.lowlevel.checkpoint()
-        bell = self._bells[worker.incarnation] = _Bell()
+        bells = self._opened.state.bells
+        bell = bells[worker.incarnation] = _Bell()
         try:
             yield bell
         finally:
-            del self._bells[worker.incarnation]
+            del bells[worker.incarnation]
 
     # ---- the sweep ----
 

@@ -1,4 +1,4 @@
-"""A batch: one statement, which is one transaction and one round trip.
+"""A batch: one statement as a rule, one transaction and one round trip always.
 
 Each kind of write in it is a chain of CTEs. They share one snapshot and do not see what the
 others do, which is why a batch has one kind of write for each session. The chains look alike:
@@ -27,12 +27,24 @@ from trio_sessions.stores.database.postgresql._errors import (
     locks_are_of_the_table,
     sqlstate,
 )
-from trio_sessions.stores.database.postgresql._kinds import COLUMNS, LOCKED, Kind, Names, locked
+from trio_sessions.stores.database.postgresql._kinds import (
+    COLUMNS,
+    LOCKED,
+    Kind,
+    Names,
+    locked,
+    own,
+)
+from trio_sessions.stores.database.postgresql._pipeline import in_one_round_trip
 from trio_sessions.stores.database.postgresql._sayings import SAYINGS
 from trio_sessions.stores.database.postgresql._sends import ACKNOWLEDGEMENTS, BELLS, SENDS
 from trio_sessions.writes import Answer, Batch, Claim, Committed, Write
 
 __all__ = ["Commit"]
+
+# For this transaction. Else a plan is made, and kept, while the tables are almost empty, that reads
+# them whole for each id; until the next ANALYZE, whatever they have grown to.
+_USE_INDEXES = "SELECT set_config('enable_seqscan', 'off', true)"
 
 _KINDS = (CLAIMS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS)
 _BY_NAME = {kind.name: kind for kind in _KINDS}
@@ -51,6 +63,22 @@ def _statement(names: Names, kinds: tuple[Kind, ...], *, rings: bool) -> str:
     return f"WITH {ctes} SELECT {COLUMNS} FROM ({union}) AS answers({COLUMNS})"
 
 
+@lru_cache
+def _lock_what_has_ended(names: Names) -> str:
+    """Return the statement that comes first where a claim replaces an ended session.
+
+    A message may have been stored for that after the snapshot of a statement and before its
+    lock. Who looks again once the lock is there sees them all, and none can come any more.
+    """
+    return f"""
+        SELECT FROM {names.sessions} AS s
+        WHERE s.session_id = ANY (ARRAY(
+            SELECT a.id FROM json_to_recordset(CAST(%(claims)s AS json)) AS a(id text, ended bigint)
+            WHERE a.ended > 0
+        )) AND {own("s")}
+        ORDER BY s.session_id FOR UPDATE SKIP LOCKED"""
+
+
 class Commit:
     """Carries out batches on one set of tables."""
 
@@ -65,12 +93,13 @@ class Commit:
         if not writes:
             return Committed(answers=())
         kinds = tuple(kind for kind in _KINDS if any(isinstance(w, kind.writes) for w in writes))
+        replaces = any(isinstance(write, Claim) and write.ended for write in writes)
         parameters = _parameters(worker, writes, waited())
         try:
-            rows = self._execute(connection, kinds, parameters, rings=True)
+            rows = self._execute(connection, kinds, parameters, replaces=replaces)
         except DBAPIError as exc:
             if sqlstate(exc) == PROGRAM_LIMIT_EXCEEDED:  # the queue of notifications is full
-                rows = self._execute(connection, kinds, parameters, rings=False)
+                rows = self._execute(connection, kinds, parameters, replaces=replaces, rings=False)
             elif sqlstate(exc) == LOCK_NOT_AVAILABLE:
                 self._say_whose_lock_it_is(connection)
                 raise
@@ -89,10 +118,13 @@ class Commit:
         kinds: tuple[Kind, ...],
         parameters: Mapping[str, Any],
         *,
-        rings: bool,
+        replaces: bool,
+        rings: bool = True,
     ) -> Sequence[Any]:
-        statement = _statement(self._names, kinds, rings=rings)
-        return connection.exec_driver_sql(statement, parameters).all()
+        statements = [_USE_INDEXES, _statement(self._names, kinds, rings=rings)]
+        if replaces:
+            statements.insert(1, _lock_what_has_ended(self._names))
+        return in_one_round_trip(connection, statements, parameters)
 
     def _say_whose_lock_it_is(self, connection: sa.Connection) -> None:
         """Raise unless the tables can be written: then the lock was that of a row."""

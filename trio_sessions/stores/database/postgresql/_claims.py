@@ -3,12 +3,15 @@
 from typing import Any
 
 from trio_sessions.abc import Worker
-from trio_sessions.stores.database.postgresql._kinds import OWN, Kind, Names, born, own
+from trio_sessions.stores.database.postgresql._kinds import OWN, Kind, Names, asked, born, own
 from trio_sessions.types import Capabilities, Holder
 from trio_sessions.writes import Claim, Claimed, Delete, Keep, Outcome
 
 __all__ = ["CLAIMS", "DELETIONS"]
 
+_CLAIM = """
+                generation bigint, age float8, ended bigint, says boolean, owner text,
+                capabilities text, elicitation boolean"""
 _TAKEN_AT = "(now() - make_interval(secs => c.age))"
 
 
@@ -20,16 +23,7 @@ def _claims(names: Names) -> str:
     inserted by somebody else just now. Both are to be asked again. ``late`` is a claim of an
     earlier generation than that of the row.
     """
-    return f"""
-        claims AS MATERIALIZED (
-            SELECT x.*, EXISTS (
-                SELECT FROM {names.sessions} AS s WHERE s.session_id = x.id
-            ) AS there
-            FROM json_to_recordset(CAST(%(claims)s AS json)) AS x(
-                n integer, id text, generation bigint, age float8, ended bigint,
-                says boolean, owner text, capabilities text, elicitation boolean
-            )
-        ), claim_locks AS MATERIALIZED (
+    return f"""{asked(names, "claims", _CLAIM)}, claim_locks AS MATERIALIZED (
             SELECT s.* FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(SELECT id FROM claims WHERE there))
             ORDER BY s.session_id FOR UPDATE SKIP LOCKED
@@ -151,15 +145,9 @@ CLAIMS = Kind(
 def _deletions(names: Names) -> str:
     """Their messages go by the foreign key, and are counted by the snapshot before."""
     mine = f"{own('s')} AND s.generation <= d.up_to"
-    return f"""
-        deletions AS MATERIALIZED (
-            SELECT d.*, EXISTS (
-                SELECT FROM {names.sessions} AS s WHERE s.session_id = d.id AND {mine}
-            ) AS there
-            FROM json_to_recordset(CAST(%(deletions)s AS json)) AS d(
-                n integer, id text, up_to bigint
-            )
-        ), deletion_locks AS MATERIALIZED (
+    there = "t.mine AND t.generation <= a.up_to"
+    return f"""{asked(names, "deletions", "up_to bigint", there=there)},
+        deletion_locks AS MATERIALIZED (
             SELECT s.session_id FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(SELECT id FROM deletions WHERE there))
             ORDER BY s.session_id FOR UPDATE SKIP LOCKED

@@ -9,7 +9,7 @@ from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.writes import Answer, Write
 
-__all__ = ["COLUMNS", "LOCKED", "OWN", "Kind", "Names", "born", "locked", "own"]
+__all__ = ["COLUMNS", "LOCKED", "OWN", "Kind", "Names", "asked", "born", "locked", "own"]
 
 COLUMNS = "kind, n, state, worker_id, incarnation, owner, capabilities, elicitation, born, number"
 """What each part of the statement answers for each of its writes; ``n`` is its place."""
@@ -54,6 +54,33 @@ class Kind:
     """One write, for the parameter."""
     decode: Callable[[Worker, Any], Answer]
     """One row of the answer, unless its state is `LOCKED`."""
+
+
+def asked(names: Names, name: str, columns: str, *, there: str = "t.session_id IS NOT NULL") -> str:
+    """Return the CTEs that read the writes of a kind, and whether their rows are there.
+
+    By ``= ANY (array)``, for which the index is used whatever the planner believes of the
+    number of ids.
+
+    Args:
+        names: the names of our tables.
+        name: the kind.
+        columns: what a write has besides ``n`` and ``id``.
+        there: "its row is there", of the row ``t`` (with ``mine`` and ``generation``) and the
+            write ``a``.
+    """
+    return f"""
+        {name}_asked AS MATERIALIZED (
+            SELECT * FROM json_to_recordset(CAST(%({name})s AS json)) AS a(
+                n integer, id text, {columns}
+            )
+        ), {name}_there AS MATERIALIZED (
+            SELECT s.session_id, s.generation, {own("s")} AS mine FROM {names.sessions} AS s
+            WHERE s.session_id = ANY (ARRAY(SELECT id FROM {name}_asked))
+        ), {name} AS MATERIALIZED (
+            SELECT a.*, coalesce({there}, false) AS there
+            FROM {name}_asked AS a LEFT JOIN {name}_there AS t ON t.session_id = a.id
+        )"""
 
 
 def own(alias: str) -> str:

@@ -3,25 +3,21 @@
 from typing import Any
 
 from trio_sessions.abc import Worker
-from trio_sessions.stores.database.postgresql._kinds import Kind, Names, own
+from trio_sessions.stores.database.postgresql._kinds import Kind, Names, asked, own
 from trio_sessions.types import Holder
 from trio_sessions.writes import ClaimOwner, SetCapabilities, SetOwner
 
 __all__ = ["SAYINGS"]
 
 
+_SAYING = """
+                ended bigint, owns boolean, claims boolean, owner text, capabilities text,
+                elicitation boolean"""
+
+
 def _sayings(names: Names) -> str:
     """An owner that stays the same is not written."""
-    return f"""
-        sayings AS MATERIALIZED (
-            SELECT x.*, EXISTS (
-                SELECT FROM {names.sessions} AS s WHERE s.session_id = x.id
-            ) AS there
-            FROM json_to_recordset(CAST(%(sayings)s AS json)) AS x(
-                n integer, id text, ended bigint, owns boolean, claims boolean, owner text,
-                capabilities text, elicitation boolean
-            )
-        ), saying_locks AS MATERIALIZED (
+    return f"""{asked(names, "sayings", _SAYING)}, saying_locks AS MATERIALIZED (
             SELECT s.session_id, s.worker_id, s.incarnation, s.generation, s.owner
             FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(SELECT id FROM sayings WHERE there))

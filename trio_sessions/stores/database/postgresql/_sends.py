@@ -3,7 +3,7 @@
 from typing import Any
 
 from trio_sessions.abc import Worker
-from trio_sessions.stores.database.postgresql._kinds import Kind, Names, born, own
+from trio_sessions.stores.database.postgresql._kinds import Kind, Names, asked, born, own
 from trio_sessions.types import Holder, Sent
 from trio_sessions.writes import Acknowledge, Send
 
@@ -13,22 +13,16 @@ MOST_TOLD = 7900
 """Bytes in a notification; PostgreSQL takes less than 8000."""
 
 
+_SEND = "payload text, age float8, ended bigint, born text, elsewhere boolean"
+
+
 def _sends(names: Names) -> str:
     """Which id a message has got is known by its place: both ascend in the order of the batch.
 
     Each session's row is locked as the foreign key does it. That lock and the one that a claim
     takes exclude each other, so the holder is the one that the message has when it commits.
     """
-    return f"""
-        sends AS MATERIALIZED (
-            SELECT x.*, EXISTS (
-                SELECT FROM {names.sessions} AS s WHERE s.session_id = x.id
-            ) AS there
-            FROM json_to_recordset(CAST(%(sends)s AS json)) AS x(
-                n integer, id text, payload text, age float8, ended bigint, born text,
-                elsewhere boolean
-            )
-        ), send_locks AS MATERIALIZED (
+    return f"""{asked(names, "sends", _SEND)}, send_locks AS MATERIALIZED (
             SELECT s.session_id, s.worker_id, s.incarnation, s.owner, s.generation,
                 {own("s")} AS mine, {born("s")} AS born
             FROM {names.sessions} AS s
@@ -44,22 +38,22 @@ def _sends(names: Names) -> str:
             SELECT f.id, f.payload, now() - make_interval(secs => f.age)
             FROM send_found AS f ORDER BY f.n
             RETURNING m.id
-        ), stored_places AS MATERIALIZED (
-            SELECT m.id, row_number() OVER (ORDER BY m.id) AS place FROM stored AS m
+        ), stored_ids AS MATERIALIZED (
+            SELECT array_agg(m.id ORDER BY m.id) AS ids FROM stored AS m
         )"""
 
 
 def _send_answers(names: Names) -> str:
     return """
         SELECT 'sends', x.n,
-            CASE WHEN p.id IS NOT NULL THEN 'done'
+            CASE WHEN f.n IS NOT NULL THEN 'done'
                 WHEN x.there AND l.session_id IS NULL THEN 'locked'
                 ELSE 'none' END,
-            l.worker_id, l.incarnation, l.owner, NULL, false, NULL, p.id
+            l.worker_id, l.incarnation, l.owner, NULL, false, NULL,
+            (SELECT ids FROM stored_ids)[f.place]
         FROM sends AS x
         LEFT JOIN send_locks AS l ON l.session_id = x.id
-        LEFT JOIN send_found AS f ON f.n = x.n
-        LEFT JOIN stored_places AS p ON p.place = f.place"""
+        LEFT JOIN send_found AS f ON f.n = x.n"""
 
 
 def _decode_send(worker: Worker, row: Any) -> Sent | None:
@@ -118,15 +112,8 @@ BELLS = _ring, _ring_answers
 
 def _acknowledgements(names: Names) -> str:
     """Lock the row of a session as a send does, so that nobody takes it over meanwhile."""
-    return f"""
-        acknowledgements AS MATERIALIZED (
-            SELECT a.*, EXISTS (
-                SELECT FROM {names.sessions} AS s WHERE s.session_id = a.id AND {own("s")}
-            ) AS there
-            FROM json_to_recordset(CAST(%(acknowledgements)s AS json)) AS a(
-                n integer, id text, messages bigint[]
-            )
-        ), acknowledgement_locks AS MATERIALIZED (
+    return f"""{asked(names, "acknowledgements", "messages bigint[]", there="t.mine")},
+        acknowledgement_locks AS MATERIALIZED (
             SELECT s.session_id FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(SELECT id FROM acknowledgements WHERE there))
                 AND {own("s")}

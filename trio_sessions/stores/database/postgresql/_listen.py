@@ -6,7 +6,7 @@ that waits, and so does this one now and then.
 """
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -48,6 +48,7 @@ class _Listening:
 
     def _rung(self) -> frozenset[str] | None:
         """Read what has arrived, without waiting; empty: nothing."""
+        self._source.check_process()
         self._pgconn.consume_input()
         rung: set[str] = set()
         is_known = True
@@ -79,11 +80,12 @@ def _is_alive(connection: sa.Connection) -> None:
 
 
 @asynccontextmanager
-async def listen(
-    source: BellSource, worker: Worker, statement: Callable[[sa.Connection], Any]
-) -> AsyncIterator[Bell]:
-    """Ring for each NOTIFY on the worker's channel; ``statement`` listens to it."""
-    connection = await source.take(worker, statement)
+async def listen(source: BellSource, worker: Worker, channel: str) -> AsyncIterator[Bell]:
+    """Ring for each NOTIFY on the worker's channel.
+
+    Its name is of our own letters and digits: a prefix that was checked, and hexadecimals.
+    """
+    connection = await source.take(worker, lambda one: one.exec_driver_sql(f'LISTEN "{channel}"'))
     try:
         yield _Listening(source, worker, connection)
     finally:

@@ -1,0 +1,392 @@
+"""A forked child owns nothing that its parent has opened: it drops it, and its parent goes on."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import sqlalchemy as sa
+
+PRELUDE = """
+import multiprocessing, os, signal, sys, threading, time, warnings
+import sqlalchemy as sa
+import trio
+from trio_sessions import RegistryClosed, aio, open_registry
+from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.memory import MemoryStore
+
+warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+url = sys.argv[1]
+signal.alarm(45)  # nobody hangs for ever
+
+class Connection:
+    def __init__(self, hangs=False):
+        self.hangs = hangs
+    async def is_connected(self):
+        if self.hangs:
+            await trio.sleep_forever()
+        return True
+    async def disconnect(self):
+        by = "by the parent" if os.getpid() == parent else "BY THE CHILD"
+        print("disconnected", by, flush=True)
+
+parent = os.getpid()
+store = DatabaseStore(url, lock_timeout=1.0)
+
+def in_a_thread(main, *args):
+    thread = threading.Thread(target=trio.run, args=(main, *args))
+    thread.start()
+    thread.join()
+
+async def end_of(pid):
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        await trio.sleep(0.01)
+    return os.waitstatus_to_exitcode(ended[1])
+
+async def add(registry, count=20):
+    for number in range(count):
+        await registry.add_session(f"s{number} of {os.getpid() == parent}", Connection())
+
+async def own(store=store):
+    async with open_registry(store) as registry:
+        await add(registry)
+        report = await registry.cleanup()
+        assert report.refreshed == 20 and not report.missing, report
+        assert await registry.locate_session("s0 of True") is not None
+        print("the child works", flush=True)
+
+async def check_parent(registry, started):
+    assert registry.worker_id
+    report = await registry.cleanup()
+    print(report.refreshed, report.missing, "in time" if time.monotonic() - started < 8 else "LATE")
+
+async def ring(registry):
+    # Whatever wakes the parent, and its connection for LISTEN: they are still its own.
+    with trio.fail_after(5):
+        await registry.broadcast("s1 of True", "hello", durable=True)
+        async with registry.open_inbox("s1 of True") as inbox:
+            print(await anext(inbox), flush=True)
+"""
+
+
+def run(program: str, url: sa.URL) -> list[str]:
+    """Run a program on a database and return what it printed; it must end well."""
+    source = PRELUDE + textwrap.dedent(program)
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", source, url.render_as_string(hide_password=False)],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    return ended.stdout.splitlines()
+
+
+@pytest.fixture(params=["sqlite_url", "postgresql_schema"])
+def url(request: pytest.FixtureRequest) -> sa.URL:
+    url: sa.URL = request.getfixturevalue(request.param)
+    return url
+
+
+IN_THE_CHILD = ["the child works"] + ["disconnected BY THE CHILD"] * 20  # its own ones
+
+
+@pytest.mark.parametrize(
+    "make",
+    ["store", "sa.create_engine(url)", "sa.create_engine(url, pool_pre_ping=True)"],
+)
+def test_a_child_opens_the_store_that_its_parent_has_open(url: sa.URL, make: str) -> None:
+    """On connections of its own, also where an engine was handed in; both are right afterwards."""
+    printed = run(
+        f"""
+        store = {make}
+        if store.__class__ is not DatabaseStore:
+            engine, store = store, DatabaseStore(store)
+        async def main():
+            async with open_registry(store) as registry:
+                await add(registry)
+                async with registry.open_inbox("s0 of True"):  # whatever listens, listens
+                    await registry.cleanup()
+                started = time.monotonic()
+                pid = os.fork()
+                if not pid:
+                    in_a_thread(own, store)
+                    os._exit(0)
+                for _ in range(20):
+                    assert (await registry.cleanup()).refreshed == 20
+                assert await end_of(pid) == 0
+                await ring(registry)
+                await check_parent(registry, started)
+        trio.run(main)
+        """,
+        url,
+    )
+    assert sorted(printed) == sorted(
+        [*IN_THE_CHILD, "hello", "20 () in time", *["disconnected by the parent"] * 20]
+    )
+
+
+@pytest.mark.parametrize(
+    "waits", ["await end_of(pid)", "os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])"]
+)
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_child_that_leaves_the_block_touches_nothing(
+    url: sa.URL, waits: str, *, listens: bool
+) -> None:
+    """SystemExit goes through the block: no row, no transport, no connection is its own."""
+    printed = run(
+        f"""
+        async def main():
+            async with open_registry(store) as registry:
+                await add(registry)
+                if {listens}:
+                    async with registry.open_inbox("s0 of True"):
+                        await registry.cleanup()
+                started = time.monotonic()
+                pid = os.fork()
+                if not pid:
+                    sys.exit(7)
+                assert {waits} == 7
+                await check_parent(registry, started)
+                await ring(registry)
+        trio.run(main)
+        """,
+        url,
+    )
+    assert printed == ["20 () in time", "hello", *["disconnected by the parent"] * 20]
+
+
+def test_a_child_that_leaves_the_block_may_open_its_own(url: sa.URL) -> None:
+    """In the same thread, on the same store object."""
+    printed = run(
+        """
+        async def main():
+            async with open_registry(store) as registry:
+                await add(registry)
+                pid = os.fork()
+                if not pid:
+                    sys.exit()
+                started = time.monotonic()
+                assert await end_of(pid) == 7
+                await check_parent(registry, started)
+        try:
+            trio.run(main)
+        except SystemExit:
+            trio.run(own)
+            os._exit(7)
+        """,
+        url,
+    )
+    assert sorted(printed) == sorted(
+        [*IN_THE_CHILD, "20 () in time", *["disconnected by the parent"] * 20]
+    )
+
+
+def test_a_child_that_leaves_while_much_is_under_way(url: sa.URL) -> None:
+    """Threads that are not there, a pass, a removal: none of it keeps the child."""
+    printed = run(
+        """
+        disconnected = trio.Event()
+        async def noted():
+            disconnected.set()
+        async def main():
+            async with open_registry(store, check_timeout=30) as registry:
+                await add(registry)
+                async with trio.open_nursery() as nursery:
+                    engine = sa.create_engine(url)
+                    with engine.connect() as blocker:  # the rows are locked
+                        blocker.exec_driver_sql("DELETE FROM trio_sessions")
+                        registry._table._entries["s0 of True"].transport.disconnect = noted
+                        nursery.start_soon(registry.remove_session, "s0 of True")
+                        await disconnected.wait()
+                        nursery.start_soon(registry.add_session, "late", Connection(hangs=True))
+                        nursery.start_soon(registry.locate_session, "elsewhere")
+                        while registry.statistics().operations_running < 2:
+                            await trio.sleep(0)
+                        global child
+                        child = not (pid := os.fork())
+                        if child:
+                            sys.exit()
+                        started = time.monotonic()
+                        assert await end_of(pid) == 7
+                        print("left", "in time" if time.monotonic() - started < 8 else "LATE")
+                        blocker.rollback()
+                    engine.dispose()
+                assert len(await registry.get_all_session_ids()) == 20
+        try:
+            trio.run(main)
+        except BaseExceptionGroup as group:
+            assert child and group.split(SystemExit)[1] is None, group
+            os._exit(7)
+        """,
+        url,
+    )
+    assert printed == ["left in time", *["disconnected by the parent"] * 20]
+
+
+def test_a_child_that_stays_in_the_block(url: sa.URL) -> None:
+    """It may look at what is in memory; it changes nothing, and its loops do nothing."""
+    printed = run(
+        """
+        async def main():
+            async with open_registry(store, session_ttl=2, cleanup_interval=0.1) as registry:
+                await add(registry)
+                async with registry.open_inbox("s0 of True"):
+                    await registry.cleanup()
+                pid = os.fork()
+                if not pid:
+                    passes = registry.statistics().passes
+                    assert registry.get_session_sync("s0 of True") is not None
+                    for call in (
+                        lambda: registry.add_session("s", Connection()),
+                        lambda: registry.remove_session("s0 of True"),
+                        lambda: registry.set_session_owner("s0 of True", "me"),
+                        lambda: registry.broadcast("s0 of True", 1),
+                        lambda: registry.respond("s0 of True", print),
+                        registry.cleanup,
+                    ):
+                        try:
+                            await call()
+                        except RegistryClosed as exc:
+                            assert "fork" in str(exc)
+                        else:
+                            print("IT WENT THROUGH", flush=True)
+                    await trio.sleep(1)  # ten intervals
+                    assert registry.statistics().passes == passes
+                    sys.exit(7)
+                await ring(registry)
+                assert await end_of(pid) == 7
+                started = time.monotonic()
+                await check_parent(registry, started)
+        trio.run(main)
+        """,
+        url,
+    )
+    assert printed == ["hello", "20 () in time", *["disconnected by the parent"] * 20]
+
+
+def test_the_memory_of_a_child_is_its_own(sqlite_url: sa.URL) -> None:
+    """A `MemoryStore` that its parent has open works in both."""
+    printed = run(
+        """
+        store = MemoryStore()
+        async def main():
+            async with open_registry(store) as registry:
+                await add(registry)
+                pid = os.fork()
+                if not pid:
+                    in_a_thread(own, store)
+                    os._exit(0)
+                started = time.monotonic()
+                assert await end_of(pid) == 0
+                await check_parent(registry, started)
+        trio.run(main)
+        """,
+        sqlite_url,
+    )
+    assert sorted(printed) == sorted(
+        [*IN_THE_CHILD, "20 () in time", *["disconnected by the parent"] * 20]
+    )
+
+
+@pytest.mark.parametrize("start", ["in the loop's thread", "in another thread"])
+def test_multiprocessing_forks(url: sa.URL, start: str) -> None:
+    """Its children do not leave the block: they end in `os._exit`."""
+    printed = run(
+        f"""
+        def child(main_thread):
+            in_a_thread(own) if main_thread else trio.run(own)
+
+        async def main():
+            context = multiprocessing.get_context("fork")
+            async with open_registry(store) as registry:
+                await add(registry)
+                started = time.monotonic()
+                if {start == "in the loop's thread"}:
+                    process = context.Process(target=child, args=(True,))
+                    process.start()
+                else:
+                    process = context.Process(target=child, args=(False,))
+                    await trio.to_thread.run_sync(process.start)
+                while process.is_alive():
+                    await trio.sleep(0.01)
+                assert process.exitcode == 0
+                await check_parent(registry, started)
+        trio.run(main)
+        """,
+        url,
+    )
+    assert sorted(printed) == sorted(
+        [*IN_THE_CHILD, "20 () in time", *["disconnected by the parent"] * 20]
+    )
+
+
+def test_what_is_collected_in_a_child_closes_nothing(url: sa.URL) -> None:
+    """The garbage collector of the child may run whenever it likes."""
+    printed = run(
+        """
+        import gc
+        async def main():
+            async with open_registry(store) as registry:
+                await add(registry)
+                async with registry.open_inbox("s0 of True"):
+                    await registry.cleanup()
+                pid = os.fork()
+                if not pid:
+                    global store
+                    in_a_thread(own)
+                    del store
+                    gc.collect()
+                    sys.exit(7)
+                started = time.monotonic()
+                assert await end_of(pid) == 7
+                await ring(registry)
+                await check_parent(registry, started)
+        try:
+            trio.run(main)
+        finally:
+            gc.collect()
+        """.replace("global store", "").replace("del store", "globals().pop('store')"),
+        url,
+    )
+    assert sorted(printed) == sorted(
+        [*IN_THE_CHILD, "hello", "20 () in time", *["disconnected by the parent"] * 20]
+    )
+
+
+def test_an_aio_child_opens_what_its_parent_has_open(postgresql_schema: sa.URL) -> None:
+    """The same registry object, on an asyncio loop of its own."""
+    printed = run(
+        """
+        import asyncio
+        class Connection:
+            async def is_connected(self): return True
+            async def disconnect(self): pass
+        registry = aio.SessionRegistry(store)
+        async def own():
+            async with registry:
+                for number in range(20):
+                    await registry.add_session(f"c{number}", Connection())
+                print("child", (await registry.cleanup()).refreshed, flush=True)
+        async def main():
+            async with registry:
+                for number in range(20):
+                    await registry.add_session(f"s{number}", Connection())
+                pid = os.fork()
+                if not pid:
+                    thread = threading.Thread(target=asyncio.run, args=(own(),))
+                    thread.start()
+                    thread.join()
+                    os._exit(0)
+                for _ in range(20):
+                    assert (await registry.cleanup()).refreshed == 20
+                while not os.waitpid(pid, os.WNOHANG)[0]:
+                    await asyncio.sleep(0.01)
+                print("parent", (await registry.cleanup()).refreshed)
+        asyncio.run(main())
+        """,
+        postgresql_schema,
+    )
+    assert printed == ["child 20", "parent 20"]

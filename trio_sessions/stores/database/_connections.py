@@ -1,0 +1,277 @@
+"""An engine, and what runs on it, for as long as one Trio run has the store open.
+
+Everything here belongs to that run or to this process: `DatabaseStore` makes it anew for
+each run, and after a fork (see `trio_sessions.stores._one_run`).
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import trio
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from trio_sessions._process import keep_for_ever, this_process
+from trio_sessions.abc import Worker
+from trio_sessions.errors import RowUnavailable, StoreUnavailable
+from trio_sessions.stores.database._database import Database, Timeouts
+from trio_sessions.stores.database._errors import first_line, hide_values
+from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
+from trio_sessions.stores.database._urls import masked
+
+__all__ = ["Connections", "note_process"]
+
+T = TypeVar("T")
+
+_process_of: "weakref.WeakKeyDictionary[sa.Engine, object]" = weakref.WeakKeyDictionary()
+"""The process whose connections are in the pool of an engine that was handed in."""
+
+
+def note_process(given: sa.Engine) -> None:
+    """An engine was handed in: what its pool holds now is this process's."""
+    _process_of.setdefault(given, this_process())
+
+
+def _renew_pool(given: sa.Engine) -> None:
+    """In a forked child, give an engine that was handed in a pool of its own.
+
+    https://docs.sqlalchemy.org/en/21/core/pooling.html#pooling-multiprocessing
+    """
+    if _process_of[given] is not this_process():
+        keep_for_ever(given.pool)
+        given.dispose(close=False)
+        _process_of[given] = this_process()
+
+
+class Connections:
+    """The connections of one Trio run to one database.
+
+    Args:
+        database: what it is.
+        url: where it is.
+        given: the engine that was handed in, if one was.
+        timeouts: how long the database may take.
+        ended: those of a run that has ended without closing them.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        url: sa.URL,
+        given: sa.Engine | None,
+        timeouts: Timeouts,
+        ended: "Connections | None",
+    ) -> None:
+        self._database = database
+        self._url = url
+        self._given = given
+        self._timeouts = timeouts
+        self._ended = ended
+        self._process = this_process()
+        self._engine: sa.Engine | None = None
+        self._opening = trio.Lock()
+        self._places: trio.CapacityLimiter | None = None
+        """As many as an engine that was handed in has connections."""
+        self._running = 0
+        self._idle = trio.Event()
+        if given is not None:
+            _renew_pool(given)
+
+    def __repr__(self) -> str:
+        return f"Connections({masked(self._url)!r})"
+
+    # ---- opening and closing ----
+
+    async def open(self, worker: Worker, prepare: Callable[[sa.Connection], None]) -> None:
+        """Make the engine, if nobody has, and ``prepare`` the database."""
+        async with self._opening:
+            if self._engine is None:
+                # Nothing is connected yet, so whoever is cancelled may leave it alone.
+                self._engine = await trio.to_thread.run_sync(
+                    self._make_engine, worker, abandon_on_cancel=True, limiter=worker.limiter
+                )
+                self._places = _places(self._given)
+            await self.run(worker, prepare)
+
+    async def close(self, worker: Worker) -> None:
+        """Wait for what runs, in bounded time, and dispose of the engine if it was made here."""
+        engine, self._engine = self._engine, None
+        while self._running:  # each gives its connection back to this engine
+            self._idle = trio.Event()
+            await self._idle.wait()
+        if engine is not None and self._given is None:
+            await trio.to_thread.run_sync(engine.dispose, limiter=worker.limiter)
+
+    def _make_engine(self, worker: Worker) -> sa.Engine:
+        if self._ended is not None:
+            self._ended.dispose()
+            self._ended = None
+        options = self._database.engine_options()
+        if self._given is not None:
+            # The same pool, and nothing of the user's engine is changed.
+            return self._given.execution_options(**options)
+        size = int(worker.limiter.total_tokens)
+        engine = self._database.create_engine(self._url, size, self._timeouts)
+
+        @sa.event.listens_for(engine, "do_connect")
+        def connect_watched(
+            dialect: sa.Dialect, record: object, args: list[Any], kwargs: dict[str, Any]
+        ) -> object:
+            connection = dialect.connect(*args, **kwargs)
+            if current.operation is not None:
+                try:
+                    current.operation.hold(connection)
+                except Withdrawn:
+                    connection.close()
+                    raise
+            return connection
+
+        return engine.execution_options(**options)
+
+    def dispose(self) -> None:
+        """Close what lies idle, after a run that has not; in a thread."""
+        if self._engine is not None and self._given is None:
+            self._engine.dispose()
+
+    def check_process(self) -> None:
+        """Raise unless this process has opened the connections."""
+        if self._process is not this_process():
+            raise StoreUnavailable(
+                f"the connections to {masked(self._url)} are those of the process that was forked"
+            )
+
+    # ---- one operation ----
+
+    async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
+        """Run ``work`` on a connection in a thread."""
+        return await self._guarded(worker, partial(self._connected, work))
+
+    async def take(self, worker: Worker, prepare: Callable[[sa.Connection], Any]) -> sa.Connection:
+        """Connect beside the pool; whoever takes the connection gives it to `give_back`."""
+        return await self._guarded(worker, partial(self._detached, prepare))
+
+    async def run_on(
+        self, worker: Worker, connection: sa.Connection, work: Callable[[sa.Connection], T]
+    ) -> T:
+        """Run ``work`` in a thread, on a connection that was taken."""
+
+        def watched(operation: Operation) -> T:
+            operation.hold(connection.connection.dbapi_connection)
+            return work(connection)
+
+        return await self._guarded(worker, watched)
+
+    async def give_back(self, worker: Worker, connection: sa.Connection) -> None:
+        """Close a connection that was taken, however broken it is."""
+        if self._process is not this_process():
+            keep_for_ever(connection)
+            return
+        operation = self._operation()
+        with contextlib.suppress(DBAPIError):  # it is gone, which is what is wanted
+            await operation.run(partial(_close, connection, operation), worker.limiter)
+
+    async def _guarded(self, worker: Worker, work: Callable[[Operation], T]) -> T:
+        """Run ``work`` in a thread, watched; the errors of drivers become ours."""
+        self.check_process()
+        operation = self._operation()
+        self._running += 1
+        try:
+            async with self._places or contextlib.nullcontext():
+                return await operation.run(partial(work, operation), worker.limiter)
+        except Withdrawn:
+            self.check_process()
+            raise StoreUnavailable(
+                f"the database {masked(self._url)}: the engine's pool gave no connection within "
+                f"{self._patience():g} s, and nothing has been sent"
+            ) from None
+        except (DBAPIError, PoolTimeout) as exc:
+            hide_values(exc)
+            raise self._translated(exc, was_cut=operation.state is State.CUT) from exc
+        except StoreUnavailable as exc:  # by the dialect
+            hide_values(exc)
+            raise
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    def _operation(self) -> Operation:
+        return Operation(
+            self._database.cutter,
+            timeout=self._timeouts.operation_timeout,
+            patience=self._patience(),
+        )
+
+    def _patience(self) -> float:
+        """Return the seconds that an operation waits for its connection.
+
+        An engine that was made here only connects, which its driver bounds.
+        """
+        timeouts = self._timeouts
+        own = 0.0 if self._given is not None else max(2.0, timeouts.connect_timeout)
+        return own + timeouts.operation_timeout
+
+    def _connect(self) -> sa.Connection:
+        if self._engine is None:
+            raise StoreUnavailable(f"the store on {masked(self._url)} is closed")
+        return self._engine.connect()
+
+    def _detached(
+        self, prepare: Callable[[sa.Connection], Any], operation: Operation
+    ) -> sa.Connection:
+        connection = self._connect()
+        try:
+            operation.hold(connection.connection.dbapi_connection)
+            connection.detach()
+            prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connected(self, work: Callable[[sa.Connection], T], operation: Operation) -> T:
+        with self._connect() as connection:
+            operation.hold(connection.connection.dbapi_connection)
+            try:
+                return work(connection)
+            finally:
+                operation.release()
+
+    def _translated(self, exc: DBAPIError | PoolTimeout, *, was_cut: bool) -> StoreUnavailable:
+        where = f"the database {masked(self._url)}"
+        if was_cut:
+            return StoreUnavailable(
+                f"{where} did not answer within operation_timeout "
+                f"({self._timeouts.operation_timeout:g} s), so its connection was cut off"
+            )
+        if isinstance(exc, PoolTimeout):
+            return StoreUnavailable(f"{where}: the engine's pool has no connection left: {exc}")
+        reason = f"{type(exc.orig).__name__}: {first_line(exc.orig)}"
+        if self._database.is_row_error(exc):
+            return RowUnavailable(f"{where} refused a row: {reason}")
+        return StoreUnavailable(f"{where} failed: {reason}")
+
+
+def _close(connection: sa.Connection, operation: Operation) -> None:
+    if connection.invalidated:
+        connection.close()
+        return
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    try:
+        operation.hold(driver)
+        connection.close()
+    finally:
+        operation.release()
+        driver.close()  # SQLAlchemy leaves it open if it was detached and has broken
+
+
+def _places(given: sa.Engine | None) -> trio.CapacityLimiter | None:
+    """Return as many places as a given engine has connections, if it has a number of them."""
+    if given is None or not isinstance(given.pool, sa.QueuePool) or not given.pool.size():
+        return None
+    return trio.CapacityLimiter(given.pool.size())
