@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # `finally` (ours are shielded and bounded a call further down, which the tool cannot see).
 ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,ASYNC123,ASYNC125
 
-.PHONY: help demo test check format lint types layers docs bench soak gateway-check constraints clean
+.PHONY: help demo test test-all check format lint types layers docs bench soak gateway-check constraints clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,9 @@ demo: $(VENV)/.demo ## run the main job on real connections and an SQLite file
 
 test: $(VENV)/.dev ## run the whole suite, a real PostgreSQL included
 	PYTHONDEVMODE=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+
+test-all: ## the suite on each Python from 3.11 on that is present
+	sh tests/all_pythons.sh
 
 check: format lint types layers docs ## the whole gate: all of these, then the tests with branch coverage
 	$(MAKE) test PYTEST_ARGS='--cov --cov-report=term --cov-fail-under=95'
@@ -53,10 +56,10 @@ docs: $(VENV)/.dev ## build the documentation; a warning is an error
 bench: $(VENV)/.dev ## measure; prints ratios within one run
 	$(BIN)/python -m benchmarks
 
-soak: $(VENV)/.dev ## the property suites for much longer, and a storm of 100,000 messages
+soak: $(VENV)/.dev ## the property suites for much longer, and random trials by the thousand
 	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 \
 		tests/test_properties.py tests/test_message_histories.py \
-		tests/test_message_interleavings.py tests/test_bells.py
+		tests/test_message_interleavings.py tests/test_bells.py tests/test_trials.py
 
 # Its packages are many and want other versions than ours, hence another environment. Run by hand only.
 $(GATEWAY_VENV)/.made: pyproject.toml examples/constraints-contextforge.txt
@@ -73,4 +76,4 @@ constraints: $(VENV)/.dev ## pin what is installed now, by name and version
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
 clean: ## remove what the commands here have made
-	rm -rf $(VENV) $(GATEWAY_VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-3.* $(GATEWAY_VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

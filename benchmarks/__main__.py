@@ -1,12 +1,16 @@
-"""``python -m benchmarks [--quick] [--only NAME] [--postgresql URL]``."""
+"""``python -m benchmarks [--quick] [--only NAME] [--before REVISION] [--postgresql URL]``."""
 
 import argparse
 import os
 import platform
 import time
+from collections.abc import Callable
+from functools import partial
 
-from benchmarks import crossing, delivery, hot_updates, latency, loop, refresh
+from benchmarks import before, crossing, delivery, hot_updates, latency, loop, refresh
 from benchmarks._database import postgresql_server, server_version
+from benchmarks._tables import Table
+from benchmarks.measures import MEASURES
 
 _BENCHMARKS = {
     "refresh": refresh.run,
@@ -15,6 +19,7 @@ _BENCHMARKS = {
     "crossing": crossing.run,
     "delivery": delivery.run,
     "hot_updates": hot_updates.run,
+    "before": before.run,
 }
 
 
@@ -30,7 +35,24 @@ def main() -> None:
         help="measure on this PostgreSQL; default: TRIO_SESSIONS_TEST_POSTGRESQL_URL, "
         "else a throwaway server",
     )
+    parser.add_argument(
+        "--before",
+        metavar="REVISION",
+        default=before.BEFORE,
+        help="what `before` compares this tree with (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--measure",
+        action="append",
+        choices=MEASURES,
+        metavar="NAME",
+        help="compare this one by `before` (may be repeated): " + ", ".join(MEASURES),
+    )
     arguments = parser.parse_args()
+    benchmarks: dict[str, Callable[..., list[Table]]] = {
+        **_BENCHMARKS,
+        "before": partial(before.run, before=arguments.before, only=arguments.measure or ()),
+    }
     with postgresql_server(arguments.postgresql) as server:
         print(
             f"{os.cpu_count()} processors, Python {platform.python_version()}, "
@@ -39,9 +61,9 @@ def main() -> None:
         if arguments.quick:
             print("quick: the sizes are too small for the figures to mean anything")
         print()
-        for name in arguments.only or _BENCHMARKS:
+        for name in arguments.only or benchmarks:
             start = time.perf_counter()
-            for table in _BENCHMARKS[name](server, quick=arguments.quick):
+            for table in benchmarks[name](server, quick=arguments.quick):
                 print(table)
             print(f"({name} took {time.perf_counter() - start:.0f} s)\n", flush=True)
 

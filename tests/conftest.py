@@ -16,6 +16,7 @@ import trio.testing
 from backdoors import Backdoor, DatabaseBackdoor, MemoryBackdoor
 from hosts import HOSTS, open_view, settle
 from hypothesis import settings
+from presses import let_children_have_ctrl_c
 from proxy import Proxy, open_proxy
 from soak import SOAK
 
@@ -28,6 +29,8 @@ from trio_sessions.stores.memory import MemoryStore
 settings.register_profile("gate", deadline=None, derandomize=True)
 settings.register_profile("soak", deadline=None, print_blob=True)
 settings.load_profile("soak" if SOAK else "gate")
+
+let_children_have_ctrl_c()
 
 
 @pytest.fixture(scope="session")

@@ -240,3 +240,52 @@ def test_importing_it_loads_no_database_and_no_other_loop() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("where", ["in the loop's thread", "in another thread"])
+def test_a_forked_child_opens_the_registry_that_its_parent_has_open(
+    tmp_path: Path, where: str
+) -> None:
+    """What it inherited is closed to it; what it opens is its own. The parent goes on."""
+    forking = "await asyncio.to_thread(fork)" if "another" in where else "fork()"
+    code, printed, err = run(
+        tmp_path,
+        f"""
+        pids = []
+
+        async def own():
+            async with registry:
+                await registry.add_session("child", Connection())
+                print("child", registry.worker_id != parent, flush=True)
+
+        def fork():
+            pid = os.fork()
+            if pid:
+                pids.append(pid)
+                return
+            try:
+                registry.get_session_sync("s")
+            except Exception as exc:
+                print(type(exc).__name__, flush=True)
+            thread = threading.Thread(target=asyncio.run, args=(own(),))
+            thread.start()
+            thread.join(20)
+            os._exit(0)
+
+        async def main():
+            global parent
+            async with registry:
+                parent = registry.worker_id
+                await registry.add_session("s", Connection())
+                {forking}
+                while not os.waitpid(pids[0], os.WNOHANG)[0]:
+                    await asyncio.sleep(0.01)
+                report = await registry.cleanup()
+                print(report.refreshed, report.missing)
+        asyncio.run(main())
+        """,
+    )
+    assert code == 0, err
+    assert printed == [
+        "RegistryClosed", "child True", "disconnected", "1 ()", "disconnected", "rows 0",
+    ]  # fmt: skip

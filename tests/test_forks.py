@@ -198,7 +198,7 @@ def test_a_child_that_leaves_while_much_is_under_way(url: sa.URL) -> None:
                     engine = sa.create_engine(url)
                     with engine.connect() as blocker:  # the rows are locked
                         blocker.exec_driver_sql("DELETE FROM trio_sessions")
-                        registry._table._entries["s0 of True"].transport.disconnect = noted
+                        registry._house.table._entries["s0 of True"].transport.disconnect = noted
                         nursery.start_soon(registry.remove_session, "s0 of True")
                         await disconnected.wait()
                         nursery.start_soon(registry.add_session, "late", Connection(hangs=True))

@@ -1,6 +1,9 @@
 """Opening, serving, pacing and closing: bounded, and nothing left behind."""
 
+import contextvars
 import dataclasses
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -295,8 +298,6 @@ async def test_what_is_no_exception_travels() -> None:
 
 async def test_the_callers_context_is_seen_by_the_transport() -> None:
     """`contextvars` reach `disconnect`."""
-    import contextvars
-
     variable = contextvars.ContextVar("variable", default="nobody")
     seen = []
 
@@ -309,6 +310,44 @@ async def test_the_callers_context_is_seen_by_the_transport() -> None:
         variable.set("caller")
         await registry.remove_session("s")
     assert seen == ["caller"]
+
+
+class Request:
+    """What only the variables of a request refer to."""
+
+
+def open_in_a_context(
+    variable: "contextvars.ContextVar[Request]",
+) -> tuple[contextvars.Context, weakref.ref[Request]]:
+    """Make a context in which ``variable`` has a value, and tell when that is gone."""
+    context, request = contextvars.copy_context(), Request()
+    context.run(variable.set, request)
+    return context, weakref.ref(request)
+
+
+async def test_the_reading_loops_do_not_keep_the_context_of_whoever_was_first(
+    shared: Shared,
+) -> None:
+    """They go on for as long as the registry, and a request's variables end with it."""
+    variable: contextvars.ContextVar[Request] = contextvars.ContextVar("variable")
+
+    async def serve(registry: SessionRegistry) -> None:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", "message", durable=True)
+        async with registry.open_inbox("s") as inbox:
+            assert await anext(aiter(inbox)) == "message"
+        await registry.cleanup()
+        await registry.locate_session("elsewhere")
+
+    async with shared.open() as registry:
+        context, request = open_in_a_context(variable)
+        async with trio.open_nursery() as nursery:
+            context.run(nursery.start_soon, serve, registry)
+        del context
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        gc.collect()
+        assert request() is None
+        assert registry.statistics().sessions == 1
 
 
 # ---- opening ----

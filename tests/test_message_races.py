@@ -155,9 +155,9 @@ async def test_ids_that_are_held_do_not_pile_up_over_reconnections() -> None:
                 assert await anext(inbox) == number
                 await registry.add_session("s", FakeTransport())
         await trio.testing.wait_all_tasks_blocked()
-        inbox = registry._house.messages._inboxes.get("s")
-        assert inbox is not None
-        assert inbox.held == set()
+        kept = registry._house.messages._inboxes.get("s")
+        assert kept is not None
+        assert kept.held == set()
 
 
 # ---- taking over ----

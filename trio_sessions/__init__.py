@@ -8,6 +8,7 @@ Layers, lower never imports higher (checked by import-linter)::
     cli | aio                for operators, for programs on asyncio
     testing | transports     use the public names
     _open                    opening and closing
+    _keeper                  the task that holds a registry open
     _registry                what users call; joins and paces passes
     _cleanup | _jobs         the pass; what runs beside the caller
     _owners | _consumer      what is said of sessions; who reads their messages
@@ -18,6 +19,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _inbox                   the messages of one session
     abc, _settings, _json    contracts, settings, encoding
     _process, _forked_run    what a fork has handed down
+    _interrupts, _library    where Ctrl-C may arrive; which library runs
     types, errors            values
 """
 

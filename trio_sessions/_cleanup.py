@@ -21,6 +21,7 @@ from trio_sessions._claims import Claims
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Row
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
@@ -123,6 +124,7 @@ class _Tally:
     expired: int = 0
 
 
+@uninterrupted
 class Pass:
     """One pass. Cancelled at any point it leaves all in order, and the next one converges."""
 
@@ -244,7 +246,11 @@ class Pass:
         gone = self._sessions.end(entries, moved=moved)
         if gone is not None:
             ended += [entry.session_id for entry in gone[0]]
-            removals.start_soon(gone[1].wait)
+            removals.start_soon(self._wait, gone[1])
+
+    @staticmethod
+    async def _wait(ended: trio.Event) -> None:
+        await ended.wait()
 
     async def _sweep(self) -> None:
         try:

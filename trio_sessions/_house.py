@@ -8,8 +8,6 @@
 """
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 import trio
@@ -110,15 +108,10 @@ class House:
         """It is closed, or closing."""
         return self._is_closed
 
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        """Run for the block: the first pass has run when it begins."""
+    async def start(self) -> None:
+        """Run the first pass, then go on in the background; `close` must follow."""
         self.background.start_service(self._writer.run)
-        try:
-            await self.passes.start()
-            yield
-        finally:
-            await self.close()
+        await self.passes.start()
 
     def read_messages(self) -> None:
         """Start the loops that read messages, unless they run."""

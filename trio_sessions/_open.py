@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from trio_sessions._background import Background
 from trio_sessions._calls import TransportCalls, TrioHost
 from trio_sessions._edge import Edge
-from trio_sessions._house import House
+from trio_sessions._forked_run import part_on_fork
+from trio_sessions._interrupts import Uninterrupted
+from trio_sessions._keeper import Keeper
+from trio_sessions._library import check_trio
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
@@ -46,7 +48,8 @@ def open_registry(
     ``cleanup_interval``. Leaving the block ends them, disconnects every transport held,
     deletes this worker's rows and gives the database connections back: in bounded time,
     also when the database is away or the surrounding scope is cancelled. What the block
-    raises comes out as it is, not inside an exception group.
+    raises comes out as it is, not inside an exception group. A process that is forked in the
+    block leaves it without touching anything: sessions and rows are its parent's.
 
     All workers of one database must use the same ``session_ttl``.
 
@@ -72,9 +75,12 @@ def open_registry(
         TypeError, ValueError: at the call: a setting is wrong; the message names it.
         MissingDependency: at the call: the URL needs a driver that is not installed.
         StoreUnavailable: on entering: the database cannot be reached.
+        StoreInUse: on entering: another Trio run has this very store object open.
         StoreSchemaError: on entering: its tables are not ours.
 
     Cancellation: entering and leaving are checkpoints; leaving is shielded and bounded.
+    Ctrl-C arrives at checkpoints only, and comes out bare; leaving goes on to its end, also
+    when there are more of them.
     """
     settings = Settings(
         worker_id=worker_id,
@@ -91,6 +97,7 @@ def open_registry(
     return open_with(resolve_store(store), settings)
 
 
+@trio.lowlevel.enable_ki_protection
 async def serve_registry(
     store: "SessionStore | sqlalchemy.Engine | sqlalchemy.URL | str" = "memory:",
     *,
@@ -137,14 +144,13 @@ def _fresh_worker_id() -> str:
     return f"{socket.gethostname()[:200]}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-@asynccontextmanager
-async def open_with(
+def open_with(
     store: SessionStore,
     settings: Settings,
     *,
     table: LocalTable | None = None,
     calls: TransportCalls | None = None,
-) -> AsyncIterator[SessionRegistry]:
+) -> AbstractAsyncContextManager[SessionRegistry]:
     """Open a registry on parts that have been checked; see `open_registry`.
 
     Args:
@@ -153,56 +159,64 @@ async def open_with(
         table: where to hold the sessions, for who wants to look into it.
         calls: how transports are called.
     """
+    return Uninterrupted(
+        _open(
+            store,
+            settings,
+            LocalTable() if table is None else table,
+            TransportCalls(TrioHost()) if calls is None else calls,
+        )
+    )
+
+
+@asynccontextmanager
+async def _open(
+    store: SessionStore, settings: Settings, table: LocalTable, calls: TransportCalls
+) -> AsyncIterator[SessionRegistry]:
+    check_trio()
     worker = Worker(
         worker_id=settings.worker_id or _fresh_worker_id(),
         incarnation=secrets.token_hex(8),
         limiter=trio.CapacityLimiter(settings.max_concurrent),
     )
-    table = LocalTable() if table is None else table
-    calls = TransportCalls(TrioHost()) if calls is None else calls
     edge = Edge(store, worker, settings)
-    async with _opened(edge), calls.open(), _bare_nursery() as nursery:
-        background = Background(nursery)
-        house = House(edge=edge, table=table, calls=calls, background=background, settings=settings)
-        async with house.open():
-            yield SessionRegistry(house)
-
-
-@asynccontextmanager
-async def _opened(edge: Edge) -> AsyncIterator[None]:
-    """Open the store for the block; what cannot be opened is closed again."""
+    keeper = Keeper(table=table, calls=calls, edge=edge, settings=settings)
+    body_error: BaseException | None = None
+    crash: BaseExceptionGroup[BaseException] | None = None
     try:
-        await edge.open()
-        yield
-    finally:
-        with trio.CancelScope(shield=True):
-            await edge.close()
-
-
-@asynccontextmanager
-async def _bare_nursery() -> AsyncIterator[trio.Nursery]:
-    """Open a nursery, and end it with its block; what the block raises comes out bare.
-
-    Raises:
-        BaseException: what the block has raised; or what a task in the nursery has, and the block
-            too, in a group if there are several.
-    """
-    raised: BaseException | None = None
-    try:
+        part_on_fork()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.keep, nursery.cancel_scope)
             try:
-                yield nursery
+                yield await keeper.opened()
             except BaseException as exc:  # noqa: BLE001 -- kept from the nursery, which would wrap it; raised below
-                raised = exc
-            nursery.cancel_scope.shield = True
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as crash:
-        # The background crashed. That cancelled the block, so a Cancelled is no news.
-        errors = [bare(error) for error in crash.exceptions]
-        if raised is not None and not isinstance(raised, trio.Cancelled):
-            errors.append(raised)
-        if len(errors) > 1:
-            raise BaseExceptionGroup("the registry crashed", errors) from None
-        raised = errors[0]
-    if raised is not None:
-        raise raised
+                body_error = exc
+                if not keeper.is_open:
+                    nursery.cancel_scope.cancel()
+            finally:
+                keeper.stop()
+    except BaseExceptionGroup as group:
+        crash = group
+    if crash is not None:
+        raise _summary(crash, body_error)
+    if body_error is not None:
+        raise body_error
+
+
+def _summary(
+    crash: BaseExceptionGroup[BaseException], body_error: BaseException | None
+) -> BaseException:
+    """Return what comes out when the background has crashed, or Ctrl-C came while it closed."""
+    bared: BaseException = bare(crash)
+    errors = list(bared.exceptions) if isinstance(bared, BaseExceptionGroup) else [bared]
+    errors = [bare(error) for error in errors]
+    # The crash cancelled the block, so a Cancelled is no news.
+    if body_error is not None and not isinstance(body_error, trio.Cancelled):
+        errors.append(body_error)
+    for error in errors:
+        if isinstance(error, KeyboardInterrupt):  # it ends the program, whatever else there is
+            error.__cause__ = next((other for other in errors if other is not error), None)
+            return error
+    if len(errors) == 1:
+        return errors[0]
+    return BaseExceptionGroup("the registry crashed", errors)

@@ -16,7 +16,9 @@ from trio_sessions._calls import check_transport
 from trio_sessions._edge import INHERITED
 from trio_sessions._entry import Entry
 from trio_sessions._house import House
+from trio_sessions._interrupts import interruptible, uninterrupted
 from trio_sessions._json import encode
+from trio_sessions._library import check_trio
 from trio_sessions._messages import OpenInbox
 from trio_sessions.abc import Transport
 from trio_sessions.errors import RegistryClosed, SessionNotFound, SessionsError
@@ -34,6 +36,7 @@ __all__ = ["SessionRegistry"]
 logger = logging.getLogger("trio_sessions.registry")
 
 
+@uninterrupted
 class SessionRegistry:
     """The sessions of one worker. Made by `open_registry` or `serve_registry`.
 
@@ -82,6 +85,7 @@ class SessionRegistry:
 
         Cancellation: the session stays added, and its row is written all the same.
         """
+        check_trio()
         check_session_id(session_id)
         check_transport(transport)
         self._check_open()
@@ -89,6 +93,7 @@ class SessionRegistry:
 
     async def get_session(self, session_id: str) -> Transport | None:
         """Return the transport of a session held here, else None. Never asks the database."""
+        check_trio()
         transport = self.get_session_sync(session_id)
         await trio.lowlevel.checkpoint()
         return transport
@@ -115,6 +120,7 @@ class SessionRegistry:
 
         Cancellation: the removal goes on without the caller.
         """
+        check_trio()
         check_session_id(session_id)
         self._check_open()
         await self._house.sessions.remove(session_id, transport)
@@ -125,6 +131,7 @@ class SessionRegistry:
         Returns:
             True or False, or None: it could not be verified (answer 503, not 404).
         """
+        check_trio()
         if check_session_id(session_id) in self._house.table:
             await trio.lowlevel.checkpoint()
             return True
@@ -138,6 +145,7 @@ class SessionRegistry:
 
     async def get_all_session_ids(self) -> list[str]:
         """Return the ids of the sessions held here, in the order they were added."""
+        check_trio()
         await trio.lowlevel.checkpoint()
         return self._house.table.ids()
 
@@ -148,6 +156,7 @@ class SessionRegistry:
             StoreUnavailable: the session is not held here and the database cannot say.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
+        check_trio()
         if check_session_id(session_id) in self._house.table:
             await trio.lowlevel.checkpoint()
             return self.worker_id
@@ -174,6 +183,7 @@ class SessionRegistry:
 
         Cancellation: the owner may or may not have been set.
         """
+        check_trio()
         check_session_id(session_id)
         if owner is not None:
             check_owner(owner)
@@ -193,6 +203,7 @@ class SessionRegistry:
 
         Cancellation: the claim may or may not have been made.
         """
+        check_trio()
         check_session_id(session_id)
         check_owner(owner)
         self._check_open()
@@ -208,6 +219,7 @@ class SessionRegistry:
             StoreUnavailable: the database cannot say.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
+        check_trio()
         check_session_id(session_id)
         self._check_open()
         return await self._house.owners.get_owner(session_id)
@@ -228,6 +240,7 @@ class SessionRegistry:
 
         Cancellation: they may or may not have been replaced.
         """
+        check_trio()
         check_session_id(session_id)
         if not isinstance(capabilities, dict):
             raise TypeError(f"capabilities must be a dict, not {type(capabilities).__name__}")
@@ -246,6 +259,7 @@ class SessionRegistry:
             StoreUnavailable: the database cannot say.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
+        check_trio()
         check_session_id(session_id)
         self._check_open()
         return await self._house.owners.get_capabilities(session_id)
@@ -257,6 +271,7 @@ class SessionRegistry:
             StoreUnavailable: the database cannot say.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
+        check_trio()
         capabilities = await self.get_client_capabilities(session_id)
         return (capabilities or {}).get("elicitation") not in (None, False)
 
@@ -267,6 +282,7 @@ class SessionRegistry:
             StoreUnavailable: the database cannot say.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
+        check_trio()
         self._check_open()
         return await self._house.owners.elicitation_capable()
 
@@ -296,6 +312,7 @@ class SessionRegistry:
 
         Cancellation: the message may or may not have been sent.
         """
+        check_trio()
         if not durable and self._accept(session_id, message):
             await trio.lowlevel.checkpoint()
             return
@@ -365,8 +382,9 @@ class SessionRegistry:
             SessionNotFound, RuntimeError, RegistryClosed: as `open_inbox`.
 
         Cancellation: the message that is being handled is delivered again to the session's
-        next inbox.
+        next inbox; after Ctrl-C too.
         """
+        check_trio()
         check_session_id(session_id)
         if not callable(handler):
             raise TypeError(f"handler must be an async function, not {type(handler).__name__}")
@@ -374,9 +392,9 @@ class SessionRegistry:
             assert inbox.transport is not None
             async for message in inbox:
                 try:
-                    await _awaitable(handler(message, inbox.transport))
+                    await interruptible(_handle, handler, message, inbox.transport)
                 except BaseException as exc:
-                    if not is_cancellation(exc):
+                    if not is_cancellation(exc, KeyboardInterrupt):
                         inbox.finish()
                     raise
 
@@ -390,6 +408,7 @@ class SessionRegistry:
 
         Cancellation: the pass goes on; others may have joined it.
         """
+        check_trio()
         self._check_open()
         return await self._house.passes.run_one()
 
@@ -401,10 +420,13 @@ class SessionRegistry:
         return self._house.statistics()
 
 
-def _awaitable(returned: Awaitable[object]) -> Awaitable[object]:
+async def _handle(
+    handler: Callable[[Any, Transport], Awaitable[object]], message: Any, transport: Transport
+) -> None:
+    returned = handler(message, transport)
     if not inspect.isawaitable(returned):
         raise TypeError(
             f"handler must be an async function, but it returned {type(returned).__name__}, "
             "which cannot be awaited"
         )
-    return returned
+    await returned

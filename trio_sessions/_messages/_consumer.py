@@ -7,7 +7,9 @@ from typing import Any, Self
 import trio
 
 from trio_sessions._entry import Entry
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import decode
+from trio_sessions._library import check_trio
 from trio_sessions._messages._inbox import Inbox, Message
 from trio_sessions._messages._room import Messages
 from trio_sessions.abc import Transport
@@ -15,6 +17,7 @@ from trio_sessions.abc import Transport
 __all__ = ["OpenInbox"]
 
 
+@uninterrupted
 class OpenInbox:
     """The messages of one session, for one reader; made by `SessionRegistry.open_inbox`."""
 
@@ -88,6 +91,7 @@ class OpenInbox:
             await inbox.arrival().wait()
 
     async def __aenter__(self) -> Self:
+        check_trio()
         await trio.lowlevel.checkpoint()
         self.open()
         return self

@@ -11,6 +11,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Entry, Row
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._messages._forwarding import Forwarding
 from trio_sessions._messages._inbox import Inbox, Message
 from trio_sessions._messages._inboxes import Inboxes
@@ -30,6 +31,7 @@ logger = logging.getLogger("trio_sessions.messages")
 _BACKOFF = (0.1, 5.0)  # seconds between two attempts, the first and the longest
 
 
+@uninterrupted
 class Messages:
     """The messages of one worker's sessions."""
 

@@ -6,12 +6,14 @@ Over 400 lines, because it is the public surface: most of them are docstrings.
 import asyncio
 import logging
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
+from trio_sessions._library import wrong_library
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions.abc import SessionStore, Transport
@@ -37,6 +39,13 @@ logger = logging.getLogger("trio_sessions.aio")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise wrong_library() from None
 
 
 class SessionRegistry:
@@ -95,7 +104,9 @@ class SessionRegistry:
         self._store = resolve_store(store)
         self._service: Service | None = None
         self._claiming = threading.Lock()
-        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
+            weakref.WeakKeyDictionary()
+        )
 
     # ---- lifetime ----
 
@@ -114,7 +125,7 @@ class SessionRegistry:
         async with self._my_turn():
             if self._service is not None and self._service.life.has_ended:
                 await self._finish_closing()
-            service = self._claim(asyncio.get_running_loop())
+            service = self._claim(_running_loop())
             if service.life.state is State.OPENING:
                 await service.open()
 
@@ -122,7 +133,7 @@ class SessionRegistry:
         """Take the registry for this loop, in one step: others may do so in other threads."""
         with self._claiming:
             service = self._service
-            if service is None or service.life.state is State.CLOSED:
+            if service is None or service.is_over:
                 service = self._service = Service(loop, self._store, self._settings)
             service.check_loop()
             return service
@@ -141,7 +152,7 @@ class SessionRegistry:
             cancelled = exc
         try:
             service = self._service
-            if service is not None and not service.life.has_ended:
+            if service is not None and not (service.is_inherited or service.life.has_ended):
                 service.check_on_loop()
                 service.respond_tasks.spare_current()
             await self._finish_closing()
@@ -153,7 +164,7 @@ class SessionRegistry:
     async def _finish_closing(self) -> None:
         """Close what is open, or wait until what has ended is closed."""
         service = self._service
-        if service is not None and service.is_on_running_loop():
+        if service is not None and not service.is_inherited and service.is_on_running_loop():
             await service.close()
 
     async def __aenter__(self) -> Self:
@@ -170,14 +181,13 @@ class SessionRegistry:
 
     def _my_turn(self) -> asyncio.Lock:
         """Return the lock of the running loop: one initializes or shuts down at a time."""
-        loop = asyncio.get_running_loop()
-        if self._turn is None or self._turn[0] is not loop:
-            self._turn = loop, asyncio.Lock()
-        return self._turn[1]
+        loop = _running_loop()
+        with self._claiming:
+            return self._turns.setdefault(loop, asyncio.Lock())
 
     def _opened(self) -> Service:
         service = self._service
-        if service is None or service.life.state is State.OPENING:
+        if service is None or service.is_inherited or service.life.state is State.OPENING:
             raise RegistryClosed(
                 "the registry is not open: await registry.initialize() first, "
                 "or use `async with registry:`"
@@ -195,6 +205,7 @@ class SessionRegistry:
         if self._service is not None and self._service.life.has_ended:
             raise await self._service.why_ended()
         service = self._opened()
+        _running_loop()
         service.check_loop()
         try:
             about = str(args[0]) if args else None
@@ -224,6 +235,7 @@ class SessionRegistry:
                 asyncio, awaited on the loop that called `initialize`.
         """
         service = self._opened()
+        _running_loop()
         service.respond_tasks.spare_current()
         await self._call(TrioRegistry.add_session, session_id, transport)
 
@@ -249,6 +261,7 @@ class SessionRegistry:
         service = self._opened()
         if not self._is_next(session_id) and service.core.get_session_sync(session_id) is None:
             return
+        _running_loop()
         service.respond_tasks.spare_current()
         await self._call(partial(TrioRegistry.remove_session, transport=transport), session_id)
 
@@ -339,6 +352,7 @@ class SessionRegistry:
         It raises what `trio_sessions.SessionRegistry.broadcast` does.
         """
         service = self._opened()
+        _running_loop()
         service.check_loop()
         core = service.core
         if durable or self._is_next(session_id) or not core._accept(session_id, message):  # noqa: SLF001 -- the fast half of `broadcast`, which both facades share

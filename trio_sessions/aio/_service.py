@@ -7,6 +7,7 @@ import trio
 
 from trio_sessions._calls import TransportCalls
 from trio_sessions._open import open_with
+from trio_sessions._process import this_process
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
@@ -52,6 +53,17 @@ class Service:
         self._core: TrioRegistry | None = None
         self._host: Host | None = None
         self._opening = trio.CancelScope()
+        self._process = this_process()
+
+    @property
+    def is_inherited(self) -> bool:
+        """It is that of the process that was forked."""
+        return self._process is not this_process()
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing of it is left here to be closed."""
+        return self.is_inherited or self.life.state is State.CLOSED
 
     @property
     def core(self) -> TrioRegistry:

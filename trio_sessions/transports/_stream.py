@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions.errors import MessageTooLarge
 
 __all__ = ["StreamTransport"]
@@ -15,6 +16,7 @@ _PROBE = 0.05  # seconds that a stream without a socket is given to show its end
 _RECEIVE = 65_536  # bytes
 
 
+@uninterrupted
 class StreamTransport:
     """A session over a `trio.abc.Stream`: one JSON value a line, in both directions.
 

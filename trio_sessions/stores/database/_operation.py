@@ -34,6 +34,7 @@ from typing import Any, TypeVar, cast
 import outcome
 import trio
 
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._process import this_process
 from trio_sessions.stores.database._database import Cutter
 
@@ -64,6 +65,7 @@ current = _Current()
 """The operation that this thread is working on."""
 
 
+@uninterrupted
 class Operation:
     """Runs one function in a thread and ends it if it takes too long on a connection.
 

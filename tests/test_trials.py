@@ -1,0 +1,53 @@
+"""Random trials of cancellations, deadlines and Ctrl-C on every host; 1,000 each in `make soak`."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+from soak import SOAK
+from trials.hosts import EAGER, HOSTS, PLAIN
+from trials.parent import Tally, make_trials
+
+TRIALS = {
+    "cancellations": 1000 if SOAK else 4,
+    "deadlines": 1000 if SOAK else 4,
+    "one press": 1000 if SOAK else 12,
+    "two presses": 1000 if SOAK else 12,
+}
+FIRST = 7  # each tenth is on SQLite, so that the gate has one, too
+
+
+@pytest.fixture(scope="module")
+def tallies(request: pytest.FixtureRequest) -> Iterator[list[Tally]]:
+    """What came out; the soak prints it, to be quoted."""
+    made: list[Tally] = []
+    yield made
+    if SOAK:
+        reporter = request.config.pluginmanager.getplugin("terminalreporter")
+        assert reporter is not None
+        for tally in made:
+            reporter.write_line(str(tally))
+
+
+@pytest.mark.timeout(7200 if SOAK else 240)
+@pytest.mark.parametrize("kind", TRIALS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_nothing_that_is_cut_does_harm(host: str, kind: str, tallies: list[Tally]) -> None:
+    """Whoever is cancelled, comes too late, or is interrupted: the registry goes on, or ends."""
+    if host == EAGER and sys.version_info < (3, 12):
+        pytest.skip("asyncio has eager tasks from Python 3.12 on")
+    tally = make_trials(host, kind, FIRST, TRIALS[kind])
+    tallies.append(tally)
+    if tally.hangs or tally.wrong:
+        pytest.fail(tally.explain(), pytrace=False)
+
+
+@pytest.mark.timeout(7200 if SOAK else 240)
+@pytest.mark.parametrize("kind", ["one press", "two presses"])
+def test_the_trial_of_presses_is_fair(kind: str, tallies: list[Tally]) -> None:
+    """Plain asyncio, in the same program without a registry, does what is asked for here."""
+    tally = make_trials(PLAIN, kind, FIRST, TRIALS[kind])
+    tallies.append(tally)
+    assert tally.presses > tally.trials / 2, "hardly any press came in time"
+    if tally.hangs or tally.wrong:
+        pytest.fail(tally.explain(), pytrace=False)

@@ -1,0 +1,51 @@
+"""Where trials run: four loops, and asyncio without any of ours, to compare with."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+
+import trio
+import uvloop
+
+from trials.sides import AsyncioSide, Side, TrioSide
+
+__all__ = ["EAGER", "HOSTS", "PLAIN", "run_on"]
+
+EAGER = "asyncio, eager tasks"
+PLAIN = "plain asyncio"
+HOSTS = ["Trio", "asyncio", "uvloop", EAGER]
+
+Main = Callable[[Side], Awaitable[None]]
+
+
+def _eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.SelectorEventLoop()
+    if sys.version_info >= (3, 12):
+        loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+_LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+    EAGER: _eager_loop,
+    PLAIN: asyncio.SelectorEventLoop,
+}
+
+
+def run_on(host: str, main: Main) -> None:
+    """Run a function on a new loop, and close the loop."""
+    if host == "Trio":
+
+        async def on_trio() -> None:
+            async with trio.open_nursery() as nursery:
+                await main(TrioSide(nursery))
+
+        trio.run(on_trio)
+        return
+
+    async def on_asyncio() -> None:
+        await main(AsyncioSide())
+
+    with asyncio.Runner(loop_factory=_LOOPS[host]) as runner:
+        runner.run(on_asyncio())

@@ -1,0 +1,109 @@
+"""What holds a registry open: a task of its own, which opens and closes everything.
+
+::
+
+    the caller's task           the keeper
+    start it, and wait    ─▶    open the store, the calls, the background; first pass
+    the block runs        ◀─    opened
+    the block has ended   ─▶    stop: close the background, the calls, the store
+    wait for it, raise    ◀─    ended
+
+Ctrl-C reaches the main task only, there also through shields. So it can end the waiting in the
+caller's task, and never what the keeper does (see `trio_sessions._interrupts`). A crash of the
+background ends the block first: until that has ended, the registry stays open for it.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from trio_sessions._background import Background
+from trio_sessions._calls import TransportCalls
+from trio_sessions._edge import Edge
+from trio_sessions._forked_run import abandon_on_fork
+from trio_sessions._house import House
+from trio_sessions._interrupts import uninterrupted
+from trio_sessions._registry import SessionRegistry
+from trio_sessions._settings import Settings
+from trio_sessions._table import LocalTable
+
+__all__ = ["Keeper"]
+
+
+@uninterrupted
+class Keeper:
+    """Opens a registry, holds it open until told to stop, and closes it; used once."""
+
+    def __init__(
+        self, *, table: LocalTable, calls: TransportCalls, edge: Edge, settings: Settings
+    ) -> None:
+        self._table = table
+        self._calls = calls
+        self._edge = edge
+        self._settings = settings
+        self._registry: SessionRegistry | None = None
+        self._opened = trio.Event()
+        self._stop = trio.Event()
+
+    # ---- the caller's task ----
+
+    async def opened(self) -> SessionRegistry:
+        """Wait until the first pass has run."""
+        await self._opened.wait()
+        assert self._registry is not None
+        return self._registry
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened.is_set()
+
+    def stop(self) -> None:
+        """Let it close the registry."""
+        self._stop.set()
+
+    # ---- its own ----
+
+    async def keep(self, block: trio.CancelScope) -> None:
+        """Open, wait for `stop`, close.
+
+        Args:
+            block: is cancelled when the registry cannot go on.
+        """
+        async with self._opened_store(), self._calls.open(), trio.open_nursery() as nursery:
+            house = self._build(nursery)
+            try:
+                await house.start()
+                self._registry = SessionRegistry(house)
+                self._opened.set()
+                await self._stop.wait()
+            except BaseException:
+                block.cancel()
+                with trio.CancelScope(shield=True):
+                    await self._stop.wait()
+                raise
+            finally:
+                await house.close()
+                nursery.cancel_scope.shield = True
+                nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _opened_store(self) -> AsyncIterator[None]:
+        """Open the store for the block; what cannot be opened is closed again."""
+        try:
+            await self._edge.open()
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._edge.close()
+
+    def _build(self, nursery: trio.Nursery) -> House:
+        background = Background(nursery)
+        abandon_on_fork(background)
+        return House(
+            edge=self._edge,
+            table=self._table,
+            calls=self._calls,
+            background=background,
+            settings=self._settings,
+        )
