@@ -1,0 +1,230 @@
+"""Faults that the house has had, each with the input that showed it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from conftest import Shared
+from readers import read
+from trio.testing import MockClock
+
+from trio_sessions import RowUnavailable, open_registry
+from trio_sessions.abc import Worker
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import Holder, RowAnswers
+from trio_sessions.writes import Batch, Claim, Committed
+
+
+class Locks(FaultyStore):
+    """Some sessions' rows are locked by somebody, for as long as it takes."""
+
+    def __init__(self, store: Any, *locked: str) -> None:
+        super().__init__(store)
+        self.locked = set(locked)
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        free = [one for one in batch.writes if one.session_id not in self.locked]
+        self.calls["locked"] += len(batch.writes) - len(free)
+        answers = iter((await super().commit(worker, Batch(writes=free))).answers)
+        return Committed(
+            answers=[
+                RowUnavailable("locked") if one.session_id in self.locked else next(answers)
+                for one in batch.writes
+            ]
+        )
+
+
+async def test_a_locked_row_is_not_written_without_a_pause(autojump_clock: MockClock) -> None:
+    """Its inbox is open: it was written 29,000 times a second (invariant 16)."""
+    store = Locks(MemoryStore(), "s")
+    async with open_registry(store) as registry, trio.open_nursery() as nursery:
+        nursery.start_soon(registry.add_session, "s", FakeTransport())
+        await registry.add_session("other", FakeTransport())
+        nursery.start_soon(registry.respond, "s", nothing)
+        await trio.sleep(60)
+        assert 5 < store.calls["locked"] < 500
+        assert registry.statistics().unconfirmed == 1
+        store.locked.clear()
+        await trio.sleep(10)
+        assert registry.statistics().unconfirmed == 0
+        nursery.cancel_scope.cancel()
+
+
+async def nothing(message: object, transport: object) -> None: ...
+
+
+async def test_a_session_that_ended_elsewhere_leaves_nothing_to_the_next(
+    everywhere: Shared,
+) -> None:
+    """It moved from A to B and was removed there; its id is added again at A (invariant 14)."""
+    async with everywhere.open() as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        await a.broadcast("s", "of the older one")
+        await b.add_session("s", FakeTransport())
+        await b.remove_session("s")
+        await a.add_session("s", FakeTransport())
+        await a.broadcast("s", "of the next one")
+        assert await read(a, "s", 1) == ["of the next one"]
+        assert a.statistics().messages_dropped == 1
+        assert a.statistics().messages_in_memory == 0
+
+
+async def test_what_was_removed_and_added_again_in_an_outage_costs_one_batch(
+    shared: Shared,
+) -> None:
+    """It was a deletion for each, one after the other."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as registry:
+        for number in range(200):
+            await registry.add_session(f"s{number}", FakeTransport())
+        await registry.set_session_owner("s7", "alice")
+        store.fail()
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(registry.remove_session, f"s{number}")
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(registry.add_session, f"s{number}", FakeTransport())
+        assert store.faults["Delete"] > 0
+        store.heal()
+        store.calls.clear()
+        report = await registry.cleanup()
+        assert len(report.restored) == 200
+        assert (store.calls["commit"], store.calls["Claim"], store.calls["Delete"]) == (1, 1, 0)
+        assert await registry.get_session_owner("s7") is None
+        assert registry.statistics().leftover_rows == 0
+
+
+async def test_a_message_in_hand_is_not_lost_when_its_session_goes_and_comes_back(
+    everywhere: Shared,
+) -> None:
+    """From A to B and to A again, while A cannot acknowledge (invariant 15)."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        await b.broadcast("s", "in hand")
+        with pytest.raises(KeyError):
+            async with a.open_inbox("s") as inbox:
+                with trio.fail_after(20):
+                    assert await anext(inbox) == "in hand"
+                await b.add_session("s", FakeTransport())
+                store.fail(Fault.FAILS, "Acknowledge")
+                assert (await a.cleanup()).missing == ("s",)
+                await a.add_session("s", FakeTransport())
+                store.heal()
+                await trio.sleep(0.5)  # longer than what could not be acknowledged waits
+                raise KeyError
+        assert await read(a, "s", 1) == ["in hand"]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_what_a_former_reader_could_not_finish_goes_before_what_follows(
+    everywhere: Shared,
+    durable: bool,  # noqa: FBT001 -- a parameter of the test
+) -> None:
+    """The session was added again meanwhile, on the same worker."""
+    async with everywhere.open() as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        for number in (1, 2):
+            await registry.broadcast("s", number, durable=durable)
+        received: list[Any] = []
+
+        async def read_next() -> None:
+            received.extend(await read(registry, "s", 2))
+
+        with pytest.raises(KeyError):
+            async with registry.open_inbox("s") as inbox:
+                with trio.fail_after(20):
+                    assert await anext(inbox) == 1
+                await registry.add_session("s", FakeTransport())
+                nursery.start_soon(read_next)
+                await everywhere.settle()
+                assert received == []
+                raise KeyError
+        with trio.fail_after(20):
+            while not received:
+                await trio.sleep(0.005)
+        assert received == [1, 2]
+
+
+async def test_a_former_reader_that_does_not_finish_holds_up_the_next_for_a_while_only(
+    autojump_clock: MockClock,
+) -> None:
+    """Then its message is dropped, if it is not handled after all, and counted."""
+    async with open_registry(disconnect_timeout=3.0) as registry:
+        await registry.add_session("s", FakeTransport())
+        for number in (1, 2):
+            await registry.broadcast("s", number)
+        with pytest.raises(KeyError):
+            async with registry.open_inbox("s") as inbox:
+                assert await anext(inbox) == 1
+                await registry.add_session("s", FakeTransport())
+                start = trio.current_time()
+                assert await read(registry, "s", 1) == [2]
+                assert trio.current_time() - start == 3.0
+                raise KeyError
+        assert registry.statistics().messages_dropped == 1
+        await registry.broadcast("s", 3)
+        assert await read(registry, "s", 1) == [3]
+
+
+class SlowNetwork(MemoryStore):
+    """Each operation takes a token of the limiter, as a thread does, and half a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.longest = 0.0
+
+    async def locate(self, worker: Worker, session_id: str) -> Holder | None:
+        self.asked += 1
+        async with worker.limiter:
+            with trio.CancelScope(shield=True):  # a thread cannot be cancelled
+                await trio.sleep(0.5)
+            return await super().locate(worker, session_id)
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        start = trio.current_time()
+        async with worker.limiter:
+            await trio.sleep(0.5)
+            answers = await super().refresh(worker, session_ids)
+        self.longest = max(self.longest, trio.current_time() - start)
+        return answers
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        start = trio.current_time()
+        async with worker.limiter:
+            await trio.sleep(0.5)
+            committed = await super().commit(worker, batch)
+        if any(batch.of(Claim)):
+            self.longest = max(self.longest, trio.current_time() - start)
+        return committed
+
+
+async def test_a_flood_of_questions_delays_no_refresh(autojump_clock: MockClock) -> None:
+    """Their callers leave after a second; what nobody waits for is not asked (invariant 17)."""
+    store = SlowNetwork()
+
+    async def ask(number: int) -> None:
+        with trio.move_on_after(1):
+            await registry.locate_session(f"elsewhere {number}")
+
+    async with (
+        open_registry(store, session_ttl=20.0, cleanup_interval=5.0) as registry,
+        trio.open_nursery() as nursery,
+    ):
+        await registry.add_session("s", FakeTransport())
+        for number in range(80 * 60):
+            nursery.start_soon(ask, number)
+            await trio.sleep(1 / 80)
+        nursery.start_soon(registry.add_session, "t", FakeTransport())
+        await trio.sleep(2)
+        assert registry.statistics().unconfirmed == 0
+        assert store.longest <= 1.1
+        assert store.asked <= 36 * 61
+        assert registry.statistics().passes >= 12
+        assert registry.statistics().incomplete_passes == 0
+        assert registry.statistics().operations_waiting < 100
