@@ -44,6 +44,7 @@ VALUES: list[Any] = [
     {},
     {"a": [1, {"b": None}]},
     "x" * 10_000,
+    [1 << 64, -(1 << 70), {"n": (1 << 63) - 1}, 10**18, 1.5e300],
 ]
 
 
@@ -397,7 +398,6 @@ async def test_what_json_cannot_carry_is_refused_by_broadcast(everywhere: Shared
             (uuid.UUID(int=7), TypeError),
             ([Kind.ONE], TypeError),
             (dt.datetime.now(dt.UTC), TypeError),
-            (1 << 70, TypeError),
             ("\ud800", TypeError),
             (math.nan, ValueError),
             ([{"a": math.inf}], ValueError),

@@ -132,6 +132,23 @@ async def test_a_session_is_usable_while_its_row_is_being_written(everywhere: Sh
         assert (await registry.cleanup()).restored == ("s",)
 
 
+async def test_removing_with_a_transport_spares_its_successor(everywhere: Shared) -> None:
+    """A handler that ends removes its own session, in one step, or nothing."""
+    old, new = FakeTransport(), FakeTransport()
+    async with everywhere.open() as registry:
+        await registry.add_session("s", old)
+        await registry.add_session("s", new)
+        await registry.remove_session("s", transport=old)
+        assert await registry.get_session("s") is new
+        assert new.disconnects == 0
+        assert everywhere.backdoor.rows() == {"s": registry.worker_id}
+        await registry.remove_session("s", transport=new)
+        assert await registry.get_session("s") is None
+        assert new.disconnects == 1
+        assert everywhere.backdoor.rows() == {}
+        await registry.remove_session("s", transport=new)
+
+
 async def test_a_cancelled_add_leaves_the_session_and_its_row(everywhere: Shared) -> None:
     """The caller is gone, the session is not half there."""
     transport = FakeTransport()

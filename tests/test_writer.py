@@ -131,9 +131,7 @@ def test_a_locked_row_goes_again_later_before_what_follows() -> None:
 
 
 @given(
-    plan=st.lists(
-        st.tuples(st.sampled_from("stu"), st.booleans(), st.integers(0, 4)), max_size=40
-    ),
+    plan=st.lists(st.tuples(st.sampled_from("stu"), st.booleans(), st.integers(0, 4)), max_size=40),
     rows=st.integers(1, 5),
     size=st.integers(1, 8),
     chances=st.lists(st.sampled_from(["done", "again", "withdraw"]), max_size=60),
@@ -143,8 +141,10 @@ def test_every_order_leaves_once_and_in_its_line(
 ) -> None:
     """Whatever is locked, withdrawn, or larger than a batch."""
     lines = Lines(rows=rows, size=size)
-    orders = [(Many if many else One)(session_id, weight) for session_id, many, weight in plan]
-    given_ = {order: place for place, order in enumerate(orders)}
+    orders: list[Order[Any]] = [
+        (Many if many else One)(session_id, weight) for session_id, many, weight in plan
+    ]
+    given_: dict[Order[Any], int] = {order: place for place, order in enumerate(orders)}
     for order in orders:
         lines.put(order)
     left: list[Order[Any]] = []
@@ -174,7 +174,7 @@ def test_every_order_leaves_once_and_in_its_line(
     assert all(order.stage is Stage.SETTLED for order in orders)
     assert len(left) == len(set(left))
     for session_id in "stu":
-        places = [given_[order] for order in left if order.session_id == session_id]  # type: ignore[index]
+        places = [given_[order] for order in left if order.session_id == session_id]
         assert places == sorted(places)
     assert (lines.waiting, lines.waiting_size, lines.everything()) == (0, 0, [])
 

@@ -31,6 +31,10 @@ class Departures:
         """Return the generation up to which rows are left over; 0: none is."""
         return self._ended.get(session_id, 0)
 
+    def all(self) -> dict[str, int]:
+        """Return `ended` for all ids for which it is not 0."""
+        return dict(self._ended)
+
     def begin(self, entries: Iterable[Entry]) -> None:
         """Note that these sessions have ended; their rows are deleted when they have departed."""
         for entry in entries:

@@ -165,12 +165,29 @@ class Owners:
         await self._claims.attempt([entry])
         return self.unwritten(session_id)
 
+    async def _locate(self, session_id: str) -> tuple[Holder | None, bool]:
+        """Return the holder as its row says, and whether the row is only left over.
+
+        Where what was left over has been replaced while the store was asked, it is asked again:
+        the answer may be of either session.
+        """
+        while True:
+            ended = self._departures.ended(session_id)
+            holder = await self._edge.locate(session_id)
+            if self._departures.ended(session_id) == ended:
+                is_own = holder is not None and self._edge.is_own(holder)
+                return holder, is_own and (ended > 0 or session_id not in self._table)
+
+    async def _is_elsewhere(self, session_id: str) -> bool:
+        holder = await self._edge.locate(session_id)
+        return holder is not None and not self._edge.is_own(holder)
+
     async def _is_left_behind(self, session_id: str) -> bool:
         """Say whether the session's row is only what one that was removed here has left."""
         if not self._departures.ended(session_id):
             return False
-        holder = await self._edge.locate(session_id)
-        return holder is None or self._edge.is_own(holder)
+        holder, is_left_over = await self._locate(session_id)
+        return holder is None or is_left_over
 
     async def locate(self, session_id: str) -> str | None:
         """See `SessionRegistry.locate_session`, for a session that is not held here.
@@ -185,14 +202,8 @@ class Owners:
         entry = await self._noted(session_id)
         if entry is not None and entry.said.owner is not Keep.OWNER:
             return entry.said.owner
-        holder = await self._edge.locate(session_id)
-        if holder is None or (self._edge.is_own(holder) and self._is_left_over(session_id)):
-            return None
-        return holder.owner
-
-    def _is_left_over(self, session_id: str) -> bool:
-        """Say whether a row that this incarnation holds is that of a session that has ended."""
-        return bool(self._departures.ended(session_id)) or session_id not in self._table
+        holder, is_left_over = await self._locate(session_id)
+        return None if holder is None or is_left_over else holder.owner
 
     async def get_capabilities(self, session_id: str) -> dict[str, object] | None:
         """See `SessionRegistry.get_client_capabilities`."""
@@ -207,9 +218,13 @@ class Owners:
         entry = await self._noted(session_id)
         if entry is not None and entry.said.capabilities is not None:
             return entry.said.capabilities.encoded
-        if await self._is_left_behind(session_id):
-            return None
-        return await self._edge.get_capabilities(session_id)
+        while True:
+            if await self._is_left_behind(session_id):
+                return None
+            ended = self._departures.ended(session_id)
+            encoded = await self._edge.get_capabilities(session_id)
+            if self._departures.ended(session_id) == ended:
+                return encoded
 
     async def elicitation_capable(self) -> list[str]:
         """See `SessionRegistry.get_elicitation_capable_sessions`."""
@@ -221,10 +236,13 @@ class Owners:
             for entry in self._table.snapshot()
             if entry.said.capabilities is not None and entry.row is not Row.CONFIRMED
         }
+        while True:
+            ended = self._departures.all()
+            capable = await self._edge.elicitation_capable()
+            if all(self._departures.ended(one) == ended.get(one, 0) for one in capable):
+                break  # else one that was left over has been replaced meanwhile
         written = {
-            session_id: True
-            for session_id in await self._edge.elicitation_capable()
-            if not await self._is_left_behind(session_id)
+            one: True for one in capable if one not in ended or await self._is_elsewhere(one)
         }
         return [session_id for session_id, asked in {**written, **noted}.items() if asked]
 

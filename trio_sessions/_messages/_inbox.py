@@ -8,10 +8,7 @@ what *this* worker sends: that may go to memory or to the store. Three rules kee
 1. While rows of this worker wait in the store, nothing is accepted into memory.
 2. While rows may wait that were stored before (BEHIND), what is accepted is kept apart, as *early*,
    with one boundary: the first row that this worker has stored since. Rows that are older than
-   the boundary go before what is early, others after::
-
-       out <── ready: r3 r4 m1 ... <── rows < boundary <── early: m2 m3 <── rows >= boundary
-
+   the boundary go before what is early, others after; see `trio_sessions._messages._line`.
 3. While something is early and there is no boundary, a fetch and the storing of a message exclude
    each other: its row might be found before its id is known.
 
@@ -28,37 +25,18 @@ See docs/decisions/0009-one-writer.md.
 """
 
 import enum
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import trio
 
+from trio_sessions._messages._line import Line, Message, size_of
 from trio_sessions.types import StoredMessage, Wanted
 
 __all__ = ["MOST", "Asked", "Inbox", "Message", "State"]
 
 MOST = 100  # messages in memory for one session; while some are early, so many rows more
 PATIENCE = 1.0  # seconds for which what is in memory waits for older rows in a silent store
-
-
-@dataclass(slots=True, eq=False)
-class Message:
-    """A message in memory."""
-
-    payload: str
-    expires_at: float
-    """On Trio's clock."""
-    row: int | None = None
-    """Its id in the store, if it is there too."""
-    life: int = 0
-    """Counts how often the session was added again before it came."""
-
-    @property
-    def size(self) -> int:
-        """Its bytes, encoded."""
-        return len(self.payload) if self.payload.isascii() else len(self.payload.encode())
 
 
 class State(enum.Enum):
@@ -85,6 +63,8 @@ class Asked:
     wanted: Wanted
     stored: int
     """How many rows of this worker had been stored when it was asked."""
+    news: int
+    """How often there had been news of rows until then: a later bell is for what came later."""
 
 
 class Inbox:
@@ -99,9 +79,7 @@ class Inbox:
     __slots__ = (
         "_arrived",
         "_asked",
-        "_boundary",
         "_door",
-        "_early",
         "_floor",
         "_has_more",
         "_held",
@@ -109,12 +87,12 @@ class Inbox:
         "_in_hand_until",
         "_life",
         "_limit",
+        "_line",
         "_newest_own",
+        "_news",
         "_own_waits",
         "_quiet_until",
         "_reader",
-        "_ready",
-        "_returned",
         "_stale",
         "_state",
         "_stored",
@@ -130,11 +108,7 @@ class Inbox:
         self._ttl = message_ttl
         self._state = State.BEHIND
         self._reader: object = None
-        self._returned: deque[Message] = deque()
-        """What was handed out and not finished: it goes first."""
-        self._ready: deque[Message] = deque()
-        self._early: deque[Message] = deque()
-        self._boundary: int | None = None
+        self._line = Line()
         self._in_hand: Message | None = None
         self._in_hand_until = float("inf")
         self._held: set[int] = set()
@@ -150,13 +124,14 @@ class Inbox:
         self._own_waits = False
         """Rows of this worker are in the store that have not been fetched."""
         self._newest_own = 0
+        self._news = 0
         self._stored = 0
         self._storing = 0
         self._quiet_until = float("-inf")
         self._arrived: trio.Event | None = None
 
     def __len__(self) -> int:
-        return len(self._returned) + len(self._ready) + len(self._early)
+        return len(self._line)
 
     @property
     def state(self) -> State:
@@ -178,14 +153,14 @@ class Inbox:
 
     def accept(self, payload: str, now: float) -> bool:
         """Take a message of this worker, unless it has to wait in the store."""
-        if self._state is State.ENDED or self._own_waits or not self._has_room(self._all()):
+        if self._state is State.ENDED or self._own_waits or not self._has_room(list(self._line)):
             return False
         message = Message(payload, now + self._ttl, life=self._life)
         if self._state is State.CAUGHT_UP:
-            self._ready.append(message)
+            self._line.append(message)
             self.wake()
         else:
-            self._early.append(message)
+            self._line.append_early(message)
         return True
 
     async def wait_until_may_store(self) -> None:
@@ -201,7 +176,7 @@ class Inbox:
 
     @property
     def _may_store(self) -> bool:
-        return not (self._asked is not None and self._early and self._boundary is None)
+        return not (self._asked is not None and self._line.is_unbounded)
 
     def begin_to_store(self) -> None:
         """Note that a message is on its way to the store; `stored` must follow."""
@@ -219,16 +194,17 @@ class Inbox:
         self._stored += 1
         if row in self._held or self._state is State.ENDED:
             return  # it has been fetched already
-        self._own_waits = self._has_more = True
+        self._own_waits = True
+        self.expect_more()
         self._newest_own = max(self._newest_own, row)
-        if self._early:
-            self._boundary = row if self._boundary is None else min(self._boundary, row)
+        self._line.note_stored(row)
 
     # ---- what is fetched ----
 
     def expect_more(self) -> None:
         """Note that rows may be in the store that have not been fetched."""
         self._has_more = True
+        self._news += 1
 
     @property
     def should_fetch(self) -> bool:
@@ -236,18 +212,14 @@ class Inbox:
         if self._reader is None or self._asked is not None or not self._may_fetch:
             return False
         if self._state is State.BEHIND:
-            return self._has_stale or len(self._ready) + len(self._returned) <= MOST // 2
+            return bool(self._stale) or len(self._line.due) <= MOST // 2
         return self._has_more and len(self) <= MOST // 2
 
     @property
     def _may_fetch(self) -> bool:
         if self._state not in {State.BEHIND, State.CAUGHT_UP}:
             return False
-        return not (self._storing and self._early and self._boundary is None)
-
-    @property
-    def _has_stale(self) -> bool:
-        return bool(self._stale)
+        return not (self._storing and self._line.is_unbounded)
 
     def ask(self, most: int) -> Asked | None:
         """Begin to fetch what there is room for, ``most`` bytes at most; None: nothing now.
@@ -256,10 +228,7 @@ class Inbox:
         """
         if self._asked is not None or not self._may_fetch:
             return None
-        inside = [*self._returned, *self._ready]
-        if self._state is State.CAUGHT_UP:
-            inside += self._early
-        inside = [one for one in inside if one.row is None or one.row not in self._stale]
+        inside = [one for one in self._line.due if one.row is None or one.row not in self._stale]
         if not self._has_room(inside):
             self._has_more = True  # as far as is known
             return None
@@ -269,7 +238,7 @@ class Inbox:
             count=MOST - len(inside),
             size=max(1, min(self._limit - _size(inside), most)),
         )
-        self._asked = Asked(wanted, self._stored)
+        self._asked = Asked(wanted, self._stored, self._news)
         return self._asked
 
     def give_up_fetch(self, asked: Asked) -> None:
@@ -287,12 +256,12 @@ class Inbox:
         self._quiet_until = now + PATIENCE
         for one in found:
             self._take_in(one, now)
-        size = sum(_bytes(one.payload) for one in found)
+        size = sum(size_of(one.payload) for one in found)
         if len(found) < asked.wanted.count and size < asked.wanted.size:  # that was all
             self._drop_stale()
             self._catch_up()
-            if self._stored == asked.stored:
-                self._has_more = self._own_waits = False
+            self._own_waits &= self._stored != asked.stored
+            self._has_more = self._own_waits or self._news != asked.news
         else:
             self._has_more = True
         self.wake()
@@ -303,28 +272,18 @@ class Inbox:
             self._own_waits = False
         if one.id in self._held:
             return
-        if self._boundary is not None and one.id >= self._boundary:
-            self._join_early()
         self._held.add(one.id)
         expires_at = now - one.age + self._ttl
-        self._ready.append(Message(one.payload, expires_at, one.id, self._life))
+        self._line.append_row(one.id, Message(one.payload, expires_at, one.id, self._life))
 
     def _drop_stale(self) -> None:
         """Let go of copies whose rows have been handled elsewhere."""
-        for line in (self._returned, self._ready):
-            kept = [one for one in line if one.row not in self._stale]
-            line.clear()
-            line.extend(kept)
+        self._line.drop(lambda one: one.row in self._stale)
         self._held -= self._stale
         self._stale.clear()
 
-    def _join_early(self) -> None:
-        self._ready.extend(self._early)
-        self._early.clear()
-        self._boundary = None
-
     def _catch_up(self) -> None:
-        self._join_early()
+        self._line.join_early()
         if self._state is State.BEHIND:
             self._go(State.CAUGHT_UP)
 
@@ -339,7 +298,7 @@ class Inbox:
         """Begin to be read: what was stored before is to be fetched first."""
         self._reader = reader
         self._quiet_until = now + PATIENCE
-        self._has_more = True
+        self.expect_more()
         if self._state is State.CAUGHT_UP:
             self._go(State.BEHIND)
 
@@ -353,9 +312,9 @@ class Inbox:
         if not self.can_take(now):
             return None
         self._give_up_in_hand(now)
-        if self._state is State.BEHIND and not self._returned and not self._ready:
+        if self._line.first is None:
             self._catch_up()  # the store is silent: what is in memory need not wait for it
-        message = (self._returned or self._ready).popleft()
+        message = self._line.pop()
         self._in_hand = message
         return message
 
@@ -365,14 +324,16 @@ class Inbox:
             return False
         if self._in_hand is not None and now < self._in_hand_until:
             return False
-        line = self._returned or self._ready
-        if line:
-            return line[0].row is None or line[0].row not in self._stale
-        return bool(self._early) and (self._state is State.CAUGHT_UP or now >= self._quiet_until)
+        first = self._line.first
+        if first is not None:
+            return first.row not in self._stale
+        return self._line.has_early and (self._state is State.CAUGHT_UP or now >= self._quiet_until)
 
     def may_change_at(self, now: float) -> float:
         """Return when `can_take` may have another answer although nothing has come."""
-        moments = [self._quiet_until] if self._state is State.BEHIND and self._early else []
+        moments = (
+            [self._quiet_until] if self._state is State.BEHIND and self._line.has_early else []
+        )
         if self._in_hand is not None:
             moments.append(self._in_hand_until)
         return min((one for one in moments if one > now), default=float("inf"))
@@ -394,7 +355,7 @@ class Inbox:
         self._out_of_hand(message)
         if self._state is State.ENDED or message.life < self._floor:
             return False
-        self._returned.appendleft(message)
+        self._line.put_back(message)
         return True
 
     def is_current(self, message: Message) -> bool:
@@ -441,26 +402,19 @@ class Inbox:
         if is_other:
             dropped = self._drop_earlier_lives()
         elif has_moved:
-            self._stale = {
-                one.row for one in chain(self._returned, self._ready) if one.row is not None
-            }
+            self._stale = {one.row for one in self._line if one.row is not None}
         if self._state in {State.SEALED, State.CAUGHT_UP}:
             self._go(State.BEHIND)
-        self._has_more = True
+        self.expect_more()
         self._quiet_until = now + PATIENCE
         self.wake()
         return dropped
 
     def _drop_earlier_lives(self) -> list[Message]:
         self._floor = self._life
-        gone = [one for one in self._all() if one.life < self._floor]
-        for line in (self._returned, self._ready, self._early):
-            kept = [one for one in line if one.life >= self._floor]
-            line.clear()
-            line.extend(kept)
+        gone = self._line.drop(lambda one: one.life < self._floor)
         self._held.clear()
         self._stale.clear()
-        self._boundary = None
         self._own_waits = False
         if self._in_hand is not None and self._in_hand.life < self._floor:
             self._in_hand = None
@@ -475,24 +429,15 @@ class Inbox:
 
     def clear(self) -> list[Message]:
         """Take everything out."""
-        gone = self._all()
-        for line in (self._returned, self._ready, self._early):
-            line.clear()
-        return gone
+        return self._line.drop(lambda _: True)
 
     def expired(self, now: float) -> list[Message]:
         """Take out what has waited for too long."""
-        gone = [one for one in self._all() if one.expires_at < now]
-        if gone:
-            for line in (self._returned, self._ready, self._early):
-                kept = [one for one in line if one.expires_at >= now]
-                line.clear()
-                line.extend(kept)
-        return gone
+        return self._line.drop(lambda one: one.expires_at < now)
 
     def handed_out(self) -> set[int]:
         """Return the rows that somebody has in hand, or has finished lately."""
-        return self._held - {one.row for one in self._all() if one.row is not None}
+        return self._held - {one.row for one in self._line if one.row is not None}
 
     @property
     def row_in_hand(self) -> int | None:
@@ -500,9 +445,6 @@ class Inbox:
         return None if self._in_hand is None else self._in_hand.row
 
     # ---- room, and waiting ----
-
-    def _all(self) -> list[Message]:
-        return [*self._returned, *self._ready, *self._early]
 
     def _has_room(self, inside: Sequence[Message]) -> bool:
         return len(inside) < MOST and _size(inside) < self._limit
@@ -518,10 +460,6 @@ class Inbox:
         if self._arrived is not None:
             self._arrived.set()
             self._arrived = None
-
-
-def _bytes(payload: str) -> int:
-    return len(payload) if payload.isascii() else len(payload.encode())
 
 
 def _size(messages: Sequence[Message]) -> int:
