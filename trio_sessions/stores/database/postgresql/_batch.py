@@ -93,7 +93,7 @@ class Commit:
         if not writes:
             return Committed(answers=())
         kinds = tuple(kind for kind in _KINDS if any(isinstance(w, kind.writes) for w in writes))
-        replaces = any(isinstance(write, Claim) and write.ended for write in writes)
+        replaces = any(claim.ended for _, claim in batch.of(Claim))
         parameters = _parameters(worker, writes, waited())
         try:
             rows = self._execute(connection, kinds, parameters, replaces=replaces)
