@@ -391,7 +391,6 @@ CONSUMER_ON_TRIO = """
 import sys, trio
 from trio_sessions import open_registry
 from trio_sessions.testing import FakeTransport
-from trio_sessions.types import RowClaim
 
 async def main():
     async with open_registry(sys.argv[1]) as registry:

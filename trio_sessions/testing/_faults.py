@@ -12,14 +12,10 @@ import trio
 from trio_sessions.abc import Bell, Part, SessionStore, Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.types import (
-    Capabilities,
     Holder,
     RowAnswers,
-    RowClaim,
-    Sent,
     StoredMessage,
     Swept,
-    Undelivered,
     Wanted,
 )
 from trio_sessions.writes import Batch, Committed, Write
@@ -124,19 +120,9 @@ class FaultyStore(SessionStore):
         kinds = {type(write).__name__ for write in batch.writes}
         return await self._through("commit", lambda: self._store.commit(worker, batch), *kinds)
 
-    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-        """Write rows, or fail; see `SessionStore.write`."""
-        return await self._through("write", lambda: self._store.write(worker, claims))
-
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows, or fail; see `SessionStore.refresh`."""
         return await self._through("refresh", lambda: self._store.refresh(worker, session_ids))
-
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
-        """Delete rows, or fail; see `SessionStore.delete`."""
-        return await self._through(
-            "delete", lambda: self._store.delete(worker, session_ids, up_to=up_to)
-        )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> int:
         """Delete all rows, or fail; see `SessionStore.delete_all`."""
@@ -147,27 +133,6 @@ class FaultyStore(SessionStore):
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session, or fail; see `SessionStore.locate`."""
         return await self._through("locate", lambda: self._store.locate(worker, session_id))
-
-    async def set_owner(self, worker: Worker, session_id: str, owner: str | None) -> bool:
-        """Set a session's owner, or fail; see `SessionStore.set_owner`."""
-        return await self._through(
-            "set_owner", lambda: self._store.set_owner(worker, session_id, owner)
-        )
-
-    async def claim_owner(self, worker: Worker, session_id: str, owner: str) -> str | None:
-        """Claim a session, or fail; see `SessionStore.claim_owner`."""
-        return await self._through(
-            "claim_owner", lambda: self._store.claim_owner(worker, session_id, owner)
-        )
-
-    async def set_capabilities(
-        self, worker: Worker, session_id: str, capabilities: Capabilities
-    ) -> bool:
-        """Replace capabilities, or fail; see `SessionStore.set_capabilities`."""
-        return await self._through(
-            "set_capabilities",
-            lambda: self._store.set_capabilities(worker, session_id, capabilities),
-        )
 
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
         """Return capabilities, or fail; see `SessionStore.get_capabilities`."""
@@ -181,14 +146,6 @@ class FaultyStore(SessionStore):
             "elicitation_capable", lambda: self._store.elicitation_capable(worker)
         )
 
-    async def send(self, worker: Worker, session_id: str, payload: str) -> Sent | None:
-        """Store a message, or fail; see `SessionStore.send`."""
-        return await self._through("send", lambda: self._store.send(worker, session_id, payload))
-
-    async def send_on(self, worker: Worker, messages: Sequence[Undelivered]) -> int:
-        """Store messages for other workers, or fail; see `SessionStore.send_on`."""
-        return await self._through("send_on", lambda: self._store.send_on(worker, messages))
-
     async def waiting(self, worker: Worker) -> list[str]:
         """List sessions with messages, or fail; see `SessionStore.waiting`."""
         return await self._through("waiting", lambda: self._store.waiting(worker))
@@ -198,10 +155,6 @@ class FaultyStore(SessionStore):
     ) -> Mapping[str, Sequence[StoredMessage]]:
         """Fetch messages, or fail; see `SessionStore.fetch`."""
         return await self._through("fetch", lambda: self._store.fetch(worker, wanted))
-
-    async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
-        """Acknowledge messages, or fail; see `SessionStore.acknowledge`."""
-        await self._through("acknowledge", lambda: self._store.acknowledge(worker, message_ids))
 
     @asynccontextmanager
     async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:

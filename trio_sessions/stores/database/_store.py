@@ -201,13 +201,6 @@ class DatabaseStore(SessionStore):
             worker, lambda connection: self._operations.fetch(connection, worker, wanted)
         )
 
-    async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
-        """Delete messages; see `Doomed.acknowledge`."""
-        await self.run(
-            worker,
-            lambda connection: self._questions.acknowledge(connection, worker, message_ids),
-        )
-
     def open_bell(self, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         """Return what tells of messages; see `SessionStore.open_bell`."""
         return self._operations.open_bell(self._opened.state, worker, may_listen=self.listen)

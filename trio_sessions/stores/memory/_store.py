@@ -175,13 +175,6 @@ class MemoryStore(SessionStore):
             age = now - message.stored_at
             yield StoredMessage(id=message_id, payload=message.payload, age=age)
 
-    async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
-        """Delete messages; see `Doomed.acknowledge`."""
-        await self._take_turn()
-        for _, row in self._rows.own(worker, self._rows):
-            for message_id in row.messages.keys() & set(message_ids):
-                del row.messages[message_id]
-
     @asynccontextmanager
     async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
         """Return what tells of messages; see `SessionStore.open_bell`."""
