@@ -30,6 +30,7 @@ from dataclasses import dataclass
 
 import trio
 
+from trio_sessions._messages._hand import Hand
 from trio_sessions._messages._line import Line, Message, size_of
 from trio_sessions.types import StoredMessage, Wanted
 
@@ -81,10 +82,9 @@ class Inbox:
         "_asked",
         "_door",
         "_floor",
+        "_hand",
         "_has_more",
         "_held",
-        "_in_hand",
-        "_in_hand_until",
         "_life",
         "_limit",
         "_line",
@@ -109,8 +109,7 @@ class Inbox:
         self._state = State.BEHIND
         self._reader: object = None
         self._line = Line()
-        self._in_hand: Message | None = None
-        self._in_hand_until = float("inf")
+        self._hand = Hand()
         self._held: set[int] = set()
         """Rows that must not be fetched: in memory, or handed out and not yet acknowledged."""
         self._stale: set[int] = set()
@@ -311,18 +310,17 @@ class Inbox:
         """Hand out the next message; `finish` or `put_back` must follow."""
         if not self.can_take(now):
             return None
-        self._give_up_in_hand(now)
         if self._line.first is None:
             self._catch_up()  # the store is silent: what is in memory need not wait for it
         message = self._line.pop()
-        self._in_hand = message
+        self._hand.take(message)
         return message
 
     def can_take(self, now: float) -> bool:
         """Say whether there is a next message that may go out."""
         if self._state in {State.SEALED, State.ENDED}:
             return False
-        if self._in_hand is not None and now < self._in_hand_until:
+        if now < self._hand.until:
             return False
         first = self._line.first
         if first is not None:
@@ -331,28 +329,21 @@ class Inbox:
 
     def may_change_at(self, now: float) -> float:
         """Return when `can_take` may have another answer although nothing has come."""
-        moments = (
-            [self._quiet_until] if self._state is State.BEHIND and self._line.has_early else []
-        )
-        if self._in_hand is not None:
-            moments.append(self._in_hand_until)
+        moments = [self._hand.until]
+        if self._state is State.BEHIND and self._line.has_early:
+            moments.append(self._quiet_until)
         return min((one for one in moments if one > now), default=float("inf"))
-
-    def _give_up_in_hand(self, now: float) -> None:
-        """Let the next message go before one that a former reader has had for too long."""
-        if self._in_hand is not None and now >= self._in_hand_until:
-            self._in_hand.life = -1
-            self._in_hand = None
-            self._in_hand_until = float("inf")
 
     def finish(self, message: Message) -> bool:
         """Note that a message was handled; say whether its row is to be acknowledged."""
-        self._out_of_hand(message)
+        self._hand.release(message)
+        self.wake()
         return message.row is not None
 
     def put_back(self, message: Message) -> bool:
         """Take back a message that was not finished; False: it is too late for that."""
-        self._out_of_hand(message)
+        self._hand.release(message)
+        self.wake()
         if self._state is State.ENDED or message.life < self._floor:
             return False
         self._line.put_back(message)
@@ -361,12 +352,6 @@ class Inbox:
     def is_current(self, message: Message) -> bool:
         """Say whether a message that came too late is one of the session that is held now."""
         return self._state is not State.ENDED and message.row in self._held
-
-    def _out_of_hand(self, message: Message) -> None:
-        if self._in_hand is message:
-            self._in_hand = None
-            self._in_hand_until = float("inf")
-        self.wake()
 
     def forget(self, rows: Iterable[int]) -> None:
         """Note that these rows are acknowledged, or dropped by the store."""
@@ -384,13 +369,12 @@ class Inbox:
         """
         if detach:
             self._reader = None
-            if self._in_hand is not None:
-                self._in_hand_until = until
+            self._hand.wait_until(until)
         if self._state is State.ENDED:
             return
         self._life += 1
         self._asked = None
-        if seal and (len(self) or self._in_hand is not None):
+        if seal and (len(self) or self._hand):
             self._go(State.SEALED)
         elif self._state is State.CAUGHT_UP:
             self._go(State.BEHIND)
@@ -416,9 +400,8 @@ class Inbox:
         self._held.clear()
         self._stale.clear()
         self._own_waits = False
-        if self._in_hand is not None and self._in_hand.life < self._floor:
-            self._in_hand = None
-            self._in_hand_until = float("inf")
+        if self._hand.message is not None and self._hand.message.life < self._floor:
+            self._hand.release(self._hand.message)
         return gone
 
     def end(self) -> None:
@@ -442,7 +425,7 @@ class Inbox:
     @property
     def row_in_hand(self) -> int | None:
         """The row that somebody has in hand."""
-        return None if self._in_hand is None else self._in_hand.row
+        return None if self._hand.message is None else self._hand.message.row
 
     # ---- room, and waiting ----
 

@@ -55,10 +55,11 @@ class SessionRegistry:
     `shutdown`, or ``async with``, begin and end it on the running loop, which may be
     asyncio's own, uvloop's, or one of trio-asyncio.
 
-    Calls about one session are carried out in the order in which they were made.
+    Calls about one session are begun in the order in which they were made, and what they write
+    is written in that order.
 
     Every ``async`` method here is a coroutine function of **asyncio**, to be awaited on
-    that loop. Methods that only look at the sessions held here never wait and never cross
+    that loop; it raises what the same method of `trio_sessions.SessionRegistry` does. Methods that only look at the sessions held here never wait and never cross
     to Trio. The others are cancelled with their caller, who then waits until the Trio side
     has ended; what a cancellation leaves behind is what the same method of
     `trio_sessions.SessionRegistry` says.
@@ -303,44 +304,25 @@ class SessionRegistry:
         return await self._call(TrioRegistry.claim_session_owner, session_id, owner)
 
     async def get_session_owner(self, session_id: str) -> str | None:
-        """Return who owns a session; None: nobody, or there is no such session.
-
-        Raises:
-            StoreUnavailable: the database cannot say.
-        """
+        """Return who owns a session; None: nobody, or there is no such session."""
         return await self._call(TrioRegistry.get_session_owner, session_id)
 
     async def store_client_capabilities(
         self, session_id: str, capabilities: dict[str, Any]
     ) -> None:
-        """Replace what the client of a session can do, for all workers to see.
-
-        It raises what `trio_sessions.SessionRegistry.store_client_capabilities` does.
-        """
+        """Replace what the client of a session can do, for all workers to see."""
         await self._call(TrioRegistry.store_client_capabilities, session_id, capabilities)
 
     async def get_client_capabilities(self, session_id: str) -> dict[str, Any] | None:
-        """Return what the client of a session can do; None if nothing was stored.
-
-        Raises:
-            StoreUnavailable: the database cannot say.
-        """
+        """Return what the client of a session can do; None if nothing was stored."""
         return await self._call(TrioRegistry.get_client_capabilities, session_id)
 
     async def has_elicitation_capability(self, session_id: str) -> bool:
-        """Say whether the client's capabilities have ``elicitation``, be it an empty dict.
-
-        Raises:
-            StoreUnavailable: the database cannot say.
-        """
+        """Say whether the client's capabilities have ``elicitation``, be it an empty dict."""
         return await self._call(TrioRegistry.has_elicitation_capability, session_id)
 
     async def get_elicitation_capable_sessions(self) -> list[str]:
-        """Return the ids of all sessions, of all workers, whose clients have ``elicitation``.
-
-        Raises:
-            StoreUnavailable: the database cannot say.
-        """
+        """Return the ids of all sessions, of all workers, whose clients have ``elicitation``."""
         return await self._call(TrioRegistry.get_elicitation_capable_sessions)
 
     # ---- messages ----

@@ -1,6 +1,6 @@
 """What only reads, in SQL that any database understands."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -45,8 +45,6 @@ class Questions:
             .group_by(message.session_id)
         )
         self._waiting = sa.select(message.session_id).distinct().where(own_message)
-        self._message_id = message.id
-        self._delete = sa.delete(tables.messages).where(sa.exists().where(own_message))
         self._newest = sa.select(sa.func.coalesce(sa.func.max(message.id), 0))
         self._waiting_since = self._waiting.where(message.id > sa.bindparam("seen"))
 
@@ -87,10 +85,3 @@ class Questions:
             return seen, frozenset()
         found = connection.execute(self._waiting_since, {**identity(worker), "seen": seen})
         return newest, frozenset(found.scalars())
-
-    def acknowledge(
-        self, connection: sa.Connection, worker: Worker, message_ids: Sequence[int]
-    ) -> None:
-        """Delete messages by their ids alone."""
-        delete = self._delete.where(self._message_id.in_(message_ids))
-        connection.execute(delete, identity(worker))
