@@ -22,6 +22,9 @@ __all__ = ["BEFORE", "run"]
 BEFORE = "b2d4a57"
 """The revision to compare with: the last one before the edges were rebuilt."""
 
+Pair = tuple[Taken, Taken]
+"""What the same measure took before, and takes now."""
+
 _ROOT = Path(__file__).parent.parent
 _PROGRAM = Path(__file__).with_name("measures.py")
 
@@ -45,41 +48,37 @@ def _exported(revision: str) -> Iterator[Path | None]:
         yield Path(folder)
 
 
-def _measure(tree: Path, name: str, scale: float) -> Taken:
-    """Run the program with the package of one tree."""
+def _measure(tree: Path, names: Sequence[str], scale: float) -> list[Taken]:
+    """Run the program with the package of one tree; return what each measure took."""
     ran = subprocess.run(
-        [sys.executable, "-P", str(_PROGRAM), name, "--scale", str(scale)],
+        [sys.executable, "-P", str(_PROGRAM), *names, "--scale", str(scale)],
         env={**os.environ, "PYTHONPATH": str(tree)},
         stdout=subprocess.PIPE,
         check=True,
     )
     said = json.loads(ran.stdout)
     assert Path(said["code"]).is_relative_to(tree), "it has measured something else"
-    seconds, cpu = said["taken"]
-    return seconds, cpu
+    return [(seconds, cpu) for seconds, cpu in said["taken"]]
 
 
-def _pair(before: Path, name: str, pairs: int, scale: float) -> list[tuple[Taken, Taken]]:
+def _pairs(before: Path, name: str, count: int) -> list[Pair]:
     """Measure in turn; who is first changes each time, for a machine that warms up."""
-    taken: list[tuple[Taken, Taken]] = []
-    for number in range(pairs):
-        if number % 2:
-            now = _measure(_ROOT, name, scale)
-            taken.append((_measure(before, name, scale), now))
-        else:
-            then = _measure(before, name, scale)
-            taken.append((then, _measure(_ROOT, name, scale)))
-    return taken
+    pairs: list[Pair] = []
+    for number in range(count):
+        first, second = (before, _ROOT) if number % 2 else (_ROOT, before)
+        [one], [other] = _measure(first, [name], 1.0), _measure(second, [name], 1.0)
+        pairs.append((one, other) if number % 2 else (other, one))
+    return pairs
 
 
-def _row(name: str, taken: list[tuple[Taken, Taken]]) -> tuple[str, ...]:
-    ratios = [now[0] / then[0] for then, now in taken]
-    cpu = [now[1] / then[1] for then, now in taken]
+def _row(name: str, pairs: list[Pair]) -> tuple[str, ...]:
+    ratios = [now[0] / then[0] for then, now in pairs]
+    cpu = [now[1] / then[1] for then, now in pairs]
     quarters = statistics.quantiles(ratios) if len(ratios) > 1 else ratios * 3
     return (
         name,
-        _figure(median([then[0] for then, _ in taken])),
-        _figure(median([now[0] for _, now in taken])),
+        _figure(median([then[0] for then, _ in pairs])),
+        _figure(median([now[0] for _, now in pairs])),
         ratio(median(ratios), 1.0),
         ratio(quarters[0], 1.0),
         ratio(quarters[2], 1.0),
@@ -91,21 +90,23 @@ def run(
     server: sa.URL, *, quick: bool, before: str = BEFORE, only: Sequence[str] = ()
 ) -> list[Table]:
     """Compare this tree with the revision ``before``, in all measures or some."""
-    pairs, scale = (1, 0.02) if quick else (15, 1.0)
+    names, count = list(only or MEASURES), 1 if quick else 15
     with _exported(before) as folder:
         if folder is None:
             print(f"before: skipped, revision {before} is not here (git fetch --unshallow)")
             return []
-        for tree in (folder, _ROOT):  # the first one compiles
-            _measure(tree, next(iter(MEASURES)), 0.02)
-        rows = [_row(name, _pair(folder, name, pairs, scale)) for name in only or MEASURES]
+        smoke = zip(*(_measure(tree, names, 0.01) for tree in (folder, _ROOT)), strict=True)
+        if quick:
+            rows = [_row(name, [pair]) for name, pair in zip(names, smoke, strict=True)]
+        else:  # that has compiled both
+            rows = [_row(name, _pairs(folder, name, count)) for name in names]
     return [
         Table(
             title=f"before: revision {before}, and this tree",
             columns=("", "before", "now", "ratio", "lower quarter", "upper quarter", "of CPU"),
             rows=rows,
             notes=(
-                f"{pairs} pairs of processes, in turn; medians, and those of the pairs' ratios",
+                f"{count} pairs of processes, in turn; medians, and those of the pairs' ratios",
                 "of CPU: the same by the processor's time, which a busy machine disturbs less",
                 "on the memory store; target: a ratio of at most 1.15x",
             ),

@@ -156,10 +156,10 @@ MEASURES: dict[str, Callable[[float], Taken]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measure", choices=MEASURES)
+    parser.add_argument("measures", choices=MEASURES, nargs="+")
     parser.add_argument("--scale", type=float, default=1.0, help="a share of the full size")
     arguments = parser.parse_args()
-    taken = MEASURES[arguments.measure](arguments.scale)
+    taken = [MEASURES[name](arguments.scale) for name in arguments.measures]
     print(json.dumps({"taken": taken, "code": trio_sessions.__file__}))
 
 

@@ -25,6 +25,7 @@ from trio_sessions import RegistryClosed, fingerprint
 from trio_sessions.aio import SessionRegistry
 from trio_sessions.aio._life import _NEXT, Life, State
 from trio_sessions.aio._sigint import Sigint
+from trio_sessions.aio._steps import Steps
 from trio_sessions.stores.memory import MemoryStore
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
@@ -394,10 +395,26 @@ def test_two_threads_that_open_one_registry_at_once(round_: int) -> None:
 # ---- transports that end the program, or mean to ----
 
 
+def system_exit() -> BaseException:
+    return SystemExit(7)
+
+
+def keyboard_interrupt() -> BaseException:
+    return KeyboardInterrupt()
+
+
+def group() -> BaseException:
+    return BaseExceptionGroup("", [ValueError(), BaseExceptionGroup("", [SystemExit(7)])])
+
+
+def mixed() -> BaseException:
+    return BaseExceptionGroup("", [GeneratorExit(), SystemExit(7)])
+
+
 @pytest.mark.parametrize("waits", [False, True])
-@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [system_exit, keyboard_interrupt, group, mixed])
 def test_a_transport_that_exits_ends_the_program_as_any_task_does(
-    new_loop: Loop, kind: type[BaseException], *, waits: bool
+    new_loop: Loop, error: Callable[[], BaseException], *, waits: bool
 ) -> None:
     """The registry is closed on the way out, and nobody was removed for it."""
     store = MemoryStore()
@@ -407,7 +424,7 @@ def test_a_transport_that_exits_ends_the_program_as_any_task_does(
         async def is_connected(self) -> bool:
             if waits:
                 await asyncio.sleep(0)
-            raise kind(7)
+            raise error()
 
     async def main() -> None:
         async with SessionRegistry(store) as registry:
@@ -417,7 +434,7 @@ def test_a_transport_that_exits_ends_the_program_as_any_task_does(
             await registry.cleanup()
             await asyncio.sleep(3600)
 
-    with pytest.raises(kind):
+    with pytest.raises(KeyboardInterrupt if error is keyboard_interrupt else SystemExit):
         run(new_loop, main)
     assert store._rows == {}
     assert not any(connection.open for connection in others)
@@ -523,8 +540,9 @@ def test_a_press_is_held_at_most_twice() -> None:
     """A loop that never turns again can be ended all the same."""
     loop = asyncio.SelectorEventLoop()
     got = []
-    sigint = Sigint(loop)
-    sigint.wrap(lambda *args: got.append(args))
+    sigint = Sigint(loop, Steps(loop))
+    signal.signal(signal.SIGINT, lambda *args: got.append(args))
+    sigint.wrap()
     frame = pressed_frame()
     try:
         for _ in range(2):

@@ -321,6 +321,107 @@ async def test_an_engine_whose_pool_is_exhausted(postgresql_schema: sa.URL) -> N
     engine.dispose()
 
 
+@contextlib.contextmanager
+def engine_that_pings(url: sa.URL, **settings: Any) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(url, pool_pre_ping=True, **settings)
+    yield engine
+    engine.dispose()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_an_engine_that_pings_a_silent_server(proxy: Proxy, *, leaves: bool) -> None:
+    """A pass and closing are bounded: an operation without a connection is withdrawn."""
+    with engine_that_pings(proxy.url) as engine:
+        store = DatabaseStore(engine, operation_timeout=1.0, lock_timeout=0.3)
+        with trio.fail_after(30):
+            async with open_registry(store) as registry:
+                for session_id in IDS:
+                    await registry.add_session(session_id, FakeTransport())
+                assert (await registry.cleanup()).refreshed == 10
+                proxy.fall_silent()
+                start = time.monotonic()
+                if not leaves:
+                    report = await registry.cleanup()
+                    assert time.monotonic() - start < BOUND
+                    assert proxy.held_back > 0
+                    assert sorted(report.refresh_failures) == IDS
+                    assert "nothing has been sent" in str(report.refresh_failures[IDS[0]])
+                    assert report.missing == report.disconnected == ()
+                    assert registry.statistics().operations_running > 0, "no thread was left alone"
+                    await proxy.heal()
+                    proxy.cut()
+                    await assert_recovers(registry)
+                    while registry.statistics().operations_running:
+                        await trio.sleep(0.01)
+        if leaves:
+            assert time.monotonic() - start < BOUND
+            assert proxy.held_back > 0
+            proxy.cut()
+
+
+async def test_a_withdrawn_operation_never_happens(
+    proxy: Proxy, backdoor: DatabaseBackdoor
+) -> None:
+    """Its connection comes after all, and goes back unused: no row is written behind our backs."""
+    with engine_that_pings(proxy.url, pool_size=1, max_overflow=0) as engine:
+        store = DatabaseStore(engine, operation_timeout=0.5, lock_timeout=0.3)
+        async with open_registry(store) as registry:
+            proxy.fall_silent()
+            with trio.fail_after(BOUND):
+                await registry.add_session("s", FakeTransport())
+            assert registry.statistics().unconfirmed == 1
+            assert proxy.held_back > 0
+            await proxy.heal()
+            proxy.reset()
+            with trio.fail_after(BOUND):
+                while registry.statistics().operations_running:
+                    await trio.sleep(0.01)
+            assert backdoor.rows() == {}
+            assert not [one for one in proxy.round_trips if "INSERT" in one]
+            assert (await registry.cleanup()).restored == ("s",)
+            assert backdoor.rows() == {"s": registry.worker_id}
+
+
+async def test_an_engine_that_pings_a_server_that_hangs(
+    proxy: Proxy, backdoor: DatabaseBackdoor
+) -> None:
+    """The server's processes are stopped; when they go on, so does all else."""
+    url = proxy.url.update_query_dict({"application_name": "trio_sessions test"})
+    with engine_that_pings(url) as engine:
+        store = DatabaseStore(engine, operation_timeout=1.0, lock_timeout=0.3)
+        async with open_registry(store) as registry:
+            for session_id in IDS:
+                await registry.add_session(session_id, FakeTransport())
+            hung = backends(backdoor)
+            assert hung
+            with stopped(*hung):
+                with trio.fail_after(BOUND):
+                    report = await registry.cleanup()
+                assert {state(pid) for pid in hung} == {"T"}
+                assert sorted(report.refresh_failures) == IDS
+            await assert_recovers(registry)
+            with trio.fail_after(BOUND):
+                while registry.statistics().operations_running:
+                    await trio.sleep(0.01)
+
+
+async def test_threads_that_were_left_alone_are_bounded(proxy: Proxy) -> None:
+    """By the limiter, however long the silence lasts; and each question is answered in time."""
+    with engine_that_pings(proxy.url, pool_size=2, max_overflow=0) as engine:
+        store = DatabaseStore(engine, operation_timeout=0.2, lock_timeout=0.1)
+        async with open_registry(store, max_concurrent=3, store_timeout=1.0) as registry:
+            proxy.fall_silent()
+            for _ in range(6):
+                with trio.fail_after(BOUND):
+                    assert await registry.session_exists("elsewhere") is None
+            assert registry.statistics().operations_running == 3
+            await proxy.heal()
+            with trio.fail_after(BOUND):
+                while registry.statistics().operations_running:
+                    await trio.sleep(0.01)
+            assert await registry.session_exists("elsewhere") is False
+
+
 # ---- opening and leaving ----
 
 

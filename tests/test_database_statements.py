@@ -142,6 +142,28 @@ async def test_never_more_operations_than_max_concurrent(proxy: Proxy) -> None:
         assert report.refreshed == 50
 
 
+@pytest.mark.parametrize(("pool_size", "at_once"), [(0, 3), (2, 2)])
+async def test_as_many_operations_as_the_pool_of_an_engine_keeps(
+    proxy: Proxy, pool_size: int, at_once: int
+) -> None:
+    """``pool_size=0`` means no limit: as many as there are tokens."""
+    engine = sa.create_engine(proxy.url, pool_size=pool_size)
+    store = FaultyStore(DatabaseStore(engine))
+    async with open_registry(store, max_concurrent=3, batch_size=5) as registry:
+        await add_many(registry, store, 50)
+        proxy.reset()
+        proxy.fall_silent("answers")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(registry.cleanup)
+            with trio.fail_after(20):
+                await proxy.wait_until(lambda: proxy.in_flight == at_once)
+            await trio.testing.wait_all_tasks_blocked()
+            assert registry.statistics().operations_running == at_once
+            await proxy.heal()
+        assert proxy.most_in_flight == at_once
+    engine.dispose()
+
+
 async def test_all_chunks_are_under_way_together(proxy: Proxy) -> None:
     """A slow network is waited for once, not once for each of twenty chunks."""
     store = FaultyStore(DatabaseStore(proxy.url))

@@ -11,7 +11,7 @@ PRELUDE = """
 import multiprocessing, os, signal, sys, threading, time, warnings
 import sqlalchemy as sa
 import trio
-from trio_sessions import RegistryClosed, aio, open_registry
+from trio_sessions import RegistryClosed, SessionsError, StoreInUse, aio, open_registry
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
 
@@ -48,6 +48,13 @@ async def add(registry, count=20):
         await registry.add_session(f"s{number} of {os.getpid() == parent}", Connection())
 
 async def own(store=store):
+    try:
+        await work(store)
+    except StoreInUse as exc:
+        assert "SQLite" in str(exc)
+        print("the child is refused", flush=True)
+
+async def work(store):
     async with open_registry(store) as registry:
         await add(registry)
         report = await registry.cleanup()
@@ -55,8 +62,8 @@ async def own(store=store):
         assert await registry.locate_session("s0 of True") is not None
         print("the child works", flush=True)
 
-async def check_parent(registry, started):
-    assert registry.worker_id
+async def check_parent(registry):
+    started = time.monotonic()
     report = await registry.cleanup()
     print(report.refreshed, report.missing, "in time" if time.monotonic() - started < 8 else "LATE")
 
@@ -80,7 +87,7 @@ def run(program: str, url: sa.URL) -> list[str]:
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert "Traceback" not in ended.stderr, ended.stderr
     return ended.stdout.splitlines()
 
 
@@ -93,12 +100,19 @@ def url(request: pytest.FixtureRequest) -> sa.URL:
 IN_THE_CHILD = ["the child works"] + ["disconnected BY THE CHILD"] * 20  # its own ones
 
 
+def in_the_child(url: sa.URL) -> list[str]:
+    """Return what a child prints that opens what its parent has open: an SQLite file it may not."""
+    return IN_THE_CHILD if url.get_backend_name() == "postgresql" else ["the child is refused"]
+
+
 @pytest.mark.parametrize(
     "make",
     ["store", "sa.create_engine(url)", "sa.create_engine(url, pool_pre_ping=True)"],
 )
-def test_a_child_opens_the_store_that_its_parent_has_open(url: sa.URL, make: str) -> None:
-    """On connections of its own, also where an engine was handed in; both are right afterwards."""
+def test_a_child_opens_the_store_that_its_parent_has_open(
+    postgresql_schema: sa.URL, make: str
+) -> None:
+    """On connections of its own, also where an engine was handed in; both are right then."""
     printed = run(
         f"""
         store = {make}
@@ -109,7 +123,6 @@ def test_a_child_opens_the_store_that_its_parent_has_open(url: sa.URL, make: str
                 await add(registry)
                 async with registry.open_inbox("s0 of True"):  # whatever listens, listens
                     await registry.cleanup()
-                started = time.monotonic()
                 pid = os.fork()
                 if not pid:
                     in_a_thread(own, store)
@@ -118,10 +131,10 @@ def test_a_child_opens_the_store_that_its_parent_has_open(url: sa.URL, make: str
                     assert (await registry.cleanup()).refreshed == 20
                 assert await end_of(pid) == 0
                 await ring(registry)
-                await check_parent(registry, started)
+                await check_parent(registry)
         trio.run(main)
         """,
-        url,
+        postgresql_schema,
     )
     assert sorted(printed) == sorted(
         [*IN_THE_CHILD, "hello", "20 () in time", *["disconnected by the parent"] * 20]
@@ -131,25 +144,20 @@ def test_a_child_opens_the_store_that_its_parent_has_open(url: sa.URL, make: str
 @pytest.mark.parametrize(
     "waits", ["await end_of(pid)", "os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])"]
 )
-@pytest.mark.parametrize("listens", [False, True])
-def test_a_child_that_leaves_the_block_touches_nothing(
-    url: sa.URL, waits: str, *, listens: bool
-) -> None:
+def test_a_child_that_leaves_the_block_touches_nothing(url: sa.URL, waits: str) -> None:
     """SystemExit goes through the block: no row, no transport, no connection is its own."""
     printed = run(
         f"""
         async def main():
             async with open_registry(store) as registry:
                 await add(registry)
-                if {listens}:
-                    async with registry.open_inbox("s0 of True"):
-                        await registry.cleanup()
-                started = time.monotonic()
+                async with registry.open_inbox("s0 of True"):  # whatever listens, listens
+                    await registry.cleanup()
                 pid = os.fork()
                 if not pid:
                     sys.exit(7)
                 assert {waits} == 7
-                await check_parent(registry, started)
+                await check_parent(registry)
                 await ring(registry)
         trio.run(main)
         """,
@@ -168,9 +176,8 @@ def test_a_child_that_leaves_the_block_may_open_its_own(url: sa.URL) -> None:
                 pid = os.fork()
                 if not pid:
                     sys.exit()
-                started = time.monotonic()
                 assert await end_of(pid) == 7
-                await check_parent(registry, started)
+                await check_parent(registry)
         try:
             trio.run(main)
         except SystemExit:
@@ -180,7 +187,7 @@ def test_a_child_that_leaves_the_block_may_open_its_own(url: sa.URL) -> None:
         url,
     )
     assert sorted(printed) == sorted(
-        [*IN_THE_CHILD, "20 () in time", *["disconnected by the parent"] * 20]
+        [*in_the_child(url), "20 () in time", *["disconnected by the parent"] * 20]
     )
 
 
@@ -211,7 +218,7 @@ def test_a_child_that_leaves_while_much_is_under_way(url: sa.URL) -> None:
                             sys.exit()
                         started = time.monotonic()
                         assert await end_of(pid) == 7
-                        print("left", "in time" if time.monotonic() - started < 8 else "LATE")
+                        print("left", "in time" if time.monotonic() - started < 20 else "LATE")
                         blocker.rollback()
                     engine.dispose()
                 assert len(await registry.get_all_session_ids()) == 20
@@ -258,8 +265,7 @@ def test_a_child_that_stays_in_the_block(url: sa.URL) -> None:
                     sys.exit(7)
                 await ring(registry)
                 assert await end_of(pid) == 7
-                started = time.monotonic()
-                await check_parent(registry, started)
+                await check_parent(registry)
         trio.run(main)
         """,
         url,
@@ -279,9 +285,8 @@ def test_the_memory_of_a_child_is_its_own(sqlite_url: sa.URL) -> None:
                 if not pid:
                     in_a_thread(own, store)
                     os._exit(0)
-                started = time.monotonic()
                 assert await end_of(pid) == 0
-                await check_parent(registry, started)
+                await check_parent(registry)
         trio.run(main)
         """,
         sqlite_url,
@@ -292,7 +297,7 @@ def test_the_memory_of_a_child_is_its_own(sqlite_url: sa.URL) -> None:
 
 
 @pytest.mark.parametrize("start", ["in the loop's thread", "in another thread"])
-def test_multiprocessing_forks(url: sa.URL, start: str) -> None:
+def test_multiprocessing_forks(postgresql_schema: sa.URL, start: str) -> None:
     """Its children do not leave the block: they end in `os._exit`."""
     printed = run(
         f"""
@@ -303,7 +308,6 @@ def test_multiprocessing_forks(url: sa.URL, start: str) -> None:
             context = multiprocessing.get_context("fork")
             async with open_registry(store) as registry:
                 await add(registry)
-                started = time.monotonic()
                 if {start == "in the loop's thread"}:
                     process = context.Process(target=child, args=(True,))
                     process.start()
@@ -313,17 +317,17 @@ def test_multiprocessing_forks(url: sa.URL, start: str) -> None:
                 while process.is_alive():
                     await trio.sleep(0.01)
                 assert process.exitcode == 0
-                await check_parent(registry, started)
+                await check_parent(registry)
         trio.run(main)
         """,
-        url,
+        postgresql_schema,
     )
     assert sorted(printed) == sorted(
         [*IN_THE_CHILD, "20 () in time", *["disconnected by the parent"] * 20]
     )
 
 
-def test_what_is_collected_in_a_child_closes_nothing(url: sa.URL) -> None:
+def test_what_is_collected_in_a_child_closes_nothing(postgresql_schema: sa.URL) -> None:
     """The garbage collector of the child may run whenever it likes."""
     printed = run(
         """
@@ -335,21 +339,19 @@ def test_what_is_collected_in_a_child_closes_nothing(url: sa.URL) -> None:
                     await registry.cleanup()
                 pid = os.fork()
                 if not pid:
-                    global store
                     in_a_thread(own)
-                    del store
+                    globals().pop("store")
                     gc.collect()
                     sys.exit(7)
-                started = time.monotonic()
                 assert await end_of(pid) == 7
                 await ring(registry)
-                await check_parent(registry, started)
+                await check_parent(registry)
         try:
             trio.run(main)
         finally:
             gc.collect()
-        """.replace("global store", "").replace("del store", "globals().pop('store')"),
-        url,
+        """,
+        postgresql_schema,
     )
     assert sorted(printed) == sorted(
         [*IN_THE_CHILD, "hello", "20 () in time", *["disconnected by the parent"] * 20]
@@ -390,3 +392,154 @@ def test_an_aio_child_opens_what_its_parent_has_open(postgresql_schema: sa.URL) 
         postgresql_schema,
     )
     assert printed == ["child 20", "parent 20"]
+
+
+def test_forks_at_any_moment(url: sa.URL) -> None:
+    """While statements run, locks are held and transports are asked: the parent loses nothing."""
+    printed = run(
+        """
+        import random
+        from trio_sessions.testing import FakeTransport
+        chance = random.Random(1)
+
+        async def own():
+            if url.startswith("sqlite"):
+                return
+            async with open_registry(store) as registry:
+                await registry.add_session("own", FakeTransport())
+                assert (await registry.cleanup()).refreshed == 1
+
+        async def churn(registry, name):
+            while True:
+                await registry.add_session(name, FakeTransport())
+                await registry.broadcast(name, 1, durable=True)
+                await registry.cleanup()
+                await registry.remove_session(name)
+
+        async def main():
+            async with open_registry(store, batch_size=5, max_concurrent=4) as registry:
+                for number in range(20):
+                    await registry.add_session(f"s{number}", FakeTransport())
+                async with registry.open_inbox("s0"), trio.open_nursery() as nursery:
+                    for number in range(3):
+                        nursery.start_soon(churn, registry, f"churn {number}")
+                    for _ in range(8):
+                        for _ in range(chance.randrange(100)):
+                            await trio.sleep(0)
+                        how = chance.choice(["exit", "_exit", "own"])
+                        pid = os.fork()
+                        if not pid:
+                            if how == "exit":
+                                sys.exit(7)
+                            if how == "own":
+                                in_a_thread(own)
+                            os._exit(7)
+                        with trio.fail_after(20):
+                            assert await end_of(pid) == 7, how
+                            assert not (await registry.cleanup()).missing
+                    nursery.cancel_scope.cancel()
+                await registry.cleanup()
+                report = await registry.cleanup()
+                assert not report.missing and report.refreshed >= 20, report
+        try:
+            trio.run(main)
+            print("the parent works")
+        except BaseExceptionGroup as group:
+            # In the child calls that were under way may fail, too.
+            if os.getpid() == parent or group.split((SystemExit, SessionsError))[1] is not None:
+                raise
+            sys.exit(7)
+        """,
+        url,
+    )
+    assert printed == ["the parent works"]
+
+
+SQLITE = """
+async def hold(url, child):
+    async with open_registry(url) as registry:
+        await registry.add_session("s", Connection())
+        pid = os.fork()
+        if not pid:
+            in_a_thread(child)
+            os._exit(7)
+        assert await end_of(pid) == 7
+
+async def open_it(store):
+    try:
+        async with open_registry(store) as registry:
+            print("opened", (await registry.cleanup()).checked, flush=True)
+    except StoreInUse as exc:
+        print("refused", "sessions.db" in str(exc), "spawn" in str(exc), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("opens", "printed"),
+    [
+        ("url", "refused True True"),  # by whichever store object
+        ("url.replace('sessions', 'others')", "opened 0"),
+        ("url.replace('///', '///file:') + '?uri=true'", "refused True True"),
+        ("sa.create_engine(url)", "refused True True"),
+    ],
+)
+def test_a_child_may_not_open_the_sqlite_file_of_its_parent(
+    sqlite_url: sa.URL, opens: str, printed: str
+) -> None:
+    """It would hold no lock, and lose what it writes as soon as its parent closes the file."""
+    lines = run(SQLITE + f"trio.run(hold, url, lambda: open_it({opens}))", sqlite_url)
+    assert lines == [printed, "disconnected by the parent"]
+
+
+def test_an_sqlite_file_that_was_closed_before_the_fork(sqlite_url: sa.URL) -> None:
+    """It is nobody's, and may be opened on both sides."""
+    program = """
+        async def child():
+            await open_it(store)
+        trio.run(open_it, store)
+        pid = os.fork()
+        trio.run(open_it, store)
+        if not pid:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        """
+    assert run(SQLITE + textwrap.dedent(program), sqlite_url) == ["opened 0"] * 3
+
+
+def test_a_fork_between_the_limiter_and_the_thread(postgresql_schema: sa.URL) -> None:
+    """What has waited for its turn in the parent does not begin in the child."""
+    printed = run(
+        """
+        async def main():
+            async with open_registry(store, max_concurrent=1) as registry:
+                await add(registry)
+                limiter = registry._rows.worker.limiter
+                answers = []
+                async def ask():
+                    answers.append(await registry.session_exists("elsewhere"))
+                async with trio.open_nursery() as nursery:
+                    async with limiter:
+                        for _ in range(5):
+                            nursery.start_soon(ask)
+                        while limiter.statistics().tasks_waiting < 5:
+                            await trio.sleep(0)
+                        global child
+                        child = not (pid := os.fork())
+                        if child:
+                            limiter.total_tokens = 5
+                            while len(answers) < 5:
+                                await trio.sleep(0)
+                            assert answers == [None] * 5, answers
+                            sys.exit()
+                        assert await end_of(pid) == 7
+                assert answers == [False] * 5
+                await check_parent(registry)
+        try:
+            trio.run(main)
+        except BaseExceptionGroup as group:
+            assert child and group.split(SystemExit)[1] is None, group
+            os._exit(7)
+        """,
+        postgresql_schema,
+    )
+    assert printed == ["20 () in time", *["disconnected by the parent"] * 20]

@@ -20,6 +20,7 @@ from trio_sessions import (
     SessionRegistry,
     SessionsError,
     SessionStore,
+    StoreInUse,
     StoreSchemaError,
     StoreUnavailable,
     Transport,
@@ -220,6 +221,7 @@ def test_the_errors_have_one_root() -> None:
         MessageTooLarge,
         RegistryClosed,
         SessionNotFound,
+        StoreInUse,
         StoreSchemaError,
         StoreUnavailable,
     ):
@@ -227,6 +229,8 @@ def test_the_errors_have_one_root() -> None:
     assert issubclass(SessionNotFound, LookupError)
     assert issubclass(InvalidSessionId, ValueError)
     assert issubclass(MessageTooLarge, ValueError)
+    assert issubclass(StoreInUse, StoreUnavailable)
+    assert issubclass(StoreInUse, RuntimeError)
 
 
 def test_a_store_for_databases_has_its_parameters() -> None:

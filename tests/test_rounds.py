@@ -1,6 +1,7 @@
 """Rounds of calls into transports: whatever ends a leader ends its round."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -72,7 +73,7 @@ async def test_a_leader_that_is_lost_does_not_stall_the_round(
     running: Running = {}
     async with trio.open_nursery() as nursery:
         host = Host(nursery, number, lose)
-        with trio.fail_after(3):
+        with trio.fail_after(13):
             answers = errors(await Round(host, running, "is_connected", asked, 1.0).ask())
     assert host.started == number
     assert answers[: number - 1] == [True] * (number - 1)
@@ -194,3 +195,29 @@ async def test_a_transport_of_another_library_is_told_so() -> None:
                 assert "trio_sessions.aio" in str(report.check_failures[session_id])
     finally:
         loop.close()
+
+
+def test_ctrl_c_ends_a_transport_that_keeps_the_loop() -> None:
+    """Its code is the user's: there Ctrl-C is raised wherever it is, and ends the program."""
+    went_on = []
+
+    class Keeps(FakeTransport):
+        async def is_connected(self) -> bool:
+            signal.raise_signal(signal.SIGINT)
+            went_on.append("still here")
+            return True
+
+    async def main() -> None:
+        async with open_registry() as registry:
+            await registry.add_session("s", FakeTransport())
+            await registry.add_session("keeps", Keeps())
+            await registry.cleanup()
+            await trio.sleep_forever()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trio.run(main)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert went_on == []

@@ -1,5 +1,7 @@
 """What can go wrong with a SQLite file, and engines that users bring along."""
 
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
+import trio.lowlevel
 
 from trio_sessions import StoreUnavailable, open_registry
 from trio_sessions.stores.database import DatabaseStore
@@ -212,3 +215,49 @@ async def test_many_writers_take_turns(sqlite_url: sa.URL) -> None:
             report = registry.statistics().last_report
             assert report is not None
             assert (report.refreshed, dict(report.refresh_failures)) == (30, {})
+
+
+@trio.lowlevel.enable_ki_protection
+def press_in_trio() -> None:
+    """Press Ctrl-C where no task is hit by it: the main task gets it at its checkpoint."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_waits_for_the_thread_that_writes(sqlite_url: sa.URL) -> None:
+    """In the main task it goes through shields; but a write that has begun is not left alone."""
+    events = []
+
+    async def main() -> None:
+        store = DatabaseStore(sqlite_url, lock_timeout=5.0)
+        async with open_registry(store) as registry, trio.open_nursery() as nursery:
+            await registry.add_session("s", FakeTransport())
+            locker = sqlite3.connect(str(sqlite_url.database), isolation_level=None)
+            locker.execute("BEGIN IMMEDIATE")
+
+            async def press() -> None:
+                while not registry.statistics().operations_running:
+                    await trio.lowlevel.checkpoint()
+                press_in_trio()
+                for _ in range(100):
+                    await trio.lowlevel.checkpoint()
+                events.append(f"{registry.statistics().operations_running} runs")
+                locker.execute("ROLLBACK")
+                locker.close()
+
+            nursery.start_soon(press)
+            try:
+                await registry.set_session_owner("s", "owner")
+            except KeyboardInterrupt:
+                events.append("interrupted")
+                assert registry.statistics().operations_running == 0
+                raise
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(BaseException) as caught:  # noqa: PT011 -- looked at below
+            trio.run(main)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert events == ["1 runs", "interrupted"]
+    assert isinstance(caught.value, BaseExceptionGroup)  # by the nursery of the test
+    assert isinstance(caught.value.exceptions[0], KeyboardInterrupt)

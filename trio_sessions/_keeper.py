@@ -64,13 +64,14 @@ class Keeper:
 
     # ---- its own ----
 
-    async def keep(self, block: trio.CancelScope) -> None:
+    async def keep(self, nursery: trio.Nursery) -> None:
         """Open, wait for `stop`, close.
 
         Args:
-            block: is cancelled when the registry cannot go on.
+            nursery: the one around the block, for the background too: so a crash of it ends
+                the block at once.
         """
-        async with self._opened_store(), self._calls.open(), trio.open_nursery() as nursery:
+        async with self._opened_store(), self._calls.open():
             house = self._build(nursery)
             try:
                 await house.start()
@@ -78,14 +79,12 @@ class Keeper:
                 self._opened.set()
                 await self._stop.wait()
             except BaseException:
-                block.cancel()
+                nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
                     await self._stop.wait()
                 raise
             finally:
-                await house.close()
-                nursery.cancel_scope.shield = True
-                nursery.cancel_scope.cancel()
+                await house.close()  # ends the background, too
 
     @asynccontextmanager
     async def _opened_store(self) -> AsyncIterator[None]:

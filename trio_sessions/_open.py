@@ -182,11 +182,11 @@ async def _open(
     edge = Edge(store, worker, settings)
     keeper = Keeper(table=table, calls=calls, edge=edge, settings=settings)
     body_error: BaseException | None = None
-    crash: BaseExceptionGroup[BaseException] | None = None
+    crash: BaseException | None = None
     try:
         part_on_fork()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(keeper.keep, nursery.cancel_scope)
+            nursery.start_soon(keeper.keep, nursery)
             try:
                 yield await keeper.opened()
             except BaseException as exc:  # noqa: BLE001 -- kept from the nursery, which would wrap it; raised below
@@ -196,18 +196,16 @@ async def _open(
             finally:
                 keeper.stop()
     except BaseExceptionGroup as group:
-        crash = group
+        crash = group.split(trio.Cancelled)[1]  # of whoever has cancelled the block, too
     if crash is not None:
         raise _summary(crash, body_error)
     if body_error is not None:
         raise body_error
 
 
-def _summary(
-    crash: BaseExceptionGroup[BaseException], body_error: BaseException | None
-) -> BaseException:
+def _summary(crash: BaseException, body_error: BaseException | None) -> BaseException:
     """Return what comes out when the background has crashed, or Ctrl-C came while it closed."""
-    bared: BaseException = bare(crash)
+    bared = bare(crash)
     errors = list(bared.exceptions) if isinstance(bared, BaseExceptionGroup) else [bared]
     errors = [bare(error) for error in errors]
     # The crash cancelled the block, so a Cancelled is no news.

@@ -20,8 +20,8 @@ A task stops leading in four ways:
 All but the second end the leading (``_led_through``), in two places: the ``finally`` of `_lead`
 and `_appoint`. The round is settled when the leading has ended and no call waits. Whatever has
 no answer then is unknown. And if a leading task is lost in a way that nobody has thought of,
-`ask` has a bound of its own: it goes on once no transport was called for as long as one call
-may take. See docs/decisions/0008-edges.md.
+`ask` has a bound of its own: it goes on once no transport was called for some seconds longer
+than one call may take. See docs/decisions/0008-edges.md.
 """
 
 import logging
@@ -30,7 +30,7 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractContextManager
 from inspect import isawaitable, iscoroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import outcome
 import trio
@@ -45,8 +45,11 @@ Answer = object
 
 logger = logging.getLogger("trio_sessions.transports")
 
+T = TypeVar("T")
+
 _SLICE = 0.002  # seconds of answers at once before the event loop gets its turn
 _UNWINDING = 0.05  # seconds past its deadline that a round waits for cancelled calls to end
+_PATIENCE = 5.0  # seconds that a task may be silent before it counts as lost, and not as late
 
 
 class Scope(Protocol):
@@ -102,9 +105,15 @@ async def _await(awaitable: Awaitable[object]) -> object:
     return await awaitable
 
 
+@trio.lowlevel.disable_ki_protection
+def _theirs(function: Callable[..., T], *args: Any) -> T:
+    """Call what is the transport's: Ctrl-C may hit it, since it may keep the loop for ever."""
+    return function(*args)
+
+
 def _coroutine(entry: Entry, name: str) -> Coroutine[Any, Any, object]:
     """Call a transport's method, and insist on something that can be awaited."""
-    called = getattr(entry.transport, name)()
+    called = _theirs(getattr(entry.transport, name))
     if iscoroutine(called):
         return called
     if isawaitable(called):
@@ -125,33 +134,23 @@ def _noticing_wait(
     ``check`` may refuse what the coroutine asks of the loop, which ends the coroutine.
     """
     try:
-        request = coroutine.send(None)
+        request = _theirs(coroutine.send, None)
+        on_wait()
+        while True:
+            check(request)
+            try:
+                reply = yield request
+            except GeneratorExit:
+                raise RuntimeError("the event loop has thrown the call away") from None
+            except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
+                resume: outcome.Outcome[Any] = outcome.Error(exc)
+            else:
+                resume = outcome.Value(reply)
+            request = _theirs(resume.send, coroutine)
     except StopIteration as done:
         return done.value
-    try:
-        on_wait()
-    except BaseException:
-        coroutine.close()
-        raise
-    while True:
-        try:
-            check(request)
-        except TypeError:
-            coroutine.close()  # told by an error, it might ask the same again, without end
-            raise
-        try:
-            reply = yield request
-        except GeneratorExit:
-            coroutine.close()
-            raise RuntimeError("the event loop has thrown the call away") from None
-        except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
-            resume: outcome.Outcome[Any] = outcome.Error(exc)
-        else:
-            resume = outcome.Value(reply)
-        try:
-            request = resume.send(coroutine)  # type: ignore[arg-type]  # same protocol as a generator
-        except StopIteration as done:
-            return done.value
+    finally:
+        coroutine.close()  # it has ended, or nobody can go on with it
 
 
 class Round:
@@ -213,11 +212,11 @@ class Round:
         return self._answers
 
     async def _is_led_through(self) -> bool:
-        """Wait until nobody leads; False: nobody was called for as long as a call may take."""
+        """Wait until nobody leads; False: whoever does has not called anybody for too long."""
         called = -1
         while called != self._called:
             called = self._called
-            with trio.move_on_after(self._timeout + _UNWINDING):
+            with trio.move_on_after(self._timeout + _PATIENCE):
                 await self._led_through.wait()
                 return True
         return False
@@ -290,13 +289,13 @@ class Round:
             answer = await _noticing_wait(coroutine, on_wait, self._host.check)
         except self._host.cancelled:
             answer = outcome.Error(self._cut(entry))
-        except self._host.ends_loop as exc:
-            answer = outcome.Error(RuntimeError(f"{self._name}() raised {type(exc).__name__}"))
-            raise
         except Exception as exc:  # noqa: BLE001 -- one session is isolated; the caller logs it
             answer = outcome.Error(exc)
-        except BaseException as exc:  # noqa: BLE001 -- raised again by `ask`, in the pass
+        except BaseException as exc:  # noqa: BLE001 -- raised here, or by `ask` in the pass
             answer = self._judge_fatal(exc, entry)
+            end = _first(exc, self._host.ends_loop)
+            if end is not None:
+                raise end  # noqa: B904 -- it is a part of the error that is being handled
         finally:
             if waited:
                 if scope.cancel_called:  # what comes after the deadline is no answer
@@ -318,9 +317,11 @@ class Round:
             _, rest = exc.split(self._host.cancelled)
         if rest is None:
             return outcome.Error(self._cut(entry))
-        if not isinstance(rest, Exception):
+        if isinstance(rest, Exception):
+            return outcome.Error(rest)
+        if _first(rest, self._host.ends_loop) is None:  # raised again by `ask`, in the pass
             self._escaping = rest
-        return outcome.Error(rest)
+        return outcome.Error(RuntimeError(f"{self._name}() raised {type(rest).__name__}"))
 
     def _unanswered(self, entry: Entry) -> Exception:
         if self._failure is None:
@@ -343,3 +344,11 @@ class Round:
             f"{self._name}() of session {fingerprint(entry.session_id)} "
             "was cancelled from elsewhere"
         )
+
+
+def _first(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """Return the first error of these kinds, be it in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        found = (_first(each, kinds) for each in error.exceptions)
+        return next((each for each in found if each is not None), None)
+    return error if isinstance(error, kinds) else None

@@ -42,9 +42,11 @@ class RowUnavailable(StoreUnavailable):
 
 
 class StoreInUse(StoreUnavailable, RuntimeError):
-    """The store is open in another Trio run, or event loop, of this process: make another one.
+    """The store may not be opened here, and the message says what to do.
 
-    A store belongs to one run at a time, which several registries may share.
+    Another Trio run, or event loop, of this process has it open: a store belongs to one run at
+    a time, which several registries may share. Or it is on an SQLite file that was open when
+    this process was forked.
     """
 
 

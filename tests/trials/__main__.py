@@ -113,7 +113,13 @@ def _try(host: str, kind: str, seed: int) -> dict[str, Any]:
     except Exception:  # noqa: BLE001 -- whatever it is, this trial failed, and the next one follows
         wrong = traceback.format_exc()
     taken = round(time.monotonic() - start, 3)
-    return {"seed": seed, "presses": trial.made, "wrong": wrong, "seconds": taken}
+    return {
+        "seed": seed,
+        "presses": trial.made,
+        "stalled": trial.stalled,
+        "wrong": wrong,
+        "seconds": taken,
+    }
 
 
 def _tell_where(number: int, frame: FrameType | None) -> None:

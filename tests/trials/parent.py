@@ -27,6 +27,8 @@ class Tally:
     kind: str
     trials: int = 0
     presses: int = 0
+    stalls: int = 0
+    """Programs that a third press had to end."""
     slowest: float = 0.0
     hangs: dict[int, str] = field(default_factory=dict)
     """By their seed; where they hung."""
@@ -34,7 +36,9 @@ class Tally:
     """By their seed; what was wrong."""
 
     def __str__(self) -> str:
-        presses = f"{self.presses:,} presses, " if "press" in self.kind else ""
+        presses = ""
+        if "press" in self.kind:
+            presses = f"{self.presses:,} presses, {self.stalls} needed one more, "
         return (
             f"{self.host}, {self.kind}: {self.trials:,} trials, {presses}"
             f"{len(self.hangs)} hangs, {len(self.wrong)} wrong answers, "
@@ -98,6 +102,7 @@ def _run_child(tally: Tally, first: int, count: int) -> None:
 def _count(tally: Tally, result: dict[str, Any]) -> None:
     tally.trials += 1
     tally.presses += result["presses"]
+    tally.stalls += result["stalled"]
     tally.slowest = max(tally.slowest, result["seconds"])
     if result["wrong"]:
         tally.wrong[result["seed"]] = result["wrong"]

@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import logging
 import os
-import signal
 import sys
 import threading
 import warnings
@@ -70,18 +69,21 @@ class Guest(Host):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._steps = Steps(loop)
-        self._sigint = Sigint(loop)
-        handler = signal.getsignal(signal.SIGINT)
-        trio.lowlevel.start_guest_run(
-            self._main,
-            run_sync_soon_threadsafe=self._steps.soon_threadsafe,
-            run_sync_soon_not_threadsafe=self._steps.soon,
-            done_callback=self._done,
-            host_uses_signal_set_wakeup_fd=True,
-            clock=self._steps.clock,
-            instruments=[self._steps.instrument],
-        )
-        self._sigint.wrap(handler)  # SIGINT is for asyncio
+        self._sigint = Sigint(loop, self._steps)
+        self._sigint.wrap()
+        try:
+            trio.lowlevel.start_guest_run(
+                self._main,
+                run_sync_soon_threadsafe=self._steps.soon_threadsafe,
+                run_sync_soon_not_threadsafe=self._steps.soon,
+                done_callback=self._done,
+                host_uses_signal_set_wakeup_fd=True,
+                clock=self._steps.clock,
+                instruments=[self._steps.instrument],
+            )
+        except BaseException:
+            self._sigint.unwrap()
+            raise
         # Weak, because the loop alone must hold it.
         self._timer = weakref.ref(loop.call_later(_FOREVER, _GoesWithTheLoop(self)))
         self._keeper = new_task(loop, self._keep(), name="trio_sessions: keeps Trio")
@@ -122,6 +124,11 @@ class Guest(Host):
             return
         from trio._core._run import GLOBAL_RUN_CONTEXT
 
+        if hasattr(GLOBAL_RUN_CONTEXT, "runner"):
+            raise RuntimeError(
+                "the registry's Trio cannot end in this thread, where another one runs: let the "
+                "event loop go on in a thread without a registry, and shut down there"
+            )
         GLOBAL_RUN_CONTEXT.runner = self._steps.runner
         self._thread = this_thread()
         _this_thread.guest = self

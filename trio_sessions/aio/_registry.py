@@ -17,6 +17,7 @@ from trio_sessions._library import wrong_library
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions.abc import SessionStore, Transport
+from trio_sessions.aio._generate import binding
 from trio_sessions.aio._inbox import AsyncioInbox
 from trio_sessions.aio._life import State
 from trio_sessions.aio._service import Service
@@ -203,16 +204,18 @@ class SessionRegistry:
         *args: *Ts,
     ) -> T:
         """Await a method of the Trio registry."""
-        if self._service is not None and self._service.life.has_ended:
-            raise await self._service.why_ended()
-        service = self._opened()
         _running_loop()
+        service = self._service
+        if service is not None and service.life.has_ended and service.is_on_running_loop():
+            raise await service.why_ended()
+        service = self._opened()
         service.check_loop()
         try:
             about = str(args[0]) if args else None
             return await service.crossing.call(method, service.core, *args, about=about)
         except RegistryClosed as exc:
-            if exc.__cause__ is not None or not service.life.has_ended:
+            service.life.go(State.FAILING)  # the core has ended, and nobody has asked it to
+            if exc.__cause__ is not None:
                 raise
         raise await service.why_ended()
 
@@ -378,10 +381,14 @@ class SessionRegistry:
             user: handed on to `generate_response`, as it is.
             session_id: a session that is held here.
 
+        Raises:
+            TypeError: `generate_response` was overridden by what takes the four in no way.
+
         Cancellation: the message that is being answered is delivered again to the session's
         next inbox.
         """
         transport = self.get_session_sync(session_id)
+        generate = binding(self.generate_response)
         if transport is None:
             return
         task = asyncio.current_task()
@@ -390,7 +397,7 @@ class SessionRegistry:
         async with self.open_inbox(session_id) as inbox:
             async for message in inbox:
                 try:
-                    await self.generate_response(message, transport, server_id, user)
+                    await generate(message, transport, server_id, user)
                 except (Exception, asyncio.CancelledError) as exc:
                     # What was cancelled may be what it awaited, and not this task.
                     if isinstance(exc, asyncio.CancelledError) and (
@@ -406,6 +413,9 @@ class SessionRegistry:
         self, message: Any, transport: Any, server_id: str | None, user: Any
     ) -> None:
         """Answer one message: override this, in a subclass or on the instance.
+
+        An override is called by these names, be they keyword-only; one that names them
+        otherwise is called by position, as far as its names differ. `respond` looks once.
 
         By default the message is handed to the transport, ``await transport.send(message)``.
 

@@ -6,7 +6,10 @@ of the way across, that loses a step for ever: whoever waits for it hangs. So wh
 lives, the handler that was there is wrapped. If any function under way is Trio's or ours, the
 press is held and handed to that handler at the next turn of the loop; else it gets it at once.
 
-A loop that does not turn any more, because some transport keeps it, gets the third press at once.
+Where it gets it at once, the loop may be just between taking one of our callbacks and calling it,
+which is then lost: so the steps are looked after again. A loop that does not turn any more, because
+some transport keeps it, gets the third press at once.
+
 Looking at the stack when a signal comes costs nothing otherwise. Trio itself decides in this
 way which tasks Ctrl-C may hit (`trio.lowlevel.enable_ki_protection`).
 """
@@ -19,6 +22,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from trio_sessions.aio._steps import Steps
+
 __all__ = ["Sigint"]
 
 _PROTECTED = frozenset({"trio", "trio_sessions"})
@@ -26,21 +31,28 @@ _MOST_HELD = 2
 
 
 class Sigint:
-    """The wrapped handler of one guest run. Without effect where SIGINT is not Python's."""
+    """The wrapped handler of one guest run. Without effect where SIGINT is not Python's.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        loop: hands on what was held.
+        steps: of the guest run.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, steps: Steps) -> None:
         self.held = 0
         """Presses that were not handed on yet."""
         self._loop = loop
+        self._steps = steps
         self._wrapped: Any = None
         self._is_over = False
 
-    def wrap(self, handler: Any) -> None:
-        """Wrap ``handler``, what was there before Trio started; none if it is no function."""
+    def wrap(self) -> None:
+        """Wrap the handler that is there, if it is a function. Then Trio leaves it alone, too."""
         if threading.current_thread() is not threading.main_thread():
             return
-        self._wrapped = handler
-        signal.signal(signal.SIGINT, self._handle if callable(handler) else handler)
+        self._wrapped = signal.getsignal(signal.SIGINT)
+        if callable(self._wrapped):
+            signal.signal(signal.SIGINT, self._handle)
 
     def unwrap(self) -> None:
         """Put back what was there, unless somebody else has replaced it meanwhile.
@@ -57,6 +69,8 @@ class Sigint:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._is_over or self.held >= _MOST_HELD or not _is_protected(frame):
+            if not self._loop.is_closed():
+                self._steps.look_again()
             self._wrapped(number, frame)
             return
         self.held += 1

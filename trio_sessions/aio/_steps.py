@@ -133,6 +133,10 @@ class Steps:
         finally:
             self._under_way = False
 
+    def look_again(self) -> None:
+        """Make what is due at the next turn of the loop, which may have lost a callback."""
+        self._loop.call_soon_threadsafe(self._on_event, context=self._context)
+
     def go_on_here(self) -> None:
         """Make the steps in this thread from now on: the loop has moved here."""
         self._thread = this_thread()

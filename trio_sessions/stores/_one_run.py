@@ -16,9 +16,10 @@ See docs/decisions/0008-edges.md.
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import trio
 
@@ -29,20 +30,6 @@ from trio_sessions.errors import StoreInUse, StoreUnavailable
 __all__ = ["OneRun"]
 
 S = TypeVar("S")
-
-
-class _Turn:
-    """Threads claim stores one at a time; nobody who has it waits for anything."""
-
-    def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        self.lock = threading.Lock()
-
-
-_turn = _Turn()
-os.register_at_fork(after_in_child=_turn.renew)  # another thread may have had it just then
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,6 +51,21 @@ class _Claim(Generic[S]):
         return True
 
 
+class _Stores:
+    """All of this process."""
+
+    def __init__(self) -> None:
+        self.all: weakref.WeakSet[OneRun[Any]] = weakref.WeakSet()
+        self.lock = threading.Lock()
+        """Threads claim stores one at a time; nobody who has it waits for anything."""
+
+    def renew(self) -> None:
+        """In a forked child: another thread of the parent may have had the lock."""
+        self.lock = threading.Lock()
+        for store in self.all:
+            keep_for_ever(store.claim)
+
+
 class OneRun(Generic[S]):
     """What a store keeps for the run that has it open.
 
@@ -76,10 +78,8 @@ class OneRun(Generic[S]):
     def __init__(self, make: Callable[[S | None], S], name: str) -> None:
         self._make = make
         self._name = name
-        self._claim: _Claim[S] | None = None
-
-    def __repr__(self) -> str:
-        return f"OneRun({self._claim!r})"
+        self.claim: _Claim[S] | None = None
+        _stores.all.add(self)
 
     @property
     def state(self) -> S:
@@ -88,7 +88,7 @@ class OneRun(Generic[S]):
         Raises:
             StoreUnavailable: nobody has it open, or the process that had it was forked.
         """
-        claim = self._claim
+        claim = self.claim
         if claim is None:
             raise StoreUnavailable(f"{self._name} is closed")
         if claim.is_inherited():
@@ -98,7 +98,7 @@ class OneRun(Generic[S]):
     @property
     def is_open(self) -> bool:
         """Whether somebody has it open in this process."""
-        return self._claim is not None and not self._claim.is_inherited()
+        return self.claim is not None and not self.claim.is_inherited()
 
     def join(self, worker: Worker) -> S:
         """Open the store for a worker of the current run, and return what the run keeps.
@@ -107,10 +107,9 @@ class OneRun(Generic[S]):
             StoreInUse: another run has it open, and goes on.
         """
         token = trio.lowlevel.current_trio_token()
-        with _turn.lock:
-            claim = self._claim
+        with _stores.lock:
+            claim = self.claim
             if claim is not None and claim.is_inherited():
-                keep_for_ever(claim)
                 claim = None
             if claim is None or claim.token is not token:
                 if claim is not None and claim.is_in_use():
@@ -119,14 +118,14 @@ class OneRun(Generic[S]):
                         "process: make a store for each of them, or close it there first"
                     )
                 state = self._make(None if claim is None else claim.state)
-                claim = self._claim = _Claim(state=state, token=token)
+                claim = self.claim = _Claim(state=state, token=token)
             claim.incarnations.add(worker.incarnation)
             return claim.state
 
     def leave(self, worker: Worker) -> S | None:
         """Close the store for a worker; return what is to be closed if it was the last one."""
-        with _turn.lock:
-            claim = self._claim
+        with _stores.lock:
+            claim = self.claim
             if claim is None or worker.incarnation not in claim.incarnations:
                 return None
             if claim.is_inherited():
@@ -134,5 +133,9 @@ class OneRun(Generic[S]):
             claim.incarnations.remove(worker.incarnation)
             if claim.incarnations:
                 return None
-            self._claim = None
+            self.claim = None
             return claim.state
+
+
+_stores = _Stores()
+os.register_at_fork(after_in_child=_stores.renew)

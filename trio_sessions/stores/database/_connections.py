@@ -104,12 +104,15 @@ class Connections:
             self._idle = trio.Event()
             await self._idle.wait()
         if engine is not None and self._given is None:
-            await trio.to_thread.run_sync(engine.dispose, limiter=worker.limiter)
+            with contextlib.suppress(Withdrawn):  # in a forked child
+                await self._operation().run(partial(self._dispose, engine), worker.limiter)
 
     def _make_engine(self, worker: Worker) -> sa.Engine:
         if self._ended is not None:
             self._ended.dispose()
             self._ended = None
+        # What an engine that was handed in keeps open nobody knows.
+        self._database.opens(self if self._given is None else self._given, self._url)
         options = self._database.engine_options()
         if self._given is not None:
             # The same pool, and nothing of the user's engine is changed.
@@ -132,10 +135,14 @@ class Connections:
 
         return engine.execution_options(**options)
 
+    def _dispose(self, engine: sa.Engine) -> None:
+        engine.dispose()
+        self._database.has_closed(self)
+
     def dispose(self) -> None:
         """Close what lies idle, after a run that has not; in a thread."""
         if self._engine is not None and self._given is None:
-            self._engine.dispose()
+            self._engine.dispose()  # there may be more: a thread may still be at work
 
     def check_process(self) -> None:
         """Raise unless this process has opened the connections."""
@@ -167,12 +174,11 @@ class Connections:
 
     async def give_back(self, worker: Worker, connection: sa.Connection) -> None:
         """Close a connection that was taken, however broken it is."""
+        operation = self._operation()
+        with contextlib.suppress(DBAPIError, Withdrawn):  # it is gone, which is what is wanted
+            await operation.run(partial(_close, connection, operation), worker.limiter)
         if self._process is not this_process():
             keep_for_ever(connection)
-            return
-        operation = self._operation()
-        with contextlib.suppress(DBAPIError):  # it is gone, which is what is wanted
-            await operation.run(partial(_close, connection, operation), worker.limiter)
 
     async def _guarded(self, worker: Worker, work: Callable[[Operation], T]) -> T:
         """Run ``work`` in a thread, watched; the errors of drivers become ours."""
@@ -204,6 +210,7 @@ class Connections:
             self._database.cutter,
             timeout=self._timeouts.operation_timeout,
             patience=self._patience(),
+            process=self._process,
         )
 
     def _patience(self) -> float:

@@ -101,6 +101,10 @@ class Database:
 
     create_engine: Callable[[sa.URL, int, Timeouts], sa.Engine]
     """Make an engine whose every operation is bounded in time; with a size for its pool."""
+    opens: Callable[[object, sa.URL], None]
+    """Note, in a thread, that an opening is about to connect; raise `StoreInUse` if it must not."""
+    has_closed: Callable[[object], None]
+    """Note that all connections of an opening are closed."""
     engine_options: Callable[[], Mapping[str, Any]]
     """What the connections of one opening have in common, as execution options."""
     cutter: Callable[[Any], Cutter]

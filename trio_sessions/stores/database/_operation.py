@@ -19,7 +19,7 @@ on the wall, and what it may do after ``timeout`` depends on whether anything ha
   connection that it gets after all goes back unused. The thread keeps its token of the limiter.
 
 A thread that a fork has left behind in the parent never ends in the child: there the caller
-leaves it alone, too.
+leaves it alone, too, and what has not begun does not begin.
 
 See docs/decisions/0005-a-watchdog-shuts-the-socket.md.
 """
@@ -73,14 +73,22 @@ class Operation:
         cutter: makes what can cut a connection.
         timeout: seconds on a connection.
         patience: seconds to wait for one.
+        process: whose connections these are.
     """
 
-    def __init__(self, cutter: Callable[[Any], Cutter], *, timeout: float, patience: float) -> None:
+    def __init__(
+        self,
+        cutter: Callable[[Any], Cutter],
+        *,
+        timeout: float,
+        patience: float,
+        process: object,
+    ) -> None:
         self.state = State.WAITING
         self._make_cutter = cutter
         self._timeout = timeout
         self._patience = patience
-        self._process = this_process()
+        self._process = process
         self._lock = threading.Lock()
         self._cutter: Cutter | None = None
         self._since = 0.0
@@ -91,29 +99,40 @@ class Operation:
         """Run ``work`` in a thread.
 
         Raises:
-            Withdrawn: it had no connection in time.
+            Withdrawn: it had no connection in time, or the process was forked meanwhile.
 
         Cancellation: while it waits for the limiter; not while the thread runs.
         """
-        watching = trio.CancelScope(shield=True)  # it goes on as long as the thread does
+        captured: list[outcome.Outcome[T]] = []
+        # In a task of its own, which no Ctrl-C reaches: that goes through shields.
         async with trio.open_nursery() as nursery:
-            token = _Token(limiter, partial(self._begin, nursery, watching))
-
-            async def in_thread() -> T:
-                return await trio.to_thread.run_sync(
-                    self._in_thread,
-                    work,
-                    abandon_on_cancel=True,
-                    limiter=cast("trio.CapacityLimiter", token),  # or what looks like one
-                )
-
-            with self._thread:
-                # Captured, so that the nursery does not wrap what it raises.
-                result = await outcome.acapture(in_thread)
-            watching.cancel()
+            nursery.start_soon(self._carry_out, work, limiter, nursery, captured.append)
         if self.state is State.WITHDRAWN:
             raise Withdrawn
-        return result.unwrap()
+        return captured[0].unwrap()
+
+    async def _carry_out(
+        self,
+        work: Callable[[], T],
+        limiter: trio.CapacityLimiter,
+        nursery: trio.Nursery,
+        report: Callable[[outcome.Outcome[T]], None],
+    ) -> None:
+        watching = trio.CancelScope(shield=True)  # it goes on as long as the thread does
+        token = _Token(limiter, partial(self._begin, nursery, watching))
+
+        async def in_thread() -> T:
+            return await trio.to_thread.run_sync(
+                self._in_thread,
+                work,
+                abandon_on_cancel=True,
+                limiter=cast("trio.CapacityLimiter", token),  # or what looks like one
+            )
+
+        with self._thread:
+            # Captured, so that the nursery does not wrap what it raises.
+            report(await outcome.acapture(in_thread))
+        watching.cancel()
 
     def _begin(self, nursery: trio.Nursery, watching: trio.CancelScope) -> None:
         """From here on the thread runs, and only the watchdog may leave it alone."""
@@ -122,6 +141,8 @@ class Operation:
         nursery.start_soon(self._watch, watching)
 
     def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._process is not this_process():  # it was forked while we waited for the limiter
+            raise Withdrawn
         current.operation = self
         try:
             return work()

@@ -32,11 +32,18 @@ class DatabaseStore(SessionStore):
     The engine is made when the first registry opens the store, never earlier, so the
     store itself may be made before a fork. It has room for the limiter's tokens.
 
+    The store is open in one Trio run at a time, for as many registries as you like; another
+    run (another thread, or event loop) gets `StoreInUse`: make a store for each. A forked
+    process that opens what its parent has open gets connections of its own; an SQLite file it
+    must not open, as long as its parent had it open at the fork, and gets `StoreInUse` too.
+
     Args:
         url_or_engine: a database URL, or an engine of yours: it is used with its own
-            pool and connection settings, and never disposed. Only these bound how long
-            it takes to connect, so give it a ``connect_timeout``. No more operations run
-            at a time than its pool keeps connections; its overflow is left to you.
+            pool and connection settings, and never disposed; only in a forked process its
+            pool is replaced. Only these settings bound how long a thread may wait for a
+            connection, so give it a ``connect_timeout``, and to its pings
+            (``pool_pre_ping``) a ``tcp_user_timeout``. No more operations run at a time
+            than its pool keeps connections; its overflow is left to you.
         table_prefix: lower-case letters, digits and underscores, at most 38 of them.
         create_tables: create missing tables when the store opens. Existing ones are
             never altered.
@@ -44,7 +51,9 @@ class DatabaseStore(SessionStore):
             on PostgreSQL.
         operation_timeout: seconds for one operation. The server is told to stop a
             statement at four fifths of it; if it does not answer by the whole of it,
-            the connection is cut off, whoever made the engine.
+            the connection is cut off, whoever made the engine. An operation that the pool of
+            an engine of yours gives no connection for so long is given up before anything was
+            sent; its thread, and its token of the limiter, stay until the pool has answered.
         lock_timeout: seconds to wait for a row or, on SQLite, the file, for an engine
             made here.
         listen: learn of messages by LISTEN on a connection of its own. PgBouncer in

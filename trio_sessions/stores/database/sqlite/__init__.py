@@ -21,6 +21,7 @@ from trio_sessions.stores.database.sqlite._connections import (
     is_row_error,
     transaction,
 )
+from trio_sessions.stores.database.sqlite._files import has_closed, opens
 from trio_sessions.stores.database.sqlite._words import CLOCK, among, check, encode_ids
 
 __all__ = ["DATABASE"]
@@ -60,6 +61,8 @@ DATABASE = Database(
     check=check,
     import_driver=lambda: None,  # it comes with Python
     create_engine=create_engine,
+    opens=opens,
+    has_closed=has_closed,
     engine_options=engine_options,
     cutter=Interrupt,
     is_row_error=is_row_error,
