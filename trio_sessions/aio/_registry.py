@@ -61,9 +61,9 @@ class SessionRegistry:
 
     Every ``async`` method here is a coroutine function of **asyncio**, to be awaited on
     that loop, and raises what the same method of `trio_sessions.SessionRegistry` does. Methods
-    that only look at the sessions held here never wait and never cross to Trio. The others are cancelled with their caller, who then waits until the Trio side
-    has ended; what a cancellation leaves behind is what the same method of
-    `trio_sessions.SessionRegistry` says.
+    that only look at the sessions held here never wait and never cross to Trio. The others are
+    cancelled with their caller, who then waits until the Trio side has ended; what a
+    cancellation leaves behind is what that method of `trio_sessions.SessionRegistry` says.
 
     Args:
         store: as for `trio_sessions.open_registry`.
