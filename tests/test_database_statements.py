@@ -31,7 +31,7 @@ async def add_many(registry: SessionRegistry, store: FaultyStore, amount: int) -
         for i in range(amount):
             nursery.start_soon(registry.add_session, f"session-{i:06}", FakeTransport())
     store.heal()
-    assert store.faults["Claim"] == amount
+    assert store.faults["Claim"] > 0  # one for each batch
     assert len((await registry.cleanup()).restored) == amount
     store.faults.clear()
 
