@@ -5,17 +5,17 @@ is marked; then the main task gets it, at its next checkpoint. A job that was no
 started, or a task of a system nursery that dies of it, would be beyond repair. So whatever may
 be the outermost frame of ours on a stack is marked: the classes that users call, and those
 that start tasks. What is called from there is covered, but code of users', which must stay
-interruptible, is called through `interruptible`. See docs/decisions/0008-edges.md.
+interruptible, is awaited through `interruptible`. See docs/decisions/0008-edges.md.
 
 At a checkpoint of the main task Ctrl-C goes through shields. What must not be cut short, as
 closing, therefore runs in another task.
 """
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TypeVar, TypeVarTuple
+from typing import TypeVar
 
 import trio
 
@@ -24,7 +24,6 @@ from trio_sessions.errors import bare
 __all__ = ["Uninterrupted", "interruptible", "lone_interrupt", "uninterrupted"]
 
 T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 Class = TypeVar("Class", bound=type)
 
 
@@ -38,10 +37,18 @@ def uninterrupted(cls: Class) -> Class:
     return cls
 
 
+async def interruptible(awaitable: Awaitable[T]) -> T:
+    """Await what is the user's: there Ctrl-C is raised wherever it is."""
+    try:
+        return await _unprotected(awaitable)
+    finally:
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()  # Ctrl-C may have come before its first step
+
+
 @trio.lowlevel.disable_ki_protection
-async def interruptible(function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-    """Await a function of the user's, in which Ctrl-C is raised wherever it is."""
-    return await function(*args)
+async def _unprotected(awaitable: Awaitable[T]) -> T:
+    return await awaitable
 
 
 @uninterrupted

@@ -392,7 +392,7 @@ class SessionRegistry:
             assert inbox.transport is not None
             async for message in inbox:
                 try:
-                    await interruptible(_handle, handler, message, inbox.transport)
+                    await interruptible(_awaitable(handler(message, inbox.transport)))
                 except BaseException as exc:
                     if not is_cancellation(exc, KeyboardInterrupt):
                         inbox.finish()
@@ -420,13 +420,10 @@ class SessionRegistry:
         return self._house.statistics()
 
 
-async def _handle(
-    handler: Callable[[Any, Transport], Awaitable[object]], message: Any, transport: Transport
-) -> None:
-    returned = handler(message, transport)
+def _awaitable(returned: Awaitable[object]) -> Awaitable[object]:
     if not inspect.isawaitable(returned):
         raise TypeError(
             f"handler must be an async function, but it returned {type(returned).__name__}, "
             "which cannot be awaited"
         )
-    await returned
+    return returned
