@@ -372,10 +372,12 @@ class SessionRegistry:
         Cancellation: the message may or may not have been sent.
         """
         check_trio()
-        if not durable and self.accept(session_id, message):
+        if durable:
+            check_session_id(session_id)
+        elif self.accept(session_id, message):
             await trio.lowlevel.checkpoint()
             return
-        payload = self._encode(session_id, message)
+        payload = self._encode(message)
         await self._delivery.sent_on(session_id)
         entry = self._table.get(session_id)
         if entry is None:
@@ -394,8 +396,7 @@ class SessionRegistry:
                 raise SessionNotFound(f"session {fingerprint(session_id)} was removed just now")
             stored(sent.id)
 
-    def _encode(self, session_id: str, message: Any) -> str:
-        check_session_id(session_id)
+    def _encode(self, message: Any) -> str:
         self._check_open()
         return encode(message, what="the message", limit=self._settings.max_message_bytes)
 
@@ -408,7 +409,7 @@ class SessionRegistry:
             False if the message is still to be sent.
         """
         entry = self._table.get(check_session_id(session_id))
-        return entry is not None and self._delivery.accept(entry, self._encode(session_id, message))
+        return entry is not None and self._delivery.accept(entry, self._encode(message))
 
     def open_inbox(self, session_id: str) -> OpenInbox:
         """Open the inbox of a session that is held here, for one consumer at a time.

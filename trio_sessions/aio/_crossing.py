@@ -22,12 +22,18 @@ class _Call:
     def __init__(self, crossing: "Crossing") -> None:
         self.result: outcome.Outcome[Any] | None = None
         self._scope = trio.CancelScope()
-        self._settled = asyncio.Event()
+        self._is_settled = False
+        self._waiter: asyncio.Future[None] | None = None
         self._crossing = crossing
 
     async def wait(self) -> None:
         """Wait until it is settled; a cancellation is passed on, and raised afterwards."""
-        await wait_out(self._settled.wait, self._scope.cancel)
+        await wait_out(self._settled, self._scope.cancel)
+
+    async def _settled(self) -> None:
+        if not self._is_settled:  # a future costs less than an Event, and there is one waiter
+            self._waiter = self._crossing.loop.create_future()
+            await self._waiter
 
     async def run(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         result: outcome.Outcome[Any] | None = None
@@ -45,8 +51,10 @@ class _Call:
         """Give the caller its answer; None: the call was cut off."""
         self._crossing.forget(self)
         self.result = result
-        if not self._crossing.loop.is_closed():
-            self._settled.set()
+        self._is_settled = True
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and not self._crossing.loop.is_closed():
+            waiter.set_result(None)
 
 
 class Crossing:

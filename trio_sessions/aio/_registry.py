@@ -186,14 +186,14 @@ class SessionRegistry:
 
     def _opened(self) -> Service:
         service = self._service
+        if service is not None and service.is_open:
+            return service
         if service is None or service.is_inherited or service.life.state is State.OPENING:
             raise RegistryClosed(
                 "the registry is not open: await registry.initialize() first, "
                 "or use `async with registry:`"
             )
-        if service.life.has_ended:
-            raise service.cut_off()
-        return service
+        raise service.cut_off()
 
     async def _call(
         self,
