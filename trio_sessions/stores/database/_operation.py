@@ -18,17 +18,17 @@ on the wall, and what it may do after ``timeout`` depends on whether anything ha
   before. Nothing of ours has been sent, so the caller leaves the thread alone there, and a
   connection that it gets after all goes back unused. The thread keeps its token of the limiter.
 
-A thread that a fork has left behind in the parent never ends in the child: there the caller
-leaves it alone, too, and what has not begun does not begin.
+A thread that a fork has left behind in the parent never ends in the child, nor gives it back
+a token: there the caller leaves it alone, too, and what has not begun does not begin.
 
 See docs/decisions/0005-a-watchdog-shuts-the-socket.md.
 """
 
 import enum
+import math
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import outcome
@@ -91,7 +91,8 @@ class Operation:
         self._process = process
         self._lock = threading.Lock()
         self._cutter: Cutter | None = None
-        self._since = 0.0
+        self._since = math.inf
+        """When the wait began that is bounded: for a connection, or on one."""
         self._thread = trio.CancelScope()
         """Round the thread; shielded as long as it runs."""
 
@@ -103,10 +104,13 @@ class Operation:
 
         Cancellation: while it waits for the limiter; not while the thread runs.
         """
+        self._check_process()
         captured: list[outcome.Outcome[T]] = []
+        watching = trio.CancelScope(shield=True)  # it goes on as long as the thread does
         # In a task of its own, which no Ctrl-C reaches: that goes through shields.
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._carry_out, work, limiter, nursery, captured.append)
+            nursery.start_soon(self._watch, watching)
+            nursery.start_soon(self._carry_out, work, limiter, watching, captured.append)
         if self.state is State.WITHDRAWN:
             raise Withdrawn
         return captured[0].unwrap()
@@ -115,11 +119,10 @@ class Operation:
         self,
         work: Callable[[], T],
         limiter: trio.CapacityLimiter,
-        nursery: trio.Nursery,
+        watching: trio.CancelScope,
         report: Callable[[outcome.Outcome[T]], None],
     ) -> None:
-        watching = trio.CancelScope(shield=True)  # it goes on as long as the thread does
-        token = _Token(limiter, partial(self._begin, nursery, watching))
+        token = _Token(limiter, self._begin)
 
         async def in_thread() -> T:
             return await trio.to_thread.run_sync(
@@ -134,15 +137,17 @@ class Operation:
             report(await outcome.acapture(in_thread))
         watching.cancel()
 
-    def _begin(self, nursery: trio.Nursery, watching: trio.CancelScope) -> None:
+    def _begin(self) -> None:
         """From here on the thread runs, and only the watchdog may leave it alone."""
         self._thread.shield = True
         self._since = time.monotonic()
-        nursery.start_soon(self._watch, watching)
+
+    def _check_process(self) -> None:
+        if self._process is not this_process():
+            raise Withdrawn
 
     def _in_thread(self, work: Callable[[], T]) -> T:
-        if self._process is not this_process():  # it was forked while we waited for the limiter
-            raise Withdrawn
+        self._check_process()  # again: it may have been forked while we waited for the limiter
         current.operation = self
         try:
             return work()
