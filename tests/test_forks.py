@@ -423,7 +423,7 @@ def test_forks_at_any_moment(url: sa.URL) -> None:
                 async with registry.open_inbox("s0"), trio.open_nursery() as nursery:
                     for number in range(3):
                         nursery.start_soon(churn, registry, f"churn {number}")
-                    for _ in range(8):
+                    for _ in range(6):
                         for _ in range(chance.randrange(100)):
                             await trio.sleep(0)
                         how = chance.choice(["exit", "_exit", "own"])
