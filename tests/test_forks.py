@@ -18,6 +18,7 @@ from trio_sessions.stores.memory import MemoryStore
 warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
 url = sys.argv[1]
 signal.alarm(45)  # nobody hangs for ever
+os.register_at_fork(after_in_child=lambda: signal.alarm(30))  # nor do children
 
 class Connection:
     def __init__(self, hangs=False):
