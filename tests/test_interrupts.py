@@ -126,7 +126,7 @@ class Life:
 
 
 # Code of the user's, and what calls it.
-MAY_BE_INTERRUPTED = re.compile(r"testing/_transports\.py|^_unprotected |handle")
+MAY_BE_INTERRUPTED = re.compile(r"testing/_transports\.py|^_unprotected |^interruptibly |handle")
 
 
 def test_all_our_code_is_protected(shared: Shared) -> None:

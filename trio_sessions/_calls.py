@@ -17,7 +17,16 @@ from typing import Any, Protocol
 import trio
 
 from trio_sessions._entry import Entry
-from trio_sessions._rounds import Answer, CallHost, Round, Running, Scope
+from trio_sessions._rounds import (
+    Answer,
+    CallHost,
+    Enter,
+    Round,
+    Running,
+    Scope,
+    interruptibly,
+    to_its_end,
+)
 from trio_sessions.types import fingerprint
 
 __all__ = [
@@ -172,24 +181,25 @@ class TransportCalls:
 
         Cancellation: the calls are cancelled too.
         """
-        return await self._ask("is_connected", entries, timeout)
+        return await self._ask("is_connected", entries, timeout, interruptibly)
 
     async def disconnect(self, entries: Sequence[Entry], timeout: float) -> dict[Entry, Answer]:
         """Disconnect the transports of sessions that are gone, and end what goes with them.
 
-        It returns, raises and is cancelled as `check`.
+        It returns, raises and is cancelled as `check`. Ctrl-C interrupts no transport's code
+        here, as it may in a check: a connection that is to be closed is closed.
         """
         if self._companions is None:
-            return await self._ask("disconnect", entries, timeout)
+            return await self._ask("disconnect", entries, timeout, to_its_end)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._companions.end, entries, timeout)
-            answers = await self._ask("disconnect", entries, timeout)
+            answers = await self._ask("disconnect", entries, timeout, to_its_end)
         return answers  # noqa: RET504 -- inside the nursery it would look as if nobody waited
 
     async def _ask(
-        self, name: str, entries: Sequence[Entry], timeout: float
+        self, name: str, entries: Sequence[Entry], timeout: float, enter: Enter
     ) -> dict[Entry, Answer]:
-        return await Round(self._host, self._running, name, entries, timeout).ask()
+        return await Round(self._host, self._running, name, entries, timeout, enter=enter).ask()
 
 
 def check_transport(transport: object) -> None:

@@ -36,9 +36,19 @@ import outcome
 import trio
 
 from trio_sessions._entry import Entry
+from trio_sessions._process import this_process
 from trio_sessions.types import fingerprint
 
-__all__ = ["Answer", "CallHost", "Round", "Running", "Scope"]
+__all__ = [
+    "Answer",
+    "CallHost",
+    "Enter",
+    "Round",
+    "Running",
+    "Scope",
+    "interruptibly",
+    "to_its_end",
+]
 
 Answer = object
 """What a transport's method returned; an `outcome.Error` holds what it raised instead."""
@@ -105,15 +115,24 @@ async def _await(awaitable: Awaitable[object]) -> object:
     return await awaitable
 
 
+Enter = Callable[..., Any]
+"""How to call into a transport: `interruptibly`, or `to_its_end`."""
+
+
 @trio.lowlevel.disable_ki_protection
-def _theirs(function: Callable[..., T], *args: Any) -> T:
-    """Call what is the transport's: Ctrl-C may hit it, since it may keep the loop for ever."""
+def interruptibly(function: Callable[..., T], *args: Any) -> T:
+    """Call a transport's code so that Ctrl-C may hit it: it may keep the loop for ever."""
     return function(*args)
 
 
-def _coroutine(entry: Entry, name: str) -> Coroutine[Any, Any, object]:
+def to_its_end(function: Callable[..., T], *args: Any) -> T:
+    """Call a transport's code so that Ctrl-C waits for a checkpoint."""
+    return function(*args)
+
+
+def _coroutine(entry: Entry, name: str, enter: Enter) -> Coroutine[Any, Any, object]:
     """Call a transport's method, and insist on something that can be awaited."""
-    called = _theirs(getattr(entry.transport, name))
+    called = enter(getattr(entry.transport, name))
     if iscoroutine(called):
         return called
     if isawaitable(called):
@@ -128,25 +147,28 @@ def _noticing_wait(
     coroutine: Coroutine[Any, Any, object],
     on_wait: Callable[[], None],
     check: Callable[[object], None],
+    enter: Enter,
 ) -> Generator[Any, Any, object]:
     """Await ``coroutine``, calling ``on_wait`` when it first has to wait.
 
     ``check`` may refuse what the coroutine asks of the loop, which ends the coroutine.
     """
     try:
-        request = _theirs(coroutine.send, None)
+        request = enter(coroutine.send, None)
         on_wait()
         while True:
             check(request)
+            reply, error = None, None
             try:
                 reply = yield request
             except GeneratorExit:
                 raise RuntimeError("the event loop has thrown the call away") from None
             except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
-                resume: outcome.Outcome[Any] = outcome.Error(exc)
+                error = exc
+            if error is None:
+                request = enter(coroutine.send, reply)
             else:
-                resume = outcome.Value(reply)
-            request = _theirs(resume.send, coroutine)
+                request = enter(coroutine.throw, error)
     except StopIteration as done:
         return done.value
     finally:
@@ -162,6 +184,7 @@ class Round:
         name: the method.
         entries: whose transports are called.
         timeout: seconds for one call that has to wait.
+        enter: how to call into a transport.
     """
 
     def __init__(
@@ -171,6 +194,8 @@ class Round:
         name: str,
         entries: Sequence[Entry],
         timeout: float,
+        *,
+        enter: Enter = interruptibly,
     ) -> None:
         self._answers: dict[Entry, Answer] = {}
         self._escaping: BaseException | None = None
@@ -185,12 +210,14 @@ class Round:
         self._given_up = False
         self._waiting: dict[Entry, Scope] = {}
         self._called = 0
+        self._process = this_process()
         self._host = host
         self._running = running
         self._name = name
         self._entries = entries
         self._remaining = iter(entries)
         self._timeout = timeout
+        self._enter = enter
 
     async def ask(self) -> dict[Entry, Answer]:
         """Call all transports; return an answer for each entry.
@@ -265,7 +292,7 @@ class Round:
             if time.perf_counter() > slice_end:
                 await self._host.checkpoint()
                 slice_end = time.perf_counter() + _SLICE
-            if self._given_up:
+            if self._given_up or self._process is not this_process():  # a fork: not ours to call
                 break
             self._called += 1
             if (entry, self._name) in self._running:
@@ -285,8 +312,8 @@ class Round:
             self._appoint()
 
         try:
-            coroutine = _coroutine(entry, self._name)
-            answer = await _noticing_wait(coroutine, on_wait, self._host.check)
+            coroutine = _coroutine(entry, self._name, self._enter)
+            answer = await _noticing_wait(coroutine, on_wait, self._host.check, self._enter)
         except self._host.cancelled:
             answer = outcome.Error(self._cut(entry))
         except Exception as exc:  # noqa: BLE001 -- one session is isolated; the caller logs it
