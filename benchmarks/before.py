@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -29,6 +30,10 @@ _ROOT = Path(__file__).parent.parent
 _PROGRAM = Path(__file__).with_name("measures.py")
 
 
+_SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+"""Python 3.11 knows it from its fourth release on; what is unpacked is our own."""
+
+
 @contextmanager
 def _exported(revision: str) -> Iterator[Path | None]:
     """Make a folder with the package as it was; None: there is no such revision here."""
@@ -44,7 +49,7 @@ def _exported(revision: str) -> Iterator[Path | None]:
         return
     with tempfile.TemporaryDirectory(prefix="trio-sessions-before-") as folder:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(folder, **_SAFELY)
         yield Path(folder)
 
 
