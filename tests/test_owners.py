@@ -247,6 +247,36 @@ async def test_a_question_brings_no_row_back(everywhere: Shared, ends: str) -> N
         assert everywhere.backdoor.rows() == {}
 
 
+@pytest.mark.parametrize("operation", ["Claim", "locate"])
+async def test_who_asks_while_it_closes_is_told_that_it_is_closed(
+    everywhere: Shared, operation: str
+) -> None:
+    """Before the store is asked, or while it is: not that the store is away."""
+    store = GatedStore(everywhere.make_store())
+    asked = []
+    async with trio.open_nursery() as nursery:
+        async with everywhere.open(store=store) as registry:
+            store.fail()
+            await registry.add_session("s", FakeTransport())
+            await registry.set_session_owner("s", "alice")
+            store.heal()
+            gate = store.hold(operation)
+
+            async def ask() -> None:
+                try:
+                    asked.append(await registry.get_session_owner("s"))
+                except RegistryClosed:
+                    asked.append("closed")
+
+            nursery.start_soon(ask)
+            await gate.reached.wait()
+            if operation == "Claim":
+                nursery.start_soon(open_when_closing, gate, registry)
+        gate.open()
+    assert asked in (["alice"], [None], ["closed"])
+    assert operation == "Claim" or asked == ["closed"]
+
+
 async def open_when_closing(gate: Gate, registry: Any) -> None:
     while not registry.statistics().closed:
         await trio.sleep(0.005)

@@ -57,6 +57,7 @@ class Edge:
         self._settings = settings
         self._process = this_process()
         self._gate = trio.CapacityLimiter(max(1, settings.max_concurrent - _FREE))
+        self._is_closed = False
 
     @property
     def is_inherited(self) -> bool:
@@ -90,13 +91,20 @@ class Edge:
         )
 
     async def _question(self, operation: Callable[[], Awaitable[T]], kind: Any) -> T:
-        """Ask at the gate."""
+        """Ask at the gate; who has not been answered when the store is closed never will."""
 
         async def through() -> T:
             async with self._gate:
+                if self._is_closed:
+                    raise RegistryClosed("the registry was closed before the store was asked")
                 return await operation()
 
-        return await self._ask(through, kind)
+        try:
+            return await self._ask(through, kind)
+        except StoreUnavailable as exc:
+            if self._is_closed:
+                raise RegistryClosed("the registry was closed while the store was asked") from exc
+            raise
 
     @property
     def questions_waiting(self) -> int:
@@ -109,6 +117,7 @@ class Edge:
 
     async def close(self) -> None:
         """Close the store; does not raise."""
+        self._is_closed = True
         if self.is_inherited:
             return
         try:
