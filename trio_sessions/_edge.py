@@ -64,12 +64,25 @@ class Edge:
         """Whether this is a forked child: then rows and transports are its parent's."""
         return self._process is not this_process()
 
-    async def _ask(self, operation: Callable[[], Awaitable[T]], kind: Any) -> T:
-        """Await one operation, within ``store_timeout``; insist on its kind of answer."""
+    async def _ask(
+        self,
+        operation: Callable[[], Awaitable[T]],
+        kind: Any,
+        scope: trio.CancelScope | None = None,
+    ) -> T:
+        """Await one operation, within ``store_timeout``; insist on its kind of answer.
+
+        Args:
+            operation: what is asked of the store.
+            kind: of this class is the answer.
+            scope: a new one, by which the caller may give up earlier.
+        """
         if self.is_inherited:
             raise RegistryClosed(INHERITED)
+        scope = scope or trio.CancelScope()
+        scope.relative_deadline = self._settings.store_timeout
         try:
-            with trio.move_on_after(self._settings.store_timeout):
+            with scope:
                 answer = await operation()
                 if not isinstance(answer, kind):
                     raise _breach(f"it answered with {type(answer).__name__}")
@@ -127,10 +140,14 @@ class Edge:
 
     # ---- the writer's, and the pass's ----
 
-    async def commit(self, writes: Sequence[Write[object]]) -> Sequence[Answer]:
-        """Commit a batch; return an answer for each write."""
+    async def commit(
+        self, writes: Sequence[Write[object]], scope: trio.CancelScope
+    ) -> Sequence[Answer]:
+        """Commit a batch, which ``scope`` may cut; return an answer for each write."""
         batch = Batch(writes=writes)
-        committed = await self._ask(lambda: self._store.commit(self.worker, batch), Committed)
+        committed = await self._ask(
+            lambda: self._store.commit(self.worker, batch), Committed, scope
+        )
         if len(committed.answers) != len(writes):
             raise _breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
         return committed.answers

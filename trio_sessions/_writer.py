@@ -19,7 +19,6 @@ See docs/decisions/0009-one-writer.md.
 """
 
 import logging
-import math
 import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -141,7 +140,10 @@ class Writer:
     async def _wait_for_work(self) -> None:
         self._work = trio.Event()
         due = self._lines.next_due()
-        with trio.move_on_at(math.inf if due is None else due):
+        if due is None:
+            await self._work.wait()
+            return
+        with trio.move_on_at(due):
             await self._work.wait()
 
     def _tell_of_room(self) -> None:
@@ -184,13 +186,15 @@ class Writer:
         if not writes:
             await trio.lowlevel.checkpoint()
             return
-        answers = None
-        with trio.CancelScope() as self._under_way:
+        self._under_way = trio.CancelScope()
+        if self._gives_up:
+            self._under_way.cancel()
+        try:
+            answers = await self._edge.commit(writes, self._under_way)
+        except StoreUnavailable as exc:
             if self._gives_up:
-                self._under_way.cancel()
-            answers = await self._edge.commit(writes)
-        if answers is None:
-            raise _closed()
+                raise _closed() from exc
+            raise
         locked: list[Order[Any]] = []
         for order, answer in zip(sent, answers, strict=True):
             if not isinstance(answer, RowUnavailable):
