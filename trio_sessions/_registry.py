@@ -313,28 +313,28 @@ class SessionRegistry:
         Cancellation: the message may or may not have been sent.
         """
         check_trio()
-        if not durable and self._accept(session_id, message):
+        payload = self._take_in(session_id, message, durable=durable)
+        if payload is None:
             await trio.lowlevel.checkpoint()
-            return
-        payload = self._encode(session_id, message)
-        await self._house.messages.send(session_id, payload, durable=durable)
+        else:
+            await self._send(session_id, payload, durable=durable)
 
-    def _encode(self, session_id: str, message: Any) -> str:
-        check_session_id(session_id)
-        self._check_open()
-        return encode(message, what="the message", limit=self._house.settings.max_message_bytes)
+    def _take_in(self, session_id: str, message: Any, *, durable: bool) -> str | None:
+        """Put a message into the inbox of its session, if it is held here and has room.
 
-    def _accept(self, session_id: str, message: Any) -> bool:
-        """Put a message into the inbox of a session that is held here and has room.
-
-        Synchronous, for `broadcast` here and on asyncio's side, which checks the rest.
+        Synchronous: with `_send` it is `broadcast`, here and on asyncio's side.
 
         Returns:
-            False if the message is still to be sent.
+            The message's JSON, if it is still to be sent.
         """
-        if check_session_id(session_id) not in self._house.table:
-            return False
-        return self._house.messages.accept(session_id, self._encode(session_id, message))
+        check_session_id(session_id)
+        self._check_open()
+        house = self._house
+        payload = encode(message, what="the message", limit=house.settings.max_message_bytes)
+        return None if not durable and house.messages.accept(session_id, payload) else payload
+
+    async def _send(self, session_id: str, payload: str, *, durable: bool) -> None:
+        await self._house.messages.send(session_id, payload, durable=durable)
 
     def open_inbox(self, session_id: str) -> OpenInbox:
         """Open the inbox of a session that is held here, for one consumer at a time.

@@ -62,7 +62,9 @@ class Messages:
     # ---- sending ----
 
     def accept(self, session_id: str, payload: str) -> bool:
-        """Put a message into the inbox of a session held here; False: it must wait in the store."""
+        """Put a message into the inbox of a session held here; False: it must go to the store."""
+        if session_id not in self._table:
+            return False
         inbox = self._inboxes.of(session_id)
         accepted = inbox.accept(payload, trio.current_time())
         if accepted:
@@ -79,12 +81,11 @@ class Messages:
         Cancellation: a message that has not left for the store is withdrawn.
         """
         await self._writer.admit()
-        entry = self._table.get(session_id)
-        if entry is not None:
+        if session_id in self._table:
             await self._inboxes.of(session_id).wait_until_may_store()
             if not durable and self.accept(session_id, payload):
                 return
-            entry = self._table.get(session_id)
+        entry = self._table.get(session_id)
         if entry is not None and entry.row is Row.UNWRITTEN:
             self._claims.write(entry)
         order = SendOrder(

@@ -21,26 +21,32 @@ class _Call:
 
     def __init__(self, crossing: "Crossing", about: str | None, earlier: "_Call | None") -> None:
         self.about = about
-        self.begun = trio.Event()
-        """Its first step is next. Nothing comes in between, up to its first checkpoint."""
         self._earlier = earlier
+        self._has_begun = False
+        self._begun: trio.Event | None = None
         self.result: outcome.Outcome[Any] | None = None
         self._scope = trio.CancelScope()
-        self._settled = asyncio.Event()
+        self._is_settled = False
+        self._waiter: asyncio.Future[None] | None = None
         self._crossing = crossing
 
     async def wait(self) -> None:
         """Wait until it is settled; a cancellation is passed on, and raised afterwards."""
-        await wait_out(self._settled.wait, self._scope.cancel)
+        await wait_out(self._settled, self._scope.cancel)
+
+    async def _settled(self) -> None:
+        if not self._is_settled:  # a future costs less than an Event, and there is one waiter
+            self._waiter = self._crossing.loop.create_future()
+            await self._waiter
 
     async def run(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         result: outcome.Outcome[Any] | None = None
         try:
             if self._earlier is not None:  # Trio starts tasks in any order
                 with trio.CancelScope(shield=True):
-                    await self._earlier.begun.wait()
+                    await self._earlier.begun()
                 self._earlier = None
-            self._crossing.begin(self)
+            self._begin()
             with self._scope:
                 result = outcome.Value(await function(*args))
         except trio.Cancelled:  # not by its caller: the service ends
@@ -50,12 +56,27 @@ class _Call:
         finally:
             self.settle(result)
 
+    async def begun(self) -> None:
+        """Wait until its first step is next. Nothing comes in between, up to its first checkpoint."""
+        if not self._has_begun:
+            if self._begun is None:
+                self._begun = trio.Event()
+            await self._begun.wait()
+
+    def _begin(self) -> None:
+        self._crossing.note_begun(self)
+        self._has_begun = True
+        if self._begun is not None:
+            self._begun.set()
+
     def settle(self, result: outcome.Outcome[Any] | None) -> None:
         """Give the caller its answer; None: the call was cut off."""
         self._crossing.forget(self)
         self.result = result
-        if not self._crossing.loop.is_closed():
-            self._settled.set()
+        self._is_settled = True
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and not self._crossing.loop.is_closed():
+            waiter.set_result(None)
 
 
 class Crossing:
@@ -117,11 +138,10 @@ class Crossing:
         """Say whether a call about this session was made that has not begun."""
         return about in self._next
 
-    def begin(self, call: _Call) -> None:
+    def note_begun(self, call: _Call) -> None:
         """Note that a call begins."""
         if call.about is not None and self._next.get(call.about) is call:
             del self._next[call.about]
-        call.begun.set()
 
     def forget(self, call: _Call) -> None:
         """Note that a call is over."""

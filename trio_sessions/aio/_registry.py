@@ -189,14 +189,14 @@ class SessionRegistry:
 
     def _opened(self) -> Service:
         service = self._service
+        if service is not None and service.is_open:
+            return service
         if service is None or service.is_inherited or service.life.state is State.OPENING:
             raise RegistryClosed(
                 "the registry is not open: await registry.initialize() first, "
                 "or use `async with registry:`"
             )
-        if service.life.has_ended:
-            raise service.cut_off()
-        return service
+        raise service.cut_off()
 
     async def _call(
         self,
@@ -218,10 +218,6 @@ class SessionRegistry:
             if exc.__cause__ is not None:
                 raise
         raise await service.why_ended()
-
-    def _is_next(self, session_id: str) -> bool:
-        """Say whether a call about the session was made that has not begun."""
-        return self._opened().crossing.is_next(session_id)
 
     # ---- sessions ----
 
@@ -263,7 +259,8 @@ class SessionRegistry:
         ``disconnect_timeout``; but not one that calls this itself.
         """
         service = self._opened()
-        if not self._is_next(session_id) and service.core.get_session_sync(session_id) is None:
+        is_next = service.crossing.is_next(session_id)
+        if not is_next and service.core.get_session_sync(session_id) is None:
             return
         _running_loop()
         service.respond_tasks.spare_current()
@@ -339,10 +336,11 @@ class SessionRegistry:
         service = self._opened()
         _running_loop()
         service.check_loop()
-        core = service.core
-        if durable or self._is_next(session_id) or not core._accept(session_id, message):  # noqa: SLF001 -- the fast half of `broadcast`, which both facades share
-            send = partial(TrioRegistry.broadcast, durable=durable)
-            await self._call(send, session_id, message)
+        goes_behind = durable or service.crossing.is_next(session_id)
+        payload = service.core._take_in(session_id, message, durable=goes_behind)  # noqa: SLF001 -- the two halves of `broadcast`, which both facades share
+        if payload is not None:
+            send = partial(TrioRegistry._send, durable=durable)  # noqa: SLF001 -- see above
+            await self._call(send, session_id, payload)
 
     def open_inbox(self, session_id: str) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
         """Open the inbox of a session that is held here, for one consumer at a time.

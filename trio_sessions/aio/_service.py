@@ -61,6 +61,11 @@ class Service:
         return self._process is not this_process()
 
     @property
+    def is_open(self) -> bool:
+        """It takes calls."""
+        return self.life.state is State.OPEN and self._process is this_process()
+
+    @property
     def is_over(self) -> bool:
         """Nothing of it is left here to be closed."""
         return self.is_inherited or self.life.state is State.CLOSED
@@ -93,7 +98,7 @@ class Service:
 
     def check_on_loop(self) -> None:
         """Raise `RuntimeError` unless it was opened on the running loop."""
-        if not self.is_on_running_loop():
+        if self.loop is not asyncio.get_running_loop():
             raise RuntimeError(
                 "the registry is open on another event loop: await its shutdown() there first, "
                 "or make another registry for this loop"
