@@ -10,7 +10,7 @@ it has ended.
 import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from trio_sessions._rounds import (
     Answer,
     CallHost,
     Enter,
+    Listener,
     Round,
     Running,
     Scope,
@@ -33,6 +34,7 @@ __all__ = [
     "PARTING",
     "Answer",
     "Companions",
+    "Listener",
     "OpenHost",
     "TransportCalls",
     "TrioHost",
@@ -60,8 +62,12 @@ class Companions(Protocol):
         """How many were told to end, and have not ended."""
         ...
 
-    async def end(self, entries: Sequence[Entry], timeout: float) -> None:
-        """End what goes with sessions that are gone, within ``timeout`` seconds."""
+    def accompanied(self, entries: Sequence[Entry]) -> Collection[Entry]:
+        """Return those of these sessions with which something goes."""
+        ...
+
+    async def end(self, entry: Entry, timeout: float) -> None:
+        """End what goes with a session that is gone, within ``timeout`` seconds."""
         ...
 
 
@@ -183,23 +189,47 @@ class TransportCalls:
         """
         return await self._ask("is_connected", entries, timeout, interruptibly)
 
-    async def disconnect(self, entries: Sequence[Entry], timeout: float) -> dict[Entry, Answer]:
+    async def disconnect(
+        self, entries: Sequence[Entry], timeout: float, listener: Listener
+    ) -> None:
         """Disconnect the transports of sessions that are gone, and end what goes with them.
 
-        It returns, raises and is cancelled as `check`. Ctrl-C interrupts no transport's code
-        here, as it may in a check: a connection that is to be closed is closed.
+        ``listener`` is told of each that has come to its end, so that none waits for another.
+        It raises and is cancelled as `check`. Ctrl-C interrupts no transport's code here, as it
+        may in a check: a connection that is to be closed is closed.
         """
-        if self._companions is None:
-            return await self._ask("disconnect", entries, timeout, to_its_end)
+        accompanied = self._companions and self._companions.accompanied(entries)
+        if not accompanied:
+            await self._ask("disconnect", entries, timeout, to_its_end, listener)
+            return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._companions.end, entries, timeout)
-            answers = await self._ask("disconnect", entries, timeout, to_its_end)
-        return answers  # noqa: RET504 -- inside the nursery it would look as if nobody waited
+            for entry in accompanied:
+                nursery.start_soon(self._disconnect_accompanied, entry, timeout, listener)
+            rest = [entry for entry in entries if entry not in accompanied]
+            if rest:
+                await self._ask("disconnect", rest, timeout, to_its_end, listener)
+
+    async def _disconnect_accompanied(
+        self, entry: Entry, timeout: float, listener: Listener
+    ) -> None:
+        assert self._companions is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._companions.end, entry, timeout)
+            answers = await self._ask("disconnect", [entry], timeout, to_its_end)
+        listener.answered(entry, answers[entry])
 
     async def _ask(
-        self, name: str, entries: Sequence[Entry], timeout: float, enter: Enter
+        self,
+        name: str,
+        entries: Sequence[Entry],
+        timeout: float,
+        enter: Enter,
+        listener: Listener | None = None,
     ) -> dict[Entry, Answer]:
-        return await Round(self._host, self._running, name, entries, timeout, enter=enter).ask()
+        one = Round(
+            self._host, self._running, name, entries, timeout, enter=enter, listener=listener
+        )
+        return await one.ask()
 
 
 def check_transport(transport: object) -> None:

@@ -4,7 +4,7 @@ Whoever follows the claims is told of each that is answered, in the same step in
 is: so nobody acts on a row that is not known to be this session's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -147,9 +147,9 @@ class Claims:
 
     # ---- deleting ----
 
-    def delete(self, session_ids: Iterable[str]) -> list[Order[int]]:
-        """Delete what removed sessions of these ids have left; what fails is kept for later."""
-        return [self._writer.give(_DeleteOrder(self, one)) for one in session_ids]
+    def delete(self, session_id: str) -> Order[int]:
+        """Delete what removed sessions of this id have left; what fails is kept for later."""
+        return self._writer.give(_DeleteOrder(self, session_id))
 
     def deleted(self, session_id: str, up_to: int, messages: int) -> None:
         """Take note of an answered deletion."""
@@ -158,10 +158,10 @@ class Claims:
 
     async def delete_what_is_due(self) -> None:
         """Delete what earlier deletions could not."""
-        await wait_all(self.delete(self.departures.due()))
+        await wait_all([self.delete(one) for one in self.departures.due()])
 
 
-async def wait_all(orders: Sequence[Order[int]]) -> BaseException | None:
+async def wait_all(orders: Collection[Order[int]]) -> BaseException | None:
     """Wait until these orders are settled; return the first error, if there is one."""
     for order in orders:
         await order.settled()

@@ -243,14 +243,10 @@ class Pass:
         self, entries: Sequence[Entry], ended: list[str], removals: trio.Nursery, *, moved: bool
     ) -> None:
         """End the sessions that are still the ones of the snapshot, and wait for it at the end."""
-        gone = self._sessions.end(entries, moved=moved)
-        if gone is not None:
-            ended += [entry.session_id for entry in gone[0]]
-            removals.start_soon(self._wait, gone[1])
-
-    @staticmethod
-    async def _wait(ended: trio.Event) -> None:
-        await ended.wait()
+        leaving = self._sessions.end(entries, moved=moved)
+        if leaving is not None:
+            ended += [entry.session_id for entry in leaving.entries]
+            removals.start_soon(leaving.gone)
 
     async def _sweep(self) -> None:
         try:

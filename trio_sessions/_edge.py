@@ -107,10 +107,16 @@ class Edge:
         """Ask at the gate; who has not been answered when the store is closed never will."""
 
         async def through() -> T:
-            async with self._gate:
+            try:
+                self._gate.acquire_nowait()  # no turn of the loop where nobody waits
+            except trio.WouldBlock:
+                await self._gate.acquire()
+            try:
                 if self._is_closed:
                     raise RegistryClosed("the registry was closed before the store was asked")
                 return await operation()
+            finally:
+                self._gate.release()
 
         try:
             return await self._ask(through, kind)

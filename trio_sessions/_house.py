@@ -19,6 +19,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Row
+from trio_sessions._leaving import Leaving
 from trio_sessions._messages import Messages
 from trio_sessions._owners import Owners
 from trio_sessions._passes import Passes
@@ -133,15 +134,15 @@ class House:
         with trio.CancelScope(shield=True):
             deadline = trio.current_time() + self.settings.store_timeout
             self.background.interrupt()
-            ended = self.sessions.end_all()
-            await self._write_what_is_left(deadline, ended)
+            leaving = self.sessions.end_all()
+            await self._write_what_is_left(deadline, leaving)
             await self.background.finish_loops()
             self.passes.log_dropped()
 
-    async def _write_what_is_left(self, deadline: float, ended: trio.Event) -> None:
+    async def _write_what_is_left(self, deadline: float, leaving: Leaving) -> None:
         with trio.move_on_at(deadline):
             await self.background.finish_loops()
-            await ended.wait()
+            await leaving.gone()
             await self.messages.close()
         await self._writer.finish(deadline)
         await self.background.finish_jobs()

@@ -8,15 +8,15 @@ row) goes on by itself, whoever waits for it.
 import logging
 from collections.abc import Sequence
 
-import outcome
 import trio
 
 from trio_sessions._background import Background
 from trio_sessions._calls import TransportCalls
-from trio_sessions._claims import Claims, wait_all
+from trio_sessions._claims import Claims
 from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
 from trio_sessions._entry import Entry
+from trio_sessions._leaving import Leaving, Parting
 from trio_sessions._messages import Messages
 from trio_sessions._orders import Order
 from trio_sessions._settings import Settings
@@ -66,7 +66,7 @@ class Sessions:
         if replaced is not None:
             self._messages.add_again(entry, replaced)
             if replaced.transport is not transport:
-                disconnecting = self._background.start_job(self._disconnect, [replaced])
+                disconnecting = self._background.start_job(self._disconnect, replaced)
         claim = self._claims.write(entry)
         await self._wait_claimed(entry, claim)
         if disconnecting is not None:
@@ -96,13 +96,10 @@ class Sessions:
         if entry is None or (transport is not None and entry.transport is not transport):
             await trio.lowlevel.checkpoint()
             return
-        ended = self.end([entry], moved=False)
-        assert ended is not None
-        await ended[1].wait()
+        self._table.discard(entry)
+        await self._see_off([entry], moved=False).gone()
 
-    def end(
-        self, entries: Sequence[Entry], *, moved: bool
-    ) -> tuple[Sequence[Entry], trio.Event] | None:
+    def end(self, entries: Sequence[Entry], *, moved: bool) -> Leaving | None:
         """End those of these sessions that are still the ones published.
 
         Args:
@@ -110,50 +107,39 @@ class Sessions:
             moved: their rows are gone or another worker's, as the store has confirmed.
 
         Returns:
-            Those sessions, and an event that is set when nothing is left of them here; None: none
-            of them was.
+            Those sessions on their way out; None: none of them was.
         """
         gone = [entry for entry in entries if self._table.discard(entry)]
-        if not gone:
-            return None
-        return gone, self._see_off(gone, moved=moved)
+        return self._see_off(gone, moved=moved) if gone else None
 
-    def end_all(self) -> trio.Event:
+    def end_all(self) -> Leaving:
         """End every session."""
         return self._see_off(self._table.clear(), moved=False)
 
-    def _see_off(self, gone: Sequence[Entry], *, moved: bool) -> trio.Event:
-        self._departures.begin(gone)
-        self._messages.depart(gone, moved=moved)
-        return self._background.start_job(self._finish, gone)
+    def _see_off(self, entries: Sequence[Entry], *, moved: bool) -> Leaving:
+        self._departures.begin(entries)
+        self._messages.depart(entries, moved=moved)
+        leaving = Leaving(entries, self._claims, self._counters)
+        self._background.start_job(self._finish, leaving)
+        return leaving
 
-    async def _finish(self, entries: Sequence[Entry]) -> None:
-        """Disconnect the transports of sessions that have ended, then delete their rows."""
+    async def _finish(self, leaving: Leaving) -> None:
+        """Disconnect the transports of sessions that have ended, and delete their rows."""
+        timeout = self._settings.disconnect_timeout
         try:
-            await self._disconnect(entries)
+            await self._calls.disconnect(leaving.entries, timeout, leaving)
         finally:
-            deletions = self._claims.delete(entry.session_id for entry in entries)
-            error = await wait_all(deletions)
-            self._departures.finish(entries)
+            error = await leaving.finish()
+            self._departures.finish(leaving.entries)
+        leaving.log_failures()
         if error is not None:
             logger.warning(
-                "rows of %d removed sessions are kept for the next pass: %s", len(entries), error
+                "rows of %d removed sessions are kept for the next pass: %s",
+                len(leaving.entries),
+                error,
             )
 
-    async def _disconnect(self, entries: Sequence[Entry]) -> None:
-        answers = await self._calls.disconnect(entries, self._settings.disconnect_timeout)
-        failures = [
-            (entry, answer.error)
-            for entry, answer in answers.items()
-            if isinstance(answer, outcome.Error)
-        ]
-        self._counters.count_disconnect_failures(len(failures))
-        if failures:
-            entry, error = failures[0]
-            logger.warning(
-                "%d transports did not disconnect; the first is that of session %s: %r",
-                len(failures),
-                fingerprint(entry.session_id),
-                error,
-                exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
-            )
+    async def _disconnect(self, replaced: Entry) -> None:
+        parting = Parting(self._counters)
+        await self._calls.disconnect([replaced], self._settings.disconnect_timeout, parting)
+        parting.log_failures()

@@ -170,19 +170,7 @@ class Writer:
                 self._give_up_waiting(exc)
 
     async def _commit(self, orders: Sequence[Order[Any]]) -> None:
-        sent: list[Order[Any]] = []
-        writes: list[Write[object]] = []
-        for order in orders:
-            try:
-                write = order.make()
-            except SessionsError as exc:
-                order.settle(outcome.Error(exc))
-                continue
-            if write is None:
-                order.settle(None)
-            else:
-                sent.append(order)
-                writes.append(write)
+        sent, writes = _make(orders)
         if not writes:
             await trio.lowlevel.checkpoint()
             return
@@ -203,7 +191,8 @@ class Writer:
                 locked.append(order)
             else:
                 order.settle(outcome.Error(answer))
-        self._ask_again(locked)
+        if locked:
+            self._ask_again(locked)
 
     def _may_ask_again(self, order: Order[Any]) -> bool:
         patience = min(_PATIENCE, self._timeout)
@@ -244,6 +233,24 @@ class Writer:
         if self._under_way is not None:
             self._under_way.cancel()
         await self._ended.wait()
+
+
+def _make(orders: Sequence[Order[Any]]) -> tuple[list[Order[Any]], list[Write[object]]]:
+    """Let orders make their writes; settle those that cannot, or need not any more."""
+    sent: list[Order[Any]] = []
+    writes: list[Write[object]] = []
+    for order in orders:
+        try:
+            write = order.make()
+        except SessionsError as exc:
+            order.settle(outcome.Error(exc))
+            continue
+        if write is None:
+            order.settle(None)
+        else:
+            sent.append(order)
+            writes.append(write)
+    return sent, writes
 
 
 def _fail(orders: Sequence[Order[Any]], error: SessionsError) -> None:

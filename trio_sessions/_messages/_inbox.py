@@ -152,7 +152,9 @@ class Inbox:
 
     def accept(self, payload: str, now: float) -> bool:
         """Take a message of this worker, unless it has to wait in the store."""
-        if self._state is State.ENDED or self._own_waits or not self._has_room(list(self._line)):
+        if self._state is State.ENDED or self._own_waits:
+            return False
+        if len(self._line) >= MOST or self._line.size >= self._limit:
             return False
         message = Message(payload, now + self._ttl, life=self._life)
         if self._state is State.CAUGHT_UP:
@@ -212,11 +214,11 @@ class Inbox:
             return False
         if self._state is State.BEHIND:
             return bool(self._stale) or len(self._line.due) <= MOST // 2
-        return self._has_more and len(self) <= MOST // 2
+        return self._has_more and len(self._line) <= MOST // 2
 
     @property
     def _may_fetch(self) -> bool:
-        if self._state not in {State.BEHIND, State.CAUGHT_UP}:
+        if self._state is State.SEALED or self._state is State.ENDED:
             return False
         return not (self._storing and self._line.is_unbounded)
 
@@ -228,14 +230,15 @@ class Inbox:
         if self._asked is not None or not self._may_fetch:
             return None
         inside = [one for one in self._line.due if one.row is None or one.row not in self._stale]
-        if not self._has_room(inside):
+        size = sum(one.size for one in inside)
+        if len(inside) >= MOST or size >= self._limit:
             self._has_more = True  # as far as is known
             return None
         wanted = Wanted(
             session_id=self.session_id,
             held=frozenset(self._held - self._stale),
             count=MOST - len(inside),
-            size=max(1, min(self._limit - _size(inside), most)),
+            size=max(1, min(self._limit - size, most)),
         )
         self._asked = Asked(wanted, self._stored, self._news)
         return self._asked
@@ -318,7 +321,8 @@ class Inbox:
 
     def can_take(self, now: float) -> bool:
         """Say whether there is a next message that may go out."""
-        if self._state in {State.SEALED, State.ENDED}:
+        # By identity: to hash a member is slow before Python 3.12.
+        if self._state is State.SEALED or self._state is State.ENDED:
             return False
         if now < self._hand.until:
             return False
@@ -427,10 +431,7 @@ class Inbox:
         """The row that somebody has in hand."""
         return None if self._hand.message is None else self._hand.message.row
 
-    # ---- room, and waiting ----
-
-    def _has_room(self, inside: Sequence[Message]) -> bool:
-        return len(inside) < MOST and _size(inside) < self._limit
+    # ---- waiting ----
 
     def arrival(self) -> trio.Event:
         """Return an event that is set when something may have changed."""
@@ -443,7 +444,3 @@ class Inbox:
         if self._arrived is not None:
             self._arrived.set()
             self._arrived = None
-
-
-def _size(messages: Sequence[Message]) -> int:
-    return sum(message.size for message in messages)

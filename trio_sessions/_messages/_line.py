@@ -60,6 +60,11 @@ class Line:
         return chain(self._returned, self._ready, self._early)
 
     @property
+    def size(self) -> int:
+        """Bytes in it."""
+        return sum(message.size for message in self)
+
+    @property
     def due(self) -> list[Message]:
         """What goes out before anything that is early."""
         return [*self._returned, *self._ready]

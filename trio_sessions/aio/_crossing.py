@@ -57,7 +57,7 @@ class _Call:
             self.settle(result)
 
     async def begun(self) -> None:
-        """Wait until its first step is next. Nothing comes in between, up to its first checkpoint."""
+        """Wait until its first step is next: nothing comes between, up to its first checkpoint."""
         if not self._has_begun:
             if self._begun is None:
                 self._begun = trio.Event()
