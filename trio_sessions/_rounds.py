@@ -230,6 +230,7 @@ class Round:
         self._timeout = timeout
         self._enter = enter
         self._listener = listener
+        self._untold: list[Entry] = []
 
     async def ask(self) -> dict[Entry, Answer]:
         """Call all transports; return an answer for each entry.
@@ -269,6 +270,7 @@ class Round:
             for entry in self._entries:
                 if entry not in self._answers:
                     self._answer(entry, outcome.Error(self._unanswered(entry)))
+        self._tell()
 
     # ---- leading ----
 
@@ -279,7 +281,7 @@ class Round:
             self._host.start(self._lead)
         except Exception as exc:  # noqa: BLE001 -- the answer of whoever was not called
             self._failure = exc
-            self._led_through.set()
+            self._end_leading()
             self._notice_end()
 
     @trio.lowlevel.enable_ki_protection
@@ -294,8 +296,12 @@ class Round:
             self._failure = exc
         finally:
             if self._leader is me:
-                self._led_through.set()
+                self._end_leading()
             self._notice_end()
+
+    def _end_leading(self) -> None:
+        self._led_through.set()
+        self._tell()
 
     async def _call_each(self, scope: Scope) -> None:
         """Call transports until one had to wait, in which case another task leads by now."""
@@ -346,8 +352,16 @@ class Round:
 
     def _answer(self, entry: Entry, answer: Answer) -> None:
         self._answers[entry] = answer
+        self._untold.append(entry)
+        if self._led_through.is_set():
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell the listener: of those that answered at once together, of others one by one."""
+        untold, self._untold = self._untold, []
         if self._listener is not None:
-            self._listener.answered(entry, answer)
+            for entry in untold:
+                self._listener.answered(entry, self._answers[entry])
 
     def _notice_end(self) -> None:
         if self._led_through.is_set() and not self._waiting:
