@@ -645,3 +645,35 @@ async def test_logs_carry_fingerprints_and_no_ids(
     assert fingerprint(secret) in text
     assert fingerprint(other) in text
     assert "secret-credential" not in text
+
+
+class SlowToPart(FakeTransport):
+    """Takes its time to disconnect."""
+
+    def __init__(self) -> None:
+        super().__init__("closed")
+        self.may_part = trio.Event()
+
+    async def disconnect(self) -> None:
+        await self.may_part.wait()
+        await super().disconnect()
+
+
+async def test_a_row_goes_as_soon_as_its_own_transport_has_ended(everywhere: Shared) -> None:
+    """Found dead by one pass, they leave together; a slow one delays nobody's row but its own."""
+    slow = SlowToPart()
+    quick = [FakeTransport("closed", on_disconnect=how) for how in ("closes", "raises")]
+    async with (
+        everywhere.open(disconnect_timeout=60.0) as registry,
+        trio.open_nursery() as nursery,
+    ):
+        await registry.add_session("slow", slow)
+        for number, transport in enumerate(quick):
+            await registry.add_session(f"quick-{number}", transport)
+        nursery.start_soon(registry.cleanup)
+        with trio.fail_after(20):
+            while set(everywhere.backdoor.rows()) != {"slow"}:
+                await trio.sleep(0.005)
+        assert slow.disconnects == 0
+        slow.may_part.set()
+    assert slow.disconnects == 1
