@@ -75,18 +75,17 @@ class Rows(dict[str, Row]):
         """Remove a row and its messages; return how many these were."""
         return len(self.pop(session_id).messages)
 
-    def carry_out(self, worker: Worker, write: Write[object], now: float, waited: float) -> Answer:
+    def carry_out(self, worker: Worker, write: Write[object], now: float) -> Answer:
         """Do what a write says.
 
         Args:
             worker: whose write it is.
             write: the write.
             now: the moment, on whatever clock the rows have.
-            waited: seconds since its age was told.
         """
         match write:
             case Claim():
-                return self._claim(worker, write, now, now - waited - write.age)
+                return self._claim(worker, write, now, now - write.age)
             case Delete():
                 return self._delete(worker, write)
             case SetOwner() | ClaimOwner() | SetCapabilities():

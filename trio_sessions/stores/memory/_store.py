@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 
@@ -13,6 +14,8 @@ from trio_sessions.types import Holder, RowAnswers, Sent, StoredMessage, Swept, 
 from trio_sessions.writes import Batch, Committed
 
 __all__ = ["MemoryStore"]
+
+T = TypeVar("T")
 
 
 class _Bell:
@@ -36,8 +39,6 @@ class _Run:
     """What belongs to the Trio run that has the store open."""
 
     def __init__(self, ended: "_Run | None") -> None:
-        self.turn = trio.Lock()
-        """One operation at a time; others run between two."""
         self.bells: dict[str, _Bell] = {}
 
 
@@ -74,10 +75,19 @@ class MemoryStore(SessionStore):
         await trio.lowlevel.checkpoint()
         self._opened.leave(worker)
 
-    async def _take_turn(self) -> None:
-        """Wait for our turn: between two operations the other tasks run."""
-        async with self._opened.state.turn:
-            pass
+    async def _begin(self) -> _Run:
+        """Begin an operation: operations are carried out in the order of the calls.
+
+        Cancellation: nothing has been done.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return self._opened.state
+
+    @staticmethod
+    async def _answer(answer: T) -> T:
+        """Return an answer once the other tasks have run."""
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return answer
 
     def _restart_clock(self) -> None:
         """Take up a clock that has nothing to do with the one before."""
@@ -92,77 +102,75 @@ class MemoryStore(SessionStore):
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         """Carry out writes; see `Store.commit`."""
-        asked = trio.current_time()
-        await self._take_turn()
+        bells = (await self._begin()).bells
         now = trio.current_time()
-        answers = [self._rows.carry_out(worker, one, now, now - asked) for one in batch.writes]
-        bells = self._opened.state.bells
+        answers = [self._rows.carry_out(worker, one, now) for one in batch.writes]
         for write, answer in zip(batch.writes, answers, strict=True):
             if isinstance(answer, Sent) and answer.holder.incarnation in bells:
                 bells[answer.holder.incarnation].ring(write.session_id)
-        return Committed(answers=answers)
+        return await self._answer(Committed(answers=answers))
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows; see `RowStore.refresh`."""
-        await self._take_turn()
+        await self._begin()
         now = trio.current_time()
         own = self._rows.own(worker, session_ids)
         for _, row in own:
             row.last_accessed = now
-        return RowAnswers(held=frozenset(session_id for session_id, _ in own))
+        return await self._answer(RowAnswers(held=frozenset(session_id for session_id, _ in own)))
 
     async def delete_all(self, worker: Worker, *, limit: int) -> int:
         """Delete all rows of this incarnation; see `SessionStore.delete_all`."""
-        await self._take_turn()
+        await self._begin()
         own = self._rows.own(worker, list(self._rows))[:limit]
         for session_id, _ in own:
             self._rows.remove(session_id)
-        return len(own)
+        return await self._answer(len(own))
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session; see `SessionStore.locate`."""
-        await self._take_turn()
+        await self._begin()
         row = self._rows.get(session_id)
-        if row is None:
-            return None
-        return row.holder()
+        return await self._answer(None if row is None else row.holder())
 
     # ---- owners and capabilities ----
 
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
-        await self._take_turn()
+        await self._begin()
         row = self._rows.get(session_id)
-        return None if row is None or row.capabilities is None else row.capabilities.encoded
+        capabilities = None if row is None else row.capabilities
+        return await self._answer(None if capabilities is None else capabilities.encoded)
 
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
-        await self._take_turn()
-        return [
-            session_id
-            for session_id, row in self._rows.items()
-            if row.capabilities is not None and row.capabilities.elicitation
-        ]
+        await self._begin()
+        return await self._answer(
+            [
+                session_id
+                for session_id, row in self._rows.items()
+                if row.capabilities is not None and row.capabilities.elicitation
+            ]
+        )
 
     # ---- messages ----
 
     async def waiting(self, worker: Worker) -> list[str]:
         """Return the ids of sessions with messages; see `SessionStore.waiting`."""
-        await self._take_turn()
-        return [
-            session_id for session_id, row in self._rows.own(worker, self._rows) if row.messages
-        ]
+        await self._begin()
+        own = self._rows.own(worker, self._rows)
+        return await self._answer([session_id for session_id, row in own if row.messages])
 
     async def fetch(
         self, worker: Worker, wanted: Sequence[Wanted]
     ) -> Mapping[str, Sequence[StoredMessage]]:
         """Return stored messages; see `SessionStore.fetch`."""
-        await self._take_turn()
+        await self._begin()
         found = {}
         for one in wanted:
             for _, row in self._rows.own(worker, [one.session_id]):
                 found[one.session_id] = list(self._fetch(row, one))
-        return found
+        return await self._answer(found)
 
     @staticmethod
     def _fetch(row: Row, wanted: Wanted) -> Iterator[StoredMessage]:
@@ -198,7 +206,7 @@ class MemoryStore(SessionStore):
         limit: int,
     ) -> Swept:
         """Vouch, then delete what has expired; see `SessionStore.sweep`."""
-        await self._take_turn()
+        await self._begin()
         now = trio.current_time()
         if self._vouched_at is not None and now - self._vouched_at > max_gap:
             self._unbroken_since = now
@@ -220,4 +228,4 @@ class MemoryStore(SessionStore):
         ][:limit]
         for row, message_id in stale:
             del row.messages[message_id]
-        return Swept(sessions=len(expired), messages=messages + len(stale))
+        return await self._answer(Swept(sessions=len(expired), messages=messages + len(stale)))
