@@ -851,6 +851,48 @@ async def test_a_local_message_is_not_starved_by_those_of_others(autojump_clock:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_local_message_is_not_starved_by_a_backlog_that_grows(
+    autojump_clock: MockClock,
+) -> None:
+    """Its reader never catches up; what was stored before the message goes first, no more."""
+    store = MemoryStore()
+    async with (
+        open_registry(store) as a,
+        open_registry(store) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await b.add_session("s", FakeTransport())
+        for number in range(300):
+            await a.broadcast("s", number)
+        await a.add_session("s", FakeTransport())
+        received: list[Any] = []
+
+        async def consume() -> None:
+            async with a.open_inbox("s") as inbox:
+                async for message in inbox:
+                    received.append(message)
+                    await trio.sleep(0.1)
+
+        async def flood() -> None:
+            while True:
+                await b.broadcast("s", "flood")
+                await trio.sleep(0.05)
+
+        nursery.start_soon(consume)
+        nursery.start_soon(flood)
+        await trio.sleep(12)
+        assert a.statistics().messages_in_memory < 100, "it would become a row"
+        await a.broadcast("s", 300)
+        await a.broadcast("s", 301)
+        start = trio.current_time()
+        await trio.sleep(300)
+        assert received.count("flood") > 1000, "the reader has caught up"
+        assert [one for one in received if one != "flood"] == list(range(302))
+        behind = received.index(300)
+        assert behind < 300 + (start + 1) / 0.05
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_was_fetched_for_the_older_transport_comes_before_what_is_sent_later(
     everywhere: Shared,
 ) -> None:

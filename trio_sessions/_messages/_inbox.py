@@ -9,7 +9,8 @@ what *this* worker sends: that may go to memory or to the store. Three rules kee
    into memory: it follows them through the writer.
 2. While rows may wait that were stored before (BEHIND), what is accepted is kept apart, as *early*,
    with one boundary: the first row that this worker has stored since. Rows that are older than
-   the boundary go before what is early, others after; see `trio_sessions._messages._line`.
+   the boundary go before what is early, others after, and so do those that were stored later
+   for sure; see `trio_sessions._messages._line`.
 3. While something is early and there is no boundary, a fetch and the storing of a message exclude
    each other: its row might be found before its id is known. Neither can wait for ever: a fetch
    ends within its timeout; what is stored gives a boundary; and if all storing fails, what is
@@ -40,6 +41,7 @@ from trio_sessions.types import StoredMessage, Wanted
 __all__ = ["MOST", "Asked", "Inbox", "Message", "State"]
 
 MOST = 100  # messages in memory for one session; while some are early, so many rows more
+_SURELY = 0.1  # seconds by which a row is younger that counts as younger; clocks are rounded
 PATIENCE = 1.0  # seconds for which what is in memory waits for older rows in a silent store
 
 
@@ -65,6 +67,8 @@ class Asked:
     """A fetch that is under way for one inbox."""
 
     wanted: Wanted
+    at: float
+    """When it was asked, on Trio's clock."""
     stored: int
     """How many rows of this worker had been stored when it was asked."""
     news: int
@@ -222,7 +226,7 @@ class Inbox:
             return False
         return not (self._is_storing and self._line.is_unbounded)
 
-    def ask(self, most: int) -> Asked | None:
+    def ask(self, most: int, now: float) -> Asked | None:
         """Begin to fetch what there is room for, ``most`` bytes at most; None: nothing now.
 
         `answer` or `give_up_fetch` must follow. What is early has no part in the room.
@@ -240,7 +244,7 @@ class Inbox:
             count=MOST - len(inside),
             size=max(1, min(self._limit - size, most)),
         )
-        self._asked = Asked(wanted, self._stored, self._news)
+        self._asked = Asked(wanted, now, self._stored, self._news)
         return self._asked
 
     def give_up_fetch(self, asked: Asked) -> None:
@@ -257,7 +261,7 @@ class Inbox:
         self._asked = None
         self._quiet_until = now + PATIENCE
         for one in found:
-            self._take_in(one, now)
+            self._take_in(one, asked.at, now)
         size = sum(size_of(one.payload) for one in found)
         if len(found) < asked.wanted.count and size < asked.wanted.size:  # that was all
             self._drop_stale()
@@ -268,15 +272,16 @@ class Inbox:
             self._has_more = True
         self.wake()
 
-    def _take_in(self, one: StoredMessage, now: float) -> None:
+    def _take_in(self, one: StoredMessage, asked_at: float, now: float) -> None:
         self._stale.discard(one.id)
         if one.id == self._newest_own:  # its sender's rows become visible in order
             self._own_waits = False
         if one.id in self._held:
             return
         self._held.add(one.id)
-        expires_at = now - one.age + self._ttl
-        self._line.append_row(one.id, Message(one.payload, expires_at, one.id, self._life))
+        message = Message(one.payload, now - one.age + self._ttl, one.id, self._life)
+        after = asked_at - one.age + self._ttl - _SURELY  # it was stored no earlier
+        self._line.append_row(one.id, message, after=after)
 
     def _drop_stale(self) -> None:
         """Let go of copies whose rows have been handled elsewhere."""
