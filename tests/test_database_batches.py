@@ -257,6 +257,27 @@ async def test_a_row_that_is_refused_refuses_its_batch(database: Shared) -> None
         assert isinstance(sent, Sent)
 
 
+async def test_a_row_that_is_refused_at_the_commit_refuses_its_batch(postgresql: Shared) -> None:
+    """By a constraint that is deferred; the connection goes on."""
+    backdoor = back(postgresql)
+    async with opened(backdoor.engine.url) as client:
+        refuse = """
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE 'not this one' USING ERRCODE = '23514'; END $$;
+            CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON trio_sessions
+                DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW WHEN (NEW.session_id = 'bad') EXECUTE FUNCTION refuse();
+        """
+        backdoor.execute(sa.text(refuse))
+        claims = [Claim(session_id=one, generation=1, age=0.0) for one in ("bad", "good")]
+        for _ in range(2):
+            with pytest.raises(RowUnavailable, match="not this one"):
+                await client.commit(*claims)
+        assert backdoor.rows() == {}
+        assert isinstance((await client.commit(claims[1]))[0], Claimed)
+        assert set(backdoor.rows()) == {"good"}
+
+
 async def test_leaving_spares_a_row_that_is_taken_over_meanwhile(postgresql: Shared) -> None:
     """The deletion waits for the takeover, and looks again whose row it is."""
     url = back(postgresql).engine.url

@@ -10,7 +10,7 @@ from conftest import Shared
 from readers import read
 from trio.testing import MockClock
 
-from trio_sessions import RowUnavailable, open_registry
+from trio_sessions import RowUnavailable, SessionsError, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
@@ -169,6 +169,75 @@ async def test_a_former_reader_that_does_not_finish_holds_up_the_next_for_a_whil
         assert registry.statistics().messages_dropped == 1
         await registry.broadcast("s", 3)
         assert await read(registry, "s", 1) == [3]
+
+
+async def test_closing_with_many_calls_under_way_takes_one_timeout(
+    autojump_clock: MockClock,
+) -> None:
+    """It took three, when the database is silent."""
+    store = FaultyStore(MemoryStore())
+    ended: list[Any] = []
+
+    async def call(function: Any, *args: Any) -> None:
+        try:
+            ended.append(await function(*args))
+        except SessionsError as exc:
+            ended.append(exc)
+
+    async with trio.open_nursery() as nursery:
+        async with open_registry(store, store_timeout=10.0) as registry:
+            for number in range(100):
+                await registry.add_session(f"s{number}", FakeTransport())
+            nursery.start_soon(registry.respond, "s0", nothing)
+            await trio.testing.wait_all_tasks_blocked()
+            store.fail(Fault.HANGS)
+            for number in range(100):
+                for function, *args in (
+                    (registry.add_session, f"t{number}", FakeTransport()),
+                    (registry.remove_session, f"s{number}"),
+                    (registry.set_session_owner, f"s{number}", "alice"),
+                    (registry.claim_session_owner, f"s{number}", "alice"),
+                    (registry.store_client_capabilities, f"s{number}", {}),
+                    (registry.broadcast, f"elsewhere {number}", "message"),
+                    (registry.locate_session, f"elsewhere {number}"),
+                    (registry.get_client_capabilities, f"elsewhere {number}"),
+                    (registry.get_session_owner, f"elsewhere {number}"),
+                ):
+                    nursery.start_soon(call, function, *args)
+            await trio.testing.wait_all_tasks_blocked()
+            start = trio.current_time()
+        assert trio.current_time() - start <= 10.0
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(ended) == 900
+    assert trio.current_time() - start <= 10.0
+    assert store.faults["commit"] > 0
+
+
+class Weighs(FaultyStore):
+    """Notes how large the capabilities of a batch are together."""
+
+    heaviest = 0
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        claims = [one for _, one in batch.of(Claim)]
+        weight = sum(len(one.capabilities.encoded) for one in claims if one.capabilities)
+        self.heaviest = max(self.heaviest, weight)
+        return await super().commit(worker, batch)
+
+
+async def test_what_is_noted_in_an_outage_makes_no_batch_too_large() -> None:
+    """A batch that the database cannot take would fail in every pass, whole."""
+    store = Weighs(MemoryStore())
+    async with open_registry(store) as registry:
+        store.fail()
+        for number in range(30):
+            await registry.add_session(f"s{number}", FakeTransport())
+            await registry.store_client_capabilities(f"s{number}", {"x": "y" * 1_000_000})
+        store.heal()
+        store.heaviest = 0
+        assert len((await registry.cleanup()).restored) == 30
+        assert 0 < store.heaviest <= 8 * 1024 * 1024
+        assert len(await registry.get_client_capabilities("s7") or {}) == 1
 
 
 class SlowNetwork(MemoryStore):

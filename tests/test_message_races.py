@@ -284,21 +284,86 @@ async def test_a_refused_message_does_not_hold_back_others(everywhere: Shared) -
         assert await read(registry, "s", 1) == ["memory"]
 
 
-async def test_a_message_that_is_being_stored_does_not_hold_back_others(
+@pytest.mark.parametrize("reads", [False, True])
+async def test_what_follows_a_message_that_is_being_stored_does_not_overtake_it(
     everywhere: Shared,
+    reads: bool,  # noqa: FBT001 -- a parameter of the test
 ) -> None:
-    """It may take as long as the database does."""
+    """It goes behind it, through the store; what was in memory before goes out all the same."""
     store = GatedStore(everywhere.make_store())
     async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
         await registry.add_session("s", FakeTransport())
+        consumer = Consumer(registry, "s")
+        if reads:
+            nursery.start_soon(consumer.run)
+            await registry.broadcast("s", 0)
+            await consumer.until(1)
+        await registry.broadcast("s", 1)
         gate = store.hold("Send")
-        nursery.start_soon(partial(registry.broadcast, "s", "durable", durable=True))
+        nursery.start_soon(partial(registry.broadcast, "s", 2, durable=True))
         await gate.reached.wait()
-        await registry.broadcast("s", "memory")
-        assert store.calls["Send"] == 0  # it is counted when the gate is open
-        assert await read(registry, "s", 1) == ["memory"]
+        nursery.start_soon(registry.broadcast, "s", 3)
+        await everywhere.settle()
+        if reads:
+            assert await consumer.until(2) == [0, 1]
+        else:
+            nursery.start_soon(consumer.run)
+            await everywhere.settle()
         gate.open()
-        assert await read(registry, "s", 1) == ["durable"]
+        assert (await consumer.until(3 + reads))[-3:] == [1, 2, 3]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_follows_a_message_that_is_being_stored_when_its_session_comes_here(
+    everywhere: Shared,
+) -> None:
+    """It was sent to another worker's session."""
+    store = GatedStore(everywhere.make_store())
+    async with (
+        everywhere.open() as a,
+        everywhere.open(store=store) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await a.add_session("s", FakeTransport())
+        gate = store.hold("Send")
+        nursery.start_soon(b.broadcast, "s", 1)
+        await gate.reached.wait()
+        nursery.start_soon(b.add_session, "s", FakeTransport())
+        await everywhere.settle()
+        nursery.start_soon(b.broadcast, "s", 2)
+        await everywhere.settle()
+        gate.open()
+        assert await read(b, "s", 2) == [1, 2]
+
+
+async def test_a_sender_that_leaves_while_there_is_no_room_leaves_nothing_behind(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows goes to memory again."""
+    monkeypatch.setattr("trio_sessions._writer._ROOM", (1, 1000))
+    store = GatedStore(MemoryStore())
+    async with open_registry(store) as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        fetching = store.hold_answer("fetch")
+        async with registry.open_inbox("s"):
+            await fetching.reached.wait()
+            await registry.broadcast("s", 1)
+            with trio.move_on_after(1) as scope:  # its row might be found before its id is known
+                async with trio.open_nursery() as senders:
+                    senders.start_soon(partial(registry.broadcast, "s", 2, durable=True))
+                    await trio.testing.wait_all_tasks_blocked()
+                    storing = store.hold("Send")
+                    for _ in range(2):
+                        nursery.start_soon(registry.broadcast, "elsewhere", 0)
+                        await trio.testing.wait_all_tasks_blocked()
+                    fetching.open()
+            assert scope.cancelled_caught
+            assert storing.reached.is_set()
+            nursery.cancel_scope.cancel()
+            storing.open()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+            assert registry._house.messages.accept("s", "3")
 
 
 async def test_a_message_whose_row_is_found_before_its_id_is_known_stays_in_order(
@@ -783,6 +848,48 @@ async def test_a_local_message_is_not_starved_by_those_of_others(autojump_clock:
         await trio.sleep(30)
         [moment] = [moment for moment, message in received if message == "local"]
         assert moment - start < 10
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_local_message_is_not_starved_by_a_backlog_that_grows(
+    autojump_clock: MockClock,
+) -> None:
+    """Its reader never catches up; what was stored before the message goes first, no more."""
+    store = MemoryStore()
+    async with (
+        open_registry(store) as a,
+        open_registry(store) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await b.add_session("s", FakeTransport())
+        for number in range(300):
+            await a.broadcast("s", number)
+        await a.add_session("s", FakeTransport())
+        received: list[Any] = []
+
+        async def consume() -> None:
+            async with a.open_inbox("s") as inbox:
+                async for message in inbox:
+                    received.append(message)
+                    await trio.sleep(0.1)
+
+        async def flood() -> None:
+            while True:
+                await b.broadcast("s", "flood")
+                await trio.sleep(0.05)
+
+        nursery.start_soon(consume)
+        nursery.start_soon(flood)
+        await trio.sleep(12)
+        assert a.statistics().messages_in_memory < 100, "it would become a row"
+        await a.broadcast("s", 300)
+        await a.broadcast("s", 301)
+        start = trio.current_time()
+        await trio.sleep(300)
+        assert received.count("flood") > 1000, "the reader has caught up"
+        assert [one for one in received if one != "flood"] == list(range(302))
+        behind = received.index(300)
+        assert behind < 300 + (start + 1) / 0.05
         nursery.cancel_scope.cancel()
 
 

@@ -345,6 +345,83 @@ async def test_what_is_said_while_the_row_is_being_written_is_not_lost(
         assert await registry.claim_session_owner("s", "mallory") == "alice"
 
 
+@pytest.mark.parametrize("first", ["superseded", "fails"])
+@pytest.mark.parametrize("says", ["owner", "claim", "capabilities"])
+async def test_what_is_said_before_a_session_is_added_again_finds_it(
+    everywhere: Shared, first: str, says: str
+) -> None:
+    """It leaves between the two claims, the first of which writes nothing."""
+    store = GatedStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
+        gate = store.hold("Claim")
+        if first == "superseded":
+            nursery.start_soon(registry.add_session, "other", FakeTransport())
+            await gate.reached.wait()
+        nursery.start_soon(registry.add_session, "s", FakeTransport())
+        await gate.reached.wait()
+        await everywhere.settle()
+        told: list[Any] = []
+
+        async def say() -> None:
+            if says == "owner":
+                await registry.set_session_owner("s", "alice")
+                told.append(await registry.get_session_owner("s"))
+            elif says == "claim":
+                told.append(await registry.claim_session_owner("s", "alice"))
+            else:
+                await registry.store_client_capabilities("s", {"roots": {}})
+                told.append(await registry.get_client_capabilities("s"))
+
+        nursery.start_soon(say)
+        await everywhere.settle()
+        nursery.start_soon(registry.add_session, "s", FakeTransport())
+        await everywhere.settle()
+        kind = {"owner": "SetOwner", "claim": "ClaimOwner"}.get(says, "SetCapabilities")
+        said = store.hold(kind)
+        if first == "fails":
+            store.fail(Fault.FAILS, "Claim")
+        gate.open()
+        with trio.fail_after(20):
+            await said.reached.wait()
+            assert (store.faults["Claim"] > 0) is (first == "fails")
+            store.heal()
+            said.open()
+            while not told:
+                await trio.sleep(0.005)
+        assert told == [{"roots": {}} if says == "capabilities" else "alice"]
+
+
+async def test_what_was_said_of_a_removed_session_is_not_noted_for_the_next(
+    everywhere: Shared,
+) -> None:
+    """It leaves when the next one is held already, and not yet written (invariant 14)."""
+    store = GatedStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
+        gate = store.hold("Claim")
+        nursery.start_soon(registry.add_session, "other", FakeTransport())
+        await gate.reached.wait()
+        nursery.start_soon(registry.add_session, "s", FakeTransport())
+        await everywhere.settle()
+        refused = trio.Event()
+
+        async def say() -> None:
+            with pytest.raises(SessionNotFound):
+                await registry.set_session_owner("s", "alice")
+            refused.set()
+
+        nursery.start_soon(say)
+        await everywhere.settle()
+        nursery.start_soon(registry.remove_session, "s")
+        await everywhere.settle()
+        nursery.start_soon(registry.add_session, "s", FakeTransport())
+        await everywhere.settle()
+        gate.open()
+        with trio.fail_after(20):
+            await refused.wait()
+        await everywhere.settle()
+        assert await registry.get_session_owner("s") is None
+
+
 async def test_adding_again_does_not_bring_back_what_was_said_before(everywhere: Shared) -> None:
     """Another worker has said something else since the row was written."""
     store = FaultyStore(everywhere.make_store())

@@ -260,6 +260,25 @@ async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: 
         await writer.finish(trio.current_time() + 1)
 
 
+async def test_rows_that_are_locked_for_long_are_in_nobodys_way(autojump_clock: MockClock) -> None:
+    """More of them than a batch takes; and they are not asked without end (invariant 16)."""
+    store = Recorder()
+    store.locked = {f"locked{number}" for number in range(300)}
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        locked = [writer.give(One(one)) for one in sorted(store.locked)]
+        for number in range(40):
+            start = trio.current_time()
+            await writer.give(One(f"good{number}")).settled()
+            assert trio.current_time() - start < 0.01
+            await trio.sleep(0.1)
+        assert all(isinstance(order.error, RowUnavailable) for order in locked)
+        asked = sum(one in store.locked for batch in store.batches for one in batch)
+        assert 300 * 5 < asked < 300 * 40
+        await writer.finish(trio.current_time() + 1)
+
+
 async def test_a_refused_batch_is_split(autojump_clock: MockClock) -> None:
     """Each caller gets the answer of its own row."""
     store = Recorder()

@@ -44,7 +44,7 @@ class _ClaimOrder(Order[Claimed]):
     __slots__ = ("_claims", "_entry", "_made")
 
     def __init__(self, claims: "Claims", entry: Entry) -> None:
-        super().__init__(entry.session_id)
+        super().__init__(entry.session_id, size=entry.said.size)
         self._claims = claims
         self._entry = entry
         self._made: Claim | None = None

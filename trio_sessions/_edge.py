@@ -2,8 +2,12 @@
 
 Here every operation of the store gets a deadline, foreign errors become `StoreUnavailable`, and
 questions wait at a gate of their own: however many there are, a thread is left for the refresh and
-the sweep, and one for the writer's batch (invariant 17). Whoever leaves while it waits at the
-gate has asked nothing.
+the sweep, and one for the writer's batch (invariant 17). Whoever leaves before a thread is at work
+on its question has asked nothing. Whoever leaves later leaves the question alone, which keeps its
+place at the gate until it is answered::
+
+    caller ── waits for ──> task: gate ── store: limiter ── thread ──> answer
+       └── leaves: cancels ──────┴──────────────┘  but no thread
 """
 
 import logging
@@ -11,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import outcome
 import trio
 
 from trio_sessions._interrupts import lone_interrupt
@@ -103,23 +108,51 @@ class Edge:
             f"the store did not answer within store_timeout ({self._settings.store_timeout:g} s)"
         )
 
-    async def _question(self, operation: Callable[[], Awaitable[T]], kind: Any) -> T:
-        """Ask at the gate; who has not been answered when the store is closed never will."""
-
-        async def through() -> T:
-            try:
-                self._gate.acquire_nowait()  # no turn of the loop where nobody waits
-            except trio.WouldBlock:
-                await self._gate.acquire()
-            try:
-                if self._is_closed:
-                    raise RegistryClosed("the registry was closed before the store was asked")
-                return await operation()
-            finally:
-                self._gate.release()
-
+    async def _through_gate(self, operation: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await self._ask(through, kind)
+            self._gate.acquire_nowait()  # no turn of the loop where nobody waits
+        except trio.WouldBlock:
+            await self._gate.acquire()
+        try:
+            if self._is_closed:
+                raise RegistryClosed("the registry was closed before the store was asked")
+            return await operation()
+        finally:
+            self._gate.release()
+
+    async def _through_gate_alone(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Ask in a task of its own: a caller that leaves does not wait for a thread."""
+        answer: outcome.Outcome[T] | None = None
+        answered = trio.Event()
+        scope = trio.CancelScope()
+
+        async def ask() -> None:
+            nonlocal answer
+            with scope:
+                answer = await outcome.acapture(self._through_gate, operation)
+            answered.set()
+
+        trio.lowlevel.spawn_system_task(ask)
+        try:
+            await answered.wait()
+        finally:
+            scope.cancel()
+        assert answer is not None
+        return answer.unwrap()
+
+    async def _question(
+        self, operation: Callable[[], Awaitable[T]], kind: Any, *, alone: bool = True
+    ) -> T:
+        """Ask at the gate; who has not been answered when the store is closed never will.
+
+        Args:
+            operation: what is asked of the store.
+            kind: of this class is the answer.
+            alone: whether the caller may leave while a thread is at work.
+        """
+        through = self._through_gate_alone if alone else self._through_gate
+        try:
+            return await self._ask(lambda: through(operation), kind)
         except StoreUnavailable as exc:
             if self._is_closed:
                 raise RegistryClosed("the registry was closed while the store was asked") from exc
@@ -218,11 +251,13 @@ class Edge:
 
     async def waiting(self) -> list[str]:
         """Return the ids of sessions of this worker for which messages are stored."""
-        return await self._question(lambda: self._store.waiting(self.worker), list)
+        return await self._question(lambda: self._store.waiting(self.worker), list, alone=False)
 
     async def fetch(self, wanted: Sequence[Wanted]) -> Mapping[str, Sequence[StoredMessage]]:
         """Return stored messages."""
-        return await self._question(lambda: self._store.fetch(self.worker, wanted), Mapping)
+        return await self._question(
+            lambda: self._store.fetch(self.worker, wanted), Mapping, alone=False
+        )
 
     @asynccontextmanager
     async def open_bell(self) -> AsyncIterator[Bell]:

@@ -65,6 +65,11 @@ class Said:
         return self._capabilities
 
     @property
+    def size(self) -> int:
+        """Bytes to be written, about."""
+        return 0 if self._capabilities is None else len(self._capabilities.encoded)
+
+    @property
     def is_empty(self) -> bool:
         """Nothing is to be written."""
         return self._owner is Keep.OWNER and self._capabilities is None

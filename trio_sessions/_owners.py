@@ -1,4 +1,14 @@
-"""Owners and capabilities: the store's answer, and what waits for an unwritten row."""
+"""Owners and capabilities: the store's answer, and what waits for an unwritten row.
+
+What is said of a session stands in its line at the writer between the claims of its row, and may
+leave before there is a row: a claim has failed, or was superseded because the session was added
+again, and the next one is behind. Then it is noted, for that claim to write. It is noted for the
+very session that it was said of (`Said` stays the same as long as one is held here), never for
+a later one of the same id (invariant 14). Who is *first* cannot be noted: that is asked again.
+See docs/decisions/0009-one-writer.md.
+"""
+
+import outcome
 
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
@@ -24,20 +34,33 @@ class _SayOrder(Order[Holder | None]):
         size: bytes, about.
     """
 
-    __slots__ = ("_owners", "is_noted")
+    __slots__ = ("_owners", "_said", "noted_for")
 
     def __init__(self, owners: "Owners", session_id: str, size: int = 0) -> None:
         super().__init__(session_id, size)
         self._owners = owners
-        self.is_noted = False
-        """It is kept, to be written with the row."""
+        entry = owners.held(session_id)
+        self._said = None if entry is None else entry.said
+        self.noted_for: Entry | None = None
+        """It is to be written with the row of this one."""
+
+    def _note_if(self, *rows: Row) -> bool:
+        """Note it if the session is still held here, and its row in one of these states."""
+        entry = self._owners.held(self.session_id)
+        if entry is None or entry.said is not self._said or entry.row not in rows:
+            return False
+        self._note(entry)
+        self.noted_for = entry
+        return True
 
     def make(self) -> Write[Holder | None] | None:
-        entry = self._owners.unwritten(self.session_id)
-        if entry is None:
-            return self._write(self._owners.ended(self.session_id))
-        self._note(entry)
-        return None
+        if self._note_if(Row.UNWRITTEN):
+            return None
+        return self._write(self._owners.ended(self.session_id))
+
+    def conclude(self, result: outcome.Outcome[Holder | None] | None) -> None:
+        if isinstance(result, outcome.Value) and result.value is None:
+            self._note_if(Row.WRITING)  # by a claim that stands behind this in the line
 
     def _write(self, ended: int) -> Write[Holder | None]:
         raise NotImplementedError
@@ -58,7 +81,6 @@ class _SetOwner(_SayOrder):
 
     def _note(self, entry: Entry) -> None:
         entry.said.note_owner(self._owner)
-        self.is_noted = True
 
 
 class _ClaimOwner(_SayOrder):
@@ -73,6 +95,9 @@ class _ClaimOwner(_SayOrder):
 
     def _note(self, entry: Entry) -> None:
         raise StoreUnavailable("who is first cannot be told without the store") from entry.error
+
+    def conclude(self, result: outcome.Outcome[Holder | None] | None) -> None:
+        """Leave it to `Owners.claim_owner`."""
 
 
 class _SetCapabilities(_SayOrder):
@@ -89,7 +114,6 @@ class _SetCapabilities(_SayOrder):
 
     def _note(self, entry: Entry) -> None:
         entry.said.note_capabilities(self._capabilities)
-        self.is_noted = True
 
 
 class Owners:
@@ -116,7 +140,11 @@ class Owners:
 
     # ---- saying ----
 
-    def unwritten(self, session_id: str) -> Entry | None:
+    def held(self, session_id: str) -> Entry | None:
+        """Return the session if it is held here."""
+        return self._table.get(session_id)
+
+    def _unwritten(self, session_id: str) -> Entry | None:
         """Return the session if it is held here and its row could not be written."""
         entry = self._table.get(session_id)
         return entry if entry is not None and entry.row is Row.UNWRITTEN else None
@@ -125,31 +153,41 @@ class Owners:
         """Return the generation up to which the session's row is left over."""
         return self._departures.ended(session_id)
 
-    async def _say(self, order: _SayOrder) -> Holder | None:
-        """Have something written, behind the row if that is still to be."""
-        entry = self.unwritten(order.session_id)
+    async def _say(self, order: _SayOrder) -> bool:
+        """Have something written, behind the row if that is still to be; False: no session."""
+        holder = await self._give(order)
+        if order.noted_for is not None:
+            await order.noted_for.answered()
+        return holder is not None or order.noted_for is not None
+
+    async def _give(self, order: _SayOrder) -> Holder | None:
+        entry = self._unwritten(order.session_id)
         if entry is not None:
             self._claims.write(entry)
         return await self._writer.do(order)
 
     async def set_owner(self, session_id: str, owner: str | None) -> None:
         """See `SessionRegistry.set_session_owner`."""
-        order = _SetOwner(self, session_id, owner)
-        if await self._say(order) is None and not order.is_noted:
+        if not await self._say(_SetOwner(self, session_id, owner)):
             raise _not_found(session_id)
 
     async def claim_owner(self, session_id: str, owner: str) -> str | None:
         """See `SessionRegistry.claim_session_owner`."""
-        try:
-            holder = await self._say(_ClaimOwner(self, session_id, owner))
-        except SessionsError:
-            return None
-        return None if holder is None else holder.owner
+        while True:
+            entry = self.held(session_id)
+            try:
+                holder = await self._give(_ClaimOwner(self, session_id, owner))
+            except SessionsError:
+                return None
+            if holder is not None:
+                return holder.owner
+            if self.held(session_id) in {None, entry}:
+                return None
+            # It was added again meanwhile: this time it is asked behind that claim.
 
     async def set_capabilities(self, session_id: str, capabilities: Capabilities) -> None:
         """See `SessionRegistry.store_client_capabilities`."""
-        order = _SetCapabilities(self, session_id, capabilities)
-        if await self._say(order) is None and not order.is_noted:
+        if not await self._say(_SetCapabilities(self, session_id, capabilities)):
             raise _not_found(session_id)
 
     # ---- asking ----
@@ -163,7 +201,7 @@ class Owners:
         if entry is None or entry.said.is_empty:
             return None
         await self._claims.attempt([entry])
-        return self.unwritten(session_id)
+        return self._unwritten(session_id)
 
     async def _locate(self, session_id: str) -> tuple[Holder | None, bool]:
         """Return the holder as its row says, and whether the row is only left over.

@@ -88,7 +88,10 @@ class Writer:
         Cancellation: it is withdrawn, unless it has left already.
         """
         await self.admit()
-        self.give(order)
+        return await self.answer(self.give(order))
+
+    async def answer(self, order: Order[T]) -> T | None:
+        """Return the answer to an order that was given; cancellation as in `do`."""
         try:
             return await order.wait()
         except trio.Cancelled:

@@ -5,12 +5,16 @@ have a copy. What goes out is one line, first in, first out; rows join it in the
 are fetched. A sender's rows become visible in order, so that keeps every sender's order, but for
 what *this* worker sends: that may go to memory or to the store. Three rules keep it in order too:
 
-1. While rows of this worker wait in the store, nothing is accepted into memory.
+1. While rows of this worker wait in the store, or are on their way to it, nothing is accepted
+   into memory: it follows them through the writer.
 2. While rows may wait that were stored before (BEHIND), what is accepted is kept apart, as *early*,
    with one boundary: the first row that this worker has stored since. Rows that are older than
-   the boundary go before what is early, others after; see `trio_sessions._messages._line`.
+   the boundary go before what is early, others after, and so do those that were stored later
+   for sure; see `trio_sessions._messages._line`.
 3. While something is early and there is no boundary, a fetch and the storing of a message exclude
-   each other: its row might be found before its id is known.
+   each other: its row might be found before its id is known. Neither can wait for ever: a fetch
+   ends within its timeout; what is stored gives a boundary; and if all storing fails, what is
+   early goes out after `PATIENCE` (`take`).
 
 States::
 
@@ -25,7 +29,7 @@ See docs/decisions/0009-one-writer.md.
 """
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -37,6 +41,7 @@ from trio_sessions.types import StoredMessage, Wanted
 __all__ = ["MOST", "Asked", "Inbox", "Message", "State"]
 
 MOST = 100  # messages in memory for one session; while some are early, so many rows more
+_SURELY = 0.1  # seconds by which a row is younger that counts as younger; clocks are rounded
 PATIENCE = 1.0  # seconds for which what is in memory waits for older rows in a silent store
 
 
@@ -62,6 +67,8 @@ class Asked:
     """A fetch that is under way for one inbox."""
 
     wanted: Wanted
+    at: float
+    """When it was asked, on Trio's clock."""
     stored: int
     """How many rows of this worker had been stored when it was asked."""
     news: int
@@ -75,6 +82,7 @@ class Inbox:
         session_id: whose inbox it is.
         size: bytes of messages in memory, at most; a single larger one fits all the same.
         message_ttl: seconds for which a message may wait.
+        storing: how many messages of this worker are on their way to the store, by session.
     """
 
     __slots__ = (
@@ -101,7 +109,9 @@ class Inbox:
         "session_id",
     )
 
-    def __init__(self, session_id: str, *, size: int, message_ttl: float) -> None:
+    def __init__(
+        self, session_id: str, *, size: int, message_ttl: float, storing: Mapping[str, int]
+    ) -> None:
         self.session_id = session_id
         self._door = trio.StrictFIFOLock()
         self._limit = size
@@ -125,7 +135,7 @@ class Inbox:
         self._newest_own = 0
         self._news = 0
         self._stored = 0
-        self._storing = 0
+        self._storing = storing
         self._quiet_until = float("-inf")
         self._arrived: trio.Event | None = None
 
@@ -152,7 +162,7 @@ class Inbox:
 
     def accept(self, payload: str, now: float) -> bool:
         """Take a message of this worker, unless it has to wait in the store."""
-        if self._state is State.ENDED or self._own_waits:
+        if self._state is State.ENDED or self._own_waits or self._is_storing:
             return False
         if len(self._line) >= MOST or self._line.size >= self._limit:
             return False
@@ -179,16 +189,10 @@ class Inbox:
     def _may_store(self) -> bool:
         return not (self._asked is not None and self._line.is_unbounded)
 
-    def begin_to_store(self) -> None:
-        """Note that a message is on its way to the store; `stored` must follow."""
-        self._storing += 1
-
-    def stored(self, row: int | None) -> None:
-        """Note the id that the store has given it; None: it has not, or cannot say so."""
-        self._storing -= 1
-        if row is not None:
-            self.note_row(row)
-        self.wake()
+    @property
+    def _is_storing(self) -> bool:
+        """A message of this worker is on its way to the store."""
+        return self.session_id in self._storing
 
     def note_row(self, row: int) -> None:
         """Note that this worker has stored a message."""
@@ -220,9 +224,9 @@ class Inbox:
     def _may_fetch(self) -> bool:
         if self._state is State.SEALED or self._state is State.ENDED:
             return False
-        return not (self._storing and self._line.is_unbounded)
+        return not (self._is_storing and self._line.is_unbounded)
 
-    def ask(self, most: int) -> Asked | None:
+    def ask(self, most: int, now: float) -> Asked | None:
         """Begin to fetch what there is room for, ``most`` bytes at most; None: nothing now.
 
         `answer` or `give_up_fetch` must follow. What is early has no part in the room.
@@ -240,7 +244,7 @@ class Inbox:
             count=MOST - len(inside),
             size=max(1, min(self._limit - size, most)),
         )
-        self._asked = Asked(wanted, self._stored, self._news)
+        self._asked = Asked(wanted, now, self._stored, self._news)
         return self._asked
 
     def give_up_fetch(self, asked: Asked) -> None:
@@ -257,7 +261,7 @@ class Inbox:
         self._asked = None
         self._quiet_until = now + PATIENCE
         for one in found:
-            self._take_in(one, now)
+            self._take_in(one, asked.at, now)
         size = sum(size_of(one.payload) for one in found)
         if len(found) < asked.wanted.count and size < asked.wanted.size:  # that was all
             self._drop_stale()
@@ -268,15 +272,16 @@ class Inbox:
             self._has_more = True
         self.wake()
 
-    def _take_in(self, one: StoredMessage, now: float) -> None:
+    def _take_in(self, one: StoredMessage, asked_at: float, now: float) -> None:
         self._stale.discard(one.id)
         if one.id == self._newest_own:  # its sender's rows become visible in order
             self._own_waits = False
         if one.id in self._held:
             return
         self._held.add(one.id)
-        expires_at = now - one.age + self._ttl
-        self._line.append_row(one.id, Message(one.payload, expires_at, one.id, self._life))
+        message = Message(one.payload, now - one.age + self._ttl, one.id, self._life)
+        after = asked_at - one.age + self._ttl - _SURELY  # it was stored no earlier
+        self._line.append_row(one.id, message, after=after)
 
     def _drop_stale(self) -> None:
         """Let go of copies whose rows have been handled elsewhere."""

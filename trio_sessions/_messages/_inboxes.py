@@ -1,5 +1,6 @@
 """The inboxes of the sessions held here, by session id. Synchronous, no I/O."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import trio
@@ -20,6 +21,9 @@ class Inboxes:
         self._inboxes: dict[str, Inbox] = {}
         self._filled: dict[Inbox, None] = {}
         self._expired: dict[int, Inbox] = {}
+        self._storing: Counter[str] = Counter()
+        """Messages of this worker on their way to the store, by session, wherever it is held:
+        it may come here meanwhile."""
 
     def get(self, session_id: str) -> Inbox | None:
         """Return the inbox of a session, if it has one."""
@@ -33,8 +37,24 @@ class Inboxes:
                 session_id,
                 size=self._settings.max_message_bytes,
                 message_ttl=self._settings.message_ttl,
+                storing=self._storing,
             )
         return inbox
+
+    def begin_to_store(self, session_id: str) -> None:
+        """Note that a message is on its way to the store; `stored` must follow."""
+        self._storing[session_id] += 1
+
+    def stored(self, session_id: str, row: int | None) -> None:
+        """Note the id that the store has given it; None: it has not, or cannot say so."""
+        self._storing[session_id] -= 1
+        if not self._storing[session_id]:
+            del self._storing[session_id]
+        inbox = self._inboxes.get(session_id)
+        if inbox is not None:
+            if row is not None:
+                inbox.note_row(row)
+            inbox.wake()
 
     def end(self, session_id: str) -> Inbox | None:
         """Take out the inbox of a session that is not held any more."""

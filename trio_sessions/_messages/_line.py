@@ -8,7 +8,8 @@
 
 *Returned* is what was handed out and not finished. *Early* is what this worker has accepted while
 rows that were stored before may still wait in the store; the *boundary* is the first row that it
-has stored since.
+has stored since. A row of somebody else's that is younger for sure than what is early goes after
+it, too: so it waits for what was there before, however much comes later.
 """
 
 from collections import deque
@@ -93,10 +94,20 @@ class Line:
         """Keep a message apart."""
         self._early.append(message)
 
-    def append_row(self, row: int, message: Message) -> None:
-        """Let a row that was fetched go out in its place."""
+    def append_row(self, row: int, message: Message, *, after: float) -> None:
+        """Let a row that was fetched go out in its place.
+
+        Args:
+            row: its id.
+            message: what it says.
+            after: it was stored after what expires before this moment was accepted.
+        """
         if self._boundary is not None and row >= self._boundary:
             self.join_early()
+        while self._early and self._early[0].expires_at < after:
+            self._ready.append(self._early.popleft())
+        if not self._early:
+            self._boundary = None
         self._ready.append(message)
 
     def put_back(self, message: Message) -> None:

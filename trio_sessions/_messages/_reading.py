@@ -126,9 +126,10 @@ class Reading:
             del self._wanted[inbox]
         self._write_rows(batch)
         asked: dict[Inbox, Asked] = {}
+        now = trio.current_time()
         for inbox in batch:
             if self._is_ours(inbox) and inbox.should_fetch:
-                one = inbox.ask(_FETCHED // len(batch))
+                one = inbox.ask(_FETCHED // len(batch), now)
                 if one is not None:
                     asked[inbox] = one
         if asked:

@@ -95,7 +95,7 @@ class Messages:
             departures=self._departures,
             inboxes=self._inboxes,
         )
-        sent = await self._writer.do(order)
+        sent = await self._writer.answer(self._writer.give(order))
         self._reading.want(self._inboxes.get(session_id))
         is_held = session_id in self._table
         if sent is None or (not is_held and self._edge.is_own(sent.holder)):

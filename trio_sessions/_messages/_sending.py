@@ -4,7 +4,6 @@ import outcome
 
 from trio_sessions._departures import Departures
 from trio_sessions._entry import Row
-from trio_sessions._messages._inbox import Inbox
 from trio_sessions._messages._inboxes import Inboxes
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
@@ -23,12 +22,12 @@ class SendOrder(Order[Sent | None]):
         payload: its JSON.
         table: the sessions held here.
         departures: what removed ones have left.
-        inboxes: theirs are told of the message's id.
+        inboxes: told that it is on its way, and of its id. Make it only to give it away.
     """
 
     is_grouped = True
 
-    __slots__ = ("_departures", "_inbox", "_inboxes", "_payload", "_table")
+    __slots__ = ("_departures", "_inboxes", "_payload", "_table")
 
     def __init__(
         self,
@@ -44,10 +43,7 @@ class SendOrder(Order[Sent | None]):
         self._table = table
         self._departures = departures
         self._inboxes = inboxes
-        self._inbox: Inbox | None = None
-        if session_id in table:
-            self._inbox = inboxes.of(session_id)
-            self._inbox.begin_to_store()
+        inboxes.begin_to_store(session_id)
 
     def make(self) -> Send:
         entry = self._table.get(self.session_id)
@@ -63,10 +59,6 @@ class SendOrder(Order[Sent | None]):
 
     def conclude(self, result: outcome.Outcome[Sent | None] | None) -> None:
         sent = result.value if isinstance(result, outcome.Value) else None
-        row = None if sent is None else sent.id
-        if self._inbox is not None:
-            self._inbox.stored(row)
-        if row is not None and self.session_id in self._table:
-            current = self._inboxes.of(self.session_id)
-            if current is not self._inbox:  # the session was added meanwhile
-                current.note_row(row)
+        if sent is not None and self.session_id in self._table:
+            self._inboxes.of(self.session_id)  # made now, if it is not there: it has one waiting
+        self._inboxes.stored(self.session_id, None if sent is None else sent.id)

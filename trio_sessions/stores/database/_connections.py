@@ -27,6 +27,8 @@ __all__ = ["Connections", "note_process"]
 
 T = TypeVar("T")
 
+_SPARE = 2  # connections that no question gets: for the pass, and for the writer
+
 _process_of: "weakref.WeakKeyDictionary[sa.Engine, object]" = weakref.WeakKeyDictionary()
 """The process whose connections are in the pool of an engine that was handed in."""
 
@@ -76,6 +78,8 @@ class Connections:
         self._opening = trio.Lock()
         self._places: trio.CapacityLimiter | None = None
         """As many as an engine that was handed in has connections."""
+        self._question_places: trio.CapacityLimiter | None = None
+        """Fewer of them."""
         self._running = 0
         self._idle = trio.Event()
         if given is not None:
@@ -94,7 +98,8 @@ class Connections:
                 self._engine = await trio.to_thread.run_sync(
                     self._make_engine, worker, abandon_on_cancel=True, limiter=worker.limiter
                 )
-                self._places = _places(self._given)
+                self._places = _places(self._given, spare=0)
+                self._question_places = _places(self._given, spare=_SPARE)
             await self.run(worker, prepare)
 
     async def close(self, worker: Worker) -> None:
@@ -156,6 +161,11 @@ class Connections:
     async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
         """Run ``work`` on a connection in a thread."""
         return await self._guarded(worker, partial(self._connected, work))
+
+    async def ask(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
+        """Run what only reads: however many ask, connections are left for the others."""
+        async with self._question_places or contextlib.nullcontext():
+            return await self.run(worker, work)
 
     async def take(self, worker: Worker, prepare: Callable[[sa.Connection], Any]) -> sa.Connection:
         """Connect beside the pool; whoever takes the connection gives it to `give_back`."""
@@ -277,8 +287,13 @@ def _close(connection: sa.Connection, operation: Operation) -> None:
         driver.close()  # SQLAlchemy leaves it open if it was detached and has broken
 
 
-def _places(given: sa.Engine | None) -> trio.CapacityLimiter | None:
-    """Return as many places as a given engine has connections, if it has a number of them."""
+def _places(given: sa.Engine | None, *, spare: int) -> trio.CapacityLimiter | None:
+    """Return places for the connections that a given engine has, if it has a number of them.
+
+    Args:
+        given: the engine.
+        spare: so many of them are for others, but for one.
+    """
     if given is None or not isinstance(given.pool, sa.QueuePool) or not given.pool.size():
         return None
-    return trio.CapacityLimiter(given.pool.size())
+    return trio.CapacityLimiter(max(1, given.pool.size() - spare))

@@ -1,12 +1,10 @@
 """`DatabaseStore`: the contract of a store, each method a line or two around a database's SQL."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import TypeVar
 
-import outcome
 import sqlalchemy as sa
 import trio
 
@@ -43,7 +41,8 @@ class DatabaseStore(SessionStore):
             pool is replaced. Only these settings bound how long a thread may wait for a
             connection, so give it a ``connect_timeout``, and to its pings
             (``pool_pre_ping``) a ``tcp_user_timeout``. No more operations run at a time
-            than its pool keeps connections; its overflow is left to you.
+            than its pool keeps connections, and but for two of them no questions; its overflow
+            is left to you. Give it three connections or more.
         table_prefix: lower-case letters, digits and underscores, at most 38 of them.
         create_tables: create missing tables when the store opens. Existing ones are
             never altered.
@@ -147,6 +146,9 @@ class DatabaseStore(SessionStore):
         """Run ``work`` on a connection in a thread; not for users."""
         return await self._opened.state.run(worker, work)
 
+    async def _ask(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
+        return await self._opened.state.ask(worker, work)
+
     # ---- operations ----
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
@@ -172,33 +174,28 @@ class DatabaseStore(SessionStore):
         )
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
-        """Say who holds a session; see `SessionStore.locate`.
-
-        Cancellation: the caller does not wait for the thread, which only reads.
-        """
-        return await _abandonable(
-            partial(
-                self.run, worker, lambda connection: self._questions.locate(connection, session_id)
-            )
+        """Say who holds a session; see `SessionStore.locate`."""
+        return await self._ask(
+            worker, lambda connection: self._questions.locate(connection, session_id)
         )
 
     # ---- owners and capabilities ----
 
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
-        return await self.run(
+        return await self._ask(
             worker, lambda connection: self._questions.get_capabilities(connection, session_id)
         )
 
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
-        return await self.run(worker, self._questions.elicitation_capable)
+        return await self._ask(worker, self._questions.elicitation_capable)
 
     # ---- messages ----
 
     async def waiting(self, worker: Worker) -> list[str]:
         """Return the ids of sessions with messages; see `SessionStore.waiting`."""
-        return await self.run(
+        return await self._ask(
             worker, lambda connection: self._questions.waiting(connection, worker)
         )
 
@@ -206,7 +203,7 @@ class DatabaseStore(SessionStore):
         self, worker: Worker, wanted: Sequence[Wanted]
     ) -> Mapping[str, Sequence[StoredMessage]]:
         """Return stored messages; see `SessionStore.fetch`."""
-        return await self.run(
+        return await self._ask(
             worker, lambda connection: self._operations.fetch(connection, worker, wanted)
         )
 
@@ -230,19 +227,3 @@ class DatabaseStore(SessionStore):
         return await self.run(
             worker, lambda connection: self._operations.sweep(connection, worker, durations, limit)
         )
-
-
-async def _abandonable(question: Callable[[], Awaitable[T]]) -> T:
-    """Await a question in a system task; a caller that is cancelled leaves it alone there."""
-    answer: outcome.Outcome[T] | None = None
-    answered = trio.Event()
-
-    async def ask() -> None:
-        nonlocal answer
-        answer = await outcome.acapture(question)
-        answered.set()
-
-    trio.lowlevel.spawn_system_task(ask)
-    await answered.wait()
-    assert answer is not None
-    return answer.unwrap()
