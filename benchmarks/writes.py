@@ -38,11 +38,13 @@ def _in_turn(
 def _postgresql_crowd(
     before: Path, new_database: NewDatabase, *, sessions: int, rounds: int
 ) -> Table:
-    raw, pairs = [], []
-    for number in range(rounds):
-        raw.append(_measure(NOW, "raw", new_database, sessions)["insert"][0])
-        pair = _in_turn(before, "crowd", new_database, sessions, 1 + number % 2)
-        pairs.append(pair[-1])
+    def take(tree: Path) -> Taken:
+        taken = _measure(tree, "crowd", new_database, sessions)
+        raw = _measure(NOW, "raw", new_database, sessions) if tree == NOW else {}
+        return taken | raw
+
+    pairs = in_turn(take, before, rounds)
+    raw = [now["insert"][0] for _, now in pairs]
     rows = []
     for name in pairs[0][0]:
         then, now = [p[name][0] for p, _ in pairs], [n[name][0] for _, n in pairs]
