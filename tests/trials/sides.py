@@ -247,8 +247,14 @@ class TrioSide:
 
     async def all_of(self, functions: Sequence[Function]) -> None:
         async with trio.open_nursery() as nursery:
-            for function in functions:
-                nursery.start_soon(function)
+            self._start_all(nursery, functions)
+
+    @staticmethod
+    @trio.lowlevel.enable_ki_protection
+    def _start_all(nursery: trio.Nursery, functions: Sequence[Function]) -> None:
+        """Start them where no press comes: in `start_soon` Trio itself may lose a task by one."""
+        for function in functions:
+            nursery.start_soon(function)
 
     def start(self, function: Function) -> Any:
         raise AssertionError("Trio has no tasks without a nursery")
