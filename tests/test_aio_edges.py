@@ -20,8 +20,10 @@ import anyio.to_thread
 import pytest
 import trio
 import uvloop
+from presses import press_here
 
 from trio_sessions import RegistryClosed, fingerprint
+from trio_sessions.abc import Worker
 from trio_sessions.aio import SessionRegistry
 from trio_sessions.aio._life import _NEXT, Life, State
 from trio_sessions.aio._sigint import Sigint
@@ -534,6 +536,36 @@ def test_ctrl_c_without_a_runner_is_raised_between_two_steps() -> None:
     assert loop.run_until_complete(registry.cleanup()).checked == 0
     loop.run_until_complete(registry.shutdown())
     loop.close()
+
+
+class PressedWhileClosing(MemoryStore):
+    """Somebody presses Ctrl-C while it is asked for the last time, and it never answers."""
+
+    async def delete_all(self, worker: Worker, *, limit: int) -> int:
+        press_here()
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+def test_a_press_that_gives_up_the_rest_leaves_the_thread_as_good_as_new(new_loop: Loop) -> None:
+    """The loop was closed with a registry open; its last steps are given up, and it is over."""
+    registry, loop = SessionRegistry(PressedWhileClosing()), new_loop()
+    loop.run_until_complete(registry.initialize())
+    with pytest.warns(ResourceWarning, match="shutdown"):
+        loop.close()
+
+    async def main() -> None:
+        with pytest.raises(RegistryClosed):
+            await registry.locate_session("s")
+        async with SessionRegistry() as other:
+            await other.add_session("s", Connection())
+            assert (await other.cleanup()).refreshed == 1
+
+    with pytest.raises(RegistryClosed):
+        registry.get_session_sync("s")
+    trio.run(trio.sleep, 0)
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
 
 
 def test_a_press_is_held_at_most_twice() -> None:

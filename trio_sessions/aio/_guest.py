@@ -19,6 +19,7 @@ import weakref
 import outcome
 import trio
 
+from trio_sessions._process import keep_for_ever
 from trio_sessions.aio._host import Host
 from trio_sessions.aio._life import State
 from trio_sessions.aio._sigint import Sigint
@@ -42,9 +43,8 @@ _this_thread = _ThisThread()
 
 def _abandon_in_a_forked_child() -> None:
     """Leave the guest run to the parent, whose connections and rows are at stake."""
-    guest, _this_thread.guest = _this_thread.guest, None
-    if guest is not None:
-        guest.abandon()
+    if _this_thread.guest is not None:
+        _this_thread.guest.abandon("the process was forked while the registry was open")
 
 
 os.register_at_fork(after_in_child=_abandon_in_a_forked_child)
@@ -134,10 +134,12 @@ class Guest(Host):
         _this_thread.guest = self
         self._steps.go_on_here()
 
-    def abandon(self) -> None:
-        """Make no more steps: this is a forked child, and they are the parent's to make."""
+    def abandon(self, why: str) -> None:
+        """Make no more steps: nobody else will, in this process."""
+        _this_thread.guest = None
+        keep_for_ever(self._steps.runner)  # else its tasks would be torn down outside of Trio
         self._steps.stop()
-        self._end(RuntimeError("the process was forked while the registry was open"))
+        self._end(RuntimeError(why))
         self.forget()
 
     def forget(self) -> None:
@@ -167,6 +169,8 @@ class Guest(Host):
             if _this_thread.guest is self and not sys.is_finalizing():
                 self._interrupt()
                 self._steps.make_all(self._is_over)
+                if _this_thread.guest is self:  # it has not ended
+                    self.abandon("Ctrl-C gave up the last steps of a loop that was closed")
 
     def _is_over(self) -> bool:
         return self.life.state is State.CLOSED or self._sigint.held > 0
