@@ -37,6 +37,7 @@ def run_on(host: str, main: Main) -> None:
     """Run a function on a new loop, and close the loop."""
     if host == "Trio":
 
+        @trio.lowlevel.enable_ki_protection
         async def on_trio() -> None:
             async with trio.open_nursery() as nursery:
                 await main(TrioSide(nursery))
