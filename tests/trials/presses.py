@@ -261,7 +261,7 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def _is_asyncios(error: BaseException | None) -> bool:
-    """Say whether it is what a second press may make of asyncio's own loop, as it is taken apart."""
+    """Say whether a second press has made it of asyncio's own loop, as it is taken apart."""
     return isinstance(error, RuntimeError) and "stopped before Future completed" in str(error)
 
 
