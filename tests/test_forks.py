@@ -512,27 +512,30 @@ def test_a_fork_between_the_limiter_and_the_thread(postgresql_schema: sa.URL) ->
     printed = run(
         """
         async def main():
-            async with open_registry(store, max_concurrent=1) as registry:
+            async with open_registry(store, max_concurrent=7) as registry:
                 await add(registry)
-                limiter = registry._rows.worker.limiter
-                answers = []
+                limiter = registry._house._edge.worker.limiter
+                answers, taken = [], [object() for _ in range(7)]
                 async def ask():
                     answers.append(await registry.session_exists("elsewhere"))
                 async with trio.open_nursery() as nursery:
-                    async with limiter:
-                        for _ in range(5):
-                            nursery.start_soon(ask)
-                        while limiter.statistics().tasks_waiting < 5:
+                    for one in taken:
+                        await limiter.acquire_on_behalf_of(one)
+                    for _ in range(5):
+                        nursery.start_soon(ask)
+                    while limiter.statistics().tasks_waiting < 5:
+                        await trio.sleep(0)
+                    global child
+                    child = not (pid := os.fork())
+                    if child:
+                        limiter.total_tokens = 12
+                        while len(answers) < 5:
                             await trio.sleep(0)
-                        global child
-                        child = not (pid := os.fork())
-                        if child:
-                            limiter.total_tokens = 5
-                            while len(answers) < 5:
-                                await trio.sleep(0)
-                            assert answers == [None] * 5, answers
-                            sys.exit()
-                        assert await end_of(pid) == 7
+                        assert answers == [None] * 5, answers
+                        sys.exit()
+                    assert await end_of(pid) == 7
+                    for one in taken:
+                        limiter.release_on_behalf_of(one)
                 assert answers == [False] * 5
                 await check_parent(registry)
         try:

@@ -143,6 +143,7 @@ class House:
         with trio.move_on_at(deadline):
             await self.background.finish_loops()
             await leaving.gone()
+            await self.background.finish_jobs()  # removals that were under way before
             await self.messages.close()
         await self._writer.finish(deadline)
         await self.background.finish_jobs()

@@ -14,6 +14,7 @@ from trio_sessions._calls import Answer
 from trio_sessions._claims import Claims, wait_all
 from trio_sessions._counters import Counters
 from trio_sessions._entry import Entry
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._orders import Order
 from trio_sessions.types import fingerprint
 
@@ -22,6 +23,7 @@ __all__ = ["Leaving", "Parting"]
 logger = logging.getLogger("trio_sessions.registry")
 
 
+@uninterrupted
 class Parting:
     """Transports that are being disconnected; listens to their answers."""
 
@@ -48,6 +50,7 @@ class Parting:
             )
 
 
+@uninterrupted
 class Leaving(Parting):
     """Sessions that have left the table together.
 
