@@ -141,15 +141,16 @@ class Edge:
         return answer.unwrap()
 
     async def _question(
-        self, operation: Callable[[], Awaitable[T]], kind: Any, *, alone: bool = True
+        self, operation: Callable[[], Awaitable[T]], kind: Any, *, may_leave: bool = True
     ) -> T:
         """Ask at the gate; who has not been answered when the store is closed never will.
 
         Args:
             operation: what is asked of the store.
             kind: of this class is the answer.
-            alone: whether the caller may leave while a thread is at work.
+            may_leave: whether the caller may leave while a thread is at work.
         """
+        alone = may_leave and self._store.may_outlast_cancellation
         through = self._through_gate_alone if alone else self._through_gate
         try:
             return await self._ask(lambda: through(operation), kind)
@@ -251,12 +252,12 @@ class Edge:
 
     async def waiting(self) -> list[str]:
         """Return the ids of sessions of this worker for which messages are stored."""
-        return await self._question(lambda: self._store.waiting(self.worker), list, alone=False)
+        return await self._question(lambda: self._store.waiting(self.worker), list, may_leave=False)
 
     async def fetch(self, wanted: Sequence[Wanted]) -> Mapping[str, Sequence[StoredMessage]]:
         """Return stored messages."""
         return await self._question(
-            lambda: self._store.fetch(self.worker, wanted), Mapping, alone=False
+            lambda: self._store.fetch(self.worker, wanted), Mapping, may_leave=False
         )
 
     @asynccontextmanager

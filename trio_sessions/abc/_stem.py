@@ -59,6 +59,14 @@ class Store(abc.ABC):
         """The parts of the contract that it keeps. A store that wraps another one asks that."""
         return frozenset({Part.ROWS, Part.MESSAGES})
 
+    @property
+    def may_outlast_cancellation(self) -> bool:
+        """Whether a question that is cancelled may go on for a while, as one in a thread does.
+
+        If it may, the registry asks in a task of its own, so that nobody who leaves waits for it.
+        """
+        return True
+
     @abc.abstractmethod
     async def open(self, worker: Worker) -> None:
         """Make the store ready for ``worker``.

@@ -74,6 +74,11 @@ class FaultyStore(SessionStore):
         """Those of the store that it wraps."""
         return self._store.parts
 
+    @property
+    def may_outlast_cancellation(self) -> bool:
+        """As of the store that it wraps."""
+        return self._store.may_outlast_cancellation
+
     def fail(self, fault: Fault = Fault.FAILS, *operations: str) -> None:
         """Let operations run into ``fault``: those named, or all of them."""
         unknown = set(operations) - _OPERATIONS - _KINDS

@@ -57,6 +57,11 @@ class MemoryStore(SessionStore):
         self._vouched_at: float | None = None
         self._unbroken_since = float("-inf")
 
+    @property
+    def may_outlast_cancellation(self) -> bool:
+        """No operation does."""
+        return False
+
     async def open(self, worker: Worker) -> None:
         """Make the store ready; see `SessionStore.open`.
 
