@@ -293,6 +293,34 @@ async def test_a_refused_batch_is_split(autojump_clock: MockClock) -> None:
         await writer.finish(trio.current_time() + 1)
 
 
+class LockedOnce(Recorder):
+    """Refuses a batch as a whole, and then says that the row of its first half is locked."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        if not self.batches:
+            self.refused = {"s"}
+        elif len(self.batches) == 1:
+            self.refused, self.locked = set(), {"s"}
+        else:
+            self.locked = set()
+        return await super().commit(worker, batch)
+
+
+async def test_parts_of_a_split_batch_do_not_overtake_each_other(
+    autojump_clock: MockClock,
+) -> None:
+    """Where the first half of a session's messages must go again, so must the other (15)."""
+    store = LockedOnce()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        orders = [writer.give(Many("s", name=str(number))) for number in range(6)]
+        await settle_all(orders)
+        assert store.payloads == [*"012345", *"012", *"012345"]
+        assert [order.error for order in orders] == [None] * 6
+        await writer.finish(trio.current_time() + 1)
+
+
 async def test_a_caller_that_leaves_withdraws_what_has_not_left(
     autojump_clock: MockClock,
 ) -> None:

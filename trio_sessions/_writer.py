@@ -154,13 +154,14 @@ class Writer:
             self._room.set()
 
     async def _carry_out(self, batch: Sequence[Order[Any]]) -> None:
-        """Commit a batch, in parts if it is refused; settle its orders."""
+        """Commit a batch, in parts if it is refused; settle its orders, or have them go again."""
         split_until = trio.current_time() + _SPLITTING
-        parts = [list(batch)]
+        parts, again = [list(batch)], list[Order[Any]]()
         while parts:
-            part = parts.pop()
+            part, behind = _apart(parts.pop(), again)
+            again += behind
             try:
-                await self._commit(part)
+                again += await self._commit(part)
             except RowUnavailable as exc:
                 left = [order for order in part if order.stage is Stage.OUT]
                 if len(left) > 1 and trio.current_time() < split_until:
@@ -171,12 +172,15 @@ class Writer:
             except SessionsError as exc:
                 _fail(part, exc)
                 self._give_up_waiting(exc)
+        if again:
+            self._ask_again(again)
 
-    async def _commit(self, orders: Sequence[Order[Any]]) -> None:
+    async def _commit(self, orders: Sequence[Order[Any]]) -> list[Order[Any]]:
+        """Commit orders; return those that are to go again, for their rows are locked."""
         sent, writes = _make(orders)
         if not writes:
             await trio.lowlevel.checkpoint()
-            return
+            return []
         self._under_way = trio.CancelScope()
         if self._gives_up:
             self._under_way.cancel()
@@ -194,8 +198,7 @@ class Writer:
                 locked.append(order)
             else:
                 order.settle(outcome.Error(answer))
-        if locked:
-            self._ask_again(locked)
+        return locked
 
     def _may_ask_again(self, order: Order[Any]) -> bool:
         patience = min(_PATIENCE, self._timeout)
@@ -254,6 +257,17 @@ def _make(orders: Sequence[Order[Any]]) -> tuple[list[Order[Any]], list[Write[ob
             sent.append(order)
             writes.append(write)
     return sent, writes
+
+
+def _apart(
+    orders: Sequence[Order[Any]], again: Sequence[Order[Any]]
+) -> tuple[Sequence[Order[Any]], Sequence[Order[Any]]]:
+    """Return the orders that may leave, and those that are behind one that has to go again."""
+    if not again:
+        return orders, ()
+    waiting = {order.session_id for order in again}
+    behind = [order for order in orders if order.session_id in waiting]
+    return [order for order in orders if order.session_id not in waiting], behind
 
 
 def _fail(orders: Sequence[Order[Any]], error: SessionsError) -> None:
