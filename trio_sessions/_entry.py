@@ -17,6 +17,7 @@ import enum
 
 import trio
 
+from trio_sessions._json import size_of
 from trio_sessions.abc import Transport
 from trio_sessions.types import Capabilities
 from trio_sessions.writes import Claim, Claimed, Keep, Outcome
@@ -67,7 +68,7 @@ class Said:
     @property
     def size(self) -> int:
         """Bytes to be written, about."""
-        return 0 if self._capabilities is None else len(self._capabilities.encoded)
+        return 0 if self._capabilities is None else size_of(self._capabilities.encoded)
 
     @property
     def is_empty(self) -> bool:

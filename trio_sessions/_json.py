@@ -13,7 +13,7 @@ import orjson
 
 from trio_sessions.errors import MessageTooLarge
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "size_of"]
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 # What orjson would carry although JSON has no word for it.
@@ -22,6 +22,11 @@ _STRICT = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _HAS_LONG_NUMBER = re.compile(r"\d{19}").search
 _DECODER = json.JSONDecoder()
 _TOKEN = re.compile(r'[ \t\n\r]*(?:([\[\]{},:"])|([^\s\[\]{},:"]+))')
+
+
+def size_of(text: str) -> int:
+    """Return the bytes that a text takes, encoded."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def encode(value: object, *, what: str, limit: int) -> str:

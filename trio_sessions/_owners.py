@@ -14,7 +14,7 @@ from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Entry, Row
-from trio_sessions._json import decode
+from trio_sessions._json import decode, size_of
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
@@ -104,7 +104,7 @@ class _SetCapabilities(_SayOrder):
     __slots__ = ("_capabilities",)
 
     def __init__(self, owners: "Owners", session_id: str, capabilities: Capabilities) -> None:
-        super().__init__(owners, session_id, size=len(capabilities.encoded))
+        super().__init__(owners, session_id, size=size_of(capabilities.encoded))
         self._capabilities = capabilities
 
     def _write(self, ended: int) -> SetCapabilities:

@@ -14,6 +14,7 @@ import trio
 
 from trio_sessions._counters import Counters
 from trio_sessions._entry import Entry
+from trio_sessions._json import size_of
 from trio_sessions._messages._inbox import Message
 from trio_sessions._orders import Order
 from trio_sessions._writer import Writer
@@ -45,7 +46,7 @@ class _ForwardOrder(Order[Sent | None]):
     __slots__ = ("_forwarding", "_letter")
 
     def __init__(self, forwarding: "Forwarding", letter: _Letter) -> None:
-        super().__init__(letter.session_id, size=len(letter.payload))
+        super().__init__(letter.session_id, size=size_of(letter.payload))
         self._letter = letter
         self._forwarding = forwarding
 

@@ -34,8 +34,9 @@ from dataclasses import dataclass
 
 import trio
 
+from trio_sessions._json import size_of
 from trio_sessions._messages._hand import Hand
-from trio_sessions._messages._line import Line, Message, size_of
+from trio_sessions._messages._line import Line, Message
 from trio_sessions.types import StoredMessage, Wanted
 
 __all__ = ["MOST", "Asked", "Inbox", "Message", "State"]

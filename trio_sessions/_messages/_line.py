@@ -17,12 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-__all__ = ["Line", "Message", "size_of"]
+from trio_sessions._json import size_of
 
-
-def size_of(payload: str) -> int:
-    """Return the bytes of a message, encoded."""
-    return len(payload) if payload.isascii() else len(payload.encode())
+__all__ = ["Line", "Message"]
 
 
 @dataclass(slots=True, eq=False)

@@ -4,6 +4,7 @@ import outcome
 
 from trio_sessions._departures import Departures
 from trio_sessions._entry import Row
+from trio_sessions._json import size_of
 from trio_sessions._messages._inboxes import Inboxes
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
@@ -38,7 +39,7 @@ class SendOrder(Order[Sent | None]):
         departures: Departures,
         inboxes: Inboxes,
     ) -> None:
-        super().__init__(session_id, size=len(payload))
+        super().__init__(session_id, size=size_of(payload))
         self._payload = payload
         self._table = table
         self._departures = departures
