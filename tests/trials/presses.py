@@ -78,7 +78,7 @@ class _Presses:
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
 
     def _on_time(self, number: int, frame: FrameType | None) -> None:
-        if self._left:
+        if self._left > 0:
             self._press()
         elif not self._is_over:
             self.stalled = True
@@ -93,7 +93,7 @@ class _Presses:
         return self._on_line if frame.f_code.co_filename.startswith(_OURS) else None
 
     def _on_line(self, frame: FrameType, event: str, argument: object) -> Any:
-        if event == "line" and self._left:
+        if event == "line" and self._left > 0:
             self._lines -= 1
             if self._lines < 0:
                 self._lines = self._rng.randrange(300)
@@ -101,9 +101,9 @@ class _Presses:
         return self._on_line
 
     def _press(self) -> None:
-        self._left -= 1
+        self._left -= 1  # below zero, if the clock was between the look and this
         self.made += 1
-        if self._left:  # an error that a tracer lets out ends the tracing
+        if self._left > 0:  # an error that a tracer lets out ends the tracing
             self._press_in(self._rng.random() * self._rng.choice([_GAP, _GAP / 10]))
         elif self._may_stall:
             self._press_in(_STALLED)
