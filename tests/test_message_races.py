@@ -933,3 +933,77 @@ async def test_a_removal_and_an_addition_in_an_outage_drop_what_others_send_mean
         assert await read(a, "s", 1) == ["new"]
         assert a.statistics().messages_dropped == 3
         assert a.statistics().messages_in_memory == 0
+
+
+class SlowFetch(FaultyStore):
+    """Takes half a second for each fetch."""
+
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        await trio.sleep(0.5)
+        return await super().fetch(worker, wanted)
+
+
+async def test_what_waits_at_the_door_is_not_overtaken(autojump_clock: MockClock) -> None:
+    """A message that may not go to the store yet is called earlier all the same."""
+    store = SlowFetch(MemoryStore())
+    async with open_registry(store) as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 0)  # before the inbox is open: early
+        got: list[object] = []
+
+        async def read_all() -> None:
+            async with registry.open_inbox("s") as inbox:
+                async for message in inbox:
+                    got.append(message)
+
+        nursery.start_soon(read_all)
+        await trio.sleep(0.1)  # it is being fetched
+        nursery.start_soon(partial(registry.broadcast, "s", 1, durable=True))
+        await trio.testing.wait_all_tasks_blocked()
+        await registry.broadcast("s", 2)
+        await trio.sleep(5)
+        assert got == [0, 1, 2]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("size", [1, 600])
+async def test_a_full_memory_does_not_keep_a_copy_from_being_looked_at_again(
+    autojump_clock: MockClock, size: int
+) -> None:
+    """A row whose session may have moved is fetched once more before it goes out."""
+    shared = MemoryStore()
+    store = FaultyStore(shared)
+    async with (
+        open_registry(store, max_message_bytes=1000) as a,
+        open_registry(shared) as b,
+        trio.open_nursery() as nursery,
+    ):
+        transport = FakeTransport()
+        await a.add_session("s", transport)
+        for row in ("r1", "r2"):
+            await b.broadcast("s", row)
+        for _ in range(2 if size > 1 else MOST):
+            await a.broadcast("s", "m" * size)
+        got: list[object] = []
+
+        async def read_all() -> None:
+            async with a.open_inbox("s") as inbox:
+                async for message in inbox:
+                    got.append(message)
+                    if message == "r1":
+                        await trio.sleep(5)
+
+        nursery.start_soon(read_all)
+        await trio.sleep(2)
+        assert got == ["r1"]
+        store.fail(Fault.FAILS, "Claim")
+        await a.add_session("s", transport)
+        assert store.faults["Claim"] == 1
+        store.heal()
+        assert (await a.cleanup()).restored == ("s",)
+        await trio.sleep(10)
+        assert got[:3] == ["r1", "r2", "m" * size]
+        assert a.statistics().messages_in_memory == 0
+        nursery.cancel_scope.cancel()

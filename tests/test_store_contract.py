@@ -162,8 +162,12 @@ class SweepsAllAtOnce(MemoryStore):
 
 
 class DoesNotWait(MemoryStore):
-    async def _take_turn(self) -> None:
-        pass
+    async def _begin(self) -> Any:
+        return self._opened.state
+
+    @staticmethod
+    async def _answer(answer: Any) -> Any:
+        return answer
 
 
 MUTANTS = [

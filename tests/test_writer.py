@@ -19,7 +19,6 @@ from trio_sessions._writer import Writer
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore
-from trio_sessions.types import Sent
 from trio_sessions.writes import Batch, Committed, Send, SetOwner, Write
 
 
@@ -367,6 +366,47 @@ async def test_when_much_waits_callers_wait_in_order(
     assert store.payloads == [str(number) for number in range(100)]
 
 
+async def test_whoever_leaves_makes_room_for_those_outside(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing of it had left for the store: its row was locked."""
+    monkeypatch.setattr("trio_sessions._writer._ROOM", (3, 1000))
+    store = Recorder()
+    store.locked = {"locked"}
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        with trio.CancelScope() as leaving:
+            async with trio.open_nursery() as inside:
+                for number in range(3):
+                    inside.start_soon(writer.do, Many("locked", name=str(number)))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(writer.do, Many("free"))
+                await trio.sleep(0.001)
+                assert ["free"] not in store.batches
+                leaving.cancel()
+        start = trio.current_time()
+        while ["free"] not in store.batches:
+            await trio.sleep(0.001)
+        assert trio.current_time() - start < 0.1
+        await writer.finish(trio.current_time() + 1)
+
+
+async def test_rows_that_sessions_claim_keep_nobody_outside(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number is bounded by that of the sessions; a message goes on behind them."""
+    monkeypatch.setattr("trio_sessions._writer._ROOM", (3, 1000))
+    store = Recorder()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        claims = [writer.give(One(f"s{number}")) for number in range(1000)]
+        await writer.do(Many("message"))
+        assert all(order.stage is Stage.SETTLED for order in claims)
+        await writer.finish(trio.current_time() + 1)
+
+
 async def test_in_an_outage_nobody_waits_longer_than_for_one_timeout_and_a_batch(
     autojump_clock: MockClock,
 ) -> None:
@@ -401,17 +441,18 @@ async def test_closing_is_bounded(autojump_clock: MockClock) -> None:
             await late.wait()
 
 
-async def test_an_answer_too_few_is_unknown(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("answers", [[None], [None, 7], [None, True]])
+async def test_a_wrong_answer_is_unknown(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, answers: list[Any]
 ) -> None:
-    """The store has broken its contract."""
+    """One too few, or of another kind: the store has broken its contract, and nothing ends."""
 
-    class Forgets(Recorder):
+    class Errs(Recorder):
         async def commit(self, worker: Worker, batch: Batch) -> Committed:
             await super().commit(worker, batch)
-            return Committed(answers=[Sent(id=1, holder=None)])  # type: ignore[arg-type]
+            return Committed(answers=answers)
 
-    writer = make_writer(Forgets())
+    writer = make_writer(Errs())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
         orders = [writer.give(One("s")), writer.give(One("t"))]

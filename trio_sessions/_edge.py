@@ -22,9 +22,9 @@ from trio_sessions._interrupts import lone_interrupt
 from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
 from trio_sessions.abc import Bell, SessionStore, Worker
-from trio_sessions.errors import RegistryClosed, SessionsError, StoreUnavailable
+from trio_sessions.errors import RegistryClosed, RowUnavailable, SessionsError, StoreUnavailable
 from trio_sessions.types import Holder, RowAnswers, StoredMessage, Swept, Wanted
-from trio_sessions.writes import Answer, Batch, Committed, Write
+from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Write
 
 __all__ = ["INHERITED", "MAX_GAP", "Edge", "chunked"]
 
@@ -190,6 +190,9 @@ class Edge:
         )
         if len(committed.answers) != len(writes):
             raise _breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
+        for write, answer in zip(writes, committed.answers, strict=True):
+            if not isinstance(answer, (*ANSWERS[type(write)], RowUnavailable)):
+                raise _breach(f"it answered a {type(write).__name__} with {type(answer).__name__}")
         return committed.answers
 
     async def refresh(self, session_ids: Sequence[str]) -> RowAnswers:

@@ -38,10 +38,10 @@ logger = logging.getLogger("trio_sessions.rows")
 T = TypeVar("T")
 
 _SIZE = 8 * 1024 * 1024  # bytes in one batch
-_ROOM = (10_000, 64 * 1024 * 1024)  # orders, and bytes, that wait; then callers wait
+_ROOM = (10_000, 64 * 1024 * 1024)  # callers inside, and their bytes; others wait outside
 _PAUSES = (0.005, 0.25)  # seconds until a locked row is asked again, the first and the longest
 _PATIENCE = 2.0  # seconds for which a locked row is asked again
-_SPLITTING = 5.0  # seconds for which a refused batch is split
+_SPLITTING = 15.0  # seconds for which a refused batch is split; each refusal may take lock_timeout
 
 
 class Writer:
@@ -60,6 +60,8 @@ class Writer:
         self._work = trio.Event()
         self._room = trio.Event()
         self._entrance = trio.StrictFIFOLock()
+        self._inside = 0
+        self._inside_size = 0
         self._closing = False
         self._gives_up = False
         self._under_way: trio.CancelScope | None = None
@@ -92,16 +94,25 @@ class Writer:
 
     async def answer(self, order: Order[T]) -> T | None:
         """Return the answer to an order that was given; cancellation as in `do`."""
+        self._inside += 1
+        self._inside_size += order.size
         try:
             return await order.wait()
         except trio.Cancelled:
             self._lines.withdraw(order)
             raise
+        finally:
+            self._inside -= 1
+            self._inside_size -= order.size
+            self._tell_of_room()
 
     @property
     def is_full(self) -> bool:
-        """So much waits that callers must."""
-        return self._lines.waiting >= _ROOM[0] or self._lines.waiting_size >= _ROOM[1]
+        """So many callers wait for an answer that others must wait outside.
+
+        Claims and deletions are not counted: their number is bounded by that of the sessions.
+        """
+        return self._inside >= _ROOM[0] or self._inside_size >= _ROOM[1]
 
     async def admit(self) -> None:
         """Wait until there is room for one more, in the order of the calls.
@@ -132,7 +143,6 @@ class Writer:
                 if batch:
                     await self._carry_out(batch)
                     self._lines.done()
-                    self._tell_of_room()
                 else:
                     await self._wait_for_work()
         finally:

@@ -15,7 +15,7 @@ session is ever seen by a later one of the same id:
 """
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,6 +23,7 @@ from trio_sessions.errors import RowUnavailable
 from trio_sessions.types import Capabilities, Holder, Sent
 
 __all__ = [
+    "ANSWERS",
     "Acknowledge",
     "Answer",
     "Batch",
@@ -212,6 +213,17 @@ class Claimed:
     dropped: int = 0
     """Messages of a session that had ended, which went with its row."""
 
+
+ANSWERS: Mapping[type[Write[object]], tuple[type, ...]] = {
+    Claim: (Claimed,),
+    Delete: (int,),
+    SetOwner: (Holder, type(None)),
+    ClaimOwner: (Holder, type(None)),
+    SetCapabilities: (Holder, type(None)),
+    Send: (Sent, type(None)),
+    Acknowledge: (bool,),
+}
+"""Of which class the answer to a write is, unless it is `RowUnavailable`."""
 
 Answer = Claimed | Holder | Sent | int | bool | None | RowUnavailable
 """What a write is answered with. `RowUnavailable`: the store could not do it for a reason of

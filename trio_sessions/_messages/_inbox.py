@@ -230,20 +230,25 @@ class Inbox:
     def ask(self, most: int, now: float) -> Asked | None:
         """Begin to fetch what there is room for, ``most`` bytes at most; None: nothing now.
 
-        `answer` or `give_up_fetch` must follow. What is early has no part in the room.
+        `answer` or `give_up_fetch` must follow. What is early has no part in the room, and what
+        is stale is asked for once more, however full it is: nothing goes out before.
         """
         if self._asked is not None or not self._may_fetch:
             return None
         inside = [one for one in self._line.due if one.row is None or one.row not in self._stale]
         size = sum(one.size for one in inside)
-        if len(inside) >= MOST or size >= self._limit:
+        count, room = MOST - len(inside), min(self._limit - size, most)
+        if self._stale:
+            count = max(count, len(self._stale) + 1)
+            room = max(room, min(self._limit, most))
+        elif count <= 0 or room <= 0:
             self._has_more = True  # as far as is known
             return None
         wanted = Wanted(
             session_id=self.session_id,
             held=frozenset(self._held - self._stale),
-            count=MOST - len(inside),
-            size=max(1, min(self._limit - size, most)),
+            count=count,
+            size=room,
         )
         self._asked = Asked(wanted, now, self._stored, self._news)
         return self._asked

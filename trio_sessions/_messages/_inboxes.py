@@ -1,7 +1,8 @@
 """The inboxes of the sessions held here, by session id. Synchronous, no I/O."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -21,6 +22,8 @@ class Inboxes:
         self._inboxes: dict[str, Inbox] = {}
         self._filled: dict[Inbox, None] = {}
         self._expired: dict[int, Inbox] = {}
+        self._coming: Counter[str] = Counter()
+        """Messages of this worker that wait until they may go to the store, by session."""
         self._storing: Counter[str] = Counter()
         """Messages of this worker on their way to the store, by session, wherever it is held:
         it may come here meanwhile."""
@@ -40,6 +43,21 @@ class Inboxes:
                 storing=self._storing,
             )
         return inbox
+
+    @contextmanager
+    def coming(self, session_id: str) -> Iterator[None]:
+        """Count a message that waits for its turn: what is sent meanwhile goes behind it."""
+        self._coming[session_id] += 1
+        try:
+            yield
+        finally:
+            self._coming[session_id] -= 1
+            if not self._coming[session_id]:
+                del self._coming[session_id]
+
+    def has_coming(self, session_id: str) -> bool:
+        """Say whether a message for this session waits for its turn."""
+        return session_id in self._coming
 
     def begin_to_store(self, session_id: str) -> None:
         """Note that a message is on its way to the store; `stored` must follow."""

@@ -63,8 +63,11 @@ class Messages:
 
     def accept(self, session_id: str, payload: str) -> bool:
         """Put a message into the inbox of a session held here; False: it must go to the store."""
-        if session_id not in self._table:
+        if session_id not in self._table or self._inboxes.has_coming(session_id):
             return False
+        return self._accept_in_turn(session_id, payload)
+
+    def _accept_in_turn(self, session_id: str, payload: str) -> bool:
         inbox = self._inboxes.of(session_id)
         accepted = inbox.accept(payload, trio.current_time())
         if accepted:
@@ -80,11 +83,21 @@ class Messages:
 
         Cancellation: a message that has not left for the store is withdrawn.
         """
-        await self._writer.admit()
-        if session_id in self._table:
-            await self._inboxes.of(session_id).wait_until_may_store()
-            if not durable and self.accept(session_id, payload):
-                return
+        with self._inboxes.coming(session_id):
+            await self._writer.admit()
+            if session_id in self._table:
+                await self._inboxes.of(session_id).wait_until_may_store()
+                has_room = not durable and session_id in self._table
+                if has_room and self._accept_in_turn(session_id, payload):
+                    return
+            order = self._store(session_id, payload)
+        sent = await self._writer.answer(order)
+        self._reading.want(self._inboxes.get(session_id))
+        is_held = session_id in self._table
+        if sent is None or (not is_held and self._edge.is_own(sent.holder)):
+            raise SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")
+
+    def _store(self, session_id: str, payload: str) -> SendOrder:
         entry = self._table.get(session_id)
         if entry is not None and entry.row is Row.UNWRITTEN:
             self._claims.write(entry)
@@ -95,11 +108,8 @@ class Messages:
             departures=self._departures,
             inboxes=self._inboxes,
         )
-        sent = await self._writer.answer(self._writer.give(order))
-        self._reading.want(self._inboxes.get(session_id))
-        is_held = session_id in self._table
-        if sent is None or (not is_held and self._edge.is_own(sent.holder)):
-            raise SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")
+        self._writer.give(order)
+        return order
 
     # ---- what becomes of sessions ----
 
