@@ -19,11 +19,11 @@ from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
 from trio_sessions.writes import Claim, Claimed, Delete, Outcome
 
-__all__ = ["Claims", "Follower", "Kinship", "wait_all"]
+__all__ = ["ClaimComparison", "ClaimListener", "Claims", "wait_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kinship:
+class ClaimComparison:
     """What an answered claim says of the session and of what was known of it before."""
 
     is_other: bool
@@ -32,10 +32,10 @@ class Kinship:
     """Another worker may have held it since its last claim was answered."""
 
 
-class Follower(Protocol):
+class ClaimListener(Protocol):
     """Is told of claims."""
 
-    def claimed(self, entry: Entry, kinship: Kinship) -> None:
+    def claimed(self, entry: Entry, comparison: ClaimComparison) -> None:
         """The row of a session that is held here is known to be this worker's."""
         ...
 
@@ -91,11 +91,11 @@ class Claims:
         self._writer = writer
         self._table = table
         self._counters = counters
-        self._followers: list[Follower] = []
+        self._listeners: list[ClaimListener] = []
 
-    def follow(self, follower: Follower) -> None:
-        """Tell ``follower`` of every claim that is answered."""
-        self._followers.append(follower)
+    def notify(self, listener: ClaimListener) -> None:
+        """Tell ``listener`` of every claim that is answered."""
+        self._listeners.append(listener)
 
     # ---- writing ----
 
@@ -138,12 +138,12 @@ class Claims:
         entry.said.forget(claim)
         entry.confirm(claimed)
         if entry.row is Row.CONFIRMED and self._table.holds(entry):
-            kinship = Kinship(
+            comparison = ClaimComparison(
                 is_other=before is not None and before != claimed.born,
                 has_moved=claimed.outcome is not Outcome.KEPT or not was_certain,
             )
-            for follower in self._followers:
-                follower.claimed(entry, kinship)
+            for listener in self._listeners:
+                listener.claimed(entry, comparison)
 
     # ---- deleting ----
 

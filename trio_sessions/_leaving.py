@@ -18,13 +18,13 @@ from trio_sessions._interrupts import uninterrupted
 from trio_sessions._orders import Order
 from trio_sessions.types import fingerprint
 
-__all__ = ["Leaving", "Parting"]
+__all__ = ["Disconnecting", "Leaving"]
 
 logger = logging.getLogger("trio_sessions.registry")
 
 
 @uninterrupted
-class Parting:
+class Disconnecting:
     """Transports that are being disconnected; listens to their answers."""
 
     def __init__(self, counters: Counters) -> None:
@@ -51,7 +51,7 @@ class Parting:
 
 
 @uninterrupted
-class Leaving(Parting):
+class Leaving(Disconnecting):
     """Sessions that have left the table together.
 
     Args:

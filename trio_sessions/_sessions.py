@@ -16,7 +16,7 @@ from trio_sessions._claims import Claims
 from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
 from trio_sessions._entry import Entry
-from trio_sessions._leaving import Leaving, Parting
+from trio_sessions._leaving import Disconnecting, Leaving
 from trio_sessions._messages import Messages
 from trio_sessions._orders import Order
 from trio_sessions._settings import Settings
@@ -140,6 +140,6 @@ class Sessions:
             )
 
     async def _disconnect(self, replaced: Entry) -> None:
-        parting = Parting(self._counters)
-        await self._calls.disconnect([replaced], self._settings.disconnect_timeout, parting)
-        parting.log_failures()
+        disconnecting = Disconnecting(self._counters)
+        await self._calls.disconnect([replaced], self._settings.disconnect_timeout, disconnecting)
+        disconnecting.log_failures()

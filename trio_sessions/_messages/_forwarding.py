@@ -29,7 +29,7 @@ _UNSENT = 1000  # messages kept that could not be forwarded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Letter:
+class _Forwarded:
     """A message and for which session it is."""
 
     session_id: str
@@ -45,7 +45,7 @@ class _ForwardOrder(Order[Sent | None]):
 
     __slots__ = ("_forwarding", "_letter")
 
-    def __init__(self, forwarding: "Forwarding", letter: _Letter) -> None:
+    def __init__(self, forwarding: "Forwarding", letter: _Forwarded) -> None:
         super().__init__(letter.session_id, size=size_of(letter.payload))
         self._letter = letter
         self._forwarding = forwarding
@@ -77,12 +77,12 @@ class Forwarding:
         self._writer = writer
         self._counters = counters
         self._message_ttl = message_ttl
-        self._unsent: list[_Letter] = []
+        self._unsent: list[_Forwarded] = []
 
     def forward(self, entry: Entry, messages: Sequence[Message]) -> None:
         """Forward the messages of a session that is not held here any more."""
         for message in messages:
-            letter = _Letter(
+            letter = _Forwarded(
                 session_id=entry.session_id,
                 payload=message.payload,
                 born=entry.born,
@@ -96,7 +96,7 @@ class Forwarding:
         """Count a message that nobody will read."""
         self._counters.count_dropped(1)
 
-    def keep(self, letter: _Letter, error: BaseException) -> None:
+    def keep(self, letter: _Forwarded, error: BaseException) -> None:
         """Keep what could not be forwarded for the next pass, within bounds."""
         if len(self._unsent) >= _UNSENT:
             self.drop()

@@ -30,11 +30,11 @@ See docs/decisions/0009-one-writer.md.
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import trio
 
 from trio_sessions._json import size_of
+from trio_sessions._messages._asked import Asked
 from trio_sessions._messages._hand import Hand
 from trio_sessions._messages._line import Line, Message
 from trio_sessions.types import StoredMessage, Wanted
@@ -61,19 +61,6 @@ _NEXT = {
     State.SEALED: {State.BEHIND, State.ENDED},
     State.ENDED: set[State](),
 }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Asked:
-    """A fetch that is under way for one inbox."""
-
-    wanted: Wanted
-    at: float
-    """When it was asked, on Trio's clock."""
-    stored: int
-    """How many rows of this worker had been stored when it was asked."""
-    news: int
-    """How often there had been news of rows until then: a later bell is for what came later."""
 
 
 class Inbox:

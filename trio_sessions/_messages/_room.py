@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from trio_sessions._claims import Claims, Kinship
+from trio_sessions._claims import ClaimComparison, Claims
 from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
@@ -57,7 +57,7 @@ class Messages:
         self._receipts = Receipts(writer)
         self._forwarding = Forwarding(writer, counters, settings.message_ttl)
         self._reading = Reading(edge=edge, claims=claims, table=table, inboxes=self._inboxes)
-        claims.follow(self)
+        claims.notify(self)
 
     # ---- sending ----
 
@@ -113,13 +113,13 @@ class Messages:
 
     # ---- what becomes of sessions ----
 
-    def claimed(self, entry: Entry, kinship: Kinship) -> None:
-        """See `trio_sessions._claims.Follower`: what was sent before is there to be fetched."""
+    def claimed(self, entry: Entry, comparison: ClaimComparison) -> None:
+        """See `trio_sessions._claims.ClaimListener`: what was sent before is there to be fetched."""
         inbox = self._inboxes.get(entry.session_id)
         if inbox is None:
             return
         dropped = inbox.claimed(
-            is_other=kinship.is_other, has_moved=kinship.has_moved, now=trio.current_time()
+            is_other=comparison.is_other, has_moved=comparison.has_moved, now=trio.current_time()
         )
         self._counters.count_dropped(sum(one.row is None for one in dropped))
         self._reading.want(inbox)

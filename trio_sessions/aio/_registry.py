@@ -24,12 +24,7 @@ from trio_sessions.aio._service import Service
 from trio_sessions.aio._waiting import wait_out
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.stores import resolve_store
-from trio_sessions.types import (
-    CleanupReport,
-    RegistryStatistics,
-    check_session_id,
-    fingerprint,
-)
+from trio_sessions.types import CleanupReport, RegistryStatistics, check_session_id, fingerprint
 
 if TYPE_CHECKING:
     import sqlalchemy
