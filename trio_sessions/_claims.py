@@ -44,7 +44,7 @@ class _ClaimOrder(Order[Claimed]):
     __slots__ = ("_claims", "_entry", "_made")
 
     def __init__(self, claims: "Claims", entry: Entry) -> None:
-        super().__init__(entry.session_id, size=entry.said.size)
+        super().__init__(entry.session_id, size=entry.pending.size)
         self._claims = claims
         self._entry = entry
         self._made: Claim | None = None
@@ -126,8 +126,8 @@ class Claims:
             generation=entry.generation,
             age=trio.current_time() - entry.added_at,
             ended=self.departures.ended(entry.session_id),
-            owner=entry.said.owner,
-            capabilities=entry.said.capabilities,
+            owner=entry.pending.owner,
+            capabilities=entry.pending.capabilities,
         )
 
     def conclude(self, entry: Entry, claim: Claim, claimed: Claimed) -> None:
@@ -135,7 +135,7 @@ class Claims:
         before, was_certain = entry.born, entry.is_certain
         self.departures.settle(entry.session_id, claim.ended)
         self._counters.count_dropped(claimed.dropped)
-        entry.said.forget(claim)
+        entry.pending.forget(claim)
         entry.confirm(claimed)
         if entry.row is Row.CONFIRMED and self._table.holds(entry):
             comparison = ClaimComparison(

@@ -3,8 +3,8 @@
 Here every operation of the store gets a deadline, foreign errors become `StoreUnavailable`, and
 questions wait at a gate of their own: however many there are, a thread is left for the refresh and
 the sweep, and one for the writer's batch (invariant 17). Whoever leaves before a thread is at work
-on its question has asked nothing. Whoever leaves later leaves the question alone, which keeps its
-place at the gate until it is answered::
+on its question has asked nothing. A caller that is cancelled while a thread works returns at once,
+and the question keeps its place at the gate until it ends::
 
     caller ── waits for ──> task: gate ── store: limiter ── thread ──> answer
        └── leaves: cancels ──────┴──────────────┘  but no thread

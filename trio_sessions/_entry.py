@@ -22,7 +22,7 @@ from trio_sessions.abc import Transport
 from trio_sessions.types import Capabilities
 from trio_sessions.writes import Claim, Claimed, Keep, Outcome
 
-__all__ = ["Entry", "Row", "Said"]
+__all__ = ["Entry", "Pending", "Row"]
 
 
 class Row(enum.Enum):
@@ -46,7 +46,7 @@ _NEXT = {
 }
 
 
-class Said:
+class Pending:
     """Owner and capabilities that are to be written with a row, however often it is claimed."""
 
     __slots__ = ("_capabilities", "_owner")
@@ -113,7 +113,7 @@ class Entry:
         "_row",
         "added_at",
         "generation",
-        "said",
+        "pending",
         "session_id",
         "tenure",
         "transport",
@@ -131,7 +131,7 @@ class Entry:
         self.transport = transport
         self.generation = generation
         self.added_at = added_at
-        self.said: Said = Said() if replaced is None else replaced.said
+        self.pending: Pending = Pending() if replaced is None else replaced.pending
         goes_on = replaced is not None and replaced.transport is transport
         self.tenure: object = replaced.tenure if replaced is not None and goes_on else object()
         """Identifies the time for which one transport holds the session: it stays the same
@@ -163,7 +163,7 @@ class Entry:
 
     @property
     def is_certain(self) -> bool:
-        """No claim since the last answered one has failed: none may have been carried out."""
+        """False while a claim that failed may still have been carried out: its answer was lost."""
         return self._is_certain
 
     def claim(self) -> None:

@@ -3,7 +3,7 @@
 What is said of a session stands in its line at the writer between the claims of its row, and may
 leave before there is a row: a claim has failed, or was superseded because the session was added
 again, and the next one is behind. Then it is noted, for that claim to write. It is noted for the
-very session that it was said of (`Said` stays the same as long as one is held here), never for
+very session that it was said of (`Pending` stays the same as long as one is held here), never for
 a later one of the same id (invariant 14). Who is *first* cannot be noted: that is asked again.
 See docs/decisions/0009-one-writer.md.
 """
@@ -34,20 +34,20 @@ class _SayOrder(Order[Holder | None]):
         size: bytes, about.
     """
 
-    __slots__ = ("_owners", "_said", "noted_for")
+    __slots__ = ("_owners", "_pending", "noted_for")
 
     def __init__(self, owners: "Owners", session_id: str, size: int = 0) -> None:
         super().__init__(session_id, size)
         self._owners = owners
         entry = owners.held(session_id)
-        self._said = None if entry is None else entry.said
+        self._pending = None if entry is None else entry.pending
         self.noted_for: Entry | None = None
         """It is to be written with the row of this one."""
 
     def _note_if(self, *rows: Row) -> bool:
         """Note it if the session is still held here, and its row in one of these states."""
         entry = self._owners.held(self.session_id)
-        if entry is None or entry.said is not self._said or entry.row not in rows:
+        if entry is None or entry.pending is not self._pending or entry.row not in rows:
             return False
         self._note(entry)
         self.noted_for = entry
@@ -80,7 +80,7 @@ class _SetOwner(_SayOrder):
         return SetOwner(session_id=self.session_id, owner=self._owner, ended=ended)
 
     def _note(self, entry: Entry) -> None:
-        entry.said.note_owner(self._owner)
+        entry.pending.note_owner(self._owner)
 
 
 class _ClaimOwner(_SayOrder):
@@ -97,7 +97,7 @@ class _ClaimOwner(_SayOrder):
         raise StoreUnavailable("who is first cannot be told without the store") from entry.error
 
     def conclude(self, result: outcome.Outcome[Holder | None] | None) -> None:
-        """Leave it to `Owners.claim_owner`."""
+        """Do nothing: a first claim cannot be noted, `Owners.claim_owner` asks again."""
 
 
 class _SetCapabilities(_SayOrder):
@@ -113,7 +113,7 @@ class _SetCapabilities(_SayOrder):
         )
 
     def _note(self, entry: Entry) -> None:
-        entry.said.note_capabilities(self._capabilities)
+        entry.pending.note_capabilities(self._capabilities)
 
 
 class Owners:
@@ -198,7 +198,7 @@ class Owners:
         One attempt to write it is made, unless one is under way already: many may ask at once.
         """
         entry = self._table.get(session_id)
-        if entry is None or entry.said.is_empty:
+        if entry is None or entry.pending.is_empty:
             return None
         await self._claims.attempt([entry])
         return self._unwritten(session_id)
@@ -238,8 +238,8 @@ class Owners:
     async def get_owner(self, session_id: str) -> str | None:
         """See `SessionRegistry.get_session_owner`."""
         entry = await self._noted(session_id)
-        if entry is not None and entry.said.owner is not Keep.OWNER:
-            return entry.said.owner
+        if entry is not None and entry.pending.owner is not Keep.OWNER:
+            return entry.pending.owner
         holder, is_left_over = await self._locate(session_id)
         return None if holder is None or is_left_over else holder.owner
 
@@ -254,8 +254,8 @@ class Owners:
 
     async def _encoded_capabilities(self, session_id: str) -> str | None:
         entry = await self._noted(session_id)
-        if entry is not None and entry.said.capabilities is not None:
-            return entry.said.capabilities.encoded
+        if entry is not None and entry.pending.capabilities is not None:
+            return entry.pending.capabilities.encoded
         while True:
             if await self._is_left_behind(session_id):
                 return None
@@ -267,12 +267,12 @@ class Owners:
     async def elicitation_capable(self) -> list[str]:
         """See `SessionRegistry.get_elicitation_capable_sessions`."""
         await self._claims.attempt(
-            [entry for entry in self._table.snapshot() if not entry.said.is_empty]
+            [entry for entry in self._table.snapshot() if not entry.pending.is_empty]
         )
         noted = {
-            entry.session_id: entry.said.capabilities.elicitation
+            entry.session_id: entry.pending.capabilities.elicitation
             for entry in self._table.snapshot()
-            if entry.said.capabilities is not None and entry.row is not Row.CONFIRMED
+            if entry.pending.capabilities is not None and entry.row is not Row.CONFIRMED
         }
         while True:
             ended = self._departures.all()

@@ -32,7 +32,7 @@ class Hand:
         return self._until if self._message is not None else float("-inf")
 
     def take(self, message: Message) -> None:
-        """Take a message; one of a former reader's has been waited for in vain."""
+        """Take a message; mark one that a former reader still has as too late to be put back."""
         if self._message is not None:
             self._message.life = -1  # if it comes back, it is too late
         self._message, self._until = message, float("inf")

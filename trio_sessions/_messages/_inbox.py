@@ -114,7 +114,7 @@ class Inbox:
         """Those of them that another worker may have handled: to be fetched once more."""
         self._life = 0
         self._floor = 0
-        """What came in an earlier life than this was another session's."""
+        """Messages accepted before this life belong to another session, and are dropped."""
         self._asked: Asked | None = None
         self._has_more = False
         """Rows may be in the store that came after those in memory."""

@@ -114,7 +114,7 @@ class Messages:
     # ---- what becomes of sessions ----
 
     def claimed(self, entry: Entry, comparison: ClaimComparison) -> None:
-        """See `trio_sessions._claims.ClaimListener`: what was sent before is there to be fetched."""
+        """Fetch what was sent before; see `trio_sessions._claims.ClaimListener`."""
         inbox = self._inboxes.get(entry.session_id)
         if inbox is None:
             return

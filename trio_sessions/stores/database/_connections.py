@@ -292,7 +292,7 @@ def _places(given: sa.Engine | None, *, spare: int) -> trio.CapacityLimiter | No
 
     Args:
         given: the engine.
-        spare: so many of them are for others, but for one.
+        spare: connections that questions must not take; one is always left to them.
     """
     if given is None or not isinstance(given.pool, sa.QueuePool) or not given.pool.size():
         return None
