@@ -48,5 +48,11 @@ def run_on(host: str, main: Main) -> None:
     async def on_asyncio() -> None:
         await main(AsyncioSide())
 
-    with asyncio.Runner(loop_factory=_LOOPS[host]) as runner:
-        runner.run(on_asyncio())
+    runner = asyncio.Runner(loop_factory=_LOOPS[host])
+    loop = runner.get_loop()
+    try:
+        with runner:
+            runner.run(on_asyncio())
+    finally:  # a second press may come where the Runner is about to close it
+        if not loop.is_closed():
+            loop.close()
