@@ -1,6 +1,8 @@
 """Faults that the house has had, each with the input that showed it."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -10,12 +12,17 @@ from conftest import Shared
 from readers import read
 from trio.testing import MockClock
 
-from trio_sessions import RowUnavailable, SessionsError, open_registry
+from trio_sessions import (
+    RowUnavailable,
+    SessionRegistry,
+    SessionsError,
+    open_registry,
+)
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import Holder, RowAnswers
-from trio_sessions.writes import Batch, Claim, Committed
+from trio_sessions.writes import Acknowledge, Batch, Claim, Committed, Delete
 
 
 class Locks(FaultyStore):
@@ -297,3 +304,185 @@ async def test_a_flood_of_questions_delays_no_refresh(autojump_clock: MockClock)
         assert registry.statistics().passes >= 12
         assert registry.statistics().incomplete_passes == 0
         assert registry.statistics().operations_waiting < 100
+
+
+class LocksAcknowledgements(FaultyStore):
+    """Nothing can be acknowledged of some sessions, for as long as it takes."""
+
+    def __init__(self, store: Any, *locked: str) -> None:
+        super().__init__(store)
+        self.locked = set(locked)
+        self.asked: Counter[str] = Counter()
+        self.written: list[tuple[float, str, type[object]]] = []
+        self.batches = 0
+        """Those in which something was acknowledged."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        await trio.sleep(0.002)
+        held = [
+            isinstance(one, Acknowledge) and one.session_id in self.locked for one in batch.writes
+        ]
+        self.asked.update(one.session_id for _, one in batch.of(Acknowledge))
+        self.batches += any(True for _ in batch.of(Acknowledge))
+        free = [one for one, is_held in zip(batch.writes, held, strict=True) if not is_held]
+        answers = iter((await super().commit(worker, Batch(writes=free))).answers)
+        now = trio.current_time()
+        self.written.extend((now, one.session_id, type(one)) for one in free)
+        return Committed(
+            answers=[RowUnavailable("locked") if is_held else next(answers) for is_held in held]
+        )
+
+    def acknowledged(self, session_id: str) -> list[float]:
+        """Return when something was acknowledged of a session."""
+        return [
+            moment
+            for moment, one, kind in self.written
+            if kind is Acknowledge and one == session_id
+        ]
+
+
+@asynccontextmanager
+async def responding(registry: SessionRegistry, session_ids: Sequence[str]) -> AsyncIterator[None]:
+    """Hold sessions, and handle their messages."""
+    async with trio.open_nursery() as nursery:
+        for session_id in session_ids:
+            nursery.start_soon(registry.add_session, session_id, FakeTransport())
+        await trio.sleep(1)
+        for session_id in session_ids:
+            nursery.start_soon(registry.respond, session_id, nothing)
+        await trio.sleep(1)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_locked_row_is_waited_for_by_no_other_acknowledgement(
+    autojump_clock: MockClock,
+) -> None:
+    """All waited for it, and then for a pause: 2 to 9 s for each round, whatever came."""
+    shared = MemoryStore()
+    store = LocksAcknowledgements(shared, "locked")
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        responding(a, ["locked", "free"]),
+    ):
+        await b.broadcast("locked", 0)
+        sent = []
+        for number in range(300):
+            await trio.sleep(0.1)
+            sent.append(trio.current_time())
+            await b.broadcast("free", number)
+        await trio.sleep(0.1)
+        done = store.acknowledged("free")
+        assert len(done) == len(sent)
+        assert all(after - before < 0.05 for before, after in zip(sent, done, strict=True))
+        assert 5 < store.asked["locked"] < 200
+        assert store.acknowledged("locked") == []
+        store.locked.clear()
+        await trio.sleep(10)
+        assert len(store.acknowledged("locked")) == 1
+        assert await b._house._edge._store.waiting(a._house._edge.worker) == []
+
+
+async def test_many_locked_rows_are_in_no_other_acknowledgements_way(
+    autojump_clock: MockClock,
+) -> None:
+    """A thousand of them were what was acknowledged, again and again, and nothing else."""
+    shared = MemoryStore()
+    locked = [f"locked {number}" for number in range(1000)]
+    store = LocksAcknowledgements(shared, *locked)
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        responding(a, [*locked, "free"]),
+    ):
+        for session_id in locked:
+            await b.broadcast(session_id, 0)
+        await trio.sleep(20)
+        start = trio.current_time()
+        await b.broadcast("free", 0)
+        await trio.sleep(10)
+        assert len(done := store.acknowledged("free")) == 1
+        assert done[0] - start < 0.1
+        assert all(10 < store.asked[one] < 200 for one in locked)
+
+
+async def test_what_is_handled_at_one_moment_is_acknowledged_in_one_batch(
+    autojump_clock: MockClock,
+) -> None:
+    """Also after an outage, and then it is not asked for each session at a moment of its own."""
+    shared = MemoryStore()
+    sessions = [f"s{number}" for number in range(500)]
+    store = LocksAcknowledgements(shared)
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        responding(a, sessions),
+    ):
+        async with trio.open_nursery() as nursery:
+            for session_id in sessions:
+                nursery.start_soon(b.broadcast, session_id, 0)
+        await trio.sleep(1)
+        assert sum(store.asked.values()) == 500
+        assert store.batches <= 3
+        store.fail(Fault.FAILS, "Acknowledge")
+        async with trio.open_nursery() as nursery:
+            for session_id in sessions:
+                nursery.start_soon(b.broadcast, session_id, 1)
+        await trio.sleep(30)
+        assert 5 <= store.faults["Acknowledge"] <= 25
+        store.heal()
+        store.batches = 0
+        await trio.sleep(10)
+        assert len(store.acknowledged("s7")) == 2
+        assert store.batches <= 8
+
+
+async def test_what_was_handled_while_its_acknowledgement_waits_goes_with_it(
+    autojump_clock: MockClock,
+) -> None:
+    """There is one order for each inbox, however many messages are handled meanwhile."""
+    shared = MemoryStore()
+    store = LocksAcknowledgements(shared, "s")
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        responding(a, ["s"]),
+    ):
+        for number in range(50):
+            await b.broadcast("s", number)
+            await trio.sleep(0.01)
+            assert a.statistics().operations_waiting <= 1
+        assert store.asked["s"] > 1
+        store.locked.clear()
+        await trio.sleep(1)
+        assert len(store.acknowledged("s")) == 1
+        assert await b._house._edge._store.waiting(a._house._edge.worker) == []
+
+
+async def test_the_last_acknowledgement_goes_before_the_deletion_and_after_all_others(
+    autojump_clock: MockClock,
+) -> None:
+    """One was under way and its row locked: it is not repeated after the last (invariant 15)."""
+    shared = MemoryStore()
+    store = LocksAcknowledgements(shared, "s")
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        responding(a, ["s"]),
+    ):
+        await b.broadcast("s", 1)
+        await trio.sleep(0.5)
+        assert store.asked["s"] > 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.remove_session, "s")
+            await trio.sleep(0.5)
+            store.locked.clear()
+        await a.add_session("s", FakeTransport())
+        await trio.sleep(30)
+        assert [kind for _, one, kind in store.written if one == "s"] == [
+            Claim,
+            Acknowledge,
+            Delete,
+            Claim,
+        ]

@@ -228,7 +228,7 @@ class Messages:
 
     async def acknowledge(self) -> None:
         """Acknowledge what was handled."""
-        await _persist("acknowledging messages", self._receipts.acknowledge)
+        await self._receipts.repeat()
 
 
 async def _persist(what: str, work: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
