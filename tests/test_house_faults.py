@@ -1,5 +1,6 @@
 """Faults that the house has had, each with the input that showed it."""
 
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,9 +17,10 @@ from trio_sessions import (
     RowUnavailable,
     SessionRegistry,
     SessionsError,
+    StoreUnavailable,
     open_registry,
 )
-from trio_sessions.abc import Worker
+from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import Holder, RowAnswers
@@ -486,3 +488,58 @@ async def test_the_last_acknowledgement_goes_before_the_deletion_and_after_all_o
             Delete,
             Claim,
         ]
+
+
+class BreakingBell:
+    """Answers so often, each after a while, and breaks."""
+
+    def __init__(self, answers: int, seconds: float) -> None:
+        self._answers = answers
+        self._seconds = seconds
+
+    async def wait(self) -> frozenset[str] | None:
+        await trio.sleep(self._seconds)
+        if not self._answers:
+            raise StoreUnavailable("the bell broke")
+        self._answers -= 1
+        return None
+
+
+class BreakingBells(FaultyStore):
+    """Each of its bells breaks."""
+
+    def __init__(self, store: Any, answers: int, seconds: float) -> None:
+        super().__init__(store)
+        self._bell = answers, seconds
+
+    @asynccontextmanager
+    async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
+        self.calls["open_bell"] += 1
+        yield BreakingBell(*self._bell)
+
+
+@pytest.mark.parametrize(
+    ("answers", "seconds", "often"),
+    [(0, 0.0, range(5, 30)), (1, 0.0, range(200, 900)), (0, 6.0, range(8, 12))],
+    ids=["at once", "after an answer", "after a while"],
+)
+async def test_a_bell_that_breaks_at_once_is_opened_after_a_pause_that_grows(
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    answers: int,
+    seconds: float,
+    often: range,
+) -> None:
+    """It was 600 times a minute, with a warning each (invariant 16).
+
+    One that has worked, or has lived for a while, is opened again soon.
+    """
+    store = BreakingBells(MemoryStore(), answers, seconds)
+    async with open_registry(store) as registry:
+        await registry.add_session("s", FakeTransport())
+        async with registry.open_inbox("s"):
+            await trio.sleep(60)
+        assert store.calls["open_bell"] in often
+    warnings = [one for one in caplog.records if one.levelno == logging.WARNING]
+    worked = answers or seconds
+    assert len(warnings) >= store.calls["open_bell"] - 1 if worked else len(warnings) == 1

@@ -23,6 +23,7 @@ __all__ = ["Reading"]
 
 _BATCH = 200  # sessions fetched by one operation
 _FETCHED = 32 * 1024 * 1024  # bytes fetched by one operation; but one message for each session
+_LIVED = 5.0  # seconds after which a bell has worked, though it had nothing to tell
 _ROW_PAUSES = (0.1, 5.0)  # seconds until an unwritten row is tried again, first and longest
 
 
@@ -75,12 +76,17 @@ class Reading:
         """
         async with self._edge.open_bell() as bell:
             self.look()  # for what came before
-            worked()
-            while True:
-                rung = await bell.wait()
-                if rung is None:
-                    self.look()
-                self._want_all(rung or ())
+            opened = trio.current_time()
+            try:
+                while True:
+                    rung = await bell.wait()
+                    worked()
+                    if rung is None:
+                        self.look()
+                    self._want_all(rung or ())
+            finally:
+                if trio.current_time() >= opened + _LIVED:
+                    worked()
 
     async def fetch(self, worked: Callable[[], None]) -> None:
         """Fetch what is wanted, for many sessions at a time.
