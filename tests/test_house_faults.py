@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from trio_sessions import (
 from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import Holder, RowAnswers
+from trio_sessions.types import Holder, RowAnswers, StoredMessage, Wanted
 from trio_sessions.writes import Acknowledge, Batch, Claim, Committed, Delete
 
 
@@ -543,3 +543,43 @@ async def test_a_bell_that_breaks_at_once_is_opened_after_a_pause_that_grows(
     warnings = [one for one in caplog.records if one.levelno == logging.WARNING]
     worked = answers or seconds
     assert len(warnings) >= store.calls["open_bell"] - 1 if worked else len(warnings) == 1
+
+
+class SlowFetch(Locks):
+    """A fetch takes a moment, in which more comes."""
+
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        await trio.sleep(0.05)
+        return await super().fetch(worker, wanted)
+
+
+async def test_an_unwritten_row_is_written_while_others_get_messages_all_the_time(
+    autojump_clock: MockClock,
+) -> None:
+    """It was tried only while nothing was to be fetched, so by the next pass."""
+    shared = MemoryStore()
+    store = SlowFetch(shared, "locked")
+    async with (
+        open_registry(store, session_ttl=1000.0, cleanup_interval=300.0) as a,
+        open_registry(shared, session_ttl=1000.0, cleanup_interval=300.0) as b,
+        responding(a, ["busy", "locked"]),
+        trio.open_nursery() as nursery,
+    ):
+
+        async def send() -> None:
+            while True:
+                await b.broadcast("busy", 0)
+                await trio.sleep(0.01)
+
+        nursery.start_soon(send)
+        await trio.sleep(10)
+        assert store.calls["locked"] > 1
+        assert a.statistics().unconfirmed == 1
+        passes = a.statistics().passes
+        store.locked.clear()
+        await trio.sleep(10)
+        assert a.statistics().passes == passes
+        assert a.statistics().unconfirmed == 0
+        nursery.cancel_scope.cancel()
