@@ -227,7 +227,7 @@ class Messages:
         await _persist("fetching messages", self._reading.fetch)
 
     async def acknowledge(self) -> None:
-        """Acknowledge what was handled."""
+        """Acknowledge again what could not be acknowledged."""
         await self._receipts.repeat()
 
 
