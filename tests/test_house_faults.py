@@ -1,6 +1,9 @@
 """Faults that the house has had, each with the input that showed it."""
 
-from collections.abc import Sequence
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -10,12 +13,18 @@ from conftest import Shared
 from readers import read
 from trio.testing import MockClock
 
-from trio_sessions import RowUnavailable, SessionsError, open_registry
-from trio_sessions.abc import Worker
+from trio_sessions import (
+    RowUnavailable,
+    SessionRegistry,
+    SessionsError,
+    StoreUnavailable,
+    open_registry,
+)
+from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import Holder, RowAnswers
-from trio_sessions.writes import Batch, Claim, Committed
+from trio_sessions.types import Holder, RowAnswers, StoredMessage, Wanted
+from trio_sessions.writes import Acknowledge, Batch, Claim, Committed, Delete
 
 
 class Locks(FaultyStore):
@@ -297,3 +306,281 @@ async def test_a_flood_of_questions_delays_no_refresh(autojump_clock: MockClock)
         assert registry.statistics().passes >= 12
         assert registry.statistics().incomplete_passes == 0
         assert registry.statistics().operations_waiting < 100
+
+
+class LocksAcknowledgements(FaultyStore):
+    """Nothing can be acknowledged of some sessions, for as long as it takes."""
+
+    def __init__(self, store: Any, *locked: str) -> None:
+        super().__init__(store)
+        self.locked = set(locked)
+        self.asked: Counter[str] = Counter()
+        self.written: list[tuple[float, str, type[object]]] = []
+        self.batches = 0
+        """Those in which something was acknowledged."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        await trio.sleep(0.002)
+        held = [
+            isinstance(one, Acknowledge) and one.session_id in self.locked for one in batch.writes
+        ]
+        self.asked.update(one.session_id for _, one in batch.of(Acknowledge))
+        self.batches += any(True for _ in batch.of(Acknowledge))
+        free = [one for one, is_held in zip(batch.writes, held, strict=True) if not is_held]
+        answers = iter((await super().commit(worker, Batch(writes=free))).answers)
+        now = trio.current_time()
+        self.written.extend((now, one.session_id, type(one)) for one in free)
+        return Committed(
+            answers=[RowUnavailable("locked") if is_held else next(answers) for is_held in held]
+        )
+
+    def acknowledged(self, session_id: str) -> list[float]:
+        """Return when something was acknowledged of a session."""
+        return [
+            moment
+            for moment, one, kind in self.written
+            if kind is Acknowledge and one == session_id
+        ]
+
+
+@asynccontextmanager
+async def responding(registry: SessionRegistry, session_ids: Sequence[str]) -> AsyncIterator[None]:
+    """Hold sessions, and handle their messages."""
+    async with trio.open_nursery() as nursery:
+        for session_id in session_ids:
+            nursery.start_soon(registry.add_session, session_id, FakeTransport())
+        await trio.sleep(1)
+        for session_id in session_ids:
+            nursery.start_soon(registry.respond, session_id, nothing)
+        await trio.sleep(1)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_locked_row_is_waited_for_by_no_other_acknowledgement(
+    autojump_clock: MockClock,
+) -> None:
+    """All waited for it, and then for a pause: 2 to 9 s for each round, whatever came."""
+    shared = MemoryStore()
+    store = LocksAcknowledgements(shared, "locked")
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        responding(a, ["locked", "free"]),
+    ):
+        await b.broadcast("locked", 0)
+        sent = []
+        for number in range(300):
+            await trio.sleep(0.1)
+            sent.append(trio.current_time())
+            await b.broadcast("free", number)
+        await trio.sleep(0.1)
+        done = store.acknowledged("free")
+        assert len(done) == len(sent)
+        assert all(after - before < 0.05 for before, after in zip(sent, done, strict=True))
+        assert 5 < store.asked["locked"] < 200
+        assert store.acknowledged("locked") == []
+        store.locked.clear()
+        await trio.sleep(10)
+        assert len(store.acknowledged("locked")) == 1
+        assert await b._house._edge._store.waiting(a._house._edge.worker) == []
+
+
+async def test_many_locked_rows_are_in_no_other_acknowledgements_way(
+    autojump_clock: MockClock,
+) -> None:
+    """A thousand of them were what was acknowledged, again and again, and nothing else."""
+    shared = MemoryStore()
+    locked = [f"locked {number}" for number in range(1000)]
+    store = LocksAcknowledgements(shared, *locked)
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        responding(a, [*locked, "free"]),
+    ):
+        async with trio.open_nursery() as nursery:
+            for session_id in locked:
+                nursery.start_soon(b.broadcast, session_id, 0)
+        await trio.sleep(4)
+        start = trio.current_time()
+        await b.broadcast("free", 0)
+        await trio.sleep(1)
+        assert len(done := store.acknowledged("free")) == 1
+        assert done[0] - start < 0.1
+        assert all(5 < store.asked[one] < 50 for one in locked)
+
+
+async def test_what_is_handled_at_one_moment_is_acknowledged_in_one_batch(
+    autojump_clock: MockClock,
+) -> None:
+    """Also after an outage, and then it is not asked for each session at a moment of its own."""
+    shared = MemoryStore()
+    sessions = [f"s{number}" for number in range(500)]
+    store = LocksAcknowledgements(shared)
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        responding(a, sessions),
+    ):
+        async with trio.open_nursery() as nursery:
+            for session_id in sessions:
+                nursery.start_soon(b.broadcast, session_id, 0)
+        await trio.sleep(1)
+        assert sum(store.asked.values()) == 500
+        assert store.batches <= 3
+        store.fail(Fault.FAILS, "Acknowledge")
+        async with trio.open_nursery() as nursery:
+            for session_id in sessions:
+                nursery.start_soon(b.broadcast, session_id, 1)
+        await trio.sleep(30)
+        assert 5 <= store.faults["Acknowledge"] <= 25
+        store.heal()
+        store.batches = 0
+        await trio.sleep(10)
+        assert len(store.acknowledged("s7")) == 2
+        assert store.batches <= 8
+
+
+async def test_what_was_handled_while_its_acknowledgement_waits_goes_with_it(
+    autojump_clock: MockClock,
+) -> None:
+    """There is one order for each inbox, however many messages are handled meanwhile."""
+    shared = MemoryStore()
+    store = LocksAcknowledgements(shared, "s")
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        responding(a, ["s"]),
+    ):
+        for number in range(50):
+            await b.broadcast("s", number)
+            await trio.sleep(0.01)
+            assert a.statistics().operations_waiting <= 1
+        assert store.asked["s"] > 1
+        store.locked.clear()
+        await trio.sleep(1)
+        assert len(store.acknowledged("s")) == 1
+        assert await b._house._edge._store.waiting(a._house._edge.worker) == []
+
+
+async def test_the_last_acknowledgement_goes_before_the_deletion_and_after_all_others(
+    autojump_clock: MockClock,
+) -> None:
+    """One was under way and its row locked: it is not repeated after the last (invariant 15)."""
+    shared = MemoryStore()
+    store = LocksAcknowledgements(shared, "s")
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        responding(a, ["s"]),
+    ):
+        await b.broadcast("s", 1)
+        await trio.sleep(0.5)
+        assert store.asked["s"] > 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.remove_session, "s")
+            await trio.sleep(0.5)
+            store.locked.clear()
+        await a.add_session("s", FakeTransport())
+        await trio.sleep(30)
+        assert [kind for _, one, kind in store.written if one == "s"] == [
+            Claim,
+            Acknowledge,
+            Delete,
+            Claim,
+        ]
+
+
+class BreakingBell:
+    """Answers so often, each after a while, and breaks."""
+
+    def __init__(self, answers: int, seconds: float) -> None:
+        self._answers = answers
+        self._seconds = seconds
+
+    async def wait(self) -> frozenset[str] | None:
+        await trio.sleep(self._seconds)
+        if not self._answers:
+            raise StoreUnavailable("the bell broke")
+        self._answers -= 1
+        return None
+
+
+class BreakingBells(FaultyStore):
+    """Each of its bells breaks."""
+
+    def __init__(self, store: Any, answers: int, seconds: float) -> None:
+        super().__init__(store)
+        self._bell = answers, seconds
+
+    @asynccontextmanager
+    async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
+        self.calls["open_bell"] += 1
+        yield BreakingBell(*self._bell)
+
+
+@pytest.mark.parametrize(
+    ("answers", "seconds", "often"),
+    [(0, 0.0, range(5, 30)), (1, 0.0, range(200, 900)), (0, 6.0, range(8, 12))],
+    ids=["at once", "after an answer", "after a while"],
+)
+async def test_a_bell_that_breaks_at_once_is_opened_after_a_pause_that_grows(
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    answers: int,
+    seconds: float,
+    often: range,
+) -> None:
+    """It was 600 times a minute, with a warning each (invariant 16).
+
+    One that has worked, or has lived for a while, is opened again soon.
+    """
+    store = BreakingBells(MemoryStore(), answers, seconds)
+    async with open_registry(store) as registry:
+        await registry.add_session("s", FakeTransport())
+        async with registry.open_inbox("s"):
+            await trio.sleep(60)
+        assert store.calls["open_bell"] in often
+    warnings = [one for one in caplog.records if one.levelno == logging.WARNING]
+    worked = answers or seconds
+    assert len(warnings) >= store.calls["open_bell"] - 1 if worked else len(warnings) == 1
+
+
+class SlowFetch(Locks):
+    """A fetch takes a moment, in which more comes."""
+
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        await trio.sleep(0.05)
+        return await super().fetch(worker, wanted)
+
+
+async def test_an_unwritten_row_is_written_while_others_get_messages_all_the_time(
+    autojump_clock: MockClock,
+) -> None:
+    """It was tried only while nothing was to be fetched, so by the next pass."""
+    shared = MemoryStore()
+    store = SlowFetch(shared, "locked")
+    async with (
+        open_registry(store, session_ttl=1000.0, cleanup_interval=300.0) as a,
+        open_registry(shared, session_ttl=1000.0, cleanup_interval=300.0) as b,
+        responding(a, ["busy", "locked"]),
+        trio.open_nursery() as nursery,
+    ):
+
+        async def send() -> None:
+            while True:
+                await b.broadcast("busy", 0)
+                await trio.sleep(0.01)
+
+        nursery.start_soon(send)
+        await trio.sleep(10)
+        assert store.calls["locked"] > 1
+        assert a.statistics().unconfirmed == 1
+        passes = a.statistics().passes
+        store.locked.clear()
+        await trio.sleep(10)
+        assert a.statistics().passes == passes
+        assert a.statistics().unconfirmed == 0
+        nursery.cancel_scope.cancel()

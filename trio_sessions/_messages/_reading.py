@@ -23,6 +23,7 @@ __all__ = ["Reading"]
 
 _BATCH = 200  # sessions fetched by one operation
 _FETCHED = 32 * 1024 * 1024  # bytes fetched by one operation; but one message for each session
+_LIVED = 5.0  # seconds after which a bell has worked, though it had nothing to tell
 _ROW_PAUSES = (0.1, 5.0)  # seconds until an unwritten row is tried again, first and longest
 
 
@@ -40,6 +41,8 @@ class Reading:
         self._unwritten: dict[Inbox, tuple[float, float]] = {}
         """Inboxes that are read although their row is not written: when it is tried again, and
         the pause that led there."""
+        self._due = math.inf
+        """When the first of them is due, or earlier."""
         self._something = trio.Event()
 
     # ---- what is wanted ----
@@ -75,12 +78,17 @@ class Reading:
         """
         async with self._edge.open_bell() as bell:
             self.look()  # for what came before
-            worked()
-            while True:
-                rung = await bell.wait()
-                if rung is None:
-                    self.look()
-                self._want_all(rung or ())
+            opened = trio.current_time()
+            try:
+                while True:
+                    rung = await bell.wait()
+                    worked()
+                    if rung is None:
+                        self.look()
+                    self._want_all(rung or ())
+            finally:
+                if trio.current_time() >= opened + _LIVED:
+                    worked()
 
     async def fetch(self, worked: Callable[[], None]) -> None:
         """Fetch what is wanted, for many sessions at a time.
@@ -97,16 +105,24 @@ class Reading:
 
     async def _wait(self) -> None:
         """Wait until something is wanted, or an unwritten row is to be tried again."""
+        self._want_due()
         while not self._wanted and not self._look:
             self._something = trio.Event()
-            due = min((due for due, _ in self._unwritten.values()), default=math.inf)
-            with trio.move_on_at(due):
+            with trio.move_on_at(self._due):
                 await self._something.wait()
-            now = trio.current_time()
-            for inbox in [one for one, (due, _) in self._unwritten.items() if due <= now]:
-                if inbox.reader is None:
-                    del self._unwritten[inbox]
-                self.want(inbox)
+            self._want_due()
+
+    def _want_due(self) -> None:
+        """Want inboxes whose row is to be tried again, whatever else is wanted."""
+        now = trio.current_time()
+        if now < self._due:
+            return
+        for inbox in [one for one, (due, _) in self._unwritten.items() if due <= now]:
+            if inbox.reader is None:
+                del self._unwritten[inbox]
+            self.want(inbox)
+        later = (due for due, _ in self._unwritten.values() if due > now)
+        self._due = min(later, default=math.inf)
 
     async def _look_for_all(self) -> None:
         self._look = False
@@ -186,3 +202,4 @@ class Reading:
                 pause = min(2 * pause, longest)
                 due = now + pause * (0.5 + random.random())  # noqa: S311 -- jitter, no secret
                 self._unwritten[inbox] = due, pause
+                self._due = min(self._due, due)

@@ -237,8 +237,8 @@ class Messages:
         await _persist("fetching messages", self._reading.fetch)
 
     async def acknowledge(self) -> None:
-        """Acknowledge what was handled."""
-        await _persist("acknowledging messages", self._receipts.acknowledge)
+        """Acknowledge again what could not be acknowledged."""
+        await self._receipts.repeat()
 
 
 async def _persist(what: str, work: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
