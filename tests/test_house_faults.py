@@ -584,3 +584,33 @@ async def test_an_unwritten_row_is_written_while_others_get_messages_all_the_tim
         assert a.statistics().passes == passes
         assert a.statistics().unconfirmed == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_what_cannot_be_acknowledged_is_bounded(autojump_clock: MockClock) -> None:
+    """Rows wait in the store, not in memory; and all arrive when it can be again."""
+    shared = MemoryStore()
+    store = FaultyStore(shared)
+    async with (
+        open_registry(store) as a,
+        open_registry(shared) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await a.add_session("s", FakeTransport())
+        got: list[object] = []
+
+        async def read_all() -> None:
+            async with a.open_inbox("s") as inbox:
+                async for message in inbox:
+                    got.append(message)
+
+        nursery.start_soon(read_all)
+        store.fail(Fault.FAILS, "Acknowledge")
+        for number in range(5000):
+            await b.broadcast("s", number)
+        await trio.sleep(30)
+        assert store.faults["Acknowledge"] > 0
+        assert 2000 <= len(got) <= 2100
+        store.heal()
+        await trio.sleep(30)
+        assert got == list(range(5000))
+        nursery.cancel_scope.cancel()

@@ -43,6 +43,7 @@ __all__ = ["MOST", "Asked", "Inbox", "Message", "State"]
 
 MOST = 100  # messages in memory for one session; while some are early, so many rows more
 _SURELY = 0.1  # seconds by which a row is younger that counts as younger; clocks are rounded
+_UNACKNOWLEDGED = 2000  # rows in memory, or handled and not acknowledged; then none is fetched
 PATIENCE = 1.0  # seconds for which what is in memory waits for older rows in a silent store
 
 
@@ -212,6 +213,8 @@ class Inbox:
     def _may_fetch(self) -> bool:
         if self._state is State.SEALED or self._state is State.ENDED:
             return False
+        if len(self._held) >= _UNACKNOWLEDGED:
+            return False
         return not (self._is_storing and self._line.is_unbounded)
 
     def ask(self, most: int, now: float) -> Asked | None:
@@ -359,7 +362,10 @@ class Inbox:
 
     def forget(self, rows: Iterable[int]) -> None:
         """Note that these rows are acknowledged, or dropped by the store."""
+        was_full = len(self._held) >= _UNACKNOWLEDGED
         self._held.difference_update(rows)
+        if was_full:  # its reader may fetch again
+            self.wake()
 
     # ---- what becomes of the session ----
 
