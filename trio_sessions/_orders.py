@@ -127,6 +127,8 @@ class Lines:
         self._ready: deque[str] = deque()
         self._out: dict[str, None] = {}
         self._paused: list[tuple[float, str]] = []
+        self._at_rest: set[str] = set()
+        """The sessions whose lines are paused."""
 
     def put(self, order: Order[Any]) -> None:
         """Let an order wait at the end of its session's line."""
@@ -176,15 +178,12 @@ class Lines:
                 self._out[session_id] = None
             if not line:
                 del self._lines[session_id]
-            elif first is None:
-                self._ready.appendleft(session_id)
         return batch
 
     def done(self) -> None:
         """The batch is not out any more: what follows in its lines may go."""
-        paused = {session_id for _, session_id in self._paused}
         for session_id in self._out:
-            if session_id in self._lines and session_id not in paused:
+            if session_id in self._lines and session_id not in self._at_rest:
                 self._ready.append(session_id)
         self._out.clear()
 
@@ -196,6 +195,7 @@ class Lines:
         for session_id, ones in again.items():
             self._lines.setdefault(session_id, deque()).extendleft(reversed(ones))
             heapq.heappush(self._paused, (due, session_id))
+            self._at_rest.add(session_id)
             for order in ones:
                 order.stage = Stage.WAITING
                 self._count(order, 1)
@@ -208,6 +208,7 @@ class Lines:
         """Let paused lines go whose moment has come."""
         while self._paused and self._paused[0][0] <= now:
             _, session_id = heapq.heappop(self._paused)
+            self._at_rest.discard(session_id)
             if session_id in self._lines:
                 self._ready.append(session_id)
 
