@@ -60,7 +60,7 @@ def test_one_kind_for_each_session_and_batch() -> None:
         batches.append(batch)
         lines.done()
     assert batches == [orders[:2], orders[2:4], orders[4:]]
-    assert (lines.waiting, lines.waiting_size) == (0, 0)
+    assert lines.waiting == 0
 
 
 def test_what_comes_while_a_batch_is_out_is_not_in_the_next_line_too_soon() -> None:
@@ -102,7 +102,7 @@ def test_what_is_withdrawn_does_not_leave() -> None:
     lines.put(second)
     assert lines.withdraw(first)
     assert first.concluded == [None]
-    assert (lines.waiting, lines.waiting_size) == (1, 0)
+    assert lines.waiting == 1
     assert lines.next_batch() == [second]
     assert not lines.withdraw(second)
     assert not lines.withdraw(first)
@@ -175,7 +175,7 @@ def test_every_order_leaves_once_and_in_its_line(
     for session_id in "stu":
         places = [given_[order] for order in left if order.session_id == session_id]
         assert places == sorted(places)
-    assert (lines.waiting, lines.waiting_size, lines.everything()) == (0, 0, [])
+    assert (lines.waiting, lines.everything()) == (0, [])
 
 
 # ---- the writer ----

@@ -119,8 +119,6 @@ class Lines:
     def __init__(self, *, rows: int, size: int) -> None:
         self.waiting = 0
         """Orders that wait."""
-        self.waiting_size = 0
-        """Their bytes."""
         self._rows = rows
         self._size = size
         self._lines: dict[str, deque[Order[Any]]] = {}
@@ -138,13 +136,13 @@ class Lines:
             if order.session_id not in self._out:
                 self._ready.append(order.session_id)
         line.append(order)
-        self._count(order, 1)
+        self.waiting += 1
 
     def withdraw(self, order: Order[Any]) -> bool:
         """Take an order back, unless it is out already; say whether it was taken back."""
         if order.stage is not Stage.WAITING:
             return False
-        self._count(order, -1)
+        self.waiting -= 1
         order.settle(None)
         return True
 
@@ -169,7 +167,7 @@ class Lines:
                         return batch
                     break
                 line.popleft()
-                self._count(order, -1)
+                self.waiting -= 1
                 order.stage = Stage.OUT
                 first = order
                 size += order.size
@@ -198,7 +196,7 @@ class Lines:
             self._at_rest.add(session_id)
             for order in ones:
                 order.stage = Stage.WAITING
-                self._count(order, 1)
+                self.waiting += 1
 
     def next_due(self) -> float | None:
         """Return when the next paused line may go; None: none is paused."""
@@ -220,7 +218,7 @@ class Lines:
         """Answer orders that wait with an error; their lines drop them later."""
         for order in list(orders):
             if order.stage is Stage.WAITING:
-                self._count(order, -1)
+                self.waiting -= 1
                 order.settle(outcome.Error(error))
 
     def everything(self) -> list[Order[Any]]:
@@ -231,7 +229,3 @@ class Lines:
         return (
             order for line in self._lines.values() for order in line if order.stage is Stage.WAITING
         )
-
-    def _count(self, order: Order[Any], sign: int) -> None:
-        self.waiting += sign
-        self.waiting_size += sign * order.size
