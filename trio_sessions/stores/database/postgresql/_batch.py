@@ -21,7 +21,6 @@ from sqlalchemy.exc import DBAPIError
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.postgresql._claims import CLAIMS, DELETIONS
-from trio_sessions.stores.database.postgresql._connections import USES_INDEXES
 from trio_sessions.stores.database.postgresql._errors import (
     LOCK_NOT_AVAILABLE,
     PROGRAM_LIMIT_EXCEEDED,
@@ -43,9 +42,8 @@ from trio_sessions.writes import Answer, Batch, Claim, Committed, Write
 
 __all__ = ["Commit"]
 
-# Else a plan is made, and kept, while the tables are almost empty, that reads them whole for each
-# id; until the next ANALYZE, whatever they have grown to. Our own connections are told when they
-# connect, others for each transaction.
+# For this transaction. Else a plan is made, and kept, while the tables are almost empty, that reads
+# them whole for each id; until the next ANALYZE, whatever they have grown to.
 _USE_INDEXES = "SELECT set_config('enable_seqscan', 'off', true)"
 
 _KINDS = (CLAIMS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS)
@@ -123,11 +121,9 @@ class Commit:
         replaces: bool,
         rings: bool = True,
     ) -> Sequence[Any]:
-        statements = [_statement(self._names, kinds, rings=rings)]
+        statements = [_USE_INDEXES, _statement(self._names, kinds, rings=rings)]
         if replaces:
-            statements.insert(0, _lock_what_has_ended(self._names))
-        if not connection.get_execution_options().get(USES_INDEXES):
-            statements.insert(0, _USE_INDEXES)
+            statements.insert(1, _lock_what_has_ended(self._names))
         return in_one_round_trip(connection, statements, parameters)
 
     def _say_whose_lock_it_is(self, connection: sa.Connection) -> None:
