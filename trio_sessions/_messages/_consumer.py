@@ -1,5 +1,6 @@
 """What a reader holds: the open inbox of one session."""
 
+import math
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
@@ -87,7 +88,11 @@ class OpenInbox:
         if inbox.can_take(now) or self._has_ended:
             await trio.lowlevel.checkpoint()
             return
-        with trio.move_on_at(inbox.may_change_at(now)):
+        until = inbox.may_change_at(now)
+        if until == math.inf:
+            await inbox.arrival().wait()
+            return
+        with trio.move_on_at(until):
             await inbox.arrival().wait()
 
     async def __aenter__(self) -> Self:

@@ -281,6 +281,8 @@ class Inbox:
 
     def _drop_stale(self) -> None:
         """Let go of copies whose rows have been handled elsewhere."""
+        if not self._stale:
+            return
         self._line.drop(lambda one: one.row in self._stale)
         self._held -= self._stale
         self._stale.clear()
