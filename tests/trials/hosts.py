@@ -9,7 +9,7 @@ import uvloop
 
 from trials.sides import AsyncioSide, Side, TrioSide
 
-__all__ = ["EAGER", "HOSTS", "PLAIN", "run_on"]
+__all__ = ["EAGER", "HOSTS", "PLAIN", "HalfClosed", "run_on"]
 
 EAGER = "asyncio, eager tasks"
 PLAIN = "plain asyncio"
@@ -33,8 +33,16 @@ _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 
 
+class HalfClosed(Exception):
+    """A press has hit asyncio's loop in its own ``close()``: it can never be closed any more."""
+
+
 def run_on(host: str, main: Main) -> None:
-    """Run a function on a new loop, and close the loop."""
+    """Run a function on a new loop, and close the loop.
+
+    Raises:
+        HalfClosed: it could not be closed.
+    """
     if host == "Trio":
 
         @trio.lowlevel.enable_ki_protection
@@ -53,6 +61,13 @@ def run_on(host: str, main: Main) -> None:
     try:
         with runner:
             runner.run(on_asyncio())
-    finally:  # a second press may come where the Runner is about to close it
+    finally:  # a second press may come where the Runner closes it
         if not loop.is_closed():
-            loop.close()
+            _close(loop)
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.close()
+    except (ValueError, OSError) as exc:  # its descriptors are gone
+        raise HalfClosed from exc

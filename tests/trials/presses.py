@@ -20,7 +20,7 @@ from typing import Any
 import trio
 
 import trio_sessions
-from trials.hosts import PLAIN, run_on
+from trials.hosts import PLAIN, HalfClosed, run_on
 from trials.sides import Side
 from trials.world import TIMEOUT, UnevenStore, Wrong, expect
 from trio_sessions.stores.memory import MemoryStore
@@ -212,6 +212,10 @@ class PressTrial:
                 run_on(self._host, self._main)
             finally:
                 self._presses.disarm()
+        except HalfClosed:
+            if self._is_one:
+                raise Wrong("one press has hit the loop in its close()") from None
+            return
         except BaseException as exc:  # noqa: BLE001 -- it is looked at
             ended = exc
         in_order = ended is None and (self._finished or not self.made)
