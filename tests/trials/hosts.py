@@ -34,7 +34,7 @@ _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 class HalfClosed(Exception):
-    """A press has hit asyncio's loop in its own ``close()``: it can never be closed any more."""
+    """A press has hit the loop in its own code, and it cannot be closed any more."""
 
 
 def run_on(host: str, main: Main) -> None:
@@ -69,5 +69,5 @@ def run_on(host: str, main: Main) -> None:
 def _close(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.close()
-    except (ValueError, OSError) as exc:  # its descriptors are gone
+    except (RuntimeError, ValueError, OSError) as exc:  # it believes that it runs, or is half gone
         raise HalfClosed from exc
