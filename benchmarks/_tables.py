@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Table", "median", "ms", "ratio"]
+__all__ = ["Table", "median", "ms", "per_second", "quarters", "ratio", "us"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,21 @@ def median(seconds: Sequence[float]) -> float:
 
 def ms(seconds: float) -> str:
     return f"{seconds * 1000:,.1f} ms"
+
+
+def us(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f} µs"
+
+
+def per_second(seconds: float) -> str:
+    """Format what each of many took as a speed."""
+    return f"{1 / seconds:,.0f}/s"
+
+
+def quarters(ratios: Sequence[float]) -> tuple[str, str]:
+    """Return the lower and the upper quarter, of a single one twice that."""
+    parts = statistics.quantiles(ratios) if len(ratios) > 1 else [ratios[0]] * 3
+    return ratio(parts[0], 1.0), ratio(parts[2], 1.0)
 
 
 def ratio(seconds: float, reference: float) -> str:

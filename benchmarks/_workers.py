@@ -88,7 +88,7 @@ async def hold_unconfirmed(
         faulty, worker_id=worker_id, session_ttl=2 * _HOUR, cleanup_interval=_HOUR
     )
     async with opening as registry:
-        faulty.fail(Fault.FAILS, "write")
+        faulty.fail(Fault.FAILS, "Claim")
         logger = logging.getLogger("trio_sessions")
         logger.setLevel(logging.ERROR)  # each is logged as unconfirmed, which is what we want
         for start in range(0, sessions, 1000):

@@ -10,13 +10,11 @@ It leaves out a login: who gives a name is believed, and takes it over from who 
 one, `name` and `from` come from it. Nor is there a history for those who are not there.
 """
 
-import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
-from weakref import WeakValueDictionary
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
@@ -73,11 +71,6 @@ def session_of(name: str) -> str:
     return f"chat-{name}"
 
 
-locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-"""One for each name: to look who holds a session and then to remove it are two steps on asyncio,
-and whoever comes in between would be removed."""
-
-
 class Listener:
     """One person's stream of events. It ends with the inbox, so the transport has little to do."""
 
@@ -91,10 +84,8 @@ class Listener:
     async def stream(self, name: str) -> AsyncIterator[ServerSentEvent]:
         """Hold the session as long as the client takes events."""
         session_id = session_of(name)
-        lock = locks.setdefault(session_id, asyncio.Lock())
         try:
-            async with lock:
-                await registry.add_session(session_id, self)
+            await registry.add_session(session_id, self)
             try:
                 await registry.set_session_owner(session_id, name)
             except SessionNotFound:  # another worker has taken the name over, and it is gone
@@ -105,9 +96,7 @@ class Listener:
                     async for said in inbox:
                         yield ServerSentEvent(json.dumps(said), event="message")
         finally:
-            async with lock:
-                if registry.get_session_sync(session_id) is self:
-                    await registry.remove_session(session_id)
+            await registry.remove_session(session_id, transport=self)  # not its successor
 
 
 @app.get("/")

@@ -22,7 +22,7 @@ from mcpgateway.services.upstream_session_registry import (
     get_upstream_session_registry,
 )
 
-from trio_sessions import SessionNotFound, StoreUnavailable, aio
+from trio_sessions import SessionNotFound, StoreUnavailable, Transport, aio
 
 _Theirs = gateway.SessionRegistry
 
@@ -69,10 +69,10 @@ class GatewayRegistry(aio.SessionRegistry):
         if transport.answers % 4 == 0:
             await asyncio.sleep(0.11)
 
-    async def remove_session(self, session_id: str) -> None:
+    async def remove_session(self, session_id: str, *, transport: Transport | None = None) -> None:
         """End the session, and what it has open at the servers behind the gateway."""
         try:
-            await super().remove_session(session_id)
+            await super().remove_session(session_id, transport=transport)
         finally:
             with suppress(RegistryNotInitializedError):
                 await get_upstream_session_registry().evict_session(session_id)

@@ -54,7 +54,7 @@ class EventTransport:
             while (event := await self._events.get()) and self._connected:
                 yield ServerSentEvent(event, event="message")
         finally:
-            await registry.remove_session(session_id)
+            await registry.remove_session(session_id, transport=self)
 
 
 class Registry(aio.SessionRegistry):

@@ -7,7 +7,8 @@ import sqlalchemy as sa
 import trio
 
 from trio_sessions.stores.database import metadata
-from trio_sessions.stores.memory import MemoryStore, _Row
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.stores.memory._rows import Row
 
 
 class Backdoor(Protocol):
@@ -64,7 +65,7 @@ class MemoryBackdoor:
 
     def insert(self, session_id: str, worker_id: str, *, age: float = 0.0) -> None:
         then = trio.current_time() - age
-        self._store._rows[session_id] = _Row(
+        self._store._rows[session_id] = Row(
             worker_id=worker_id, created_at=then, taken_at=then, last_accessed=then
         )
 

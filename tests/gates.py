@@ -35,17 +35,19 @@ class GatedStore(FaultyStore):
         self._after: dict[str, Gate] = {}
 
     def hold(self, operation: str) -> Gate:
-        """Hold the next such operation before it begins."""
+        """Hold the next such operation, or batch with such a write, before it begins."""
         return self._before.setdefault(operation, Gate())
 
     def hold_answer(self, operation: str) -> Gate:
         """Hold the answer to the next such operation."""
         return self._after.setdefault(operation, Gate())
 
-    async def _through(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
-        if gate := self._before.pop(name, None):
-            await gate.pass_through()
-        answer = await super()._through(name, operation)
-        if gate := self._after.pop(name, None):
-            await gate.pass_through()
+    async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
+        for one in (name, *kinds):
+            if gate := self._before.pop(one, None):
+                await gate.pass_through()
+        answer = await super()._through(name, operation, *kinds)
+        for one in (name, *kinds):
+            if gate := self._after.pop(one, None):
+                await gate.pass_through()
         return answer

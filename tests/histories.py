@@ -217,10 +217,10 @@ class Fleet:
 
     async def do_pass(self, index: int) -> None:
         worker = self.workers[index]
-        while (running := worker.registry._running) is not None:
-            await running.ended.wait()  # it began before this step, and would be joined
+        while (running := worker.registry._house.passes.running) is not None:
+            await running.wait()  # it began before this step, and would be joined
         rows = self._backdoor.rows()
-        held_now = set(worker.registry._table.ids())
+        held_now = set(worker.registry._house.table.ids())
         before = {s: held for s, held in worker.held.items() if s in held_now}
         report = await worker.registry.cleanup()
         me = worker.registry.worker_id
@@ -277,7 +277,7 @@ class Fleet:
     def _note_passes(self, worker: ModelWorker) -> None:
         """In a pass of its own it has perhaps written rows that were still to be written."""
         passes = worker.registry.statistics().passes
-        if passes > worker.passes or worker.registry._running is not None:
+        if passes > worker.passes or worker.registry._house.passes.running is not None:
             for session_id, held in worker.held.items():
                 if worker.can_commit and not held.confirmed:
                     self.row_numbers[session_id].add(held.number)
@@ -308,7 +308,7 @@ class Fleet:
         rows = self._backdoor.rows()
         for worker in self.workers:
             me = worker.registry.worker_id
-            now_held = set(worker.registry._table.ids())
+            now_held = set(worker.registry._house.table.ids())
             assert now_held <= set(worker.held), "nobody is invented"
             for session_id in set(worker.held) - now_held:
                 held = worker.held.pop(session_id)

@@ -164,8 +164,9 @@ class View:
     def get_session_sync(self, session_id: str) -> Transport | None:
         return self._unwrapped(self._facade.get_session_sync(session_id))
 
-    async def remove_session(self, session_id: str) -> None:
-        await in_asyncio(self._facade.remove_session, session_id)
+    async def remove_session(self, session_id: str, *, transport: Any = None) -> None:
+        _, given = self._flavoured.get(id(transport), (None, transport))
+        await in_asyncio(partial(self._facade.remove_session, session_id, transport=given))
 
     async def session_exists(self, session_id: str) -> bool | None:
         return cast("bool | None", await in_asyncio(self._facade.session_exists, session_id))

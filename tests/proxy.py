@@ -43,7 +43,7 @@ class Proxy:
 
     Attributes:
         url: the server, as seen through the proxy.
-        round_trips: the statement of each round trip, in the order of their sending.
+        round_trips: the statements of each round trip, in the order of their sending.
         connections: how many are open now.
         accepted: how many there ever were.
         in_flight: round trips that are not answered yet.
@@ -163,15 +163,21 @@ class Proxy:
         scope: trio.CancelScope,
     ) -> None:
         messages = _Messages(startup=True)
-        statement = ""
+        prepared: dict[bytes, str] = {}
+        statements: list[str] = []
         with contextlib.suppress(trio.BrokenResourceError):
             async for data in client:
                 for kind, body in messages.feed(data):
                     if kind == b"P":  # Parse: a name, then the statement
-                        statement = body.split(b"\0")[1].decode()
+                        name, text, *_ = body.split(b"\0")
+                        prepared[name] = text.decode()
+                    elif kind == b"B":  # Bind: a portal, then the name of a statement
+                        statements.append(prepared[body.split(b"\0")[1]])
                     elif kind == b"Q":
-                        statement = body.rstrip(b"\0").decode()
+                        statements.append(body.rstrip(b"\0").decode())
                     if kind in {b"Q", b"S"}:
+                        statement = "; ".join(statements)
+                        statements.clear()
                         self.round_trips.append(statement)
                         pending.append(statement)
                         self.in_flight += 1

@@ -1,10 +1,11 @@
-"""Reads the messages of a session, for tests."""
+"""Reads the messages of a session, and waits for what goes on by itself, for tests."""
 
 from typing import Any
 
 import trio
 
 from trio_sessions import SessionRegistry
+from trio_sessions._entry import Row
 
 
 async def read(registry: SessionRegistry, session_id: str, count: int) -> list[Any]:
@@ -15,3 +16,12 @@ async def read(registry: SessionRegistry, session_id: str, count: int) -> list[A
             while len(received) < count:
                 received.append(await anext(inbox))
     return received
+
+
+async def finish_writing(registry: SessionRegistry) -> None:
+    """Wait for removals and claims whose callers have left."""
+    house = registry._house
+    with trio.fail_after(20):
+        await house.background.finish_jobs()
+        while house.table.count([Row.WRITING]):
+            await trio.sleep(0.001)

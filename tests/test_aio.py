@@ -106,6 +106,39 @@ def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
 # ---- lifetime ----
 
 
+def test_calls_about_one_session_are_carried_out_in_their_order(run: Run) -> None:
+    """However many are made at once; Trio by itself starts tasks in any order."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with SessionRegistry(store) as registry:
+            for _ in range(30):
+                first, second = Connection(), Connection()
+                calls = (
+                    registry.add_session("s", first),
+                    registry.remove_session("s"),
+                    registry.add_session("s", second),
+                    registry.remove_session("s", transport=first),
+                    registry.set_session_owner("s", "alice"),
+                    registry.set_session_owner("s", "bob"),
+                    registry.broadcast("s", 1, durable=True),
+                    registry.broadcast("s", 2, durable=True),
+                    registry.broadcast("s", 3),
+                )
+                await asyncio.gather(*calls)
+                assert await registry.get_session("s") is second
+                assert (first.disconnects, second.disconnects) == (1, 0)
+                assert await registry.get_session_owner("s") == "bob"
+                async with registry.open_inbox("s") as inbox:
+                    received = [await anext(inbox) for _ in range(3)]
+                # What goes to memory does not wait for what is just being stored.
+                assert [one for one in received if one != 3] == [1, 2]
+                await registry.remove_session("s")
+            assert store._rows == {}
+
+    run(main)
+
+
 def test_it_is_opened_closed_and_opened_again(run: Run) -> None:
     """Twice in a row each is harmless; a transport is disconnected, and the rows are gone."""
 

@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -16,14 +15,16 @@ from backdoors import DatabaseBackdoor
 from conftest import Shared
 from proxy import Proxy
 from soak import SOAK
+from statements import noting_engine
 
-from trio_sessions import SessionRegistry, open_registry
+from trio_sessions import RowUnavailable, SessionRegistry, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
-from trio_sessions.stores.database._postgresql import PostgreSQL
 from trio_sessions.stores.database._schema import tables
+from trio_sessions.stores.database.postgresql._batch import Commit
 from trio_sessions.testing import FakeTransport
-from trio_sessions.types import RowClaim
+from trio_sessions.types import Sent
+from trio_sessions.writes import Batch, Claim, Claimed, Outcome, Send
 
 
 class Reader:
@@ -119,7 +120,7 @@ async def test_a_listening_connection_that_the_network_has_forgotten_is_made_aga
     proxy: Proxy, postgresql_schema: sa.URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says nothing, and it is not told that it is gone."""
-    monkeypatch.setattr("trio_sessions.stores.database._listen._LOOK_ANYWAY", 0.2)
+    monkeypatch.setattr("trio_sessions.stores.database.postgresql._listen._LOOK_ANYWAY", 0.2)
     async with (
         open_registry(DatabaseStore(proxy.url, operation_timeout=1, lock_timeout=0.5)) as a,
         open_registry(DatabaseStore(postgresql_schema)) as b,
@@ -145,7 +146,7 @@ async def test_a_bell_that_breaks_is_an_outage_like_any_other(
         reading(a, "s") as reader,
     ):
         await quiet(proxy)
-        channel = f"trio_{a._rows.worker.incarnation}"
+        channel = f"trio_{a._house._edge.worker.incarnation}"
         ended = f"""
             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE query = 'LISTEN "{channel}"'
@@ -206,14 +207,19 @@ async def test_a_message_that_is_committed_late_is_polled_for(postgresql: Shared
         assert reader.received["s"] == ["early", "late"]
 
 
+def at_once(incarnation: str) -> Worker:
+    return Worker(worker_id="w", incarnation=incarnation, limiter=trio.CapacityLimiter(1))
+
+
 async def test_a_takeover_during_a_send_hears_the_bell(postgresql: Shared) -> None:
-    """The sender waits for the takeover, and rings for the new holder."""
+    """The sender is told to come again, and rings for the new holder."""
     backdoor = postgresql.backdoor
     assert isinstance(backdoor, DatabaseBackdoor)
-    takes = Worker(worker_id="new", incarnation="new", limiter=trio.CapacityLimiter(1))
-    claim = RowClaim(session_id="s", generation=1, age=0.0, owner=None, capabilities=None)
-    dialect = PostgreSQL(tables("trio_"))
-    async with postgresql.open() as a, postgresql.open() as b, trio.open_nursery() as nursery:
+    takes, sends = at_once("new"), at_once("sends")
+    commit = Commit(tables("trio_"))
+    store = postgresql.make_store()
+    await store.open(sends)
+    async with postgresql.open() as a:
         await a.add_session("s", FakeTransport())
         with (
             backdoor.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener,
@@ -221,50 +227,71 @@ async def test_a_takeover_during_a_send_hears_the_bell(postgresql: Shared) -> No
         ):
             listener.exec_driver_sql('LISTEN "trio_new"')
             transaction = connection.begin()
-            assert dialect.write(connection, takes, [claim], time.monotonic()).held == {"s"}
-            nursery.start_soon(b.broadcast, "s", 1)
-            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            with trio.fail_after(20):
-                while not listener.exec_driver_sql(waits).scalar_one():
-                    await trio.sleep(0.01)
+            claim = Batch(writes=[Claim(session_id="s", generation=1, age=0.0)])
+            [claimed] = commit(connection, takes, claim, lambda: 0.0).answers
+            assert isinstance(claimed, Claimed)
+            assert claimed.outcome is Outcome.TAKEN_OVER
+            send = Batch(writes=[Send(session_id="s", payload="1")])
+            assert isinstance((await store.commit(sends, send)).answers[0], RowUnavailable)
             transaction.commit()
+            assert isinstance((await store.commit(sends, send)).answers[0], Sent)
             driver: Any = listener.connection.dbapi_connection
             heard = await trio.to_thread.run_sync(
                 lambda: [n.payload for n in driver.notifies(timeout=20, stop_after=1)]
             )
             assert heard == ["s"]
+    await store.close(sends)
 
 
-async def test_a_send_and_a_refresh_do_not_wait_for_each_other(postgresql: Shared) -> None:
-    """Nor do an owner and capabilities: only a takeover is in the way of a send."""
+async def test_a_send_is_in_the_way_of_a_takeover_only(postgresql: Shared) -> None:
+    """Refreshes, owners, capabilities and other messages do not wait for it."""
     backdoor = postgresql.backdoor
     assert isinstance(backdoor, DatabaseBackdoor)
-    send = PostgreSQL(tables("trio_")).send
+    takes = at_once("new")
+    store = postgresql.make_store()
+    await store.open(takes)
+    commit = Commit(tables("trio_"))
     async with postgresql.open() as a, postgresql.open() as b:
         await a.add_session("s", FakeTransport())
         with backdoor.engine.connect() as connection:
             transaction = connection.begin()
-            sent = send(connection, "s", "1")
-            assert sent is not None
+            send = Batch(writes=[Send(session_id="s", payload="1")])
+            [sent] = commit(connection, at_once("sends"), send, lambda: 0.0).answers
+            assert isinstance(sent, Sent)
             report = await a.cleanup()
             assert (report.refreshed, report.refresh_failures) == (1, {})
             await b.set_session_owner("s", "alice")
             await b.store_client_capabilities("s", {})
             await b.broadcast("s", 2)
+            claim = Batch(writes=[Claim(session_id="s", generation=1, age=0.0)])
+            assert isinstance((await store.commit(takes, claim)).answers[0], RowUnavailable)
             transaction.rollback()
+            [claimed] = (await store.commit(takes, claim)).answers
+            assert isinstance(claimed, Claimed)
+            assert claimed.outcome is Outcome.TAKEN_OVER
+    await store.close(takes)
 
 
 async def test_every_statement_on_the_hot_path_uses_its_index(postgresql: Shared) -> None:
     """No sequential scan of a large table, whatever is asked of single sessions."""
     backdoor = postgresql.backdoor
     assert isinstance(backdoor, DatabaseBackdoor)
-    seen: dict[str, Any] = {}
-    engine = sa.create_engine(backdoor.engine.url, isolation_level="AUTOCOMMIT")
+    with noting_engine(backdoor.engine.url, isolation_level="AUTOCOMMIT") as (engine, seen):
+        plans = await plans_of_the_hot_path(postgresql, engine, seen)
+    assert len(plans) >= 12
+    for statement, plan in plans.items():
+        allowed = 0
+        if "trio_fleet" in statement:  # the sweep looks at every session, once a pass
+            allowed = plan.count("Seq Scan on trio_sessions")
+            assert "Seq Scan on trio_messages" not in plan, plan
+        elif "SELECT DISTINCT trio_messages" in statement:
+            allowed = 1  # what waits is looked for among the messages
+        assert plan.count("Seq Scan on trio_") <= allowed, f"{statement}\n{plan}"
 
-    @sa.event.listens_for(engine, "before_cursor_execute")
-    def note(conn: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
-        seen[statement] = parameters
 
+async def plans_of_the_hot_path(
+    postgresql: Shared, engine: sa.Engine, seen: dict[str, Any]
+) -> dict[str, str]:
     async with open_registry(engine) as a, postgresql.open() as b:
         async with reading(a, "s") as reader:
             for number in range(3):
@@ -279,28 +306,18 @@ async def test_every_statement_on_the_hot_path_uses_its_index(postgresql: Shared
             await a.locate_session("elsewhere")
             await a.cleanup()
             with trio.fail_after(20):
-                while not any("DELETE FROM trio_messages" in s for s in seen):
+                while not any("DELETE FROM trio_messages" in s and "claims" not in s for s in seen):
                     await trio.sleep(0.01)
         await a.remove_session("s")
         with engine.connect() as connection:
             fill(connection)
-            plans = {
+            return {
                 statement: explain(connection, statement, parameters)
                 for statement, parameters in list(seen.items())
                 if "trio_" in statement
                 and "pg_catalog" not in statement
                 and not statement.lstrip().startswith(("CREATE", "LISTEN", "ANALYZE"))
             }
-    engine.dispose()
-    assert len(plans) >= 12
-    for statement, plan in plans.items():
-        allowed = 0
-        if "trio_fleet" in statement:  # the sweep looks at every session, once a pass
-            allowed = plan.count("Seq Scan on trio_sessions")
-            assert "Seq Scan on trio_messages" not in plan, plan
-        elif "SELECT DISTINCT" in statement:  # what waits is looked for among the messages
-            allowed = 1
-        assert plan.count("Seq Scan on trio_") <= allowed, f"{statement}\n{plan}"
 
 
 def fill(connection: sa.Connection) -> None:
@@ -374,7 +391,6 @@ CONSUMER_ON_TRIO = """
 import sys, trio
 from trio_sessions import open_registry
 from trio_sessions.testing import FakeTransport
-from trio_sessions.types import RowClaim
 
 async def main():
     async with open_registry(sys.argv[1]) as registry:

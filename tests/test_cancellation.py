@@ -6,23 +6,19 @@ from collections.abc import Sequence
 import pytest
 import trio
 from conftest import Shared
+from readers import finish_writing
 
 from trio_sessions import RegistryClosed, SessionRegistry
 from trio_sessions._cleanup import Pass
 from trio_sessions.abc import Worker
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import RowAnswers, RowClaim
+from trio_sessions.types import RowAnswers
+from trio_sessions.writes import Batch, Committed
 
 
 def new_pass(registry: SessionRegistry) -> Pass:
     """A pass of our own, so that it can be cancelled from here."""
-    return Pass(
-        table=registry._table,
-        calls=registry._calls,
-        rows=registry._rows,
-        retire=registry._jobs.retire,
-        settings=registry._settings,
-    )
+    return registry._house.passes.new_pass()
 
 
 class Scene:
@@ -41,7 +37,7 @@ class Scene:
     async def set(self) -> None:
         for name in ("alive", "dead", "lost", "waiting"):
             await self.registry.add_session(name, getattr(self, name))
-        self.store.fail(Fault.FAILS, "write")
+        self.store.fail(Fault.FAILS, "Claim")
         await self.registry.add_session("unwritten", self.unwritten)
         self.store.heal()
         self.dead.state = "closed"
@@ -50,7 +46,7 @@ class Scene:
 
     def check_consistent(self) -> None:
         """Whoever may be gone was confirmed so, and then its transport is seen off."""
-        held = set(self.registry._table.ids())
+        held = set(self.registry._house.table.ids())
         assert {"alive", "waiting", "unwritten"} <= held
         for name in ("alive", "waiting", "unwritten"):
             assert getattr(self, name).disconnects == 0
@@ -59,7 +55,7 @@ class Scene:
 
     def check_converged(self) -> None:
         me = self.registry.worker_id
-        assert set(self.registry._table.ids()) == {"alive", "waiting", "unwritten"}
+        assert set(self.registry._house.table.ids()) == {"alive", "waiting", "unwritten"}
         assert (self.dead.disconnects, self.lost.disconnects) == (1, 1)
         assert self.shared.backdoor.rows() == {"alive": me, "waiting": me, "unwritten": me}
         statistics = self.registry.statistics()
@@ -98,7 +94,7 @@ async def test_a_pass_cut_at_any_tick_is_harmless(shared: Shared) -> None:
                     else:
                         scope.cancel()
             cuts += scope.cancelled_caught
-            await registry._jobs.finish_jobs()
+            await finish_writing(registry)
             scene.check_consistent()
             await registry.cleanup()
             scene.check_converged()
@@ -125,20 +121,17 @@ class CutsAt(FaultyStore):
         self._cut("refresh", "after")
         return answers
 
-    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-        self._cut("write", "before")
-        answers = await super().write(worker, claims)
-        self._cut("write", "after")
-        return answers
-
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
-        self._cut("delete", "before")
-        messages = await super().delete(worker, session_ids, up_to=up_to)
-        self._cut("delete", "after")
-        return messages
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        kinds = {type(write).__name__ for write in batch.writes}
+        for kind in kinds:
+            self._cut(kind, "before")
+        committed = await super().commit(worker, batch)
+        for kind in kinds:
+            self._cut(kind, "after")
+        return committed
 
 
-@pytest.mark.parametrize("operation", ["refresh", "write", "delete"])
+@pytest.mark.parametrize("operation", ["refresh", "Claim", "Delete"])
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_pass_cut_around_an_operation_of_the_store_is_harmless(
     shared: Shared, operation: str, when: str
@@ -153,7 +146,7 @@ async def test_a_pass_cut_around_an_operation_of_the_store_is_harmless(
             store.scope = scope
             await new_pass(registry).run()
         assert store.scope is None, "the operation was never asked for"
-        await registry._jobs.finish_jobs()
+        await finish_writing(registry)
         scene.check_consistent()
         await registry.cleanup()
         scene.check_converged()
@@ -163,16 +156,16 @@ async def test_closing_during_a_pass_leaves_no_row(shared: Shared) -> None:
     """Also a row that the pass is writing just then."""
     store = FaultyStore(shared.make_store())
     async with shared.open(store=store) as registry:
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         for number in range(20):
             await registry.add_session(f"s{number}", FakeTransport())
         store.heal()
         async with trio.open_nursery() as nursery:
-            before = store.calls["write"]
+            before = store.calls["Claim"]
             nursery.start_soon(ignoring_the_end, registry)
-            while store.calls["write"] == before:
+            while store.calls["Claim"] == before:
                 await trio.lowlevel.checkpoint()
-            await registry._close()
+            await registry._house.close()
     assert shared.backdoor.rows() == {}
 
 

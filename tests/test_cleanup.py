@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 import trio
 from conftest import Shared
+from gates import GatedStore
+from readers import finish_writing
 from trio.testing import MockClock
 
 from trio_sessions import StoreUnavailable, fingerprint, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import Holder, RowAnswers, RowClaim
+from trio_sessions.types import Holder, RowAnswers
+from trio_sessions.writes import Batch, Committed
 
 
 async def test_a_steady_pass_refreshes_everyone(everywhere: Shared) -> None:
@@ -150,11 +153,11 @@ async def test_a_row_that_was_never_confirmed_is_written_not_judged(
     store = FaultyStore(everywhere.make_store())
     transport = FakeTransport()
     async with everywhere.open(store=store, worker_id="w") as registry:
-        store.fail(fault, "write")
+        store.fail(fault, "Claim")
         await registry.add_session("s", transport)
         assert registry.statistics().unconfirmed == 1
         report = await registry.cleanup()
-        assert store.faults["write"] == 2
+        assert store.faults["Claim"] == 2
         assert set(report.refresh_failures) == {"s"}
         assert report.missing == ()
         store.heal()
@@ -171,15 +174,15 @@ async def test_a_pass_during_an_insert_leaves_the_new_session_alone() -> None:
     """An older fault: a refresh between the local add and the insert killed the session."""
     store = FaultyStore(MemoryStore())
     async with open_registry(store, store_timeout=1.0) as registry:
-        store.fail(Fault.HANGS, "write")
+        store.fail(Fault.HANGS, "Claim")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.add_session, "s", FakeTransport())
-            while not store.faults["write"]:
+            while not store.faults["Claim"]:
                 await trio.lowlevel.checkpoint()
             report = await registry.cleanup()
             assert report.checked == 1
             assert report.missing == report.restored == ()
-            assert store.faults["write"] == 1
+            assert store.faults["Claim"] == 1
         assert registry.statistics().sessions == 1
         store.heal()
 
@@ -281,7 +284,7 @@ async def test_a_session_removed_while_its_row_is_written_leaves_no_row(everywhe
                 await trio.lowlevel.checkpoint()
             for number in range(10):
                 nursery.start_soon(registry.remove_session, f"s{number}")
-        await registry._jobs.finish_jobs()
+        await finish_writing(registry)
         assert registry.statistics().sessions == 0
         assert everywhere.backdoor.rows() == {}
 
@@ -289,25 +292,20 @@ async def test_a_session_removed_while_its_row_is_written_leaves_no_row(everywhe
 async def test_a_row_that_lands_after_its_session_was_removed_is_deleted(
     everywhere: Shared,
 ) -> None:
-    """The insert was on its way when `remove_session` had deleted what there was."""
-    go_on = trio.Event()
-
-    class Slow(FaultyStore):
-        async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-            self.calls["begun"] += 1
-            await go_on.wait()
-            return await super().write(worker, claims)
-
-    store = Slow(everywhere.make_store())
+    """The insert was on its way when the session was removed: the deletion comes behind it."""
+    store = GatedStore(everywhere.make_store())
     async with everywhere.open(store=store) as registry:
+        gate = store.hold("Claim")
+        transport = FakeTransport()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(registry.add_session, "s", FakeTransport())
-            while not store.calls["begun"]:
+            nursery.start_soon(registry.add_session, "s", transport)
+            await gate.reached.wait()
+            nursery.start_soon(registry.remove_session, "s")
+            while not transport.disconnects:
                 await trio.lowlevel.checkpoint()
-            await registry.remove_session("s")
-            assert store.calls["delete"] == 1
-            go_on.set()
-        assert store.calls["write"] == 1
+            assert store.calls["Delete"] == 0
+            gate.open()
+        assert (store.calls["Claim"], store.calls["Delete"]) == (1, 1)
         assert everywhere.backdoor.rows() == {}
 
 
@@ -337,9 +335,9 @@ async def test_a_write_that_was_queued_does_not_win_over_a_newer_one(everywhere:
     begun = trio.Event()
 
     class Queued(FaultyStore):
-        async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
+        async def commit(self, worker: Worker, batch: Batch) -> Committed:
             begun.set()
-            return await super().write(worker, claims)
+            return await super().commit(worker, batch)
 
         async def locate(self, worker: Worker, session_id: str) -> Holder | None:
             await trio.to_thread.run_sync(release.wait, limiter=worker.limiter)
@@ -390,8 +388,8 @@ async def test_a_store_that_answers_nonsense_is_unknown(answer: Any) -> None:
     class Nonsense(FaultyStore):
         nonsense = False
 
-        async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-            return answer if self.nonsense else await super().write(worker, claims)
+        async def commit(self, worker: Worker, batch: Batch) -> Committed:
+            return answer if self.nonsense else await super().commit(worker, batch)
 
         async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
             return answer if self.nonsense else await super().refresh(worker, session_ids)
@@ -647,3 +645,35 @@ async def test_logs_carry_fingerprints_and_no_ids(
     assert fingerprint(secret) in text
     assert fingerprint(other) in text
     assert "secret-credential" not in text
+
+
+class SlowToPart(FakeTransport):
+    """Takes its time to disconnect."""
+
+    def __init__(self) -> None:
+        super().__init__("closed")
+        self.may_part = trio.Event()
+
+    async def disconnect(self) -> None:
+        await self.may_part.wait()
+        await super().disconnect()
+
+
+async def test_a_row_goes_as_soon_as_its_own_transport_has_ended(everywhere: Shared) -> None:
+    """Found dead by one pass, they leave together; a slow one delays nobody's row but its own."""
+    slow = SlowToPart()
+    quick = [FakeTransport("closed", on_disconnect=how) for how in ("closes", "raises")]
+    async with (
+        everywhere.open(disconnect_timeout=60.0) as registry,
+        trio.open_nursery() as nursery,
+    ):
+        await registry.add_session("slow", slow)
+        for number, transport in enumerate(quick):
+            await registry.add_session(f"quick-{number}", transport)
+        nursery.start_soon(registry.cleanup)
+        with trio.fail_after(20):
+            while set(everywhere.backdoor.rows()) != {"slow"}:
+                await trio.sleep(0.005)
+        assert slow.disconnects == 0
+        slow.may_part.set()
+    assert slow.disconnects == 1

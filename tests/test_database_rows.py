@@ -215,7 +215,7 @@ async def test_a_session_added_while_the_table_is_locked(database: Shared) -> No
 async def test_restoring_while_the_table_is_locked(database: Shared) -> None:
     """Rows that were never written are not asked in halves either."""
     async with open_with(database, 1) as (registry, store):
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         for i in range(60):
             await registry.add_session(f"added-{i}", FakeTransport())
         store.heal()
@@ -225,7 +225,7 @@ async def test_restoring_while_the_table_is_locked(database: Shared) -> None:
             report = await registry.cleanup()
             assert time.monotonic() - start < LOCK_TIMEOUT * 20
             assert len(report.refresh_failures) == 61
-            assert store.calls["write"] == 1
+            assert store.calls["Claim"] == 1
             assert report.restored == report.missing == ()
         assert len((await registry.cleanup()).restored) == 60
 
@@ -239,7 +239,7 @@ async def test_restoring_where_one_row_is_locked(postgresql: Shared) -> None:
         back(postgresql).execute(
             sa.text("UPDATE trio_sessions SET taken_at = now() - interval '1 minute'")
         )
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         for session_id in ids(64):
             await registry.add_session(session_id, FakeTransport())
         store.heal()

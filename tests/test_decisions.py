@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_sessions._cleanup import Leases, judge_connection, judge_rows
+from trio_sessions._edge import MAX_GAP, chunked
+from trio_sessions._entry import Entry, Row
 from trio_sessions._pacing import pause_after
-from trio_sessions._rows import MAX_GAP, chunked
-from trio_sessions._table import Entry, LocalTable, Row
+from trio_sessions._table import LocalTable
 from trio_sessions.testing import FakeTransport
-from trio_sessions.types import RowAnswers, fingerprint
+from trio_sessions.types import Holder, RowAnswers, fingerprint
+from trio_sessions.writes import Claimed, Outcome
 
 ids = st.text(min_size=1, max_size=3, alphabet="abc")
 
@@ -45,14 +47,42 @@ def test_exactly_what_is_absent_from_the_answer_is_missing(
 
 
 def test_a_row_is_judged_only_if_it_was_once_confirmed() -> None:
-    """Unwritten: to be written. Being written: left alone."""
+    """Unwritten: to be written. Being written: left alone. Lost: asked for again."""
     leases = Leases()
     entries = {row: entry(row.name) for row in Row}
     for row, one in entries.items():
-        one.row = row
+        if row is not Row.UNWRITTEN:
+            one.claim()
+        if row in (Row.CONFIRMED, Row.LOST):
+            one.confirm(claimed(Outcome.LOST if row is Row.LOST else Outcome.KEPT))
+        assert one.row is row
         leases.add(one)
-    assert leases.refresh == [entries[Row.CONFIRMED]]
+    assert leases.refresh == [entries[Row.CONFIRMED], entries[Row.LOST]]
     assert leases.restore == [entries[Row.UNWRITTEN]]
+
+
+def test_a_row_goes_only_where_it_may() -> None:
+    """An answer without a claim, or a second claim, is a mistake of ours."""
+    one = entry("s")
+    with pytest.raises(RuntimeError, match="from UNWRITTEN to CONFIRMED"):
+        one.confirm(claimed(Outcome.INSERTED))
+    one.claim()
+    with pytest.raises(RuntimeError, match="from WRITING to WRITING"):
+        one.claim()
+    one.fail(OSError())
+    assert (one.row, one.is_certain) == (Row.UNWRITTEN, False)
+    one.claim()
+    one.confirm(claimed(Outcome.INSERTED))
+    assert (one.row, one.is_certain, one.born) == (Row.CONFIRMED, True, "1")
+
+
+def claimed(outcome_: Outcome) -> Claimed:
+    return Claimed(
+        outcome=outcome_,
+        holder=Holder(worker_id="w", incarnation="i"),
+        capabilities=None,
+        born="1",
+    )
 
 
 @given(items=st.lists(st.integers()), size=st.integers(1, 10))

@@ -206,7 +206,7 @@ def test_a_child_that_leaves_while_much_is_under_way(url: sa.URL) -> None:
                     engine = sa.create_engine(url)
                     with engine.connect() as blocker:  # the rows are locked
                         blocker.exec_driver_sql("DELETE FROM trio_sessions")
-                        registry._table._entries["s0 of True"].transport.disconnect = noted
+                        registry._house.table._entries["s0 of True"].transport.disconnect = noted
                         nursery.start_soon(registry.remove_session, "s0 of True")
                         await disconnected.wait()
                         nursery.start_soon(registry.add_session, "late", Connection(hangs=True))
@@ -512,27 +512,30 @@ def test_a_fork_between_the_limiter_and_the_thread(postgresql_schema: sa.URL) ->
     printed = run(
         """
         async def main():
-            async with open_registry(store, max_concurrent=1) as registry:
+            async with open_registry(store, max_concurrent=7) as registry:
                 await add(registry)
-                limiter = registry._rows.worker.limiter
-                answers = []
+                limiter = registry._house._edge.worker.limiter
+                answers, taken = [], [object() for _ in range(7)]
                 async def ask():
                     answers.append(await registry.session_exists("elsewhere"))
                 async with trio.open_nursery() as nursery:
-                    async with limiter:
-                        for _ in range(5):
-                            nursery.start_soon(ask)
-                        while limiter.statistics().tasks_waiting < 5:
+                    for one in taken:
+                        await limiter.acquire_on_behalf_of(one)
+                    for _ in range(5):
+                        nursery.start_soon(ask)
+                    while limiter.statistics().tasks_waiting < 5:
+                        await trio.sleep(0)
+                    global child
+                    child = not (pid := os.fork())
+                    if child:
+                        limiter.total_tokens = 12
+                        while len(answers) < 5:
                             await trio.sleep(0)
-                        global child
-                        child = not (pid := os.fork())
-                        if child:
-                            limiter.total_tokens = 5
-                            while len(answers) < 5:
-                                await trio.sleep(0)
-                            assert answers == [None] * 5, answers
-                            sys.exit()
-                        assert await end_of(pid) == 7
+                        assert answers == [None] * 5, answers
+                        sys.exit()
+                    assert await end_of(pid) == 7
+                    for one in taken:
+                        limiter.release_on_behalf_of(one)
                 assert answers == [False] * 5
                 await check_parent(registry)
         try:

@@ -26,14 +26,15 @@ from presses import (
     press_here,
     pressing,
 )
+from readers import finish_writing
 from soak import SOAK
 from trio._core import _ki
 
 from trio_sessions import SessionRegistry, open_registry, serve_registry
+from trio_sessions._background import Background
 from trio_sessions._cleanup import Pass
-from trio_sessions._consumer import OpenInbox
-from trio_sessions._delivery import Delivery
-from trio_sessions._jobs import Jobs
+from trio_sessions._keeper import Keeper
+from trio_sessions._messages import Messages, OpenInbox
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.transports import StreamTransport
@@ -119,9 +120,9 @@ class Life:
         assert self.shared.backdoor.rows() == {}
         if self.registry is not None:
             assert self.registry.statistics().closed
-            assert len(self.registry._table) == 0
-            assert self.registry._jobs._jobs_under_way == {}
-            assert self.registry._rows._leaving == {}
+            assert len(self.registry._house.table) == 0
+            assert self.registry._house.background._jobs == {}
+            assert not self.registry._house._departures._departing
 
 
 # Code of the user's, and what calls it.
@@ -150,7 +151,7 @@ def test_all_our_code_is_protected(shared: Shared) -> None:
 
 
 @pytest.mark.parametrize(
-    "protected", [SessionRegistry, OpenInbox, Jobs, Pass, Delivery, StreamTransport]
+    "protected", [SessionRegistry, OpenInbox, Background, Keeper, Pass, Messages, StreamTransport]
 )
 def test_every_function_of_what_users_call_or_what_starts_tasks_is_protected(
     protected: type,
@@ -207,7 +208,7 @@ def test_who_catches_it_may_go_on(shared: Shared) -> None:
                         await deed(registry)
                     except KeyboardInterrupt:
                         caught += 1
-            await registry._jobs.finish_jobs()
+            await finish_writing(registry)
             report = await registry.cleanup()
             assert report.refresh_failures == report.check_failures == {}
             assert report.missing == ()
@@ -318,11 +319,11 @@ class PressingStore(FaultyStore):
         self.operation, self.when, self.times = operation, when, times
         self.pressed = 0
 
-    async def _through(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
         if (name, self.when) == (self.operation, "before"):
             self._press()
         try:
-            return await super()._through(name, operation)
+            return await super()._through(name, operation, *kinds)
         finally:
             if (name, self.when) == (self.operation, "after"):
                 self._press()
@@ -335,7 +336,7 @@ class PressingStore(FaultyStore):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("operation", ["open", "sweep", "write", "locate", "delete", "delete_all"])
+@pytest.mark.parametrize("operation", ["open", "sweep", "commit", "locate", "delete_all"])
 def test_ctrl_c_in_the_store(shared: Shared, operation: str, when: str) -> None:
     """Also in one that waits in a nursery of its own, from which it would come in a group."""
     store = PressingStore(shared.make_store(), operation, when)

@@ -34,9 +34,9 @@ class SlowStore(FaultyStore):
         super().__init__(store)
         self._random = random
 
-    async def _through(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
         await trio.sleep(self._random.choice((0, 0, 0.01, 0.1)))
-        answer = await super()._through(name, operation)
+        answer = await super()._through(name, operation, *kinds)
         await trio.sleep(self._random.choice((0, 0, 0.01, 0.1)))
         return answer
 
@@ -191,7 +191,7 @@ def test_sessions_of_one_worker(
 ) -> None:
     """Added again, by the same transport or another, and removed."""
     play = Play(Random(seed), count)
-    with patch("trio_sessions._inbox.MOST", 6):  # so that a few messages fill the memory
+    with patch("trio_sessions._messages._inbox.MOST", 6):  # so that a few messages fill the memory
         trio.run(play.run, histories, clock=trio.testing.MockClock(autojump_threshold=0))
     play.check_once_and_in_order()
 
@@ -202,5 +202,5 @@ def test_sessions_of_one_worker(
 def test_sessions_that_move(histories: list[list[tuple[str, int]]], seed: int, count: int) -> None:
     """From worker to worker: a message may come twice then, but none is lost."""
     play = Play(Random(seed), count)
-    with patch("trio_sessions._inbox.MOST", 6):  # so that a few messages fill the memory
+    with patch("trio_sessions._messages._inbox.MOST", 6):  # so that a few messages fill the memory
         trio.run(play.run, histories, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -20,11 +20,12 @@ from trio_sessions import (
     StoreUnavailable,
     open_registry,
 )
-from trio_sessions._inbox import MOST
+from trio_sessions._messages._inbox import MOST
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import RowAnswers, RowClaim, StoredMessage, Wanted
+from trio_sessions.types import StoredMessage, Wanted
+from trio_sessions.writes import Batch, Claim, Committed
 
 
 class SlowTransport(FakeTransport):
@@ -154,10 +155,9 @@ async def test_ids_that_are_held_do_not_pile_up_over_reconnections() -> None:
                 assert await anext(inbox) == number
                 await registry.add_session("s", FakeTransport())
         await trio.testing.wait_all_tasks_blocked()
-        entry = registry._table.get("s")
-        assert entry is not None
-        assert entry.inbox is not None
-        assert entry.inbox.held == set()
+        kept = registry._house.messages._inboxes.get("s")
+        assert kept is not None
+        assert kept.held == set()
 
 
 # ---- taking over ----
@@ -173,7 +173,7 @@ async def test_what_waits_is_fetched_when_the_row_is_this_workers(everywhere: Sh
     ):
         await a.add_session("s", FakeTransport())
         await a.broadcast("s", "waits", durable=True)
-        gate = store.hold("write")
+        gate = store.hold("Claim")
         nursery.start_soon(b.add_session, "s", FakeTransport())
         await gate.reached.wait()
         consumer = Consumer(b, "s")
@@ -194,10 +194,12 @@ async def test_a_session_added_while_a_message_is_sent_to_it_is_found(everywhere
         trio.open_nursery() as nursery,
     ):
         await a.add_session("s", FakeTransport())
-        gate = store.hold("send")
+        gate = store.hold("Send")
         nursery.start_soon(b.broadcast, "s", 1)
         await gate.reached.wait()
-        await b.add_session("s", FakeTransport())
+        nursery.start_soon(b.add_session, "s", FakeTransport())
+        while await b.get_session("s") is None:
+            await trio.lowlevel.checkpoint()
         gate.open()
         assert await read(b, "s", 1) == [1]
 
@@ -214,7 +216,7 @@ async def test_what_the_older_holder_sends_on_is_not_overtaken(everywhere: Share
         for number in range(3):
             await a.broadcast("s", number)
         await b.add_session("s", FakeTransport())
-        gate = store.hold("send_on")
+        gate = store.hold("Send")
         nursery.start_soon(a.cleanup)
         await gate.reached.wait()
         nursery.start_soon(a.broadcast, "s", 3)
@@ -282,21 +284,86 @@ async def test_a_refused_message_does_not_hold_back_others(everywhere: Shared) -
         assert await read(registry, "s", 1) == ["memory"]
 
 
-async def test_a_message_that_is_being_stored_does_not_hold_back_others(
+@pytest.mark.parametrize("reads", [False, True])
+async def test_what_follows_a_message_that_is_being_stored_does_not_overtake_it(
     everywhere: Shared,
+    reads: bool,  # noqa: FBT001 -- a parameter of the test
 ) -> None:
-    """It may take as long as the database does."""
+    """It goes behind it, through the store; what was in memory before goes out all the same."""
     store = GatedStore(everywhere.make_store())
     async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
         await registry.add_session("s", FakeTransport())
-        gate = store.hold("send")
-        nursery.start_soon(partial(registry.broadcast, "s", "durable", durable=True))
+        consumer = Consumer(registry, "s")
+        if reads:
+            nursery.start_soon(consumer.run)
+            await registry.broadcast("s", 0)
+            await consumer.until(1)
+        await registry.broadcast("s", 1)
+        gate = store.hold("Send")
+        nursery.start_soon(partial(registry.broadcast, "s", 2, durable=True))
         await gate.reached.wait()
-        await registry.broadcast("s", "memory")
-        assert store.calls["send"] == 0  # it is counted when the gate is open
-        assert await read(registry, "s", 1) == ["memory"]
+        nursery.start_soon(registry.broadcast, "s", 3)
+        await everywhere.settle()
+        if reads:
+            assert await consumer.until(2) == [0, 1]
+        else:
+            nursery.start_soon(consumer.run)
+            await everywhere.settle()
         gate.open()
-        assert await read(registry, "s", 1) == ["durable"]
+        assert (await consumer.until(3 + reads))[-3:] == [1, 2, 3]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_follows_a_message_that_is_being_stored_when_its_session_comes_here(
+    everywhere: Shared,
+) -> None:
+    """It was sent to another worker's session."""
+    store = GatedStore(everywhere.make_store())
+    async with (
+        everywhere.open() as a,
+        everywhere.open(store=store) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await a.add_session("s", FakeTransport())
+        gate = store.hold("Send")
+        nursery.start_soon(b.broadcast, "s", 1)
+        await gate.reached.wait()
+        nursery.start_soon(b.add_session, "s", FakeTransport())
+        await everywhere.settle()
+        nursery.start_soon(b.broadcast, "s", 2)
+        await everywhere.settle()
+        gate.open()
+        assert await read(b, "s", 2) == [1, 2]
+
+
+async def test_a_sender_that_leaves_while_there_is_no_room_leaves_nothing_behind(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows goes to memory again."""
+    monkeypatch.setattr("trio_sessions._writer._ROOM", (1, 1000))
+    store = GatedStore(MemoryStore())
+    async with open_registry(store) as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        fetching = store.hold_answer("fetch")
+        async with registry.open_inbox("s"):
+            await fetching.reached.wait()
+            await registry.broadcast("s", 1)
+            with trio.move_on_after(1) as scope:  # its row might be found before its id is known
+                async with trio.open_nursery() as senders:
+                    senders.start_soon(partial(registry.broadcast, "s", 2, durable=True))
+                    await trio.testing.wait_all_tasks_blocked()
+                    storing = store.hold("Send")
+                    for _ in range(2):
+                        nursery.start_soon(registry.broadcast, "elsewhere", 0)
+                        await trio.testing.wait_all_tasks_blocked()
+                    fetching.open()
+            assert scope.cancelled_caught
+            assert storing.reached.is_set()
+            nursery.cancel_scope.cancel()
+            storing.open()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+            assert registry._house.messages.accept("s", "3")
 
 
 async def test_a_message_whose_row_is_found_before_its_id_is_known_stays_in_order(
@@ -307,7 +374,7 @@ async def test_a_message_whose_row_is_found_before_its_id_is_known_stays_in_orde
     async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
         await registry.add_session("s", FakeTransport())
         await registry.broadcast("s", 1)
-        gate = store.hold_answer("send")
+        gate = store.hold_answer("Send")
         nursery.start_soon(partial(registry.broadcast, "s", 2, durable=True))
         await gate.reached.wait()
         consumer = Consumer(registry, "s")
@@ -326,10 +393,11 @@ class RefusesOne(MemoryStore):
         super().__init__()
         self.operation = operation
 
-    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-        if self.operation == "write" and any(one.session_id == "bad" for one in claims):
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        claims = [one for _, one in batch.of(Claim)]
+        if self.operation == "Claim" and any(one.session_id == "bad" for one in claims):
             raise RowUnavailable("refused by a trigger")
-        return await super().write(worker, claims)
+        return await super().commit(worker, batch)
 
     async def fetch(
         self, worker: Worker, wanted: Sequence[Wanted]
@@ -339,7 +407,7 @@ class RefusesOne(MemoryStore):
         return await super().fetch(worker, wanted)
 
 
-@pytest.mark.parametrize("operation", ["fetch", "write"])
+@pytest.mark.parametrize("operation", ["fetch", "Claim"])
 async def test_one_session_that_the_store_refuses_does_not_starve_the_others(
     autojump_clock: MockClock, operation: str
 ) -> None:
@@ -383,10 +451,9 @@ async def test_an_expired_message_with_a_row_is_counted_once(autojump_clock: Moc
             assert a.statistics().messages_dropped == 3
             await a.cleanup()
             assert a.statistics().messages_dropped == 3
-        entry = a._table.get("s")
-        assert entry is not None
-        assert entry.inbox is not None
-        assert entry.inbox.held == set()
+        inbox = a._house.messages._inboxes.get("s")
+        assert inbox is not None
+        assert inbox.held == set()
 
 
 async def test_what_is_dropped_between_two_passes_is_logged_by_the_next(
@@ -410,7 +477,7 @@ async def test_a_worker_that_reads_nothing_keeps_nothing_of_removed_sessions() -
             await registry.add_session(f"s{number}", FakeTransport())
             await registry.broadcast(f"s{number}", 1, durable=True)
             await registry.remove_session(f"s{number}")
-        assert not registry._delivery._wanted
+        assert not registry._house.messages._reading._wanted
         with pytest.raises(SessionNotFound):
             await registry.broadcast("s0", 1)
 
@@ -482,7 +549,7 @@ async def test_no_busy_loop_while_something_is_being_stored(everywhere: Shared) 
         await registry.add_session("s", FakeTransport())
         await registry.broadcast("s", 1)
         await registry.broadcast("s", 2, durable=True)
-        gate = store.hold_answer("send")
+        gate = store.hold_answer("Send")
         nursery.start_soon(partial(registry.broadcast, "s", 3, durable=True))
         await gate.reached.wait()
         consumer = Consumer(registry, "s")
@@ -511,16 +578,18 @@ async def test_nothing_of_a_removed_session_is_the_next_ones(
         await registry.broadcast("s", "of the removed one", durable=True)
         if hindrance == "the delete fails":
             transport.may_end.set()
-            store.fail(Fault.FAILS, "delete")
+            store.fail(Fault.FAILS, "Delete")
             await registry.remove_session("s")
+            assert store.faults["Delete"] == 1
             store.heal()
         else:
             nursery.start_soon(registry.remove_session, "s")
             await transport.is_ending.wait()
         with pytest.raises(SessionNotFound):
             await registry.broadcast("s", "between the two")
-        store.fail(Fault.FAILS, "write", "delete")
+        store.fail(Fault.FAILS, "Claim", "Delete")
         await registry.add_session("s", FakeTransport())
+        assert store.faults["Claim"] >= 1
         with trio.move_on_after(0.2):
             async with registry.open_inbox("s") as inbox:
                 raise AssertionError(f"it read {await anext(inbox)}")
@@ -532,7 +601,7 @@ async def test_nothing_of_a_removed_session_is_the_next_ones(
         transport.may_end.set()
         await registry.broadcast("s", "of the next one")
         assert await read(registry, "s", 1) == ["of the next one"]
-        assert registry.statistics().messages_dropped == 2
+        assert registry.statistics().messages_dropped == 1
         await registry.cleanup()
         assert await registry.get_session_owner("s") == "bob"
 
@@ -589,7 +658,7 @@ async def test_a_row_that_is_still_unwritten_is_written_for_its_reader(
     ):
         await a.add_session("s", FakeTransport())
         await a.broadcast("s", 1, durable=True)
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         await b.add_session("s", FakeTransport())
         await b.broadcast("s", 2)
         consumer = Consumer(b, "s")
@@ -625,10 +694,11 @@ async def test_deletions_that_overlap_are_both_counted(everywhere: Shared) -> No
         for session_id in ("a", "b"):
             await registry.add_session(session_id, FakeTransport())
             await registry.broadcast(session_id, 1, durable=True)
-        gate = store.hold_answer("delete")
+        gate = store.hold_answer("Delete")
         nursery.start_soon(registry.remove_session, "a")
         await gate.reached.wait()
-        await registry.remove_session("b")
+        nursery.start_soon(registry.remove_session, "b")
+        await everywhere.settle()
         gate.open()
         with trio.fail_after(20):
             while registry.statistics().messages_dropped < 2:
@@ -641,19 +711,21 @@ async def test_a_row_that_a_removed_session_is_still_writing_is_not_the_next_one
     """It lands when the id has been added again, with the owner of the removed one."""
     store = GatedStore(everywhere.make_store())
     async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         await registry.add_session("s", FakeTransport())
         await registry.set_session_owner("s", "alice")
         store.heal()
-        gate = store.hold("write")
+        gate = store.hold("Claim")
         nursery.start_soon(registry.cleanup)
         await gate.reached.wait()
-        await registry.remove_session("s")
+        nursery.start_soon(registry.remove_session, "s")
+        while await registry.get_session("s") is not None:
+            await trio.lowlevel.checkpoint()
         nursery.start_soon(registry.add_session, "s", FakeTransport())
         await everywhere.settle()
         gate.open()
         with trio.fail_after(20):
-            while registry.statistics().unconfirmed:
+            while registry.statistics().unconfirmed or not registry.statistics().sessions:
                 await trio.sleep(0.005)
         assert await registry.get_session_owner("s") is None
         assert registry.statistics().sessions == 1
@@ -666,7 +738,7 @@ async def test_an_owner_set_for_a_session_that_has_moved_is_not_kept_here(
     """The row was still unwritten when another worker took the session over."""
     store = FaultyStore(everywhere.make_store())
     async with everywhere.open(store=store) as a, everywhere.open() as b:
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         await a.add_session("s", FakeTransport())
         store.heal()
         await trio.sleep(0.3)  # far more than a busy machine needs to send a claim off
@@ -679,25 +751,32 @@ async def test_an_owner_set_for_a_session_that_has_moved_is_not_kept_here(
         assert await a.get_session_owner("s") == "bob"
 
 
-async def test_a_message_that_is_stored_while_its_session_is_added_anew_stays_in_order(
+async def test_a_message_that_is_stored_while_its_session_is_removed_is_not_the_next_ones(
     everywhere: Shared,
 ) -> None:
-    """It was sent to the one that was removed, and its row is the next one's."""
+    """It was sent to the one that was removed, and goes with that one's row."""
     store = GatedStore(everywhere.make_store())
     async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
         await registry.add_session("s", FakeTransport())
-        gate = store.hold("send")
+        gate = store.hold("Send")
 
         async def send() -> None:
-            await registry.broadcast("s", 1, durable=True)
-            await registry.broadcast("s", 2)
+            with pytest.raises(SessionNotFound):
+                await registry.broadcast("s", 1, durable=True)
 
         nursery.start_soon(send)
         await gate.reached.wait()
-        await registry.remove_session("s")
-        await registry.add_session("s", FakeTransport())
+        nursery.start_soon(registry.remove_session, "s")
+        while await registry.get_session("s") is not None:
+            await trio.lowlevel.checkpoint()
+        await everywhere.settle()
         gate.open()
-        assert await read(registry, "s", 2) == [1, 2]
+        with pytest.raises(SessionNotFound):
+            await registry.broadcast("s", 3)
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 4)
+        assert await read(registry, "s", 1) == [4]
+        assert registry.statistics().messages_dropped == 1
 
 
 async def test_a_reader_that_opens_before_the_takeover_is_written_keeps_the_order(
@@ -713,7 +792,7 @@ async def test_a_reader_that_opens_before_the_takeover_is_written_keeps_the_orde
         await b.add_session("s", FakeTransport())
         for number in (1, 2):
             await a.broadcast("s", number)
-        gate = store.hold("write")
+        gate = store.hold("Claim")
         nursery.start_soon(a.add_session, "s", FakeTransport())
         await gate.reached.wait()
         consumer = Consumer(a, "s")
@@ -733,7 +812,7 @@ async def test_what_could_not_be_sent_on_is_sent_on_by_closing(everywhere: Share
             await a.add_session("s", FakeTransport())
             await a.broadcast("s", 1)
             await b.add_session("s", FakeTransport())
-            store.fail(Fault.FAILS, "send_on")
+            store.fail(Fault.FAILS, "Send")
             await a.cleanup()
             store.heal()
         assert await read(b, "s", 1) == [1]
@@ -769,6 +848,48 @@ async def test_a_local_message_is_not_starved_by_those_of_others(autojump_clock:
         await trio.sleep(30)
         [moment] = [moment for moment, message in received if message == "local"]
         assert moment - start < 10
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_local_message_is_not_starved_by_a_backlog_that_grows(
+    autojump_clock: MockClock,
+) -> None:
+    """Its reader never catches up; what was stored before the message goes first, no more."""
+    store = MemoryStore()
+    async with (
+        open_registry(store) as a,
+        open_registry(store) as b,
+        trio.open_nursery() as nursery,
+    ):
+        await b.add_session("s", FakeTransport())
+        for number in range(300):
+            await a.broadcast("s", number)
+        await a.add_session("s", FakeTransport())
+        received: list[Any] = []
+
+        async def consume() -> None:
+            async with a.open_inbox("s") as inbox:
+                async for message in inbox:
+                    received.append(message)
+                    await trio.sleep(0.1)
+
+        async def flood() -> None:
+            while True:
+                await b.broadcast("s", "flood")
+                await trio.sleep(0.05)
+
+        nursery.start_soon(consume)
+        nursery.start_soon(flood)
+        await trio.sleep(12)
+        assert a.statistics().messages_in_memory < 100, "it would become a row"
+        await a.broadcast("s", 300)
+        await a.broadcast("s", 301)
+        start = trio.current_time()
+        await trio.sleep(300)
+        assert received.count("flood") > 1000, "the reader has caught up"
+        assert [one for one in received if one != "flood"] == list(range(302))
+        behind = received.index(300)
+        assert behind < 300 + (start + 1) / 0.05
         nursery.cancel_scope.cancel()
 
 
@@ -812,3 +933,77 @@ async def test_a_removal_and_an_addition_in_an_outage_drop_what_others_send_mean
         assert await read(a, "s", 1) == ["new"]
         assert a.statistics().messages_dropped == 3
         assert a.statistics().messages_in_memory == 0
+
+
+class SlowFetch(FaultyStore):
+    """Takes half a second for each fetch."""
+
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        await trio.sleep(0.5)
+        return await super().fetch(worker, wanted)
+
+
+async def test_what_waits_at_the_door_is_not_overtaken(autojump_clock: MockClock) -> None:
+    """A message that may not go to the store yet is called earlier all the same."""
+    store = SlowFetch(MemoryStore())
+    async with open_registry(store) as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 0)  # before the inbox is open: early
+        got: list[object] = []
+
+        async def read_all() -> None:
+            async with registry.open_inbox("s") as inbox:
+                async for message in inbox:
+                    got.append(message)
+
+        nursery.start_soon(read_all)
+        await trio.sleep(0.1)  # it is being fetched
+        nursery.start_soon(partial(registry.broadcast, "s", 1, durable=True))
+        await trio.testing.wait_all_tasks_blocked()
+        await registry.broadcast("s", 2)
+        await trio.sleep(5)
+        assert got == [0, 1, 2]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("size", [1, 600])
+async def test_a_full_memory_does_not_keep_a_copy_from_being_looked_at_again(
+    autojump_clock: MockClock, size: int
+) -> None:
+    """A row whose session may have moved is fetched once more before it goes out."""
+    shared = MemoryStore()
+    store = FaultyStore(shared)
+    async with (
+        open_registry(store, max_message_bytes=1000) as a,
+        open_registry(shared) as b,
+        trio.open_nursery() as nursery,
+    ):
+        transport = FakeTransport()
+        await a.add_session("s", transport)
+        for row in ("r1", "r2"):
+            await b.broadcast("s", row)
+        for _ in range(2 if size > 1 else MOST):
+            await a.broadcast("s", "m" * size)
+        got: list[object] = []
+
+        async def read_all() -> None:
+            async with a.open_inbox("s") as inbox:
+                async for message in inbox:
+                    got.append(message)
+                    if message == "r1":
+                        await trio.sleep(5)
+
+        nursery.start_soon(read_all)
+        await trio.sleep(2)
+        assert got == ["r1"]
+        store.fail(Fault.FAILS, "Claim")
+        await a.add_session("s", transport)
+        assert store.faults["Claim"] == 1
+        store.heal()
+        assert (await a.cleanup()).restored == ("s",)
+        await trio.sleep(10)
+        assert got[:3] == ["r1", "r2", "m" * size]
+        assert a.statistics().messages_in_memory == 0
+        nursery.cancel_scope.cancel()

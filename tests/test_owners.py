@@ -114,7 +114,7 @@ async def test_a_claim_writes_the_row_that_was_still_missing(everywhere: Shared)
     """So that it can be verified."""
     store = FaultyStore(everywhere.make_store())
     async with everywhere.open(store=store) as a, everywhere.open() as b:
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         await a.add_session("s", FakeTransport())
         store.heal()
         assert await a.claim_session_owner("s", "alice") == "alice"
@@ -127,7 +127,7 @@ async def test_what_is_said_of_an_unwritten_session_is_known_while_it_is(
     """Also when the database answers that it has no row yet."""
     store = FaultyStore(everywhere.make_store())
     async with everywhere.open(store=store) as registry:
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         await registry.add_session("s", FakeTransport())
         assert await registry.get_session_owner("s") is None
         assert await registry.get_client_capabilities("s") is None
@@ -146,7 +146,7 @@ async def test_what_was_said_in_an_outage_gives_way_to_what_others_say_after_it(
     """The row is written before it is asked for: the next pass may be far."""
     store = FaultyStore(everywhere.make_store())
     async with everywhere.open(store=store) as a, everywhere.open() as b:
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         await a.add_session("s", FakeTransport())
         await a.set_session_owner("s", "alice")
         await a.store_client_capabilities("s", {"elicitation": {}})
@@ -203,7 +203,7 @@ async def test_questions_in_an_outage_share_one_attempt(autojump_clock: MockCloc
         async def ask() -> None:
             answers.append(await registry.get_session_owner("s"))
 
-        writes = store.calls["write"]
+        writes = store.calls["Claim"]
         async with trio.open_nursery() as nursery:
             for _ in range(20):
                 nursery.start_soon(ask)
@@ -213,7 +213,7 @@ async def test_questions_in_an_outage_share_one_attempt(autojump_clock: MockCloc
             assert trio.current_time() - start == 1
         assert answers == ["alice"] * 20
         assert trio.current_time() - start == 10
-        assert store.calls["write"] == writes + 1
+        assert store.calls["Claim"] == writes + 1
         store.heal()
 
 
@@ -227,7 +227,7 @@ async def test_a_question_brings_no_row_back(everywhere: Shared, ends: str) -> N
             await a.add_session("s", FakeTransport())
             await a.set_session_owner("s", "alice")
             store.heal()
-            gate = store.hold("write")
+            gate = store.hold("Claim")
 
             async def ask() -> None:
                 with contextlib.suppress(RegistryClosed):
@@ -247,6 +247,36 @@ async def test_a_question_brings_no_row_back(everywhere: Shared, ends: str) -> N
         assert everywhere.backdoor.rows() == {}
 
 
+@pytest.mark.parametrize("operation", ["Claim", "locate"])
+async def test_who_asks_while_it_closes_is_told_that_it_is_closed(
+    everywhere: Shared, operation: str
+) -> None:
+    """Before the store is asked, or while it is: not that the store is away."""
+    store = GatedStore(everywhere.make_store())
+    asked = []
+    async with trio.open_nursery() as nursery:
+        async with everywhere.open(store=store) as registry:
+            store.fail()
+            await registry.add_session("s", FakeTransport())
+            await registry.set_session_owner("s", "alice")
+            store.heal()
+            gate = store.hold(operation)
+
+            async def ask() -> None:
+                try:
+                    asked.append(await registry.get_session_owner("s"))
+                except RegistryClosed:
+                    asked.append("closed")
+
+            nursery.start_soon(ask)
+            await gate.reached.wait()
+            if operation == "Claim":
+                nursery.start_soon(open_when_closing, gate, registry)
+        gate.open()
+    assert asked in (["alice"], [None], ["closed"])
+    assert operation == "Claim" or asked == ["closed"]
+
+
 async def open_when_closing(gate: Gate, registry: Any) -> None:
     while not registry.statistics().closed:
         await trio.sleep(0.005)
@@ -262,20 +292,18 @@ async def test_who_is_asked_is_listed_while_its_row_is_being_written() -> None:
             await registry.add_session(session_id, FakeTransport())
             await registry.store_client_capabilities(session_id, {"elicitation": {}})
         store.heal()
-        first = store.hold("write")
+        gate = store.hold("Claim")
         nursery.start_soon(registry.get_client_capabilities, "b")
-        await first.reached.wait()
-        second = store.hold("write")
+        await gate.reached.wait()
         listed: list[str] = []
 
         async def ask() -> None:
             listed.extend(await registry.get_elicitation_capable_sessions())
 
         nursery.start_soon(ask)
-        await second.reached.wait()
-        store.fail(Fault.FAILS, "write")
-        second.open()
-        first.open()
+        await trio.testing.wait_all_tasks_blocked()
+        store.fail(Fault.FAILS, "Claim")
+        gate.open()
         await trio.testing.wait_all_tasks_blocked()
         assert sorted(listed) == ["a", "b"]
 
@@ -299,7 +327,7 @@ async def test_what_is_said_while_the_row_is_being_written_is_not_lost(
 ) -> None:
     """The row that is on its way does not say it."""
     store = GatedStore(everywhere.make_store())
-    gate = getattr(store, held)("write")
+    gate = getattr(store, held)("Claim")
     async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
         nursery.start_soon(registry.add_session, "s", FakeTransport())
         await gate.reached.wait()
@@ -315,6 +343,83 @@ async def test_what_is_said_while_the_row_is_being_written_is_not_lost(
         await registry.cleanup()
         assert await registry.get_client_capabilities("s") == {"roots": {}}
         assert await registry.claim_session_owner("s", "mallory") == "alice"
+
+
+@pytest.mark.parametrize("first", ["superseded", "fails"])
+@pytest.mark.parametrize("says", ["owner", "claim", "capabilities"])
+async def test_what_is_said_before_a_session_is_added_again_finds_it(
+    everywhere: Shared, first: str, says: str
+) -> None:
+    """It leaves between the two claims, the first of which writes nothing."""
+    store = GatedStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
+        gate = store.hold("Claim")
+        if first == "superseded":
+            nursery.start_soon(registry.add_session, "other", FakeTransport())
+            await gate.reached.wait()
+        nursery.start_soon(registry.add_session, "s", FakeTransport())
+        await gate.reached.wait()
+        await everywhere.settle()
+        told: list[Any] = []
+
+        async def say() -> None:
+            if says == "owner":
+                await registry.set_session_owner("s", "alice")
+                told.append(await registry.get_session_owner("s"))
+            elif says == "claim":
+                told.append(await registry.claim_session_owner("s", "alice"))
+            else:
+                await registry.store_client_capabilities("s", {"roots": {}})
+                told.append(await registry.get_client_capabilities("s"))
+
+        nursery.start_soon(say)
+        await everywhere.settle()
+        nursery.start_soon(registry.add_session, "s", FakeTransport())
+        await everywhere.settle()
+        kind = {"owner": "SetOwner", "claim": "ClaimOwner"}.get(says, "SetCapabilities")
+        said = store.hold(kind)
+        if first == "fails":
+            store.fail(Fault.FAILS, "Claim")
+        gate.open()
+        with trio.fail_after(20):
+            await said.reached.wait()
+            assert (store.faults["Claim"] > 0) is (first == "fails")
+            store.heal()
+            said.open()
+            while not told:
+                await trio.sleep(0.005)
+        assert told == [{"roots": {}} if says == "capabilities" else "alice"]
+
+
+async def test_what_was_said_of_a_removed_session_is_not_noted_for_the_next(
+    everywhere: Shared,
+) -> None:
+    """It leaves when the next one is held already, and not yet written (invariant 14)."""
+    store = GatedStore(everywhere.make_store())
+    async with everywhere.open(store=store) as registry, trio.open_nursery() as nursery:
+        gate = store.hold("Claim")
+        nursery.start_soon(registry.add_session, "other", FakeTransport())
+        await gate.reached.wait()
+        nursery.start_soon(registry.add_session, "s", FakeTransport())
+        await everywhere.settle()
+        refused = trio.Event()
+
+        async def say() -> None:
+            with pytest.raises(SessionNotFound):
+                await registry.set_session_owner("s", "alice")
+            refused.set()
+
+        nursery.start_soon(say)
+        await everywhere.settle()
+        nursery.start_soon(registry.remove_session, "s")
+        await everywhere.settle()
+        nursery.start_soon(registry.add_session, "s", FakeTransport())
+        await everywhere.settle()
+        gate.open()
+        with trio.fail_after(20):
+            await refused.wait()
+        await everywhere.settle()
+        assert await registry.get_session_owner("s") is None
 
 
 async def test_adding_again_does_not_bring_back_what_was_said_before(everywhere: Shared) -> None:
@@ -344,14 +449,14 @@ async def test_adding_again_while_an_owner_is_being_written_keeps_the_last_word(
         everywhere.open() as b,
         trio.open_nursery() as nursery,
     ):
-        store.fail(Fault.FAILS, "write")
+        store.fail(Fault.FAILS, "Claim")
         await a.add_session("s", FakeTransport())
         await a.set_session_owner("s", "alice")
         store.heal()
-        first, second = store.hold_answer("write"), None
+        first, second = store.hold_answer("Claim"), None
         nursery.start_soon(a.get_session_owner, "s")
         await first.reached.wait()
-        second = store.hold("write")
+        second = store.hold("Claim")
         nursery.start_soon(a.add_session, "s", FakeTransport())
         await everywhere.settle()
         assert await b.get_session_owner("s") == "alice"
@@ -379,9 +484,6 @@ async def test_nobody_is_an_owner_that_is_written_with_the_row(everywhere: Share
         assert await a.get_session_owner("s") is None
         store.heal()
         assert await b.get_session_owner("s") == "bob"
-        store.fail(Fault.FAILS, "set_owner")
-        await a.cleanup()
-        store.heal()
         assert (await a.cleanup()).restored == ("s",)
         assert await a.get_session_owner("s") is None
         assert await b.get_session_owner("s") is None
@@ -408,7 +510,7 @@ async def test_a_row_left_behind_answers_nothing(everywhere: Shared) -> None:
             await a.store_client_capabilities("s", {"elicitation": {}})
 
         await add(FakeTransport())
-        store.fail(Fault.FAILS, "delete")
+        store.fail(Fault.FAILS, "Delete")
         await a.remove_session("s")
         store.heal()
         assert set(everywhere.backdoor.rows()) == {"s"}

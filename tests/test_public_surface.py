@@ -42,6 +42,7 @@ MODULES = [
     "trio_sessions.testing",
     "trio_sessions.transports",
     "trio_sessions.types",
+    "trio_sessions.writes",
 ]
 FACADES = [name for name in MODULES if hasattr(importlib.import_module(name), "__path__")]
 
@@ -60,7 +61,7 @@ METHODS = {
     "add_session": ["session_id", "transport"],
     "get_session": ["session_id"],
     "get_session_sync": ["session_id"],
-    "remove_session": ["session_id"],
+    "remove_session": ["session_id", "transport"],
     "session_exists": ["session_id"],
     "get_all_session_ids": [],
     "locate_session": ["session_id"],

@@ -3,6 +3,7 @@
 import pytest
 import trio
 from conftest import Shared
+from readers import finish_writing
 
 from trio_sessions import InvalidSessionId, RegistryClosed, StoreUnavailable, open_registry
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
@@ -120,15 +121,32 @@ async def test_a_session_is_usable_while_its_row_is_being_written(everywhere: Sh
     store = FaultyStore(everywhere.make_store())
     transport = FakeTransport()
     async with everywhere.open(store=store, store_timeout=1.0) as registry:
-        store.fail(Fault.HANGS, "write")
+        store.fail(Fault.HANGS, "Claim")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.add_session, "s", transport)
-            while not store.faults["write"]:
+            while not store.faults["Claim"]:
                 await trio.lowlevel.checkpoint()
             assert await registry.get_session("s") is transport
             assert await registry.session_exists("s") is True
         store.heal()
         assert (await registry.cleanup()).restored == ("s",)
+
+
+async def test_removing_with_a_transport_spares_its_successor(everywhere: Shared) -> None:
+    """A handler that ends removes its own session, in one step, or nothing."""
+    old, new = FakeTransport(), FakeTransport()
+    async with everywhere.open() as registry:
+        await registry.add_session("s", old)
+        await registry.add_session("s", new)
+        await registry.remove_session("s", transport=old)
+        assert await registry.get_session("s") is new
+        assert new.disconnects == 0
+        assert everywhere.backdoor.rows() == {"s": registry.worker_id}
+        await registry.remove_session("s", transport=new)
+        assert await registry.get_session("s") is None
+        assert new.disconnects == 1
+        assert everywhere.backdoor.rows() == {}
+        await registry.remove_session("s", transport=new)
 
 
 async def test_a_cancelled_add_leaves_the_session_and_its_row(everywhere: Shared) -> None:
@@ -140,7 +158,7 @@ async def test_a_cancelled_add_leaves_the_session_and_its_row(everywhere: Shared
             await registry.add_session("s", transport)
         assert scope.cancelled_caught
         assert await registry.get_session("s") is transport
-        await registry._jobs.finish_jobs()
+        await finish_writing(registry)
         assert (await registry.cleanup()).refreshed == 1
         assert everywhere.backdoor.rows() == {"s": registry.worker_id}
 
@@ -154,7 +172,7 @@ async def test_a_cancelled_remove_goes_on_without_its_caller(everywhere: Shared)
             scope.cancel()
             await registry.remove_session("s")
         assert scope.cancelled_caught
-        await registry._jobs.finish_jobs()
+        await finish_writing(registry)
         assert transport.disconnects == 1
         assert everywhere.backdoor.rows() == {}
 

@@ -1,6 +1,6 @@
 """Every store keeps the contract, and so does the fake that wraps one."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,24 @@ from conftest import Shared
 
 from trio_sessions import StoreUnavailable
 from trio_sessions.abc import SessionStore, Worker
-from trio_sessions.stores.memory import MemoryStore, _Row
+from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore, store_conformance
-from trio_sessions.types import RowAnswers, RowClaim, Swept
+from trio_sessions.types import RowAnswers, Swept
+from trio_sessions.writes import (
+    Acknowledge,
+    Answer,
+    Batch,
+    Claim,
+    Claimed,
+    ClaimOwner,
+    Committed,
+    Delete,
+    Outcome,
+    Send,
+    SetCapabilities,
+    SetOwner,
+    Write,
+)
 
 Check = Callable[[Callable[[], SessionStore]], Awaitable[None]]
 
@@ -40,20 +55,89 @@ class BelievesEverything(MemoryStore):
         return RowAnswers(held=frozenset(session_ids))
 
 
-class TakesAnyAge(MemoryStore):
-    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-        fresh = [replace(claim, age=0.0) for claim in claims]
-        return await super().write(worker, fresh)
+class Changes(MemoryStore):
+    """Carries out other writes than it was asked for."""
+
+    kind: type[Write[Any]]
+    changes: Mapping[str, Any]
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        writes = [
+            replace(write, **self.changes) if isinstance(write, self.kind) else write
+            for write in batch.writes
+        ]
+        return await super().commit(worker, replace(batch, writes=writes))
+
+
+def changing(kind: type[Write[Any]], **changes: Any) -> type[MemoryStore]:
+    name = f"{kind.__name__}With{''.join(changes).title()}"
+    return type(name, (Changes,), {"kind": kind, "changes": changes})
 
 
 class KnowsNoIncarnation(MemoryStore):
-    def _own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, _Row]]:
-        return [(s, self._rows[s]) for s in session_ids if s in self._rows]
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        return await super().commit(replace(worker, incarnation=""), batch)
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        return await super().refresh(replace(worker, incarnation=""), session_ids)
+
+    async def delete_all(self, worker: Worker, *, limit: int) -> int:
+        return await super().delete_all(replace(worker, incarnation=""), limit=limit)
 
 
-class KnowsNoGeneration(MemoryStore):
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
-        return await super().delete(worker, session_ids, up_to=1_000_000)
+class DeletesWhatOthersHold(MemoryStore):
+    async def delete_all(self, worker: Worker, *, limit: int) -> int:
+        for row in self._rows.values():
+            row.worker_id, row.incarnation = worker.worker_id, worker.incarnation
+        return await super().delete_all(worker, limit=limit)
+
+
+class Confuses(MemoryStore):
+    """Changes what it answers to a claim."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        committed = await super().commit(worker, batch)
+        answers = [self.confuse(one) for one in committed.answers]
+        return replace(committed, answers=answers)
+
+    def confuse(self, answer: Answer) -> Answer:
+        raise NotImplementedError
+
+
+class KnowsNoTakeover(Confuses):
+    def confuse(self, answer: Answer) -> Answer:
+        if isinstance(answer, Claimed) and answer.outcome is Outcome.TAKEN_OVER:
+            return replace(answer, outcome=Outcome.KEPT)
+        return answer
+
+
+class KnowsNoBirth(Confuses):
+    def confuse(self, answer: Answer) -> Answer:
+        return replace(answer, born="") if isinstance(answer, Claimed) else answer
+
+
+class GivesBirthAtEachTakeover(Confuses):
+    def confuse(self, answer: Answer) -> Answer:
+        if isinstance(answer, Claimed) and answer.outcome is Outcome.TAKEN_OVER:
+            return replace(answer, born=f"{answer.born}, {answer.holder.worker_id}")
+        return answer
+
+
+class CountsNoMessages(Confuses):
+    def confuse(self, answer: Answer) -> Answer:
+        return replace(answer, dropped=0) if isinstance(answer, Claimed) else answer
+
+
+class ShufflesBatches(MemoryStore):
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        backwards = await super().commit(worker, replace(batch, writes=batch.writes[::-1]))
+        return replace(backwards, answers=backwards.answers[::-1])
+
+
+class ShufflesAnswers(MemoryStore):
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        committed = await super().commit(worker, batch)
+        return replace(committed, answers=committed.answers[::-1])
 
 
 class GivesNoGrace(MemoryStore):
@@ -78,22 +162,48 @@ class SweepsAllAtOnce(MemoryStore):
 
 
 class DoesNotWait(MemoryStore):
-    async def _take_turn(self) -> None:
-        pass
+    async def _begin(self) -> Any:
+        return self._opened.state
+
+    @staticmethod
+    async def _answer(answer: Any) -> Any:
+        return answer
 
 
 MUTANTS = [
     (BelievesEverything, "what_is_not_there_is_in_neither_answer"),
     (BelievesEverything, "the_newest_claim_takes_over"),
-    (TakesAnyAge, "an_older_claim_does_not_take_over"),
+    (changing(Claim, age=0.0), "an_older_claim_does_not_take_over"),
+    (changing(Claim, age=0.0), "a_claim_says_what_it_found"),
+    (changing(Claim, ended=0), "what_an_ended_session_left_is_replaced"),
+    (changing(Claim, ended=0), "a_new_session_has_no_messages"),
+    (changing(Claim, owner=None), "a_claim_brings_and_is_told_what_was_said"),
+    (changing(Claim, owner="x"), "an_owner_is_claimed_once"),
+    (changing(Claim, capabilities=None), "capabilities_are_replaced"),
+    (changing(SetOwner, ended=0), "what_an_ended_session_left_is_no_session"),
+    (changing(ClaimOwner, ended=0), "what_an_ended_session_left_is_no_session"),
+    (changing(SetCapabilities, ended=0), "what_an_ended_session_left_is_no_session"),
+    (changing(Send, ended=0), "what_an_ended_session_left_is_no_session"),
+    (changing(Send, born=None), "a_message_may_be_for_one_birth_only"),
+    (changing(Send, elsewhere=False), "a_message_may_be_for_the_next_holder_only"),
+    (changing(Send, age=0.0), "a_message_may_be_for_the_next_holder_only"),
+    (changing(Acknowledge, message_ids=()), "messages_wait_until_they_are_acknowledged"),
+    (changing(Delete, up_to=1_000_000), "an_earlier_generation_changes_nothing"),
     (KnowsNoIncarnation, "a_row_belongs_to_one_incarnation"),
-    (KnowsNoIncarnation, "deleting_is_bounded_and_may_be_repeated"),
-    (KnowsNoGeneration, "an_earlier_generation_changes_nothing"),
+    (DeletesWhatOthersHold, "leaving_is_bounded_and_may_be_repeated"),
+    (KnowsNoTakeover, "a_claim_says_what_it_found"),
+    (KnowsNoBirth, "a_session_has_one_birth"),
+    (GivesBirthAtEachTakeover, "a_session_has_one_birth"),
+    (CountsNoMessages, "what_an_ended_session_left_is_replaced"),
+    (ShufflesBatches, "messages_of_one_batch_are_stored_in_its_order"),
+    (ShufflesAnswers, "each_write_of_a_batch_has_its_own_answer"),
+    (ShufflesAnswers, "many_writes_fit_into_one_batch"),
     (GivesNoGrace, "a_gap_in_the_vouching_opens_a_grace"),
     (SweepsItsOwn, "expired_rows_of_others_are_swept"),
     (SweepsTooSoon, "expired_rows_of_others_are_swept"),
     (SweepsAllAtOnce, "expired_rows_of_others_are_swept"),
     (DoesNotWait, "every_operation_is_a_checkpoint"),
+    (DoesNotWait, "every_operation_on_messages_is_a_checkpoint"),
 ]
 
 
@@ -113,15 +223,15 @@ async def test_a_faulty_store_fails_as_it_is_told() -> None:
     inner = MemoryStore()
     store = FaultyStore(inner)
     worker = Worker(worker_id="w", incarnation="1", limiter=trio.CapacityLimiter(1))
-    claim = RowClaim(session_id="s", generation=1, age=0.0)
+    claim = Batch(writes=[Claim(session_id="s", generation=1, age=0.0)])
     await store.open(worker)
-    store.fail(Fault.FAILS, "write")
+    store.fail(Fault.FAILS, "commit")
     with pytest.raises(StoreUnavailable):
-        await store.write(worker, [claim])
+        await store.commit(worker, claim)
     assert await store.locate(worker, "s") is None
-    store.fail(Fault.COMMITS_THEN_FAILS, "write")
+    store.fail(Fault.COMMITS_THEN_FAILS, "commit")
     with pytest.raises(StoreUnavailable):
-        await store.write(worker, [claim])
+        await store.commit(worker, claim)
     assert await store.locate(worker, "s") is not None
     store.fail(Fault.HANGS)
     with trio.move_on_after(0.05) as scope:
@@ -129,6 +239,6 @@ async def test_a_faulty_store_fails_as_it_is_told() -> None:
     assert scope.cancelled_caught
     store.heal()
     assert await store.locate(worker, "s") is not None
-    assert store.faults == {"write": 2, "locate": 1}
+    assert store.faults == {"commit": 2, "Claim": 2, "locate": 1}
     with pytest.raises(ValueError, match="wirte"):
         store.fail(Fault.FAILS, "wirte")

@@ -7,19 +7,21 @@ Layers, lower never imports higher (checked by import-linter)::
 
     cli | aio                for operators, for programs on asyncio
     testing | transports     use the public names
-    _open                    opening and closing
-    _keeper                  the task that holds a registry open
-    _registry                what users call; joins and paces passes
-    _cleanup | _jobs         the pass; what runs beside the caller
-    _owners | _consumer      what is said of sessions; who reads their messages
-    _delivery                messages on their way
-    _rows | _calls           the edges: to the store, to transports
-    _rounds                  one method called on many transports
+    _open, _keeper           opening and closing; the task that holds a registry open
+    _registry                what users call
+    _house                   the parts of one registry, put together
+    _passes                  when a pass runs
+    _cleanup | _pacing       what a pass decides and does
+    _sessions                what has to happen when a session comes or goes
+    _messages | _owners      their messages, one room; what is said of them
+    _claims                  the rows of the sessions held here
+    _writer | _departures    all that is written; what removed sessions have left behind
+    _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
+    _rounds | _counters      one method called on many transports
     _table | stores          siblings
-    _inbox                   the messages of one session
-    abc, _settings, _json    contracts, settings, encoding
-    _process, _forked_run    what a fork has handed down
-    _interrupts, _library    where Ctrl-C may arrive; which library runs
+    _entry                   one session, and what is known of its row
+    abc, _settings, _json, _background  contracts, settings, encoding, tasks
+    writes, _process, _forked_run, _interrupts, _library  what is written; forks, Ctrl-C
     types, errors            values
 """
 

@@ -10,26 +10,36 @@ it has ended.
 import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
 import trio
 
+from trio_sessions._entry import Entry
 from trio_sessions._rounds import (
     Answer,
     CallHost,
     Enter,
+    Listener,
     Round,
     Running,
     Scope,
     interruptibly,
     to_its_end,
 )
-from trio_sessions._table import Entry
 from trio_sessions.types import fingerprint
 
-__all__ = ["PARTING", "Answer", "Companions", "OpenHost", "TransportCalls", "TrioHost"]
+__all__ = [
+    "PARTING",
+    "Answer",
+    "Companions",
+    "Listener",
+    "OpenHost",
+    "TransportCalls",
+    "TrioHost",
+    "check_transport",
+]
 
 logger = logging.getLogger("trio_sessions.transports")
 
@@ -52,8 +62,12 @@ class Companions(Protocol):
         """How many were told to end, and have not ended."""
         ...
 
-    async def end(self, entries: Sequence[Entry], timeout: float) -> None:
-        """End what goes with sessions that are gone, within ``timeout`` seconds."""
+    def accompanied(self, entries: Sequence[Entry]) -> Collection[Entry]:
+        """Return those of these sessions with which something goes."""
+        ...
+
+    async def end(self, entry: Entry, timeout: float) -> None:
+        """End what goes with a session that is gone, within ``timeout`` seconds."""
         ...
 
 
@@ -175,20 +189,55 @@ class TransportCalls:
         """
         return await self._ask("is_connected", entries, timeout, interruptibly)
 
-    async def disconnect(self, entries: Sequence[Entry], timeout: float) -> dict[Entry, Answer]:
+    async def disconnect(
+        self, entries: Sequence[Entry], timeout: float, listener: Listener
+    ) -> None:
         """Disconnect the transports of sessions that are gone, and end what goes with them.
 
-        It returns, raises and is cancelled as `check`. Ctrl-C interrupts no transport's code
-        here, as it may in a check: a connection that is to be closed is closed.
+        ``listener`` is told of each that has come to its end, so that none waits for another.
+        It raises and is cancelled as `check`. Ctrl-C interrupts no transport's code here, as it
+        may in a check: a connection that is to be closed is closed.
         """
-        if self._companions is None:
-            return await self._ask("disconnect", entries, timeout, to_its_end)
+        accompanied = self._companions and self._companions.accompanied(entries)
+        if not accompanied:
+            await self._ask("disconnect", entries, timeout, to_its_end, listener)
+            return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._companions.end, entries, timeout)
-            answers = await self._ask("disconnect", entries, timeout, to_its_end)
-        return answers  # noqa: RET504 -- inside the nursery it would look as if nobody waited
+            for entry in accompanied:
+                nursery.start_soon(self._disconnect_accompanied, entry, timeout, listener)
+            rest = [entry for entry in entries if entry not in accompanied]
+            if rest:
+                await self._ask("disconnect", rest, timeout, to_its_end, listener)
+
+    async def _disconnect_accompanied(
+        self, entry: Entry, timeout: float, listener: Listener
+    ) -> None:
+        assert self._companions is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._companions.end, entry, timeout)
+            answers = await self._ask("disconnect", [entry], timeout, to_its_end)
+        listener.answered(entry, answers[entry])
 
     async def _ask(
-        self, name: str, entries: Sequence[Entry], timeout: float, enter: Enter
+        self,
+        name: str,
+        entries: Sequence[Entry],
+        timeout: float,
+        enter: Enter,
+        listener: Listener | None = None,
     ) -> dict[Entry, Answer]:
-        return await Round(self._host, self._running, name, entries, timeout, enter=enter).ask()
+        one = Round(
+            self._host, self._running, name, entries, timeout, enter=enter, listener=listener
+        )
+        return await one.ask()
+
+
+def check_transport(transport: object) -> None:
+    """Raise `TypeError` unless ``transport`` has the methods of one."""
+    if isinstance(transport, type):
+        raise TypeError(f"transport must be an instance, not the class {transport.__name__}")
+    for name in ("is_connected", "disconnect"):
+        if not callable(getattr(transport, name, None)):
+            raise TypeError(
+                f"transport must have an async method {name}(); {type(transport).__name__} has none"
+            )

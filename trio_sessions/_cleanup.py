@@ -8,27 +8,29 @@ The second half acts on it: asynchronous, no decisions of its own.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import assert_never
 
 import outcome
 import trio
 
 from trio_sessions._calls import Answer, TransportCalls
+from trio_sessions._claims import Claims
+from trio_sessions._counters import Counters
+from trio_sessions._edge import Edge, chunked
+from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
-from trio_sessions._rows import Rows, chunked
+from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
-from trio_sessions._table import Entry, LocalTable, Row
+from trio_sessions._table import LocalTable
 from trio_sessions.errors import RowUnavailable, SessionsError
 from trio_sessions.types import CleanupReport, RowAnswers
 
-__all__ = ["Pass", "Retire", "judge_connection", "judge_rows"]
+__all__ = ["Leases", "Pass", "judge_claims", "judge_connection", "judge_rows"]
 
 logger = logging.getLogger("trio_sessions.cleanup")
-
-Retire = Callable[[Sequence[Entry]], trio.Event]
-"""Starts a job that disconnects and then deletes rows, and goes on if the pass is cancelled."""
 
 _SLICE = 1000  # sessions judged before the event loop gets its turn
 _SPLITTING = 0.5  # of cleanup_interval: a flood of bad rows must not keep the pass from its end
@@ -52,16 +54,21 @@ class Leases:
     """The sessions that keep their lease, by what to ask the database of them."""
 
     refresh: list[Entry] = field(default_factory=list)
-    """The row was there once: refresh it."""
+    """The row was there once, or a newer holder's: refresh it."""
     restore: list[Entry] = field(default_factory=list)
     """No attempt to write the row was ever confirmed: write it, do not judge it."""
 
     def add(self, entry: Entry) -> None:
         """Sort a session in. One whose row is being written now is left alone."""
-        if entry.row is Row.CONFIRMED:
-            self.refresh.append(entry)
-        elif entry.row is Row.UNWRITTEN:
-            self.restore.append(entry)
+        match entry.row:
+            case Row.CONFIRMED | Row.LOST:
+                self.refresh.append(entry)
+            case Row.UNWRITTEN:
+                self.restore.append(entry)
+            case Row.WRITING:
+                pass
+            case _:
+                assert_never(entry.row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +89,24 @@ def judge_rows(entries: Iterable[Entry], answers: RowAnswers) -> RowVerdict:
         elif entry.session_id not in answers.unknown:
             missing.append(entry)
     return RowVerdict(held=held, missing=missing, unknown=answers.unknown)
+
+
+def judge_claims(entries: Iterable[Entry]) -> RowVerdict:
+    """Judge by how each claim was answered: lost to a newer holder is missing."""
+    held, missing = [], []
+    unknown: dict[str, Exception] = {}
+    for entry in entries:
+        match entry.row:
+            case Row.CONFIRMED:
+                held.append(entry)
+            case Row.LOST:
+                missing.append(entry)
+            case Row.UNWRITTEN | Row.WRITING:
+                if entry.error is not None:
+                    unknown[entry.session_id] = entry.error
+            case _:
+                assert_never(entry.row)
+    return RowVerdict(held=held, missing=missing, unknown=unknown)
 
 
 # ---- act ----
@@ -108,8 +133,10 @@ class Pass:
         *,
         table: LocalTable,
         calls: TransportCalls,
-        rows: Rows,
-        retire: Retire,
+        edge: Edge,
+        claims: Claims,
+        sessions: Sessions,
+        counters: Counters,
         settings: Settings,
     ) -> None:
         self.database_answered = True
@@ -117,8 +144,10 @@ class Pass:
         self.swept = False
         self._table = table
         self._calls = calls
-        self._rows = rows
-        self._retire = retire
+        self._edge = edge
+        self._claims = claims
+        self._sessions = sessions
+        self._counters = counters
         self._settings = settings
         self._tally = _Tally()
         self._turn = trio.Lock()  # one chunk is judged at a time, and others run in between
@@ -131,7 +160,7 @@ class Pass:
         async with trio.open_nursery() as removals:
             leases = await self._check_connections(removals)
             await self._refresh(leases, removals)
-        await self._rows.delete_leftover()
+        await self._claims.delete_what_is_due()
         if self.database_answered:
             await self._sweep()
         return self._report(trio.current_time() - start)
@@ -152,7 +181,7 @@ class Pass:
                 if verdict is not True:  # unknown: keep it, and keep its lease
                     self._tally.check_failures[entry.session_id] = verdict
                 leases.add(entry)
-            self._remove(disconnected, self._tally.disconnected, removals)
+            self._end(disconnected, self._tally.disconnected, removals, moved=False)
             await trio.lowlevel.checkpoint()
         return leases
 
@@ -160,15 +189,15 @@ class Pass:
         """Refresh or write all rows: chunks at once, as many as the limiter lets through."""
         size = self._settings.batch_size
         async with trio.open_nursery() as nursery:
-            for chunk in chunked(leases.refresh, size):
-                nursery.start_soon(self._refresh_chunk, _in_lock_order(chunk), removals)
+            for chunk in chunked(_sorted(leases.refresh), size):
+                nursery.start_soon(self._refresh_chunk, chunk, removals)
                 await trio.lowlevel.checkpoint()
             for chunk in chunked(leases.restore, size):
-                nursery.start_soon(self._restore_chunk, _in_lock_order(chunk), removals)
+                nursery.start_soon(self._restore_chunk, chunk, removals)
                 await trio.lowlevel.checkpoint()
 
     async def _refresh_chunk(self, chunk: Sequence[Entry], removals: trio.Nursery) -> None:
-        answers = await self._ask(self._rows.refresh, chunk)
+        answers = await self._ask(chunk)
         async with self._turn:
             verdict = judge_rows(chunk, answers)
             self._tally.refreshed += len(verdict.held)
@@ -177,32 +206,28 @@ class Pass:
     async def _restore_chunk(self, chunk: Sequence[Entry], removals: trio.Nursery) -> None:
         # One that was removed, or added again, since the snapshot is left alone.
         chunk = [e for e in chunk if e.row is Row.UNWRITTEN and self._table.holds(e)]
-        if not chunk:
-            return
-        answers = await self._ask(self._rows.write, chunk)
+        await self._claims.attempt(chunk)
         async with self._turn:
-            verdict = judge_rows(chunk, answers)
+            verdict = judge_claims(chunk)
+            if any(not isinstance(one, RowUnavailable) for one in verdict.unknown.values()):
+                self.database_answered = False
             self._tally.restored += [entry.session_id for entry in verdict.held]
             self._conclude(verdict, removals)
 
     def _conclude(self, verdict: RowVerdict, removals: trio.Nursery) -> None:
         self._tally.refresh_failures.update(verdict.unknown)
-        self._remove(verdict.missing, self._tally.missing, removals)
+        self._end(verdict.missing, self._tally.missing, removals, moved=True)
 
-    async def _ask(
-        self,
-        operation: Callable[[Sequence[Entry]], Awaitable[RowAnswers]],
-        entries: Sequence[Entry],
-    ) -> RowAnswers:
+    async def _ask(self, entries: Sequence[Entry]) -> RowAnswers:
         """One chunk, one transaction. A row's own error splits it; any other makes it unknown."""
         try:
-            return await operation(entries)
+            return await self._edge.refresh([entry.session_id for entry in entries])
         except RowUnavailable as exc:
             error: SessionsError = exc
             if len(entries) > 1 and trio.current_time() < self._split_until:
                 middle = len(entries) // 2
-                left = await self._ask(operation, entries[:middle])
-                right = await self._ask(operation, entries[middle:])
+                left = await self._ask(entries[:middle])
+                right = await self._ask(entries[middle:])
                 return RowAnswers(
                     held=left.held | right.held, unknown={**left.unknown, **right.unknown}
                 )
@@ -214,20 +239,24 @@ class Pass:
             held=frozenset(), unknown=dict.fromkeys((e.session_id for e in entries), error)
         )
 
-    def _remove(self, entries: Iterable[Entry], removed: list[str], removals: trio.Nursery) -> None:
-        """Take out the entries that are still the ones of the snapshot, and see them off."""
-        gone = [entry for entry in entries if self._table.discard(entry)]
-        if gone:
-            removed += [entry.session_id for entry in gone]
-            removals.start_soon(self._wait, self._retire(gone))
-
-    @staticmethod
-    async def _wait(retired: trio.Event) -> None:
-        await retired.wait()
+    def _end(
+        self, entries: Sequence[Entry], ended: list[str], removals: trio.Nursery, *, moved: bool
+    ) -> None:
+        """End the sessions that are still the ones of the snapshot, and wait for it at the end."""
+        leaving = self._sessions.end(entries, moved=moved)
+        if leaving is not None:
+            ended += [entry.session_id for entry in leaving.entries]
+            removals.start_soon(leaving.gone)
 
     async def _sweep(self) -> None:
         try:
-            self._tally.expired = await self._rows.sweep()
+            limit = self._settings.batch_size
+            while True:
+                swept = await self._edge.sweep(limit=limit)
+                self._tally.expired += swept.sessions
+                self._counters.count_dropped(swept.messages)
+                if swept.sessions < limit and swept.messages < limit:
+                    break
             self.swept = True
         except SessionsError as exc:
             logger.warning("the sweep did not finish, the next pass goes on: %s", exc)
@@ -247,6 +276,6 @@ class Pass:
         )
 
 
-def _in_lock_order(entries: Iterable[Entry]) -> list[Entry]:
-    """Sort by id, so that two transactions lock rows in the same order and cannot deadlock."""
+def _sorted(entries: Iterable[Entry]) -> list[Entry]:
+    """Sort by id, so that a chunk is a piece of the primary key's index."""
     return sorted(entries, key=lambda entry: entry.session_id)

@@ -1,32 +1,46 @@
-"""Messages and capabilities as JSON text, encoded strictly and within a size."""
+"""Messages and capabilities as JSON text, encoded strictly and within a size.
 
+orjson is fast, and refuses two things that JSON can carry: integers of more than 64 bits, and
+deep nesting. For these there is a slower way, in both directions, that takes whatever there is.
+"""
+
+import json
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 import orjson
 
 from trio_sessions.errors import MessageTooLarge
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "size_of"]
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 # What orjson would carry although JSON has no word for it.
 _STRICT = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+# orjson reads an integer of more than 64 bits as a float.
+_HAS_LONG_NUMBER = re.compile(r"\d{19}").search
+_DECODER = json.JSONDecoder()
+_TOKEN = re.compile(r'[ \t\n\r]*(?:([\[\]{},:"])|([^\s\[\]{},:"]+))')
+
+
+def size_of(text: str) -> int:
+    """Return the bytes that a text takes, encoded."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def encode(value: object, *, what: str, limit: int) -> str:
     """Return ``value`` as JSON.
 
     Raises:
-        TypeError: JSON cannot carry it; also a key that is no `str`, an int of more than 64
-            bits, and text that is no UTF-8.
-        ValueError: it has NaN or infinity in it.
+        TypeError: JSON cannot carry it; also a key that is no `str`, and text that is no UTF-8.
+        ValueError: it has NaN or infinity in it, or contains itself.
         MessageTooLarge: it has more than ``limit`` bytes.
     """
     try:
         encoded = orjson.dumps(value, option=_STRICT)
-    except orjson.JSONEncodeError as exc:
-        raise TypeError(f"{what} cannot be carried by JSON: {exc}") from None
+    except orjson.JSONEncodeError:
+        encoded = _encode_slowly(value, what, limit)
     if len(encoded) > limit:
         raise MessageTooLarge(
             f"{what} would take {len(encoded)} bytes, max_message_bytes is {limit}"
@@ -37,7 +51,14 @@ def encode(value: object, *, what: str, limit: int) -> str:
 
 def decode(encoded: str) -> object:
     """Return a fresh value: whoever gets it may change it."""
-    value: object = orjson.loads(encoded)
+    value: object
+    try:
+        if _HAS_LONG_NUMBER(encoded) is None:
+            value = orjson.loads(encoded)
+            return value
+        value = json.loads(encoded)
+    except (orjson.JSONDecodeError, RecursionError):
+        value = _decode_deep(encoded)
     return value
 
 
@@ -62,3 +83,104 @@ def _check(value: object, what: str) -> None:
             )
         if not _PLAIN.issuperset(map(type, children)):
             unseen += [child for child in children if type(child) not in _PLAIN]
+
+
+# ---- the slow way ----
+
+
+def _encode_slowly(value: object, what: str, limit: int) -> bytes:
+    """Encode what nests deeper, or counts further, than orjson can."""
+    pieces: list[str] = []
+    size = 0
+    open_: list[tuple[Iterator[tuple[str, object]], str, int]] = []
+    """Containers that have begun: what follows in them, how they end, and their identity."""
+    inside: set[int] = set()
+    separator, item = "", value
+    while True:
+        pieces.append(separator)
+        if isinstance(item, dict | list | tuple):
+            if id(item) in inside:
+                raise ValueError(f"{what} cannot be carried by JSON: it contains itself")
+            inside.add(id(item))
+            begin, end = "{}" if isinstance(item, dict) else "[]"
+            pieces.append(begin)
+            open_.append((_items(item, what), end, id(item)))
+        else:
+            pieces.append(_scalar(item, what))
+        size += len(pieces[-1])
+        if size > limit:
+            raise MessageTooLarge(f"{what} takes more than max_message_bytes, which is {limit}")
+        following = None
+        while open_ and following is None:
+            items, end, identity = open_[-1]
+            following = next(items, None)
+            if following is None:
+                open_.pop()
+                inside.discard(identity)
+                pieces.append(end)
+        if following is None:
+            return "".join(pieces).encode()
+        separator, item = following
+
+
+def _items(container: object, what: str) -> Iterator[tuple[str, object]]:
+    """Return what stands in a list or a dict, each with what goes before it."""
+    if isinstance(container, dict):
+        for place, (key, item) in enumerate(container.items()):
+            if not isinstance(key, str):
+                raise TypeError(f"{what} cannot be carried by JSON: a key of it is no str")
+            yield ("," if place else "") + _scalar(key, what) + ":", item
+    else:
+        assert isinstance(container, list | tuple)
+        for place, item in enumerate(container):
+            yield "," if place else "", item
+
+
+def _scalar(item: object, what: str) -> str:
+    if isinstance(item, str):
+        try:
+            item.encode()
+        except UnicodeEncodeError:
+            raise TypeError(f"{what} cannot be carried by JSON: text that is no UTF-8") from None
+    elif not (item is None or isinstance(item, int | float)):
+        raise TypeError(f"{what} cannot be carried by JSON: it has a {type(item).__name__} in it")
+    try:
+        return json.dumps(item, ensure_ascii=False, allow_nan=False)
+    except ValueError as exc:
+        raise ValueError(f"{what} cannot be carried by JSON: {exc}") from None
+
+
+def _decode_deep(encoded: str) -> object:
+    """Decode what nests deeper than a recursive decoder can follow."""
+    stack: list[dict[str, object] | list[object]] = []
+    keys: list[str] = []
+    place = 0
+    value: object = None
+    while place < len(encoded):
+        token = _TOKEN.match(encoded, place)
+        if token is None:
+            break
+        place = token.end()
+        mark, word = token.groups()
+        if mark in {"{", "["}:
+            stack.append({} if mark == "{" else [])
+            continue
+        if mark in {",", ":"}:
+            continue
+        if mark == '"':
+            text, place = _DECODER.raw_decode(encoded, place - 1)
+            value = text
+            following = _TOKEN.match(encoded, place)
+            if following is not None and following.group(1) == ":":
+                keys.append(text)
+                place = following.end()
+                continue
+        elif mark is None:
+            value = json.loads(word)
+        else:
+            value = stack.pop()
+        if stack and isinstance(top := stack[-1], dict):
+            top[keys.pop()] = value
+        elif stack:
+            stack[-1].append(value)  # type: ignore[union-attr]  # it is a list
+    return value

@@ -13,15 +13,18 @@ caller's task, and never what the keeper does (see `trio_sessions._interrupts`).
 background ends the block first: until that has ended, the registry stays open for it.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import trio
 
+from trio_sessions._background import Background
 from trio_sessions._calls import TransportCalls
-from trio_sessions._delivery import Delivery
+from trio_sessions._edge import Edge
 from trio_sessions._forked_run import abandon_on_fork
+from trio_sessions._house import House
 from trio_sessions._interrupts import uninterrupted
-from trio_sessions._jobs import Jobs
 from trio_sessions._registry import SessionRegistry
-from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 
@@ -33,11 +36,11 @@ class Keeper:
     """Opens a registry, holds it open until told to stop, and closes it; used once."""
 
     def __init__(
-        self, *, table: LocalTable, calls: TransportCalls, rows: Rows, settings: Settings
+        self, *, table: LocalTable, calls: TransportCalls, edge: Edge, settings: Settings
     ) -> None:
         self._table = table
         self._calls = calls
-        self._rows = rows
+        self._edge = edge
         self._settings = settings
         self._registry: SessionRegistry | None = None
         self._opened = trio.Event()
@@ -68,42 +71,38 @@ class Keeper:
             nursery: the one around the block, for the background too: so a crash of it ends
                 the block at once.
         """
-        try:
-            await self._rows.open()
-            async with self._calls.open():
-                registry = self._make_registry(nursery)
-                try:
-                    await registry._start()  # noqa: SLF001 -- its lifetime is this module's
-                    self._registry = registry
-                    self._opened.set()
+        async with self._opened_store(), self._calls.open():
+            house = self._build(nursery)
+            try:
+                await house.start()
+                self._registry = SessionRegistry(house)
+                self._opened.set()
+                await self._stop.wait()
+            except BaseException:
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
                     await self._stop.wait()
-                except BaseException:
-                    nursery.cancel_scope.cancel()
-                    with trio.CancelScope(shield=True):
-                        await self._stop.wait()
-                    raise
-                finally:
-                    await registry._close()  # noqa: SLF001 -- ends the background, too
+                raise
+            finally:
+                await house.close()  # ends the background, too
+
+    @asynccontextmanager
+    async def _opened_store(self) -> AsyncIterator[None]:
+        """Open the store for the block; what cannot be opened is closed again."""
+        try:
+            await self._edge.open()
+            yield
         finally:
             with trio.CancelScope(shield=True):
-                await self._rows.close()
+                await self._edge.close()
 
-    def _make_registry(self, nursery: trio.Nursery) -> SessionRegistry:
-        delivery = Delivery(table=self._table, rows=self._rows, settings=self._settings)
-        jobs = Jobs(
-            nursery=nursery,
+    def _build(self, nursery: trio.Nursery) -> House:
+        background = Background(nursery)
+        abandon_on_fork(background)
+        return House(
+            edge=self._edge,
             table=self._table,
             calls=self._calls,
-            rows=self._rows,
-            delivery=delivery,
-            settings=self._settings,
-        )
-        abandon_on_fork(jobs)
-        return SessionRegistry(
-            rows=self._rows,
-            table=self._table,
-            calls=self._calls,
-            delivery=delivery,
-            jobs=jobs,
+            background=background,
             settings=self._settings,
         )

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 
 from trio_sessions._calls import TransportCalls, TrioHost
+from trio_sessions._edge import Edge
 from trio_sessions._forked_run import part_on_fork
 from trio_sessions._interrupts import Uninterrupted
 from trio_sessions._keeper import Keeper
 from trio_sessions._library import check_trio
 from trio_sessions._registry import SessionRegistry
-from trio_sessions._rows import Rows
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import SessionStore, Worker
@@ -179,8 +179,8 @@ async def _open(
         incarnation=secrets.token_hex(8),
         limiter=trio.CapacityLimiter(settings.max_concurrent),
     )
-    rows = Rows(store, worker, table, settings)
-    keeper = Keeper(table=table, calls=calls, rows=rows, settings=settings)
+    edge = Edge(store, worker, settings)
+    keeper = Keeper(table=table, calls=calls, edge=edge, settings=settings)
     body_error: BaseException | None = None
     crash: BaseException | None = None
     try:

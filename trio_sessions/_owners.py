@@ -1,14 +1,119 @@
-"""Owners and capabilities: the store's answer, and what waits for an unwritten row."""
+"""Owners and capabilities: the store's answer, and what waits for an unwritten row.
 
-from collections.abc import Callable, Sequence
+What is said of a session stands in its line at the writer between the claims of its row, and may
+leave before there is a row: a claim has failed, or was superseded because the session was added
+again, and the next one is behind. Then it is noted, for that claim to write. It is noted for the
+very session that it was said of (`Pending` stays the same as long as one is held here), never for
+a later one of the same id (invariant 14). Who is *first* cannot be noted: that is asked again.
+See docs/decisions/0009-one-writer.md.
+"""
 
-from trio_sessions._json import decode
-from trio_sessions._rows import Rows, chunked
-from trio_sessions._table import NOBODY, Entry, LocalTable, Row
+import outcome
+
+from trio_sessions._claims import Claims
+from trio_sessions._departures import Departures
+from trio_sessions._edge import Edge
+from trio_sessions._entry import Entry, Row
+from trio_sessions._json import decode, size_of
+from trio_sessions._orders import Order
+from trio_sessions._table import LocalTable
+from trio_sessions._writer import Writer
 from trio_sessions.errors import SessionNotFound, SessionsError, StoreUnavailable
-from trio_sessions.types import Capabilities, fingerprint
+from trio_sessions.types import Capabilities, Holder, fingerprint
+from trio_sessions.writes import ClaimOwner, Keep, SetCapabilities, SetOwner, Write
 
 __all__ = ["Owners"]
+
+
+class _SayOrder(Order[Holder | None]):
+    """Something that is said of a session, behind the claim of its row.
+
+    Args:
+        owners: whose.
+        session_id: of whom.
+        size: bytes, about.
+    """
+
+    __slots__ = ("_owners", "_pending", "noted_for")
+
+    def __init__(self, owners: "Owners", session_id: str, size: int = 0) -> None:
+        super().__init__(session_id, size)
+        self._owners = owners
+        entry = owners.held(session_id)
+        self._pending = None if entry is None else entry.pending
+        self.noted_for: Entry | None = None
+        """It is to be written with the row of this one."""
+
+    def _note_if(self, *rows: Row) -> bool:
+        """Note it if the session is still held here, and its row in one of these states."""
+        entry = self._owners.held(self.session_id)
+        if entry is None or entry.pending is not self._pending or entry.row not in rows:
+            return False
+        self._note(entry)
+        self.noted_for = entry
+        return True
+
+    def make(self) -> Write[Holder | None] | None:
+        if self._note_if(Row.UNWRITTEN):
+            return None
+        return self._write(self._owners.ended(self.session_id))
+
+    def conclude(self, result: outcome.Outcome[Holder | None] | None) -> None:
+        if isinstance(result, outcome.Value) and result.value is None:
+            self._note_if(Row.WRITING)  # by a claim that stands behind this in the line
+
+    def _write(self, ended: int) -> Write[Holder | None]:
+        raise NotImplementedError
+
+    def _note(self, entry: Entry) -> None:
+        raise NotImplementedError
+
+
+class _SetOwner(_SayOrder):
+    __slots__ = ("_owner",)
+
+    def __init__(self, owners: "Owners", session_id: str, owner: str | None) -> None:
+        super().__init__(owners, session_id)
+        self._owner = owner
+
+    def _write(self, ended: int) -> SetOwner:
+        return SetOwner(session_id=self.session_id, owner=self._owner, ended=ended)
+
+    def _note(self, entry: Entry) -> None:
+        entry.pending.note_owner(self._owner)
+
+
+class _ClaimOwner(_SayOrder):
+    __slots__ = ("_owner",)
+
+    def __init__(self, owners: "Owners", session_id: str, owner: str) -> None:
+        super().__init__(owners, session_id)
+        self._owner = owner
+
+    def _write(self, ended: int) -> ClaimOwner:
+        return ClaimOwner(session_id=self.session_id, owner=self._owner, ended=ended)
+
+    def _note(self, entry: Entry) -> None:
+        raise StoreUnavailable("who is first cannot be told without the store") from entry.error
+
+    def conclude(self, result: outcome.Outcome[Holder | None] | None) -> None:
+        """Do nothing: a first claim cannot be noted, `Owners.claim_owner` asks again."""
+
+
+class _SetCapabilities(_SayOrder):
+    __slots__ = ("_capabilities",)
+
+    def __init__(self, owners: "Owners", session_id: str, capabilities: Capabilities) -> None:
+        super().__init__(owners, session_id, size=size_of(capabilities.encoded))
+        self._capabilities = capabilities
+
+    def _write(self, ended: int) -> SetCapabilities:
+        return SetCapabilities(
+            session_id=self.session_id, capabilities=self._capabilities, ended=ended
+        )
+
+    def _note(self, entry: Entry) -> None:
+        entry.pending.note_capabilities(self._capabilities)
 
 
 class Owners:
@@ -21,100 +126,125 @@ class Owners:
     def __init__(
         self,
         *,
+        edge: Edge,
+        writer: Writer,
+        claims: Claims,
         table: LocalTable,
-        rows: Rows,
-        write: Callable[[Sequence[Entry]], object],
-        batch_size: int,
+        departures: Departures,
     ) -> None:
+        self._edge = edge
+        self._writer = writer
+        self._claims = claims
         self._table = table
-        self._rows = rows
-        self._write = write
-        """Begins to write rows; it goes on whoever waits for it."""
-        self._batch_size = batch_size
+        self._departures = departures
 
-    async def write(self, session_id: str) -> None:
-        """Write the row of a session that is held here, if that is still to be done.
+    # ---- saying ----
 
-        Raises:
-            StoreUnavailable: it could not be.
-        """
-        entry = await self._unwritable(session_id)
-        if entry is not None:
-            raise StoreUnavailable(
-                f"the session's row could not be written: {entry.error}"
-            ) from entry.error
+    def held(self, session_id: str) -> Entry | None:
+        """Return the session if it is held here."""
+        return self._table.get(session_id)
 
-    async def _unwritable(self, session_id: str) -> Entry | None:
-        """Return the session if it is held here and its row cannot be written now.
-
-        One attempt is made, unless one is under way already: many may ask at once. No
-        checkpoint after it, so what is noted now is written with the next attempt.
-        """
-        while (entry := self._table.get(session_id)) is not None:
-            await self._attempt([entry])
-            if self._table.holds(entry):
-                return entry if entry.row is Row.UNWRITTEN else None
-        return None
-
-    async def _attempt(self, entries: Sequence[Entry]) -> None:
-        """Have rows written that are not, and wait for it."""
-        unwritten = [entry for entry in entries if entry.row is Row.UNWRITTEN]
-        unwritten.sort(key=lambda entry: entry.session_id)  # the order in which rows are locked
-        for chunk in chunked(unwritten, self._batch_size):
-            self._write(chunk)
-        for entry in entries:
-            while entry.row is Row.WRITING:
-                await entry.written()
-
-    async def _only_left_behind(self, session_id: str) -> bool:
-        """Say whether the row of the session is what one that was removed here has left."""
-        return self._may_be_left_behind(session_id) and await self._rows.locate(session_id) is None
-
-    def _may_be_left_behind(self, session_id: str) -> bool:
+    def _unwritten(self, session_id: str) -> Entry | None:
+        """Return the session if it is held here and its row could not be written."""
         entry = self._table.get(session_id)
-        if entry is None:
-            return self._rows.may_be_left_behind(session_id)
-        return entry.pending.leftover
+        return entry if entry is not None and entry.row is Row.UNWRITTEN else None
+
+    def ended(self, session_id: str) -> int:
+        """Return the generation up to which the session's row is left over."""
+        return self._departures.ended(session_id)
+
+    async def _say(self, order: _SayOrder) -> bool:
+        """Have something written, behind the row if that is still to be; False: no session."""
+        holder = await self._give(order)
+        if order.noted_for is not None:
+            await order.noted_for.answered()
+        return holder is not None or order.noted_for is not None
+
+    async def _give(self, order: _SayOrder) -> Holder | None:
+        entry = self._unwritten(order.session_id)
+        if entry is not None:
+            self._claims.write(entry)
+        return await self._writer.do(order)
 
     async def set_owner(self, session_id: str, owner: str | None) -> None:
-        entry = await self._unwritable(session_id)
-        if entry is not None:
-            entry.pending.owner = NOBODY if owner is None else owner
-        elif await self._only_left_behind(session_id) or not (
-            await self._rows.set_owner(session_id, owner)
-        ):
+        """See `SessionRegistry.set_session_owner`."""
+        if not await self._say(_SetOwner(self, session_id, owner)):
             raise _not_found(session_id)
 
     async def claim_owner(self, session_id: str, owner: str) -> str | None:
-        try:
-            await self.write(session_id)
-            if await self._only_left_behind(session_id):
+        """See `SessionRegistry.claim_session_owner`."""
+        while True:
+            entry = self.held(session_id)
+            try:
+                holder = await self._give(_ClaimOwner(self, session_id, owner))
+            except SessionsError:
                 return None
-            return await self._rows.claim_owner(session_id, owner)
-        except SessionsError:
-            return None
-
-    async def get_owner(self, session_id: str) -> str | None:
-        if self._has_noted(session_id):
-            entry = await self._unwritable(session_id)
-            if entry is not None and entry.pending.owner is not None:
-                return entry.pending.owner or None
-        holder = await self._rows.locate_row(session_id)
-        if holder is None:
-            return None
-        is_held = session_id in self._table and not self._may_be_left_behind(session_id)
-        return holder.owner if is_held or not self._rows.is_own(holder) else None
+            if holder is not None:
+                return holder.owner
+            if self.held(session_id) in {None, entry}:
+                return None
+            # It was added again meanwhile: this time it is asked behind that claim.
 
     async def set_capabilities(self, session_id: str, capabilities: Capabilities) -> None:
-        entry = await self._unwritable(session_id)
-        if entry is not None:
-            entry.pending.capabilities = capabilities
-        elif await self._only_left_behind(session_id) or not (
-            await self._rows.set_capabilities(session_id, capabilities)
-        ):
+        """See `SessionRegistry.store_client_capabilities`."""
+        if not await self._say(_SetCapabilities(self, session_id, capabilities)):
             raise _not_found(session_id)
 
+    # ---- asking ----
+
+    async def _noted(self, session_id: str) -> Entry | None:
+        """Return the session if something is noted of it that cannot be written now.
+
+        One attempt to write it is made, unless one is under way already: many may ask at once.
+        """
+        entry = self._table.get(session_id)
+        if entry is None or entry.pending.is_empty:
+            return None
+        await self._claims.attempt([entry])
+        return self._unwritten(session_id)
+
+    async def _locate(self, session_id: str) -> tuple[Holder | None, bool]:
+        """Return the holder as its row says, and whether the row is only left over.
+
+        Where what was left over has been replaced while the store was asked, it is asked again:
+        the answer may be of either session.
+        """
+        while True:
+            ended = self._departures.ended(session_id)
+            holder = await self._edge.locate(session_id)
+            if self._departures.ended(session_id) == ended:
+                is_own = holder is not None and self._edge.is_own(holder)
+                return holder, is_own and (ended > 0 or session_id not in self._table)
+
+    async def _is_elsewhere(self, session_id: str) -> bool:
+        holder = await self._edge.locate(session_id)
+        return holder is not None and not self._edge.is_own(holder)
+
+    async def _is_left_behind(self, session_id: str) -> bool:
+        """Say whether the session's row is only what one that was removed here has left."""
+        if not self._departures.ended(session_id):
+            return False
+        holder, is_left_over = await self._locate(session_id)
+        return holder is None or is_left_over
+
+    async def locate(self, session_id: str) -> str | None:
+        """See `SessionRegistry.locate_session`, for a session that is not held here.
+
+        A row of this very incarnation is what a removed session has left: nobody holds it.
+        """
+        holder = await self._edge.locate(session_id)
+        return None if holder is None or self._edge.is_own(holder) else holder.worker_id
+
+    async def get_owner(self, session_id: str) -> str | None:
+        """See `SessionRegistry.get_session_owner`."""
+        entry = await self._noted(session_id)
+        if entry is not None and entry.pending.owner is not Keep.OWNER:
+            return entry.pending.owner
+        holder, is_left_over = await self._locate(session_id)
+        return None if holder is None or is_left_over else holder.owner
+
     async def get_capabilities(self, session_id: str) -> dict[str, object] | None:
+        """See `SessionRegistry.get_client_capabilities`."""
         encoded = await self._encoded_capabilities(session_id)
         if encoded is None:
             return None
@@ -123,29 +253,34 @@ class Owners:
         return decoded
 
     async def _encoded_capabilities(self, session_id: str) -> str | None:
-        if self._has_noted(session_id):
-            entry = await self._unwritable(session_id)
-            if entry is not None and entry.pending.capabilities is not None:
-                return entry.pending.capabilities.encoded
-        if await self._only_left_behind(session_id):
-            return None
-        return await self._rows.get_capabilities(session_id)
-
-    def _has_noted(self, session_id: str) -> bool:
-        entry = self._table.get(session_id)
-        return entry is not None and entry.pending.is_noted
+        entry = await self._noted(session_id)
+        if entry is not None and entry.pending.capabilities is not None:
+            return entry.pending.capabilities.encoded
+        while True:
+            if await self._is_left_behind(session_id):
+                return None
+            ended = self._departures.ended(session_id)
+            encoded = await self._edge.get_capabilities(session_id)
+            if self._departures.ended(session_id) == ended:
+                return encoded
 
     async def elicitation_capable(self) -> list[str]:
-        await self._attempt([entry for entry in self._table.snapshot() if entry.pending.is_noted])
+        """See `SessionRegistry.get_elicitation_capable_sessions`."""
+        await self._claims.attempt(
+            [entry for entry in self._table.snapshot() if not entry.pending.is_empty]
+        )
         noted = {
             entry.session_id: entry.pending.capabilities.elicitation
             for entry in self._table.snapshot()
             if entry.pending.capabilities is not None and entry.row is not Row.CONFIRMED
         }
+        while True:
+            ended = self._departures.all()
+            capable = await self._edge.elicitation_capable()
+            if all(self._departures.ended(one) == ended.get(one, 0) for one in capable):
+                break  # else one that was left over has been replaced meanwhile
         written = {
-            session_id: True
-            for session_id in await self._rows.elicitation_capable()
-            if not await self._only_left_behind(session_id)
+            one: True for one in capable if one not in ended or await self._is_elsewhere(one)
         }
         return [session_id for session_id, asked in {**written, **noted}.items() if asked]
 

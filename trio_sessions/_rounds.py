@@ -35,14 +35,15 @@ from typing import Any, Protocol, TypeVar
 import outcome
 import trio
 
+from trio_sessions._entry import Entry
 from trio_sessions._process import this_process
-from trio_sessions._table import Entry
 from trio_sessions.types import fingerprint
 
 __all__ = [
     "Answer",
     "CallHost",
     "Enter",
+    "Listener",
     "Round",
     "Running",
     "Scope",
@@ -105,6 +106,14 @@ class CallHost(Protocol):
 
     def check(self, request: object) -> None:
         """Raise `TypeError` if a transport asks something of the loop that it does not know."""
+
+
+class Listener(Protocol):
+    """Is told of answers as they come, one after the other."""
+
+    def answered(self, entry: Entry, answer: Answer) -> None:
+        """Take an answer; it may be that of a call that had no time."""
+        ...
 
 
 Running = dict[tuple[Entry, str], Scope]
@@ -185,6 +194,7 @@ class Round:
         entries: whose transports are called.
         timeout: seconds for one call that has to wait.
         enter: how to call into a transport.
+        listener: is told of each answer.
     """
 
     def __init__(
@@ -196,6 +206,7 @@ class Round:
         timeout: float,
         *,
         enter: Enter = interruptibly,
+        listener: Listener | None = None,
     ) -> None:
         self._answers: dict[Entry, Answer] = {}
         self._escaping: BaseException | None = None
@@ -218,6 +229,8 @@ class Round:
         self._remaining = iter(entries)
         self._timeout = timeout
         self._enter = enter
+        self._listener = listener
+        self._untold: list[Entry] = []
 
     async def ask(self) -> dict[Entry, Answer]:
         """Call all transports; return an answer for each entry.
@@ -229,7 +242,7 @@ class Round:
         """
         try:
             self._appoint()
-            if await self._is_led_through():
+            if await self._is_led_through() and not self._settled.is_set():
                 with trio.move_on_after(self._timeout + _UNWINDING):
                     await self._settled.wait()
         finally:
@@ -256,7 +269,8 @@ class Round:
         if len(self._answers) < len(self._entries):
             for entry in self._entries:
                 if entry not in self._answers:
-                    self._answers[entry] = outcome.Error(self._unanswered(entry))
+                    self._answer(entry, outcome.Error(self._unanswered(entry)))
+        self._tell()
 
     # ---- leading ----
 
@@ -267,7 +281,7 @@ class Round:
             self._host.start(self._lead)
         except Exception as exc:  # noqa: BLE001 -- the answer of whoever was not called
             self._failure = exc
-            self._led_through.set()
+            self._end_leading()
             self._notice_end()
 
     @trio.lowlevel.enable_ki_protection
@@ -282,8 +296,12 @@ class Round:
             self._failure = exc
         finally:
             if self._leader is me:
-                self._led_through.set()
+                self._end_leading()
             self._notice_end()
+
+    def _end_leading(self) -> None:
+        self._led_through.set()
+        self._tell()
 
     async def _call_each(self, scope: Scope) -> None:
         """Call transports until one had to wait, in which case another task leads by now."""
@@ -296,7 +314,7 @@ class Round:
                 break
             self._called += 1
             if (entry, self._name) in self._running:
-                self._answers[entry] = outcome.Error(self._late(entry))
+                self._answer(entry, outcome.Error(self._late(entry)))
             elif await self._call(entry, scope):
                 return
 
@@ -328,8 +346,22 @@ class Round:
                 if scope.cancel_called:  # what comes after the deadline is no answer
                     answer = outcome.Error(self._late(entry))
                 del self._waiting[entry], self._running[entry, self._name]
-            self._answers.setdefault(entry, answer)
+            if entry not in self._answers:
+                self._answer(entry, answer)
         return waited
+
+    def _answer(self, entry: Entry, answer: Answer) -> None:
+        self._answers[entry] = answer
+        self._untold.append(entry)
+        if self._led_through.is_set():
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell the listener: of those that answered at once together, of others one by one."""
+        untold, self._untold = self._untold, []
+        if self._listener is not None:
+            for entry in untold:
+                self._listener.answered(entry, self._answers[entry])
 
     def _notice_end(self) -> None:
         if self._led_through.is_set() and not self._waiting:

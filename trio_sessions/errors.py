@@ -34,9 +34,10 @@ class StoreUnavailable(SessionsError):
 class RowUnavailable(StoreUnavailable):
     """The error belongs to single rows and not to the connection.
 
-    A store raises it from an operation on many rows when the same operation on fewer
-    rows could succeed: a lock, a deadlock, a constraint or trigger that refuses a row.
-    The pass then asks again in halves, so that one bad row costs only itself.
+    A store answers a single write of a batch with it where it can tell whose row it is, as
+    with a lock. It raises it from an operation on many rows when the same operation on fewer
+    rows could succeed: a deadlock, a constraint or trigger that refuses a row. Whoever asked
+    then asks again in halves, so that one bad row costs only itself.
     """
 
 

@@ -15,7 +15,6 @@ __all__ = [
     "Holder",
     "RegistryStatistics",
     "RowAnswers",
-    "RowClaim",
     "Sent",
     "StoredMessage",
     "Swept",
@@ -178,22 +177,6 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowClaim:
-    """One row that a worker wants to write for a session it holds."""
-
-    session_id: str
-    generation: int
-    """Counts the sessions added by this incarnation: a larger one is newer."""
-    age: float
-    """Seconds since the session was added, at the moment when the store is asked. A store
-    adds the time for which the claim then waits, for a thread or a lock."""
-    owner: str | None = None
-    """To be written with the row; None: leave what is there."""
-    capabilities: Capabilities | None = None
-    """To be written with the row; None: leave what is there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RowAnswers:
     """A store's committed answer about rows; what is in neither field is not this worker's."""
 
@@ -213,7 +196,7 @@ class Wanted:
     count: int
     """At most so many."""
     size: int
-    """No more once the encoded ones have so many bytes together."""
+    """Stop when the encoded ones have reached so many bytes together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,17 +209,6 @@ class StoredMessage:
     """Its JSON."""
     age: float
     """Seconds since it was stored."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Undelivered:
-    """A message that a worker had only in memory for a session that it does not hold any more."""
-
-    session_id: str
-    payload: str
-    """Its JSON."""
-    age: float
-    """Seconds since it was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

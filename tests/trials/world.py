@@ -38,10 +38,10 @@ class UnevenStore(FaultyStore):
         super().__init__(store)
         self._rng = rng
 
-    async def _through(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
         for _ in range(self._rng.randrange(4)):
             await trio.lowlevel.checkpoint()
-        answer = await super()._through(name, operation)
+        answer = await super()._through(name, operation, *kinds)
         if self._rng.random() < 0.2:
             await trio.sleep(self._rng.random() / 500)
         return answer

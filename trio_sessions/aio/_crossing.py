@@ -19,7 +19,11 @@ Ts = TypeVarTuple("Ts")
 class _Call:
     """One Trio function that an asyncio task waits for."""
 
-    def __init__(self, crossing: "Crossing") -> None:
+    def __init__(self, crossing: "Crossing", about: str | None, earlier: "_Call | None") -> None:
+        self.about = about
+        self._earlier = earlier
+        self._has_begun = False
+        self._begun: trio.Event | None = None
         self.result: outcome.Outcome[Any] | None = None
         self._scope = trio.CancelScope()
         self._is_settled = False
@@ -38,6 +42,11 @@ class _Call:
     async def run(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         result: outcome.Outcome[Any] | None = None
         try:
+            if self._earlier is not None:  # Trio starts tasks in any order
+                with trio.CancelScope(shield=True):
+                    await self._earlier.begun()
+                self._earlier = None
+            self._begin()
             with self._scope:
                 result = outcome.Value(await function(*args))
         except trio.Cancelled:  # not by its caller: the service ends
@@ -46,6 +55,19 @@ class _Call:
             result = outcome.Error(exc)
         finally:
             self.settle(result)
+
+    async def begun(self) -> None:
+        """Wait until its first step is next: nothing comes between, up to its first checkpoint."""
+        if not self._has_begun:
+            if self._begun is None:
+                self._begun = trio.Event()
+            await self._begun.wait()
+
+    def _begin(self) -> None:
+        self._crossing.note_begun(self)
+        self._has_begun = True
+        if self._begun is not None:
+            self._begun.set()
 
     def settle(self, result: outcome.Outcome[Any] | None) -> None:
         """Give the caller its answer; None: the call was cut off."""
@@ -72,6 +94,8 @@ class Crossing:
     ) -> None:
         self.loop = loop
         self._calls: set[_Call] = set()
+        self._next: dict[str, _Call] = {}
+        """The last call about each session that has not begun."""
         self._nursery: trio.Nursery | None = None
         self._why_ended = why_ended
 
@@ -82,13 +106,22 @@ class Crossing:
             yield
             self._nursery.cancel_scope.cancel()
 
-    async def call(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    async def call(
+        self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts, about: str | None = None
+    ) -> T:
         """Await a Trio function; on asyncio's side.
+
+        Args:
+            function: the function.
+            args: its arguments.
+            about: a session; calls about one begin in the order in which they were made.
 
         Cancellation: cancels the Trio function, waits until it has ended, and is then raised.
         """
-        call = _Call(self)
+        call = _Call(self, about, None if about is None else self._next.get(about))
         self._calls.add(call)
+        if about is not None:
+            self._next[about] = call
         self.start(call.run, function, *args)
         await call.wait()
         if call.result is None:
@@ -100,6 +133,15 @@ class Crossing:
         """Start a Trio function that nobody waits for, in a copy of the caller's context."""
         assert self._nursery is not None
         self._nursery.start_soon(function, *args)
+
+    def is_next(self, about: str) -> bool:
+        """Say whether a call about this session was made that has not begun."""
+        return about in self._next
+
+    def note_begun(self, call: _Call) -> None:
+        """Note that a call begins."""
+        if call.about is not None and self._next.get(call.about) is call:
+            del self._next[call.about]
 
     def forget(self, call: _Call) -> None:
         """Note that a call is over."""

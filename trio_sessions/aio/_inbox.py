@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 
-from trio_sessions._consumer import OpenInbox
+from trio_sessions._messages import OpenInbox
 from trio_sessions.aio._service import Service
 
 __all__ = ["AsyncioInbox"]

@@ -24,12 +24,7 @@ from trio_sessions.aio._service import Service
 from trio_sessions.aio._waiting import wait_out
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.stores import resolve_store
-from trio_sessions.types import (
-    CleanupReport,
-    RegistryStatistics,
-    check_session_id,
-    fingerprint,
-)
+from trio_sessions.types import CleanupReport, RegistryStatistics, check_session_id, fingerprint
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -56,11 +51,14 @@ class SessionRegistry:
     `shutdown`, or ``async with``, begin and end it on the running loop, which may be
     asyncio's own, uvloop's, or one of trio-asyncio.
 
+    Calls about one session are begun in the order in which they were made, and what they write
+    is written in that order.
+
     Every ``async`` method here is a coroutine function of **asyncio**, to be awaited on
-    that loop. Methods that only look at the sessions held here never wait and never cross
-    to Trio. The others are cancelled with their caller, who then waits until the Trio side
-    has ended; what a cancellation leaves behind is what the same method of
-    `trio_sessions.SessionRegistry` says.
+    that loop, and raises what the same method of `trio_sessions.SessionRegistry` does. Methods
+    that only look at the sessions held here never wait and never cross to Trio. The others are
+    cancelled with their caller, who then waits until the Trio side has ended; what a
+    cancellation leaves behind is what that method of `trio_sessions.SessionRegistry` says.
 
     Args:
         store: as for `trio_sessions.open_registry`.
@@ -208,7 +206,8 @@ class SessionRegistry:
         service = self._opened()
         service.check_loop()
         try:
-            return await service.crossing.call(method, service.core, *args)
+            about = str(args[0]) if args else None
+            return await service.crossing.call(method, service.core, *args, about=about)
         except RegistryClosed as exc:
             service.life.go(State.FAILING)  # the core has ended, and nobody has asked it to
             if exc.__cause__ is not None:
@@ -243,22 +242,24 @@ class SessionRegistry:
         """Return the transport of a session held here, else None."""
         return self._opened().core.get_session_sync(session_id)
 
-    async def remove_session(self, session_id: str) -> None:
+    async def remove_session(self, session_id: str, *, transport: Transport | None = None) -> None:
         """End a session held here; see `trio_sessions.SessionRegistry.remove_session`.
+
+        Args:
+            session_id: the session.
+            transport: end it only if this very transport still holds it, in one step. None:
+                whatever holds it.
 
         The tasks tied to it by `register_respond_task` are cancelled and awaited, within
         ``disconnect_timeout``; but not one that calls this itself.
-
-        Calls for one id that are made at the same time are carried out in any order. Who
-        removes a session only if it is still his looks and removes under a lock, and adds
-        under the same one; ``examples/chat.py`` has one for each id.
         """
         service = self._opened()
-        if service.core.get_session_sync(session_id) is None:
+        is_next = service.crossing.is_next(session_id)
+        if not is_next and service.core.get_session_sync(session_id) is None:
             return
         _running_loop()
         service.respond_tasks.spare_current()
-        await self._call(TrioRegistry.remove_session, session_id)
+        await self._call(partial(TrioRegistry.remove_session, transport=transport), session_id)
 
     async def session_exists(self, session_id: str) -> bool | None:
         """Say whether any worker holds the session: True, False, or None, not verifiable.
@@ -298,44 +299,25 @@ class SessionRegistry:
         return await self._call(TrioRegistry.claim_session_owner, session_id, owner)
 
     async def get_session_owner(self, session_id: str) -> str | None:
-        """Return who owns a session; None: nobody, or there is no such session.
-
-        Raises:
-            StoreUnavailable: the database cannot say.
-        """
+        """Return who owns a session; None: nobody, or there is no such session."""
         return await self._call(TrioRegistry.get_session_owner, session_id)
 
     async def store_client_capabilities(
         self, session_id: str, capabilities: dict[str, Any]
     ) -> None:
-        """Replace what the client of a session can do, for all workers to see.
-
-        It raises what `trio_sessions.SessionRegistry.store_client_capabilities` does.
-        """
+        """Replace what the client of a session can do, for all workers to see."""
         await self._call(TrioRegistry.store_client_capabilities, session_id, capabilities)
 
     async def get_client_capabilities(self, session_id: str) -> dict[str, Any] | None:
-        """Return what the client of a session can do; None if nothing was stored.
-
-        Raises:
-            StoreUnavailable: the database cannot say.
-        """
+        """Return what the client of a session can do; None if nothing was stored."""
         return await self._call(TrioRegistry.get_client_capabilities, session_id)
 
     async def has_elicitation_capability(self, session_id: str) -> bool:
-        """Say whether the client's capabilities have ``elicitation``, be it an empty dict.
-
-        Raises:
-            StoreUnavailable: the database cannot say.
-        """
+        """Say whether the client's capabilities have ``elicitation``, be it an empty dict."""
         return await self._call(TrioRegistry.has_elicitation_capability, session_id)
 
     async def get_elicitation_capable_sessions(self) -> list[str]:
-        """Return the ids of all sessions, of all workers, whose clients have ``elicitation``.
-
-        Raises:
-            StoreUnavailable: the database cannot say.
-        """
+        """Return the ids of all sessions, of all workers, whose clients have ``elicitation``."""
         return await self._call(TrioRegistry.get_elicitation_capable_sessions)
 
     # ---- messages ----
@@ -349,10 +331,11 @@ class SessionRegistry:
         service = self._opened()
         _running_loop()
         service.check_loop()
-        core = service.core
-        if durable or not core.accept(session_id, message):
-            send = partial(TrioRegistry.broadcast, durable=durable)
-            await self._call(send, session_id, message)
+        goes_behind = durable or service.crossing.is_next(session_id)
+        payload = service.core._take_in(session_id, message, durable=goes_behind)  # noqa: SLF001 -- the two halves of `broadcast`, which both facades share
+        if payload is not None:
+            send = partial(TrioRegistry._send, durable=durable)  # noqa: SLF001 -- see above
+            await self._call(send, session_id, payload)
 
     def open_inbox(self, session_id: str) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
         """Open the inbox of a session that is held here, for one consumer at a time.

@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from trio_sessions._table import Entry
+from trio_sessions._entry import Entry
 
 __all__ = ["RespondTasks"]
 
@@ -51,12 +51,13 @@ class RespondTasks:
         if not tasks:
             self._tied.pop(tenure, None)
 
-    async def end(self, entries: Sequence[Entry], timeout: float) -> None:
-        """Cancel the tasks of removed sessions and wait until they end, ``timeout`` at most."""
-        tasks: set[_Task] = set()
-        for entry in entries:
-            tasks |= self._tied.pop(entry.tenure, set[_Task]())
-        await self.cancel(tasks, timeout)
+    def accompanied(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return those of these sessions that have tasks."""
+        return [entry for entry in entries if entry.tenure in self._tied]
+
+    async def end(self, entry: Entry, timeout: float) -> None:
+        """Cancel the tasks of a removed session and wait until they end, ``timeout`` at most."""
+        await self.cancel(self._tied.pop(entry.tenure, ()), timeout)
 
     async def cancel(self, tasks: Iterable[_Task], timeout: float) -> None:
         """Cancel ``tasks`` and wait for them; keep those that refuse in mind. Trio's side."""

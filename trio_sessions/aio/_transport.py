@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from trio_sessions._registry import check_transport
+from trio_sessions._calls import check_transport
 from trio_sessions.abc import Transport
 
 __all__ = ["asyncio_transport"]

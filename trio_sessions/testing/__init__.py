@@ -1,7 +1,18 @@
 """Test tools for your own stores and transports; they need the extra ``testing``."""
 
-from trio_sessions.testing._conformance import store_conformance
+from trio_sessions.testing._conformance import (
+    message_conformance,
+    row_conformance,
+    store_conformance,
+)
 from trio_sessions.testing._faults import Fault, FaultyStore
 from trio_sessions.testing._transports import FakeTransport
 
-__all__ = ["FakeTransport", "Fault", "FaultyStore", "store_conformance"]
+__all__ = [
+    "FakeTransport",
+    "Fault",
+    "FaultyStore",
+    "message_conformance",
+    "row_conformance",
+    "store_conformance",
+]

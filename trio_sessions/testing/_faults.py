@@ -1,6 +1,7 @@
 """A store that fails when a test wants it to."""
 
 import enum
+import inspect
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -8,23 +9,27 @@ from typing import TypeVar
 
 import trio
 
-from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.abc import Bell, Part, SessionStore, Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.types import (
-    Capabilities,
     Holder,
     RowAnswers,
-    RowClaim,
-    Sent,
     StoredMessage,
     Swept,
-    Undelivered,
     Wanted,
 )
+from trio_sessions.writes import Batch, Committed, Write
 
 __all__ = ["Fault", "FaultyStore"]
 
 T = TypeVar("T")
+
+_OPERATIONS = frozenset(
+    name
+    for name, value in inspect.getmembers(SessionStore, inspect.isfunction)
+    if not name.startswith("_")
+)
+_KINDS = frozenset(kind.__name__ for kind in Write.__subclasses__())
 
 
 class Fault(enum.Enum):
@@ -48,11 +53,12 @@ class FaultyStore(SessionStore):
     Attributes:
         fault: what becomes of operations from now on.
         operations: the operations that ``fault`` applies to, by the names of the
-            methods of `SessionStore`; None: all of them.
+            methods of `SessionStore`; None: all of them. The name of a kind of write
+            (``"Claim"``) stands for each batch that has one in it.
         error: what a failing operation raises.
-        calls: how often each operation was asked for.
-        faults: how often each operation ran into a fault; assert on it, so that a test
-            has seen its fault happen.
+        calls: how often each operation was asked for, and batches with each kind of write.
+        faults: how often each operation, and batches with each kind of write, ran into a
+            fault; assert on it, so that a test has seen its fault happen.
     """
 
     def __init__(self, store: SessionStore) -> None:
@@ -63,11 +69,23 @@ class FaultyStore(SessionStore):
         self.faults: Counter[str] = Counter()
         self._store = store
 
+    @property
+    def parts(self) -> frozenset[Part]:
+        """Those of the store that it wraps."""
+        return self._store.parts
+
+    @property
+    def may_outlast_cancellation(self) -> bool:
+        """As of the store that it wraps."""
+        return self._store.may_outlast_cancellation
+
     def fail(self, fault: Fault = Fault.FAILS, *operations: str) -> None:
         """Let operations run into ``fault``: those named, or all of them."""
-        unknown = set(operations) - SessionStore.__abstractmethods__
+        unknown = set(operations) - _OPERATIONS - _KINDS
         if unknown:
-            raise ValueError(f"operations must be methods of SessionStore, not {sorted(unknown)}")
+            raise ValueError(
+                f"operations must be methods of SessionStore or writes, not {sorted(unknown)}"
+            )
         self.fault = fault
         self.operations = frozenset(operations) or None
 
@@ -75,16 +93,16 @@ class FaultyStore(SessionStore):
         """Let every operation through again."""
         self.fault, self.operations = Fault.NONE, None
 
-    def _fault_of(self, name: str) -> Fault:
-        concerned = self.operations is None or name in self.operations
+    def _fault_of(self, *names: str) -> Fault:
+        concerned = self.operations is None or not self.operations.isdisjoint(names)
         return self.fault if concerned else Fault.NONE
 
-    async def _through(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
-        self.calls[name] += 1
-        fault = self._fault_of(name)
+    async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
+        self.calls.update((name, *kinds))
+        fault = self._fault_of(name, *kinds)
         if fault is Fault.NONE:
             return await operation()
-        self.faults[name] += 1
+        self.faults.update((name, *kinds))
         if fault is Fault.COMMITS_THEN_FAILS:
             await operation()
         elif fault is Fault.HANGS:
@@ -102,19 +120,14 @@ class FaultyStore(SessionStore):
         self.calls["close"] += 1
         await self._store.close(worker)
 
-    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-        """Write rows, or fail; see `SessionStore.write`."""
-        return await self._through("write", lambda: self._store.write(worker, claims))
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        """Carry out writes, or fail; see `Store.commit`."""
+        kinds = {type(write).__name__ for write in batch.writes}
+        return await self._through("commit", lambda: self._store.commit(worker, batch), *kinds)
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows, or fail; see `SessionStore.refresh`."""
         return await self._through("refresh", lambda: self._store.refresh(worker, session_ids))
-
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
-        """Delete rows, or fail; see `SessionStore.delete`."""
-        return await self._through(
-            "delete", lambda: self._store.delete(worker, session_ids, up_to=up_to)
-        )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> int:
         """Delete all rows, or fail; see `SessionStore.delete_all`."""
@@ -125,27 +138,6 @@ class FaultyStore(SessionStore):
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session, or fail; see `SessionStore.locate`."""
         return await self._through("locate", lambda: self._store.locate(worker, session_id))
-
-    async def set_owner(self, worker: Worker, session_id: str, owner: str | None) -> bool:
-        """Set a session's owner, or fail; see `SessionStore.set_owner`."""
-        return await self._through(
-            "set_owner", lambda: self._store.set_owner(worker, session_id, owner)
-        )
-
-    async def claim_owner(self, worker: Worker, session_id: str, owner: str) -> str | None:
-        """Claim a session, or fail; see `SessionStore.claim_owner`."""
-        return await self._through(
-            "claim_owner", lambda: self._store.claim_owner(worker, session_id, owner)
-        )
-
-    async def set_capabilities(
-        self, worker: Worker, session_id: str, capabilities: Capabilities
-    ) -> bool:
-        """Replace capabilities, or fail; see `SessionStore.set_capabilities`."""
-        return await self._through(
-            "set_capabilities",
-            lambda: self._store.set_capabilities(worker, session_id, capabilities),
-        )
 
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
         """Return capabilities, or fail; see `SessionStore.get_capabilities`."""
@@ -159,14 +151,6 @@ class FaultyStore(SessionStore):
             "elicitation_capable", lambda: self._store.elicitation_capable(worker)
         )
 
-    async def send(self, worker: Worker, session_id: str, payload: str) -> Sent | None:
-        """Store a message, or fail; see `SessionStore.send`."""
-        return await self._through("send", lambda: self._store.send(worker, session_id, payload))
-
-    async def send_on(self, worker: Worker, messages: Sequence[Undelivered]) -> int:
-        """Store messages for other workers, or fail; see `SessionStore.send_on`."""
-        return await self._through("send_on", lambda: self._store.send_on(worker, messages))
-
     async def waiting(self, worker: Worker) -> list[str]:
         """List sessions with messages, or fail; see `SessionStore.waiting`."""
         return await self._through("waiting", lambda: self._store.waiting(worker))
@@ -176,10 +160,6 @@ class FaultyStore(SessionStore):
     ) -> Mapping[str, Sequence[StoredMessage]]:
         """Fetch messages, or fail; see `SessionStore.fetch`."""
         return await self._through("fetch", lambda: self._store.fetch(worker, wanted))
-
-    async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
-        """Acknowledge messages, or fail; see `SessionStore.acknowledge`."""
-        await self._through("acknowledge", lambda: self._store.acknowledge(worker, message_ids))
 
     @asynccontextmanager
     async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:

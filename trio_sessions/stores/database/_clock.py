@@ -1,4 +1,7 @@
-"""The database's clock, in SQL: every moment that is stored or compared comes from it."""
+"""The database's clock, in SQL: every moment that is stored or compared comes from it.
+
+What it is called stands in the description of each database (`Clock`).
+"""
 
 from typing import Any
 
@@ -7,11 +10,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 
-__all__ = ["age_of", "ago", "now"]
+from trio_sessions.stores.database._database import find
 
-# SQLite's clock has milliseconds. A moment in the past is taken a little further back, so
-# that rounding never makes a row older than it is.
-_SQLITE_FORMAT = "'%Y-%m-%d %H:%M:%f'"
+__all__ = ["age_of", "ago", "now"]
 
 
 class now(FunctionElement[Any]):  # noqa: N801 -- reads as the SQL function that it is
@@ -41,35 +42,16 @@ class age_of(FunctionElement[float]):  # noqa: N801
         super().__init__(moment)
 
 
-@compiles(age_of, "sqlite")
-def _sqlite_age_of(element: age_of, compiler: SQLCompiler, **kw: Any) -> str:
-    moment = compiler.process(element.clauses, **kw)
-    return f"((julianday('now') - julianday({moment})) * 86400.0)"
+@compiles(now)
+def _now(element: now, compiler: SQLCompiler, **kw: Any) -> str:
+    return find(compiler.dialect.name).clock.now
 
 
-@compiles(age_of, "postgresql")
-def _postgresql_age_of(element: age_of, compiler: SQLCompiler, **kw: Any) -> str:
-    moment = compiler.process(element.clauses, **kw)
-    return f"CAST(extract(epoch FROM clock_timestamp() - {moment}) AS double precision)"
+@compiles(ago)
+def _ago(element: ago, compiler: SQLCompiler, **kw: Any) -> str:
+    return find(compiler.dialect.name).clock.ago(compiler.process(element.clauses, **kw))
 
 
-@compiles(now, "sqlite")
-def _sqlite_now(element: now, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"(strftime({_SQLITE_FORMAT}, 'now'))"
-
-
-@compiles(now, "postgresql")
-def _postgresql_now(element: now, compiler: SQLCompiler, **kw: Any) -> str:
-    return "clock_timestamp()"
-
-
-@compiles(ago, "sqlite")
-def _sqlite_ago(element: ago, compiler: SQLCompiler, **kw: Any) -> str:
-    seconds = compiler.process(element.clauses, **kw)
-    return f"strftime({_SQLITE_FORMAT}, 'now', '-' || ({seconds} + 0.001) || ' seconds')"
-
-
-@compiles(ago, "postgresql")
-def _postgresql_ago(element: ago, compiler: SQLCompiler, **kw: Any) -> str:
-    seconds = compiler.process(element.clauses, **kw)
-    return f"(now() - make_interval(secs => {seconds}))"
+@compiles(age_of)
+def _age_of(element: age_of, compiler: SQLCompiler, **kw: Any) -> str:
+    return find(compiler.dialect.name).clock.age_of(compiler.process(element.clauses, **kw))

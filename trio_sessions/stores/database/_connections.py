@@ -18,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from trio_sessions._process import keep_for_ever, this_process
 from trio_sessions.abc import Worker
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
-from trio_sessions.stores.database._dialect import Dialect, Timeouts
+from trio_sessions.stores.database._database import Database, Timeouts
 from trio_sessions.stores.database._errors import first_line, hide_values
 from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
 from trio_sessions.stores.database._urls import masked
@@ -26,6 +26,8 @@ from trio_sessions.stores.database._urls import masked
 __all__ = ["Connections", "note_process"]
 
 T = TypeVar("T")
+
+_SPARE = 2  # connections that no question gets: for the pass, and for the writer
 
 _process_of: "weakref.WeakKeyDictionary[sa.Engine, object]" = weakref.WeakKeyDictionary()
 """The process whose connections are in the pool of an engine that was handed in."""
@@ -51,7 +53,7 @@ class Connections:
     """The connections of one Trio run to one database.
 
     Args:
-        dialect: the database.
+        database: what it is.
         url: where it is.
         given: the engine that was handed in, if one was.
         timeouts: how long the database may take.
@@ -60,13 +62,13 @@ class Connections:
 
     def __init__(
         self,
-        dialect: Dialect,
+        database: Database,
         url: sa.URL,
         given: sa.Engine | None,
         timeouts: Timeouts,
         ended: "Connections | None",
     ) -> None:
-        self._dialect = dialect
+        self._database = database
         self._url = url
         self._given = given
         self._timeouts = timeouts
@@ -76,6 +78,8 @@ class Connections:
         self._opening = trio.Lock()
         self._places: trio.CapacityLimiter | None = None
         """As many as an engine that was handed in has connections."""
+        self._question_places: trio.CapacityLimiter | None = None
+        """Fewer of them."""
         self._running = 0
         self._idle = trio.Event()
         if given is not None:
@@ -94,7 +98,8 @@ class Connections:
                 self._engine = await trio.to_thread.run_sync(
                     self._make_engine, worker, abandon_on_cancel=True, limiter=worker.limiter
                 )
-                self._places = _places(self._given)
+                self._places = _places(self._given, spare=0)
+                self._question_places = _places(self._given, spare=_SPARE)
             await self.run(worker, prepare)
 
     async def close(self, worker: Worker) -> None:
@@ -112,14 +117,13 @@ class Connections:
             self._ended.dispose()
             self._ended = None
         # What an engine that was handed in keeps open nobody knows.
-        self._dialect.opens(self if self._given is None else self._given, self._url)
-        options = self._dialect.engine_options()
+        self._database.opens(self if self._given is None else self._given, self._url)
+        options = self._database.engine_options()
         if self._given is not None:
             # The same pool, and nothing of the user's engine is changed.
             return self._given.execution_options(**options)
-        engine = self._dialect.create_engine(
-            self._url, pool_size=int(worker.limiter.total_tokens), timeouts=self._timeouts
-        )
+        size = int(worker.limiter.total_tokens)
+        engine = self._database.create_engine(self._url, size, self._timeouts)
 
         @sa.event.listens_for(engine, "do_connect")
         def connect_watched(
@@ -138,7 +142,7 @@ class Connections:
 
     def _dispose(self, engine: sa.Engine) -> None:
         engine.dispose()
-        self._dialect.has_closed(self)
+        self._database.has_closed(self)
 
     def dispose(self) -> None:
         """Close what lies idle, after a run that has not; in a thread."""
@@ -157,6 +161,11 @@ class Connections:
     async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
         """Run ``work`` on a connection in a thread."""
         return await self._guarded(worker, partial(self._connected, work))
+
+    async def ask(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
+        """Run what only reads: however many ask, connections are left for the others."""
+        async with self._question_places or contextlib.nullcontext():
+            return await self.run(worker, work)
 
     async def take(self, worker: Worker, prepare: Callable[[sa.Connection], Any]) -> sa.Connection:
         """Connect beside the pool; whoever takes the connection gives it to `give_back`."""
@@ -208,7 +217,7 @@ class Connections:
 
     def _operation(self) -> Operation:
         return Operation(
-            self._dialect.cutter,
+            self._database.cutter,
             timeout=self._timeouts.operation_timeout,
             patience=self._patience(),
             process=self._process,
@@ -259,7 +268,7 @@ class Connections:
         if isinstance(exc, PoolTimeout):
             return StoreUnavailable(f"{where}: the engine's pool has no connection left: {exc}")
         reason = f"{type(exc.orig).__name__}: {first_line(exc.orig)}"
-        if self._dialect.is_row_error(exc):
+        if self._database.is_row_error(exc):
             return RowUnavailable(f"{where} refused a row: {reason}")
         return StoreUnavailable(f"{where} failed: {reason}")
 
@@ -278,8 +287,13 @@ def _close(connection: sa.Connection, operation: Operation) -> None:
         driver.close()  # SQLAlchemy leaves it open if it was detached and has broken
 
 
-def _places(given: sa.Engine | None) -> trio.CapacityLimiter | None:
-    """Return as many places as a given engine has connections, if it has a number of them."""
+def _places(given: sa.Engine | None, *, spare: int) -> trio.CapacityLimiter | None:
+    """Return places for the connections that a given engine has, if it has a number of them.
+
+    Args:
+        given: the engine.
+        spare: connections that questions must not take; one is always left to them.
+    """
     if given is None or not isinstance(given.pool, sa.QueuePool) or not given.pool.size():
         return None
-    return trio.CapacityLimiter(given.pool.size())
+    return trio.CapacityLimiter(max(1, given.pool.size() - spare))

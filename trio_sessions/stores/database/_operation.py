@@ -36,7 +36,7 @@ import trio
 
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._process import this_process
-from trio_sessions.stores.database._dialect import Cutter
+from trio_sessions.stores.database._database import Cutter
 
 __all__ = ["Operation", "State", "Withdrawn", "current"]
 

@@ -1,6 +1,7 @@
 """The tables: their definition, their creation, and the check that they are ours."""
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import sqlalchemy as sa
 
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database._clock import now
+from trio_sessions.stores.database._database import Database, known
 
 __all__ = ["Tables", "check_tables", "metadata", "tables"]
 
@@ -48,11 +50,10 @@ def tables(prefix: str) -> Tables:
         )
     meta = sa.MetaData()
     moment = sa.TIMESTAMP(timezone=True)
-    # In the order of code points everywhere, so that two transactions lock in the same order.
-    session_id = sa.String(255).with_variant(sa.String(255, collation="C"), "postgresql")
+    databases = known().values()
+    session_id, message_id = _session_id(databases), _message_id(databases)
     # No index on last_accessed: on PostgreSQL it would end HOT updates of the column
-    # that every pass updates (benchmarks/hot_updates.py measures it). The room left in
-    # each page is for the same updates.
+    # that every pass updates (benchmarks/hot_updates.py measures it).
     sessions = sa.Table(
         f"{prefix}sessions",
         meta,
@@ -66,18 +67,12 @@ def tables(prefix: str) -> Tables:
         sa.Column("created_at", moment, nullable=False, server_default=now()),
         sa.Column("taken_at", moment, nullable=False, server_default=now()),
         sa.Column("last_accessed", moment, nullable=False, server_default=now()),
-        postgresql_with={"fillfactor": 70},
+        **_options(database.sessions_options for database in databases),
     )
     messages = sa.Table(
         f"{prefix}messages",
         meta,
-        # SQLite numbers rows by itself only in a column of exactly this type.
-        sa.Column(
-            "id",
-            sa.BigInteger().with_variant(sa.Integer, "sqlite"),
-            primary_key=True,
-            autoincrement=True,
-        ),
+        sa.Column("id", message_id, primary_key=True, autoincrement=True),
         sa.Column(
             "session_id",
             session_id,
@@ -86,15 +81,14 @@ def tables(prefix: str) -> Tables:
         ),
         sa.Column("payload", sa.Text, nullable=False),
         sa.Column("created_at", moment, nullable=False, server_default=now(), index=True),
-        sqlite_autoincrement=True,
+        **_options(database.messages_options for database in databases),
     )
     # To list who can be asked, without a look at the others.
     asked = sessions.c.elicitation
     sa.Index(
         f"ix_{prefix}sessions_elicitation",
         sessions.c.session_id,
-        postgresql_where=asked,
-        sqlite_where=asked,
+        **_options({f"{one.name}_where": asked} for one in databases if one.has_partial_indexes),
     )
     sa.Index(f"ix_{prefix}messages_session_id_id", messages.c.session_id, messages.c.id)
     fleet = sa.Table(
@@ -105,6 +99,27 @@ def tables(prefix: str) -> Tables:
         sa.Column("unbroken_since", moment),
     )
     return Tables(meta, sessions, messages, fleet)
+
+
+def _session_id(databases: Iterable[Database]) -> _Type:
+    column: _Type = sa.String(255)
+    for database in databases:
+        if database.session_id is not None:
+            column = column.with_variant(database.session_id, database.name)
+    return column
+
+
+def _message_id(databases: Iterable[Database]) -> _Type:
+    column: _Type = sa.BigInteger()
+    for database in databases:
+        if database.message_id is not None:
+            column = column.with_variant(database.message_id, database.name)
+    return column
+
+
+def _options(options: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join the arguments of each database: their names begin with that of its dialect."""
+    return {name: value for one in options for name, value in one.items()}
 
 
 def check_tables(

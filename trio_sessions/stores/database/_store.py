@@ -1,12 +1,10 @@
-"""`DatabaseStore`: the contract of a store, each method a line or two around a dialect's SQL."""
+"""`DatabaseStore`: the contract of a store, each method a line or two around a database's SQL."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import TypeVar
 
-import outcome
 import sqlalchemy as sa
 import trio
 
@@ -14,20 +12,12 @@ from trio_sessions._settings import seconds
 from trio_sessions.abc import Bell, SessionStore, Worker
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.database._connections import Connections, note_process
-from trio_sessions.stores.database._dialect import Dialect
+from trio_sessions.stores.database._database import find
+from trio_sessions.stores.database._questions import Questions
 from trio_sessions.stores.database._schema import check_tables, tables
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
-from trio_sessions.types import (
-    Capabilities,
-    Holder,
-    RowAnswers,
-    RowClaim,
-    Sent,
-    StoredMessage,
-    Swept,
-    Undelivered,
-    Wanted,
-)
+from trio_sessions.types import Holder, RowAnswers, StoredMessage, Swept, Wanted
+from trio_sessions.writes import Batch, Committed
 
 __all__ = ["DatabaseStore"]
 
@@ -51,7 +41,8 @@ class DatabaseStore(SessionStore):
             pool is replaced. Only these settings bound how long a thread may wait for a
             connection, so give it a ``connect_timeout``, and to its pings
             (``pool_pre_ping``) a ``tcp_user_timeout``. No more operations run at a time
-            than its pool keeps connections; its overflow is left to you.
+            than its pool keeps connections, and but for two of them no questions; its overflow
+            is left to you. Give it three connections or more.
         table_prefix: lower-case letters, digits and underscores, at most 38 of them.
         create_tables: create missing tables when the store opens. Existing ones are
             never altered.
@@ -67,8 +58,9 @@ class DatabaseStore(SessionStore):
         listen: learn of messages by LISTEN on a connection of its own. PgBouncer in
             transaction mode loses it: set it to False behind one, and the worker polls
             once for all its sessions.
-        server_timeouts: send the timeouts as ``options`` when connecting to PostgreSQL.
-            PgBouncer does not take them: set it to False behind one.
+        server_timeouts: send the timeouts as ``options`` when connecting to PostgreSQL, and
+            prepare statements. PgBouncer does not take the former, and loses the latter:
+            set it to False behind one.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
@@ -105,7 +97,10 @@ class DatabaseStore(SessionStore):
             note_process(url_or_engine)
         else:
             self._url = check_url(url_or_engine)
-        self._dialect = _dialect(self._url, table_prefix)
+        self._database = find(self._url.get_backend_name())
+        self._tables = tables(table_prefix)
+        self._operations = self._database.operations(self._tables)
+        self._questions = Questions(self._tables)
         self._opened = OneRun(self._connections, f"the store on {masked(self._url)}")
 
     def __repr__(self) -> str:
@@ -135,128 +130,86 @@ class DatabaseStore(SessionStore):
             await connections.close(worker)
 
     def _connections(self, ended: Connections | None) -> Connections:
-        return Connections(self._dialect, self._url, self._given_engine, self, ended)
+        return Connections(self._database, self._url, self._given_engine, self, ended)
 
     def _prepare_tables(self, connection: sa.Connection) -> None:
         check_tables(
             connection,
-            self._dialect.tables,
+            self._tables,
             may_create=self._create_tables,
-            has_time_zones=self._dialect.has_time_zones,
+            has_time_zones=self._database.has_time_zones,
         )
         if self._create_tables:
-            self._dialect.create_tables(connection)
+            self._operations.create_tables(connection)
 
     async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
         """Run ``work`` on a connection in a thread; not for users."""
         return await self._opened.state.run(worker, work)
 
+    async def _ask(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
+        return await self._opened.state.ask(worker, work)
+
     # ---- operations ----
 
-    async def write(self, worker: Worker, claims: Sequence[RowClaim]) -> RowAnswers:
-        """Write rows; see `SessionStore.write`."""
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        """Carry out writes in one transaction; see `Store.commit`."""
         asked = time.monotonic()
         return await self.run(
-            worker, lambda connection: self._dialect.write(connection, worker, claims, asked)
+            worker,
+            lambda connection: self._operations.commit(
+                connection, worker, batch, lambda: time.monotonic() - asked
+            ),
         )
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows; see `SessionStore.refresh`."""
         return await self.run(
-            worker, lambda connection: self._dialect.refresh(connection, worker, session_ids)
-        )
-
-    async def delete(self, worker: Worker, session_ids: Sequence[str], *, up_to: int) -> int:
-        """Delete rows of removed sessions; see `SessionStore.delete`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.delete(connection, worker, session_ids, up_to)
+            worker, lambda connection: self._operations.refresh(connection, worker, session_ids)
         )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> int:
         """Delete all rows of this incarnation; see `SessionStore.delete_all`."""
         return await self.run(
-            worker, lambda connection: self._dialect.delete_all(connection, worker, limit)
+            worker, lambda connection: self._operations.delete_all(connection, worker, limit)
         )
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
-        """Say who holds a session; see `SessionStore.locate`.
-
-        Cancellation: the caller does not wait for the thread, which only reads.
-        """
-        return await _abandonable(
-            partial(
-                self.run, worker, lambda connection: self._dialect.locate(connection, session_id)
-            )
+        """Say who holds a session; see `SessionStore.locate`."""
+        return await self._ask(
+            worker, lambda connection: self._questions.locate(connection, session_id)
         )
 
     # ---- owners and capabilities ----
 
-    async def set_owner(self, worker: Worker, session_id: str, owner: str | None) -> bool:
-        """Set a session's owner; see `SessionStore.set_owner`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.set_owner(connection, session_id, owner)
-        )
-
-    async def claim_owner(self, worker: Worker, session_id: str, owner: str) -> str | None:
-        """Set a session's owner unless it has one; see `SessionStore.claim_owner`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.claim_owner(connection, session_id, owner)
-        )
-
-    async def set_capabilities(
-        self, worker: Worker, session_id: str, capabilities: Capabilities
-    ) -> bool:
-        """Replace a session's capabilities; see `SessionStore.set_capabilities`."""
-        return await self.run(
-            worker,
-            lambda connection: self._dialect.set_capabilities(connection, session_id, capabilities),
-        )
-
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.get_capabilities(connection, session_id)
+        return await self._ask(
+            worker, lambda connection: self._questions.get_capabilities(connection, session_id)
         )
 
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
-        return await self.run(worker, self._dialect.elicitation_capable)
+        return await self._ask(worker, self._questions.elicitation_capable)
 
     # ---- messages ----
 
-    async def send(self, worker: Worker, session_id: str, payload: str) -> Sent | None:
-        """Store a message for a session; see `SessionStore.send`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.send(connection, session_id, payload)
-        )
-
-    async def send_on(self, worker: Worker, messages: Sequence[Undelivered]) -> int:
-        """Store messages for sessions that others hold now; see `SessionStore.send_on`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.send_on(connection, worker, messages)
-        )
-
     async def waiting(self, worker: Worker) -> list[str]:
         """Return the ids of sessions with messages; see `SessionStore.waiting`."""
-        return await self.run(worker, lambda connection: self._dialect.waiting(connection, worker))
+        return await self._ask(
+            worker, lambda connection: self._questions.waiting(connection, worker)
+        )
 
     async def fetch(
         self, worker: Worker, wanted: Sequence[Wanted]
     ) -> Mapping[str, Sequence[StoredMessage]]:
         """Return stored messages; see `SessionStore.fetch`."""
-        return await self.run(
-            worker, lambda connection: self._dialect.fetch(connection, worker, wanted)
-        )
-
-    async def acknowledge(self, worker: Worker, message_ids: Sequence[int]) -> None:
-        """Delete messages; see `SessionStore.acknowledge`."""
-        await self.run(
-            worker, lambda connection: self._dialect.acknowledge(connection, worker, message_ids)
+        return await self._ask(
+            worker, lambda connection: self._operations.fetch(connection, worker, wanted)
         )
 
     def open_bell(self, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         """Return what tells of messages; see `SessionStore.open_bell`."""
-        return self._dialect.open_bell(self._opened.state, worker, listen=self.listen)
+        return self._operations.open_bell(self._opened.state, worker, may_listen=self.listen)
 
     # ---- the sweep ----
 
@@ -272,31 +225,5 @@ class DatabaseStore(SessionStore):
         """Vouch, then delete what has expired; see `SessionStore.sweep`."""
         durations = {"session_ttl": session_ttl, "message_ttl": message_ttl, "max_gap": max_gap}
         return await self.run(
-            worker, lambda connection: self._dialect.sweep(connection, worker, durations, limit)
+            worker, lambda connection: self._operations.sweep(connection, worker, durations, limit)
         )
-
-
-async def _abandonable(question: Callable[[], Awaitable[T]]) -> T:
-    """Await a question in a system task; a caller that is cancelled leaves it alone there."""
-    answer: outcome.Outcome[T] | None = None
-    answered = trio.Event()
-
-    async def ask() -> None:
-        nonlocal answer
-        answer = await outcome.acapture(question)
-        answered.set()
-
-    trio.lowlevel.spawn_system_task(ask)
-    await answered.wait()
-    assert answer is not None
-    return answer.unwrap()
-
-
-def _dialect(url: sa.URL, table_prefix: str) -> Dialect:
-    if url.get_backend_name() == "sqlite":
-        from trio_sessions.stores.database._sqlite import SQLite
-
-        return SQLite(tables(table_prefix))
-    from trio_sessions.stores.database._postgresql import PostgreSQL
-
-    return PostgreSQL(tables(table_prefix))

@@ -1,16 +1,13 @@
 """What may name a database: checked before anything is opened, and masked in every message."""
 
-import importlib
-
 import sqlalchemy
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 
-from trio_sessions.errors import MissingDependency
+from trio_sessions.stores.database._database import Database, known
 
 __all__ = ["check_engine", "check_url", "masked"]
 
-_DRIVERS = {"sqlite": "pysqlite", "postgresql": "psycopg"}
 _UNFIT_POOLS = (AssertionPool, SingletonThreadPool, StaticPool)
 _SECRETS = frozenset(
     {"password", "passfile", "sslpassword", "sslkey", "user", "oauth_client_secret"}
@@ -43,19 +40,16 @@ def check_url(store: object) -> sqlalchemy.URL:
             "store is not 'memory:' and cannot be read as a database URL; "
             "examples: sqlite:///sessions.db, postgresql+psycopg://user:password@host/name"
         ) from None  # the original error repeats the URL, password and all
-    check_driver(url.get_backend_name(), url.drivername.partition("+")[2])
-    if url.get_backend_name() == "sqlite":
-        _check_sqlite_is_a_file(url)
-    else:
-        _import_psycopg()
+    database = check_driver(url.get_backend_name(), url.drivername.partition("+")[2])
+    database.check(url)
+    database.import_driver()
     return url
 
 
 def check_engine(engine: sqlalchemy.Engine) -> sqlalchemy.URL:
     """Return the URL of an engine that can be used; raises as `check_url`."""
-    check_driver(engine.dialect.name, engine.dialect.driver)
-    if engine.dialect.name == "sqlite":
-        _check_sqlite_is_a_file(engine.url)
+    database = check_driver(engine.dialect.name, engine.dialect.driver)
+    database.check(engine.url)
     if isinstance(engine.pool, _UNFIT_POOLS):
         raise ValueError(  # noqa: TRY004 -- an Engine is what it should be
             f"store is an Engine with a {type(engine.pool).__name__}, which cannot serve several "
@@ -64,38 +58,17 @@ def check_engine(engine: sqlalchemy.Engine) -> sqlalchemy.URL:
     return engine.url
 
 
-def check_driver(backend: str, driver: str) -> None:
-    """Raise `ValueError` unless this database is supported, with this driver."""
-    if backend not in _DRIVERS:
+def check_driver(backend: str, driver: str) -> Database:
+    """Return the database if it is supported, with this driver; raises `ValueError`."""
+    database = known().get(backend)
+    if database is None:
         raise ValueError(
             f"store has the URL scheme {backend!r}; supported are "
-            + " and ".join(f"'{name}+{driver}'" for name, driver in _DRIVERS.items())
+            + " and ".join(f"'{one.name}+{one.driver}'" for one in known().values())
         )
-    if driver not in ("", _DRIVERS[backend]):
+    if driver not in ("", database.driver):
         raise ValueError(
-            f"store has the driver {driver!r}; for {backend} it must be {_DRIVERS[backend]!r}, "
+            f"store has the driver {driver!r}; for {backend} it must be {database.driver!r}, "
             "a synchronous driver that runs in Trio's threads"
         )
-
-
-def _import_psycopg() -> None:
-    # It may be there and not work: without its binary part it needs libpq of the system.
-    try:
-        importlib.import_module("psycopg")
-    except ImportError as exc:
-        raise MissingDependency(
-            f"store is a PostgreSQL URL and its driver cannot be imported ({exc}): "
-            "pip install 'trio_sessions[postgresql]'"
-        ) from exc
-
-
-def _check_sqlite_is_a_file(url: sqlalchemy.URL) -> None:
-    name = url.database or ""
-    in_memory = any(
-        text in url.query.get(key, "") for key, text in (("mode", "memory"), ("vfs", "memdb"))
-    )
-    if in_memory or name.removeprefix("file:") == "" or ":memory:" in name:
-        raise ValueError(
-            "store is an in-memory SQLite database, of which every thread would see another "
-            "one: use 'memory:' or a file, as in sqlite:///sessions.db"
-        )
+    return database

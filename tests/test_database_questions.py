@@ -1,0 +1,117 @@
+"""Questions to a database: however many ask, the writer and the pass find their way."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+import trio
+import trio.testing
+from proxy import Proxy
+
+from trio_sessions import open_registry
+from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.testing import FakeTransport
+
+
+@contextlib.contextmanager
+def made_store(proxy: Proxy, pool_size: int | None) -> Iterator[DatabaseStore]:
+    """A store with an engine of its own, or with one of ours."""
+    if pool_size is None:
+        yield DatabaseStore(proxy.url)
+        return
+    engine = sa.create_engine(proxy.url, pool_size=pool_size)
+    yield DatabaseStore(engine)
+    engine.dispose()
+
+
+def is_question(statement: str) -> bool:
+    return statement.startswith("SELECT trio_sessions.worker_id")
+
+
+@pytest.mark.parametrize(
+    ("pool_size", "tokens", "questions"), [(None, 5, 3), (5, 20, 3), (3, 20, 1), (20, 5, 3)]
+)
+async def test_a_flood_of_questions_leaves_two_connections(
+    proxy: Proxy, pool_size: int | None, tokens: int, questions: int
+) -> None:
+    """One for the writer and one for the pass, whoever has made the engine (invariant 17)."""
+    with made_store(proxy, pool_size) as store:
+        async with (
+            open_registry(store, max_concurrent=tokens) as registry,
+            trio.open_nursery() as nursery,
+        ):
+            await registry.add_session("s", FakeTransport())
+            proxy.fall_silent("answers")
+            for number in range(100):
+                nursery.start_soon(registry.locate_session, f"elsewhere {number}")
+            with trio.fail_after(4):
+                await proxy.wait_until(lambda: proxy.in_flight == questions)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert proxy.in_flight == questions
+                nursery.start_soon(registry.add_session, "t", FakeTransport())
+                await proxy.wait_until(lambda: proxy.in_flight == questions + 1)
+                nursery.start_soon(registry.cleanup)
+                await proxy.wait_until(lambda: proxy.in_flight == questions + 2)
+            await proxy.heal()
+
+
+@pytest.mark.parametrize(("pool_size", "tokens"), [(None, 1), (None, 2), (1, 20), (2, 20)])
+async def test_where_there_are_too_few_connections_they_wait_for_one_question(
+    proxy: Proxy, pool_size: int | None, tokens: int
+) -> None:
+    """Then it is their turn, whoever else asks."""
+    with made_store(proxy, pool_size) as store:
+        async with (
+            open_registry(store, max_concurrent=tokens) as registry,
+            trio.open_nursery() as nursery,
+        ):
+            await registry.add_session("s", FakeTransport())
+            proxy.reset()
+            proxy.fall_silent("answers")
+            for number in range(100):
+                nursery.start_soon(registry.locate_session, f"elsewhere {number}")
+            with trio.fail_after(4):
+                await proxy.wait_until(lambda: proxy.in_flight == 1)
+                nursery.start_soon(registry.add_session, "t", FakeTransport())
+                nursery.start_soon(registry.cleanup)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                await proxy.heal()
+                await proxy.wait_until(lambda: len(proxy.round_trips) >= 10)
+        batch = next(n for n, one in enumerate(proxy.round_trips) if "INSERT" in one)
+        refresh = next(n for n, one in enumerate(proxy.round_trips) if "UPDATE" in one)
+        assert max(batch, refresh) <= 3
+        assert is_question(proxy.round_trips[0])
+
+
+@pytest.mark.parametrize(("pool_size", "tokens"), [(None, 4), (4, 20)])
+async def test_a_question_whose_caller_has_left_reaches_no_thread(
+    proxy: Proxy, pool_size: int | None, tokens: int
+) -> None:
+    """One that a thread is at work on keeps its place until it is answered, so none pile up."""
+    with made_store(proxy, pool_size) as store:
+        async with (
+            open_registry(store, max_concurrent=tokens) as registry,
+            trio.open_nursery() as nursery,
+        ):
+            await registry.add_session("s", FakeTransport())
+            proxy.reset()
+            proxy.fall_silent("answers")
+            with trio.fail_after(4):
+                for _ in range(10):
+                    async with trio.open_nursery() as askers:
+                        for number in range(10):
+                            askers.start_soon(registry.locate_session, f"elsewhere {number}")
+                        await proxy.wait_until(lambda: proxy.in_flight == 2)
+                        await trio.testing.wait_all_tasks_blocked(0.01)
+                        askers.cancel_scope.cancel()
+                statistics = registry.statistics()
+                assert (statistics.operations_running, statistics.operations_waiting) == (2, 0)
+                nursery.start_soon(registry.cleanup)
+                await proxy.wait_until(lambda: proxy.in_flight == 3)
+            await proxy.heal()
+            with trio.fail_after(4):
+                while registry.statistics().operations_running:
+                    await trio.sleep(0.01)
+            assert sum(map(is_question, proxy.round_trips)) == 2
+            assert registry.statistics().incomplete_passes == 0

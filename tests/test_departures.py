@@ -1,0 +1,50 @@
+"""What removed sessions may have left behind: one number for each id."""
+
+import pytest
+
+from trio_sessions import _departures
+from trio_sessions._departures import Departures
+from trio_sessions._entry import Entry
+from trio_sessions.testing import FakeTransport
+
+
+def entry(session_id: str, generation: int) -> Entry:
+    return Entry(session_id, FakeTransport(), generation, 0.0)
+
+
+def test_the_latest_that_has_ended_counts() -> None:
+    """Until a deletion or a claim that covers it has been answered."""
+    departures = Departures()
+    assert departures.ended("s") == 0
+    for generation in (3, 7):
+        departures.begin([entry("s", generation)])
+    assert departures.ended("s") == 7
+    departures.settle("s", 3)
+    assert departures.ended("s") == 7
+    departures.settle("s", 7)
+    assert (departures.ended("s"), len(departures)) == (0, 0)
+    departures.settle("s", 9)
+
+
+def test_due_is_what_nobody_is_busy_with() -> None:
+    """A transport may still be disconnecting, of one of several that have ended."""
+    departures = Departures()
+    one, two = entry("s", 1), entry("s", 2)
+    departures.begin([one, entry("t", 3)])
+    departures.begin([two])
+    assert departures.due() == []
+    departures.finish([one, entry("t", 3)])
+    assert departures.due() == ["t"]
+    departures.finish([two])
+    assert sorted(departures.due()) == ["s", "t"]
+
+
+def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TTL sees to the oldest."""
+    monkeypatch.setattr(_departures, "MOST", 10)
+    departures = Departures()
+    for generation in range(1, 31):
+        departures.begin([entry(f"s{generation % 15}", generation)])
+    assert len(departures) == 10
+    assert departures.ended("s0") == 30
+    assert departures.ended("s5") == 0

@@ -1,0 +1,168 @@
+"""The rows of the sessions held here: claimed through the writer, and deleted.
+
+Whoever follows the claims is told of each that is answered, in the same step in which its entry
+is: so nobody acts on a row that is not known to be this session's.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import outcome
+import trio
+
+from trio_sessions._counters import Counters
+from trio_sessions._departures import Departures
+from trio_sessions._entry import Entry, Row
+from trio_sessions._orders import Order
+from trio_sessions._table import LocalTable
+from trio_sessions._writer import Writer
+from trio_sessions.writes import Claim, Claimed, Delete, Outcome
+
+__all__ = ["ClaimComparison", "ClaimListener", "Claims", "wait_all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimComparison:
+    """What an answered claim says of the session and of what was known of it before."""
+
+    is_other: bool
+    """The session was removed elsewhere, and this is another one of the same id."""
+    has_moved: bool
+    """Another worker may have held it since its last claim was answered."""
+
+
+class ClaimListener(Protocol):
+    """Is told of claims."""
+
+    def claimed(self, entry: Entry, comparison: ClaimComparison) -> None:
+        """The row of a session that is held here is known to be this worker's."""
+        ...
+
+
+class _ClaimOrder(Order[Claimed]):
+    __slots__ = ("_claims", "_entry", "_made")
+
+    def __init__(self, claims: "Claims", entry: Entry) -> None:
+        super().__init__(entry.session_id, size=entry.pending.size)
+        self._claims = claims
+        self._entry = entry
+        self._made: Claim | None = None
+
+    def make(self) -> Claim | None:
+        self._made = self._claims.make(self._entry)
+        return self._made
+
+    def conclude(self, result: outcome.Outcome[Claimed] | None) -> None:
+        if isinstance(result, outcome.Error):
+            assert isinstance(result.error, Exception)
+            self._entry.fail(result.error)
+        elif isinstance(result, outcome.Value):
+            assert self._made is not None
+            self._claims.conclude(self._entry, self._made, result.value)
+        else:
+            self._entry.fail(None)
+
+
+class _DeleteOrder(Order[int]):
+    __slots__ = ("_claims", "_up_to")
+
+    def __init__(self, claims: "Claims", session_id: str) -> None:
+        super().__init__(session_id)
+        self._claims = claims
+        self._up_to = 0
+
+    def make(self) -> Delete | None:
+        self._up_to = self._claims.departures.ended(self.session_id)
+        return Delete(session_id=self.session_id, up_to=self._up_to) if self._up_to else None
+
+    def conclude(self, result: outcome.Outcome[int] | None) -> None:
+        if isinstance(result, outcome.Value):
+            self._claims.deleted(self.session_id, self._up_to, result.value)
+
+
+class Claims:
+    """The rows of one worker's sessions."""
+
+    def __init__(
+        self, *, writer: Writer, table: LocalTable, departures: Departures, counters: Counters
+    ) -> None:
+        self.departures = departures
+        self._writer = writer
+        self._table = table
+        self._counters = counters
+        self._listeners: list[ClaimListener] = []
+
+    def notify(self, listener: ClaimListener) -> None:
+        """Tell ``listener`` of every claim that is answered."""
+        self._listeners.append(listener)
+
+    # ---- writing ----
+
+    def write(self, entry: Entry) -> Order[Claimed]:
+        """Claim the row of a session, whoever waits for it; each entry says how that went."""
+        entry.claim()
+        return self._writer.give(_ClaimOrder(self, entry))
+
+    async def attempt(self, entries: Iterable[Entry]) -> None:
+        """Have rows written that are not, and wait until none of these is being written.
+
+        Many may ask for it at once: they share one attempt.
+        """
+        entries = list(entries)
+        for entry in entries:
+            if entry.row is Row.UNWRITTEN and self._table.holds(entry):
+                self.write(entry)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        for entry in entries:
+            await entry.answered()
+
+    def make(self, entry: Entry) -> Claim | None:
+        """Return the claim of an entry as it is now; None: it is not held any more."""
+        if not self._table.holds(entry):
+            return None
+        return Claim(
+            session_id=entry.session_id,
+            generation=entry.generation,
+            age=trio.current_time() - entry.added_at,
+            ended=self.departures.ended(entry.session_id),
+            owner=entry.pending.owner,
+            capabilities=entry.pending.capabilities,
+        )
+
+    def conclude(self, entry: Entry, claim: Claim, claimed: Claimed) -> None:
+        """Take note of the answer to a claim."""
+        before, was_certain = entry.born, entry.is_certain
+        self.departures.settle(entry.session_id, claim.ended)
+        self._counters.count_dropped(claimed.dropped)
+        entry.pending.forget(claim)
+        entry.confirm(claimed)
+        if entry.row is Row.CONFIRMED and self._table.holds(entry):
+            comparison = ClaimComparison(
+                is_other=before is not None and before != claimed.born,
+                has_moved=claimed.outcome is not Outcome.KEPT or not was_certain,
+            )
+            for listener in self._listeners:
+                listener.claimed(entry, comparison)
+
+    # ---- deleting ----
+
+    def delete(self, session_id: str) -> Order[int]:
+        """Delete what removed sessions of this id have left; what fails is kept for later."""
+        return self._writer.give(_DeleteOrder(self, session_id))
+
+    def deleted(self, session_id: str, up_to: int, messages: int) -> None:
+        """Take note of an answered deletion."""
+        self.departures.settle(session_id, up_to)
+        self._counters.count_dropped(messages)
+
+    async def delete_what_is_due(self) -> None:
+        """Delete what earlier deletions could not."""
+        await wait_all([self.delete(one) for one in self.departures.due()])
+
+
+async def wait_all(orders: Collection[Order[int]]) -> BaseException | None:
+    """Wait until these orders are settled; return the first error, if there is one."""
+    for order in orders:
+        await order.settled()
+    return next((order.error for order in orders if order.error is not None), None)

@@ -1,0 +1,61 @@
+"""What removed sessions may have left behind: the rows that are still to be deleted.
+
+One number for each id: the generation of the latest session of that id that has ended here and
+whose row may still be there. It travels with every write as ``ended`` (`trio_sessions.writes`),
+so that nothing of a removed session is seen by a later one of its id (invariant 14). It is
+forgotten when a deletion, or the claim of a later session, has been answered.
+See docs/decisions/0009-one-writer.md.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from trio_sessions._entry import Entry
+
+__all__ = ["MOST", "Departures"]
+
+MOST = 100_000  # ids that are kept; the TTL sees to the rows of older ones
+
+
+class Departures:
+    """The sessions that have ended here and whose rows may still be there, oldest first."""
+
+    def __init__(self) -> None:
+        self._ended: dict[str, int] = {}
+        self._departing: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._ended)
+
+    def ended(self, session_id: str) -> int:
+        """Return the generation up to which rows are left over; 0: none is."""
+        return self._ended.get(session_id, 0)
+
+    def all(self) -> dict[str, int]:
+        """Return `ended` for all ids for which it is not 0."""
+        return dict(self._ended)
+
+    def begin(self, entries: Iterable[Entry]) -> None:
+        """Note that these sessions have ended; their rows are deleted when they have departed."""
+        for entry in entries:
+            self._departing[entry.session_id] += 1
+            self._ended.pop(entry.session_id, None)  # it is the latest now
+            self._ended[entry.session_id] = entry.generation
+        while len(self._ended) > MOST:
+            del self._ended[next(iter(self._ended))]
+
+    def finish(self, entries: Iterable[Entry]) -> None:
+        """Note that these sessions have departed: what is left of them is due."""
+        for entry in entries:
+            self._departing[entry.session_id] -= 1
+            if not self._departing[entry.session_id]:
+                del self._departing[entry.session_id]
+
+    def settle(self, session_id: str, up_to: int) -> None:
+        """Note that no row of this id is there that is of this generation or an earlier one."""
+        if self.ended(session_id) <= up_to:
+            self._ended.pop(session_id, None)
+
+    def due(self) -> list[str]:
+        """Return the ids whose rows are to be deleted, and with which nobody is busy."""
+        return [one for one in self._ended if one not in self._departing]

@@ -1,0 +1,282 @@
+"""The edge between the registry and its store.
+
+Here every operation of the store gets a deadline, foreign errors become `StoreUnavailable`, and
+questions wait at a gate of their own: however many there are, a thread is left for the refresh and
+the sweep, and one for the writer's batch (invariant 17). Whoever leaves before a thread is at work
+on its question has asked nothing. A caller that is cancelled while a thread works returns at once,
+and the question keeps its place at the gate until it ends::
+
+    caller ── waits for ──> task: gate ── store: limiter ── thread ──> answer
+       └── leaves: cancels ──────┴──────────────┘  but no thread
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import outcome
+import trio
+
+from trio_sessions._interrupts import lone_interrupt
+from trio_sessions._process import this_process
+from trio_sessions._settings import Settings
+from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.errors import RegistryClosed, RowUnavailable, SessionsError, StoreUnavailable
+from trio_sessions.types import Holder, RowAnswers, StoredMessage, Swept, Wanted
+from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Write
+
+__all__ = ["INHERITED", "MAX_GAP", "Edge", "chunked"]
+
+logger = logging.getLogger("trio_sessions.rows")
+
+T = TypeVar("T")
+
+INHERITED = (
+    "the registry was opened before this process was forked, and is its parent's: "
+    "open one of your own"
+)
+# How long the fleet may be silent before that counts as an outage, as a part of
+# session_ttl; see docs/explanation.md, "An outage expires nobody", for the sum.
+MAX_GAP = 0.4
+_FREE = 2  # tokens of the limiter that no question gets: for the pass, and for the writer
+
+
+def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Cut ``items`` into slices of at most ``size``."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+class Edge:
+    """One worker's way to its store.
+
+    Args:
+        store: the store.
+        worker: who asks.
+        settings: ``store_timeout``, and what a sweep is told.
+    """
+
+    def __init__(self, store: SessionStore, worker: Worker, settings: Settings) -> None:
+        self.worker = worker
+        self._store = store
+        self._settings = settings
+        self._process = this_process()
+        self._gate = trio.CapacityLimiter(max(1, settings.max_concurrent - _FREE))
+        self._is_closed = False
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child: then rows and transports are its parent's."""
+        return self._process is not this_process()
+
+    async def _ask(
+        self,
+        operation: Callable[[], Awaitable[T]],
+        kind: Any,
+        scope: trio.CancelScope | None = None,
+    ) -> T:
+        """Await one operation, within ``store_timeout``; insist on its kind of answer.
+
+        Args:
+            operation: what is asked of the store.
+            kind: of this class is the answer.
+            scope: a new one, by which the caller may give up earlier.
+        """
+        if self.is_inherited:
+            raise RegistryClosed(INHERITED)
+        scope = scope or trio.CancelScope()
+        scope.relative_deadline = self._settings.store_timeout
+        try:
+            with scope:
+                answer = await operation()
+                if not isinstance(answer, kind):
+                    raise _breach(f"it answered with {type(answer).__name__}")
+                return answer
+        except SessionsError:
+            raise
+        except Exception as exc:
+            logger.exception("the store failed in a way that it does not promise")
+            raise StoreUnavailable(
+                f"the store failed with {type(exc).__name__}; see the cause"
+            ) from exc
+        except BaseExceptionGroup as group:
+            interrupt = lone_interrupt(group)
+            if interrupt is not None:  # it came while the store waited in a nursery
+                raise interrupt from None
+            raise
+        raise StoreUnavailable(
+            f"the store did not answer within store_timeout ({self._settings.store_timeout:g} s)"
+        )
+
+    async def _through_gate(self, operation: Callable[[], Awaitable[T]]) -> T:
+        try:
+            self._gate.acquire_nowait()  # no turn of the loop where nobody waits
+        except trio.WouldBlock:
+            await self._gate.acquire()
+        try:
+            if self._is_closed:
+                raise RegistryClosed("the registry was closed before the store was asked")
+            return await operation()
+        finally:
+            self._gate.release()
+
+    async def _through_gate_alone(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Ask in a task of its own: a caller that leaves does not wait for a thread."""
+        answer: outcome.Outcome[T] | None = None
+        answered = trio.Event()
+        scope = trio.CancelScope()
+
+        async def ask() -> None:
+            nonlocal answer
+            with scope:
+                answer = await outcome.acapture(self._through_gate, operation)
+            answered.set()
+
+        trio.lowlevel.spawn_system_task(ask)
+        try:
+            await answered.wait()
+        finally:
+            scope.cancel()
+        assert answer is not None
+        return answer.unwrap()
+
+    async def _question(
+        self, operation: Callable[[], Awaitable[T]], kind: Any, *, may_leave: bool = True
+    ) -> T:
+        """Ask at the gate; who has not been answered when the store is closed never will.
+
+        Args:
+            operation: what is asked of the store.
+            kind: of this class is the answer.
+            may_leave: whether the caller may leave while a thread is at work.
+        """
+        alone = may_leave and self._store.may_outlast_cancellation
+        through = self._through_gate_alone if alone else self._through_gate
+        try:
+            return await self._ask(lambda: through(operation), kind)
+        except StoreUnavailable as exc:
+            if self._is_closed:
+                raise RegistryClosed("the registry was closed while the store was asked") from exc
+            raise
+
+    @property
+    def questions_waiting(self) -> int:
+        """Count those who wait at the gate."""
+        return self._gate.statistics().tasks_waiting
+
+    async def open(self) -> None:
+        """Open the store."""
+        await self._ask(lambda: self._store.open(self.worker), object)
+
+    async def close(self) -> None:
+        """Close the store; does not raise."""
+        self._is_closed = True
+        if self.is_inherited:
+            return
+        try:
+            await self._ask(lambda: self._store.close(self.worker), object)
+        except SessionsError as exc:
+            logger.warning("closing the store failed: %s", exc)
+
+    # ---- the writer's, and the pass's ----
+
+    async def commit(
+        self, writes: Sequence[Write[object]], scope: trio.CancelScope
+    ) -> Sequence[Answer]:
+        """Commit a batch, which ``scope`` may cut; return an answer for each write."""
+        batch = Batch(writes=writes)
+        committed = await self._ask(
+            lambda: self._store.commit(self.worker, batch), Committed, scope
+        )
+        if len(committed.answers) != len(writes):
+            raise _breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
+        for write, answer in zip(writes, committed.answers, strict=True):
+            if not isinstance(answer, (*ANSWERS[type(write)], RowUnavailable)):
+                raise _breach(f"it answered a {type(write).__name__} with {type(answer).__name__}")
+        return committed.answers
+
+    async def refresh(self, session_ids: Sequence[str]) -> RowAnswers:
+        """Refresh rows."""
+        return await self._ask(lambda: self._store.refresh(self.worker, session_ids), RowAnswers)
+
+    async def delete_all(self) -> None:
+        """Delete every row of this incarnation, in batches; does not raise."""
+        limit = self._settings.batch_size
+        try:
+            while True:
+                deleted = await self._ask(
+                    lambda: self._store.delete_all(self.worker, limit=limit), int
+                )
+                if deleted < limit:
+                    return
+        except SessionsError as exc:
+            logger.warning("rows of this worker stay until they expire: %s", exc)
+
+    async def vouch(self) -> None:
+        """Tell the store that the fleet can refresh now."""
+        await self.sweep(limit=0)
+
+    async def sweep(self, *, limit: int) -> Swept:
+        """Vouch, and delete a bounded part of what has expired."""
+        settings = self._settings
+        return await self._ask(
+            lambda: self._store.sweep(
+                self.worker,
+                session_ttl=settings.session_ttl,
+                message_ttl=settings.message_ttl,
+                max_gap=settings.session_ttl * MAX_GAP,
+                limit=limit,
+            ),
+            Swept,
+        )
+
+    # ---- questions ----
+
+    async def locate(self, session_id: str) -> Holder | None:
+        """Return what a session's row says, whoever holds it."""
+        return await self._question(
+            lambda: self._store.locate(self.worker, session_id), Holder | None
+        )
+
+    def is_own(self, holder: Holder) -> bool:
+        """Say whether a row is held by this incarnation."""
+        own = self.worker.worker_id, self.worker.incarnation
+        return (holder.worker_id, holder.incarnation) == own
+
+    async def get_capabilities(self, session_id: str) -> str | None:
+        """Return a session's capabilities, encoded."""
+        return await self._question(
+            lambda: self._store.get_capabilities(self.worker, session_id), str | None
+        )
+
+    async def elicitation_capable(self) -> list[str]:
+        """Return the ids of all sessions that can be asked."""
+        return await self._question(lambda: self._store.elicitation_capable(self.worker), list)
+
+    async def waiting(self) -> list[str]:
+        """Return the ids of sessions of this worker for which messages are stored."""
+        return await self._question(lambda: self._store.waiting(self.worker), list, may_leave=False)
+
+    async def fetch(self, wanted: Sequence[Wanted]) -> Mapping[str, Sequence[StoredMessage]]:
+        """Return stored messages."""
+        return await self._question(
+            lambda: self._store.fetch(self.worker, wanted), Mapping, may_leave=False
+        )
+
+    @asynccontextmanager
+    async def open_bell(self) -> AsyncIterator[Bell]:
+        """Open the store's bell; whatever breaks it is `StoreUnavailable`."""
+        if self.is_inherited:
+            raise RegistryClosed(INHERITED)
+        try:
+            async with self._store.open_bell(self.worker) as bell:
+                yield bell
+        except SessionsError:
+            raise
+        except Exception as exc:
+            logger.exception("the store's bell broke in a way that it does not promise")
+            raise StoreUnavailable(f"the bell broke with {type(exc).__name__}") from exc
+
+
+def _breach(what: str) -> StoreUnavailable:
+    return StoreUnavailable(f"the store broke its contract: {what}")

@@ -1,0 +1,225 @@
+"""One session as it was added, and what is known of its row.
+
+::
+
+                     ┌──────────── failed ───────────┐
+                     v                               │
+    (added) ──> UNWRITTEN ── claimed ──> WRITING ────┤
+                                                     ├── kept ──> CONFIRMED
+                                                     └── lost ──> LOST
+
+Only `Entry`'s own methods change the state, and only `trio_sessions._claims` calls them. A row
+that was never confirmed is never read as missing (invariant 3); one that is being written is
+left alone by the pass. See docs/decisions/0009-one-writer.md.
+"""
+
+import enum
+
+import trio
+
+from trio_sessions._json import size_of
+from trio_sessions.abc import Transport
+from trio_sessions.types import Capabilities
+from trio_sessions.writes import Claim, Claimed, Keep, Outcome
+
+__all__ = ["Entry", "Pending", "Row"]
+
+
+class Row(enum.Enum):
+    """What this worker knows of the row of a session that it holds."""
+
+    UNWRITTEN = enum.auto()
+    """No attempt to write it has been confirmed: it is never read as missing."""
+    WRITING = enum.auto()
+    """A claim is queued or under way."""
+    CONFIRMED = enum.auto()
+    """It was this worker's in a committed answer: if a later answer lacks it, it is gone."""
+    LOST = enum.auto()
+    """A newer holder has it, in a committed answer: the next pass asks again, and removes."""
+
+
+_NEXT = {
+    Row.UNWRITTEN: {Row.WRITING},
+    Row.WRITING: {Row.UNWRITTEN, Row.CONFIRMED, Row.LOST},
+    Row.CONFIRMED: set[Row](),
+    Row.LOST: set[Row](),
+}
+
+
+class Pending:
+    """Owner and capabilities that are to be written with a row, however often it is claimed."""
+
+    __slots__ = ("_capabilities", "_owner")
+
+    def __init__(self) -> None:
+        self._owner: str | Keep | None = Keep.OWNER
+        self._capabilities: Capabilities | None = None
+
+    @property
+    def owner(self) -> str | Keep | None:
+        """The owner to be written; None: nobody."""
+        return self._owner
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """The capabilities to be written, if there are any."""
+        return self._capabilities
+
+    @property
+    def size(self) -> int:
+        """Bytes to be written, about."""
+        return 0 if self._capabilities is None else size_of(self._capabilities.encoded)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is to be written."""
+        return self._owner is Keep.OWNER and self._capabilities is None
+
+    def note_owner(self, owner: str | None) -> None:
+        """Write this owner with the row."""
+        self._owner = owner
+
+    def note_capabilities(self, capabilities: Capabilities) -> None:
+        """Write these capabilities with the row."""
+        self._capabilities = capabilities
+
+    def forget(self, claim: Claim) -> None:
+        """Forget what a claim has written, unless something else has been said meanwhile."""
+        if self._owner == claim.owner:
+            self._owner = Keep.OWNER
+        if self._capabilities is claim.capabilities:
+            self._capabilities = None
+
+
+class Entry:
+    """One session as it was added; adding the id again makes another entry.
+
+    Args:
+        session_id: its id.
+        transport: the live connection.
+        generation: counts the sessions added by this incarnation, from 1.
+        added_at: on Trio's clock.
+        replaced: the entry of the same id that it succeeds, if that was held until now. What was
+            said of the session and is still to be written passes on to this one.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_born",
+        "_ended",
+        "_error",
+        "_has_ended",
+        "_is_certain",
+        "_row",
+        "added_at",
+        "generation",
+        "pending",
+        "session_id",
+        "tenure",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        session_id: str,
+        transport: Transport,
+        generation: int,
+        added_at: float,
+        replaced: "Entry | None" = None,
+    ) -> None:
+        self.session_id = session_id
+        self.transport = transport
+        self.generation = generation
+        self.added_at = added_at
+        self.pending: Pending = Pending() if replaced is None else replaced.pending
+        goes_on = replaced is not None and replaced.transport is transport
+        self.tenure: object = replaced.tenure if replaced is not None and goes_on else object()
+        """Identifies the time for which one transport holds the session: it stays the same
+        when the session is added again with that transport, by whatever call."""
+        self._row = Row.UNWRITTEN
+        self._error: Exception | None = None
+        self._born = None if replaced is None else replaced.born
+        self._is_certain = replaced is None or replaced.is_certain
+        self._has_ended = False
+        self._ended: trio.Event | None = None
+        self._answered: trio.Event | None = None
+
+    # ---- the row ----
+
+    @property
+    def row(self) -> Row:
+        """The state of the row."""
+        return self._row
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the last claim has failed."""
+        return self._error
+
+    @property
+    def born(self) -> str | None:
+        """The session's birth, as its claim or that of an earlier entry was answered."""
+        return self._born
+
+    @property
+    def is_certain(self) -> bool:
+        """False while a claim that failed may still have been carried out: its answer was lost."""
+        return self._is_certain
+
+    def claim(self) -> None:
+        """Note that a claim is on its way."""
+        self._go(Row.WRITING)
+
+    def confirm(self, claimed: Claimed) -> None:
+        """Note how the claim was answered."""
+        lost = claimed.outcome is Outcome.LOST
+        if not lost:
+            self._born = claimed.born
+        self._is_certain = True
+        self._answer(Row.LOST if lost else Row.CONFIRMED, None)
+
+    def fail(self, error: Exception | None) -> None:
+        """Note that the claim has failed; None: it was not made, for it is not needed any more."""
+        self._is_certain &= error is None
+        self._answer(Row.UNWRITTEN, error)
+
+    def _answer(self, row: Row, error: Exception | None) -> None:
+        self._go(row)
+        self._error = error
+        if self._answered is not None:
+            self._answered.set()
+            self._answered = None
+
+    def _go(self, row: Row) -> None:
+        if row not in _NEXT[self._row]:
+            raise RuntimeError(f"a row cannot go from {self._row.name} to {row.name}")
+        self._row = row
+
+    async def answered(self) -> None:
+        """Wait until the claim that is on its way has been answered."""
+        while self._row is Row.WRITING:
+            if self._answered is None:
+                self._answered = trio.Event()
+            await self._answered.wait()
+
+    # ---- the end ----
+
+    @property
+    def has_ended(self) -> bool:
+        """It has left the table."""
+        return self._has_ended
+
+    @property
+    def ended(self) -> trio.Event:
+        """Set when the entry has left the table; made when somebody first asks for it."""
+        if self._ended is None:
+            self._ended = trio.Event()
+            if self._has_ended:
+                self._ended.set()
+        return self._ended
+
+    def end(self) -> None:
+        """Tell whoever waits for it that the entry has left the table."""
+        self._has_ended = True
+        if self._ended is not None:
+            self._ended.set()

@@ -1,0 +1,177 @@
+"""The house: the parts of one registry, put together, started, and closed in order.
+
+::
+
+    registry ─> passes ─> sessions ─> messages ─> claims, owners ─> writer ─> edge ─> store
+                   │          └─> transports         └─> departures, table
+                   └─> transports, edge (refresh, sweep)
+"""
+
+import logging
+from dataclasses import asdict
+
+import trio
+
+from trio_sessions._background import Background
+from trio_sessions._calls import TransportCalls
+from trio_sessions._claims import Claims
+from trio_sessions._counters import Counters
+from trio_sessions._departures import Departures
+from trio_sessions._edge import Edge
+from trio_sessions._entry import Row
+from trio_sessions._leaving import Leaving
+from trio_sessions._messages import Messages
+from trio_sessions._owners import Owners
+from trio_sessions._passes import Passes
+from trio_sessions._sessions import Sessions
+from trio_sessions._settings import Settings
+from trio_sessions._table import LocalTable
+from trio_sessions._writer import Writer
+from trio_sessions.types import RegistryStatistics
+
+__all__ = ["House"]
+
+logger = logging.getLogger("trio_sessions.registry")
+
+
+class House:
+    """One registry's parts."""
+
+    def __init__(
+        self,
+        *,
+        edge: Edge,
+        table: LocalTable,
+        calls: TransportCalls,
+        background: Background,
+        settings: Settings,
+    ) -> None:
+        self.settings = settings
+        self.table = table
+        self.background = background
+        self._edge = edge
+        self._calls = calls
+        self._counters = counters = Counters()
+        self._departures = departures = Departures()
+        self._writer = writer = Writer(
+            edge, rows=settings.batch_size, timeout=settings.store_timeout
+        )
+        claims = Claims(writer=writer, table=table, departures=departures, counters=counters)
+        self.messages = Messages(
+            edge=edge,
+            writer=writer,
+            claims=claims,
+            table=table,
+            departures=departures,
+            counters=counters,
+            settings=settings,
+        )
+        self.owners = Owners(
+            edge=edge, writer=writer, claims=claims, table=table, departures=departures
+        )
+        self.sessions = Sessions(
+            table=table,
+            calls=calls,
+            claims=claims,
+            departures=departures,
+            messages=self.messages,
+            background=background,
+            counters=counters,
+            settings=settings,
+        )
+        self.passes = Passes(
+            table=table,
+            calls=calls,
+            edge=edge,
+            claims=claims,
+            sessions=self.sessions,
+            messages=self.messages,
+            background=background,
+            counters=counters,
+            settings=settings,
+        )
+        self._reads = False
+        """The loops that read messages have been started; most programs need none."""
+        self._is_closed = False
+
+    @property
+    def worker_id(self) -> str:
+        """This worker, as the other workers see it."""
+        return self._edge.worker.worker_id
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child of the process that opened it."""
+        return self._edge.is_inherited
+
+    @property
+    def is_closed(self) -> bool:
+        """It is closed, or closing."""
+        return self._is_closed
+
+    async def start(self) -> None:
+        """Run the first pass, then go on in the background; `close` must follow."""
+        self.background.start_service(self._writer.run)
+        await self.passes.start()
+
+    def read_messages(self) -> None:
+        """Start the loops that read messages, unless they run."""
+        if not self._reads:
+            self._reads = True
+            for loop in (self.messages.listen, self.messages.fetch, self.messages.acknowledge):
+                self.background.start_lasting(loop)
+
+    async def close(self) -> None:
+        """Disconnect everything and delete every row of this incarnation; never raises.
+
+        Bounded: one ``store_timeout`` for all that is still to be written, and meanwhile one
+        ``disconnect_timeout`` for the transports. A forked child touches nothing: all of it
+        is its parent's.
+        """
+        self._is_closed = True
+        if self._edge.is_inherited:
+            return
+        with trio.CancelScope(shield=True):
+            deadline = trio.current_time() + self.settings.store_timeout
+            self.background.interrupt()
+            leaving = self.sessions.end_all()
+            await self._write_what_is_left(deadline, leaving)
+            await self.background.finish_loops()
+            self.passes.log_dropped()
+
+    async def _write_what_is_left(self, deadline: float, leaving: Leaving) -> None:
+        with trio.move_on_at(deadline):
+            await self.background.finish_loops()
+            await leaving.gone()
+            await self.background.finish_jobs()  # removals that were under way before
+            await self.messages.close()
+        await self._writer.finish(deadline)
+        await self.background.finish_jobs()
+        self.messages.drop_what_is_left()
+        if len(self._departures):
+            logger.warning(
+                "rows of %d sessions of this worker stay until they expire", len(self._departures)
+            )
+            return
+        with trio.move_on_at(deadline):
+            await self._edge.delete_all()
+
+    def statistics(self) -> RegistryStatistics:
+        """See `SessionRegistry.statistics`."""
+        limiter = self._edge.worker.limiter.statistics()
+        return RegistryStatistics(
+            worker_id=self.worker_id,
+            closed=self._is_closed,
+            sessions=len(self.table),
+            unconfirmed=self.table.count((Row.UNWRITTEN, Row.WRITING)),
+            leftover_rows=len(self._departures),
+            messages_in_memory=self.messages.in_memory(),
+            stuck_calls=self._calls.overdue(),
+            stuck_tasks=self._calls.refusing_companions(),
+            operations_running=limiter.borrowed_tokens,
+            operations_waiting=limiter.tasks_waiting
+            + self._edge.questions_waiting
+            + self._writer.waiting,
+            last_report=self.passes.last_report,
+            **asdict(self._counters),
+        )

@@ -1,0 +1,91 @@
+"""Sessions on their way out: first their transports are disconnected, then their rows deleted.
+
+Each goes at its own pace: the row of one is deleted as soon as its own transport has come to its
+end, however slow those are that leave with it (invariant 11).
+"""
+
+import logging
+from collections.abc import Sequence
+
+import outcome
+import trio
+
+from trio_sessions._calls import Answer
+from trio_sessions._claims import Claims, wait_all
+from trio_sessions._counters import Counters
+from trio_sessions._entry import Entry
+from trio_sessions._interrupts import uninterrupted
+from trio_sessions._orders import Order
+from trio_sessions.types import fingerprint
+
+__all__ = ["Disconnecting", "Leaving"]
+
+logger = logging.getLogger("trio_sessions.registry")
+
+
+@uninterrupted
+class Disconnecting:
+    """Transports that are being disconnected; listens to their answers."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._failures: list[tuple[Entry, BaseException]] = []
+
+    def answered(self, entry: Entry, answer: Answer) -> None:
+        """Note that a transport has come to its end, or has had its time."""
+        if isinstance(answer, outcome.Error):
+            self._counters.count_disconnect_failures(1)
+            self._failures.append((entry, answer.error))
+
+    def log_failures(self) -> None:
+        """Say which did not disconnect."""
+        if self._failures:
+            entry, error = self._failures[0]
+            logger.warning(
+                "%d transports did not disconnect; the first is that of session %s: %r",
+                len(self._failures),
+                fingerprint(entry.session_id),
+                error,
+                exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
+            )
+
+
+@uninterrupted
+class Leaving(Disconnecting):
+    """Sessions that have left the table together.
+
+    Args:
+        entries: the sessions.
+        claims: deletes their rows.
+        counters: count what fails.
+    """
+
+    def __init__(self, entries: Sequence[Entry], claims: Claims, counters: Counters) -> None:
+        super().__init__(counters)
+        self.entries = entries
+        self._claims = claims
+        self._deletions: dict[Entry, Order[int]] = {}
+        self._all_parted = trio.Event()
+
+    def answered(self, entry: Entry, answer: Answer) -> None:
+        """Delete the row of a session whose transport has come to its end."""
+        super().answered(entry, answer)
+        self._delete(entry)
+
+    def _delete(self, entry: Entry) -> None:
+        self._deletions[entry] = self._claims.delete(entry.session_id)
+        if len(self._deletions) == len(self.entries):
+            self._all_parted.set()
+
+    async def finish(self) -> BaseException | None:
+        """Delete the rows that are left, and wait for all; return the first error, if any."""
+        for entry in self.entries:
+            if entry not in self._deletions:  # the calls were cut off
+                self._delete(entry)
+        return await wait_all(self._deletions.values())
+
+    async def gone(self) -> None:
+        """Wait until nothing is left of them here, or their rows are kept for the next pass."""
+        if self.entries:
+            await self._all_parted.wait()
+            await wait_all(self._deletions.values())

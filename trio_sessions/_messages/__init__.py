@@ -1,0 +1,11 @@
+"""The messages of one worker's sessions, on their way in and out: one room of the house.
+
+`Messages` is its door. Inside, from below: `_inbox` (order and bounds of one session's messages),
+`_inboxes` (all of them), `_receipts` (acknowledging), `_forwarding` (to the next holder),
+`_sending` (to the store), `_reading` (the loops that fetch), `_consumer` (what a reader holds).
+"""
+
+from trio_sessions._messages._consumer import OpenInbox
+from trio_sessions._messages._room import Messages
+
+__all__ = ["Messages", "OpenInbox"]

@@ -1,0 +1,118 @@
+"""Forwarding what was only in memory, when a session has left, to whoever holds it now.
+
+The messages stand in the session's line at the writer before anything else that is sent to it, so
+they are not overtaken. They are for the session of their birth, held by somebody else; where there
+is none, they are dropped.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import outcome
+import trio
+
+from trio_sessions._counters import Counters
+from trio_sessions._entry import Entry
+from trio_sessions._json import size_of
+from trio_sessions._messages._inbox import Message
+from trio_sessions._orders import Order
+from trio_sessions._writer import Writer
+from trio_sessions.types import Sent
+from trio_sessions.writes import Send
+
+__all__ = ["Forwarding"]
+
+logger = logging.getLogger("trio_sessions.messages")
+
+_UNSENT = 1000  # messages kept that could not be forwarded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Forwarded:
+    """A message and for which session it is."""
+
+    session_id: str
+    payload: str
+    born: str | None
+    generation: int
+    sent_at: float
+    expires_at: float
+
+
+class _ForwardOrder(Order[Sent | None]):
+    is_grouped = True
+
+    __slots__ = ("_forwarding", "_letter")
+
+    def __init__(self, forwarding: "Forwarding", letter: _Forwarded) -> None:
+        super().__init__(letter.session_id, size=size_of(letter.payload))
+        self._letter = letter
+        self._forwarding = forwarding
+
+    def make(self) -> Send | None:
+        now, letter = trio.current_time(), self._letter
+        if now >= letter.expires_at:
+            return None
+        return Send(
+            session_id=letter.session_id,
+            payload=letter.payload,
+            age=now - letter.sent_at,
+            ended=letter.generation,
+            born=letter.born,
+            elsewhere=letter.born is None,
+        )
+
+    def conclude(self, result: outcome.Outcome[Sent | None] | None) -> None:
+        if isinstance(result, outcome.Error):
+            self._forwarding.keep(self._letter, result.error)
+        elif not isinstance(result, outcome.Value) or result.value is None:
+            self._forwarding.drop()
+
+
+class Forwarding:
+    """What is on its way to the next holders."""
+
+    def __init__(self, writer: Writer, counters: Counters, message_ttl: float) -> None:
+        self._writer = writer
+        self._counters = counters
+        self._message_ttl = message_ttl
+        self._unsent: list[_Forwarded] = []
+
+    def forward(self, entry: Entry, messages: Sequence[Message]) -> None:
+        """Forward the messages of a session that is not held here any more."""
+        for message in messages:
+            letter = _Forwarded(
+                session_id=entry.session_id,
+                payload=message.payload,
+                born=entry.born,
+                generation=entry.generation,
+                sent_at=message.expires_at - self._message_ttl,
+                expires_at=message.expires_at,
+            )
+            self._writer.give(_ForwardOrder(self, letter))
+
+    def drop(self) -> None:
+        """Count a message that nobody will read."""
+        self._counters.count_dropped(1)
+
+    def keep(self, letter: _Forwarded, error: BaseException) -> None:
+        """Keep what could not be forwarded for the next pass, within bounds."""
+        if len(self._unsent) >= _UNSENT:
+            self.drop()
+            return
+        if not self._unsent:
+            logger.warning("messages of removed sessions are to be forwarded later: %s", error)
+        self._unsent.append(letter)
+
+    async def forward_what_is_left(self) -> None:
+        """Try again what could not be forwarded."""
+        unsent, self._unsent = self._unsent, []
+        orders = [self._writer.give(_ForwardOrder(self, letter)) for letter in unsent]
+        for order in orders:
+            await order.settled()
+
+    def drop_what_is_left(self) -> None:
+        """Count what nobody will forward any more."""
+        self._counters.count_dropped(len(self._unsent))
+        self._unsent.clear()

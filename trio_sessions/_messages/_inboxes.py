@@ -1,0 +1,120 @@
+"""The inboxes of the sessions held here, by session id. Synchronous, no I/O."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from trio_sessions._counters import Counters
+from trio_sessions._messages._inbox import Inbox, Message, State
+from trio_sessions._settings import Settings
+
+__all__ = ["Inboxes"]
+
+
+class Inboxes:
+    """An inbox is made when there is a first message for it, or when somebody opens it."""
+
+    def __init__(self, settings: Settings, counters: Counters) -> None:
+        self._settings = settings
+        self._counters = counters
+        self._inboxes: dict[str, Inbox] = {}
+        self._filled: dict[Inbox, None] = {}
+        self._expired: dict[int, Inbox] = {}
+        self._coming: Counter[str] = Counter()
+        """Messages of this worker that wait until they may go to the store, by session."""
+        self._storing: Counter[str] = Counter()
+        """Messages of this worker on their way to the store, by session, wherever it is held:
+        it may come here meanwhile."""
+
+    def get(self, session_id: str) -> Inbox | None:
+        """Return the inbox of a session, if it has one."""
+        return self._inboxes.get(session_id)
+
+    def of(self, session_id: str) -> Inbox:
+        """Return the inbox of a session that is held here."""
+        inbox = self._inboxes.get(session_id)
+        if inbox is None:
+            inbox = self._inboxes[session_id] = Inbox(
+                session_id,
+                size=self._settings.max_message_bytes,
+                message_ttl=self._settings.message_ttl,
+                storing=self._storing,
+            )
+        return inbox
+
+    @contextmanager
+    def coming(self, session_id: str) -> Iterator[None]:
+        """Count a message that waits for its turn: what is sent meanwhile goes behind it."""
+        self._coming[session_id] += 1
+        try:
+            yield
+        finally:
+            self._coming[session_id] -= 1
+            if not self._coming[session_id]:
+                del self._coming[session_id]
+
+    def has_coming(self, session_id: str) -> bool:
+        """Say whether a message for this session waits for its turn."""
+        return session_id in self._coming
+
+    def begin_to_store(self, session_id: str) -> None:
+        """Note that a message is on its way to the store; `stored` must follow."""
+        self._storing[session_id] += 1
+
+    def stored(self, session_id: str, row: int | None) -> None:
+        """Note the id that the store has given it; None: it has not, or cannot say so."""
+        self._storing[session_id] -= 1
+        if not self._storing[session_id]:
+            del self._storing[session_id]
+        inbox = self._inboxes.get(session_id)
+        if inbox is not None:
+            if row is not None:
+                inbox.note_row(row)
+            inbox.wake()
+
+    def end(self, session_id: str) -> Inbox | None:
+        """Take out the inbox of a session that is not held any more."""
+        inbox = self._inboxes.pop(session_id, None)
+        if inbox is not None:
+            self._filled.pop(inbox, None)
+            inbox.end()
+        return inbox
+
+    def note(self, inbox: Inbox) -> None:
+        """Note that there may be something in an inbox."""
+        if len(inbox) and inbox.state is not State.ENDED:
+            self._filled[inbox] = None
+
+    def in_memory(self) -> int:
+        """Count the messages that wait in memory."""
+        return sum(map(len, self._filled))
+
+    # ---- message_ttl ----
+
+    def drop_expired(self) -> None:
+        """Drop what has waited in memory for longer than ``message_ttl``."""
+        now = trio.current_time()
+        for inbox in list(self._filled):
+            self.expire(inbox, inbox.expired(now))
+            if not len(inbox):
+                del self._filled[inbox]
+
+    def expire(self, inbox: Inbox, messages: Iterable[Message]) -> None:
+        """Drop messages that are too old."""
+        for message in messages:
+            if message.row is None:
+                self._counters.count_dropped(1)
+            else:  # the sweep deletes and counts it; until then it must not be fetched again
+                self._expired[message.row] = inbox
+
+    def is_expired(self, row: int) -> bool:
+        """Say whether a row is only left for the sweep."""
+        return row in self._expired
+
+    def swept(self) -> None:
+        """Note that the store has dropped what was too old."""
+        for row, inbox in self._expired.items():
+            inbox.forget([row])
+        self._expired.clear()

@@ -1,0 +1,139 @@
+"""The messages of one session in memory, in the order in which they go out. Synchronous.
+
+::
+
+    out <── returned <── ready: r3 r4 m1 ... <── rows < boundary
+                                  ^
+                                  early: m2 m3 ... <── rows >= boundary
+
+*Returned* is what was handed out and not finished. *Early* is what this worker has accepted while
+rows that were stored before may still wait in the store; the *boundary* is the first row that it
+has stored since. A row of somebody else's that is younger for sure than what is early goes after
+it, too: so it waits for what was there before, however much comes later.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from trio_sessions._json import size_of
+
+__all__ = ["Line", "Message"]
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """A message in memory."""
+
+    payload: str
+    expires_at: float
+    """On Trio's clock."""
+    row: int | None = None
+    """Its id in the store, if it is there too."""
+    life: int = 0
+    """Counts how often the session was added again before it came."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes, encoded."""
+        return size_of(self.payload)
+
+
+class Line:
+    """See the head of this file."""
+
+    __slots__ = ("_boundary", "_early", "_ready", "_returned")
+
+    def __init__(self) -> None:
+        self._returned: deque[Message] = deque()
+        self._ready: deque[Message] = deque()
+        self._early: deque[Message] = deque()
+        self._boundary: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._returned) + len(self._ready) + len(self._early)
+
+    def __iter__(self) -> Iterator[Message]:
+        return chain(self._returned, self._ready, self._early)
+
+    @property
+    def size(self) -> int:
+        """Bytes in it."""
+        return sum(message.size for message in self)
+
+    @property
+    def due(self) -> list[Message]:
+        """What goes out before anything that is early."""
+        return [*self._returned, *self._ready]
+
+    @property
+    def has_early(self) -> bool:
+        """Something is kept apart."""
+        return bool(self._early)
+
+    @property
+    def is_unbounded(self) -> bool:
+        """Something is early, and no row is known that was stored after it."""
+        return bool(self._early) and self._boundary is None
+
+    @property
+    def first(self) -> Message | None:
+        """The next one that is not early."""
+        line = self._returned or self._ready
+        return line[0] if line else None
+
+    def append(self, message: Message) -> None:
+        """Let a message go out after what is ready."""
+        self._ready.append(message)
+
+    def append_early(self, message: Message) -> None:
+        """Keep a message apart."""
+        self._early.append(message)
+
+    def append_row(self, row: int, message: Message, *, after: float) -> None:
+        """Let a row that was fetched go out in its place.
+
+        Args:
+            row: its id.
+            message: what it says.
+            after: it was stored after what expires before this moment was accepted.
+        """
+        if self._boundary is not None and row >= self._boundary:
+            self.join_early()
+        while self._early and self._early[0].expires_at < after:
+            self._ready.append(self._early.popleft())
+        if not self._early:
+            self._boundary = None
+        self._ready.append(message)
+
+    def put_back(self, message: Message) -> None:
+        """Let a message that was not finished go out first."""
+        self._returned.appendleft(message)
+
+    def note_stored(self, row: int) -> None:
+        """Note that this worker has stored a row after all that is here."""
+        if self._early:
+            self._boundary = row if self._boundary is None else min(self._boundary, row)
+
+    def join_early(self) -> None:
+        """Let what is early go out after what is ready."""
+        self._ready.extend(self._early)
+        self._early.clear()
+        self._boundary = None
+
+    def pop(self) -> Message:
+        """Take out the next one."""
+        return (self._returned or self._ready).popleft()
+
+    def drop(self, is_to_go: Callable[[Message], bool]) -> list[Message]:
+        """Take out some; return them in their order."""
+        gone = [message for message in self if is_to_go(message)]
+        if gone:
+            for line in (self._returned, self._ready, self._early):
+                kept = [message for message in line if not is_to_go(message)]
+                line.clear()
+                line.extend(kept)
+        if not self._early:
+            self._boundary = None
+        return gone

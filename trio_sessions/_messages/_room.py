@@ -1,0 +1,260 @@
+"""The door of the room of messages: what the registry, a pass and a reader ask of it."""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from trio_sessions._claims import ClaimComparison, Claims
+from trio_sessions._counters import Counters
+from trio_sessions._departures import Departures
+from trio_sessions._edge import Edge
+from trio_sessions._entry import Entry, Row
+from trio_sessions._interrupts import uninterrupted
+from trio_sessions._messages._forwarding import Forwarding
+from trio_sessions._messages._inbox import Inbox, Message
+from trio_sessions._messages._inboxes import Inboxes
+from trio_sessions._messages._reading import Reading
+from trio_sessions._messages._receipts import Receipts
+from trio_sessions._messages._sending import SendOrder
+from trio_sessions._settings import Settings
+from trio_sessions._table import LocalTable
+from trio_sessions._writer import Writer
+from trio_sessions.errors import SessionNotFound, SessionsError
+from trio_sessions.types import fingerprint
+
+__all__ = ["Messages"]
+
+logger = logging.getLogger("trio_sessions.messages")
+
+_BACKOFF = (0.1, 5.0)  # seconds between two attempts, the first and the longest
+
+
+@uninterrupted
+class Messages:
+    """The messages of one worker's sessions."""
+
+    def __init__(
+        self,
+        *,
+        edge: Edge,
+        writer: Writer,
+        claims: Claims,
+        table: LocalTable,
+        departures: Departures,
+        counters: Counters,
+        settings: Settings,
+    ) -> None:
+        self._edge = edge
+        self._writer = writer
+        self._claims = claims
+        self._table = table
+        self._departures = departures
+        self._counters = counters
+        self._settings = settings
+        self._inboxes = Inboxes(settings, counters)
+        self._receipts = Receipts(writer)
+        self._forwarding = Forwarding(writer, counters, settings.message_ttl)
+        self._reading = Reading(edge=edge, claims=claims, table=table, inboxes=self._inboxes)
+        claims.notify(self)
+
+    # ---- sending ----
+
+    def accept(self, session_id: str, payload: str) -> bool:
+        """Put a message into the inbox of a session held here; False: it must go to the store."""
+        if session_id not in self._table or self._inboxes.has_coming(session_id):
+            return False
+        return self._accept_in_turn(session_id, payload)
+
+    def _accept_in_turn(self, session_id: str, payload: str) -> bool:
+        inbox = self._inboxes.of(session_id)
+        accepted = inbox.accept(payload, trio.current_time())
+        if accepted:
+            self._inboxes.note(inbox)
+        return accepted
+
+    async def send(self, session_id: str, payload: str, *, durable: bool) -> None:
+        """Send a message to a session, wherever it is held.
+
+        Raises:
+            SessionNotFound: the store has confirmed that nobody holds it.
+            StoreUnavailable: it is needed, and away.
+
+        Cancellation: a message that has not left for the store is withdrawn.
+        """
+        with self._inboxes.coming(session_id):
+            await self._writer.admit()
+            if session_id in self._table:
+                await self._inboxes.of(session_id).wait_until_may_store()
+                has_room = not durable and session_id in self._table
+                if has_room and self._accept_in_turn(session_id, payload):
+                    return
+            order = self._store(session_id, payload)
+        sent = await self._writer.answer(order)
+        self._reading.want(self._inboxes.get(session_id))
+        is_held = session_id in self._table
+        if sent is None or (not is_held and self._edge.is_own(sent.holder)):
+            raise SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")
+
+    def _store(self, session_id: str, payload: str) -> SendOrder:
+        entry = self._table.get(session_id)
+        if entry is not None and entry.row is Row.UNWRITTEN:
+            self._claims.write(entry)
+        order = SendOrder(
+            session_id,
+            payload,
+            table=self._table,
+            departures=self._departures,
+            inboxes=self._inboxes,
+        )
+        self._writer.give(order)
+        return order
+
+    # ---- what becomes of sessions ----
+
+    def claimed(self, entry: Entry, comparison: ClaimComparison) -> None:
+        """Fetch what was sent before; see `trio_sessions._claims.ClaimListener`."""
+        inbox = self._inboxes.get(entry.session_id)
+        if inbox is None:
+            return
+        dropped = inbox.claimed(
+            is_other=comparison.is_other, has_moved=comparison.has_moved, now=trio.current_time()
+        )
+        self._counters.count_dropped(sum(one.row is None for one in dropped))
+        self._reading.want(inbox)
+
+    def add_again(self, entry: Entry, replaced: Entry) -> None:
+        """Pass what waits for a session on to the transport that holds it now."""
+        inbox = self._inboxes.get(entry.session_id)
+        if inbox is not None:
+            inbox.add_again(
+                detach=entry.transport is not replaced.transport,
+                seal=replaced.born is not None,
+                until=trio.current_time() + self._settings.disconnect_timeout,
+            )
+
+    def depart(self, entries: Sequence[Entry], *, moved: bool) -> None:
+        """Forward what is unread of sessions that have ended here, and acknowledge the rest.
+
+        Args:
+            entries: the sessions.
+            moved: they may be held elsewhere now, and what is in hand be delivered there.
+        """
+        for entry in entries:
+            inbox = self._inboxes.get(entry.session_id)
+            if inbox is None:
+                continue
+            self._reading.forget(inbox)
+            in_hand = {one for one in inbox.handed_out() if not self._inboxes.is_expired(one)}
+            if moved and inbox.row_in_hand is not None:
+                in_hand.discard(inbox.row_in_hand)
+            self._inboxes.end(entry.session_id)
+            unread = [one for one in inbox.clear() if one.row is None]
+            self._forwarding.forward(entry, unread)
+            self._receipts.close(inbox, in_hand)
+
+    async def after_pass(self, *, swept: bool) -> None:
+        """Do what a pass means for messages, in the one order that is right.
+
+        Args:
+            swept: the store has dropped what was older than ``message_ttl``.
+        """
+        if swept:
+            self._inboxes.swept()  # before more expires, which the next sweep will drop
+        await self._forwarding.forward_what_is_left()
+        self._inboxes.drop_expired()
+        self._reading.look()
+
+    async def close(self) -> None:
+        """Try again what could not be forwarded."""
+        await self._forwarding.forward_what_is_left()
+
+    def drop_what_is_left(self) -> None:
+        """Count what nobody will forward any more."""
+        self._forwarding.drop_what_is_left()
+
+    def in_memory(self) -> int:
+        """Count the messages that wait in memory."""
+        return self._inboxes.in_memory()
+
+    # ---- what readers do ----
+
+    def open(self, entry: Entry, reader: object) -> Inbox:
+        """Begin to read the messages of a session held here.
+
+        Raises:
+            RuntimeError: somebody reads them already.
+        """
+        inbox = self._inboxes.of(entry.session_id)
+        if inbox.reader is not None:
+            raise RuntimeError(
+                f"the inbox of session {fingerprint(entry.session_id)} is open already: "
+                "messages stay in order only if one consumer reads them"
+            )
+        inbox.open(reader, trio.current_time())
+        self._reading.want(inbox)
+        return inbox
+
+    def take(self, inbox: Inbox) -> Message | None:
+        """Hand out the next message; `finish` or `put_back` must follow."""
+        now = trio.current_time()
+        while (message := inbox.take(now)) is not None and message.expires_at < now:
+            inbox.finish(message)
+            self._inboxes.expire(inbox, [message])
+        if inbox.should_fetch:
+            self._reading.want(inbox)
+        return message
+
+    def finish(self, inbox: Inbox, message: Message) -> None:
+        """Acknowledge a message that was handled."""
+        if inbox.finish(message):
+            assert message.row is not None
+            self._acknowledge(inbox, message.row)
+
+    def put_back(self, inbox: Inbox, message: Message) -> None:
+        """Keep a message that was not finished for the session's next reader, if there is one."""
+        if inbox.put_back(message):
+            self._inboxes.note(inbox)
+        elif message.row is None:
+            self._counters.count_dropped(1)
+        elif inbox.is_current(message):  # its reader had it for so long that others overtook it
+            self._counters.count_dropped(1)
+            self._acknowledge(inbox, message.row)
+
+    def _acknowledge(self, inbox: Inbox, row: int) -> None:
+        if self._inboxes.get(inbox.session_id) is inbox:
+            self._receipts.note(inbox, row)
+
+    # ---- the loops ----
+
+    async def listen(self) -> None:
+        """Listen to the store's bell."""
+        await _persist("listening for messages", self._reading.listen)
+
+    async def fetch(self) -> None:
+        """Fetch what waits in the store."""
+        await _persist("fetching messages", self._reading.fetch)
+
+    async def acknowledge(self) -> None:
+        """Acknowledge again what could not be acknowledged."""
+        await self._receipts.repeat()
+
+
+async def _persist(what: str, work: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+    """Do ``work`` again and again: an outage ends nothing, it only makes it wait."""
+    first, longest = _BACKOFF
+    pause = first
+
+    def worked() -> None:
+        nonlocal pause
+        pause = first
+
+    while True:
+        try:
+            await work(worked)
+        except SessionsError as exc:
+            log = logger.warning if pause == first else logger.debug
+            log("%s failed, and goes on when the database is back: %s", what, exc)
+        await trio.sleep(pause * (0.5 + random.random()))  # noqa: S311 -- jitter, no secret
+        pause = min(2 * pause, longest)

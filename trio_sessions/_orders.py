@@ -1,0 +1,231 @@
+"""What waits to be written, and which of it makes the next batch. Synchronous, no I/O.
+
+Each session has a line of orders, in the order in which they were given. A batch takes from
+each line what stands first: one order, or several of a kind that a store takes together
+(messages). What follows waits for the next batch, so everything that is written of a session
+is written in the order of the calls::
+
+    s: [Claim] [SetOwner] [Send Send Send]      batch 1: Claim(s), Delete(t)
+    t: [Delete]                                 batch 2: SetOwner(s)
+                                                batch 3: Send(s), Send(s), Send(s)
+
+A line is *ready* (it may give something to the next batch), *out* (it has given something to the
+batch under way), or *paused* (its row was locked, and is asked again later).
+See docs/decisions/0009-one-writer.md.
+"""
+
+import copy
+import enum
+import heapq
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+import outcome
+import trio
+
+from trio_sessions.writes import Write
+
+__all__ = ["Lines", "Order", "Stage"]
+
+T = TypeVar("T")
+
+
+class Stage(enum.Enum):
+    """Where an order is."""
+
+    WAITING = enum.auto()
+    """In the line of its session."""
+    OUT = enum.auto()
+    """In the batch under way: it happens or not."""
+    SETTLED = enum.auto()
+    """Answered, or withdrawn before it was out."""
+
+
+class Order(Generic[T]):
+    """One write that was asked for, and its answer.
+
+    Args:
+        session_id: whose row is written.
+        size: bytes, about.
+    """
+
+    is_grouped: ClassVar[bool] = False
+    """A batch takes several of this kind for one session."""
+
+    __slots__ = ("_result", "_settled", "attempts", "given_at", "session_id", "size", "stage")
+
+    def __init__(self, session_id: str, size: int = 0) -> None:
+        self.session_id = session_id
+        self.size = size
+        self.stage = Stage.WAITING
+        self.given_at = 0.0
+        """When the writer got it, on Trio's clock."""
+        self.attempts = 0
+        """How often it has been in a batch."""
+        self._result: outcome.Outcome[T] | None = None
+        self._settled: trio.Event | None = None
+
+    def make(self) -> Write[T] | None:
+        """Return the write as it is to leave just now; None: it is not needed any more.
+
+        Raises:
+            SessionsError: it cannot be written; that is its answer.
+        """
+        raise NotImplementedError
+
+    def conclude(self, result: outcome.Outcome[T] | None) -> None:
+        """Take note of the answer, whoever waits for it; None: it was not needed any more."""
+
+    def settle(self, result: outcome.Outcome[T] | None) -> None:
+        """Answer it."""
+        self.stage = Stage.SETTLED
+        self._result = result
+        self.conclude(result)
+        if self._settled is not None:
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """Wait until it is answered; no checkpoint if it is."""
+        if self.stage is not Stage.SETTLED:
+            if self._settled is None:
+                self._settled = trio.Event()
+            await self._settled.wait()
+
+    async def wait(self) -> T | None:
+        """Wait for the answer; None: it was not needed any more. Raises what was answered."""
+        if self.stage is Stage.SETTLED:
+            await trio.lowlevel.checkpoint()
+        await self.settled()
+        error = self.error
+        if error is not None:  # others of its batch are told the same
+            raise copy.copy(error) from error.__cause__
+        return self._result.value if isinstance(self._result, outcome.Value) else None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What it was answered with, if that is an error."""
+        return self._result.error if isinstance(self._result, outcome.Error) else None
+
+
+class Lines:
+    """The orders that wait, and the batch that is out.
+
+    Args:
+        rows: orders in one batch, at most.
+        size: bytes in one batch, at most; a single larger order makes a batch all the same.
+    """
+
+    def __init__(self, *, rows: int, size: int) -> None:
+        self.waiting = 0
+        """Orders that wait."""
+        self._rows = rows
+        self._size = size
+        self._lines: dict[str, deque[Order[Any]]] = {}
+        self._ready: deque[str] = deque()
+        self._out: dict[str, None] = {}
+        self._paused: list[tuple[float, str]] = []
+        self._at_rest: set[str] = set()
+        """The sessions whose lines are paused."""
+
+    def put(self, order: Order[Any]) -> None:
+        """Let an order wait at the end of its session's line."""
+        line = self._lines.get(order.session_id)
+        if line is None:
+            line = self._lines[order.session_id] = deque()
+            if order.session_id not in self._out:
+                self._ready.append(order.session_id)
+        line.append(order)
+        self.waiting += 1
+
+    def withdraw(self, order: Order[Any]) -> bool:
+        """Take an order back, unless it is out already; say whether it was taken back."""
+        if order.stage is not Stage.WAITING:
+            return False
+        self.waiting -= 1
+        order.settle(None)
+        return True
+
+    def next_batch(self) -> list[Order[Any]]:
+        """Take out what makes the next batch; `done` must follow."""
+        batch: list[Order[Any]] = []
+        size = 0
+        while self._ready and len(batch) < self._rows:
+            session_id = self._ready.popleft()
+            line = self._lines[session_id]
+            first: Order[Any] | None = None
+            while line and len(batch) < self._rows:
+                order = line[0]
+                if order.stage is Stage.SETTLED:  # withdrawn
+                    line.popleft()
+                    continue
+                if first is not None and not (first.is_grouped and order.is_grouped):
+                    break
+                if batch and size + order.size > self._size:
+                    if first is None:
+                        self._ready.appendleft(session_id)
+                        return batch
+                    break
+                line.popleft()
+                self.waiting -= 1
+                order.stage = Stage.OUT
+                first = order
+                size += order.size
+                batch.append(order)
+            if first is not None:
+                self._out[session_id] = None
+            if not line:
+                del self._lines[session_id]
+        return batch
+
+    def done(self) -> None:
+        """The batch is not out any more: what follows in its lines may go."""
+        for session_id in self._out:
+            if session_id in self._lines and session_id not in self._at_rest:
+                self._ready.append(session_id)
+        self._out.clear()
+
+    def ask_again(self, orders: Sequence[Order[Any]], due: float) -> None:
+        """Let orders of the batch that is out go again at a later moment, before what follows."""
+        again: dict[str, list[Order[Any]]] = {}
+        for order in orders:
+            again.setdefault(order.session_id, []).append(order)
+        for session_id, ones in again.items():
+            self._lines.setdefault(session_id, deque()).extendleft(reversed(ones))
+            heapq.heappush(self._paused, (due, session_id))
+            self._at_rest.add(session_id)
+            for order in ones:
+                order.stage = Stage.WAITING
+                self.waiting += 1
+
+    def next_due(self) -> float | None:
+        """Return when the next paused line may go; None: none is paused."""
+        return self._paused[0][0] if self._paused else None
+
+    def wake(self, now: float) -> None:
+        """Let paused lines go whose moment has come."""
+        while self._paused and self._paused[0][0] <= now:
+            _, session_id = heapq.heappop(self._paused)
+            self._at_rest.discard(session_id)
+            if session_id in self._lines:
+                self._ready.append(session_id)
+
+    def waiting_since(self, moment: float) -> list[Order[Any]]:
+        """Return the orders that were given before this moment and still wait."""
+        return [one for one in self._orders() if one.given_at < moment]
+
+    def give_up(self, orders: Iterable[Order[Any]], error: Exception) -> None:
+        """Answer orders that wait with an error; their lines drop them later."""
+        for order in list(orders):
+            if order.stage is Stage.WAITING:
+                self.waiting -= 1
+                order.settle(outcome.Error(error))
+
+    def everything(self) -> list[Order[Any]]:
+        """Return all orders that wait."""
+        return list(self._orders())
+
+    def _orders(self) -> Iterable[Order[Any]]:
+        return (
+            order for line in self._lines.values() for order in line if order.stage is Stage.WAITING
+        )

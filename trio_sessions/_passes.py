@@ -1,0 +1,194 @@
+"""When a pass runs: one now if somebody asks, and one every ``cleanup_interval``; never two."""
+
+import logging
+
+import trio
+
+from trio_sessions._background import Background, is_cancellation
+from trio_sessions._calls import TransportCalls
+from trio_sessions._claims import Claims
+from trio_sessions._cleanup import Pass
+from trio_sessions._counters import Counters
+from trio_sessions._edge import Edge
+from trio_sessions._messages import Messages
+from trio_sessions._pacing import keep_pace
+from trio_sessions._sessions import Sessions
+from trio_sessions._settings import Settings
+from trio_sessions._table import LocalTable
+from trio_sessions.errors import RegistryClosed, SessionsError, bare
+from trio_sessions.types import CleanupReport, fingerprint
+
+__all__ = ["Passes"]
+
+logger = logging.getLogger("trio_sessions.registry")
+
+_VOUCHING = 0.1  # of session_ttl: the longest silence of a healthy worker
+
+
+class _Running:
+    """A pass under way, and what became of it."""
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.complete = False
+        self.report: CleanupReport | None = None
+        self.error: Exception | None = None
+        self.crash: BaseException | None = None
+        """What ends the whole registry."""
+
+
+class Passes:
+    """The passes of one registry."""
+
+    def __init__(
+        self,
+        *,
+        table: LocalTable,
+        calls: TransportCalls,
+        edge: Edge,
+        claims: Claims,
+        sessions: Sessions,
+        messages: Messages,
+        background: Background,
+        counters: Counters,
+        settings: Settings,
+    ) -> None:
+        self._table = table
+        self._calls = calls
+        self._edge = edge
+        self._claims = claims
+        self._sessions = sessions
+        self._messages = messages
+        self._background = background
+        self._counters = counters
+        self._settings = settings
+        self._running: _Running | None = None
+        self._last_report: CleanupReport | None = None
+        self._fleet_can_refresh = False
+        self._logged_as_dropped = 0
+
+    @property
+    def last_report(self) -> CleanupReport | None:
+        """What the last pass did that ran to its end."""
+        return self._last_report
+
+    @property
+    def running(self) -> trio.Event | None:
+        """Is set when the pass that runs has ended; None: none runs."""
+        return None if self._running is None else self._running.ended
+
+    async def start(self) -> None:
+        """Run the first pass, then go on in the background."""
+        interval = self._settings.cleanup_interval
+        await self._background.start_loop(keep_pace, self._run_paced, interval)
+        period = self._settings.session_ttl * _VOUCHING
+        if interval > period:
+            self._background.start_lasting(self._keep_vouching, period)
+
+    async def run_one(self) -> CleanupReport:
+        """Run a pass now, or join the one that runs, and return its report.
+
+        Raises:
+            RegistryClosed: it was cut by the closing of the registry.
+        """
+        running = await self._join()
+        if running.error is not None:
+            raise running.error
+        if running.report is None:
+            raise RegistryClosed("the registry was closed while the pass ran") from running.crash
+        return running.report
+
+    def new_pass(self) -> Pass:
+        """Return a pass, to be run once."""
+        return Pass(
+            table=self._table,
+            calls=self._calls,
+            edge=self._edge,
+            claims=self._claims,
+            sessions=self._sessions,
+            counters=self._counters,
+            settings=self._settings,
+        )
+
+    async def _join(self) -> _Running:
+        if self._running is None:
+            self._running = _Running()
+            self._background.start_interruptible(self._run, self._running)
+        running = self._running
+        await running.ended.wait()
+        return running
+
+    async def _run_paced(self) -> bool:
+        return (await self._join()).complete
+
+    async def _run(self, running: _Running) -> None:
+        one = self.new_pass()
+        try:
+            running.report = self._last_report = await one.run()
+            await self._messages.after_pass(swept=one.swept)
+        except Exception as exc:
+            logger.exception("a pass failed; the next one follows as planned")
+            self._counters.count_failed_pass()
+            running.error = bare(exc)
+        except BaseException as exc:
+            if not is_cancellation(exc):
+                running.crash = bare(exc)
+            raise
+        else:
+            running.complete = one.database_answered
+            self._counters.count_pass(running.report, complete=running.complete)
+            self.log_dropped()
+            _log(running.report)
+        finally:
+            self._fleet_can_refresh = running.complete
+            self._running = None
+            running.ended.set()
+
+    async def _keep_vouching(self, period: float) -> None:
+        """Vouch for the fleet between two passes that are far apart, if the last one could."""
+        while True:
+            await trio.sleep(period)
+            if self._fleet_can_refresh:
+                try:
+                    await self._edge.vouch()
+                except SessionsError as exc:
+                    logger.warning("could not vouch for the fleet: %s", exc)
+
+    def log_dropped(self) -> None:
+        """Say how many messages were dropped since this was last said."""
+        dropped = self._counters.messages_dropped
+        if dropped > self._logged_as_dropped:
+            logger.warning(
+                "%d messages were dropped: older than message_ttl, or their session is gone",
+                dropped - self._logged_as_dropped,
+            )
+        self._logged_as_dropped = dropped
+
+
+def _log(report: CleanupReport) -> None:
+    """Say once a pass what an operator wants to know."""
+    if report.disconnected or report.missing or report.expired:
+        logger.info(
+            "removed %d disconnected and %d missing sessions, swept %d expired rows",
+            len(report.disconnected),
+            len(report.missing),
+            report.expired,
+        )
+    if logger.isEnabledFor(logging.DEBUG):
+        for what in ("disconnected", "missing", "restored"):
+            for session_id in getattr(report, what):
+                logger.debug("%s: session %s", what, fingerprint(session_id))
+    for what, failures in (
+        ("transports did not say whether they are connected", report.check_failures),
+        ("rows could not be refreshed", report.refresh_failures),
+    ):
+        if failures:
+            session_id, error = next(iter(failures.items()))
+            logger.warning(
+                "%d %s and their sessions are kept; the first is session %s: %r",
+                len(failures),
+                what,
+                fingerprint(session_id),
+                error,
+                exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
+            )

@@ -1,0 +1,145 @@
+"""Sessions come and go here: what has to happen together when one is added, or has ended.
+
+The only one that puts into the table, or takes out of it. What is decided in one step of the
+program, and in the order of the calls, is done in synchronous code; what takes time (a transport, a
+row) goes on by itself, whoever waits for it.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import trio
+
+from trio_sessions._background import Background
+from trio_sessions._calls import TransportCalls
+from trio_sessions._claims import Claims
+from trio_sessions._counters import Counters
+from trio_sessions._departures import Departures
+from trio_sessions._entry import Entry
+from trio_sessions._leaving import Disconnecting, Leaving
+from trio_sessions._messages import Messages
+from trio_sessions._orders import Order
+from trio_sessions._settings import Settings
+from trio_sessions._table import LocalTable
+from trio_sessions.abc import Transport
+from trio_sessions.types import fingerprint
+from trio_sessions.writes import Claimed
+
+__all__ = ["Sessions"]
+
+logger = logging.getLogger("trio_sessions.registry")
+
+
+class Sessions:
+    """The sessions of one worker, on their way in and out."""
+
+    def __init__(
+        self,
+        *,
+        table: LocalTable,
+        calls: TransportCalls,
+        claims: Claims,
+        departures: Departures,
+        messages: Messages,
+        background: Background,
+        counters: Counters,
+        settings: Settings,
+    ) -> None:
+        self._table = table
+        self._calls = calls
+        self._claims = claims
+        self._departures = departures
+        self._messages = messages
+        self._background = background
+        self._counters = counters
+        self._settings = settings
+
+    # ---- in ----
+
+    async def add(self, session_id: str, transport: Transport) -> None:
+        """Hold a session from now on, and wait until its row has been claimed, or could not be.
+
+        Cancellation: all of it goes on.
+        """
+        entry, replaced = self._table.put(session_id, transport, trio.current_time())
+        disconnecting: trio.Event | None = None
+        if replaced is not None:
+            self._messages.add_again(entry, replaced)
+            if replaced.transport is not transport:
+                disconnecting = self._background.start_job(self._disconnect, replaced)
+        claim = self._claims.write(entry)
+        await self._wait_claimed(entry, claim)
+        if disconnecting is not None:
+            await disconnecting.wait()
+
+    async def _wait_claimed(self, entry: Entry, claim: Order[Claimed]) -> None:
+        await claim.settled()
+        if claim.error is not None:
+            logger.warning(
+                "session %s is added but unconfirmed, the next pass writes its row: %s",
+                fingerprint(entry.session_id),
+                claim.error,
+            )
+
+    # ---- out ----
+
+    async def remove(self, session_id: str, transport: Transport | None) -> None:
+        """End a session held here, and wait until nothing is left of it.
+
+        Args:
+            session_id: an unknown one is no error.
+            transport: only if this very one holds the session; None: whatever does.
+
+        Cancellation: it goes on.
+        """
+        entry = self._table.get(session_id)
+        if entry is None or (transport is not None and entry.transport is not transport):
+            await trio.lowlevel.checkpoint()
+            return
+        self._table.discard(entry)
+        await self._see_off([entry], moved=False).gone()
+
+    def end(self, entries: Sequence[Entry], *, moved: bool) -> Leaving | None:
+        """End those of these sessions that are still the ones published.
+
+        Args:
+            entries: sessions that were held here.
+            moved: their rows are gone or another worker's, as the store has confirmed.
+
+        Returns:
+            Those sessions on their way out; None: none of them was.
+        """
+        gone = [entry for entry in entries if self._table.discard(entry)]
+        return self._see_off(gone, moved=moved) if gone else None
+
+    def end_all(self) -> Leaving:
+        """End every session."""
+        return self._see_off(self._table.clear(), moved=False)
+
+    def _see_off(self, entries: Sequence[Entry], *, moved: bool) -> Leaving:
+        self._departures.begin(entries)
+        self._messages.depart(entries, moved=moved)
+        leaving = Leaving(entries, self._claims, self._counters)
+        self._background.start_job(self._finish, leaving)
+        return leaving
+
+    async def _finish(self, leaving: Leaving) -> None:
+        """Disconnect the transports of sessions that have ended, and delete their rows."""
+        timeout = self._settings.disconnect_timeout
+        try:
+            await self._calls.disconnect(leaving.entries, timeout, leaving)
+        finally:
+            error = await leaving.finish()
+            self._departures.finish(leaving.entries)
+        leaving.log_failures()
+        if error is not None:
+            logger.warning(
+                "rows of %d removed sessions are kept for the next pass: %s",
+                len(leaving.entries),
+                error,
+            )
+
+    async def _disconnect(self, replaced: Entry) -> None:
+        disconnecting = Disconnecting(self._counters)
+        await self._calls.disconnect([replaced], self._settings.disconnect_timeout, disconnecting)
+        disconnecting.log_failures()

@@ -1,0 +1,290 @@
+"""The writer: the only one that hands writes to the store, in batches, one at a time.
+
+What arrives while a batch is under way makes the next, so a lone call waits for nobody, and a
+storm shares its statements, its transactions and its syncs to disk::
+
+    callers ──give──> lines ──next batch──> store.commit ──answers──> each order is settled
+                        ^                        │
+                        └── a locked row: later ─┤
+                            a refused batch ─────┴──> split, each half a batch
+
+- A row that is locked is asked again, with a growing pause (invariant 16); what follows for its
+  session waits behind it. After `_PATIENCE` its caller is told.
+- A batch that is refused as a whole, for a row that nobody can name, is split.
+- A lost answer is everybody's error. Claims and deletions are repeated by the next pass, messages
+  by nobody.
+- A caller that leaves withdraws what has not left (`do`); claims and deletions go on (`give`).
+
+See docs/decisions/0009-one-writer.md.
+"""
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import outcome
+import trio
+
+from trio_sessions._edge import Edge
+from trio_sessions._orders import Lines, Order, Stage
+from trio_sessions.errors import RowUnavailable, SessionsError, StoreUnavailable
+from trio_sessions.writes import Write
+
+__all__ = ["Writer"]
+
+logger = logging.getLogger("trio_sessions.rows")
+
+T = TypeVar("T")
+
+_SIZE = 8 * 1024 * 1024  # bytes in one batch
+_ROOM = (10_000, 64 * 1024 * 1024)  # callers inside, and their bytes; others wait outside
+_PAUSES = (0.005, 0.25)  # seconds until a locked row is asked again, the first and the longest
+_PATIENCE = 2.0  # seconds for which a locked row is asked again
+_SPLITTING = 15.0  # seconds for which a refused batch is split; each refusal may take lock_timeout
+
+
+class Writer:
+    """The writer of one registry.
+
+    Args:
+        edge: the way to the store.
+        rows: writes in one batch, at most.
+        timeout: seconds for which an order waits behind batches that fail.
+    """
+
+    def __init__(self, edge: Edge, *, rows: int, timeout: float) -> None:
+        self._edge = edge
+        self._timeout = timeout
+        self._lines = Lines(rows=rows, size=_SIZE)
+        self._work = trio.Event()
+        self._room = trio.Event()
+        self._entrance = trio.StrictFIFOLock()
+        self._inside = 0
+        self._inside_size = 0
+        self._closing = False
+        self._gives_up = False
+        self._under_way: trio.CancelScope | None = None
+        self._ended = trio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """How many orders wait."""
+        return self._lines.waiting
+
+    # ---- what callers do ----
+
+    def give(self, order: Order[T]) -> Order[T]:
+        """Take an order that goes on whoever waits for it. Synchronous: the order of the calls."""
+        order.given_at = trio.current_time()
+        if self._ended.is_set():
+            order.settle(outcome.Error(_closed()))
+        else:
+            self._lines.put(order)
+            self._work.set()
+        return order
+
+    async def do(self, order: Order[T]) -> T | None:
+        """Have an order written, and return its answer.
+
+        Cancellation: it is withdrawn, unless it has left already.
+        """
+        await self.admit()
+        return await self.answer(self.give(order))
+
+    async def answer(self, order: Order[T]) -> T | None:
+        """Return the answer to an order that was given; cancellation as in `do`."""
+        self._inside += 1
+        self._inside_size += order.size
+        try:
+            return await order.wait()
+        except trio.Cancelled:
+            self._lines.withdraw(order)
+            raise
+        finally:
+            self._inside -= 1
+            self._inside_size -= order.size
+            self._tell_of_room()
+
+    @property
+    def is_full(self) -> bool:
+        """So many callers wait for an answer that others must wait outside.
+
+        Claims and deletions are not counted: their number is bounded by that of the sessions.
+        """
+        return self._inside >= _ROOM[0] or self._inside_size >= _ROOM[1]
+
+    async def admit(self) -> None:
+        """Wait until there is room for one more, in the order of the calls.
+
+        No checkpoint if there is room, and nobody waits for it.
+
+        Raises:
+            StoreUnavailable: there was none for too long.
+        """
+        if not self.is_full and not self._entrance.locked():
+            return
+        with trio.move_on_after(self._timeout):
+            async with self._entrance:
+                while self.is_full:
+                    self._room = trio.Event()
+                    await self._room.wait()
+                return
+        raise StoreUnavailable("too much waits to be written, and for too long")
+
+    # ---- the loop ----
+
+    async def run(self) -> None:
+        """Write until `finish`; to be run shielded, for what is under way must not be cut."""
+        try:
+            while not (self._closing and not self._lines.waiting):
+                self._lines.wake(trio.current_time())
+                batch = self._lines.next_batch()
+                if batch:
+                    await self._carry_out(batch)
+                    self._lines.done()
+                else:
+                    await self._wait_for_work()
+        finally:
+            self._ended.set()
+            self._lines.give_up(self._lines.everything(), _closed())
+            self._tell_of_room()
+
+    async def _wait_for_work(self) -> None:
+        self._work = trio.Event()
+        due = self._lines.next_due()
+        if due is None:
+            await self._work.wait()
+            return
+        with trio.move_on_at(due):
+            await self._work.wait()
+
+    def _tell_of_room(self) -> None:
+        if not self.is_full or self._ended.is_set():
+            self._room.set()
+
+    async def _carry_out(self, batch: Sequence[Order[Any]]) -> None:
+        """Commit a batch, in parts if it is refused; settle its orders, or have them go again."""
+        split_until = trio.current_time() + _SPLITTING
+        parts, again = [list(batch)], list[Order[Any]]()
+        while parts:
+            part, behind = _apart(parts.pop(), again)
+            again += behind
+            try:
+                again += await self._commit(part)
+            except RowUnavailable as exc:
+                left = [order for order in part if order.stage is Stage.OUT]
+                if len(left) > 1 and trio.current_time() < split_until:
+                    middle = len(left) // 2
+                    parts += [left[middle:], left[:middle]]
+                else:
+                    _fail(left, exc)
+            except SessionsError as exc:
+                _fail(part, exc)
+                self._give_up_waiting(exc)
+        if again:
+            self._ask_again(again)
+
+    async def _commit(self, orders: Sequence[Order[Any]]) -> list[Order[Any]]:
+        """Commit orders; return those that are to go again, for their rows are locked."""
+        sent, writes = _make(orders)
+        if not writes:
+            await trio.lowlevel.checkpoint()
+            return []
+        self._under_way = trio.CancelScope()
+        if self._gives_up:
+            self._under_way.cancel()
+        try:
+            answers = await self._edge.commit(writes, self._under_way)
+        except StoreUnavailable as exc:
+            if self._gives_up:
+                raise _closed() from exc
+            raise
+        locked: list[Order[Any]] = []
+        for order, answer in zip(sent, answers, strict=True):
+            if not isinstance(answer, RowUnavailable):
+                order.settle(outcome.Value(answer))
+            elif self._may_ask_again(order):
+                locked.append(order)
+            else:
+                order.settle(outcome.Error(answer))
+        return locked
+
+    def _may_ask_again(self, order: Order[Any]) -> bool:
+        patience = min(_PATIENCE, self._timeout)
+        return not self._closing and trio.current_time() < order.given_at + patience
+
+    def _ask_again(self, locked: Sequence[Order[Any]]) -> None:
+        """Ask for locked rows again, each after a pause of its own."""
+        now = trio.current_time()
+        first, longest = _PAUSES
+        lines: dict[str, list[Order[Any]]] = {}
+        for order in locked:
+            lines.setdefault(order.session_id, []).append(order)
+        for orders in lines.values():
+            pause = min(longest, first * 2 ** orders[0].attempts)
+            for order in orders:
+                order.attempts += 1
+            due = now + pause * (0.5 + random.random())  # noqa: S311 -- jitter, no secret
+            self._lines.ask_again(orders, due)
+
+    def _give_up_waiting(self, error: SessionsError) -> None:
+        """Tell those who have waited for too long behind batches that fail."""
+        late = self._lines.waiting_since(trio.current_time() - self._timeout)
+        if late:
+            logger.warning("%d writes have waited for a store that is away", len(late))
+        self._lines.give_up(late, error)
+
+    # ---- closing ----
+
+    async def finish(self, deadline: float) -> None:
+        """Write what waits, until the deadline on Trio's clock; then give up, and end."""
+        self._closing = True
+        self._work.set()
+        with trio.move_on_at(deadline):
+            await self._ended.wait()
+            return
+        self._gives_up = True
+        self._lines.give_up(self._lines.everything(), _closed())
+        if self._under_way is not None:
+            self._under_way.cancel()
+        await self._ended.wait()
+
+
+def _make(orders: Sequence[Order[Any]]) -> tuple[list[Order[Any]], list[Write[object]]]:
+    """Let orders make their writes; settle those that cannot, or need not any more."""
+    sent: list[Order[Any]] = []
+    writes: list[Write[object]] = []
+    for order in orders:
+        try:
+            write = order.make()
+        except SessionsError as exc:
+            order.settle(outcome.Error(exc))
+            continue
+        if write is None:
+            order.settle(None)
+        else:
+            sent.append(order)
+            writes.append(write)
+    return sent, writes
+
+
+def _apart(
+    orders: Sequence[Order[Any]], again: Sequence[Order[Any]]
+) -> tuple[Sequence[Order[Any]], Sequence[Order[Any]]]:
+    """Return the orders that may leave, and those that are behind one that has to go again."""
+    if not again:
+        return orders, ()
+    waiting = {order.session_id for order in again}
+    behind = [order for order in orders if order.session_id in waiting]
+    return [order for order in orders if order.session_id not in waiting], behind
+
+
+def _fail(orders: Sequence[Order[Any]], error: SessionsError) -> None:
+    for order in orders:
+        if order.stage is Stage.OUT:
+            order.settle(outcome.Error(error))
+
+
+def _closed() -> StoreUnavailable:
+    return StoreUnavailable("the registry is closing, and the store did not answer in time")

@@ -1,0 +1,23 @@
+"""The contracts: what a transport and a store must do. The docstrings are the specification.
+
+The contract of a store has parts, each a class of its own: what holds for all of it
+(`Store`), `RowStore`, `MessageStore`. A `SessionStore` has those that a registry needs, and
+says in `Store.parts` which others. ``trio_sessions.testing`` holds it as tests, part by part.
+"""
+
+from trio_sessions.abc._messages import Bell, MessageStore
+from trio_sessions.abc._rows import RowStore
+from trio_sessions.abc._stem import Part, Store, Worker
+from trio_sessions.abc._store import SessionStore
+from trio_sessions.abc._transport import Transport
+
+__all__ = [
+    "Bell",
+    "MessageStore",
+    "Part",
+    "RowStore",
+    "SessionStore",
+    "Store",
+    "Transport",
+    "Worker",
+]

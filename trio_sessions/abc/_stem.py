@@ -1,0 +1,136 @@
+"""What holds for every part of a store's contract."""
+
+import abc
+import enum
+from dataclasses import dataclass
+
+import trio
+
+from trio_sessions.writes import Batch, Committed
+
+__all__ = ["Part", "Store", "Worker"]
+
+
+class Part(enum.Enum):
+    """A part of the contract."""
+
+    ROWS = "rows"
+    """`RowStore`."""
+    MESSAGES = "messages"
+    """`MessageStore`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """Who asks a store: one opening of one registry."""
+
+    worker_id: str
+    """Names the worker; users may choose it, and may use one again after a restart."""
+    incarnation: str
+    """Made fresh at each opening, so that a restart is never taken for what it follows."""
+    limiter: trio.CapacityLimiter
+    """Every thread that a store starts for this worker is started with this limiter
+    (``trio.to_thread.run_sync(..., limiter=worker.limiter)``); nobody else enters it."""
+
+
+class Store(abc.ABC):
+    """What workers share. One store may be opened by several workers at once.
+
+    **Time is the store's own**, one clock for each row: no method takes a moment, only
+    durations and ages in seconds.
+
+    Rules for every method:
+
+    - It is a checkpoint, also when there is nothing to do.
+    - What it returns is committed.
+    - When the store cannot say, it raises `StoreUnavailable` (the cause chained), or
+      `RowUnavailable` where fewer rows could succeed. It bounds itself in time; the
+      registry cancels it after ``store_timeout``, and treats that and every other
+      exception as "unknown".
+    - It changes no more than it says, and what it changes may be asked for again, but for
+      `Send`: an earlier attempt may have been committed although its answer was lost.
+    - It never refreshes or deletes a row of another incarnation, except by a `Claim` (a
+      takeover) and by `RowStore.sweep` (an expired lease).
+    - When it is cancelled, the operation may or may not have happened.
+    """
+
+    @property
+    def parts(self) -> frozenset[Part]:
+        """The parts of the contract that it keeps. A store that wraps another one asks that."""
+        return frozenset({Part.ROWS, Part.MESSAGES})
+
+    @property
+    def may_outlast_cancellation(self) -> bool:
+        """Whether a question that is cancelled may go on for a while, as one in a thread does.
+
+        If it may, the registry asks in a task of its own, so that nobody who leaves waits for it.
+        """
+        return True
+
+    @abc.abstractmethod
+    async def open(self, worker: Worker) -> None:
+        """Make the store ready for ``worker``.
+
+        Raises:
+            StoreUnavailable: the store cannot be reached. Nothing stays open.
+            StoreSchemaError: its tables are not ours. Nothing was altered.
+        """
+
+    @abc.abstractmethod
+    async def close(self, worker: Worker) -> None:
+        """Give back what was opened for ``worker``; harmless without an `open` before.
+
+        It does not delete rows, and does not raise when the store is away.
+        """
+
+    @abc.abstractmethod
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        """Carry out the writes of a batch, each on the row of its session.
+
+        The writes are independent of each other, and a store may carry them out in any order,
+        except that the messages for one session are stored in theirs, with ascending ids. Each
+        is done as a whole or not at all. The whole batch may be one transaction, and on a
+        database should be one, with one round trip.
+
+        **A row that is locked by somebody else is not waited for**: its writes are answered
+        with `RowUnavailable`, and the others are done. The same holds for any other reason
+        that the store can tell apart row by row.
+
+        What each kind of write does, with the row of its session as it is at that moment (see
+        `trio_sessions.writes` for ``ended`` and ``born``):
+
+        `Claim`:
+            No row: it is inserted, with no messages. A row of this incarnation that ``ended``
+            covers: the same, after it was deleted with its messages. A row of this incarnation
+            of a later generation than the claim's: it is refreshed, no more. Another one of
+            this incarnation: it is refreshed, and gets the claim's generation, and owner and
+            capabilities if the claim brings them. A row of another incarnation that was taken
+            no later than the claim's age ago: it is taken over likewise; the rest, messages,
+            birth and moment of creation, stays. One that was taken later: nothing is done.
+        `Delete`:
+            A row of this incarnation of a generation <= ``up_to``: it is deleted with its
+            messages. Otherwise nothing is done.
+        `SetOwner`, `ClaimOwner`, `SetCapabilities`, `Send`:
+            No row, or one that ``ended`` covers: nothing is done.
+        `Acknowledge`:
+            A row of this incarnation: the messages are deleted.
+
+        A takeover and a `Send` to the same session exclude each other: who takes a session
+        over finds the message, or its bell is rung for it. So do a takeover and an
+        `Acknowledge`: what was acknowledged is never seen by the next holder.
+
+        For all messages of a batch that one worker holds the sessions of, its bell is rung once.
+        A bell that cannot be rung is no error.
+
+        Args:
+            worker: who asks.
+            batch: the writes; it may be empty.
+
+        Returns:
+            An answer for each write, in their order.
+
+        Raises:
+            RowUnavailable: nothing was done, because of a row that is not known; a batch of
+                fewer writes could succeed.
+            StoreUnavailable: the batch may have been committed, or not.
+        """

@@ -1,0 +1,10 @@
+"""The contract of a store as a whole."""
+
+from trio_sessions.abc._messages import MessageStore
+from trio_sessions.abc._rows import RowStore
+
+__all__ = ["SessionStore"]
+
+
+class SessionStore(RowStore, MessageStore):
+    """What a registry needs of a store. The parts' docstrings are the specification."""

@@ -1,0 +1,143 @@
+"""What a database is: a frozen description, found by the name of SQLAlchemy's dialect.
+
+Each is a folder beside this file that is named like the dialect, with a `Database` named
+``DATABASE`` in it. Nothing else knows which there are. What databases do alike stands in
+`portable`, made of what the description says; what one does better stands in its folder.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from trio_sessions.abc import Bell, Worker
+from trio_sessions.stores.database._bell import BellSource
+from trio_sessions.types import RowAnswers, StoredMessage, Swept, Wanted
+from trio_sessions.writes import Batch, Committed
+
+if TYPE_CHECKING:
+    from trio_sessions.stores.database._schema import Tables
+
+__all__ = ["Clock", "Cutter", "Database", "Operations", "Timeouts", "find", "known"]
+
+
+class Timeouts(Protocol):
+    """How long the database itself may take, in seconds."""
+
+    connect_timeout: float
+    operation_timeout: float
+    lock_timeout: float
+    server_timeouts: bool
+
+
+class Cutter(Protocol):
+    """Ends what a connection is doing, from another thread."""
+
+    def cut(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """The database's clock, as SQL; arguments are SQL, too."""
+
+    now: str
+    ago: Callable[[str], str]
+    """The moment so many seconds ago."""
+    age_of: Callable[[str], str]
+    """The seconds since a moment that was stored."""
+
+
+class OpenBell(Protocol):
+    """Tells of messages, by the best means that the database has."""
+
+    def __call__(
+        self, source: BellSource, worker: Worker, *, may_listen: bool
+    ) -> AbstractAsyncContextManager[Bell]:
+        """Return a bell; ``may_listen``: it may keep a connection for that."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """What is asked of one set of tables.
+
+    Each gets a connection in autocommit mode, and is one transaction on it.
+    """
+
+    create_tables: Callable[[sa.Connection], None]
+    """Create what is missing; harmless when several workers do it at once."""
+    commit: Callable[[sa.Connection, Worker, Batch, Callable[[], float]], Committed]
+    """Carry out a batch; the last argument returns the seconds since its ages were told."""
+    refresh: Callable[[sa.Connection, Worker, Sequence[str]], RowAnswers]
+    delete_all: Callable[[sa.Connection, Worker, int], int]
+    sweep: Callable[[sa.Connection, Worker, Mapping[str, float], int], Swept]
+    """Vouch and sweep; the durations are session_ttl, message_ttl and max_gap."""
+    fetch: Callable[
+        [sa.Connection, Worker, Sequence[Wanted]], Mapping[str, Sequence[StoredMessage]]
+    ]
+    open_bell: OpenBell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """What is a database's own."""
+
+    name: str
+    """That of its dialect in SQLAlchemy, and of its folder."""
+    driver: str
+    """The only one that is supported."""
+    check: Callable[[sa.URL], None]
+    """Raise `ValueError` for a URL that cannot work."""
+    import_driver: Callable[[], None]
+    """Raise `MissingDependency` if it cannot be imported."""
+
+    create_engine: Callable[[sa.URL, int, Timeouts], sa.Engine]
+    """Make an engine whose every operation is bounded in time; with a size for its pool."""
+    opens: Callable[[object, sa.URL], None]
+    """Note, in a thread, that an opening is about to connect; raise `StoreInUse` if it must not."""
+    has_closed: Callable[[object], None]
+    """Note that all connections of an opening are closed."""
+    engine_options: Callable[[], Mapping[str, Any]]
+    """What the connections of one opening have in common, as execution options."""
+    cutter: Callable[[Any], Cutter]
+    """Return what can end an operation of a driver's connection."""
+    is_row_error: Callable[[DBAPIError], bool]
+    """Say whether an error is that of single rows, so that fewer rows could succeed."""
+
+    clock: Clock
+    has_time_zones: bool = False
+    """A column may hold moments with or without a time zone."""
+    has_partial_indexes: bool = False
+    session_id: sa.types.TypeEngine[Any] | None = None
+    """The type of the column, if it is to be another than a string."""
+    message_id: sa.types.TypeEngine[Any] | None = None
+    """The type of the column, if it is to be another than a big integer."""
+    sessions_options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for the `sqlalchemy.Table` of sessions."""
+    messages_options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for the `sqlalchemy.Table` of messages."""
+
+    operations: "Callable[[Tables], Operations]"
+
+
+@cache
+def known() -> Mapping[str, Database]:
+    """Return every database that has a folder here, by its name."""
+    package = importlib.import_module(__package__ or "")
+    folders = [found.name for found in pkgutil.iter_modules(package.__path__) if found.ispkg]
+    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in folders]
+    databases = [module.DATABASE for module in modules if hasattr(module, "DATABASE")]
+    return {database.name: database for database in databases}
+
+
+def find(name: str) -> Database:
+    """Return the database of a dialect that is known to be supported."""
+    return known()[name]

@@ -1,0 +1,174 @@
+"""A batch: one transaction that has the rows to itself.
+
+One select reads the rows of all writes and locks them, Python decides, and the rest
+carries it out. What was decided is still true then, because nobody else writes meanwhile.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from trio_sessions.abc import Worker
+from trio_sessions.stores.database._clock import age_of, ago, now
+from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database.portable._grammar import Grammar
+from trio_sessions.stores.database.portable._plan import Plan, claimed, decide
+from trio_sessions.types import Sent
+from trio_sessions.writes import (
+    Batch,
+    Committed,
+    Outcome,
+)
+
+__all__ = ["Commit"]
+
+
+class Commit:
+    """Carries out batches on one set of tables."""
+
+    def __init__(self, tables: Tables, grammar: Grammar) -> None:
+        self._transaction = grammar.transaction
+        self._encode_ids = grammar.encode_ids
+        among = grammar.among
+        row, message = tables.sessions.c, tables.messages.c
+        which: sa.BindParameter[str] = sa.bindparam("which")
+        self._find = (
+            sa.select(
+                row.session_id,
+                row.worker_id,
+                row.incarnation,
+                row.generation,
+                row.owner,
+                row.capabilities,
+                row.elicitation,
+                sa.type_coerce(sa.cast(row.created_at, sa.String), sa.String).label("born"),
+                age_of(row.taken_at).label("taken"),
+            )
+            .where(among(row.session_id))
+            .order_by(row.session_id)
+            .with_for_update()
+        )
+        self._count = (
+            sa.select(message.session_id, sa.func.count())
+            .where(among(message.session_id))
+            .group_by(message.session_id)
+        )
+        self._delete_messages = sa.delete(tables.messages).where(among(message.session_id))
+        self._delete = sa.delete(tables.sessions).where(among(row.session_id))
+        taken_at = ago(sa.bindparam("age", type_=sa.Float))
+        written: dict[str, sa.BindParameter[Any]] = {
+            name: sa.bindparam(name)
+            for name in (
+                "worker_id",
+                "incarnation",
+                "generation",
+                "owner",
+                "capabilities",
+                "elicitation",
+            )
+        }
+        self._insert = sa.insert(tables.sessions).values(
+            session_id=which, **written, created_at=now(), taken_at=taken_at, last_accessed=now()
+        )
+        self._update = (
+            sa.update(tables.sessions)
+            .where(row.session_id == which)
+            .values(
+                **written,
+                taken_at=sa.case((row.taken_at > taken_at, row.taken_at), else_=taken_at),
+                last_accessed=now(),
+            )
+        )
+        self._set_owner = (
+            sa.update(tables.sessions)
+            .where(row.session_id == which)
+            .values(owner=sa.bindparam("new_owner"))
+        )
+        self._set_capabilities = (
+            sa.update(tables.sessions)
+            .where(row.session_id == which)
+            .values(
+                capabilities=sa.bindparam("new_capabilities"),
+                elicitation=sa.bindparam("new_elicitation"),
+            )
+        )
+        self._send = (
+            sa.insert(tables.messages)
+            .values(
+                session_id=which,
+                payload=sa.bindparam("content"),
+                created_at=ago(sa.bindparam("age", type_=sa.Float)),
+            )
+            .returning(message.id, sort_by_parameter_order=True)
+        )
+        self._acknowledge = sa.delete(tables.messages).where(
+            message.id == sa.bindparam("message_id"), message.session_id == which
+        )
+
+    def __call__(
+        self, connection: sa.Connection, worker: Worker, batch: Batch, waited: Callable[[], float]
+    ) -> Committed:
+        """Carry out a batch; ``waited`` returns the seconds since its ages were told."""
+        if not batch.writes:
+            return Committed(answers=())
+        with self._transaction(connection):
+            rows = self._rows(connection, [write.session_id for write in batch.writes])
+            plan = decide(worker, batch, rows, waited())
+            self._carry_out(connection, plan)
+        return Committed(answers=plan.answers)
+
+    def _among(self, session_ids: Iterable[str]) -> dict[str, Any]:
+        return {"session_ids": self._encode_ids(sorted(set(session_ids)))}
+
+    def _rows(self, connection: sa.Connection, session_ids: Iterable[str]) -> dict[str, Any]:
+        found = connection.execute(self._find, self._among(session_ids))
+        return {row.session_id: row for row in found}
+
+    def _carry_out(self, connection: sa.Connection, plan: Plan) -> None:
+        dropped = self._clear(connection, plan.cleared)
+        if plan.deleted:
+            connection.execute(self._delete, self._among(plan.deleted))
+        for statement, values in (
+            (self._insert, plan.inserted),
+            (self._update, plan.updated),
+            (self._set_owner, plan.owned),
+            (self._set_capabilities, plan.able),
+            (self._acknowledge, plan.acknowledged),
+        ):
+            if values:
+                connection.execute(statement, values)
+        for place, session_id in plan.counted:
+            plan.answers[place] = dropped[session_id]
+        if plan.sent:
+            self._send_all(connection, plan)
+        if plan.claimed:
+            self._look_at_the_claimed(connection, plan, dropped)
+
+    def _clear(self, connection: sa.Connection, session_ids: Iterable[str]) -> Counter[str]:
+        """Delete the messages of sessions; return how many these were of each."""
+        dropped: Counter[str] = Counter()
+        if session_ids:
+            among = self._among(session_ids)
+            dropped.update({row[0]: row[1] for row in connection.execute(self._count, among)})
+            if dropped:
+                connection.execute(self._delete_messages, among)
+        return dropped
+
+    def _send_all(self, connection: sa.Connection, plan: Plan) -> None:
+        values = [
+            {"which": send.session_id, "content": send.payload, "age": send.age}
+            for _, send, _ in plan.sent
+        ]
+        ids = connection.execute(self._send, values).scalars()
+        for (place, _, holder), message_id in zip(plan.sent, ids, strict=True):
+            plan.answers[place] = Sent(id=message_id, holder=holder)
+
+    def _look_at_the_claimed(
+        self, connection: sa.Connection, plan: Plan, dropped: Mapping[str, int]
+    ) -> None:
+        rows = self._rows(connection, [session_id for _, session_id, _ in plan.claimed])
+        for place, session_id, outcome in plan.claimed:
+            went = dropped[session_id] if outcome is Outcome.INSERTED else 0
+            plan.answers[place] = claimed(rows[session_id], outcome, went)

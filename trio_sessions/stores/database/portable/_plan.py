@@ -1,0 +1,168 @@
+"""What a batch does to the rows that there are: decided, not yet done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trio_sessions.abc import Worker
+from trio_sessions.types import Capabilities, Holder
+from trio_sessions.writes import (
+    Acknowledge,
+    Answer,
+    Batch,
+    Claim,
+    Claimed,
+    ClaimOwner,
+    Delete,
+    Keep,
+    Outcome,
+    Send,
+    SetCapabilities,
+    SetOwner,
+)
+
+__all__ = ["Plan", "claimed", "decide"]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is to be done, and what is to be answered."""
+
+    answers: list[Answer]
+    cleared: set[str] = field(default_factory=set)
+    """Sessions whose messages go."""
+    deleted: list[str] = field(default_factory=list)
+    inserted: list[dict[str, Any]] = field(default_factory=list)
+    updated: list[dict[str, Any]] = field(default_factory=list)
+    owned: list[dict[str, Any]] = field(default_factory=list)
+    able: list[dict[str, Any]] = field(default_factory=list)
+    sent: list[tuple[int, Send, Holder]] = field(default_factory=list)
+    acknowledged: list[dict[str, Any]] = field(default_factory=list)
+    counted: list[tuple[int, str]] = field(default_factory=list)
+    """Deletions, whose answer is the number of messages that went."""
+    claimed: list[tuple[int, str, Outcome]] = field(default_factory=list)
+
+
+def is_held_by(worker: Worker, row: Any) -> bool:
+    """Say whether this incarnation holds a row."""
+    return (row.worker_id, row.incarnation) == (worker.worker_id, worker.incarnation)
+
+
+def claimed(row: Any, outcome: Outcome, dropped: int) -> Claimed:
+    """Return the answer to a claim, of the row as it stands after it."""
+    capabilities = row.capabilities
+    return Claimed(
+        outcome=outcome,
+        holder=_holder(row),
+        capabilities=None
+        if capabilities is None
+        else Capabilities(encoded=capabilities, elicitation=row.elicitation),
+        born=row.born,
+        dropped=dropped,
+    )
+
+
+def _holder(row: Any) -> Holder:
+    return Holder(worker_id=row.worker_id, incarnation=row.incarnation, owner=row.owner)
+
+
+def decide(worker: Worker, batch: Batch, rows: Mapping[str, Any], waited: float) -> Plan:
+    """Decide what a batch does to the rows that there are."""
+    plan = Plan(answers=[None] * len(batch.writes))
+    for place, write in enumerate(batch.writes):
+        row = rows.get(write.session_id)
+        match write:
+            case Claim():
+                plan.claimed.append(
+                    (place, write.session_id, _claim(plan, worker, write, row, waited))
+                )
+            case Delete():
+                plan.counted.append((place, write.session_id))
+                if row is not None and is_held_by(worker, row) and row.generation <= write.up_to:
+                    plan.cleared.add(write.session_id)
+                    plan.deleted.append(write.session_id)
+            case SetOwner() | ClaimOwner() | SetCapabilities() | Send():
+                has_ended = row is None or (
+                    is_held_by(worker, row) and row.generation <= write.ended
+                )
+                if not has_ended:
+                    plan.answers[place] = _say(plan, worker, place, write, row)
+            case Acknowledge():
+                is_own = row is not None and is_held_by(worker, row)
+                plan.answers[place] = is_own
+                if is_own:
+                    plan.acknowledged += [
+                        {"which": write.session_id, "message_id": one} for one in write.message_ids
+                    ]
+    return plan
+
+
+def _claim(plan: Plan, worker: Worker, claim: Claim, row: Any, waited: float) -> Outcome:
+    """Decide about a claim; its answer is the row, once it is written."""
+    age = claim.age + waited
+    is_own = row is not None and is_held_by(worker, row)
+    if row is None or (is_own and row.generation <= claim.ended):
+        outcome = Outcome.INSERTED
+        # Who deletes a session by hand may leave its messages.
+        plan.cleared.add(claim.session_id)
+        if row is not None:
+            plan.deleted.append(claim.session_id)
+            row = None
+    elif is_own:
+        outcome = Outcome.KEPT
+    elif row.taken < age:
+        return Outcome.LOST
+    else:
+        outcome = Outcome.TAKEN_OVER
+    values = {
+        "which": claim.session_id,
+        "worker_id": worker.worker_id,
+        "incarnation": worker.incarnation,
+        "generation": claim.generation,
+        "age": age,
+        "owner": None if row is None else row.owner,
+        "capabilities": None if row is None else row.capabilities,
+        "elicitation": row is not None and row.elicitation,
+    }
+    if is_own and row is not None and row.generation > claim.generation:
+        # It comes late: a later generation of the session has been written.
+        values |= {"generation": row.generation, "age": row.taken}
+    else:
+        if claim.owner is not Keep.OWNER:
+            values["owner"] = claim.owner
+        if claim.capabilities is not None:
+            values["capabilities"] = claim.capabilities.encoded
+            values["elicitation"] = claim.capabilities.elicitation
+    (plan.inserted if outcome is Outcome.INSERTED else plan.updated).append(values)
+    return outcome
+
+
+def _say(
+    plan: Plan,
+    worker: Worker,
+    place: int,
+    write: SetOwner | ClaimOwner | SetCapabilities | Send,
+    row: Any,
+) -> Answer:
+    """Decide about what concerns a session that there is, whoever holds it."""
+    holder = _holder(row)
+    match write:
+        case Send():
+            if (write.born is None or write.born == row.born) and not (
+                write.elsewhere and is_held_by(worker, row)
+            ):
+                plan.sent.append((place, write, holder))
+            return None  # or the id, when it has one
+        case SetCapabilities():
+            values = {
+                "new_capabilities": write.capabilities.encoded,
+                "new_elicitation": write.capabilities.elicitation,
+            }
+            plan.able.append({"which": write.session_id, **values})
+            return holder
+        case SetOwner() | ClaimOwner():
+            keeps = isinstance(write, ClaimOwner) and row.owner is not None
+            owner = row.owner if keeps else write.owner
+            if owner != row.owner:
+                plan.owned.append({"which": write.session_id, "new_owner": owner})
+            return Holder(worker_id=row.worker_id, incarnation=row.incarnation, owner=owner)

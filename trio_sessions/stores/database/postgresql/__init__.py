@@ -1,0 +1,83 @@
+"""PostgreSQL with psycopg 3: one operation, one transaction, one round trip.
+
+It uses UPDATE … RETURNING, data-modifying CTEs, SKIP LOCKED and ON DELETE CASCADE. It can do
+without prepared statements, options and LISTEN, and so it runs behind PgBouncer in
+transaction mode (with ``server_timeouts=False, listen=False``).
+"""
+
+from contextlib import AbstractAsyncContextManager
+
+import sqlalchemy as sa
+
+from trio_sessions.abc import Bell, Worker
+from trio_sessions.stores.database._bell import BellSource, poll
+from trio_sessions.stores.database._database import Database, Operations
+from trio_sessions.stores.database._questions import Questions
+from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database.postgresql._batch import Commit
+from trio_sessions.stores.database.postgresql._connections import (
+    Shutdown,
+    create_engine,
+    engine_options,
+    import_driver,
+    transaction,
+)
+from trio_sessions.stores.database.postgresql._errors import is_row_error
+from trio_sessions.stores.database.postgresql._fetch import Fetch
+from trio_sessions.stores.database.postgresql._kinds import Names
+from trio_sessions.stores.database.postgresql._lease import Lease
+from trio_sessions.stores.database.postgresql._words import CLOCK
+
+__all__ = ["DATABASE"]
+
+_CREATION_LOCK = 0x7472696F_73657373  # "triosess": workers that start at once take turns
+
+
+def _operations(tables: Tables) -> Operations:
+    lease, questions, names = Lease(tables), Questions(tables), Names.of(tables)
+
+    def create_tables(connection: sa.Connection) -> None:
+        with transaction(connection):
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
+            tables.metadata.create_all(connection)
+
+    def open_bell(
+        source: BellSource, worker: Worker, *, may_listen: bool
+    ) -> AbstractAsyncContextManager[Bell]:
+        if not may_listen:
+            return poll(source, worker, lambda connection: questions.backlog(connection, worker))
+        from trio_sessions.stores.database.postgresql._listen import listen
+
+        return listen(source, worker, f"{names.channels}{worker.incarnation}")
+
+    return Operations(
+        create_tables=create_tables,
+        commit=Commit(tables),
+        refresh=lease.refresh,
+        delete_all=lease.delete_all,
+        sweep=lease.sweep,
+        fetch=Fetch(tables),
+        open_bell=open_bell,
+    )
+
+
+DATABASE = Database(
+    name="postgresql",
+    driver="psycopg",
+    check=lambda _: None,
+    import_driver=import_driver,
+    create_engine=create_engine,
+    opens=lambda *_: None,  # each process has its own connections to the server
+    has_closed=lambda *_: None,
+    engine_options=engine_options,
+    cutter=Shutdown,
+    is_row_error=is_row_error,
+    clock=CLOCK,
+    has_time_zones=True,
+    has_partial_indexes=True,
+    # In the order of code points everywhere, so that two transactions lock in the same order.
+    session_id=sa.String(255, collation="C"),
+    # Room in each page for HOT updates of the column that every pass updates.
+    sessions_options={"postgresql_with": {"fillfactor": 70}},
+    operations=_operations,
+)

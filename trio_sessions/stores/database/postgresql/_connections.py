@@ -1,0 +1,126 @@
+"""Connections to a server, each wait of theirs bounded."""
+
+import contextlib
+import importlib
+import os
+import select
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DisconnectionError
+
+from trio_sessions.errors import MissingDependency
+from trio_sessions.stores.database._database import Timeouts
+
+__all__ = ["Shutdown", "create_engine", "engine_options", "import_driver", "transaction"]
+
+_ONLY_WHEN_ASKED = 1_000_000_000  # executions until psycopg prepares a statement by itself
+
+
+def import_driver() -> None:
+    """Raise `MissingDependency` if psycopg is not there."""
+    # It may be there and not work: without its binary part it needs libpq of the system.
+    try:
+        importlib.import_module("psycopg")
+    except ImportError as exc:
+        raise MissingDependency(
+            f"store is a PostgreSQL URL and its driver cannot be imported ({exc}): "
+            "pip install 'trio_sessions[postgresql]'"
+        ) from exc
+
+
+class Shutdown:
+    """Ends whatever a connection waits for by shutting down its socket.
+
+    It works on a duplicate of the file descriptor, so it can never hit another socket
+    that has got the same number meanwhile.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        self._descriptor = None if driver.closed else os.dup(driver.fileno())
+
+    def cut(self) -> None:
+        """Shut the socket down."""
+        if self._descriptor is None:  # it is lost, and waits for nothing
+            return
+        connection = socket.socket(fileno=self._descriptor)
+        try:
+            with contextlib.suppress(OSError):  # gone already
+                connection.shutdown(socket.SHUT_RDWR)
+        finally:
+            connection.detach()
+
+    def close(self) -> None:
+        """Give the duplicate back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def engine_options() -> Mapping[str, Any]:
+    """One statement is one transaction: that saves two round trips."""
+    return {"isolation_level": "AUTOCOMMIT"}
+
+
+def create_engine(url: sa.URL, pool_size: int, timeouts: Timeouts) -> sa.Engine:
+    """Make an engine; see `Database.create_engine`."""
+    engine = sa.create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=pool_size,
+        max_overflow=-1,  # the limiter is the bound
+        pool_use_lifo=True,  # so that spare connections fall idle
+        pool_reset_on_return=None,  # nothing to roll back in autocommit
+        hide_parameters=True,
+        connect_args=_connect_args(url, timeouts),
+    )
+
+    @sa.event.listens_for(engine, "checkout")
+    def discard_if_dead(connection: Any, record: object, proxy: object) -> None:
+        # An idle connection has nothing to say: if it can be read, it was closed.
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        if poll.poll(0):
+            raise DisconnectionError("closed while it was idle")
+
+    return engine
+
+
+def _connect_args(url: sa.URL, timeouts: Timeouts) -> dict[str, Any]:
+    """Bound every wait: connecting, statements, locks, and a network that falls silent.
+
+    What the URL says itself is left as it is.
+    """
+    milliseconds = int(timeouts.operation_timeout * 1000)
+    arguments: dict[str, Any] = {
+        "connect_timeout": max(2, round(timeouts.connect_timeout)),
+        "keepalives": 1,
+        "keepalives_idle": 30,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": milliseconds,
+    }
+    arguments = {name: value for name, value in arguments.items() if name not in url.query}
+    arguments["prepare_threshold"] = None  # as PgBouncer needs it; see `_pipeline`
+    if timeouts.server_timeouts:
+        arguments["prepare_threshold"] = _ONLY_WHEN_ASKED
+        own = (
+            f"-c statement_timeout={milliseconds * 4 // 5} "
+            f"-c lock_timeout={int(timeouts.lock_timeout * 1000)} "
+            f"-c idle_in_transaction_session_timeout={milliseconds}"
+        )
+        arguments["options"] = f"{own} {url.query.get('options', '')}".strip()
+    return arguments
+
+
+@contextlib.contextmanager
+def transaction(connection: sa.Connection) -> Iterator[None]:
+    """Run a block of several statements as one transaction."""
+    connection.exec_driver_sql("BEGIN")
+    try:
+        yield
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK")
+        raise
+    connection.exec_driver_sql("COMMIT")

@@ -1,0 +1,48 @@
+"""What an error of PostgreSQL's means."""
+
+import contextlib
+from collections.abc import Iterator
+
+from sqlalchemy.exc import DBAPIError
+
+from trio_sessions.errors import StoreUnavailable
+
+__all__ = [
+    "LOCK_NOT_AVAILABLE",
+    "PROGRAM_LIMIT_EXCEEDED",
+    "is_row_error",
+    "locks_are_of_the_table",
+    "sqlstate",
+]
+
+# Classes and codes of SQLSTATE that speak of rows: data exceptions, integrity, deadlock and
+# serialization, WITH CHECK OPTION, a lock that was not to be had, an error raised by a trigger.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_ROW_ERRORS = ("22", "23", "40", "44", "55P03", "P0")
+
+LOCK_NOT_AVAILABLE = "55P03"
+PROGRAM_LIMIT_EXCEEDED = "54000"
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """Return the five characters, or none if the error is not the server's."""
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def is_row_error(error: DBAPIError) -> bool:
+    """Say whether the error is that of single rows, so that fewer rows could succeed."""
+    return sqlstate(error).startswith(_ROW_ERRORS)
+
+
+@contextlib.contextmanager
+def locks_are_of_the_table() -> Iterator[None]:
+    """Say of a statement that waits for no row that its lock was that of the table.
+
+    So that a chunk is not asked in halves, each of which would wait as long.
+    """
+    try:
+        yield
+    except DBAPIError as exc:
+        if sqlstate(exc) != LOCK_NOT_AVAILABLE:
+            raise
+        raise StoreUnavailable("PostgreSQL: another transaction has locked the table") from exc

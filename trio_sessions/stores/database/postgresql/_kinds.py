@@ -1,0 +1,98 @@
+"""A kind of write, as a part of the one statement that a batch is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trio_sessions.abc import Worker
+from trio_sessions.errors import RowUnavailable
+from trio_sessions.stores.database._schema import Tables
+from trio_sessions.writes import Answer, Write
+
+__all__ = ["COLUMNS", "LOCKED", "OWN", "Kind", "Names", "asked", "born", "locked", "own"]
+
+COLUMNS = "kind, n, state, worker_id, incarnation, owner, capabilities, elicitation, born, number"
+"""What each part of the statement answers for each of its writes; ``n`` is its place."""
+
+LOCKED = "locked"
+"""The state of a write that was not done because of somebody else's lock."""
+
+OWN = {
+    "worker_id": "CAST(%(own_worker_id)s AS text)",
+    "incarnation": "CAST(%(own_incarnation)s AS text)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of our own tables, made of a prefix that was checked."""
+
+    sessions: str
+    messages: str
+    channels: str
+    """What the names of the channels begin with; an incarnation follows."""
+
+    @classmethod
+    def of(cls, tables: Tables) -> "Names":
+        """Return the names of these tables."""
+        sessions = tables.sessions.name
+        return cls(sessions, tables.messages.name, sessions.removesuffix("sessions"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of write."""
+
+    name: str
+    """Names the parameter, too, which is the JSON of its writes."""
+    writes: tuple[type[Write[Any]], ...]
+    ctes: Callable[[Names], str]
+    """What is done: one CTE after the other. Each is there only once in a statement."""
+    answers: Callable[[Names], str]
+    """The select of what `COLUMNS` says."""
+    encode: Callable[[Any], Mapping[str, Any]]
+    """One write, for the parameter."""
+    decode: Callable[[Worker, Any], Answer]
+    """One row of the answer, unless its state is `LOCKED`."""
+
+
+def asked(names: Names, name: str, columns: str, *, there: str = "t.session_id IS NOT NULL") -> str:
+    """Return the CTEs that read the writes of a kind, and whether their rows are there.
+
+    By ``= ANY (array)``, for which the index is used whatever the planner believes of the
+    number of ids.
+
+    Args:
+        names: the names of our tables.
+        name: the kind.
+        columns: what a write has besides ``n`` and ``id``.
+        there: "its row is there", of the row ``t`` (with ``mine`` and ``generation``) and the
+            write ``a``.
+    """
+    return f"""
+        {name}_asked AS MATERIALIZED (
+            SELECT * FROM json_to_recordset(CAST(%({name})s AS json)) AS a(
+                n integer, id text, {columns}
+            )
+        ), {name}_there AS MATERIALIZED (
+            SELECT s.session_id, s.generation, {own("s")} AS mine FROM {names.sessions} AS s
+            WHERE s.session_id = ANY (ARRAY(SELECT id FROM {name}_asked))
+        ), {name} AS MATERIALIZED (
+            SELECT a.*, coalesce({there}, false) AS there
+            FROM {name}_asked AS a LEFT JOIN {name}_there AS t ON t.session_id = a.id
+        )"""
+
+
+def own(alias: str) -> str:
+    """Return "this incarnation holds the row"."""
+    return " AND ".join(f"{alias}.{column} = {value}" for column, value in OWN.items())
+
+
+def born(alias: str) -> str:
+    """Return the birth of the session of a row."""
+    return f"CAST(CAST(extract(epoch FROM {alias}.created_at) * 1000000 AS bigint) AS text)"
+
+
+def locked() -> RowUnavailable:
+    """Return the answer to a write whose row somebody else has locked."""
+    return RowUnavailable("the row is locked by another transaction")

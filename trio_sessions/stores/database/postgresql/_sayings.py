@@ -1,0 +1,85 @@
+"""What is said of sessions: owners and capabilities."""
+
+from typing import Any
+
+from trio_sessions.abc import Worker
+from trio_sessions.stores.database.postgresql._kinds import Kind, Names, asked, own
+from trio_sessions.types import Holder
+from trio_sessions.writes import ClaimOwner, SetCapabilities, SetOwner
+
+__all__ = ["SAYINGS"]
+
+
+_SAYING = """
+                ended bigint, owns boolean, claims boolean, owner text, capabilities text,
+                elicitation boolean"""
+
+
+def _sayings(names: Names) -> str:
+    """An owner that stays the same is not written."""
+    return f"""{asked(names, "sayings", _SAYING)}, saying_locks AS MATERIALIZED (
+            SELECT s.session_id, s.worker_id, s.incarnation, s.generation, s.owner
+            FROM {names.sessions} AS s
+            WHERE s.session_id = ANY (ARRAY(SELECT id FROM sayings WHERE there))
+            ORDER BY s.session_id FOR NO KEY UPDATE SKIP LOCKED
+        ), saying_found AS MATERIALIZED (
+            SELECT x.n, x.id, x.owns, x.capabilities, x.elicitation,
+                l.worker_id, l.incarnation, l.owner AS owned_by,
+                {own("l")} AND l.generation <= x.ended AS has_ended,
+                CASE WHEN NOT x.owns OR (x.claims AND l.owner IS NOT NULL) THEN l.owner
+                    ELSE x.owner END AS owner
+            FROM sayings AS x JOIN saying_locks AS l ON l.session_id = x.id
+        ), saying_updates AS (
+            UPDATE {names.sessions} AS s SET
+                owner = f.owner,
+                capabilities = CASE WHEN f.owns THEN s.capabilities ELSE f.capabilities END,
+                elicitation = CASE WHEN f.owns THEN s.elicitation ELSE f.elicitation END
+            FROM saying_found AS f
+            WHERE s.session_id = f.id AND NOT f.has_ended
+                AND (NOT f.owns OR f.owner IS DISTINCT FROM f.owned_by)
+            RETURNING s.session_id
+        )"""
+
+
+def _answers(names: Names) -> str:
+    return """
+        SELECT 'sayings', x.n,
+            CASE WHEN NOT x.there OR f.has_ended THEN 'none'
+                WHEN f.n IS NULL THEN 'locked'
+                WHEN f.owns AND f.owner IS NOT DISTINCT FROM f.owned_by THEN 'done'
+                WHEN u.session_id IS NULL THEN 'locked'
+                ELSE 'done' END,
+            f.worker_id, f.incarnation, f.owner, NULL, false, NULL, 0
+        FROM sayings AS x
+        LEFT JOIN saying_found AS f ON f.n = x.n
+        LEFT JOIN saying_updates AS u ON u.session_id = x.id"""
+
+
+def _encode(write: SetOwner | ClaimOwner | SetCapabilities) -> dict[str, Any]:
+    encoded = {"id": write.session_id, "ended": write.ended}
+    if isinstance(write, SetCapabilities):
+        return {
+            **encoded,
+            "owns": False,
+            "claims": False,
+            "capabilities": write.capabilities.encoded,
+            "elicitation": write.capabilities.elicitation,
+        }
+    claims = isinstance(write, ClaimOwner)
+    return {**encoded, "owns": True, "claims": claims, "owner": write.owner}
+
+
+def _decode(worker: Worker, row: Any) -> Holder | None:
+    if row.state == "none":
+        return None
+    return Holder(worker_id=row.worker_id, incarnation=row.incarnation, owner=row.owner)
+
+
+SAYINGS = Kind(
+    name="sayings",
+    writes=(SetOwner, ClaimOwner, SetCapabilities),
+    ctes=_sayings,
+    answers=_answers,
+    encode=_encode,
+    decode=_decode,
+)

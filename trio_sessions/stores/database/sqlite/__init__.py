@@ -1,0 +1,74 @@
+"""SQLite: a file in WAL mode, one writer at a time."""
+
+from contextlib import AbstractAsyncContextManager
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+
+from trio_sessions.abc import Bell, Worker
+from trio_sessions.stores.database._bell import BellSource, look_at_the_file
+from trio_sessions.stores.database._database import Database, Operations
+from trio_sessions.stores.database._questions import Questions
+from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database.portable._commit import Commit
+from trio_sessions.stores.database.portable._fetch import Fetch
+from trio_sessions.stores.database.portable._grammar import Grammar
+from trio_sessions.stores.database.portable._lease import Lease
+from trio_sessions.stores.database.sqlite._connections import (
+    Interrupt,
+    create_engine,
+    engine_options,
+    is_row_error,
+    transaction,
+)
+from trio_sessions.stores.database.sqlite._files import has_closed, opens
+from trio_sessions.stores.database.sqlite._words import CLOCK, among, check, encode_ids
+
+__all__ = ["DATABASE"]
+
+_GRAMMAR = Grammar(
+    among=among, encode_ids=encode_ids, insert=sqlite.insert, transaction=transaction
+)
+
+
+def _operations(tables: Tables) -> Operations:
+    def create_tables(connection: sa.Connection) -> None:
+        with transaction(connection):
+            tables.metadata.create_all(connection)
+
+    def open_bell(
+        source: BellSource, worker: Worker, *, may_listen: bool
+    ) -> AbstractAsyncContextManager[Bell]:
+        return look_at_the_file(
+            source, worker, lambda connection, seen: questions.news(connection, worker, seen)
+        )
+
+    lease, questions = Lease(tables, _GRAMMAR), Questions(tables)
+    return Operations(
+        create_tables=create_tables,
+        commit=Commit(tables, _GRAMMAR),
+        refresh=lease.refresh,
+        delete_all=lease.delete_all,
+        sweep=lease.sweep,
+        fetch=Fetch(tables, _GRAMMAR),
+        open_bell=open_bell,
+    )
+
+
+DATABASE = Database(
+    name="sqlite",
+    driver="pysqlite",
+    check=check,
+    import_driver=lambda: None,  # it comes with Python
+    create_engine=create_engine,
+    opens=opens,
+    has_closed=has_closed,
+    engine_options=engine_options,
+    cutter=Interrupt,
+    is_row_error=is_row_error,
+    clock=CLOCK,
+    has_partial_indexes=True,
+    message_id=sa.Integer(),  # it numbers rows by itself only in a column of exactly this type
+    messages_options={"sqlite_autoincrement": True},
+    operations=_operations,
+)

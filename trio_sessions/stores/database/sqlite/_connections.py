@@ -1,0 +1,94 @@
+"""Connections to a file, and turns at writing to it."""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+
+from trio_sessions.errors import StoreUnavailable
+from trio_sessions.stores.database._database import Timeouts
+
+__all__ = ["Interrupt", "create_engine", "engine_options", "is_row_error", "transaction"]
+
+_TURN = "trio_sessions_turn"
+_WAIT_FOR_TURN = 10.0  # seconds; as long as a whole operation may take by default
+
+
+class Interrupt:
+    """Ends the statement that a connection is running."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def cut(self) -> None:
+        """End it."""
+        with contextlib.suppress(sqlite3.ProgrammingError):  # closed already
+            self._connection.interrupt()
+
+    def close(self) -> None:
+        """Keep nothing."""
+
+
+def is_row_error(error: DBAPIError) -> bool:
+    """Say whether the error is that of single rows."""
+    return isinstance(error, IntegrityError | DataError)
+
+
+def engine_options() -> Mapping[str, Any]:
+    """Threads of one opening take turns; other processes wait by ``busy_timeout``."""
+    return {"isolation_level": "AUTOCOMMIT", _TURN: threading.Lock()}
+
+
+def create_engine(url: sa.URL, pool_size: int, timeouts: Timeouts) -> sa.Engine:
+    """Make an engine; see `Database.create_engine`."""
+    engine = sa.create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=-1,  # the limiter is the bound
+        hide_parameters=True,
+        connect_args={"timeout": timeouts.lock_timeout},
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def set_pragmas(connection: sqlite3.Connection, record: object) -> None:
+        for pragma in (
+            "journal_mode = WAL",  # readers and the writer do not block each other
+            "synchronous = NORMAL",  # a power cut may lose the last writes, as a crash may
+            "foreign_keys = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
+
+
+@contextlib.contextmanager
+def transaction(connection: sa.Connection) -> Iterator[None]:
+    """Begin as a writer: a transaction that reads first would fail when it writes."""
+    turn: threading.Lock = connection.get_execution_options()[_TURN]
+    if not turn.acquire(timeout=_WAIT_FOR_TURN):
+        raise StoreUnavailable("SQLite: other threads of this process kept the file too long")
+    try:
+        # An engine of the user's may begin by itself; what it began would only read.
+        if not connection.in_transaction():
+            connection.begin()
+        _roll_back(connection)
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.exec_driver_sql("COMMIT")
+        except BaseException:
+            _roll_back(connection)
+            raise
+    finally:
+        turn.release()
+
+
+def _roll_back(connection: sa.Connection) -> None:
+    """Roll back unless SQLite has done so by itself, as it does after some errors."""
+    dbapi_connection: Any = connection.connection.dbapi_connection
+    if dbapi_connection.in_transaction:
+        connection.exec_driver_sql("ROLLBACK")

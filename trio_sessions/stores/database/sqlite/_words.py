@@ -1,0 +1,44 @@
+"""How SQLite says what SQL has no one word for."""
+
+import json
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from trio_sessions.stores.database._database import Clock
+
+__all__ = ["CLOCK", "among", "check", "encode_ids"]
+
+# Its clock has milliseconds. A moment in the past is taken a little further back, so that
+# rounding never makes a row older than it is.
+_FORMAT = "'%Y-%m-%d %H:%M:%f'"
+
+CLOCK = Clock(
+    now=f"(strftime({_FORMAT}, 'now'))",
+    ago=lambda seconds: f"strftime({_FORMAT}, 'now', '-' || ({seconds} + 0.001) || ' seconds')",
+    age_of=lambda moment: f"((julianday('now') - julianday({moment})) * 86400.0)",
+)
+
+
+def among(column: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Return "the column is one of the bind parameter session_ids"."""
+    each = sa.func.json_each(sa.bindparam("session_ids", type_=sa.Text)).table_valued("value")
+    return column.in_(sa.select(each.c.value))
+
+
+def encode_ids(session_ids: Sequence[str]) -> str:
+    """Return the value for the bind parameter of `among`."""
+    return json.dumps(session_ids, ensure_ascii=False)
+
+
+def check(url: sa.URL) -> None:
+    """Raise `ValueError` unless the database is a file."""
+    name = url.database or ""
+    in_memory = any(
+        text in url.query.get(key, "") for key, text in (("mode", "memory"), ("vfs", "memdb"))
+    )
+    if in_memory or name.removeprefix("file:") == "" or ":memory:" in name:
+        raise ValueError(
+            "store is an in-memory SQLite database, of which every thread would see another "
+            "one: use 'memory:' or a file, as in sqlite:///sessions.db"
+        )

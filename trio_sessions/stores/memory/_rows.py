@@ -1,0 +1,176 @@
+"""The rows in memory, and what each kind of write does with one. Synchronous, no clock."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from trio_sessions.abc import Worker
+from trio_sessions.types import Capabilities, Holder, Sent
+from trio_sessions.writes import (
+    Acknowledge,
+    Answer,
+    Claim,
+    Claimed,
+    ClaimOwner,
+    Delete,
+    Keep,
+    Outcome,
+    Send,
+    SetCapabilities,
+    SetOwner,
+    Write,
+)
+
+__all__ = ["Message", "Row", "Rows"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Message:
+    """A message that waits for the session of a row."""
+
+    payload: str
+    stored_at: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """What is known of a session."""
+
+    born: str = ""
+    created_at: float
+    worker_id: str = ""
+    incarnation: str = ""
+    generation: int = 0
+    owner: str | None = None
+    capabilities: Capabilities | None = None
+    messages: dict[int, Message] = field(default_factory=dict)
+    taken_at: float = float("-inf")
+    last_accessed: float = float("-inf")
+
+    def holder(self) -> Holder:
+        """Return who holds it."""
+        return Holder(worker_id=self.worker_id, incarnation=self.incarnation, owner=self.owner)
+
+    def is_of(self, worker: Worker) -> bool:
+        """Say whether this incarnation holds it."""
+        return (self.worker_id, self.incarnation) == (worker.worker_id, worker.incarnation)
+
+
+class Rows(dict[str, Row]):
+    """The rows by session id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._births = itertools.count(1)
+        self._message_ids = itertools.count(1)
+
+    def own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, Row]]:
+        """Return those of these rows that are there and are held by this incarnation."""
+        rows = ((session_id, self.get(session_id)) for session_id in session_ids)
+        return [
+            (session_id, row) for session_id, row in rows if row is not None and row.is_of(worker)
+        ]
+
+    def remove(self, session_id: str) -> int:
+        """Remove a row and its messages; return how many these were."""
+        return len(self.pop(session_id).messages)
+
+    def carry_out(self, worker: Worker, write: Write[object], now: float) -> Answer:
+        """Do what a write says.
+
+        Args:
+            worker: whose write it is.
+            write: the write.
+            now: the moment, on whatever clock the rows have.
+        """
+        match write:
+            case Claim():
+                return self._claim(worker, write, now, now - write.age)
+            case Delete():
+                return self._delete(worker, write)
+            case SetOwner() | ClaimOwner() | SetCapabilities():
+                return self._say(worker, write)
+            case Send():
+                return self._send(worker, write, now - write.age)
+            case Acknowledge():
+                return self._acknowledge(worker, write)
+        raise TypeError(f"unknown write: {type(write).__name__}")
+
+    def _living(self, worker: Worker, session_id: str, ended: int) -> Row | None:
+        """Return the row of a session, unless it is what an ended one has left."""
+        row = self.get(session_id)
+        if row is None or (row.is_of(worker) and row.generation <= ended):
+            return None
+        return row
+
+    def _claim(self, worker: Worker, claim: Claim, now: float, taken_at: float) -> Claimed:
+        dropped = 0
+        row = self._living(worker, claim.session_id, claim.ended)
+        if row is None:
+            if claim.session_id in self:
+                dropped = self.remove(claim.session_id)
+            row = self[claim.session_id] = Row(
+                born=str(next(self._births)),
+                created_at=now,
+                worker_id=worker.worker_id,
+                incarnation=worker.incarnation,
+            )
+            outcome = Outcome.INSERTED
+        elif row.is_of(worker):
+            outcome = Outcome.KEPT
+        elif row.taken_at > taken_at:
+            outcome = Outcome.LOST
+        else:
+            row.worker_id, row.incarnation = worker.worker_id, worker.incarnation
+            row.generation = 0
+            outcome = Outcome.TAKEN_OVER
+        if outcome is not Outcome.LOST:
+            row.last_accessed = now
+            if row.generation <= claim.generation:
+                row.generation = claim.generation
+                row.taken_at = max(row.taken_at, taken_at)
+                row.owner = row.owner if claim.owner is Keep.OWNER else claim.owner
+                row.capabilities = claim.capabilities or row.capabilities
+        return Claimed(
+            outcome=outcome,
+            holder=row.holder(),
+            capabilities=row.capabilities,
+            born=row.born,
+            dropped=dropped,
+        )
+
+    def _delete(self, worker: Worker, write: Delete) -> int:
+        row = self.get(write.session_id)
+        if row is None or not row.is_of(worker) or row.generation > write.up_to:
+            return 0
+        return self.remove(write.session_id)
+
+    def _say(self, worker: Worker, write: SetOwner | ClaimOwner | SetCapabilities) -> Holder | None:
+        row = self._living(worker, write.session_id, write.ended)
+        if row is None:
+            return None
+        if isinstance(write, SetCapabilities):
+            row.capabilities = write.capabilities
+        elif isinstance(write, SetOwner) or row.owner is None:
+            row.owner = write.owner
+        return row.holder()
+
+    def _send(self, worker: Worker, write: Send, stored_at: float) -> Sent | None:
+        row = self._living(worker, write.session_id, write.ended)
+        if (
+            row is None
+            or (write.born is not None and row.born != write.born)
+            or (write.elsewhere and row.is_of(worker))
+        ):
+            return None
+        message_id = next(self._message_ids)
+        row.messages[message_id] = Message(payload=write.payload, stored_at=stored_at)
+        return Sent(id=message_id, holder=row.holder())
+
+    def _acknowledge(self, worker: Worker, write: Acknowledge) -> bool:
+        row = self.get(write.session_id)
+        if row is None or not row.is_of(worker):
+            return False
+        for message_id in write.message_ids:
+            row.messages.pop(message_id, None)
+        return True

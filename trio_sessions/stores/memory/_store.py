@@ -1,0 +1,236 @@
+"""A store in the memory of one process, for a single worker and for tests."""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import trio
+
+from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.stores._one_run import OneRun
+from trio_sessions.stores.memory._rows import Row, Rows
+from trio_sessions.types import Holder, RowAnswers, Sent, StoredMessage, Swept, Wanted
+from trio_sessions.writes import Batch, Committed
+
+__all__ = ["MemoryStore"]
+
+T = TypeVar("T")
+
+
+class _Bell:
+    """Rung by whoever stores a message for a session of one worker."""
+
+    def __init__(self) -> None:
+        self._rung: set[str] = set()
+        self._event = trio.Event()
+
+    def ring(self, session_id: str) -> None:
+        self._rung.add(session_id)
+        self._event.set()
+
+    async def wait(self) -> frozenset[str]:
+        await self._event.wait()
+        rung, self._rung, self._event = frozenset(self._rung), set(), trio.Event()
+        return rung
+
+
+class _Run:
+    """What belongs to the Trio run that has the store open."""
+
+    def __init__(self, ended: "_Run | None") -> None:
+        self.bells: dict[str, _Bell] = {}
+
+
+class MemoryStore(SessionStore):
+    """Rows in a dictionary. Several registries may share one, as workers share a database.
+
+    Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
+    refuses another one with `StoreInUse`; in a later run its rows count as never refreshed
+    before that run. A forked process has a copy of its own.
+    """
+
+    def __init__(self) -> None:
+        self._rows = Rows()
+        self._opened = OneRun(_Run, "the memory store")
+        self._clock: object = None
+        self._vouched_at: float | None = None
+        self._unbroken_since = float("-inf")
+
+    @property
+    def may_outlast_cancellation(self) -> bool:
+        """No operation does."""
+        return False
+
+    async def open(self, worker: Worker) -> None:
+        """Make the store ready; see `SessionStore.open`.
+
+        Raises:
+            StoreInUse: another Trio run has it open.
+        """
+        await trio.lowlevel.checkpoint()
+        self._opened.join(worker)
+        clock = trio.lowlevel.current_clock()
+        if clock is not self._clock:
+            self._clock = clock
+            self._restart_clock()
+
+    async def close(self, worker: Worker) -> None:
+        """Leave the rows to the other workers; see `SessionStore.close`."""
+        await trio.lowlevel.checkpoint()
+        self._opened.leave(worker)
+
+    async def _begin(self) -> _Run:
+        """Begin an operation: operations are carried out in the order of the calls.
+
+        Cancellation: nothing has been done.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return self._opened.state
+
+    @staticmethod
+    async def _answer(answer: T) -> T:
+        """Return an answer once the other tasks have run."""
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return answer
+
+    def _restart_clock(self) -> None:
+        """Take up a clock that has nothing to do with the one before."""
+        now = trio.current_time()
+        for row in self._rows.values():
+            row.created_at = row.taken_at = row.last_accessed = now
+            for message in row.messages.values():
+                message.stored_at = now
+        self._vouched_at = None
+        if self._rows:
+            self._unbroken_since = now
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        """Carry out writes; see `Store.commit`."""
+        bells = (await self._begin()).bells
+        now = trio.current_time()
+        answers = [self._rows.carry_out(worker, one, now) for one in batch.writes]
+        for write, answer in zip(batch.writes, answers, strict=True):
+            if isinstance(answer, Sent) and answer.holder.incarnation in bells:
+                bells[answer.holder.incarnation].ring(write.session_id)
+        return await self._answer(Committed(answers=answers))
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        """Refresh rows; see `RowStore.refresh`."""
+        await self._begin()
+        now = trio.current_time()
+        own = self._rows.own(worker, session_ids)
+        for _, row in own:
+            row.last_accessed = now
+        return await self._answer(RowAnswers(held=frozenset(session_id for session_id, _ in own)))
+
+    async def delete_all(self, worker: Worker, *, limit: int) -> int:
+        """Delete all rows of this incarnation; see `SessionStore.delete_all`."""
+        await self._begin()
+        own = self._rows.own(worker, list(self._rows))[:limit]
+        for session_id, _ in own:
+            self._rows.remove(session_id)
+        return await self._answer(len(own))
+
+    async def locate(self, worker: Worker, session_id: str) -> Holder | None:
+        """Say who holds a session; see `SessionStore.locate`."""
+        await self._begin()
+        row = self._rows.get(session_id)
+        return await self._answer(None if row is None else row.holder())
+
+    # ---- owners and capabilities ----
+
+    async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
+        """Return a session's capabilities; see `SessionStore.get_capabilities`."""
+        await self._begin()
+        row = self._rows.get(session_id)
+        capabilities = None if row is None else row.capabilities
+        return await self._answer(None if capabilities is None else capabilities.encoded)
+
+    async def elicitation_capable(self, worker: Worker) -> list[str]:
+        """Return the ids of sessions that can be asked; see `SessionStore`."""
+        await self._begin()
+        return await self._answer(
+            [
+                session_id
+                for session_id, row in self._rows.items()
+                if row.capabilities is not None and row.capabilities.elicitation
+            ]
+        )
+
+    # ---- messages ----
+
+    async def waiting(self, worker: Worker) -> list[str]:
+        """Return the ids of sessions with messages; see `SessionStore.waiting`."""
+        await self._begin()
+        own = self._rows.own(worker, self._rows)
+        return await self._answer([session_id for session_id, row in own if row.messages])
+
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        """Return stored messages; see `SessionStore.fetch`."""
+        await self._begin()
+        found = {}
+        for one in wanted:
+            for _, row in self._rows.own(worker, [one.session_id]):
+                found[one.session_id] = list(self._fetch(row, one))
+        return await self._answer(found)
+
+    @staticmethod
+    def _fetch(row: Row, wanted: Wanted) -> Iterator[StoredMessage]:
+        now, size = trio.current_time(), 0
+        fresh = (one for one in row.messages.items() if one[0] not in wanted.held)
+        for message_id, message in itertools.islice(fresh, wanted.count):
+            if size >= wanted.size:
+                return
+            size += len(message.payload.encode())
+            age = now - message.stored_at
+            yield StoredMessage(id=message_id, payload=message.payload, age=age)
+
+    @asynccontextmanager
+    async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
+        """Return what tells of messages; see `SessionStore.open_bell`."""
+        await trio.lowlevel.checkpoint()
+        bells = self._opened.state.bells
+        bell = bells[worker.incarnation] = _Bell()
+        try:
+            yield bell
+        finally:
+            del bells[worker.incarnation]
+
+    # ---- the sweep ----
+
+    async def sweep(
+        self,
+        worker: Worker,
+        *,
+        session_ttl: float,
+        message_ttl: float,
+        max_gap: float,
+        limit: int,
+    ) -> Swept:
+        """Vouch, then delete what has expired; see `SessionStore.sweep`."""
+        await self._begin()
+        now = trio.current_time()
+        if self._vouched_at is not None and now - self._vouched_at > max_gap:
+            self._unbroken_since = now
+        self._vouched_at = now
+        expired, messages = [], 0
+        if now - self._unbroken_since >= session_ttl:
+            expired = [
+                session_id
+                for session_id, row in self._rows.items()
+                if not row.is_of(worker) and now - row.last_accessed > session_ttl
+            ][:limit]
+        for session_id in expired:
+            messages += self._rows.remove(session_id)
+        stale = [
+            (row, message_id)
+            for row in self._rows.values()
+            for message_id, message in row.messages.items()
+            if now - message.stored_at > message_ttl
+        ][:limit]
+        for row, message_id in stale:
+            del row.messages[message_id]
+        return await self._answer(Swept(sessions=len(expired), messages=messages + len(stale)))

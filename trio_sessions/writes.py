@@ -1,0 +1,239 @@
+"""What a worker asks a store to write, in one batch, and what the store answers.
+
+A `Batch` is what the registry's writer commits at a time. Each `Write` in it is for one
+session, and has an answer of its own: a row is the unit that is atomic, a batch need not be.
+
+A session's life here has a *generation*, and the session itself has a *birth*: it stays the
+same while the row lives, whoever takes it over, and is another one as soon as the row has
+been deleted and inserted again. Two facts travel with the writes so that nothing of a removed
+session is ever seen by a later one of the same id:
+
+- ``ended``: a row **of this incarnation**, of this generation or an earlier one, is what a
+  session that has ended here left behind. A claim replaces it, and to every other write there
+  is no such session. 0: no session of this id has ended here.
+- ``born``: the birth of the session that is meant.
+"""
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from trio_sessions.errors import RowUnavailable
+from trio_sessions.types import Capabilities, Holder, Sent
+
+__all__ = [
+    "ANSWERS",
+    "Acknowledge",
+    "Answer",
+    "Batch",
+    "Claim",
+    "ClaimOwner",
+    "Claimed",
+    "Committed",
+    "Delete",
+    "Keep",
+    "Outcome",
+    "Send",
+    "SetCapabilities",
+    "SetOwner",
+    "Stamp",
+    "Write",
+]
+
+A_co = TypeVar("A_co", covariant=True)
+W = TypeVar("W", bound="Write[object]")
+
+
+class Keep(enum.Enum):
+    """Leave what is there, where None would say that there is nothing."""
+
+    OWNER = "owner"
+
+
+# ---- what is asked ----
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write(Generic[A_co]):
+    """One write for one session; the store's answer to it is of that type, or `RowUnavailable`."""
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim(Write["Claimed"]):
+    """Write the row of a session that this worker holds."""
+
+    generation: int
+    """Counts the sessions added by this incarnation, from 1: a larger one is newer."""
+    age: float
+    """Seconds since the session was added, at the moment when the store is asked. The store
+    adds the time for which the claim then waits for a thread or a lock."""
+    ended: int = 0
+    """See the head of `trio_sessions.writes`; less than ``generation``."""
+    owner: str | Keep | None = Keep.OWNER
+    """To be written with the row; None: nobody."""
+    capabilities: Capabilities | None = None
+    """To be written with the row; None: leave what is there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete(Write[int]):
+    """Delete the row of a session removed here, if it is this incarnation's, and its messages.
+
+    Answered with the number of messages that went with it.
+    """
+
+    up_to: int
+    """A row of a later generation stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetOwner(Write[Holder | None]):
+    """Set a session's owner, whoever holds it.
+
+    Answered with its holder and the owner that it has now; None: there is no such session.
+    """
+
+    owner: str | None
+    ended: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimOwner(Write[Holder | None]):
+    """Set a session's owner unless it has one: atomic, so that the first claim wins.
+
+    Answered as `SetOwner`.
+    """
+
+    owner: str
+    ended: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetCapabilities(Write[Holder | None]):
+    """Replace a session's capabilities, whoever holds it; answered as `SetOwner`."""
+
+    capabilities: Capabilities
+    ended: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send(Write[Sent | None]):
+    """Store a message for a session, whoever holds it, and tell its holder.
+
+    Answered with its id and the holder; None: there is no such session. It is the one write
+    that must not be repeated after its answer was lost.
+    """
+
+    payload: str
+    """Its JSON."""
+    age: float = 0.0
+    """Seconds since it was sent: more than 0 if it was in memory before."""
+    ended: int = 0
+    born: str | None = None
+    """Only for the session of this birth; None: of any."""
+    elsewhere: bool = False
+    """Only if another incarnation holds the session."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledge(Write[bool]):
+    """Delete messages of a session that were handled, if this incarnation holds its row.
+
+    Answered with whether it does; otherwise they are for its holder to deliver, whatever was
+    done with them here. An unknown message is no error.
+    """
+
+    message_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What a store keeps of a worker, and counts with each batch.
+
+    So that it can be told later whether a batch was committed, and whether the store has
+    forgotten one. A place for it only: no store here keeps one yet.
+    """
+
+    history: str
+    """A random word; another one means another series of beats."""
+    beat: int
+    """Counted by the store: the number of batches of this history that it has committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Writes that are committed together.
+
+    For one session there is one kind of write in it: a single one, or several `Send`, which
+    are stored in the order in which they stand here.
+    """
+
+    writes: Sequence[Write[object]]
+    stamp: Stamp | None = None
+    """The highest beat that was acknowledged to this worker. None: none was."""
+
+    def of(self, kind: type[W]) -> Iterator[tuple[int, W]]:
+        """Return the writes of a kind, each with its place in the batch."""
+        return (
+            (place, write) for place, write in enumerate(self.writes) if isinstance(write, kind)
+        )
+
+
+# ---- what is answered ----
+
+
+class Outcome(enum.Enum):
+    """What has become of a claim."""
+
+    INSERTED = "inserted"
+    """There was no row, or one of a session that had ended here: this is a new session."""
+    KEPT = "kept"
+    """The row was this incarnation's, and still is."""
+    TAKEN_OVER = "taken over"
+    """Another incarnation held the row; owner and messages of the session live on."""
+    LOST = "lost"
+    """Another incarnation holds the row and has taken it later. Nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """The row of a claimed session as it stands now."""
+
+    outcome: Outcome
+    holder: Holder
+    """This worker, unless the claim is lost; with the owner that the session has now."""
+    capabilities: Capabilities | None
+    """Those that the session has now."""
+    born: str
+    """The session's birth: to be compared, not read. A claim that is repeated after its answer
+    was lost is told `Outcome.KEPT`, but the same birth."""
+    dropped: int = 0
+    """Messages of a session that had ended, which went with its row."""
+
+
+ANSWERS: Mapping[type[Write[object]], tuple[type, ...]] = {
+    Claim: (Claimed,),
+    Delete: (int,),
+    SetOwner: (Holder, type(None)),
+    ClaimOwner: (Holder, type(None)),
+    SetCapabilities: (Holder, type(None)),
+    Send: (Sent, type(None)),
+    Acknowledge: (bool,),
+}
+"""Of which class the answer to a write is, unless it is `RowUnavailable`."""
+
+Answer = Claimed | Holder | Sent | int | bool | None | RowUnavailable
+"""What a write is answered with. `RowUnavailable`: the store could not do it for a reason of
+this row alone, for instance because it is locked; it was not done, and may be asked again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """The answers to a batch, in the order of its writes: all of it is on disk."""
+
+    answers: Sequence[Answer]
+    stamp: Stamp | None = None
+    """What the store has counted. None: it keeps no stamps."""
