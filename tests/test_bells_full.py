@@ -94,11 +94,11 @@ async def test_while_the_queue_is_full_messages_are_stored_and_later_bells_ring_
         with stuck_listener(engine):
             with engine.connect() as connection:
                 assert fill(connection) > 10
+                assert fill(connection) == 0, "it is full"
                 for number in range(1, 6):
                     await b.broadcast("s", number)
                     await b.add_session(f"t{number}", FakeTransport())
                 assert fill(connection) == 0, "the queue has room again"
-            assert received == [0], "a bell has rung"
             assert b.statistics().unconfirmed == 0
             await a.cleanup()
             await until(6)

@@ -1,14 +1,15 @@
 """Several statements in one round trip: psycopg's pipeline, which SQLAlchemy does not know.
 
-Between two syncs they are one transaction, also in autocommit mode, and each of them has a
-snapshot of its own. https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html
+They are one transaction, and each of them has a snapshot of its own.
+https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html
 
 They are prepared, which costs no round trip in a pipeline and saves most of the time that a
 lone one takes: planning. A connection whose ``prepare_threshold`` is None prepares nothing, as
 it must be behind a PgBouncer in transaction mode.
 
-What fails at the commit itself (a full queue of notifications, a deferred constraint) is told in
-the place of the sync's answer. psycopg takes it for that answer, and cannot leave the pipeline.
+The transaction has a COMMIT of its own. Else what fails at the commit (a full queue of
+notifications, a deferred constraint) would be told in the place of the sync's answer: psycopg
+takes it for that, loses the error, and cannot leave the pipeline.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,6 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 __all__ = ["in_one_round_trip"]
-
-_UNCOLLECTED = 5  # answers that may be left before that of the sync, at most
 
 
 def in_one_round_trip(
@@ -38,12 +37,14 @@ def in_one_round_trip(
     cursor = driver.cursor(row_factory=namedtuple_row)
     try:
         with driver.pipeline():
+            driver.execute("BEGIN")
             for statement in first:
                 driver.execute(statement, parameters, prepare=True)
             cursor.execute(last, parameters, prepare=True)
+            driver.execute("COMMIT")
         rows: Sequence[Any] = cursor.fetchall()  # not before: asking costs a round trip
-    except psycopg.Error as failure:
-        exc = _leave_pipeline(driver, failure)
+    except psycopg.Error as exc:
+        _roll_back(driver)
         is_lost = bool(driver.closed)
         if is_lost:
             connection.invalidate(exc)
@@ -60,23 +61,13 @@ def in_one_round_trip(
     return rows
 
 
-def _leave_pipeline(driver: Any, failure: Exception) -> Exception:
-    """Take a connection out of its pipeline if psycopg could not; return the server's error.
-
-    One that cannot be taken out is closed.
-    """
+def _roll_back(driver: Any) -> None:
+    """End the transaction, if the server has not done so; a connection that cannot is closed."""
     import psycopg
-    from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus
 
-    pgconn = driver.pgconn
-    if pgconn.status != ConnStatus.OK or pgconn.pipeline_status == PipelineStatus.OFF:
-        return failure
-    for _ in range(_UNCOLLECTED):
-        result = pgconn.get_result()
-        if result is not None and result.status == ExecStatus.PIPELINE_SYNC:
-            pgconn.exit_pipeline_mode()
-            break
-    else:
+    if driver.closed or driver.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+        return
+    try:
+        driver.execute("ROLLBACK")
+    except psycopg.Error:
         driver.close()
-    before = failure.__context__
-    return before if isinstance(before, psycopg.Error) else failure
