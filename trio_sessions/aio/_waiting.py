@@ -45,8 +45,9 @@ def _without_repetition() -> AbstractContextManager[Any]:
     It does so for every task in a scope that was cancelled, unless a shielded scope stands in
     between. Without anyio there is no such scope, and nothing to import.
     """
-    anyio = sys.modules.get("anyio")
-    if anyio is None:
-        return contextlib.nullcontext()
-    scope: AbstractContextManager[Any] = anyio.CancelScope(shield=True)
-    return scope
+    anyio, shield = sys.modules.get("anyio"), contextlib.ExitStack()
+    if anyio is not None:
+        # On trio-asyncio's loop, since Python 3.12, anyio finds no task, and nobody is in a scope.
+        with contextlib.suppress(RuntimeError):
+            shield.enter_context(anyio.CancelScope(shield=True))
+    return shield

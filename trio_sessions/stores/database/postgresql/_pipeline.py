@@ -37,11 +37,13 @@ def in_one_round_trip(
     cursor = driver.cursor(row_factory=namedtuple_row)
     try:
         with driver.pipeline():
-            driver.execute("BEGIN")
+            if driver.autocommit:  # else whoever has the connection commits
+                driver.execute("BEGIN")
             for statement in first:
                 driver.execute(statement, parameters, prepare=True)
             cursor.execute(last, parameters, prepare=True)
-            driver.execute("COMMIT")
+            if driver.autocommit:
+                driver.execute("COMMIT")
         rows: Sequence[Any] = cursor.fetchall()  # not before: asking costs a round trip
     except psycopg.Error as exc:
         _roll_back(driver)
