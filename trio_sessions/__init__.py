@@ -13,6 +13,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _passes                  when a pass runs
     _cleanup | _pacing       what a pass decides and does
     _sessions                what has to happen when a session comes or goes
+    _leaving                 sessions on their way out
     _messages | _owners      their messages, one room; what is said of them
     _claims                  the rows of the sessions held here
     _writer | _departures    all that is written; what removed sessions have left behind
@@ -20,7 +21,8 @@ Layers, lower never imports higher (checked by import-linter)::
     _rounds | _counters      one method called on many transports
     _table | stores          siblings
     _entry                   one session, and what is known of its row
-    abc, _settings, _json, _background  contracts, settings, encoding, tasks
+    abc, _settings, _json    contracts, settings, encoding
+    _background, _one_call   tasks; one call of a transport's method
     writes, _process, _forked_run, _interrupts, _library  what is written; forks, Ctrl-C
     types, errors            values
 """

@@ -17,16 +17,14 @@ from typing import Any, Protocol
 import trio
 
 from trio_sessions._entry import Entry
+from trio_sessions._one_call import Enter, interruptibly, to_its_end
 from trio_sessions._rounds import (
     Answer,
     CallHost,
-    Enter,
     Listener,
     Round,
     Running,
     Scope,
-    interruptibly,
-    to_its_end,
 )
 from trio_sessions.types import fingerprint
 

@@ -26,29 +26,25 @@ than one call may take. See docs/decisions/0008-edges.md.
 
 import logging
 import time
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
-from inspect import isawaitable, iscoroutine
 from typing import Any, Protocol, TypeVar
 
 import outcome
 import trio
 
 from trio_sessions._entry import Entry
+from trio_sessions._one_call import Enter, call_of, interruptibly, noticing_wait
 from trio_sessions._process import this_process
 from trio_sessions.types import fingerprint
 
 __all__ = [
     "Answer",
     "CallHost",
-    "Enter",
     "Listener",
     "Round",
     "Running",
     "Scope",
-    "interruptibly",
-    "to_its_end",
 ]
 
 Answer = object
@@ -118,70 +114,6 @@ class Listener(Protocol):
 
 Running = dict[tuple[Entry, str], Scope]
 """Calls that had to wait and have not ended, of all rounds."""
-
-
-async def _await(awaitable: Awaitable[object]) -> object:
-    return await awaitable
-
-
-Enter = Callable[..., Any]
-"""How to call into a transport: `interruptibly`, or `to_its_end`."""
-
-
-@trio.lowlevel.disable_ki_protection
-def interruptibly(function: Callable[..., T], *args: Any) -> T:
-    """Call a transport's code so that Ctrl-C may hit it: it may keep the loop for ever."""
-    return function(*args)
-
-
-def to_its_end(function: Callable[..., T], *args: Any) -> T:
-    """Call a transport's code so that Ctrl-C waits for a checkpoint."""
-    return function(*args)
-
-
-def _coroutine(entry: Entry, name: str, enter: Enter) -> Coroutine[Any, Any, object]:
-    """Call a transport's method, and insist on something that can be awaited."""
-    called = enter(getattr(entry.transport, name))
-    if iscoroutine(called):
-        return called
-    if isawaitable(called):
-        return _await(called)
-    raise TypeError(
-        f"{name}() must be an async function, this one returned {type(called).__name__}"
-    )
-
-
-@types.coroutine
-def _noticing_wait(
-    coroutine: Coroutine[Any, Any, object],
-    on_wait: Callable[[], None],
-    check: Callable[[object], None],
-    enter: Enter,
-) -> Generator[Any, Any, object]:
-    """Await ``coroutine``, calling ``on_wait`` when it first has to wait.
-
-    ``check`` may refuse what the coroutine asks of the loop, which ends the coroutine.
-    """
-    try:
-        request = enter(coroutine.send, None)
-        on_wait()
-        while True:
-            check(request)
-            reply, error = None, None
-            try:
-                reply = yield request
-            except GeneratorExit:
-                raise RuntimeError("the event loop has thrown the call away") from None
-            except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
-                error = exc
-            if error is None:
-                request = enter(coroutine.send, reply)
-            else:
-                request = enter(coroutine.throw, error)
-    except StopIteration as done:
-        return done.value
-    finally:
-        coroutine.close()  # it has ended, or nobody can go on with it
 
 
 class Round:
@@ -330,8 +262,8 @@ class Round:
             self._appoint()
 
         try:
-            coroutine = _coroutine(entry, self._name, self._enter)
-            answer = await _noticing_wait(coroutine, on_wait, self._host.check, self._enter)
+            coroutine = call_of(entry.transport, self._name, self._enter)
+            answer = await noticing_wait(coroutine, on_wait, self._host.check, self._enter)
         except self._host.cancelled:
             answer = outcome.Error(self._cut(entry))
         except Exception as exc:  # noqa: BLE001 -- one session is isolated; the caller logs it

@@ -16,19 +16,10 @@ what *this* worker sends: that may go to memory or to the store. Three rules kee
    ends within its timeout; what is stored gives a boundary; and if all storing fails, what is
    early goes out after `PATIENCE` (`take`).
 
-States::
-
-    BEHIND ── all that was stored is fetched, or the store is silent ──> CAUGHT_UP
-      ^ ^────────────── opened anew ─────────────────────────────────────────┘
-      │
-    SEALED <── added again (from BEHIND and CAUGHT_UP) ── until the claim says whether it is the
-               same session; any state ──> ENDED
-
-While it is SEALED nothing goes out: it may be another session of the same id (invariant 14).
-See docs/decisions/0009-one-writer.md.
+The states stand in `trio_sessions._messages._state`. Over 400 lines, a third of them prose: the
+rules and the code that keeps them belong together. See docs/decisions/0009-one-writer.md.
 """
 
-import enum
 from collections.abc import Iterable, Mapping, Sequence
 
 import trio
@@ -37,6 +28,7 @@ from trio_sessions._json import size_of
 from trio_sessions._messages._asked import Asked
 from trio_sessions._messages._hand import Hand
 from trio_sessions._messages._line import Line, Message
+from trio_sessions._messages._state import NEXT, State
 from trio_sessions.types import StoredMessage, Wanted
 
 __all__ = ["MOST", "Asked", "Inbox", "Message", "State"]
@@ -45,23 +37,6 @@ MOST = 100  # messages in memory for one session; while some are early, so many 
 _SURELY = 0.1  # seconds by which a row is younger that counts as younger; clocks are rounded
 _UNACKNOWLEDGED = 2000  # rows in memory, or handled and not acknowledged; then none is fetched
 PATIENCE = 1.0  # seconds for which what is in memory waits for older rows in a silent store
-
-
-class State(enum.Enum):
-    """See the head of this file."""
-
-    BEHIND = enum.auto()
-    CAUGHT_UP = enum.auto()
-    SEALED = enum.auto()
-    ENDED = enum.auto()
-
-
-_NEXT = {
-    State.BEHIND: {State.CAUGHT_UP, State.SEALED, State.ENDED},
-    State.CAUGHT_UP: {State.BEHIND, State.SEALED, State.ENDED},
-    State.SEALED: {State.BEHIND, State.ENDED},
-    State.ENDED: set[State](),
-}
 
 
 class Inbox:
@@ -143,7 +118,7 @@ class Inbox:
 
     def _go(self, state: State) -> None:
         if state is not self._state:
-            if state not in _NEXT[self._state]:
+            if state not in NEXT[self._state]:
                 raise RuntimeError(f"an inbox cannot go from {self._state.name} to {state.name}")
             self._state = state
 
