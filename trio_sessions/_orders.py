@@ -14,6 +14,7 @@ batch under way), or *paused* (its row was locked, and is asked again later).
 See docs/decisions/0009-one-writer.md.
 """
 
+import abc
 import copy
 import enum
 import heapq
@@ -42,7 +43,7 @@ class Stage(enum.Enum):
     """Answered, or withdrawn before it was out."""
 
 
-class Order(Generic[T]):
+class Order(abc.ABC, Generic[T]):
     """One write that was asked for, and its answer.
 
     Args:
@@ -66,13 +67,13 @@ class Order(Generic[T]):
         self._result: outcome.Outcome[T] | None = None
         self._settled: trio.Event | None = None
 
+    @abc.abstractmethod
     def make(self) -> Write[T] | None:
         """Return the write as it is to leave just now; None: it is not needed any more.
 
         Raises:
             SessionsError: it cannot be written; that is its answer.
         """
-        raise NotImplementedError
 
     def conclude(self, result: outcome.Outcome[T] | None) -> None:
         """Take note of the answer, whoever waits for it; None: it was not needed any more."""

@@ -8,6 +8,8 @@ a later one of the same id (invariant 14). Who is *first* cannot be noted: that 
 See docs/decisions/0009-one-writer.md.
 """
 
+import abc
+
 import outcome
 
 from trio_sessions._claims import Claims
@@ -62,11 +64,13 @@ class _SayOrder(Order[Holder | None]):
         if isinstance(result, outcome.Value) and result.value is None:
             self._note_if(Row.WRITING)  # by a claim that stands behind this in the line
 
+    @abc.abstractmethod
     def _write(self, ended: int) -> Write[Holder | None]:
-        raise NotImplementedError
+        """Return what is to be written now."""
 
+    @abc.abstractmethod
     def _note(self, entry: Entry) -> None:
-        raise NotImplementedError
+        """Keep it, to be written with the row."""
 
 
 class _SetOwner(_SayOrder):
