@@ -5,7 +5,6 @@ from typing import Any
 import trio
 
 from trio_sessions import SessionRegistry
-from trio_sessions._entry import Row
 
 
 async def read(registry: SessionRegistry, session_id: str, count: int) -> list[Any]:
@@ -23,5 +22,5 @@ async def finish_writing(registry: SessionRegistry) -> None:
     house = registry._house
     with trio.fail_after(20):
         await house.background.finish_jobs()
-        while house.table.count([Row.WRITING]):
-            await trio.sleep(0.001)
+        for entry in house.table.snapshot():
+            await entry.answered()

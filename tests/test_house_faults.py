@@ -357,6 +357,12 @@ async def responding(registry: SessionRegistry, session_ids: Sequence[str]) -> A
         nursery.cancel_scope.cancel()
 
 
+async def sessions_with_messages(registry: SessionRegistry) -> list[str]:
+    """Return the sessions of a worker for which messages are stored."""
+    edge = registry._house._edge
+    return await edge._store.waiting(edge.worker)
+
+
 async def test_a_locked_row_is_waited_for_by_no_other_acknowledgement(
     autojump_clock: MockClock,
 ) -> None:
@@ -383,7 +389,7 @@ async def test_a_locked_row_is_waited_for_by_no_other_acknowledgement(
         store.locked.clear()
         await trio.sleep(10)
         assert len(store.acknowledged("locked")) == 1
-        assert await b._house._edge._store.waiting(a._house._edge.worker) == []
+        assert await sessions_with_messages(a) == []
 
 
 async def test_many_locked_rows_are_in_no_other_acknowledgements_way(
@@ -460,7 +466,7 @@ async def test_what_was_handled_while_its_acknowledgement_waits_goes_with_it(
         store.locked.clear()
         await trio.sleep(1)
         assert len(store.acknowledged("s")) == 1
-        assert await b._house._edge._store.waiting(a._house._edge.worker) == []
+        assert await sessions_with_messages(a) == []
 
 
 async def test_the_last_acknowledgement_goes_before_the_deletion_and_after_all_others(

@@ -117,6 +117,7 @@ def _try(host: str, kind: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "presses": trial.made,
         "stalled": trial.stalled,
+        "is_last": bool(wrong) or trial.is_thread_spoilt,
         "wrong": wrong,
         "seconds": taken,
     }
@@ -148,7 +149,7 @@ def main() -> None:
         result = _try(host, kind, seed)
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
-        if result["wrong"]:
+        if result["is_last"]:
             break  # the next one needs a thread in which nothing is left of this one
 
 

@@ -68,7 +68,7 @@ def make_trials(host: str, kind: str, first: int, count: int) -> Tally:
 def _run_child(tally: Tally, first: int, count: int) -> None:
     """Count what a child prints, until it has made all, or one has failed."""
     path = os.pathsep.join(filter(None, [str(_TESTS), os.environ.get("PYTHONPATH", "")]))
-    made, wrong = 0, False
+    made, is_last = 0, False
     with (
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(
@@ -84,7 +84,7 @@ def _run_child(tally: Tally, first: int, count: int) -> None:
             for line in _lines(child.stdout.fileno()):
                 result = json.loads(line)
                 _count(tally, result)
-                made, wrong = made + 1, bool(result["wrong"])
+                made, is_last = made + 1, result["is_last"]
             how = f"its process ended with {child.wait(timeout=_PATIENCE)}"
         except (TimeoutError, subprocess.TimeoutExpired):
             how = "it goes on for ever"
@@ -93,7 +93,7 @@ def _run_child(tally: Tally, first: int, count: int) -> None:
                 child.wait(timeout=2)
         finally:
             child.kill()
-        if made < count and not wrong:
+        if made < count and not is_last:
             said.seek(0)
             tally.trials += 1
             tally.hangs[first + made] = f"{how}\n{said.read()[-6000:]}"

@@ -179,6 +179,7 @@ class PressTrial:
     Attributes:
         made: how many presses came in time.
         stalled: whether it took one more.
+        is_thread_spoilt: a loop was left half closed: nothing more can be tried here.
     """
 
     def __init__(self, host: str, seed: int, count: int) -> None:
@@ -191,6 +192,7 @@ class PressTrial:
         self._stage = self._rng.choice(list(_Stage))
         self._store = MemoryStore()
         self._finished = False
+        self.is_thread_spoilt = False
 
     @property
     def made(self) -> int:
@@ -215,6 +217,7 @@ class PressTrial:
         except HalfClosed:
             if self._is_one:
                 raise Wrong("one press has hit the loop in its close()") from None
+            self.is_thread_spoilt = True
             return
         except BaseException as exc:  # noqa: BLE001 -- it is looked at
             ended = exc
