@@ -50,6 +50,11 @@ class _Load:
         return taken
 
 
+def _column(pairs: Sequence[tuple[Taken, Taken]], tree: int, what: str) -> float:
+    """Return a median of one tree: 0 is the one before, 1 this one."""
+    return median([pair[tree][what] for pair in pairs])
+
+
 def _crowd(before: Path, loads: Sequence[_Load]) -> Table:
     rows = []
     for load in loads:
@@ -58,14 +63,14 @@ def _crowd(before: Path, loads: Sequence[_Load]) -> Table:
         rows.append(
             (
                 load.name,
-                per_second(median([then["each"] for then, _ in pairs])),
-                per_second(median([now["each"] for _, now in pairs])),
+                per_second(_column(pairs, 0, "each")),
+                per_second(_column(pairs, 1, "each")),
                 ratio(median(ratios), 1.0),
                 *quarters(ratios),
-                ms(median([then["p50"] for then, _ in pairs])),
-                ms(median([now["p50"] for _, now in pairs])),
-                us(median([now["sending"] for _, now in pairs])),
-                us(median([now["reading"] for _, now in pairs])),
+                ms(_column(pairs, 0, "p50")),
+                ms(_column(pairs, 1, "p50")),
+                us(_column(pairs, 1, "sending")),
+                us(_column(pairs, 1, "reading")),
             )
         )
     return Table(
@@ -92,12 +97,12 @@ def _one(before: Path, loads: Sequence[_Load]) -> Table:
         rows.append(
             (
                 load.name,
-                ms(median([then["p50"] for then, _ in pairs])),
-                ms(median([now["p50"] for _, now in pairs])),
+                ms(_column(pairs, 0, "p50")),
+                ms(_column(pairs, 1, "p50")),
                 ratio(median(ratios), 1.0),
                 *quarters(ratios),
-                ms(median([then["p99"] for then, _ in pairs])),
-                ms(median([now["p99"] for _, now in pairs])),
+                ms(_column(pairs, 0, "p99")),
+                ms(_column(pairs, 1, "p99")),
             )
         )
     return Table(
