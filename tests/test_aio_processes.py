@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from unmeasured import unmeasured_environment
 
 PRELUDE = """
 import asyncio, logging, os, signal, sys, threading
@@ -37,6 +38,7 @@ def run(
     with subprocess.Popen(
         [sys.executable, "-X", "dev", "-W", "error", "-c", source],
         cwd=folder,
+        env=unmeasured_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

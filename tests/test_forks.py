@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 import sqlalchemy as sa
+from unmeasured import unmeasured_environment
 
 PRELUDE = """
 import multiprocessing, os, signal, sys, threading, time, warnings
@@ -84,6 +85,7 @@ def run(program: str, url: sa.URL) -> list[str]:
         [sys.executable, "-X", "dev", "-c", source, url.render_as_string(hide_password=False)],
         capture_output=True,
         text=True,
+        env=unmeasured_environment(),
         timeout=55,
         check=False,
     )
@@ -393,6 +395,41 @@ def test_an_aio_child_opens_what_its_parent_has_open(postgresql_schema: sa.URL) 
         postgresql_schema,
     )
     assert printed == ["child 20", "parent 20"]
+
+
+def test_a_child_does_not_wait_for_its_parents_threads(url: sa.URL) -> None:
+    """It leaves at once, though the parent's write waits for a lock and may do so for a minute."""
+    printed = run(
+        """
+        async def main():
+            store = DatabaseStore(url, lock_timeout=20, operation_timeout=100)
+            async with open_registry(store) as registry, trio.open_nursery() as nursery:
+                await registry.add_session("before", Connection())
+                engine = sa.create_engine(url)
+                with engine.connect() as connection:
+                    connection.exec_driver_sql(
+                        "BEGIN IMMEDIATE" if url.startswith("sqlite")
+                        else "LOCK TABLE trio_sessions IN EXCLUSIVE MODE"
+                    )
+                    nursery.start_soon(registry.add_session, "waits", Connection())
+                    await trio.sleep(0.3)
+                    pid = os.fork()
+                    if not pid:
+                        sys.exit(7)
+                    with trio.fail_after(5):
+                        assert await end_of(pid) == 7
+                    connection.rollback()
+        try:
+            trio.run(main)
+            print("the parent works")
+        except BaseExceptionGroup as group:
+            if os.getpid() == parent or group.split((SystemExit, SessionsError))[1] is not None:
+                raise
+            sys.exit(7)
+        """,
+        url,
+    )
+    assert "the parent works" in printed
 
 
 def test_forks_at_any_moment(url: sa.URL) -> None:

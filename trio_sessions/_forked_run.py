@@ -7,9 +7,9 @@ deregisters is deregistered there too. Then no thread of the parent's ever repor
 and no pass ends again. This happens without a registry as well; with one it costs sessions.
 
 So the child gets an epoll and sockets of its own, under the old file descriptors, before it
-makes its first step, and what the registry does in the background ends there. Trio has no
-public name for them. Where they are not to be found, all is as it was; tests/test_forks.py
-notices.
+makes its first step. What the registry does in the background ends there, and so does each wait
+for a thread, which only the parent has. Trio has no public name for them. Where they are not to
+be found, all is as it was; tests/test_forks.py notices.
 """
 
 import contextlib
@@ -39,17 +39,18 @@ def part_on_fork() -> None:
     _runs.setdefault(trio.lowlevel.current_trio_token(), weakref.WeakSet())
 
 
-def abandon_on_fork(background: _Abandons) -> None:
-    """Tell what the current run has going on in a forked child to end at once."""
-    _runs[trio.lowlevel.current_trio_token()].add(background)
+def abandon_on_fork(ongoing: _Abandons) -> None:
+    """Tell what the current run has going on to end at once in a forked child."""
+    part_on_fork()
+    _runs[trio.lowlevel.current_trio_token()].add(ongoing)
 
 
 def _part() -> None:
     """In the child, in the thread that forked."""
     if not trio.lowlevel.in_trio_run():
         return
-    backgrounds = _runs.get(trio.lowlevel.current_trio_token())
-    if backgrounds is None:
+    ongoing = _runs.get(trio.lowlevel.current_trio_token())
+    if ongoing is None:
         return
     with contextlib.suppress(ImportError, AttributeError):
         from trio._core._run import GLOBAL_RUN_CONTEXT
@@ -60,8 +61,8 @@ def _part() -> None:
             _renew_sockets(runner.entry_queue.wakeup)
             _renew_sockets(runner.io_manager._force_wakeup)  # noqa: SLF001
             _renew_epoll(runner.io_manager)
-    for background in backgrounds:
-        background.abandon()
+    for each in list(ongoing):
+        each.abandon()
 
 
 def _renew_sockets(wakeup: Any) -> None:

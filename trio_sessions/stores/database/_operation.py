@@ -19,7 +19,7 @@ on the wall, and what it may do after ``timeout`` depends on whether anything ha
   connection that it gets after all goes back unused. The thread keeps its token of the limiter.
 
 A thread that a fork has left behind in the parent never ends in the child, nor gives it back
-a token: there the caller leaves it alone, too, and what has not begun does not begin.
+a token: there the caller leaves it alone at once, and what has not begun does not begin.
 
 See docs/decisions/0005-a-watchdog-shuts-the-socket.md.
 """
@@ -34,6 +34,7 @@ from typing import Any, TypeVar, cast
 import outcome
 import trio
 
+from trio_sessions._forked_run import abandon_on_fork
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._process import this_process
 from trio_sessions.stores.database._database import Cutter
@@ -105,6 +106,7 @@ class Operation:
         Cancellation: while it waits for the limiter; not while the thread runs.
         """
         self._check_process()
+        abandon_on_fork(self)
         captured: list[outcome.Outcome[T]] = []
         watching = trio.CancelScope(shield=True)  # it goes on as long as the thread does
         # In a task of its own, which no Ctrl-C reaches: that goes through shields.
@@ -163,19 +165,17 @@ class Operation:
                 self._look()
 
     def _look(self) -> None:
-        if self._process is not this_process():  # its lock may be the parent's thread's
-            self._withdraw()
-            return
         with self._lock:
             elapsed = time.monotonic() - self._since
             if self.state is State.WAITING and elapsed > self._patience:
-                self._withdraw()
+                self.abandon()
             elif self.state is State.CONNECTED and elapsed > self._timeout:
                 self.state = State.CUT
                 assert self._cutter is not None
                 self._cutter.cut()
 
-    def _withdraw(self) -> None:
+    def abandon(self) -> None:
+        """Let the caller go without the thread: nothing is sent, or another process has it."""
         self.state = State.WITHDRAWN
         self._thread.cancel()
 

@@ -1,0 +1,14 @@
+"""An environment without coverage, for programs that fork.
+
+Coverage saves what it has measured when a process ends, in an SQLite file. In a forked child
+that can wait for ever: SQLite's own locks are copied as they were, and whichever thread of the
+parent held one is not there to give it back. What forks is therefore not measured.
+"""
+
+import os
+
+__all__ = ["unmeasured_environment"]
+
+
+def unmeasured_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
