@@ -179,6 +179,17 @@ async def test_the_plan_that_is_kept_uses_the_indexes(postgresql: Shared) -> Non
                 assert "Seq Scan on trio_" not in plan, plan
 
 
+async def test_our_own_connections_know_it_from_the_start(postgresql: Shared) -> None:
+    """So that a lone write is one statement."""
+    told = sa.text("SHOW enable_seqscan")
+    for server_timeouts in (True, False):
+        async with opened(back(postgresql).engine.url, server_timeouts=server_timeouts) as client:
+            is_on = await client.store.run(
+                client.worker, lambda connection: connection.execute(told).scalar_one()
+            )
+            assert is_on == ("off" if server_timeouts else "on")
+
+
 # ---- one row ----
 
 

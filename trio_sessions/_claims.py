@@ -147,9 +147,13 @@ class Claims:
 
     # ---- deleting ----
 
-    def delete(self, session_id: str) -> Order[int]:
-        """Delete what removed sessions of this id have left; what fails is kept for later."""
-        return self._writer.give(_DeleteOrder(self, session_id))
+    def deletion(self, session_id: str) -> Order[int]:
+        """Return the order to delete what removed sessions of this id have left."""
+        return _DeleteOrder(self, session_id)
+
+    def delete(self, deletion: Order[int]) -> Order[int]:
+        """Give such an order to the writer; what fails is kept for later."""
+        return self._writer.give(deletion)
 
     def deleted(self, session_id: str, up_to: int, messages: int) -> None:
         """Take note of an answered deletion."""
@@ -158,7 +162,7 @@ class Claims:
 
     async def delete_what_is_due(self) -> None:
         """Delete what earlier deletions could not."""
-        await wait_all([self.delete(one) for one in self.departures.due()])
+        await wait_all([self.delete(self.deletion(one)) for one in self.departures.due()])
 
 
 async def wait_all(orders: Collection[Order[int]]) -> BaseException | None:

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 
 import outcome
-import trio
 
 from trio_sessions._calls import Answer
 from trio_sessions._claims import Claims, wait_all
@@ -64,28 +63,21 @@ class Leaving(Disconnecting):
         super().__init__(counters)
         self.entries = entries
         self._claims = claims
-        self._deletions: dict[Entry, Order[int]] = {}
-        self._all_parted = trio.Event()
+        self._deletions = [claims.deletion(entry.session_id) for entry in entries]
+        self._held_back = dict(zip(entries, self._deletions, strict=True))
+        """The deletions that wait for the transport."""
 
     def answered(self, entry: Entry, answer: Answer) -> None:
         """Delete the row of a session whose transport has come to its end."""
         super().answered(entry, answer)
-        self._delete(entry)
-
-    def _delete(self, entry: Entry) -> None:
-        self._deletions[entry] = self._claims.delete(entry.session_id)
-        if len(self._deletions) == len(self.entries):
-            self._all_parted.set()
+        self._claims.delete(self._held_back.pop(entry))
 
     async def finish(self) -> BaseException | None:
         """Delete the rows that are left, and wait for all; return the first error, if any."""
-        for entry in self.entries:
-            if entry not in self._deletions:  # the calls were cut off
-                self._delete(entry)
-        return await wait_all(self._deletions.values())
+        while self._held_back:  # the calls were cut off
+            self._claims.delete(self._held_back.popitem()[1])
+        return await wait_all(self._deletions)
 
     async def gone(self) -> None:
         """Wait until nothing is left of them here, or their rows are kept for the next pass."""
-        if self.entries:
-            await self._all_parted.wait()
-            await wait_all(self._deletions.values())
+        await wait_all(self._deletions)

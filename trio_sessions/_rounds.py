@@ -3,7 +3,8 @@
 A call that answers without waiting needs no task of its own, and most do. But nobody can know
 beforehand which will wait, and a call that has begun to wait cannot change its task. So it is
 the lead that changes hands: the task that *leads* goes from transport to transport, and calls
-each. When one has to wait, the task stays with that call, and another task is appointed::
+each. When one has to wait, the task stays with that call, and another task is appointed, where
+a transport is left::
 
     ask ── appoint ──> task 1: t1 t2 t3 t4┐ waits            one transport after the other
                                           └─ appoint ──> task 2: t5 t6┐ waits
@@ -12,13 +13,13 @@ each. When one has to wait, the task stays with that call, and another task is a
 
 A task stops leading in four ways:
 
-- the sequence is at its end, or the round was given up;
+- the sequence is at its end (its last call may have to wait), or the round was given up;
 - its call has to wait, and the next task was appointed;
 - the next task could not be appointed;
 - it fails, is cancelled, or its coroutine is thrown away by a loop that ends.
 
 All but the second end the leading (``_led_through``), in two places: the ``finally`` of `_lead`
-and `_appoint`. The round is settled when the leading has ended and no call waits. Whatever has
+and `_hand_on`. The round is settled when the leading has ended and no call waits. Whatever has
 no answer then is unknown. And if a leading task is lost in a way that nobody has thought of,
 `ask` has a bound of its own: it goes on once no transport was called for some seconds longer
 than one call may take. See docs/decisions/0008-edges.md.
@@ -26,6 +27,7 @@ than one call may take. See docs/decisions/0008-edges.md.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
@@ -158,7 +160,7 @@ class Round:
         self._running = running
         self._name = name
         self._entries = entries
-        self._remaining = iter(entries)
+        self._remaining = deque(entries)
         self._timeout = timeout
         self._enter = enter
         self._listener = listener
@@ -173,25 +175,21 @@ class Round:
         Cancellation: the calls are cancelled too.
         """
         try:
-            self._appoint()
-            if await self._is_led_through() and not self._settled.is_set():
-                with trio.move_on_after(self._timeout + _UNWINDING):
-                    await self._settled.wait()
+            self._hand_on()
+            called = -1
+            # If nobody was called meanwhile, whoever leads is lost.
+            while not self._led_through.is_set() and called != self._called:
+                called = self._called
+                with trio.move_on_after(self._timeout + _PATIENCE) as bound:
+                    await self._led_through.wait()
+                    if not self._settled.is_set():
+                        bound.deadline = trio.current_time() + self._timeout + _UNWINDING
+                        await self._settled.wait()
         finally:
             self._give_up()
         if self._escaping is not None:
             raise self._escaping
         return self._answers
-
-    async def _is_led_through(self) -> bool:
-        """Wait until nobody leads; False: whoever does has not called anybody for too long."""
-        called = -1
-        while called != self._called:
-            called = self._called
-            with trio.move_on_after(self._timeout + _PATIENCE):
-                await self._led_through.wait()
-                return True
-        return False
 
     def _give_up(self) -> None:
         """Cancel what still waits, and answer for whatever has not answered."""
@@ -206,15 +204,18 @@ class Round:
 
     # ---- leading ----
 
-    def _appoint(self) -> None:
-        """Let a new task lead."""
+    def _hand_on(self) -> None:
+        """Appoint a new task to lead, if a transport is left."""
         self._leader = None
-        try:
-            self._host.start(self._lead)
-        except Exception as exc:  # noqa: BLE001 -- the answer of whoever was not called
-            self._failure = exc
-            self._end_leading()
-            self._notice_end()
+        if self._remaining:
+            try:
+                self._host.start(self._lead)
+            except Exception as exc:  # noqa: BLE001 -- the answer of whoever was not called
+                self._failure = exc
+            else:
+                return
+        self._end_leading()
+        self._notice_end()
 
     @trio.lowlevel.enable_ki_protection
     async def _lead(self) -> None:
@@ -238,12 +239,13 @@ class Round:
     async def _call_each(self, scope: Scope) -> None:
         """Call transports until one had to wait, in which case another task leads by now."""
         slice_end = time.perf_counter() + _SLICE
-        for entry in self._remaining:
+        while self._remaining:
             if time.perf_counter() > slice_end:
                 await self._host.checkpoint()
                 slice_end = time.perf_counter() + _SLICE
             if self._given_up or self._process is not this_process():  # a fork: not ours to call
                 break
+            entry = self._remaining.popleft()
             self._called += 1
             if (entry, self._name) in self._running:
                 self._answer(entry, outcome.Error(self._late(entry)))
@@ -259,7 +261,7 @@ class Round:
             waited = True
             self._host.limit(scope, self._timeout)
             self._waiting[entry] = self._running[entry, self._name] = scope
-            self._appoint()
+            self._hand_on()
 
         try:
             coroutine = call_of(entry.transport, self._name, self._enter)

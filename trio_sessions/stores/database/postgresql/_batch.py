@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.postgresql._claims import CLAIMS, DELETIONS
+from trio_sessions.stores.database.postgresql._connections import USES_INDEXES
 from trio_sessions.stores.database.postgresql._errors import (
     LOCK_NOT_AVAILABLE,
     PROGRAM_LIMIT_EXCEEDED,
@@ -42,8 +43,9 @@ from trio_sessions.writes import Answer, Batch, Claim, Committed, Write
 
 __all__ = ["Commit"]
 
-# For this transaction. Else a plan is made, and kept, while the tables are almost empty, that reads
-# them whole for each id; until the next ANALYZE, whatever they have grown to.
+# Else a plan is made, and kept, while the tables are almost empty, that reads them whole for each
+# id; until the next ANALYZE, whatever they have grown to. Our own connections are told when they
+# connect, others for each transaction.
 _USE_INDEXES = "SELECT set_config('enable_seqscan', 'off', true)"
 
 _KINDS = (CLAIMS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS)
@@ -121,9 +123,11 @@ class Commit:
         replaces: bool,
         rings: bool = True,
     ) -> Sequence[Any]:
-        statements = [_USE_INDEXES, _statement(self._names, kinds, rings=rings)]
+        statements = [_statement(self._names, kinds, rings=rings)]
         if replaces:
-            statements.insert(1, _lock_what_has_ended(self._names))
+            statements.insert(0, _lock_what_has_ended(self._names))
+        if not connection.get_execution_options().get(USES_INDEXES):
+            statements.insert(0, _USE_INDEXES)
         return in_one_round_trip(connection, statements, parameters)
 
     def _say_whose_lock_it_is(self, connection: sa.Connection) -> None:

@@ -14,7 +14,17 @@ from sqlalchemy.exc import DisconnectionError
 from trio_sessions.errors import MissingDependency
 from trio_sessions.stores.database._database import Timeouts
 
-__all__ = ["Shutdown", "create_engine", "engine_options", "import_driver", "transaction"]
+__all__ = [
+    "USES_INDEXES",
+    "Shutdown",
+    "create_engine",
+    "engine_options",
+    "import_driver",
+    "transaction",
+]
+
+USES_INDEXES = "trio_sessions_uses_indexes"
+"""An execution option: the connection was told so when it connected."""
 
 _ONLY_WHEN_ASKED = 1_000_000_000  # executions until psycopg prepares a statement by itself
 
@@ -74,6 +84,7 @@ def create_engine(url: sa.URL, pool_size: int, timeouts: Timeouts) -> sa.Engine:
         pool_reset_on_return=None,  # nothing to roll back in autocommit
         hide_parameters=True,
         connect_args=_connect_args(url, timeouts),
+        execution_options={USES_INDEXES: timeouts.server_timeouts},
     )
 
     @sa.event.listens_for(engine, "checkout")
@@ -108,7 +119,8 @@ def _connect_args(url: sa.URL, timeouts: Timeouts) -> dict[str, Any]:
         own = (
             f"-c statement_timeout={milliseconds * 4 // 5} "
             f"-c lock_timeout={int(timeouts.lock_timeout * 1000)} "
-            f"-c idle_in_transaction_session_timeout={milliseconds}"
+            f"-c idle_in_transaction_session_timeout={milliseconds} "
+            "-c enable_seqscan=off"  # see `_batch`
         )
         arguments["options"] = f"{own} {url.query.get('options', '')}".strip()
     return arguments

@@ -9,7 +9,8 @@ it must be behind a PgBouncer in transaction mode.
 
 The transaction has a COMMIT of its own. Else what fails at the commit (a full queue of
 notifications, a deferred constraint) would be told in the place of the sync's answer: psycopg
-takes it for that, loses the error, and cannot leave the pipeline.
+takes it for that, loses the error, and cannot leave the pipeline. A lone statement that is
+prepared already needs neither.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 __all__ = ["in_one_round_trip"]
+
+_PREPARED = "trio_sessions_prepared"
 
 
 def in_one_round_trip(
@@ -33,17 +36,23 @@ def in_one_round_trip(
     from psycopg.rows import namedtuple_row
 
     driver: Any = connection.connection.dbapi_connection
+    prepared: set[str] = connection.info.setdefault(_PREPARED, set())
     *first, last = statements
     cursor = driver.cursor(row_factory=namedtuple_row)
     try:
-        with driver.pipeline():
-            if driver.autocommit:  # else whoever has the connection commits
-                driver.execute("BEGIN")
-            for statement in first:
-                driver.execute(statement, parameters, prepare=True)
+        if not first and last in prepared:
             cursor.execute(last, parameters, prepare=True)
-            if driver.autocommit:
-                driver.execute("COMMIT")
+        else:
+            with driver.pipeline():
+                if driver.autocommit:  # else whoever has the connection commits
+                    driver.execute("BEGIN")
+                for statement in first:
+                    driver.execute(statement, parameters, prepare=True)
+                cursor.execute(last, parameters, prepare=True)
+                if driver.autocommit:
+                    driver.execute("COMMIT")
+            if driver.prepare_threshold is not None:
+                prepared.add(last)
         rows: Sequence[Any] = cursor.fetchall()  # not before: asking costs a round trip
     except psycopg.Error as exc:
         _roll_back(driver)
