@@ -1,7 +1,6 @@
 """The benchmarks run to their end. What they measure is nobody's test."""
 
 import math
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from unmeasured import unmeasured_environment
 
 ROOT = Path(__file__).parent.parent
 COLUMNS_OF_RATIOS = {
@@ -45,7 +45,7 @@ def test_the_quick_benchmarks_print_every_table(postgresql_url: sa.URL) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick"],
         cwd=ROOT,
-        env={**os.environ, "TRIO_SESSIONS_TEST_POSTGRESQL_URL": url},
+        env={**unmeasured_environment(), "TRIO_SESSIONS_TEST_POSTGRESQL_URL": url},
         capture_output=True,
         text=True,
         check=False,

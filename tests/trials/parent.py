@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unmeasured import unmeasured_environment
+
 __all__ = ["Tally", "make_trials"]
 
 _TESTS = Path(__file__).parent.parent
@@ -73,7 +75,7 @@ def _run_child(tally: Tally, first: int, count: int) -> None:
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(
             [sys.executable, "-m", "trials", tally.host, tally.kind, str(first), str(count)],
-            env={**os.environ, "PYTHONPATH": path},
+            env={**unmeasured_environment(), "PYTHONPATH": path},
             cwd=_TESTS.parent,
             stdout=subprocess.PIPE,
             stderr=said,
