@@ -69,5 +69,6 @@ def run_on(host: str, main: Main) -> None:
 def _close(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.close()
-    except (RuntimeError, ValueError, OSError) as exc:  # it believes that it runs, or is half gone
+    # It believes that it runs, or parts of it are gone.
+    except (RuntimeError, ValueError, OSError, AttributeError) as exc:
         raise HalfClosed from exc
