@@ -238,8 +238,10 @@ def test_a_requests_variables_end_with_the_request(run: Run) -> None:
 # ---- processes ----
 
 PROGRAM = """
-import asyncio, multiprocessing, sys
+import asyncio, logging, multiprocessing, sys
 from trio_sessions.aio import SessionRegistry
+
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # a slow machine is no news
 
 class Connection:
     async def is_connected(self): return True
