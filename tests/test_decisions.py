@@ -34,16 +34,21 @@ def test_only_a_plain_false_is_disconnected() -> None:
         assert isinstance(judge_connection(answer), TypeError)
 
 
-@given(asked=st.sets(ids), held=st.sets(ids), unknown=st.sets(ids))
-def test_exactly_what_is_absent_from_the_answer_is_missing(
-    asked: set[str], held: set[str], unknown: set[str]
+@given(asked=st.sets(ids), held=st.sets(ids), taken_over=st.sets(ids), unknown=st.sets(ids))
+def test_exactly_what_is_absent_from_the_answer_is_gone(
+    asked: set[str], held: set[str], taken_over: set[str], unknown: set[str]
 ) -> None:
-    """Held, missing and unknown share the sessions among them."""
+    """There, unknown, taken over and gone share the sessions among them."""
     error = OSError()
-    answers = RowAnswers(held=frozenset(held), unknown=dict.fromkeys(unknown - held, error))
+    answers = RowAnswers(
+        held=frozenset(held),
+        taken_over=frozenset(taken_over - held - unknown),
+        unknown=dict.fromkeys(unknown - held, error),
+    )
     verdict = judge_rows([entry(session_id) for session_id in asked], answers)
-    assert {e.session_id for e in verdict.held} == asked & held
-    assert {e.session_id for e in verdict.missing} == asked - held - unknown
+    assert {e.session_id for e in verdict.there} == asked & held
+    assert {e.session_id for e in verdict.taken_over} == (asked & taken_over) - held - unknown
+    assert {e.session_id for e in verdict.gone} == asked - held - taken_over - unknown
 
 
 def test_a_row_is_judged_only_if_it_was_once_confirmed() -> None:
