@@ -51,6 +51,16 @@ def test_exactly_what_is_absent_from_the_answer_is_gone(
     assert {e.session_id for e in verdict.gone} == asked - held - taken_over - unknown
 
 
+def test_who_was_lost_to_a_newer_holder_has_a_mark() -> None:
+    """That it is gone by now is no riddle: the newer holder has ended it."""
+    lost, confirmed = entry("lost"), entry("confirmed")
+    for one, how in ((lost, Outcome.LOST), (confirmed, Outcome.KEPT)):
+        one.claim()
+        one.confirm(claimed(how))
+    verdict = judge_rows([lost, confirmed], RowAnswers(held=frozenset()))
+    assert (verdict.taken_over, verdict.gone) == ([lost], [confirmed])
+
+
 def test_a_row_is_judged_only_if_it_was_once_confirmed() -> None:
     """Unwritten: to be written. Being written: left alone. Lost: asked for again."""
     leases = Leases()

@@ -79,7 +79,7 @@ class RowVerdict:
 
     there: list[Entry]
     taken_over: list[Entry]
-    """The row is another worker's."""
+    """The row is another worker's, or was when that one won the session: a mark."""
     gone: list[Entry]
     """There is no row, and nothing says why."""
     unknown: Mapping[str, Exception]

@@ -181,7 +181,7 @@ def _log(report: CleanupReport) -> None:
             report.expired,
         )
     if logger.isEnabledFor(logging.DEBUG):
-        for what in ("disconnected", "missing", "restored"):
+        for what in ("disconnected", "missing", "restored", "held"):
             for session_id in getattr(report, what):
                 logger.debug("%s: session %s", what, fingerprint(session_id))
     for what, failures in (

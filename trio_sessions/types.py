@@ -106,7 +106,7 @@ class CleanupReport:
     restored: tuple[str, ...]
     """Rows written now that no earlier attempt had confirmed."""
     taken_over: tuple[str, ...] = ()
-    """Those of ``missing`` that another worker holds now, as their rows say."""
+    """Those of ``missing`` that another worker holds now, or held when it won the session."""
     held: tuple[str, ...] = ()
     """Kept by the brake: missing in this pass, and asked for again in the next one."""
     check_failures: Mapping[str, Exception] = field(default_factory=dict)
