@@ -34,16 +34,31 @@ def test_only_a_plain_false_is_disconnected() -> None:
         assert isinstance(judge_connection(answer), TypeError)
 
 
-@given(asked=st.sets(ids), held=st.sets(ids), unknown=st.sets(ids))
-def test_exactly_what_is_absent_from_the_answer_is_missing(
-    asked: set[str], held: set[str], unknown: set[str]
+@given(asked=st.sets(ids), held=st.sets(ids), taken_over=st.sets(ids), unknown=st.sets(ids))
+def test_exactly_what_is_absent_from_the_answer_is_gone(
+    asked: set[str], held: set[str], taken_over: set[str], unknown: set[str]
 ) -> None:
-    """Held, missing and unknown share the sessions among them."""
+    """There, unknown, taken over and gone share the sessions among them."""
     error = OSError()
-    answers = RowAnswers(held=frozenset(held), unknown=dict.fromkeys(unknown - held, error))
+    answers = RowAnswers(
+        held=frozenset(held),
+        taken_over=frozenset(taken_over - held - unknown),
+        unknown=dict.fromkeys(unknown - held, error),
+    )
     verdict = judge_rows([entry(session_id) for session_id in asked], answers)
-    assert {e.session_id for e in verdict.held} == asked & held
-    assert {e.session_id for e in verdict.missing} == asked - held - unknown
+    assert {e.session_id for e in verdict.there} == asked & held
+    assert {e.session_id for e in verdict.taken_over} == (asked & taken_over) - held - unknown
+    assert {e.session_id for e in verdict.gone} == asked - held - taken_over - unknown
+
+
+def test_who_was_lost_to_a_newer_holder_has_a_mark() -> None:
+    """That it is gone by now is no riddle: the newer holder has ended it."""
+    lost, confirmed = entry("lost"), entry("confirmed")
+    for one, how in ((lost, Outcome.LOST), (confirmed, Outcome.KEPT)):
+        one.claim()
+        one.confirm(claimed(how))
+    verdict = judge_rows([lost, confirmed], RowAnswers(held=frozenset()))
+    assert (verdict.taken_over, verdict.gone) == ([lost], [confirmed])
 
 
 def test_a_row_is_judged_only_if_it_was_once_confirmed() -> None:

@@ -202,6 +202,8 @@ def test_a_report_has_its_fields() -> None:
         "disconnected",
         "missing",
         "restored",
+        "taken_over",
+        "held",
         "check_failures",
         "refresh_failures",
         "expired",

@@ -48,6 +48,27 @@ def test_a_bad_count_is_refused_by_name(name: str, value: Any, error: type[Excep
         open_registry(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (-0.1, ValueError),
+        (1.1, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (10**400, ValueError),
+        ("0.5", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+    ],
+)
+def test_a_bad_share_is_refused_by_name(value: Any, error: type[Exception]) -> None:
+    """A share is a number from 0.0 to 1.0, both included, and neither is a bool."""
+    with pytest.raises(error, match="mass_missing_brake"):
+        open_registry(mass_missing_brake=value)
+    for allowed in (0, 0.0, 0.25, 1, 1.0):
+        open_registry(mass_missing_brake=allowed)
+
+
 def test_an_interval_longer_than_half_the_ttl_is_refused() -> None:
     """The message says what to do; exactly half is allowed."""
     with pytest.raises(ValueError, match=r"cleanup_interval \(31 s\).*session_ttl \(60 s\).*lower"):

@@ -55,6 +55,18 @@ class BelievesEverything(MemoryStore):
         return RowAnswers(held=frozenset(session_ids))
 
 
+class TellsNoTakeoverFromAbsence(MemoryStore):
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        answers = await super().refresh(worker, session_ids)
+        return RowAnswers(held=answers.held)
+
+
+class TakesAbsenceForTakeover(MemoryStore):
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        held = (await super().refresh(worker, session_ids)).held
+        return RowAnswers(held=held, taken_over=frozenset(session_ids) - held)
+
+
 class Changes(MemoryStore):
     """Carries out other writes than it was asked for."""
 
@@ -171,7 +183,10 @@ class DoesNotWait(MemoryStore):
 
 
 MUTANTS = [
-    (BelievesEverything, "what_is_not_there_is_in_neither_answer"),
+    (BelievesEverything, "what_is_not_there_is_in_no_field"),
+    (TellsNoTakeoverFromAbsence, "what_is_not_there_is_in_no_field"),
+    (TellsNoTakeoverFromAbsence, "a_row_belongs_to_one_incarnation"),
+    (TakesAbsenceForTakeover, "what_is_not_there_is_in_no_field"),
     (BelievesEverything, "the_newest_claim_takes_over"),
     (changing(Claim, age=0.0), "an_older_claim_does_not_take_over"),
     (changing(Claim, age=0.0), "a_claim_says_what_it_found"),

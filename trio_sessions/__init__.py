@@ -12,6 +12,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _house                   the parts of one registry, put together
     _passes                  when a pass runs
     _cleanup | _pacing       what a pass decides and does
+    _brake | _portions       masses that are missing at once; how much is asked for at once
     _sessions                what has to happen when a session comes or goes
     _leaving                 sessions on their way out
     _messages | _owners      their messages, one room; what is said of them
@@ -34,6 +35,7 @@ from trio_sessions.errors import (
     InvalidSessionId,
     MessageTooLarge,
     MissingDependency,
+    OperationTooLong,
     RegistryClosed,
     RowUnavailable,
     SessionNotFound,
@@ -49,6 +51,7 @@ __all__ = [
     "InvalidSessionId",
     "MessageTooLarge",
     "MissingDependency",
+    "OperationTooLong",
     "RegistryClosed",
     "RegistryStatistics",
     "RowUnavailable",

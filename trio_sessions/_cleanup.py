@@ -16,16 +16,18 @@ from typing import assert_never
 import outcome
 import trio
 
+from trio_sessions._brake import Brake, Decision
 from trio_sessions._calls import Answer, TransportCalls
 from trio_sessions._claims import Claims
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._portions import Portions
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
-from trio_sessions.errors import RowUnavailable, SessionsError
+from trio_sessions.errors import OperationTooLong, RowUnavailable, SessionsError
 from trio_sessions.types import CleanupReport, RowAnswers
 
 __all__ = ["Leases", "Pass", "judge_claims", "judge_connection", "judge_rows"]
@@ -75,38 +77,48 @@ class Leases:
 class RowVerdict:
     """What a committed answer means for the sessions of one chunk."""
 
-    held: list[Entry]
-    missing: list[Entry]
+    there: list[Entry]
+    taken_over: list[Entry]
+    """The row is another worker's, or was when that one won the session: a mark."""
+    gone: list[Entry]
+    """There is no row, and nothing says why."""
     unknown: Mapping[str, Exception]
 
 
 def judge_rows(entries: Iterable[Entry], answers: RowAnswers) -> RowVerdict:
-    """Absent from a committed answer is missing; unknown is unknown."""
-    held, missing = [], []
+    """Absent from a committed answer is gone; unknown is unknown.
+
+    A session that was lost to a newer holder is taken over, though that one may be gone by now.
+    """
+    there, taken_over, gone = list[Entry](), list[Entry](), list[Entry]()
     for entry in entries:
         if entry.session_id in answers.held:
-            held.append(entry)
-        elif entry.session_id not in answers.unknown:
-            missing.append(entry)
-    return RowVerdict(held=held, missing=missing, unknown=answers.unknown)
+            there.append(entry)
+        elif entry.session_id in answers.unknown:
+            continue
+        elif entry.session_id in answers.taken_over or entry.row is Row.LOST:
+            taken_over.append(entry)
+        else:
+            gone.append(entry)
+    return RowVerdict(there=there, taken_over=taken_over, gone=gone, unknown=answers.unknown)
 
 
 def judge_claims(entries: Iterable[Entry]) -> RowVerdict:
-    """Judge by how each claim was answered: lost to a newer holder is missing."""
-    held, missing = [], []
+    """Judge by how each claim was answered: lost to a newer holder is taken over."""
+    there, taken_over = list[Entry](), list[Entry]()
     unknown: dict[str, Exception] = {}
     for entry in entries:
         match entry.row:
             case Row.CONFIRMED:
-                held.append(entry)
+                there.append(entry)
             case Row.LOST:
-                missing.append(entry)
+                taken_over.append(entry)
             case Row.UNWRITTEN | Row.WRITING:
                 if entry.error is not None:
                     unknown[entry.session_id] = entry.error
             case _:
                 assert_never(entry.row)
-    return RowVerdict(held=held, missing=missing, unknown=unknown)
+    return RowVerdict(there=there, taken_over=taken_over, gone=[], unknown=unknown)
 
 
 # ---- act ----
@@ -119,6 +131,8 @@ class _Tally:
     disconnected: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     restored: list[str] = field(default_factory=list)
+    taken_over: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
     check_failures: dict[str, Exception] = field(default_factory=dict)
     refresh_failures: dict[str, Exception] = field(default_factory=dict)
     expired: int = 0
@@ -136,6 +150,8 @@ class Pass:
         edge: Edge,
         claims: Claims,
         sessions: Sessions,
+        brake: Brake,
+        portions: Portions,
         counters: Counters,
         settings: Settings,
     ) -> None:
@@ -147,9 +163,12 @@ class Pass:
         self._edge = edge
         self._claims = claims
         self._sessions = sessions
+        self._brake = brake
+        self._portions = portions
         self._counters = counters
         self._settings = settings
         self._tally = _Tally()
+        self._taken_over: list[Entry] = []
         self._turn = trio.Lock()  # one chunk is judged at a time, and others run in between
         self._split_until = 0.0
 
@@ -159,7 +178,10 @@ class Pass:
         self._split_until = start + self._settings.cleanup_interval * _SPLITTING
         async with trio.open_nursery() as removals:
             leases = await self._check_connections(removals)
-            await self._refresh(leases, removals)
+            self._brake.begin()
+            await self._refresh(leases)
+            self._portions.end_pass(complete=self.database_answered)
+            await self._remove_missing(removals)
         await self._claims.delete_what_is_due()
         if self.database_answered:
             await self._sweep()
@@ -185,25 +207,25 @@ class Pass:
             await trio.lowlevel.checkpoint()
         return leases
 
-    async def _refresh(self, leases: Leases, removals: trio.Nursery) -> None:
+    async def _refresh(self, leases: Leases) -> None:
         """Refresh or write all rows: chunks at once, as many as the limiter lets through."""
-        size = self._settings.batch_size
         async with trio.open_nursery() as nursery:
-            for chunk in chunked(_sorted(leases.refresh), size):
-                nursery.start_soon(self._refresh_chunk, chunk, removals)
+            for chunk in chunked(_sorted(leases.refresh), self._portions.size):
+                nursery.start_soon(self._refresh_chunk, chunk)
                 await trio.lowlevel.checkpoint()
-            for chunk in chunked(leases.restore, size):
-                nursery.start_soon(self._restore_chunk, chunk, removals)
+            for chunk in chunked(leases.restore, self._settings.batch_size):
+                nursery.start_soon(self._restore_chunk, chunk)
                 await trio.lowlevel.checkpoint()
 
-    async def _refresh_chunk(self, chunk: Sequence[Entry], removals: trio.Nursery) -> None:
+    async def _refresh_chunk(self, chunk: Sequence[Entry]) -> None:
         answers = await self._ask(chunk)
         async with self._turn:
             verdict = judge_rows(chunk, answers)
-            self._tally.refreshed += len(verdict.held)
-            self._conclude(verdict, removals)
+            self._tally.refreshed += len(verdict.there)
+            self._brake.note(there=verdict.there, taken_over=verdict.taken_over, gone=verdict.gone)
+            self._take_note(verdict)
 
-    async def _restore_chunk(self, chunk: Sequence[Entry], removals: trio.Nursery) -> None:
+    async def _restore_chunk(self, chunk: Sequence[Entry]) -> None:
         # One that was removed, or added again, since the snapshot is left alone.
         chunk = [e for e in chunk if e.row is Row.UNWRITTEN and self._table.holds(e)]
         await self._claims.attempt(chunk)
@@ -211,32 +233,70 @@ class Pass:
             verdict = judge_claims(chunk)
             if any(not isinstance(one, RowUnavailable) for one in verdict.unknown.values()):
                 self.database_answered = False
-            self._tally.restored += [entry.session_id for entry in verdict.held]
-            self._conclude(verdict, removals)
+            self._tally.restored += [entry.session_id for entry in verdict.there]
+            self._take_note(verdict)
 
-    def _conclude(self, verdict: RowVerdict, removals: trio.Nursery) -> None:
+    def _take_note(self, verdict: RowVerdict) -> None:
         self._tally.refresh_failures.update(verdict.unknown)
-        self._end(verdict.missing, self._tally.missing, removals, moved=True)
+        self._taken_over += verdict.taken_over
+
+    async def _remove_missing(self, removals: trio.Nursery) -> None:
+        """Remove whose row is gone or another worker's, now that all chunks were answered."""
+        decision = self._brake.decide()
+        if decision.brakes:
+            self._counters.count_brake()
+            _log_brake(decision, self._settings.mass_missing_brake)
+        for part in chunked(decision.remove, _SLICE):
+            self._end(part, self._tally.missing, removals, moved=True)
+            await trio.lowlevel.checkpoint()
+        for part in chunked(self._taken_over, _SLICE):
+            self._end(part, self._tally.taken_over, removals, moved=True)
+            await trio.lowlevel.checkpoint()
+        for part in chunked(decision.hold, _SLICE):
+            self._tally.held += [one.session_id for one in part if self._table.holds(one)]
+            await trio.lowlevel.checkpoint()
 
     async def _ask(self, entries: Sequence[Entry]) -> RowAnswers:
-        """One chunk, one transaction. A row's own error splits it; any other makes it unknown."""
+        """Ask for one chunk, in one transaction.
+
+        Where the error is a row's own, or the chunk was too much for the time that it had, it is
+        split; any other makes it unknown.
+        """
         try:
             return await self._edge.refresh([entry.session_id for entry in entries])
         except RowUnavailable as exc:
             error: SessionsError = exc
-            if len(entries) > 1 and trio.current_time() < self._split_until:
-                middle = len(entries) // 2
-                left = await self._ask(entries[:middle])
-                right = await self._ask(entries[middle:])
-                return RowAnswers(
-                    held=left.held | right.held, unknown={**left.unknown, **right.unknown}
-                )
+            if self._may_split(entries):
+                return await self._ask_in_halves(entries)
             self.database_answered &= len(entries) == 1  # else for rows that may be good
+        except OperationTooLong as exc:
+            error = exc
+            if self._may_split(entries):
+                answers = await self._ask_in_halves(entries)
+                if not any(isinstance(e, OperationTooLong) for e in answers.unknown.values()):
+                    self._portions.too_much(len(entries))
+                return answers
+            if len(entries) > 1:
+                self._portions.too_much(len(entries))
+            self.database_answered = False
         except SessionsError as exc:
             error = exc
             self.database_answered = False
         return RowAnswers(
             held=frozenset(), unknown=dict.fromkeys((e.session_id for e in entries), error)
+        )
+
+    def _may_split(self, entries: Sequence[Entry]) -> bool:
+        return len(entries) > 1 and trio.current_time() < self._split_until
+
+    async def _ask_in_halves(self, entries: Sequence[Entry]) -> RowAnswers:
+        middle = len(entries) // 2
+        left = await self._ask(entries[:middle])
+        right = await self._ask(entries[middle:])
+        return RowAnswers(
+            held=left.held | right.held,
+            taken_over=left.taken_over | right.taken_over,
+            unknown={**left.unknown, **right.unknown},
         )
 
     def _end(
@@ -267,13 +327,26 @@ class Pass:
             checked=tally.checked,
             refreshed=tally.refreshed,
             disconnected=tuple(tally.disconnected),
-            missing=tuple(tally.missing),
+            missing=(*tally.missing, *tally.taken_over),
             restored=tuple(tally.restored),
+            taken_over=tuple(tally.taken_over),
+            held=tuple(tally.held),
             check_failures=dict(tally.check_failures),
             refresh_failures=dict(tally.refresh_failures),
             expired=tally.expired,
             duration=duration,
         )
+
+
+def _log_brake(decision: Decision, share: float) -> None:
+    logger.error(
+        "%d of %d rows are missing at once, which is more than mass_missing_brake (%g) allows: "
+        "their sessions are kept, and removed only if the rows are missing in the next pass, too. "
+        "Look at what has become of the table: was it truncated, restored or replaced?",
+        len(decision.hold),
+        decision.answers,
+        share,
+    )
 
 
 def _sorted(entries: Iterable[Entry]) -> list[Entry]:

@@ -14,6 +14,7 @@ class Counters:
     passes: int = 0
     failed_passes: int = 0
     incomplete_passes: int = 0
+    brakes: int = 0
     removed_disconnected: int = 0
     removed_missing: int = 0
     restored: int = 0
@@ -37,6 +38,10 @@ class Counters:
     def count_failed_pass(self) -> None:
         """Count a pass that ended in an unexpected error."""
         self.failed_passes += 1
+
+    def count_brake(self) -> None:
+        """Count a pass that holds sessions because too many are missing at once."""
+        self.brakes += 1
 
     def count_disconnect_failures(self, failures: int) -> None:
         """Count transports that did not disconnect."""

@@ -41,6 +41,7 @@ def open_registry(
     disconnect_timeout: float = 5.0,
     max_message_bytes: int = 1_048_576,
     store_timeout: float = 30.0,
+    mass_missing_brake: float = 0.5,
 ) -> AbstractAsyncContextManager[SessionRegistry]:
     """Open a registry for the length of an ``async with`` block.
 
@@ -70,6 +71,10 @@ def open_registry(
         max_message_bytes: the size of one message, encoded.
         store_timeout: seconds for one operation of the store. A store on a database
             bounds itself well below that; this is for stores that do not.
+        mass_missing_brake: a share, 0.0 to 1.0. Where more than this share of the rows that a
+            pass has an answer for, and at least ten, are newly gone without another holder,
+            their sessions are kept until the next pass, and removed only if their rows are
+            missing in that one, too. 1.0 turns it off.
 
     Raises:
         TypeError, ValueError: at the call: a setting is wrong; the message names it.
@@ -93,6 +98,7 @@ def open_registry(
         disconnect_timeout=disconnect_timeout,
         max_message_bytes=max_message_bytes,
         store_timeout=store_timeout,
+        mass_missing_brake=mass_missing_brake,
     )
     return open_with(resolve_store(store), settings)
 
@@ -111,6 +117,7 @@ async def serve_registry(
     disconnect_timeout: float = 5.0,
     max_message_bytes: int = 1_048_576,
     store_timeout: float = 30.0,
+    mass_missing_brake: float = 0.5,
     task_status: "trio.TaskStatus[SessionRegistry]" = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve a registry until cancelled: ``registry = await nursery.start(serve_registry, store)``.
@@ -133,6 +140,7 @@ async def serve_registry(
         disconnect_timeout=disconnect_timeout,
         max_message_bytes=max_message_bytes,
         store_timeout=store_timeout,
+        mass_missing_brake=mass_missing_brake,
     )
     async with opening as registry:
         task_status.started(registry)

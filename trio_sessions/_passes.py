@@ -5,6 +5,7 @@ import logging
 import trio
 
 from trio_sessions._background import Background, is_cancellation
+from trio_sessions._brake import Brake
 from trio_sessions._calls import TransportCalls
 from trio_sessions._claims import Claims
 from trio_sessions._cleanup import Pass
@@ -12,6 +13,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge
 from trio_sessions._messages import Messages
 from trio_sessions._pacing import keep_pace
+from trio_sessions._portions import Portions
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
@@ -62,6 +64,8 @@ class Passes:
         self._background = background
         self._counters = counters
         self._settings = settings
+        self._brake = Brake(settings.mass_missing_brake)
+        self._portions = Portions(settings.batch_size)
         self._running: _Running | None = None
         self._last_report: CleanupReport | None = None
         self._fleet_can_refresh = False
@@ -106,6 +110,8 @@ class Passes:
             edge=self._edge,
             claims=self._claims,
             sessions=self._sessions,
+            brake=self._brake,
+            portions=self._portions,
             counters=self._counters,
             settings=self._settings,
         )
@@ -175,7 +181,7 @@ def _log(report: CleanupReport) -> None:
             report.expired,
         )
     if logger.isEnabledFor(logging.DEBUG):
-        for what in ("disconnected", "missing", "restored"):
+        for what in ("disconnected", "missing", "restored", "held"):
             for session_id in getattr(report, what):
                 logger.debug("%s: session %s", what, fingerprint(session_id))
     for what, failures in (

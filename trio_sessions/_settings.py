@@ -29,6 +29,14 @@ def _count(name: str, value: object) -> int:
     return value
 
 
+def _share(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number from 0.0 to 1.0, not {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0.0 to 1.0 (1.0: off), not {value!r}")
+    return float(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What `open_registry` takes besides the store; each field is explained there.
@@ -48,6 +56,7 @@ class Settings:
     disconnect_timeout: float = 5.0
     max_message_bytes: int = 1_048_576
     store_timeout: float = 30.0
+    mass_missing_brake: float = 0.5
 
     def __post_init__(self) -> None:
         """Check every field; floats come out as `float`."""
@@ -62,6 +71,8 @@ class Settings:
             object.__setattr__(self, name, seconds(name, getattr(self, name)))
         for name in ("max_concurrent", "batch_size", "max_message_bytes"):
             _count(name, getattr(self, name))
+        share = _share("mass_missing_brake", self.mass_missing_brake)
+        object.__setattr__(self, "mass_missing_brake", share)
         if self.cleanup_interval > self.session_ttl / 2:
             raise ValueError(
                 f"cleanup_interval ({self.cleanup_interval:g} s) must be at most half of "

@@ -6,6 +6,7 @@ __all__ = [
     "InvalidSessionId",
     "MessageTooLarge",
     "MissingDependency",
+    "OperationTooLong",
     "RegistryClosed",
     "RowUnavailable",
     "SessionNotFound",
@@ -38,6 +39,13 @@ class RowUnavailable(StoreUnavailable):
     with a lock. It raises it from an operation on many rows when the same operation on fewer
     rows could succeed: a deadlock, a constraint or trigger that refuses a row. Whoever asked
     then asks again in halves, so that one bad row costs only itself.
+    """
+
+
+class OperationTooLong(StoreUnavailable):
+    """The store was reached, and the operation was ended because it took too long.
+
+    The same on fewer rows could succeed. The pass asks for fewer then, at once and from then on.
     """
 
 

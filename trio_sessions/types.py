@@ -105,6 +105,10 @@ class CleanupReport:
     """Removed: the database confirmed that the row is gone, or is another worker's."""
     restored: tuple[str, ...]
     """Rows written now that no earlier attempt had confirmed."""
+    taken_over: tuple[str, ...] = ()
+    """Those of ``missing`` that another worker holds now, or held when it won the session."""
+    held: tuple[str, ...] = ()
+    """Kept by the brake: missing in this pass, and asked for again in the next one."""
     check_failures: Mapping[str, Exception] = field(default_factory=dict)
     """Kept: ``is_connected()`` raised this, or timed out (`TimeoutError`)."""
     refresh_failures: Mapping[str, Exception] = field(default_factory=dict)
@@ -133,6 +137,8 @@ class RegistryStatistics:
     """Passes that ended in an unexpected error (logged with its traceback)."""
     incomplete_passes: int
     """Of ``passes``: those in which the database could not answer for every session."""
+    brakes: int
+    """Of ``passes``: those that held sessions by ``mass_missing_brake`` (logged as an error)."""
     removed_disconnected: int
     removed_missing: int
     restored: int
@@ -178,12 +184,15 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowAnswers:
-    """A store's committed answer about rows; what is in neither field is not this worker's."""
+    """A store's committed answer about rows; what is in no field has no row."""
 
     held: frozenset[str]
-    """The row is there and is this worker's."""
+    """The row is there and is this worker's, and what was asked for has been done with it."""
+    taken_over: frozenset[str] = frozenset()
+    """The row is there, and another incarnation holds it."""
     unknown: Mapping[str, Exception] = field(default_factory=dict)
-    """The store could not say for this row alone, for instance because it is locked."""
+    """The store could not say for this row alone, for instance because it is locked; or the row
+    is there and this worker's, and something kept it from being refreshed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

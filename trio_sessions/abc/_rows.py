@@ -22,8 +22,16 @@ class RowStore(Store):
         """Set ``last_accessed`` of these rows of ``worker`` to now.
 
         Returns:
-            In ``held``, the ids whose row is there and is ``worker``'s. An id in neither
-            field **is confirmed not to be**, and its session will be removed.
+            In ``held``, the ids whose row is there and is ``worker``'s. In ``taken_over``, those
+            whose row another incarnation holds; they will be removed. An id in no field
+            **is confirmed to have no row**, and its session will be removed, too.
+
+            Whether a row is there must be read, and not be concluded from what was changed: a
+            row that is there and ``worker``'s, but could not be refreshed, is ``unknown``.
+
+        Raises:
+            OperationTooLong: the operation was ended because it took too long. The registry
+                asks for fewer rows then.
         """
 
     @abc.abstractmethod

@@ -85,6 +85,7 @@ class SessionRegistry:
         disconnect_timeout: float = 5.0,
         max_message_bytes: int = 1_048_576,
         store_timeout: float = 30.0,
+        mass_missing_brake: float = 0.5,
     ) -> None:
         self._settings = Settings(
             worker_id=worker_id,
@@ -97,6 +98,7 @@ class SessionRegistry:
             disconnect_timeout=disconnect_timeout,
             max_message_bytes=max_message_bytes,
             store_timeout=store_timeout,
+            mass_missing_brake=mass_missing_brake,
         )
         self._store = resolve_store(store)
         self._service: Service | None = None

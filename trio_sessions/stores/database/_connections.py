@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from trio_sessions._process import keep_for_ever, this_process
 from trio_sessions.abc import Worker
-from trio_sessions.errors import RowUnavailable, StoreUnavailable
+from trio_sessions.errors import OperationTooLong, RowUnavailable, StoreUnavailable
 from trio_sessions.stores.database._database import Database, Timeouts
 from trio_sessions.stores.database._errors import first_line, hide_values
 from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
@@ -260,8 +260,9 @@ class Connections:
 
     def _translated(self, exc: DBAPIError | PoolTimeout, *, was_cut: bool) -> StoreUnavailable:
         where = f"the database {masked(self._url)}"
+        is_too_long = isinstance(exc, DBAPIError) and self._database.is_too_long(exc)
         if was_cut:
-            return StoreUnavailable(
+            return (OperationTooLong if is_too_long else StoreUnavailable)(
                 f"{where} did not answer within operation_timeout "
                 f"({self._timeouts.operation_timeout:g} s), so its connection was cut off"
             )
@@ -270,6 +271,8 @@ class Connections:
         reason = f"{type(exc.orig).__name__}: {first_line(exc.orig)}"
         if self._database.is_row_error(exc):
             return RowUnavailable(f"{where} refused a row: {reason}")
+        if is_too_long:
+            return OperationTooLong(f"{where} ended an operation that took too long: {reason}")
         return StoreUnavailable(f"{where} failed: {reason}")
 
 

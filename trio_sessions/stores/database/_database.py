@@ -111,6 +111,8 @@ class Database:
     """Return what can end an operation of a driver's connection."""
     is_row_error: Callable[[DBAPIError], bool]
     """Say whether an error is that of single rows, so that fewer rows could succeed."""
+    is_too_long: Callable[[DBAPIError], bool]
+    """Say whether the database has ended the operation because it took too long."""
 
     clock: Clock
     has_time_zones: bool = False

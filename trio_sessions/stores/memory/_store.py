@@ -122,7 +122,10 @@ class MemoryStore(SessionStore):
         own = self._rows.own(worker, session_ids)
         for _, row in own:
             row.last_accessed = now
-        return await self._answer(RowAnswers(held=frozenset(session_id for session_id, _ in own)))
+        held = frozenset(session_id for session_id, _ in own)
+        return await self._answer(
+            RowAnswers(held=held, taken_over=frozenset(session_ids) & self._rows.keys() - held)
+        )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> int:
         """Delete all rows of this incarnation; see `SessionStore.delete_all`."""

@@ -31,13 +31,14 @@ async def what_was_written_is_held_and_refreshed(make_store: MakeStore) -> None:
             assert await a.holds("s", "t")
 
 
-async def what_is_not_there_is_in_neither_answer(make_store: MakeStore) -> None:
-    """Absent from a committed answer is how a store says "gone"."""
+async def what_is_not_there_is_in_no_field(make_store: MakeStore) -> None:
+    """Absent from a committed answer is how a store says "gone", and not "taken over"."""
     async with opened(make_store, "a", "b") as (a, b):
         await a.claim("s")
         await b.claim("theirs")
         answers = await a.store.refresh(a.worker, ["s", "nobody", "theirs"])
         assert answers.held == {"s"}
+        assert answers.taken_over == {"theirs"}
         assert not answers.unknown
         assert await a.store.locate(a.worker, "nobody") is None
 
@@ -54,7 +55,9 @@ async def a_row_belongs_to_one_incarnation(make_store: MakeStore) -> None:
     """Neither another worker nor a restart under the same name refreshes or deletes it."""
     async with opened(make_store, "a", "a") as (a, restarted):
         await a.claim("s")
-        assert not (await restarted.store.refresh(restarted.worker, ["s"])).held
+        answers = await restarted.store.refresh(restarted.worker, ["s"])
+        assert not answers.held
+        assert answers.taken_over == {"s"}
         assert await restarted.write(Delete(session_id="s", up_to=1_000)) == 0
         assert await restarted.store.delete_all(restarted.worker, limit=10) == 0
         assert await a.holds("s")
@@ -136,7 +139,7 @@ async def every_operation_is_a_checkpoint(make_store: MakeStore) -> None:
 
 row_checks: tuple[Check, ...] = (
     what_was_written_is_held_and_refreshed,
-    what_is_not_there_is_in_neither_answer,
+    what_is_not_there_is_in_no_field,
     nothing_asked_is_nothing_done,
     a_row_belongs_to_one_incarnation,
     leaving_is_bounded_and_may_be_repeated,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 
 from trio_sessions.abc import Worker
+from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._questions import identity, own
 from trio_sessions.stores.database._schema import Tables
@@ -28,7 +29,7 @@ class Lease:
         row, message, fleet = tables.sessions.c, tables.messages.c, tables.fleet.c
         mine = sa.and_(grammar.among(row.session_id), own(tables))
         self._update = sa.update(tables.sessions).where(mine).values(last_accessed=now())
-        self._held = sa.select(row.session_id).where(mine)
+        self._there = sa.select(row.session_id, own(tables)).where(grammar.among(row.session_id))
         self._some = (
             sa.select(row.session_id)
             .where(own(tables))
@@ -47,11 +48,51 @@ class Lease:
         self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str]
     ) -> RowAnswers:
         """Refresh rows."""
-        parameters = {**identity(worker), "session_ids": self._grammar.encode_ids(session_ids)}
+        asked = frozenset(session_ids)
         with self._grammar.transaction(connection):
-            connection.execute(self._update, parameters)
-            held = connection.execute(self._held, parameters)
-            return RowAnswers(held=frozenset(held.scalars()))
+            updated = self._update_rows(connection, worker, session_ids)
+            if updated == len(asked):
+                return RowAnswers(held=asked)
+            # What is there is read: an UPDATE may touch nothing where a trigger is in its way.
+            parameters = {**identity(worker), "session_ids": self._grammar.encode_ids(session_ids)}
+            rows = connection.execute(self._there, parameters).all()
+            there: dict[str, bool] = {row.session_id: row[1] for row in rows}
+            own = sorted(session_id for session_id, is_own in there.items() if is_own)
+            kept_from_it = set(self._find_not_updated(connection, worker, own, updated))
+            return RowAnswers(
+                held=frozenset(own) - kept_from_it,
+                taken_over=frozenset(there).difference(own),
+                unknown=dict.fromkeys(kept_from_it, _not_updated()),
+            )
+
+    def _update_rows(
+        self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str]
+    ) -> int:
+        parameters = {**identity(worker), "session_ids": self._grammar.encode_ids(session_ids)}
+        return connection.execute(self._update, parameters).rowcount
+
+    def _find_not_updated(
+        self, connection: sa.Connection, worker: Worker, own: Sequence[str], updated: int
+    ) -> Sequence[str]:
+        """Return those of the rows held that an UPDATE does not touch, found by halving.
+
+        Args:
+            connection: in the transaction in which they were seen.
+            worker: who holds them.
+            own: the rows.
+            updated: how many of them it has touched.
+        """
+        if updated == len(own):
+            return ()
+        if not updated:
+            return own
+        middle = len(own) // 2
+        halves = own[:middle], own[middle:]
+        left = self._update_rows(connection, worker, halves[0])
+        return [
+            *self._find_not_updated(connection, worker, halves[0], left),
+            *self._find_not_updated(connection, worker, halves[1], updated - left),
+        ]
 
     def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
         """Delete some rows of this incarnation."""
@@ -83,3 +124,11 @@ class Lease:
         messages = connection.execute(self._delete_messages, parameters).rowcount
         connection.execute(self._delete, parameters)
         return messages
+
+
+def _not_updated() -> RowUnavailable:
+    """Return the answer for a row that is there and was not refreshed."""
+    return RowUnavailable(
+        "the row is there and was not updated: look for a trigger on UPDATE of the sessions' "
+        "table that ignores it"
+    )

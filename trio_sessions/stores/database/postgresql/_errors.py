@@ -11,6 +11,7 @@ __all__ = [
     "LOCK_NOT_AVAILABLE",
     "PROGRAM_LIMIT_EXCEEDED",
     "is_row_error",
+    "is_too_long",
     "locks_are_of_the_table",
     "sqlstate",
 ]
@@ -22,6 +23,7 @@ _ROW_ERRORS = ("22", "23", "40", "44", "55P03", "P0")
 
 LOCK_NOT_AVAILABLE = "55P03"
 PROGRAM_LIMIT_EXCEEDED = "54000"
+_QUERY_CANCELED = "57014"
 
 
 def sqlstate(error: DBAPIError) -> str:
@@ -32,6 +34,11 @@ def sqlstate(error: DBAPIError) -> str:
 def is_row_error(error: DBAPIError) -> bool:
     """Say whether the error is that of single rows, so that fewer rows could succeed."""
     return sqlstate(error).startswith(_ROW_ERRORS)
+
+
+def is_too_long(error: DBAPIError) -> bool:
+    """Say whether the server has ended a statement, as it does at ``statement_timeout``."""
+    return sqlstate(error) == _QUERY_CANCELED
 
 
 @contextlib.contextmanager

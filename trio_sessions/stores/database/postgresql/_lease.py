@@ -8,6 +8,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from trio_sessions.abc import Worker
+from trio_sessions.errors import RowUnavailable, StoreUnavailable
 from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._questions import identity, own
 from trio_sessions.stores.database._schema import Tables
@@ -28,6 +29,8 @@ from trio_sessions.types import RowAnswers, Swept
 
 __all__ = ["Lease"]
 
+_ASKED = sa.select(each_id().label("session_id")).cte("asked")
+
 
 class Lease:
     """Refreshes, deletes and sweeps the rows of one set of tables."""
@@ -37,13 +40,19 @@ class Lease:
         row = tables.sessions.c
         self._own = own(tables)
         mine = sa.and_(among(row.session_id), self._own)
-        self._refresh = self._refresh_and_name_the_missing(mine)
+        self._refresh = self._refresh_and_name_the_others(mine)
         self._refresh_free = self._refresh_what_is_not_locked(mine)
         some = sa.select(row.session_id).where(self._own)
         some = some.limit(sa.bindparam("limit", type_=sa.Integer))
         # Twice "own": a row that is taken over meanwhile is looked at again in its new form.
         self._delete_all = sa.delete(tables.sessions).where(row.session_id.in_(some), self._own)
         self._sweep = self._vouch_and_sweep()
+        self._hides_rows = (
+            f"row level security of the table {tables.sessions.name} applies to the role of the "
+            "connection, and a row that it hides cannot be told from one that is gone: connect as "
+            "the table's owner or a role with BYPASSRLS, or ALTER TABLE "
+            f"{tables.sessions.name} DISABLE ROW LEVEL SECURITY"
+        )
 
     # ---- operations ----
 
@@ -53,17 +62,29 @@ class Lease:
         """Refresh rows."""
         parameters = {**identity(worker), "session_ids": encode_ids(session_ids)}
         try:
-            missing = connection.execute(self._refresh, parameters).scalars()
-            return RowAnswers(held=frozenset(session_ids).difference(missing))
+            others = connection.execute(self._refresh, parameters).all()
         except DBAPIError as exc:
             if sqlstate(exc) != LOCK_NOT_AVAILABLE:
                 raise
-        # Somebody holds a row: refresh the others, and say which it is.
-        with locks_are_of_the_table():
-            answers = connection.execute(self._refresh_free, parameters).all()
+            # Somebody holds a row: refresh the others, and say which it is.
+            with locks_are_of_the_table():
+                others = connection.execute(self._refresh_free, parameters).all()
+        return self._judge(session_ids, others)
+
+    def _judge(self, session_ids: Sequence[str], others: Sequence[Any]) -> RowAnswers:
+        """Return what the rows say of which the statement has told that they were not updated."""
+        taken_over, unknown = set[str](), dict[str, Exception]()
+        for session_id, is_own, is_locked, is_hidden in others:
+            if is_own is None and is_hidden:
+                raise StoreUnavailable(self._hides_rows)
+            if is_own:
+                unknown[session_id] = locked() if is_locked else _not_updated()
+            elif is_own is not None:
+                taken_over.add(session_id)
         return RowAnswers(
-            held=frozenset(session_id for session_id, done in answers if done),
-            unknown={session_id: locked() for session_id, done in answers if not done},
+            held=frozenset(session_ids).difference(other.session_id for other in others),
+            taken_over=frozenset(taken_over),
+            unknown=unknown,
         )
 
     def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
@@ -81,40 +102,55 @@ class Lease:
 
     # ---- statements ----
 
-    def _refresh_and_name_the_missing(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
-        """Return what is absent: as a rule nothing, so that there is nothing to fetch."""
-        asked = sa.select(each_id().label("session_id")).cte("asked")
-        done = (
-            sa.update(self._tables.sessions)
-            .where(mine)
-            .values(last_accessed=now())
-            .returning(self._tables.sessions.c.session_id)
-            .cte("done")
-        )
-        return (
-            sa.select(asked.c.session_id)
-            .select_from(asked.outerjoin(done, asked.c.session_id == done.c.session_id))
-            .where(done.c.session_id.is_(None))
-        )
+    def _refresh_and_name_the_others(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        """Return what was not updated: as a rule nothing, so that there is nothing to fetch."""
+        return self._name_those_not_in(self._update(mine), is_locked=sa.false())
 
     def _refresh_what_is_not_locked(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
         row = self._tables.sessions.c
-        present = sa.select(row.session_id).where(mine).cte("present")
         free = (
             sa.select(row.session_id)
             .where(mine)
             .with_for_update(key_share=True, skip_locked=True)
             .cte("free")
         )
-        done = (
+        done = self._update(row.session_id == free.c.session_id)
+        is_free = sa.exists().where(free.c.session_id == _ASKED.c.session_id)
+        return self._name_those_not_in(done, is_locked=~is_free)
+
+    def _update(self, which: sa.ColumnElement[bool]) -> sa.CTE:
+        return (
             sa.update(self._tables.sessions)
-            .where(row.session_id == free.c.session_id)
+            .where(which)
             .values(last_accessed=now())
-            .returning(row.session_id)
+            .returning(self._tables.sessions.c.session_id)
             .cte("done")
         )
-        return sa.select(present.c.session_id, done.c.session_id.is_not(None)).select_from(
-            present.outerjoin(done, present.c.session_id == done.c.session_id)
+
+    def _name_those_not_in(
+        self, done: sa.CTE, *, is_locked: sa.ColumnElement[bool]
+    ) -> sa.Select[Any]:
+        """Return what was not updated, with what the statement's snapshot says of it.
+
+        The snapshot is that of the whole statement, so a row is there, or is not, as it was
+        before the UPDATE: one that was changed under it, or that a trigger has spared, is there.
+        No row is looked up that was updated.
+        """
+        sessions = self._tables.sessions
+        is_own = (
+            sa.select(self._own)
+            .where(sessions.c.session_id == _ASKED.c.session_id)
+            .scalar_subquery()
+        )
+        return (
+            sa.select(
+                _ASKED.c.session_id,
+                is_own.label("is_own"),
+                is_locked.label("is_locked"),
+                sa.func.row_security_active(sa.literal(sessions.name, sa.Text)).label("is_hidden"),
+            )
+            .select_from(_ASKED.outerjoin(done, _ASKED.c.session_id == done.c.session_id))
+            .where(done.c.session_id.is_(None))
         )
 
     def _vouch_and_sweep(self) -> sa.Select[Any]:
@@ -152,3 +188,11 @@ class Lease:
             sa.select(sa.func.count()).select_from(dropped).scalar_subquery()
             + with_them.scalar_subquery(),
         )
+
+
+def _not_updated() -> RowUnavailable:
+    """Return the answer for a row that is there and was not refreshed."""
+    return RowUnavailable(
+        "the row is there and was not updated: another transaction has changed it at the same "
+        "moment, or a trigger on UPDATE of the sessions' table returns NULL"
+    )

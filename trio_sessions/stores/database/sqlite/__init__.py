@@ -19,6 +19,7 @@ from trio_sessions.stores.database.sqlite._connections import (
     create_engine,
     engine_options,
     is_row_error,
+    is_too_long,
     transaction,
 )
 from trio_sessions.stores.database.sqlite._files import has_closed, opens
@@ -66,6 +67,7 @@ DATABASE = Database(
     engine_options=engine_options,
     cutter=Interrupt,
     is_row_error=is_row_error,
+    is_too_long=is_too_long,
     clock=CLOCK,
     has_partial_indexes=True,
     message_id=sa.Integer(),  # it numbers rows by itself only in a column of exactly this type

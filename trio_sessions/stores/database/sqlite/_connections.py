@@ -12,7 +12,14 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores.database._database import Timeouts
 
-__all__ = ["Interrupt", "create_engine", "engine_options", "is_row_error", "transaction"]
+__all__ = [
+    "Interrupt",
+    "create_engine",
+    "engine_options",
+    "is_row_error",
+    "is_too_long",
+    "transaction",
+]
 
 _TURN = "trio_sessions_turn"
 _WAIT_FOR_TURN = 10.0  # seconds; as long as a whole operation may take by default
@@ -36,6 +43,11 @@ class Interrupt:
 def is_row_error(error: DBAPIError) -> bool:
     """Say whether the error is that of single rows."""
     return isinstance(error, IntegrityError | DataError)
+
+
+def is_too_long(error: DBAPIError) -> bool:
+    """Say whether a statement was interrupted: there is no network that could have been silent."""
+    return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
 
 
 def engine_options() -> Mapping[str, Any]:
