@@ -1,7 +1,4 @@
-"""`SessionRegistry` for programs on asyncio: the same methods, as coroutines.
-
-Over 400 lines, because it is the public surface: most of them are docstrings.
-"""
+"""`SessionRegistry` for asyncio: the same methods, as coroutines. Most lines are docstrings."""
 
 import asyncio
 import logging
@@ -51,8 +48,7 @@ class SessionRegistry:
     `shutdown`, or ``async with``, begin and end it on the running loop, which may be
     asyncio's own, uvloop's, or one of trio-asyncio.
 
-    Calls about one session are begun in the order in which they were made, and what they write
-    is written in that order.
+    Calls about one session are begun, and what they write is written, in the order of the calls.
 
     Every ``async`` method here is a coroutine function of **asyncio**, to be awaited on
     that loop, and raises what the same method of `trio_sessions.SessionRegistry` does. Methods
