@@ -133,6 +133,7 @@ class DatabaseStore(SessionStore):
         return Connections(self._database, self._url, self._given_engine, self, ended)
 
     def _prepare_tables(self, connection: sa.Connection) -> None:
+        self._operations.check(connection, may_create=self._create_tables)
         check_tables(
             connection,
             self._tables,

@@ -8,6 +8,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from trio_sessions.abc import Worker
+from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._questions import identity, own
 from trio_sessions.stores.database._schema import Tables
@@ -29,6 +30,20 @@ from trio_sessions.types import RowAnswers, Swept
 __all__ = ["Lease"]
 
 
+def _missing(absent: Sequence[Any]) -> frozenset[str]:
+    """Return the ids that have no row.
+
+    Raises:
+        StoreUnavailable: there may be one that this role is not shown.
+    """
+    if any(answer.hides_rows for answer in absent):
+        raise StoreUnavailable(
+            "PostgreSQL: row level security hides rows of the sessions' table from the role: ALTER "
+            "TABLE ... DISABLE ROW LEVEL SECURITY, or ALTER ROLE ... BYPASSRLS"
+        )
+    return frozenset(answer.session_id for answer in absent)
+
+
 class Lease:
     """Refreshes, deletes and sweeps the rows of one set of tables."""
 
@@ -36,6 +51,7 @@ class Lease:
         self._tables = tables
         row = tables.sessions.c
         self._own = own(tables)
+        self._hides_rows = sa.func.row_security_active(tables.sessions.name).label("hides_rows")
         mine = sa.and_(among(row.session_id), self._own)
         self._refresh = self._refresh_and_name_the_missing(mine)
         self._refresh_free = self._refresh_what_is_not_locked(mine)
@@ -53,17 +69,19 @@ class Lease:
         """Refresh rows."""
         parameters = {**identity(worker), "session_ids": encode_ids(session_ids)}
         try:
-            missing = connection.execute(self._refresh, parameters).scalars()
-            return RowAnswers(held=frozenset(session_ids).difference(missing))
+            absent = connection.execute(self._refresh, parameters).all()
+            return RowAnswers(held=frozenset(session_ids).difference(_missing(absent)))
         except DBAPIError as exc:
             if sqlstate(exc) != LOCK_NOT_AVAILABLE:
                 raise
         # Somebody holds a row: refresh the others, and say which it is.
         with locks_are_of_the_table():
             answers = connection.execute(self._refresh_free, parameters).all()
+        missing = _missing([answer for answer in answers if not answer.present])
+        done = frozenset(answer.session_id for answer in answers if answer.done)
         return RowAnswers(
-            held=frozenset(session_id for session_id, done in answers if done),
-            unknown={session_id: locked() for session_id, done in answers if not done},
+            held=done,
+            unknown={one: locked() for one in frozenset(session_ids).difference(done, missing)},
         )
 
     def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
@@ -92,13 +110,14 @@ class Lease:
             .cte("done")
         )
         return (
-            sa.select(asked.c.session_id)
+            sa.select(asked.c.session_id, self._hides_rows)
             .select_from(asked.outerjoin(done, asked.c.session_id == done.c.session_id))
             .where(done.c.session_id.is_(None))
         )
 
     def _refresh_what_is_not_locked(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
         row = self._tables.sessions.c
+        asked = sa.select(each_id().label("session_id")).cte("asked")
         present = sa.select(row.session_id).where(mine).cte("present")
         free = (
             sa.select(row.session_id)
@@ -113,8 +132,15 @@ class Lease:
             .returning(row.session_id)
             .cte("done")
         )
-        return sa.select(present.c.session_id, done.c.session_id.is_not(None)).select_from(
-            present.outerjoin(done, present.c.session_id == done.c.session_id)
+        return sa.select(
+            asked.c.session_id,
+            present.c.session_id.is_not(None).label("present"),
+            done.c.session_id.is_not(None).label("done"),
+            self._hides_rows,
+        ).select_from(
+            asked.outerjoin(present, asked.c.session_id == present.c.session_id).outerjoin(
+                done, asked.c.session_id == done.c.session_id
+            )
         )
 
     def _vouch_and_sweep(self) -> sa.Select[Any]:
