@@ -1,12 +1,14 @@
 """What an opening finds: rights, schemas and columns with which a store would go wrong later."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from proxy import Proxy
-from servers import make_role
+from servers import make_database, make_role, run_sql
 from test_database_schema import Database, columns_of, open_and_add
 from test_postgresql_sessions import schema
 
@@ -111,6 +113,39 @@ async def test_tables_that_the_role_may_not_create(postgresql_schema: sa.URL) ->
         assert database.tables() == {}
         database.execute(f"GRANT CREATE ON SCHEMA {name} TO {url.username}")
         await open_and_add(DatabaseStore(url))
+
+
+def statements_of(document: str, *, of: str) -> list[str]:
+    """Return the statements of the SQL of a document that begins with one of these words."""
+    text = (Path(__file__).parent.parent / document).read_text()
+    blocks = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    return [
+        " ".join(one.split())
+        for block in blocks
+        if block.startswith(of)
+        for one in block.split(";")
+        if one.strip()
+    ]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_the_rights_that_the_document_says(postgresql_url: sa.URL, *, by_hand: bool) -> None:
+    """They are enough, for tables that the store creates and for tables of migrations."""
+    document = "docs/howto/rights.md"
+    [make, *may_create] = statements_of(document, of="CREATE SCHEMA")
+    with make_database(postgresql_url) as url, make_role(url) as role:
+        name = role.username
+        assert name is not None
+        run_sql(url, make)
+        if by_hand:
+            owner = sa.create_engine(url.update_query_dict({"options": "-csearch_path=sessions"}))
+            metadata().create_all(owner)
+            owner.dispose()
+            granted = [*statements_of(document, of="GRANT"), may_create[-1]]
+        else:
+            granted = may_create
+        run_sql(url, *(re.sub(r"\bgateway\b", name, one) for one in granted))
+        await open_and_add(DatabaseStore(role, create_tables=not by_hand))
 
 
 async def test_a_right_that_is_revoked_later(server: Database, role: sa.URL) -> None:

@@ -178,6 +178,23 @@ async def test_what_cannot_be_told_is_a_condition_of_opening(
     given.dispose()
 
 
+@pytest.mark.parametrize(("settings", "warned"), [("", True), ("-c lock_timeout=3s", False)])
+async def test_timeouts_that_nobody_has_set(
+    postgresql_schema: sa.URL, caplog: pytest.LogCaptureFixture, settings: str, *, warned: bool
+) -> None:
+    """Opening warns once, and names the ALTER ROLE; our own connections have theirs."""
+    timeouts = f"{settings} -c statement_timeout=8s" if settings else ""
+    options = f"{postgresql_schema.query['options']} {timeouts}"
+    engine = sa.create_engine(postgresql_schema.update_query_dict({"options": options}))
+    for store in DatabaseStore(postgresql_schema), DatabaseStore(engine):
+        async with open_registry(store):
+            pass
+    warnings = [one for one in caplog.messages if "ALTER ROLE" in one]
+    assert len(warnings) == warned
+    assert all("no statement_timeout and no lock_timeout" in one for one in warnings)
+    engine.dispose()
+
+
 # ---- an engine that was handed in ----
 
 

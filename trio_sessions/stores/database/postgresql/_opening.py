@@ -21,6 +21,8 @@ logger = logging.getLogger("trio_sessions.rows")
 
 _RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
+_BOUNDS = {"statement_timeout": "8s", "lock_timeout": "3s"}  # as ours are by default
+
 _CARRY_EVERY_ID = ("UTF8", "SQL_ASCII")
 
 # A row for each table, in their order. What an identity column counts by needs no right.
@@ -33,6 +35,10 @@ _LOOK = sa.text("""
         current_setting('client_encoding') AS client_encoding,
         current_setting('server_encoding') AS server_encoding,
         current_setting('transaction_isolation') AS isolation,
+        ARRAY(
+            SELECT setting FROM unnest(ARRAY['statement_timeout', 'lock_timeout']) AS setting
+            WHERE current_setting(setting) = '0'
+        ) AS unbounded,
         CAST(tables.relnamespace AS regnamespace) || '.' || quote_ident(tables.relname)
             AS full_name,
         ARRAY(
@@ -94,6 +100,16 @@ def _check_session(session: Any) -> None:
                 f"{must_be!r}: ALTER ROLE {session.role} IN DATABASE {session.database} SET "
                 f"{setting} = '{must_be}'; connections that are open already stay as they are"
             )
+    if session.unbounded:
+        logger.warning(
+            "no %s on this connection: the server goes on with what the store has cut off: %s; or "
+            "give them to your engine",
+            " and no ".join(session.unbounded),
+            "; ".join(
+                f"ALTER ROLE {session.role} SET {name} = '{_BOUNDS[name]}'"
+                for name in session.unbounded
+            ),
+        )
     if session.server_encoding not in _CARRY_EVERY_ID:
         logger.warning(
             "database %s has the encoding %s, which cannot carry every session id: other workers "
