@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
-from servers import make_database, make_role, run_sql
+from proxy import Proxy
+from servers import make_database, make_role, make_standby, run_sql
 
 from trio_sessions import RowUnavailable, StoreSchemaError, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
@@ -284,6 +285,37 @@ async def test_connections_to_a_server_that_takes_no_writes(
                     while (await sender.cleanup()).refresh_failures:
                         await trio.sleep(0.05)
                     await sender.broadcast("s0", "rung")
+                    assert await anext(inbox) == "rung"
+        given.dispose()
+
+
+@pytest.mark.parametrize("engine", [False, True])
+async def test_an_old_primary_that_comes_back_as_a_standby(
+    postgresql_schema: sa.URL, proxy: Proxy, *, engine: bool
+) -> None:
+    """The address follows later; whoever is on the standby by then moves on at once."""
+    with make_standby(postgresql_schema) as standby:
+        given = sa.create_engine(proxy.url)
+        a_store = DatabaseStore(given if engine else proxy.url)
+        async with open_registry(a_store) as a, open_registry(postgresql_schema) as b:
+            await a.add_session("s", FakeTransport())
+            async with a.open_inbox("s") as inbox:
+                await until(lambda: bool(listeners(postgresql_schema)))
+                proxy.lead_to(standby)
+                proxy.cut()
+                await until(lambda: not listeners(postgresql_schema))
+                with trio.fail_after(BELL):
+                    error = ""
+                    while "read-only" not in error:
+                        report = await a.cleanup()
+                        assert report.missing == ()
+                        error = str(report.refresh_failures.get("s"))
+                proxy.lead_to(postgresql_schema)
+                report = await a.cleanup()
+                assert (report.refreshed, report.missing) == (1, ())
+                await until(lambda: bool(listeners(postgresql_schema)))
+                await b.broadcast("s", "rung")
+                with trio.fail_after(BELL):
                     assert await anext(inbox) == "rung"
         given.dispose()
 
