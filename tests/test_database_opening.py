@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import trio
 from proxy import Proxy
 from servers import make_database, make_role, run_sql
 from test_database_schema import Database, columns_of, open_and_add
@@ -312,3 +313,18 @@ async def test_an_opening_asks_all_of_it_by_one_statement(proxy: Proxy) -> None:
     async with open_registry(DatabaseStore(proxy.url)):
         pass
     assert len([one for one in proxy.round_trips if "row_security_active" in one]) == 1
+
+
+async def test_an_opening_that_is_cut_off_while_it_creates_the_tables(proxy: Proxy) -> None:
+    """It is an outage like any other."""
+
+    async def fall_silent() -> None:
+        await proxy.wait_until(lambda: "pg_advisory_xact_lock" in "".join(proxy.round_trips))
+        proxy.fall_silent()
+
+    store = DatabaseStore(proxy.url, operation_timeout=2, lock_timeout=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fall_silent)
+        with pytest.raises(StoreUnavailable, match="cut off"):
+            async with open_registry(store):
+                raise AssertionError("it opened")

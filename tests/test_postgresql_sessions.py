@@ -289,6 +289,23 @@ async def test_connections_to_a_server_that_takes_no_writes(
         given.dispose()
 
 
+async def test_a_server_that_shuts_down(postgresql_url: sa.URL) -> None:
+    """The first that is told throws away all connections of an engine that was handed in."""
+    with make_database(postgresql_url) as url:
+        engine = sa.create_engine(url, pool_size=8)
+        store = DatabaseStore(engine)
+        async with open_registry(store, batch_size=1) as registry:
+            for number in range(4):
+                await registry.add_session(f"s{number}", FakeTransport())
+            fill_pool(store, 4)
+            end_connections(url, but=set())
+            await registry.add_session("new", FakeTransport())
+            assert registry.statistics().unconfirmed == 1
+            report = await registry.cleanup()
+            assert (report.refreshed, report.restored) == (4, ("new",))
+        engine.dispose()
+
+
 @pytest.mark.parametrize("engine", [False, True])
 async def test_an_old_primary_that_comes_back_as_a_standby(
     postgresql_schema: sa.URL, proxy: Proxy, *, engine: bool

@@ -275,12 +275,10 @@ class Connections:
                 self._database.settle(connection)
             yield
         except DBAPIError as exc:
-            if connection.invalidated:  # SQLAlchemy has seen to it
-                pass
-            elif self._database.leads_astray(exc):
+            # What SQLAlchemy has found lost itself, it has seen to.
+            is_useless = exc.connection_invalidated or self._database.leads_astray(exc)
+            if is_useless and not connection.invalidated:
                 _invalidate_pool(connection)
-            elif exc.connection_invalidated:
-                connection.invalidate(exc)
             raise
 
     def _cut_what_was_taken(self) -> None:

@@ -31,7 +31,7 @@ def in_one_round_trip(
 
     Raises:
         DBAPIError: as SQLAlchemy would; nothing was committed, or it is not known. A connection
-            that was lost is left to whoever has taken it from the pool.
+            that was lost is thrown away by whoever has taken it from the pool.
     """
     import psycopg
     from psycopg.rows import namedtuple_row
