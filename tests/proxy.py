@@ -93,6 +93,10 @@ class Proxy:
         for scope in self._open:
             scope.cancel()
 
+    def lead_to(self, server: sa.URL) -> None:
+        """Lead those who connect from now on to another server, as an address that moves."""
+        self._server = server
+
     async def refuse(self) -> None:
         """Cut every connection and refuse new ones."""
         assert self._listener is not None

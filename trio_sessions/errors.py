@@ -59,7 +59,12 @@ class StoreInUse(StoreUnavailable, RuntimeError):
 
 
 class StoreSchemaError(SessionsError):
-    """The database has tables of our names that are not our tables; nothing was altered."""
+    """The database is not as the store needs it; nothing was altered.
+
+    It has tables of our names that are not our tables, or in which two ids may be one; or the role
+    lacks a right, is not shown all rows, or has a setting under which the store would go wrong.
+    The message names it, and says what to do.
+    """
 
 
 class SessionNotFound(SessionsError, LookupError):

@@ -6,7 +6,7 @@ each run, and after a fork (see `trio_sessions.stores._one_run`).
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -80,6 +80,8 @@ class Connections:
         """As many as an engine that was handed in has connections."""
         self._question_places: trio.CapacityLimiter | None = None
         """Fewer of them."""
+        self._taken: dict[sa.Connection, Any] = {}
+        """Those beside the pool, with the driver's own."""
         self._running = 0
         self._idle = trio.Event()
         if given is not None:
@@ -169,7 +171,9 @@ class Connections:
 
     async def take(self, worker: Worker, prepare: Callable[[sa.Connection], Any]) -> sa.Connection:
         """Connect beside the pool; whoever takes the connection gives it to `give_back`."""
-        return await self._guarded(worker, partial(self._detached, prepare))
+        connection = await self._guarded(worker, partial(self._detached, prepare))
+        self._taken[connection] = connection.connection.dbapi_connection
+        return connection
 
     async def run_on(
         self, worker: Worker, connection: sa.Connection, work: Callable[[sa.Connection], T]
@@ -184,6 +188,7 @@ class Connections:
 
     async def give_back(self, worker: Worker, connection: sa.Connection) -> None:
         """Close a connection that was taken, however broken it is."""
+        self._taken.pop(connection, None)
         operation = self._operation()
         with contextlib.suppress(DBAPIError, Withdrawn):  # it is gone, which is what is wanted
             await operation.run(partial(_close, connection, operation), worker.limiter)
@@ -205,6 +210,8 @@ class Connections:
                 f"{self._patience():g} s, and nothing has been sent"
             ) from None
         except (DBAPIError, PoolTimeout) as exc:
+            if isinstance(exc, DBAPIError) and self._database.leads_astray(exc):
+                self._cut_what_was_taken()
             hide_values(exc)
             raise self._translated(exc, was_cut=operation.state is State.CUT) from exc
         except StoreUnavailable as exc:  # by the dialect
@@ -243,8 +250,9 @@ class Connections:
         connection = self._connect()
         try:
             operation.hold(connection.connection.dbapi_connection)
-            connection.detach()
-            prepare(connection)
+            with self._told(connection):
+                connection.detach()
+                prepare(connection)
         except BaseException:
             connection.close()
             raise
@@ -254,9 +262,31 @@ class Connections:
         with self._connect() as connection:
             operation.hold(connection.connection.dbapi_connection)
             try:
-                return work(connection)
+                with self._told(connection):
+                    return work(connection)
             finally:
                 operation.release()
+
+    @contextlib.contextmanager
+    def _told(self, connection: sa.Connection) -> Iterator[None]:
+        """Tell a connection what it must be; throw it away if it was lost or leads astray."""
+        try:
+            if self._given is not None:
+                self._database.settle(connection)
+            yield
+        except DBAPIError as exc:
+            # What SQLAlchemy has found lost itself, it has seen to.
+            is_useless = exc.connection_invalidated or self._database.leads_astray(exc)
+            if is_useless and not connection.invalidated:
+                _invalidate_pool(connection)
+            raise
+
+    def _cut_what_was_taken(self) -> None:
+        """Let whoever waits on a connection beside the pool connect anew, too."""
+        for driver in self._taken.values():
+            cutter = self._database.cutter(driver)
+            cutter.cut()
+            cutter.close()
 
     def _translated(self, exc: DBAPIError | PoolTimeout, *, was_cut: bool) -> StoreUnavailable:
         where = f"the database {masked(self._url)}"
@@ -273,7 +303,8 @@ class Connections:
             return RowUnavailable(f"{where} refused a row: {reason}")
         if is_too_long:
             return OperationTooLong(f"{where} ended an operation that took too long: {reason}")
-        return StoreUnavailable(f"{where} failed: {reason}")
+        advice = self._database.advice(exc)
+        return StoreUnavailable(f"{where} failed: {reason}" + (f" ({advice})" if advice else ""))
 
 
 def _close(connection: sa.Connection, operation: Operation) -> None:
@@ -288,6 +319,18 @@ def _close(connection: sa.Connection, operation: Operation) -> None:
     finally:
         operation.release()
         driver.close()  # SQLAlchemy leaves it open if it was detached and has broken
+
+
+def _invalidate_pool(connection: sa.Connection) -> None:
+    """Let every connection of its pool that there is now be replaced before its next use.
+
+    That is what SQLAlchemy does when it finds that one was closed; nothing is sent.
+    """
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    driver.close()
+    with contextlib.suppress(DBAPIError):
+        connection.exec_driver_sql("SELECT 1")
 
 
 def _places(given: sa.Engine | None, *, spare: int) -> trio.CapacityLimiter | None:

@@ -24,7 +24,7 @@ from trio_sessions.writes import Batch, Committed
 if TYPE_CHECKING:
     from trio_sessions.stores.database._schema import Tables
 
-__all__ = ["Clock", "Cutter", "Database", "Operations", "Timeouts", "find", "known"]
+__all__ = ["CheckOpening", "Clock", "Cutter", "Database", "Operations", "Timeouts", "find", "known"]
 
 
 class Timeouts(Protocol):
@@ -65,6 +65,17 @@ class OpenBell(Protocol):
         ...
 
 
+class CheckOpening(Protocol):
+    """Looks at what tables alone do not show, before a store opens."""
+
+    def __call__(self, connection: sa.Connection, *, may_create: bool) -> None:
+        """Raise `StoreSchemaError` unless session, rights and ids are what they must be.
+
+        ``may_create``: missing tables are to be created.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operations:
     """What is asked of one set of tables.
@@ -72,6 +83,7 @@ class Operations:
     Each gets a connection in autocommit mode, and is one transaction on it.
     """
 
+    check: CheckOpening
     create_tables: Callable[[sa.Connection], None]
     """Create what is missing; harmless when several workers do it at once."""
     commit: Callable[[sa.Connection, Worker, Batch, Callable[[], float]], Committed]
@@ -113,6 +125,13 @@ class Database:
     """Say whether an error is that of single rows, so that fewer rows could succeed."""
     is_too_long: Callable[[DBAPIError], bool]
     """Say whether the database has ended the operation because it took too long."""
+
+    leads_astray: Callable[[DBAPIError], bool] = lambda _: False
+    """Say whether an error means that every connection may lead to the wrong server."""
+    advice: Callable[[DBAPIError], str] = lambda _: ""
+    """Say what to do about an error, if it does not say so itself."""
+    settle: Callable[[sa.Connection], None] = lambda _: None
+    """Tell a connection of an engine that was handed in what it must be, where it is not."""
 
     clock: Clock
     has_time_zones: bool = False

@@ -161,8 +161,12 @@ def _check_columns(inspector: sa.Inspector, table: sa.Table, *, has_time_zones: 
             )
         fault = _fault(column.type, found[column.name]["type"], has_time_zones=has_time_zones)
         if fault is not None:
+            is_now, must_be = (
+                _spelled(one, inspector) for one in (found[column.name]["type"], column.type)
+            )
             raise StoreSchemaError(
-                f"column {column.name!r} of table {table.name!r} {fault}: {hint}"
+                f"column {column.name!r} of table {table.name!r} is {is_now} and must be "
+                f"{must_be}: it {fault}; {hint}"
             )
     for name, theirs in found.items():
         filled = theirs["default"] is not None or "identity" in theirs or "computed" in theirs
@@ -177,6 +181,10 @@ def _check_columns(inspector: sa.Inspector, table: sa.Table, *, has_time_zones: 
         raise StoreSchemaError(
             f"column {expected_key[0]!r} is not the primary key of table {table.name!r}: {hint}"
         )
+
+
+def _spelled(column_type: _Type, inspector: sa.Inspector) -> str:
+    return column_type.compile(dialect=inspector.dialect)
 
 
 def _fault(ours: _Type, theirs: _Type, *, has_time_zones: bool) -> str | None:

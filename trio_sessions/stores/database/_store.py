@@ -38,7 +38,9 @@ class DatabaseStore(SessionStore):
     Args:
         url_or_engine: a database URL, or an engine of yours: it is used with its own
             pool and connection settings, and never disposed; only in a forked process its
-            pool is replaced. Only these settings bound how long a thread may wait for a
+            pool is replaced. On PostgreSQL its connections must be READ COMMITTED by default,
+            and get ``SET client_encoding TO 'UTF8'`` where that is another one; nothing else is
+            set on them. Only these settings bound how long a thread may wait for a
             connection, so give it a ``connect_timeout``, and to its pings
             (``pool_pre_ping``) a ``tcp_user_timeout``. No more operations run at a time
             than its pool keeps connections, and but for two of them no questions; its overflow
@@ -60,7 +62,8 @@ class DatabaseStore(SessionStore):
             once for all its sessions.
         server_timeouts: send the timeouts as ``options`` when connecting to PostgreSQL, and
             prepare statements. PgBouncer does not take the former, and loses the latter:
-            set it to False behind one.
+            set it to False behind one. With the timeouts go ``row_security`` and the
+            isolation; without them opening looks whether they are what they must be.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
@@ -112,6 +115,8 @@ class DatabaseStore(SessionStore):
         """Connect, check the tables, create missing ones; see `SessionStore.open`.
 
         Raises:
+            StoreSchemaError: the tables, the role's rights or its settings are not what they
+                must be.
             StoreInUse: another Trio run has it open.
         """
         connections = self._opened.join(worker)
@@ -133,6 +138,7 @@ class DatabaseStore(SessionStore):
         return Connections(self._database, self._url, self._given_engine, self, ended)
 
     def _prepare_tables(self, connection: sa.Connection) -> None:
+        self._operations.check(connection, may_create=self._create_tables)
         check_tables(
             connection,
             self._tables,

@@ -20,12 +20,19 @@ from trio_sessions.stores.database.postgresql._connections import (
     create_engine,
     engine_options,
     import_driver,
+    speak_utf8,
     transaction,
 )
-from trio_sessions.stores.database.postgresql._errors import is_row_error, is_too_long
+from trio_sessions.stores.database.postgresql._errors import (
+    advice,
+    is_row_error,
+    is_too_long,
+    leads_astray,
+)
 from trio_sessions.stores.database.postgresql._fetch import Fetch
 from trio_sessions.stores.database.postgresql._kinds import Names
 from trio_sessions.stores.database.postgresql._lease import Lease
+from trio_sessions.stores.database.postgresql._opening import check_opening
 from trio_sessions.stores.database.postgresql._words import CLOCK
 
 __all__ = ["DATABASE"]
@@ -51,6 +58,7 @@ def _operations(tables: Tables) -> Operations:
         return listen(source, worker, f"{names.channels}{worker.incarnation}")
 
     return Operations(
+        check=check_opening(tables),
         create_tables=create_tables,
         commit=Commit(tables),
         refresh=lease.refresh,
@@ -73,6 +81,9 @@ DATABASE = Database(
     cutter=Shutdown,
     is_row_error=is_row_error,
     is_too_long=is_too_long,
+    leads_astray=leads_astray,
+    advice=advice,
+    settle=speak_utf8,
     clock=CLOCK,
     has_time_zones=True,
     has_partial_indexes=True,

@@ -1,4 +1,8 @@
-"""Connections to a server, each wait of theirs bounded."""
+"""Connections to a server, each wait of theirs bounded, and told what they are.
+
+What a role or a database has as its defaults is not inherited where the promise rests on it; see
+docs/decisions/0010-evidence.md.
+"""
 
 import contextlib
 import importlib
@@ -20,11 +24,16 @@ __all__ = [
     "create_engine",
     "engine_options",
     "import_driver",
+    "speak_utf8",
     "transaction",
 ]
 
 USES_INDEXES = "trio_sessions_uses_indexes"
 """An execution option: the connection was told so when it connected."""
+
+# Row level security hides rows in silence, unless one insists on seeing all: then it is an error.
+# A stricter isolation looks at an old snapshot, and fails where ours is to see who came first.
+_MUST_BE = r"-c row_security=off -c default_transaction_isolation=read\ committed"
 
 _ONLY_WHEN_ASKED = 1_000_000_000  # executions until psycopg prepares a statement by itself
 
@@ -101,7 +110,7 @@ def create_engine(url: sa.URL, pool_size: int, timeouts: Timeouts) -> sa.Engine:
 def _connect_args(url: sa.URL, timeouts: Timeouts) -> dict[str, Any]:
     """Bound every wait: connecting, statements, locks, and a network that falls silent.
 
-    What the URL says itself is left as it is.
+    What the URL says itself is left as it is, but for what a session must be.
     """
     milliseconds = int(timeouts.operation_timeout * 1000)
     arguments: dict[str, Any] = {
@@ -113,6 +122,7 @@ def _connect_args(url: sa.URL, timeouts: Timeouts) -> dict[str, Any]:
         "tcp_user_timeout": milliseconds,
     }
     arguments = {name: value for name, value in arguments.items() if name not in url.query}
+    arguments["client_encoding"] = "UTF8"  # any id; PgBouncer keeps it for each client
     arguments["prepare_threshold"] = None  # as PgBouncer needs it; see `_pipeline`
     if timeouts.server_timeouts:
         arguments["prepare_threshold"] = _ONLY_WHEN_ASKED
@@ -122,8 +132,18 @@ def _connect_args(url: sa.URL, timeouts: Timeouts) -> dict[str, Any]:
             f"-c idle_in_transaction_session_timeout={milliseconds} "
             "-c enable_seqscan=off"  # see `_batch`
         )
-        arguments["options"] = f"{own} {url.query.get('options', '')}".strip()
+        arguments["options"] = f"{own} {url.query.get('options', '')} {_MUST_BE}"
     return arguments
+
+
+def speak_utf8(connection: sa.Connection) -> None:
+    """Tell a connection of somebody's engine its encoding, unless it is UTF-8 already.
+
+    The driver knows without asking. To its owner text stays what it was.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if driver.pgconn.parameter_status(b"client_encoding") != b"UTF8":
+        connection.exec_driver_sql("SET client_encoding TO 'UTF8'")
 
 
 @contextlib.contextmanager
@@ -133,6 +153,7 @@ def transaction(connection: sa.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        connection.exec_driver_sql("ROLLBACK")
+        if not connection.invalidated:
+            connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")

@@ -10,8 +10,10 @@ from trio_sessions.errors import StoreUnavailable
 __all__ = [
     "LOCK_NOT_AVAILABLE",
     "PROGRAM_LIMIT_EXCEEDED",
+    "advice",
     "is_row_error",
     "is_too_long",
+    "leads_astray",
     "locks_are_of_the_table",
     "sqlstate",
 ]
@@ -20,6 +22,9 @@ __all__ = [
 # serialization, WITH CHECK OPTION, a lock that was not to be had, an error raised by a trigger.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ROW_ERRORS = ("22", "23", "40", "44", "55P03", "P0")
+
+# A server that takes no writes, as a standby does, and one that goes, has crashed or only comes.
+_ASTRAY = ("25006", "57P01", "57P02", "57P03")
 
 LOCK_NOT_AVAILABLE = "55P03"
 PROGRAM_LIMIT_EXCEEDED = "54000"
@@ -39,6 +44,28 @@ def is_row_error(error: DBAPIError) -> bool:
 def is_too_long(error: DBAPIError) -> bool:
     """Say whether the server has ended a statement, as it does at ``statement_timeout``."""
     return sqlstate(error) == _QUERY_CANCELED
+
+
+def leads_astray(error: DBAPIError) -> bool:
+    """Say whether the connection leads to a server that is not, or no more, the right one."""
+    return sqlstate(error) in _ASTRAY
+
+
+def advice(error: DBAPIError) -> str:
+    """Say what to do about an error, where the server's own words leave that open."""
+    match sqlstate(error):
+        case "25006":
+            return (
+                "this server takes no writes, as a standby does; all connections to it were thrown "
+                "away, and the next operation connects anew"
+            )
+        case "42501":
+            return (
+                "the role lacks a right, or row level security hides rows from it: GRANT SELECT, "
+                "INSERT, UPDATE, DELETE on the tables and USAGE on the messages' sequence; ALTER "
+                "TABLE ... DISABLE ROW LEVEL SECURITY, or ALTER ROLE ... BYPASSRLS"
+            )
+    return ""
 
 
 @contextlib.contextmanager

@@ -85,7 +85,13 @@ async def listen(source: BellSource, worker: Worker, channel: str) -> AsyncItera
 
     Its name is of our own letters and digits: a prefix that was checked, and hexadecimals.
     """
-    connection = await source.take(worker, lambda one: one.exec_driver_sql(f'LISTEN "{channel}"'))
+
+    def prepare(connection: sa.Connection) -> None:
+        both = f'SHOW transaction_read_only; LISTEN "{channel}"'  # in one round trip
+        if connection.exec_driver_sql(both).scalar_one() != "off":
+            raise StoreUnavailable("PostgreSQL: this server takes no writes, so nobody rings there")
+
+    connection = await source.take(worker, prepare)
     try:
         yield _Listening(source, worker, connection)
     finally:

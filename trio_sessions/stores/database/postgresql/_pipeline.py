@@ -30,7 +30,8 @@ def in_one_round_trip(
     """Execute statements with the same parameters; return the rows of the last one.
 
     Raises:
-        DBAPIError: as SQLAlchemy would; nothing was committed, or it is not known.
+        DBAPIError: as SQLAlchemy would; nothing was committed, or it is not known. A connection
+            that was lost is thrown away by whoever has taken it from the pool.
     """
     import psycopg
     from psycopg.rows import namedtuple_row
@@ -56,16 +57,13 @@ def in_one_round_trip(
         rows: Sequence[Any] = cursor.fetchall()  # not before: asking costs a round trip
     except psycopg.Error as exc:
         _roll_back(driver)
-        is_lost = bool(driver.closed)
-        if is_lost:
-            connection.invalidate(exc)
         error = DBAPIError.instance(
             last,
             None,
             exc,
             psycopg.Error,
             hide_parameters=True,
-            connection_invalidated=is_lost,
+            connection_invalidated=bool(driver.closed),
             dialect=connection.dialect,
         )
         raise error from exc

@@ -23,6 +23,7 @@ from trio_sessions.stores.database.sqlite._connections import (
     transaction,
 )
 from trio_sessions.stores.database.sqlite._files import has_closed, opens
+from trio_sessions.stores.database.sqlite._opening import check_opening
 from trio_sessions.stores.database.sqlite._words import CLOCK, among, check, encode_ids
 
 __all__ = ["DATABASE"]
@@ -46,6 +47,7 @@ def _operations(tables: Tables) -> Operations:
 
     lease, questions = Lease(tables, _GRAMMAR), Questions(tables)
     return Operations(
+        check=check_opening(tables),
         create_tables=create_tables,
         commit=Commit(tables, _GRAMMAR),
         refresh=lease.refresh,

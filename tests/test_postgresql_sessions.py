@@ -1,0 +1,356 @@
+"""What a session of PostgreSQL is told, whatever the database and the role would have it be."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import trio
+from proxy import Proxy
+from servers import make_database, make_role, make_standby, run_sql
+
+from trio_sessions import RowUnavailable, StoreSchemaError, open_registry
+from trio_sessions.stores.database import DatabaseStore, metadata
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+
+BELL = 10.0  # seconds; a look without a bell comes after a minute
+
+
+async def receive_from_elsewhere(a: DatabaseStore, b: DatabaseStore, session_id: str) -> None:
+    """Send a message from one worker to a session of another, whose bell must ring."""
+    async with open_registry(a) as holder, open_registry(b) as sender:
+        await holder.add_session(session_id, FakeTransport())
+        assert await sender.locate_session(session_id) == holder.worker_id
+        async with holder.open_inbox(session_id) as inbox:
+            await trio.sleep(0.2)  # until the first look is over, and only the bell is left
+            await sender.broadcast(session_id, f"to {session_id}")
+            with trio.fail_after(BELL):
+                assert await anext(inbox) == f"to {session_id}"
+        assert (await holder.cleanup()).refreshed == 1
+
+
+def settings_of(engine: sa.Engine, *names: str) -> dict[str, Any]:
+    with engine.connect() as connection:
+        return {n: connection.exec_driver_sql(f"SHOW {n}").scalar_one() for n in names}
+
+
+# ---- what our own connections are ----
+
+
+async def test_our_own_connections_inherit_nothing(postgresql_schema: sa.URL) -> None:
+    """Role and URL say otherwise: what the promise rests on is ours, timeouts are the URL's."""
+    ours = {
+        "client_encoding": "UTF8",
+        "row_security": "off",
+        "transaction_isolation": "read committed",
+        "lock_timeout": "777ms",
+        "statement_timeout": "8s",
+    }
+    asked = {
+        "client_encoding": "LATIN1",
+        "row_security": "on",
+        "default_transaction_isolation": "serializable",
+    }
+    with make_role(postgresql_schema, *(f"{n} = '{v}'" for n, v in asked.items())) as url:
+        run_sql(postgresql_schema, f"GRANT ALL ON SCHEMA {schema(url)} TO {url.username}")
+        options = " ".join(f"-c {name}={value}" for name, value in asked.items())
+        store = DatabaseStore(
+            url.update_query_dict(
+                {"options": f"{url.query['options']} {options} -c lock_timeout=777"}
+            )
+        )
+        async with open_registry(store):
+            engine = store._opened.state._engine
+            assert engine is not None
+            assert settings_of(engine, *ours) == ours
+
+
+def schema(url: sa.URL) -> str:
+    return str(url.query["options"]).removeprefix("-csearch_path=")
+
+
+# ---- encodings ----
+
+
+@pytest.mark.parametrize("engine", [False, True])
+async def test_a_database_that_cannot_carry_every_id(
+    postgresql_url: sa.URL, caplog: pytest.LogCaptureFixture, *, engine: bool
+) -> None:
+    """Fifty rows are restored after an outage, and the one that cannot be written is named."""
+    ids = [f"sé-{number:02}" for number in range(50)]
+    with make_database(postgresql_url, encoding="LATIN1") as url:
+        given = sa.create_engine(url)
+        store = FaultyStore(DatabaseStore(given if engine else url))
+        async with open_registry(store) as registry:
+            assert "LATIN1" in caplog.text
+            store.fail(Fault.FAILS, "Claim")
+            async with trio.open_nursery() as nursery:
+                for session_id in [*ids, "€"]:
+                    nursery.start_soon(registry.add_session, session_id, FakeTransport())
+            store.heal()
+            report = await registry.cleanup()
+            assert sorted(report.restored) == ids
+            assert list(report.refresh_failures) == ["€"]
+            assert isinstance(report.refresh_failures["€"], RowUnavailable)
+            report = await registry.cleanup()
+            assert report.refreshed == 50
+            assert list(report.refresh_failures) == ["€"]
+            assert len(await registry.get_all_session_ids()) == 51
+        given.dispose()
+
+
+async def test_a_database_without_an_encoding(postgresql_url: sa.URL) -> None:
+    """SQL_ASCII keeps what it is given."""
+    with make_database(postgresql_url, encoding="SQL_ASCII") as url:
+        await receive_from_elsewhere(DatabaseStore(url), DatabaseStore(url), "日本-é")
+
+
+@pytest.mark.parametrize("engine", [False, True])
+async def test_a_role_with_another_client_encoding(postgresql_url: sa.URL, *, engine: bool) -> None:
+    """Ids and bells that LATIN1 cannot carry arrive."""
+    with (
+        make_database(postgresql_url) as database,
+        make_role(database, "client_encoding = 'LATIN1'") as url,
+    ):
+        run_sql(database, f"GRANT ALL ON SCHEMA public TO {url.username}")
+        engines = [sa.create_engine(url), sa.create_engine(url)]
+        a, b = map(DatabaseStore, engines if engine else (url, url))
+        await receive_from_elsewhere(a, b, "日本-é")
+        for one in engines:
+            one.dispose()
+
+
+# ---- isolation ----
+
+
+@pytest.fixture
+def repeatable(postgresql_url: sa.URL) -> Iterator[sa.URL]:
+    setting = "default_transaction_isolation = 'repeatable read'"
+    with make_database(postgresql_url, setting) as url:
+        yield url
+
+
+def test_eight_openings_of_an_empty_database_at_once(repeatable: sa.URL) -> None:
+    """Its default is repeatable read, and each opening creates the tables, or finds them."""
+    errors: list[BaseException] = []
+    together = threading.Barrier(8)
+
+    async def open_and_add() -> None:
+        async with open_registry(DatabaseStore(repeatable)) as registry:
+            await registry.add_session(registry.worker_id, FakeTransport())
+            assert (await registry.cleanup()).refreshed == 1
+
+    def worker() -> None:
+        try:
+            together.wait(10)
+            trio.run(open_and_add)
+        except BaseException as exc:  # noqa: BLE001 -- asserted on below
+            errors.append(exc)
+
+    for _ in range(3):
+        threads = [threading.Thread(target=worker) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert errors == []
+        metadata().drop_all(engine := sa.create_engine(repeatable))
+        engine.dispose()
+
+
+@pytest.mark.parametrize("engine", [False, True])
+async def test_what_cannot_be_told_is_a_condition_of_opening(
+    repeatable: sa.URL, *, engine: bool
+) -> None:
+    """An engine that was handed in, or PgBouncer: the error names the ALTER ROLE that helps."""
+    given = sa.create_engine(repeatable)
+    store = DatabaseStore(given) if engine else DatabaseStore(repeatable, server_timeouts=False)
+    with pytest.raises(StoreSchemaError, match="ALTER ROLE") as caught:
+        async with open_registry(store):
+            raise AssertionError("it opened")
+    advice = str(caught.value).partition("ALTER ROLE")[2].partition(";")[0]
+    assert "repeatable read" in str(caught.value)
+    run_sql(repeatable, f"ALTER ROLE{advice}")
+    given.dispose()
+    async with open_registry(store) as registry:
+        await registry.add_session("s", FakeTransport())
+        assert (await registry.cleanup()).refreshed == 1
+    given.dispose()
+
+
+@pytest.mark.parametrize(("settings", "warned"), [("", True), ("-c lock_timeout=3s", False)])
+async def test_timeouts_that_nobody_has_set(
+    postgresql_schema: sa.URL, caplog: pytest.LogCaptureFixture, settings: str, *, warned: bool
+) -> None:
+    """Opening warns once, and names the ALTER ROLE; our own connections have theirs."""
+    timeouts = f"{settings} -c statement_timeout=8s" if settings else ""
+    options = f"{postgresql_schema.query['options']} {timeouts}"
+    engine = sa.create_engine(postgresql_schema.update_query_dict({"options": options}))
+    for store in DatabaseStore(postgresql_schema), DatabaseStore(engine):
+        async with open_registry(store):
+            pass
+    warnings = [one for one in caplog.messages if "ALTER ROLE" in one]
+    assert len(warnings) == warned
+    assert all("no statement_timeout and no lock_timeout" in one for one in warnings)
+    engine.dispose()
+
+
+# ---- an engine that was handed in ----
+
+
+async def test_a_connection_of_yours_is_told_once(postgresql_schema: sa.URL) -> None:
+    """Only the encoding, only where it is another one; all else stays what it was."""
+    names = ("row_security", "statement_timeout", "lock_timeout", "transaction_isolation")
+    with make_role(postgresql_schema, "client_encoding = 'LATIN1'") as url:
+        run_sql(postgresql_schema, f"GRANT ALL ON SCHEMA {schema(url)} TO {url.username}")
+        engine = sa.create_engine(url, pool_size=1, max_overflow=0)
+        statements: list[str] = []
+        sa.event.listen(
+            engine,
+            "before_cursor_execute",
+            lambda _c, _cursor, statement, *_: statements.append(statement),
+        )
+        before = settings_of(engine, *names)
+        async with open_registry(engine, max_concurrent=1) as registry:
+            await registry.add_session("s", FakeTransport())
+            assert (await registry.cleanup()).refreshed == 1
+        assert settings_of(engine, *names) == before
+        assert len([one for one in statements if one.startswith("SET")]) == 1
+        engine.dispose()
+
+
+# ---- a server that takes no writes ----
+
+
+def end_connections(url: sa.URL, *, but: set[int]) -> None:
+    run_sql(
+        url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+        f"AND pid NOT IN ({', '.join(map(str, [0, *but]))}, pg_backend_pid())",
+    )
+
+
+def fill_pool(store: DatabaseStore, number: int) -> None:
+    """Let the pool have so many connections, all of them made now."""
+    engine = store._opened.state._engine
+    assert engine is not None
+    for connection in [engine.connect() for _ in range(number)]:
+        connection.invalidate()
+        connection.close()
+    for connection in [engine.connect() for _ in range(number)]:
+        connection.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with trio.fail_after(BELL):
+        while not holds():
+            await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("engine", [False, True])
+async def test_connections_to_a_server_that_takes_no_writes(
+    postgresql_url: sa.URL, caplog: pytest.LogCaptureFixture, *, engine: bool
+) -> None:
+    """They are thrown away, all of them; and the bell's with them.
+
+    The database is read-only for who connects meanwhile, as an old primary that has come back
+    as a standby is; such connections stay so, although the address leads to the new primary.
+    """
+    with make_database(postgresql_url) as url:
+        given = sa.create_engine(url, pool_size=8)
+        store = DatabaseStore(given if engine else url)
+        async with (
+            open_registry(store, batch_size=1) as a,
+            open_registry(DatabaseStore(url)) as sender,
+        ):
+            for number in range(4):
+                await a.add_session(f"s{number}", FakeTransport())
+            async with a.open_inbox("s0") as inbox:
+                await until(lambda: bool(listeners(url)))
+                bells = listeners(url)
+                set_read_only(url, "on")
+                end_connections(url, but=bells)
+                fill_pool(store, 4)
+                await a.add_session("new", FakeTransport())  # is the only one that finds out
+                assert a.statistics().unconfirmed == 1
+                assert "takes no writes" in caplog.text
+                await until(lambda: not listeners(url))
+                set_read_only(url, "off")
+                report = await a.cleanup()
+                assert (report.refreshed, report.restored) == (4, ("new",))
+                assert report.missing == ()
+                await until(lambda: bool(listeners(url)))
+                with trio.fail_after(BELL):
+                    while (await sender.cleanup()).refresh_failures:
+                        await trio.sleep(0.05)
+                    await sender.broadcast("s0", "rung")
+                    assert await anext(inbox) == "rung"
+        given.dispose()
+
+
+async def test_a_server_that_shuts_down(postgresql_url: sa.URL) -> None:
+    """The first that is told throws away all connections of an engine that was handed in."""
+    with make_database(postgresql_url) as url:
+        engine = sa.create_engine(url, pool_size=8)
+        store = DatabaseStore(engine)
+        async with open_registry(store, batch_size=1) as registry:
+            for number in range(4):
+                await registry.add_session(f"s{number}", FakeTransport())
+            fill_pool(store, 4)
+            end_connections(url, but=set())
+            await registry.add_session("new", FakeTransport())
+            assert registry.statistics().unconfirmed == 1
+            report = await registry.cleanup()
+            assert (report.refreshed, report.restored) == (4, ("new",))
+        engine.dispose()
+
+
+@pytest.mark.parametrize("engine", [False, True])
+async def test_an_old_primary_that_comes_back_as_a_standby(
+    postgresql_schema: sa.URL, proxy: Proxy, *, engine: bool
+) -> None:
+    """The address follows later; whoever is on the standby by then moves on at once."""
+    with make_standby(postgresql_schema) as standby:
+        given = sa.create_engine(proxy.url)
+        a_store = DatabaseStore(given if engine else proxy.url)
+        async with open_registry(a_store) as a, open_registry(postgresql_schema) as b:
+            await a.add_session("s", FakeTransport())
+            async with a.open_inbox("s") as inbox:
+                await until(lambda: bool(listeners(postgresql_schema)))
+                proxy.lead_to(standby)
+                proxy.cut()
+                await until(lambda: not listeners(postgresql_schema))
+                with trio.fail_after(BELL):
+                    error = ""
+                    while "read-only" not in error:
+                        report = await a.cleanup()
+                        assert report.missing == ()
+                        error = str(report.refresh_failures.get("s"))
+                proxy.lead_to(postgresql_schema)
+                report = await a.cleanup()
+                assert (report.refreshed, report.missing) == (1, ())
+                await until(lambda: bool(listeners(postgresql_schema)))
+                await b.broadcast("s", "rung")
+                with trio.fail_after(BELL):
+                    assert await anext(inbox) == "rung"
+        given.dispose()
+
+
+def set_read_only(url: sa.URL, value: str) -> None:
+    """Set what who connects from now on will find."""
+    run_sql(
+        url,
+        "SET default_transaction_read_only = off",
+        f"ALTER DATABASE {url.database} SET default_transaction_read_only = {value}",
+    )
+
+
+def listeners(url: sa.URL) -> set[int]:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE datname = current_database() AND query LIKE 'SHOW%%LISTEN%%'"
+        )
+        return set(found.scalars())
