@@ -408,8 +408,8 @@ async def test_an_engine_that_pings_a_server_that_hangs(
 async def test_threads_that_were_left_alone_are_bounded(proxy: Proxy) -> None:
     """By the limiter, however long the silence lasts; and each question is answered in time."""
     with engine_that_pings(proxy.url, pool_size=2, max_overflow=0) as engine:
-        store = DatabaseStore(engine, operation_timeout=0.2, lock_timeout=0.1)
-        async with open_registry(store, max_concurrent=3, store_timeout=1.0) as registry:
+        store = DatabaseStore(engine, operation_timeout=0.8, lock_timeout=0.1)
+        async with open_registry(store, max_concurrent=3, store_timeout=1.2) as registry:
             proxy.fall_silent()
             for _ in range(6):
                 with trio.fail_after(BOUND):
