@@ -306,7 +306,8 @@ async def test_leaving_spares_a_row_that_is_taken_over_meanwhile(postgresql: Sha
                 deleted: list[int] = []
 
                 async def leave() -> None:
-                    deleted.append(await client.store.delete_all(client.worker, limit=10))
+                    left = await client.store.delete_all(client.worker, limit=10)
+                    deleted.append(left.sessions)
 
                 nursery.start_soon(leave)
                 with trio.fail_after(20):

@@ -7,7 +7,6 @@ The first half of this file decides: synchronous functions, evidence in, actions
 The second half acts on it: asynchronous, no decisions of its own.
 """
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,19 +17,17 @@ import trio
 
 from trio_sessions._calls import Answer, TransportCalls
 from trio_sessions._claims import Claims
-from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
+from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
 from trio_sessions.errors import RowUnavailable, SessionsError
 from trio_sessions.types import CleanupReport, RowAnswers
 
 __all__ = ["Leases", "Pass", "judge_claims", "judge_connection", "judge_rows"]
-
-logger = logging.getLogger("trio_sessions.cleanup")
 
 _SLICE = 1000  # sessions judged before the event loop gets its turn
 _SPLITTING = 0.5  # of cleanup_interval: a flood of bad rows must not keep the pass from its end
@@ -136,7 +133,7 @@ class Pass:
         edge: Edge,
         claims: Claims,
         sessions: Sessions,
-        counters: Counters,
+        sweeper: Sweeper,
         settings: Settings,
     ) -> None:
         self.database_answered = True
@@ -147,7 +144,7 @@ class Pass:
         self._edge = edge
         self._claims = claims
         self._sessions = sessions
-        self._counters = counters
+        self._sweeper = sweeper
         self._settings = settings
         self._tally = _Tally()
         self._turn = trio.Lock()  # one chunk is judged at a time, and others run in between
@@ -162,7 +159,8 @@ class Pass:
             await self._refresh(leases, removals)
         await self._claims.delete_what_is_due()
         if self.database_answered:
-            await self._sweep()
+            self._tally.expired = await self._sweeper.sweep()
+            self.swept = self._sweeper.finished
         return self._report(trio.current_time() - start)
 
     async def _check_connections(self, removals: trio.Nursery) -> Leases:
@@ -247,19 +245,6 @@ class Pass:
         if leaving is not None:
             ended += [entry.session_id for entry in leaving.entries]
             removals.start_soon(leaving.gone)
-
-    async def _sweep(self) -> None:
-        try:
-            limit = self._settings.batch_size
-            while True:
-                swept = await self._edge.sweep(limit=limit)
-                self._tally.expired += swept.sessions
-                self._counters.count_dropped(swept.messages)
-                if swept.sessions < limit and swept.messages < limit:
-                    break
-            self.swept = True
-        except SessionsError as exc:
-            logger.warning("the sweep did not finish, the next pass goes on: %s", exc)
 
     def _report(self, duration: float) -> CleanupReport:
         tally = self._tally

@@ -7,6 +7,7 @@ __all__ = [
     "MessageTooLarge",
     "MissingDependency",
     "RegistryClosed",
+    "RowLocked",
     "RowUnavailable",
     "SessionNotFound",
     "SessionsError",
@@ -38,6 +39,13 @@ class RowUnavailable(StoreUnavailable):
     with a lock. It raises it from an operation on many rows when the same operation on fewer
     rows could succeed: a deadlock, a constraint or trigger that refuses a row. Whoever asked
     then asks again in halves, so that one bad row costs only itself.
+    """
+
+
+class RowLocked(RowUnavailable):
+    """Another transaction was in the way, or both in each other's: nothing is wrong with the row.
+
+    Whoever asked may ask for the same again, after a pause.
     """
 
 

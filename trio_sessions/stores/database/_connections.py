@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from trio_sessions._process import keep_for_ever, this_process
 from trio_sessions.abc import Worker
-from trio_sessions.errors import RowUnavailable, StoreUnavailable
+from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores.database._database import Database, Timeouts
 from trio_sessions.stores.database._errors import first_line, hide_values
 from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
@@ -268,8 +268,9 @@ class Connections:
         if isinstance(exc, PoolTimeout):
             return StoreUnavailable(f"{where}: the engine's pool has no connection left: {exc}")
         reason = f"{type(exc.orig).__name__}: {first_line(exc.orig)}"
-        if self._database.is_row_error(exc):
-            return RowUnavailable(f"{where} refused a row: {reason}")
+        row_error = self._database.row_error(exc)
+        if row_error is not None:
+            return row_error(f"{where} refused a row: {reason}")
         return StoreUnavailable(f"{where} failed: {reason}")
 
 

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from trio_sessions.abc import Bell, Worker
+from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores.database._bell import BellSource
 from trio_sessions.types import RowAnswers, StoredMessage, Swept, Wanted
 from trio_sessions.writes import Batch, Committed
@@ -77,7 +78,7 @@ class Operations:
     commit: Callable[[sa.Connection, Worker, Batch, Callable[[], float]], Committed]
     """Carry out a batch; the last argument returns the seconds since its ages were told."""
     refresh: Callable[[sa.Connection, Worker, Sequence[str]], RowAnswers]
-    delete_all: Callable[[sa.Connection, Worker, int], int]
+    delete_all: Callable[[sa.Connection, Worker, int], Swept]
     sweep: Callable[[sa.Connection, Worker, Mapping[str, float], int], Swept]
     """Vouch and sweep; the durations are session_ttl, message_ttl and max_gap."""
     fetch: Callable[
@@ -109,8 +110,8 @@ class Database:
     """What the connections of one opening have in common, as execution options."""
     cutter: Callable[[Any], Cutter]
     """Return what can end an operation of a driver's connection."""
-    is_row_error: Callable[[DBAPIError], bool]
-    """Say whether an error is that of single rows, so that fewer rows could succeed."""
+    row_error: Callable[[DBAPIError], type[RowUnavailable] | None]
+    """Return what an error of single rows is; None: it is that of all, or of the connection."""
 
     clock: Clock
     has_time_zones: bool = False

@@ -167,8 +167,8 @@ class DatabaseStore(SessionStore):
             worker, lambda connection: self._operations.refresh(connection, worker, session_ids)
         )
 
-    async def delete_all(self, worker: Worker, *, limit: int) -> int:
-        """Delete all rows of this incarnation; see `SessionStore.delete_all`."""
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        """Delete rows of this incarnation; see `SessionStore.delete_all`."""
         return await self.run(
             worker, lambda connection: self._operations.delete_all(connection, worker, limit)
         )

@@ -22,7 +22,7 @@ from trio_sessions.stores.database.postgresql._connections import (
     import_driver,
     transaction,
 )
-from trio_sessions.stores.database.postgresql._errors import is_row_error
+from trio_sessions.stores.database.postgresql._errors import row_error
 from trio_sessions.stores.database.postgresql._fetch import Fetch
 from trio_sessions.stores.database.postgresql._kinds import Names
 from trio_sessions.stores.database.postgresql._lease import Lease
@@ -71,7 +71,7 @@ DATABASE = Database(
     has_closed=lambda *_: None,
     engine_options=engine_options,
     cutter=Shutdown,
-    is_row_error=is_row_error,
+    row_error=row_error,
     clock=CLOCK,
     has_time_zones=True,
     has_partial_indexes=True,

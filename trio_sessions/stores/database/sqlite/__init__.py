@@ -18,16 +18,20 @@ from trio_sessions.stores.database.sqlite._connections import (
     Interrupt,
     create_engine,
     engine_options,
-    is_row_error,
+    row_error,
     transaction,
 )
 from trio_sessions.stores.database.sqlite._files import has_closed, opens
-from trio_sessions.stores.database.sqlite._words import CLOCK, among, check, encode_ids
+from trio_sessions.stores.database.sqlite._words import CLOCK, among, check, each_id, encode_ids
 
 __all__ = ["DATABASE"]
 
 _GRAMMAR = Grammar(
-    among=among, encode_ids=encode_ids, insert=sqlite.insert, transaction=transaction
+    among=among,
+    each_id=each_id,
+    encode_ids=encode_ids,
+    insert=sqlite.insert,
+    transaction=transaction,
 )
 
 
@@ -65,7 +69,7 @@ DATABASE = Database(
     has_closed=has_closed,
     engine_options=engine_options,
     cutter=Interrupt,
-    is_row_error=is_row_error,
+    row_error=row_error,
     clock=CLOCK,
     has_partial_indexes=True,
     message_id=sa.Integer(),  # it numbers rows by itself only in a column of exactly this type

@@ -9,10 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from trio_sessions.errors import StoreUnavailable
+from trio_sessions.errors import RowUnavailable, StoreUnavailable
 from trio_sessions.stores.database._database import Timeouts
 
-__all__ = ["Interrupt", "create_engine", "engine_options", "is_row_error", "transaction"]
+__all__ = ["Interrupt", "create_engine", "engine_options", "row_error", "transaction"]
 
 _TURN = "trio_sessions_turn"
 _WAIT_FOR_TURN = 10.0  # seconds; as long as a whole operation may take by default
@@ -33,9 +33,9 @@ class Interrupt:
         """Keep nothing."""
 
 
-def is_row_error(error: DBAPIError) -> bool:
-    """Say whether the error is that of single rows."""
-    return isinstance(error, IntegrityError | DataError)
+def row_error(error: DBAPIError) -> type[RowUnavailable] | None:
+    """Return what an error of single rows is; see `Database.row_error`."""
+    return RowUnavailable if isinstance(error, IntegrityError | DataError) else None
 
 
 def engine_options() -> Mapping[str, Any]:
