@@ -56,13 +56,17 @@ class Clock:
     """The seconds since a moment that was stored."""
 
 
-class OpenBell(Protocol):
-    """Tells of messages, by the best means that the database has."""
+class MakeOperations(Protocol):
+    """Makes what is asked of one set of tables."""
 
-    def __call__(
-        self, source: BellSource, worker: Worker, *, may_listen: bool
-    ) -> AbstractAsyncContextManager[Bell]:
-        """Return a bell; ``may_listen``: it may keep a connection for that."""
+    def __call__(self, tables: "Tables", *, listens: bool) -> "Operations":
+        """Return the operations.
+
+        Args:
+            tables: the tables.
+            listens: the workers keep a connection to be told of messages, where the database can
+                tell; else nobody is to be told, and a bell asks now and then.
+        """
         ...
 
 
@@ -84,7 +88,8 @@ class Operations:
     fetch: Callable[
         [sa.Connection, Worker, Sequence[Wanted]], Mapping[str, Sequence[StoredMessage]]
     ]
-    open_bell: OpenBell
+    open_bell: Callable[[BellSource, Worker], AbstractAsyncContextManager[Bell]]
+    """Return what tells of messages, by the best means that the database has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +131,7 @@ class Database:
     messages_options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the `sqlalchemy.Table` of messages."""
 
-    operations: "Callable[[Tables], Operations]"
+    operations: MakeOperations
 
 
 @cache

@@ -33,7 +33,7 @@ __all__ = ["DATABASE"]
 _CREATION_LOCK = 0x7472696F_73657373  # "triosess": workers that start at once take turns
 
 
-def _operations(tables: Tables) -> Operations:
+def _operations(tables: Tables, *, listens: bool) -> Operations:
     lease, questions, names = Lease(tables), Questions(tables), Names.of(tables)
 
     def create_tables(connection: sa.Connection) -> None:
@@ -41,10 +41,8 @@ def _operations(tables: Tables) -> Operations:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
             tables.metadata.create_all(connection)
 
-    def open_bell(
-        source: BellSource, worker: Worker, *, may_listen: bool
-    ) -> AbstractAsyncContextManager[Bell]:
-        if not may_listen:
+    def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
+        if not listens:
             return poll(source, worker, lambda connection: questions.backlog(connection, worker))
         from trio_sessions.stores.database.postgresql._listen import listen
 
@@ -52,7 +50,7 @@ def _operations(tables: Tables) -> Operations:
 
     return Operations(
         create_tables=create_tables,
-        commit=Commit(tables),
+        commit=Commit(tables, rings=listens),
         refresh=lease.refresh,
         delete_all=lease.delete_all,
         sweep=lease.sweep,

@@ -35,14 +35,12 @@ _GRAMMAR = Grammar(
 )
 
 
-def _operations(tables: Tables) -> Operations:
+def _operations(tables: Tables, *, listens: bool) -> Operations:
     def create_tables(connection: sa.Connection) -> None:
         with transaction(connection):
             tables.metadata.create_all(connection)
 
-    def open_bell(
-        source: BellSource, worker: Worker, *, may_listen: bool
-    ) -> AbstractAsyncContextManager[Bell]:
+    def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         return look_at_the_file(
             source, worker, lambda connection, seen: questions.news(connection, worker, seen)
         )
