@@ -1,19 +1,26 @@
-"""A new SQLite file that several open at once: one of them puts it into WAL mode."""
+"""A SQLite file that several make at once, and one that is deleted or replaced under us."""
 
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import trio
+from backdoors import DatabaseBackdoor
 
-from trio_sessions import StoreUnavailable, open_registry
+from trio_sessions import SessionRegistry, StoreUnavailable, open_registry
+from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport
+from trio_sessions.writes import Batch, Claim
+
+SETTINGS: dict[str, Any] = {"session_ttl": 3600.0, "cleanup_interval": 1800.0}
 
 PROGRAM = """
 import sys
@@ -118,3 +125,126 @@ async def test_opening_a_new_file_waits_no_longer_than_lock_timeout(sqlite_url: 
             raise AssertionError("it opened")
     assert 0.4 <= time.monotonic() - start < 5.0
     connection.close()
+
+
+# ---- a file that is deleted or replaced under us ----
+
+
+def remove(url: sa.URL) -> None:
+    """Delete the file, with what SQLite has put beside it."""
+    assert url.database is not None
+    for ending in ("", "-wal", "-shm"):
+        Path(url.database + ending).unlink(missing_ok=True)
+
+
+def make_store(url: sa.URL, kind: str, **settings: Any) -> DatabaseStore:
+    return DatabaseStore(sa.create_engine(url) if kind == "engine" else url, **settings)
+
+
+@pytest.mark.parametrize("kind", ["url", "engine"])
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_was_deleted_is_noticed_before_the_next_operation(
+    sqlite_url: sa.URL, kind: str, *, replaced: bool
+) -> None:
+    """That is unknown, and removes nobody; what follows is asked of the file that is there."""
+    store = make_store(sqlite_url, kind)
+    async with open_registry(store, **SETTINGS) as registry:
+        transports = {f"s{number}": FakeTransport() for number in range(5)}
+        for session_id, transport in transports.items():
+            await registry.add_session(session_id, transport)
+        await registry.cleanup()
+        remove(sqlite_url)
+        if replaced:
+            async with open_registry(DatabaseStore(sqlite_url), **SETTINGS) as other:
+                await other.add_session("other's", FakeTransport())
+        report = await registry.cleanup()
+        assert report.missing == ()
+        assert set(report.refresh_failures) == set(transports)
+        for error in report.refresh_failures.values():
+            assert isinstance(error, StoreUnavailable)
+            assert "was deleted or replaced" in str(error)
+        await registry.add_session("new", FakeTransport())
+        assert DatabaseBackdoor(sqlite_url).rows() == {"new": registry.worker_id}
+        for transport in transports.values():
+            assert transport.disconnects == 0
+    if store._given_engine is not None:
+        store._given_engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda registry: registry.locate_session("s"),
+        lambda registry: registry.broadcast("elsewhere", 1),
+    ],
+    ids=["locate", "broadcast"],
+)
+async def test_no_question_is_answered_from_the_file_that_was_deleted(
+    sqlite_url: sa.URL, ask: Callable[[SessionRegistry], Awaitable[object]]
+) -> None:
+    """Nor with what the new one knows, which is nothing."""
+    async with open_registry(DatabaseStore(sqlite_url), **SETTINGS) as registry:
+        DatabaseBackdoor(sqlite_url).insert("elsewhere", "another worker")
+        remove(sqlite_url)
+        with pytest.raises(StoreUnavailable, match="deleted or replaced"):
+            await ask(registry)
+
+
+async def test_every_connection_of_the_pool_is_thrown_away(sqlite_url: sa.URL) -> None:
+    """Else some would see the old file, and some the new one."""
+    store = DatabaseStore(sqlite_url)
+    worker = Worker(worker_id="w", incarnation="w", limiter=trio.CapacityLimiter(5))
+    await store.open(worker)
+    together = threading.Barrier(5)
+
+    def meet(connection: sa.Connection) -> None:
+        together.wait(10)
+
+    async def all_at_once() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(store.run, worker, meet)
+
+    await all_at_once()
+    remove(sqlite_url)
+    with pytest.raises(StoreUnavailable, match="deleted or replaced"):
+        await store.refresh(worker, ["s"])
+    together.reset()
+    await all_at_once()  # no one of them is told again
+    claim = Claim(session_id="s", generation=1, age=0.0)
+    await store.commit(worker, Batch(writes=[claim]))
+    for _ in range(6):
+        assert (await store.refresh(worker, ["s"])).held == {"s"}
+    await store.close(worker)
+
+
+async def test_messages_arrive_by_the_new_file(sqlite_url: sa.URL) -> None:
+    """Whoever looks at the old one for news would see none for ever."""
+    async with (
+        open_registry(DatabaseStore(sqlite_url), **SETTINGS) as a,
+        open_registry(DatabaseStore(sqlite_url), **SETTINGS) as b,
+    ):
+        await a.add_session("before", FakeTransport())
+        remove(sqlite_url)
+        for registry in (a, b):
+            with pytest.raises(StoreUnavailable):
+                await registry.locate_session("s")
+        await a.add_session("s", FakeTransport())
+        with trio.fail_after(20):
+            async with a.open_inbox("s") as inbox:
+                await b.broadcast("s", "hello")
+                assert await anext(inbox) == "hello"
+
+
+async def test_tables_that_must_not_be_created_are_not(sqlite_url: sa.URL) -> None:
+    """All stays unknown, until somebody has made them."""
+    async with open_registry(DatabaseStore(sqlite_url), **SETTINGS):
+        pass
+    store = DatabaseStore(sqlite_url, create_tables=False)
+    async with open_registry(store, **SETTINGS) as registry:
+        await registry.add_session("s", FakeTransport())
+        remove(sqlite_url)
+        for _ in range(2):
+            report = await registry.cleanup()
+            assert (report.missing, set(report.refresh_failures)) == ((), {"s"})
+        assert await registry.session_exists("s")

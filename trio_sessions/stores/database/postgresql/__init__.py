@@ -68,6 +68,7 @@ DATABASE = Database(
     opens=lambda *_: None,  # each process has its own connections to the server
     has_closed=lambda *_: None,
     engine_options=engine_options,
+    leads_elsewhere=lambda _: False,  # a server ends the connections that it does not serve
     cutter=Shutdown,
     row_error=row_error,
     clock=CLOCK,

@@ -21,7 +21,7 @@ from trio_sessions.stores.database.sqlite._connections import (
     row_error,
     transaction,
 )
-from trio_sessions.stores.database.sqlite._files import has_closed, opens
+from trio_sessions.stores.database.sqlite._files import has_closed, leads_elsewhere, opens
 from trio_sessions.stores.database.sqlite._words import CLOCK, among, check, each_id, encode_ids
 
 __all__ = ["DATABASE"]
@@ -66,6 +66,7 @@ DATABASE = Database(
     opens=opens,
     has_closed=has_closed,
     engine_options=engine_options,
+    leads_elsewhere=leads_elsewhere,
     cutter=Interrupt,
     row_error=row_error,
     clock=CLOCK,

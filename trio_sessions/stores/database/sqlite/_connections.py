@@ -13,6 +13,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
 from trio_sessions.stores.database._database import Timeouts
+from trio_sessions.stores.database.sqlite._files import PATH, path_of
 
 __all__ = ["Interrupt", "create_engine", "engine_options", "row_error", "transaction"]
 
@@ -41,9 +42,9 @@ def row_error(error: DBAPIError) -> type[RowUnavailable] | None:
     return RowUnavailable if isinstance(error, IntegrityError | DataError) else None
 
 
-def engine_options() -> Mapping[str, Any]:
+def engine_options(url: sa.URL) -> Mapping[str, Any]:
     """Threads of one opening take turns; other processes wait by ``busy_timeout``."""
-    return {"isolation_level": "AUTOCOMMIT", _TURN: threading.Lock()}
+    return {"isolation_level": "AUTOCOMMIT", _TURN: threading.Lock(), PATH: path_of(url)}
 
 
 def create_engine(url: sa.URL, pool_size: int, timeouts: Timeouts) -> sa.Engine:
