@@ -138,3 +138,39 @@ async def test_a_worker_leaves_with_many_messages(shared: Shared) -> None:
         pile_up(shared, "s", MANY)
     assert shared.backdoor.rows() == {}
     assert shared.backdoor.messages() == []
+
+
+@pytest.mark.timeout(120)
+async def test_nobody_waits_for_a_session_that_goes_piece_by_piece(shared: Shared) -> None:
+    """Others are added and removed meanwhile; who adds its id again waits for the end."""
+    async with open_registry(impatient(shared), **SETTINGS) as registry:
+        await registry.add_session("s", FakeTransport())
+        pile_up(shared, "s", 100_000)
+        ended: list[str] = []
+
+        async def remove() -> None:
+            await registry.remove_session("s")
+            ended.append("removed")
+
+        async def add_others() -> None:
+            for number in range(2):
+                await registry.add_session(f"t{number}", FakeTransport())
+                await registry.remove_session(f"t{number}")
+            ended.append("others")
+
+        async def add_again() -> None:
+            await registry.add_session("s", FakeTransport())
+            ended.append("added again")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(remove)
+            while registry.get_session_sync("s") is not None:
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(add_others)
+            nursery.start_soon(add_again)
+        assert ended[0] == "others"
+        assert len(ended) == 3
+        assert registry.statistics().messages_dropped == 100_000
+        assert registry.statistics().unconfirmed == 0
+        assert shared.backdoor.messages() == []
+        assert set(shared.backdoor.rows()) == {"s"}

@@ -49,7 +49,8 @@ def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
             ) AS oldest
             WHERE {condition} LIMIT {PIECE}
         ), {name}_dropped AS (
-            DELETE FROM {names.messages} AS m USING {name}_doomed AS d WHERE m.id = d.id
+            DELETE FROM {names.messages} AS m
+            WHERE m.id = ANY (ARRAY(SELECT d.id FROM {name}_doomed AS d))
             RETURNING m.session_id
         ), {name}_drops AS MATERIALIZED (
             SELECT d.session_id AS id, count(*) AS number FROM {name}_dropped AS d GROUP BY 1

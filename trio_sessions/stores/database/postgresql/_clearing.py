@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database.postgresql._words import one_of
 
 __all__ = ["Clearing", "clearing"]
 
@@ -72,7 +73,7 @@ def clearing(
     gone_first = going.cte("going")
     dropped = (
         sa.delete(tables.messages)
-        .where(message.id == gone_first.c.id)
+        .where(one_of(message.id, sa.select(gone_first.c.id)))
         .returning(message.id)
         .cte("dropped")
     )
@@ -90,7 +91,7 @@ def clearing(
     cleared = sa.select(sessions.c.session_id).where(left.is_(None)).cte("cleared")
     gone = (
         sa.delete(tables.sessions)
-        .where(row.session_id == cleared.c.session_id, guard)
+        .where(one_of(row.session_id, sa.select(cleared.c.session_id)), guard)
         .returning(row.session_id)
         .cte("gone")
     )

@@ -26,7 +26,7 @@ from trio_sessions.stores.database.postgresql._errors import (
     sqlstate,
 )
 from trio_sessions.stores.database.postgresql._kinds import locked
-from trio_sessions.stores.database.postgresql._words import among, each_id, encode_ids
+from trio_sessions.stores.database.postgresql._words import among, each_id, encode_ids, one_of
 from trio_sessions.types import RowAnswers, Swept
 
 __all__ = ["Lease"]
@@ -148,7 +148,7 @@ class Lease:
         found = swept(self._tables, may_expire).with_for_update(skip_locked=True).cte("found")
         righted = (
             sa.update(self._tables.sessions)
-            .where(row.session_id == found.c.session_id, found.c.ahead)
+            .where(one_of(row.session_id, sa.select(found.c.session_id).where(found.c.ahead)))
             .values(last_accessed=now())
             .returning(row.session_id)
             .cte("righted")
