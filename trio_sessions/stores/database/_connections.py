@@ -278,6 +278,8 @@ class Connections:
                 self._prepare(connection)
             except StoreSchemaError as exc:
                 raise self._replaced() from exc
+            finally:
+                operation.release()
 
     def _replaced(self) -> StoreUnavailable:
         return StoreUnavailable(
