@@ -29,6 +29,7 @@ from trio_sessions.aio._life import _NEXT, Life, State
 from trio_sessions.aio._sigint import Sigint
 from trio_sessions.aio._steps import Steps
 from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.types import Swept
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
 LOOPS: dict[str, Loop] = {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
@@ -541,7 +542,7 @@ def test_ctrl_c_without_a_runner_is_raised_between_two_steps() -> None:
 class PressedWhileClosing(MemoryStore):
     """Somebody presses Ctrl-C while it is asked for the last time, and it never answers."""
 
-    async def delete_all(self, worker: Worker, *, limit: int) -> int:
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
         press_here()
         await trio.sleep_forever()
         raise AssertionError

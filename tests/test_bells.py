@@ -216,7 +216,7 @@ async def test_a_takeover_during_a_send_hears_the_bell(postgresql: Shared) -> No
     backdoor = postgresql.backdoor
     assert isinstance(backdoor, DatabaseBackdoor)
     takes, sends = at_once("new"), at_once("sends")
-    commit = Commit(tables("trio_"))
+    commit = Commit(tables("trio_"), rings=True)
     store = postgresql.make_store()
     await store.open(sends)
     async with postgresql.open() as a:
@@ -250,7 +250,7 @@ async def test_a_send_is_in_the_way_of_a_takeover_only(postgresql: Shared) -> No
     takes = at_once("new")
     store = postgresql.make_store()
     await store.open(takes)
-    commit = Commit(tables("trio_"))
+    commit = Commit(tables("trio_"), rings=True)
     async with postgresql.open() as a, postgresql.open() as b:
         await a.add_session("s", FakeTransport())
         with backdoor.engine.connect() as connection:

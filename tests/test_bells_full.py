@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
+from backdoors import DatabaseBackdoor
+from conftest import Shared
+from statements import noting_engine
 
 from trio_sessions import open_registry
 from trio_sessions.stores.database import DatabaseStore
@@ -58,11 +61,30 @@ def stuck_listener(engine: sa.Engine) -> Iterator[None]:
         listener.exec_driver_sql("ROLLBACK")
 
 
+async def test_who_does_not_listen_never_notifies(postgresql: Shared) -> None:
+    """Nor does it notice that the queue is full; who listens does."""
+    assert isinstance(postgresql.backdoor, DatabaseBackdoor)
+    for listens in (False, True):
+        with noting_engine(postgresql.backdoor.engine.url) as (engine, seen):
+            store = DatabaseStore(engine, listen=listens)
+            async with open_registry(store) as a, open_registry(store) as b:
+                await a.add_session("s", FakeTransport())
+                await b.broadcast("s", 1)
+                await b.broadcast("s", 2)
+            told = [text for text in seen if "notify" in str(text).lower()]
+            assert bool(told) is listens
+            assert any("stored AS" in str(text) for text in seen)
+
+
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("listens", [True, False])
 async def test_while_the_queue_is_full_messages_are_stored_and_later_bells_ring_again(
-    small_queue: sa.URL,
+    small_queue: sa.URL, *, listens: bool
 ) -> None:
-    """What nobody was rung for is found by the holder's next pass; nothing is lost or doubled."""
+    """What nobody was rung for is found by the holder's next pass; nothing is lost or doubled.
+
+    Who does not listen rings for nobody, and finds it by itself.
+    """
     engine = sa.create_engine(small_queue, isolation_level="AUTOCOMMIT")
     settings: dict[str, Any] = {"session_ttl": 3600.0, "cleanup_interval": 1800.0}
     received: list[Any] = []
@@ -83,8 +105,8 @@ async def test_while_the_queue_is_full_messages_are_stored_and_later_bells_ring_
                 await arrived.wait()
 
     async with (
-        open_registry(DatabaseStore(small_queue), **settings) as a,
-        open_registry(DatabaseStore(small_queue), **settings) as b,
+        open_registry(DatabaseStore(small_queue, listen=listens), **settings) as a,
+        open_registry(DatabaseStore(small_queue, listen=listens), **settings) as b,
         trio.open_nursery() as nursery,
     ):
         await a.add_session("s", FakeTransport())
@@ -100,7 +122,8 @@ async def test_while_the_queue_is_full_messages_are_stored_and_later_bells_ring_
                     await b.add_session(f"t{number}", FakeTransport())
                 assert fill(connection) == 0, "the queue has room again"
             assert b.statistics().unconfirmed == 0
-            await a.cleanup()
+            if listens:
+                await a.cleanup()
             await until(6)
         with trio.fail_after(15):
             with engine.connect() as connection:

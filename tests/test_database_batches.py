@@ -306,7 +306,8 @@ async def test_leaving_spares_a_row_that_is_taken_over_meanwhile(postgresql: Sha
                 deleted: list[int] = []
 
                 async def leave() -> None:
-                    deleted.append(await client.store.delete_all(client.worker, limit=10))
+                    left = await client.store.delete_all(client.worker, limit=10)
+                    deleted.append(left.sessions)
 
                 nursery.start_soon(leave)
                 with trio.fail_after(20):
@@ -315,6 +316,32 @@ async def test_leaving_spares_a_row_that_is_taken_over_meanwhile(postgresql: Sha
                 connection.commit()
         assert deleted == [0]
         assert back(postgresql).rows() == {"s": "b"}
+        assert back(postgresql).messages() == ["s"]
+
+
+async def test_a_sweep_spares_a_row_that_is_refreshed_or_taken_over_meanwhile(
+    postgresql: Shared,
+) -> None:
+    """It passes over what is locked, and looks again at what was committed since it began."""
+    backdoor = back(postgresql)
+    durations = {"session_ttl": 60.0, "message_ttl": 3600.0, "max_gap": 1000.0}
+    async with opened(backdoor.engine.url, "a", listen=False) as client:
+        for session_id in ("held", "dead"):
+            backdoor.insert(session_id, "another", age=100.0)
+        insert = "INSERT INTO trio_messages (session_id, payload) VALUES ('held', '1')"
+        backdoor.execute(sa.text(insert))
+        await client.store.sweep(client.worker, **durations, limit=0)
+        backdoor.execute(sa.text("UPDATE trio_fleet SET unbroken_since = NULL"))
+        with backdoor.engine.connect() as connection:
+            connection.exec_driver_sql(
+                "UPDATE trio_sessions SET worker_id = 'b' WHERE session_id = 'held'"
+            )
+            with trio.fail_after(20):
+                swept = await client.store.sweep(client.worker, **durations, limit=10)
+            assert (swept.sessions, swept.messages, swept.more) == (1, 0, False)
+            connection.commit()
+        assert backdoor.rows() == {"held": "b"}
+        assert backdoor.messages() == ["held"]
 
 
 # ---- bells ----

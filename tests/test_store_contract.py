@@ -93,12 +93,12 @@ class KnowsNoIncarnation(MemoryStore):
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         return await super().refresh(replace(worker, incarnation=""), session_ids)
 
-    async def delete_all(self, worker: Worker, *, limit: int) -> int:
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
         return await super().delete_all(replace(worker, incarnation=""), limit=limit)
 
 
 class DeletesWhatOthersHold(MemoryStore):
-    async def delete_all(self, worker: Worker, *, limit: int) -> int:
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
         for row in self._rows.values():
             row.worker_id, row.incarnation = worker.worker_id, worker.incarnation
         return await super().delete_all(worker, limit=limit)
@@ -173,6 +173,22 @@ class SweepsAllAtOnce(MemoryStore):
         return await super().sweep(worker, **{**durations, "limit": 1000})
 
 
+class LeavesAllAtOnce(MemoryStore):
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        return await super().delete_all(worker, limit=1000)
+
+
+class DropsNoMessages(MemoryStore):
+    """Forgets what there was of an ended session, and says so of the next one."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        for write in batch.writes:
+            row = self._rows.get(write.session_id)
+            if row is not None and isinstance(write, Claim | Delete):
+                row.messages.clear()
+        return await super().commit(worker, batch)
+
+
 class DoesNotWait(MemoryStore):
     async def _begin(self) -> Any:
         return self._opened.state
@@ -217,6 +233,11 @@ MUTANTS = [
     (SweepsItsOwn, "expired_rows_of_others_are_swept"),
     (SweepsTooSoon, "expired_rows_of_others_are_swept"),
     (SweepsAllAtOnce, "expired_rows_of_others_are_swept"),
+    (SweepsAllAtOnce, "a_dead_session_goes_piece_by_piece"),
+    (SweepsAllAtOnce, "stale_messages_go_piece_by_piece"),
+    (LeavesAllAtOnce, "leaving_is_bounded_and_may_be_repeated"),
+    (LeavesAllAtOnce, "leaving_with_messages_goes_piece_by_piece"),
+    (DropsNoMessages, "many_messages_of_an_ended_session"),
     (DoesNotWait, "every_operation_is_a_checkpoint"),
     (DoesNotWait, "every_operation_on_messages_is_a_checkpoint"),
 ]

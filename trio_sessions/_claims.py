@@ -17,7 +17,7 @@ from trio_sessions._entry import Entry, Row
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
-from trio_sessions.writes import Claim, Claimed, Delete, Outcome
+from trio_sessions.writes import Claim, Claimed, Delete, Outcome, Unfinished
 
 __all__ = ["ClaimComparison", "ClaimListener", "Claims", "wait_all"]
 
@@ -53,6 +53,9 @@ class _ClaimOrder(Order[Claimed]):
         self._made = self._claims.make(self._entry)
         return self._made
 
+    def advance(self, part: Unfinished) -> None:
+        self._claims.dropped(part.dropped)
+
     def conclude(self, result: outcome.Outcome[Claimed] | None) -> None:
         if isinstance(result, outcome.Error):
             assert isinstance(result.error, Exception)
@@ -75,6 +78,9 @@ class _DeleteOrder(Order[int]):
     def make(self) -> Delete | None:
         self._up_to = self._claims.departures.ended(self.session_id)
         return Delete(session_id=self.session_id, up_to=self._up_to) if self._up_to else None
+
+    def advance(self, part: Unfinished) -> None:
+        self._claims.dropped(part.dropped)
 
     def conclude(self, result: outcome.Outcome[int] | None) -> None:
         if isinstance(result, outcome.Value):
@@ -134,7 +140,7 @@ class Claims:
         """Take note of the answer to a claim."""
         before, was_certain = entry.born, entry.is_certain
         self.departures.settle(entry.session_id, claim.ended)
-        self._counters.count_dropped(claimed.dropped)
+        self.dropped(claimed.dropped)
         entry.pending.forget(claim)
         entry.confirm(claimed)
         if entry.row is Row.CONFIRMED and self._table.holds(entry):
@@ -158,6 +164,10 @@ class Claims:
     def deleted(self, session_id: str, up_to: int, messages: int) -> None:
         """Take note of an answered deletion."""
         self.departures.settle(session_id, up_to)
+        self.dropped(messages)
+
+    def dropped(self, messages: int) -> None:
+        """Count the messages of a session that has ended."""
         self._counters.count_dropped(messages)
 
     async def delete_what_is_due(self) -> None:

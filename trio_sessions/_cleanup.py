@@ -26,6 +26,7 @@ from trio_sessions._interrupts import uninterrupted
 from trio_sessions._portions import Portions
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
+from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
 from trio_sessions.errors import OperationTooLong, RowUnavailable, SessionsError
 from trio_sessions.types import CleanupReport, RowAnswers
@@ -153,6 +154,7 @@ class Pass:
         brake: Brake,
         portions: Portions,
         counters: Counters,
+        sweeper: Sweeper,
         settings: Settings,
     ) -> None:
         self.database_answered = True
@@ -166,6 +168,7 @@ class Pass:
         self._brake = brake
         self._portions = portions
         self._counters = counters
+        self._sweeper = sweeper
         self._settings = settings
         self._tally = _Tally()
         self._taken_over: list[Entry] = []
@@ -184,7 +187,8 @@ class Pass:
             await self._remove_missing(removals)
         await self._claims.delete_what_is_due()
         if self.database_answered:
-            await self._sweep()
+            self._tally.expired = await self._sweeper.sweep()
+            self.swept = self._sweeper.finished
         return self._report(trio.current_time() - start)
 
     async def _check_connections(self, removals: trio.Nursery) -> Leases:
@@ -307,19 +311,6 @@ class Pass:
         if leaving is not None:
             ended += [entry.session_id for entry in leaving.entries]
             removals.start_soon(leaving.gone)
-
-    async def _sweep(self) -> None:
-        try:
-            limit = self._settings.batch_size
-            while True:
-                swept = await self._edge.sweep(limit=limit)
-                self._tally.expired += swept.sessions
-                self._counters.count_dropped(swept.messages)
-                if swept.sessions < limit and swept.messages < limit:
-                    break
-            self.swept = True
-        except SessionsError as exc:
-            logger.warning("the sweep did not finish, the next pass goes on: %s", exc)
 
     def _report(self, duration: float) -> CleanupReport:
         tally = self._tally

@@ -205,9 +205,9 @@ class Edge:
         try:
             while True:
                 deleted = await self._ask(
-                    lambda: self._store.delete_all(self.worker, limit=limit), int
+                    lambda: self._store.delete_all(self.worker, limit=limit), Swept
                 )
-                if deleted < limit:
+                if not deleted.more:
                     return
         except SessionsError as exc:
             logger.warning("rows of this worker stay until they expire: %s", exc)

@@ -10,7 +10,7 @@ is written in the order of the calls::
                                                 batch 3: Send(s), Send(s), Send(s)
 
 A line is *ready* (it may give something to the next batch), *out* (it has given something to the
-batch under way), or *paused* (its row was locked, and is asked again later).
+batch under way), or *paused* (its row was locked, or it is not finished: it goes again later).
 See docs/decisions/0009-one-writer.md.
 """
 
@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import outcome
 import trio
 
-from trio_sessions.writes import Write
+from trio_sessions.writes import Unfinished, Write
 
 __all__ = ["Lines", "Order", "Stage"]
 
@@ -74,6 +74,9 @@ class Order(abc.ABC, Generic[T]):
         Raises:
             SessionsError: it cannot be written; that is its answer.
         """
+
+    def advance(self, part: Unfinished) -> None:
+        """Take note that a part of it is done; it goes again, for the rest."""
 
     def conclude(self, result: outcome.Outcome[T] | None) -> None:
         """Take note of the answer, whoever waits for it; None: it was not needed any more."""

@@ -16,6 +16,7 @@ from trio_sessions._pacing import keep_pace
 from trio_sessions._portions import Portions
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
+from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
 from trio_sessions.errors import RegistryClosed, SessionsError, bare
 from trio_sessions.types import CleanupReport, fingerprint
@@ -61,6 +62,7 @@ class Passes:
         self._claims = claims
         self._sessions = sessions
         self._messages = messages
+        self._sweeper = Sweeper(edge, counters, settings)
         self._background = background
         self._counters = counters
         self._settings = settings
@@ -113,6 +115,7 @@ class Passes:
             brake=self._brake,
             portions=self._portions,
             counters=self._counters,
+            sweeper=self._sweeper,
             settings=self._settings,
         )
 

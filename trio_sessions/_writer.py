@@ -10,7 +10,9 @@ storm shares its statements, its transactions and its syncs to disk::
 
 - A row that is locked is asked again, with a growing pause (invariant 16); what follows for its
   session waits behind it. After `_PATIENCE` its caller is told.
-- A batch that is refused as a whole, for a row that nobody can name, is split.
+- A batch that is refused as a whole, for a row that nobody can name, is split. A deadlock of two
+  transactions is the fault of neither: whoever was refused goes again.
+- What is not finished, for a session has left too much, goes again with the next batch, at once.
 - A lost answer is everybody's error. Claims and deletions are repeated by the next pass, messages
   by nobody.
 - A caller that leaves withdraws what has not left (`do`); claims and deletions go on (`give`).
@@ -28,8 +30,8 @@ import trio
 
 from trio_sessions._edge import Edge
 from trio_sessions._orders import Lines, Order, Stage
-from trio_sessions.errors import RowUnavailable, SessionsError, StoreUnavailable
-from trio_sessions.writes import Write
+from trio_sessions.errors import RowLocked, RowUnavailable, SessionsError, StoreUnavailable
+from trio_sessions.writes import Unfinished, Write
 
 __all__ = ["Writer"]
 
@@ -177,6 +179,8 @@ class Writer:
                 if len(left) > 1 and trio.current_time() < split_until:
                     middle = len(left) // 2
                     parts += [left[middle:], left[:middle]]
+                elif isinstance(exc, RowLocked) and left and self._may_ask_again(left[0]):
+                    again += left
                 else:
                     _fail(left, exc)
             except SessionsError as exc:
@@ -186,7 +190,7 @@ class Writer:
             self._ask_again(again)
 
     async def _commit(self, orders: Sequence[Order[Any]]) -> list[Order[Any]]:
-        """Commit orders; return those that are to go again, for their rows are locked."""
+        """Commit orders; return those that are to go again after a pause: their rows are locked."""
         sent, writes = _make(orders)
         if not writes:
             await trio.lowlevel.checkpoint()
@@ -202,7 +206,10 @@ class Writer:
             raise
         locked: list[Order[Any]] = []
         for order, answer in zip(sent, answers, strict=True):
-            if not isinstance(answer, RowUnavailable):
+            if isinstance(answer, Unfinished):
+                order.advance(answer)
+                self._lines.ask_again([order], trio.current_time())
+            elif not isinstance(answer, RowUnavailable):
                 order.settle(outcome.Value(answer))
             elif self._may_ask_again(order):
                 locked.append(order)

@@ -8,6 +8,7 @@ __all__ = [
     "MissingDependency",
     "OperationTooLong",
     "RegistryClosed",
+    "RowLocked",
     "RowUnavailable",
     "SessionNotFound",
     "SessionsError",
@@ -46,6 +47,13 @@ class OperationTooLong(StoreUnavailable):
     """The store was reached, and the operation was ended because it took too long.
 
     The same on fewer rows could succeed. The pass asks for fewer then, at once and from then on.
+    """
+
+
+class RowLocked(RowUnavailable):
+    """Another transaction was in the way, or both in each other's: nothing is wrong with the row.
+
+    Whoever asked may ask for the same again, after a pause.
     """
 
 

@@ -231,8 +231,10 @@ class Sent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
-    """What one bounded batch of a sweep deleted."""
+    """What one bounded piece of a sweep, or of leaving, has deleted."""
 
     sessions: int
     messages: int
-    """Messages that were older than ``message_ttl``, or of these sessions."""
+    """Messages that were older than ``message_ttl``, or of sessions that go."""
+    more: bool
+    """There may be more to delete, and this piece has come nearer to it: go on."""

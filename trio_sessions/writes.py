@@ -38,6 +38,7 @@ __all__ = [
     "SetCapabilities",
     "SetOwner",
     "Stamp",
+    "Unfinished",
     "Write",
 ]
 
@@ -214,9 +215,21 @@ class Claimed:
     """Messages of a session that had ended, which went with its row."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """The answer to a `Claim` or `Delete` of a session that ended with too many messages.
+
+    Some of them, the oldest, are deleted; the row is as it was. The write is to be asked for
+    again, at once: it goes on with the rest.
+    """
+
+    dropped: int
+    """Messages that are deleted; they are not counted again in the answer at the end."""
+
+
 ANSWERS: Mapping[type[Write[object]], tuple[type, ...]] = {
-    Claim: (Claimed,),
-    Delete: (int,),
+    Claim: (Claimed, Unfinished),
+    Delete: (int, Unfinished),
     SetOwner: (Holder, type(None)),
     ClaimOwner: (Holder, type(None)),
     SetCapabilities: (Holder, type(None)),
@@ -225,7 +238,7 @@ ANSWERS: Mapping[type[Write[object]], tuple[type, ...]] = {
 }
 """Of which class the answer to a write is, unless it is `RowUnavailable`."""
 
-Answer = Claimed | Holder | Sent | int | bool | None | RowUnavailable
+Answer = Claimed | Holder | Sent | int | bool | None | Unfinished | RowUnavailable
 """What a write is answered with. `RowUnavailable`: the store could not do it for a reason of
 this row alone, for instance because it is locked; it was not done, and may be asked again."""
 

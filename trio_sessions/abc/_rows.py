@@ -21,6 +21,8 @@ class RowStore(Store):
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Set ``last_accessed`` of these rows of ``worker`` to now.
 
+        And the moment of their taking, if that is in the future (see `Store.commit`).
+
         Returns:
             In ``held``, the ids whose row is there and is ``worker``'s. In ``taken_over``, those
             whose row another incarnation holds; they will be removed. An id in no field
@@ -35,11 +37,15 @@ class RowStore(Store):
         """
 
     @abc.abstractmethod
-    async def delete_all(self, worker: Worker, *, limit: int) -> int:
-        """Delete at most ``limit`` rows of this incarnation, whatever their session.
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        """Delete a piece of the rows of this incarnation, whatever their session.
+
+        At most ``limit`` rows, and at most ``limit`` of their messages: a row goes with the last
+        of its messages, and not before. The statement that deletes a row says whose it must be,
+        so that one that is taken over meanwhile stays.
 
         Returns:
-            How many were deleted; less than ``limit`` means that none are left.
+            What was deleted, and whether there may be more.
         """
 
     @abc.abstractmethod
@@ -70,13 +76,20 @@ class RowStore(Store):
 
         The store keeps the moment of the last vouching and the start of the unbroken
         series of vouchings that it belongs to. A vouching more than ``max_gap`` seconds
-        after the last one starts a new series. In a store that has never held a row the
-        series has no beginning.
+        after the last one, or before it (the clock was set back), starts a new series. In a
+        store that has never held a row the series has no beginning.
 
         Expired are rows of other incarnations not refreshed for **more than**
         ``session_ttl`` seconds (equality is not expired), **if the series is at least
         that old**: an outage expires nobody. Messages go with their session; messages
         older than ``message_ttl`` go too. Locked rows are skipped where the store can.
+
+        **One call deletes a bounded piece**, however much one session has left: its messages go
+        first, the oldest first, and its row with the last of them. Whoever refreshes the row or
+        takes it over in between goes on with what is left.
+
+        A row of another incarnation that was refreshed in the future, because the clock was
+        ahead then, counts as refreshed now: a sweep says so in the row, and it can expire.
 
         Args:
             worker: who sweeps; its own rows are not touched.
@@ -87,5 +100,5 @@ class RowStore(Store):
                 vouches.
 
         Returns:
-            What was deleted; if both are less than ``limit``, nothing is left.
+            What was deleted, and whether there may be more.
         """

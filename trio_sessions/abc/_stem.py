@@ -96,6 +96,10 @@ class Store(abc.ABC):
         with `RowUnavailable`, and the others are done. The same holds for any other reason
         that the store can tell apart row by row.
 
+        **Messages are deleted so many at a time**: where a `Claim` or `Delete` finds more of
+        them than the store deletes in one batch, the write is answered with `Unfinished`. Its
+        row goes, or is claimed, with the last of them, and not before.
+
         What each kind of write does, with the row of its session as it is at that moment (see
         `trio_sessions.writes` for ``ended`` and ``born``):
 
@@ -106,7 +110,9 @@ class Store(abc.ABC):
             this incarnation: it is refreshed, and gets the claim's generation, and owner and
             capabilities if the claim brings them. A row of another incarnation that was taken
             no later than the claim's age ago: it is taken over likewise; the rest, messages,
-            birth and moment of creation, stays. One that was taken later: nothing is done.
+            birth and moment of creation, stays. One that was taken later: nothing is done. A
+            moment in the future, which a clock has left that was ahead, is no later moment but
+            older than every claim; the next claim or refresh sets it right.
         `Delete`:
             A row of this incarnation of a generation <= ``up_to``: it is deleted with its
             messages. Otherwise nothing is done.

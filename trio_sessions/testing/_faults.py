@@ -129,7 +129,7 @@ class FaultyStore(SessionStore):
         """Refresh rows, or fail; see `SessionStore.refresh`."""
         return await self._through("refresh", lambda: self._store.refresh(worker, session_ids))
 
-    async def delete_all(self, worker: Worker, *, limit: int) -> int:
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
         """Delete all rows, or fail; see `SessionStore.delete_all`."""
         return await self._through(
             "delete_all", lambda: self._store.delete_all(worker, limit=limit)

@@ -5,6 +5,7 @@ each run, and after a fork (see `trio_sessions.stores._one_run`).
 """
 
 import contextlib
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,13 +18,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from trio_sessions._process import keep_for_ever, this_process
 from trio_sessions.abc import Worker
-from trio_sessions.errors import OperationTooLong, RowUnavailable, StoreUnavailable
+from trio_sessions.errors import OperationTooLong, StoreSchemaError, StoreUnavailable
 from trio_sessions.stores.database._database import Database, Timeouts
 from trio_sessions.stores.database._errors import first_line, hide_values
 from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
 from trio_sessions.stores.database._urls import masked
 
 __all__ = ["Connections", "note_process"]
+
+logger = logging.getLogger("trio_sessions.rows")
 
 T = TypeVar("T")
 
@@ -76,6 +79,7 @@ class Connections:
         self._process = this_process()
         self._engine: sa.Engine | None = None
         self._opening = trio.Lock()
+        self._prepare: Callable[[sa.Connection], None] | None = None
         self._places: trio.CapacityLimiter | None = None
         """As many as an engine that was handed in has connections."""
         self._question_places: trio.CapacityLimiter | None = None
@@ -95,6 +99,7 @@ class Connections:
     async def open(self, worker: Worker, prepare: Callable[[sa.Connection], None]) -> None:
         """Make the engine, if nobody has, and ``prepare`` the database."""
         async with self._opening:
+            self._prepare = prepare
             if self._engine is None:
                 # Nothing is connected yet, so whoever is cancelled may leave it alone.
                 self._engine = await trio.to_thread.run_sync(
@@ -120,7 +125,7 @@ class Connections:
             self._ended = None
         # What an engine that was handed in keeps open nobody knows.
         self._database.opens(self if self._given is None else self._given, self._url)
-        options = self._database.engine_options()
+        options = self._database.engine_options(self._url)
         if self._given is not None:
             # The same pool, and nothing of the user's engine is changed.
             return self._given.execution_options(**options)
@@ -182,6 +187,8 @@ class Connections:
 
         def watched(operation: Operation) -> T:
             operation.hold(connection.connection.dbapi_connection)
+            if self._database.leads_elsewhere(connection):
+                raise self._replaced()
             return work(connection)
 
         return await self._guarded(worker, watched)
@@ -239,17 +246,59 @@ class Connections:
         own = 0.0 if self._given is not None else max(2.0, timeouts.connect_timeout)
         return own + timeouts.operation_timeout
 
-    def _connect(self) -> sa.Connection:
+    def _connect(self, operation: Operation) -> sa.Connection:
+        """Return a connection to the database that is there now, and watch it.
+
+        Raises:
+            StoreUnavailable: the one that was there before is not any more. What is asked of
+                the new one next says nothing of that: it may be empty.
+        """
+        connection = self._checked_out(operation)
+        if self._database.leads_elsewhere(connection):
+            self._turn_to_the_new_one(connection, operation)
+            raise self._replaced()
+        return connection
+
+    def _checked_out(self, operation: Operation) -> sa.Connection:
         if self._engine is None:
             raise StoreUnavailable(f"the store on {masked(self._url)} is closed")
-        return self._engine.connect()
+        connection = self._engine.connect()
+        try:
+            operation.hold(connection.connection.dbapi_connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _turn_to_the_new_one(self, connection: sa.Connection, operation: Operation) -> None:
+        """Throw away the connections that lie idle, and prepare the database that is there now."""
+        logger.error("%s: connecting anew", self._replaced())
+        while True:
+            connection.invalidate()
+            connection.close()
+            connection = self._checked_out(operation)
+            if not self._database.leads_elsewhere(connection):
+                break
+        with connection:
+            assert self._prepare is not None
+            try:
+                self._prepare(connection)
+            except StoreSchemaError as exc:
+                raise self._replaced() from exc
+            finally:
+                operation.release()
+
+    def _replaced(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"the database {masked(self._url)} was deleted or replaced while it was open, and what "
+            "was asked of it is unknown"
+        )
 
     def _detached(
         self, prepare: Callable[[sa.Connection], Any], operation: Operation
     ) -> sa.Connection:
-        connection = self._connect()
+        connection = self._connect(operation)
         try:
-            operation.hold(connection.connection.dbapi_connection)
             with self._told(connection):
                 connection.detach()
                 prepare(connection)
@@ -259,8 +308,7 @@ class Connections:
         return connection
 
     def _connected(self, work: Callable[[sa.Connection], T], operation: Operation) -> T:
-        with self._connect() as connection:
-            operation.hold(connection.connection.dbapi_connection)
+        with self._connect(operation) as connection:
             try:
                 with self._told(connection):
                     return work(connection)
@@ -299,8 +347,9 @@ class Connections:
         if isinstance(exc, PoolTimeout):
             return StoreUnavailable(f"{where}: the engine's pool has no connection left: {exc}")
         reason = f"{type(exc.orig).__name__}: {first_line(exc.orig)}"
-        if self._database.is_row_error(exc):
-            return RowUnavailable(f"{where} refused a row: {reason}")
+        row_error = self._database.row_error(exc)
+        if row_error is not None:
+            return row_error(f"{where} refused a row: {reason}")
         if is_too_long:
             return OperationTooLong(f"{where} ended an operation that took too long: {reason}")
         advice = self._database.advice(exc)

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from trio_sessions.abc import Bell, Worker
+from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores.database._bell import BellSource
 from trio_sessions.types import RowAnswers, StoredMessage, Swept, Wanted
 from trio_sessions.writes import Batch, Committed
@@ -55,13 +56,17 @@ class Clock:
     """The seconds since a moment that was stored."""
 
 
-class OpenBell(Protocol):
-    """Tells of messages, by the best means that the database has."""
+class MakeOperations(Protocol):
+    """Makes what is asked of one set of tables."""
 
-    def __call__(
-        self, source: BellSource, worker: Worker, *, may_listen: bool
-    ) -> AbstractAsyncContextManager[Bell]:
-        """Return a bell; ``may_listen``: it may keep a connection for that."""
+    def __call__(self, tables: "Tables", *, listens: bool) -> "Operations":
+        """Return the operations.
+
+        Args:
+            tables: the tables.
+            listens: the workers keep a connection to be told of messages, where the database can
+                tell; else nobody is to be told, and a bell asks now and then.
+        """
         ...
 
 
@@ -89,13 +94,14 @@ class Operations:
     commit: Callable[[sa.Connection, Worker, Batch, Callable[[], float]], Committed]
     """Carry out a batch; the last argument returns the seconds since its ages were told."""
     refresh: Callable[[sa.Connection, Worker, Sequence[str]], RowAnswers]
-    delete_all: Callable[[sa.Connection, Worker, int], int]
+    delete_all: Callable[[sa.Connection, Worker, int], Swept]
     sweep: Callable[[sa.Connection, Worker, Mapping[str, float], int], Swept]
     """Vouch and sweep; the durations are session_ttl, message_ttl and max_gap."""
     fetch: Callable[
         [sa.Connection, Worker, Sequence[Wanted]], Mapping[str, Sequence[StoredMessage]]
     ]
-    open_bell: OpenBell
+    open_bell: Callable[[BellSource, Worker], AbstractAsyncContextManager[Bell]]
+    """Return what tells of messages, by the best means that the database has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,12 +123,14 @@ class Database:
     """Note, in a thread, that an opening is about to connect; raise `StoreInUse` if it must not."""
     has_closed: Callable[[object], None]
     """Note that all connections of an opening are closed."""
-    engine_options: Callable[[], Mapping[str, Any]]
+    engine_options: Callable[[sa.URL], Mapping[str, Any]]
     """What the connections of one opening have in common, as execution options."""
+    leads_elsewhere: Callable[[sa.Connection], bool]
+    """Say whether the URL leads to another database by now than this connection does."""
     cutter: Callable[[Any], Cutter]
     """Return what can end an operation of a driver's connection."""
-    is_row_error: Callable[[DBAPIError], bool]
-    """Say whether an error is that of single rows, so that fewer rows could succeed."""
+    row_error: Callable[[DBAPIError], type[RowUnavailable] | None]
+    """Return what an error of single rows is; None: it is that of all, or of the connection."""
     is_too_long: Callable[[DBAPIError], bool]
     """Say whether the database has ended the operation because it took too long."""
 
@@ -146,7 +154,7 @@ class Database:
     messages_options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the `sqlalchemy.Table` of messages."""
 
-    operations: "Callable[[Tables], Operations]"
+    operations: MakeOperations
 
 
 @cache

@@ -59,7 +59,9 @@ class DatabaseStore(SessionStore):
             made here.
         listen: learn of messages by LISTEN on a connection of its own. PgBouncer in
             transaction mode loses it: set it to False behind one, and the worker polls
-            once for all its sessions.
+            once for all its sessions, and never sends a NOTIFY. The same for all workers: one
+            that listens is told nothing by one that does not, and looks once a minute and at
+            its passes only.
         server_timeouts: send the timeouts as ``options`` when connecting to PostgreSQL, and
             prepare statements. PgBouncer does not take the former, and loses the latter:
             set it to False behind one. With the timeouts go ``row_security`` and the
@@ -102,7 +104,7 @@ class DatabaseStore(SessionStore):
             self._url = check_url(url_or_engine)
         self._database = find(self._url.get_backend_name())
         self._tables = tables(table_prefix)
-        self._operations = self._database.operations(self._tables)
+        self._operations = self._database.operations(self._tables, listens=listen)
         self._questions = Questions(self._tables)
         self._opened = OneRun(self._connections, f"the store on {masked(self._url)}")
 
@@ -173,8 +175,8 @@ class DatabaseStore(SessionStore):
             worker, lambda connection: self._operations.refresh(connection, worker, session_ids)
         )
 
-    async def delete_all(self, worker: Worker, *, limit: int) -> int:
-        """Delete all rows of this incarnation; see `SessionStore.delete_all`."""
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        """Delete rows of this incarnation; see `SessionStore.delete_all`."""
         return await self.run(
             worker, lambda connection: self._operations.delete_all(connection, worker, limit)
         )
@@ -215,7 +217,7 @@ class DatabaseStore(SessionStore):
 
     def open_bell(self, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         """Return what tells of messages; see `SessionStore.open_bell`."""
-        return self._operations.open_bell(self._opened.state, worker, may_listen=self.listen)
+        return self._operations.open_bell(self._opened.state, worker)
 
     # ---- the sweep ----
 

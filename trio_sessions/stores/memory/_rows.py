@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores._pieces import PIECE
 from trio_sessions.types import Capabilities, Holder, Sent
 from trio_sessions.writes import (
     Acknowledge,
@@ -18,6 +19,7 @@ from trio_sessions.writes import (
     Send,
     SetCapabilities,
     SetOwner,
+    Unfinished,
     Write,
 )
 
@@ -71,9 +73,44 @@ class Rows(dict[str, Row]):
             (session_id, row) for session_id, row in rows if row is not None and row.is_of(worker)
         ]
 
-    def remove(self, session_id: str) -> int:
-        """Remove a row and its messages; return how many these were."""
-        return len(self.pop(session_id).messages)
+    def remove(self, session_id: str, limit: int) -> tuple[int, bool]:
+        """Remove messages of a row, the oldest first, and the row with the last of them.
+
+        Args:
+            session_id: the row's.
+            limit: messages, at most.
+
+        Returns:
+            How many messages went, and whether the row did.
+        """
+        messages = self[session_id].messages
+        if len(messages) <= limit:
+            return len(self.pop(session_id).messages), True
+        for message_id in list(itertools.islice(messages, limit)):
+            del messages[message_id]
+        return limit, False
+
+    def remove_some(self, session_ids: Iterable[str], limit: int) -> tuple[int, int]:
+        """Remove rows likewise; return how many, and how many messages."""
+        sessions = messages = 0
+        for session_id in session_ids:
+            dropped, is_gone = self.remove(session_id, limit - messages)
+            sessions += is_gone
+            messages += dropped
+        return sessions, messages
+
+    def drop_older(self, moment: float, limit: int) -> int:
+        """Remove messages that were stored before a moment; return how many."""
+        old = (
+            (row.messages, message_id)
+            for row in self.values()
+            for message_id, message in row.messages.items()
+            if message.stored_at < moment
+        )
+        found = list(itertools.islice(old, limit))
+        for messages, message_id in found:
+            del messages[message_id]
+        return len(found)
 
     def carry_out(self, worker: Worker, write: Write[object], now: float) -> Answer:
         """Do what a write says.
@@ -103,12 +140,16 @@ class Rows(dict[str, Row]):
             return None
         return row
 
-    def _claim(self, worker: Worker, claim: Claim, now: float, taken_at: float) -> Claimed:
+    def _claim(
+        self, worker: Worker, claim: Claim, now: float, taken_at: float
+    ) -> Claimed | Unfinished:
         dropped = 0
         row = self._living(worker, claim.session_id, claim.ended)
         if row is None:
             if claim.session_id in self:
-                dropped = self.remove(claim.session_id)
+                dropped, is_gone = self.remove(claim.session_id, PIECE)
+                if not is_gone:
+                    return Unfinished(dropped=dropped)
             row = self[claim.session_id] = Row(
                 born=str(next(self._births)),
                 created_at=now,
@@ -118,7 +159,7 @@ class Rows(dict[str, Row]):
             outcome = Outcome.INSERTED
         elif row.is_of(worker):
             outcome = Outcome.KEPT
-        elif row.taken_at > taken_at:
+        elif taken_at < row.taken_at <= now:
             outcome = Outcome.LOST
         else:
             row.worker_id, row.incarnation = worker.worker_id, worker.incarnation
@@ -128,7 +169,7 @@ class Rows(dict[str, Row]):
             row.last_accessed = now
             if row.generation <= claim.generation:
                 row.generation = claim.generation
-                row.taken_at = max(row.taken_at, taken_at)
+                row.taken_at = taken_at if row.taken_at > now else max(row.taken_at, taken_at)
                 row.owner = row.owner if claim.owner is Keep.OWNER else claim.owner
                 row.capabilities = claim.capabilities or row.capabilities
         return Claimed(
@@ -139,11 +180,12 @@ class Rows(dict[str, Row]):
             dropped=dropped,
         )
 
-    def _delete(self, worker: Worker, write: Delete) -> int:
+    def _delete(self, worker: Worker, write: Delete) -> int | Unfinished:
         row = self.get(write.session_id)
         if row is None or not row.is_of(worker) or row.generation > write.up_to:
             return 0
-        return self.remove(write.session_id)
+        dropped, is_gone = self.remove(write.session_id, PIECE)
+        return dropped if is_gone else Unfinished(dropped=dropped)
 
     def _say(self, worker: Worker, write: SetOwner | ClaimOwner | SetCapabilities) -> Holder | None:
         row = self._living(worker, write.session_id, write.ended)

@@ -122,18 +122,21 @@ class MemoryStore(SessionStore):
         own = self._rows.own(worker, session_ids)
         for _, row in own:
             row.last_accessed = now
+            row.taken_at = min(row.taken_at, now)
         held = frozenset(session_id for session_id, _ in own)
         return await self._answer(
             RowAnswers(held=held, taken_over=frozenset(session_ids) & self._rows.keys() - held)
         )
 
-    async def delete_all(self, worker: Worker, *, limit: int) -> int:
-        """Delete all rows of this incarnation; see `SessionStore.delete_all`."""
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        """Delete rows of this incarnation; see `SessionStore.delete_all`."""
         await self._begin()
-        own = self._rows.own(worker, list(self._rows))[:limit]
-        for session_id, _ in own:
-            self._rows.remove(session_id)
-        return await self._answer(len(own))
+        own = [one for one, row in self._rows.items() if row.is_of(worker)][:limit]
+        sessions, messages = self._rows.remove_some(own, limit)
+        more = len(own) >= limit or messages >= limit
+        return await self._answer(
+            Swept(sessions=sessions, messages=messages, more=more and sessions + messages > 0)
+        )
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session; see `SessionStore.locate`."""
@@ -216,24 +219,20 @@ class MemoryStore(SessionStore):
         """Vouch, then delete what has expired; see `SessionStore.sweep`."""
         await self._begin()
         now = trio.current_time()
-        if self._vouched_at is not None and now - self._vouched_at > max_gap:
+        if self._vouched_at is not None and abs(now - self._vouched_at) > max_gap:
             self._unbroken_since = now
         self._vouched_at = now
-        expired, messages = [], 0
-        if now - self._unbroken_since >= session_ttl:
-            expired = [
-                session_id
-                for session_id, row in self._rows.items()
-                if not row.is_of(worker) and now - row.last_accessed > session_ttl
-            ][:limit]
-        for session_id in expired:
-            messages += self._rows.remove(session_id)
-        stale = [
-            (row, message_id)
-            for row in self._rows.values()
-            for message_id, message in row.messages.items()
-            if now - message.stored_at > message_ttl
-        ][:limit]
-        for row, message_id in stale:
-            del row.messages[message_id]
-        return await self._answer(Swept(sessions=len(expired), messages=messages + len(stale)))
+        self._unbroken_since = min(self._unbroken_since, now)
+        may_expire = now - self._unbroken_since >= session_ttl
+        expired: list[str] = []
+        for session_id, row in self._rows.items() if limit else ():
+            row.last_accessed = min(row.last_accessed, now)
+            is_expired = not row.is_of(worker) and now - row.last_accessed > session_ttl
+            if may_expire and is_expired and len(expired) < limit:
+                expired.append(session_id)
+        sessions, messages = self._rows.remove_some(expired, limit)
+        messages += self._rows.drop_older(now - message_ttl, limit - messages)
+        more = len(expired) >= limit or messages >= limit
+        return await self._answer(
+            Swept(sessions=sessions, messages=messages, more=more and sessions + messages > 0)
+        )

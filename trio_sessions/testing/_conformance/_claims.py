@@ -221,7 +221,7 @@ async def many_writes_fit_into_one_batch(make_store: MakeStore) -> None:
         assert [one.holder.owner for one in answers if isinstance(one, Claimed)] == ids
         assert await a.holds(*ids)
         assert await a.commit(*(Delete(session_id=one, up_to=1) for one in ids)) == [0] * 300
-        assert await a.store.delete_all(a.worker, limit=1000) == 0
+        assert (await a.store.delete_all(a.worker, limit=1000)).sessions == 0
 
 
 async def workers_that_cross_each_get_an_answer(make_store: MakeStore) -> None:

@@ -6,7 +6,7 @@ import trio
 import trio.testing
 
 from trio_sessions.testing._conformance._tools import TICK, Check, MakeStore, opened, wanted
-from trio_sessions.types import Sent
+from trio_sessions.types import Sent, Swept
 from trio_sessions.writes import Acknowledge, Claim, Delete, Outcome, Send
 
 __all__ = ["message_checks"]
@@ -91,6 +91,79 @@ async def messages_go_with_their_session_or_their_ttl(make_store: MakeStore) -> 
         )
         assert (swept.sessions, swept.messages) == (0, 1)
         assert await b.store.waiting(b.worker) == []
+
+
+async def a_dead_session_goes_piece_by_piece(make_store: MakeStore) -> None:
+    """At most ``limit`` messages at a time, the oldest first; its row with the last of them."""
+    async with opened(make_store, "a", "b") as (a, b):
+        durations = {"session_ttl": 0.5, "message_ttl": 3600.0, "max_gap": 3600.0}
+        for session_id in ("s", "t"):
+            await b.claim(session_id)
+        await b.commit(*(Send(session_id="s", payload=str(number)) for number in range(7)))
+        await a.store.sweep(a.worker, **durations, limit=0)
+        await trio.sleep(0.6)
+        swept: list[Swept] = []
+        with trio.fail_after(20):
+            while not swept or swept[-1].more:
+                swept.append(await a.store.sweep(a.worker, **durations, limit=3))
+                assert swept[-1].messages <= 3
+                if await a.store.locate(a.worker, "s") is not None:
+                    left = await b.payloads("s")
+                    assert left == [str(number) for number in range(7)][-len(left) :]
+                    assert len(left) == 7 - sum(one.messages for one in swept)
+        assert sum(one.messages for one in swept) == 7
+        assert sum(one.sessions for one in swept) == 2
+        assert len(swept) >= 3
+        assert (await b.claim("s")).outcome is Outcome.INSERTED
+        assert await b.messages("s") == []
+
+
+async def stale_messages_go_piece_by_piece(make_store: MakeStore) -> None:
+    """Whosesoever they are."""
+    async with opened(make_store, "a") as (a,):
+        await a.claim("s")
+        await a.commit(*(Send(session_id="s", payload="1", age=100.0) for _ in range(5)))
+        await a.write(Send(session_id="s", payload="2"))
+        durations = {"session_ttl": 3600.0, "message_ttl": 50.0, "max_gap": 3600.0}
+        swept = [await a.store.sweep(a.worker, **durations, limit=2) for _ in range(3)]
+        assert [one.messages for one in swept] == [2, 2, 1]
+        assert [one.more for one in swept] == [True, True, False]
+        assert await a.payloads("s") == ["2"]
+
+
+async def leaving_with_messages_goes_piece_by_piece(make_store: MakeStore) -> None:
+    """A row goes with the last of its messages."""
+    async with opened(make_store, "a") as (a,):
+        await a.claim("s")
+        await a.commit(*(Send(session_id="s", payload=str(number)) for number in range(5)))
+        first = await a.store.delete_all(a.worker, limit=2)
+        assert first == Swept(sessions=0, messages=2, more=True)
+        assert await a.payloads("s") == ["2", "3", "4"]
+        second = await a.store.delete_all(a.worker, limit=2)
+        assert second == Swept(sessions=0, messages=2, more=True)
+        assert await a.store.delete_all(a.worker, limit=2) == Swept(
+            sessions=1, messages=1, more=False
+        )
+
+
+async def many_messages_of_an_ended_session(make_store: MakeStore) -> None:
+    """They may go in pieces; the row goes, or is claimed, with the last of them."""
+    async with opened(make_store, "a") as (a,):
+        for write in (Delete(session_id="s", up_to=1), None):
+            await a.claim("s")
+            for _ in range(3):
+                await a.commit(*(Send(session_id="s", payload="1") for _ in range(1000)))
+            a.pieces.clear()
+            if write is not None:
+                dropped = await a.write(write)
+                assert isinstance(dropped, int)
+                assert await a.store.locate(a.worker, "s") is None
+            else:
+                claimed = await a.write(Claim(session_id="s", generation=2, age=0.0, ended=1))
+                assert claimed.outcome is Outcome.INSERTED
+                dropped = claimed.dropped
+                assert await a.messages("s") == []
+            assert dropped + sum(one.dropped for one in a.pieces) == 3000
 
 
 async def a_message_may_be_for_the_next_holder_only(make_store: MakeStore) -> None:
@@ -202,6 +275,10 @@ message_checks: tuple[Check, ...] = (
     messages_wait_until_they_are_acknowledged,
     messages_of_one_batch_are_stored_in_its_order,
     messages_go_with_their_session_or_their_ttl,
+    a_dead_session_goes_piece_by_piece,
+    stale_messages_go_piece_by_piece,
+    leaving_with_messages_goes_piece_by_piece,
+    many_messages_of_an_ended_session,
     a_message_may_be_for_the_next_holder_only,
     a_message_may_be_for_one_birth_only,
     a_new_session_has_no_messages,

@@ -6,10 +6,12 @@ import trio
 import trio.testing
 
 from trio_sessions.testing._conformance._tools import Check, Client, MakeStore, opened
+from trio_sessions.types import Swept
 from trio_sessions.writes import Batch, Claim, Delete, Outcome
 
 __all__ = ["row_checks"]
 
+NOTHING = Swept(sessions=0, messages=0, more=False)
 _TTL = 1.0  # seconds; the checks wait for leases that long to expire
 
 
@@ -48,7 +50,7 @@ async def nothing_asked_is_nothing_done(make_store: MakeStore) -> None:
     async with opened(make_store, "a") as (a,):
         assert not (await a.store.commit(a.worker, Batch(writes=()))).answers
         assert not (await a.store.refresh(a.worker, [])).held
-        assert await a.store.delete_all(a.worker, limit=10) == 0
+        assert await a.store.delete_all(a.worker, limit=10) == NOTHING
 
 
 async def a_row_belongs_to_one_incarnation(make_store: MakeStore) -> None:
@@ -59,18 +61,20 @@ async def a_row_belongs_to_one_incarnation(make_store: MakeStore) -> None:
         assert not answers.held
         assert answers.taken_over == {"s"}
         assert await restarted.write(Delete(session_id="s", up_to=1_000)) == 0
-        assert await restarted.store.delete_all(restarted.worker, limit=10) == 0
+        assert await restarted.store.delete_all(restarted.worker, limit=10) == NOTHING
         assert await a.holds("s")
 
 
 async def leaving_is_bounded_and_may_be_repeated(make_store: MakeStore) -> None:
-    """`delete_all` says how many went, so that the caller knows when it is done."""
+    """`delete_all` says whether there is more, so that the caller knows when it is done."""
     async with opened(make_store, "a", "b") as (a, b):
         await a.commit(*(Claim(session_id=f"s{n}", generation=1, age=0.0) for n in range(5)))
         await b.claim("other")
         for session_id in ("s0", "s0", "other"):
             assert await a.write(Delete(session_id=session_id, up_to=9)) == 0
-        assert [await a.store.delete_all(a.worker, limit=3) for _ in range(3)] == [3, 1, 0]
+        left = [await a.store.delete_all(a.worker, limit=3) for _ in range(3)]
+        assert [one.sessions for one in left] == [3, 1, 0]
+        assert [one.more for one in left] == [True, False, False]
         assert await b.holds("other")
 
 

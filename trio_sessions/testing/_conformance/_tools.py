@@ -10,7 +10,7 @@ import trio
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.errors import RowUnavailable
 from trio_sessions.types import StoredMessage, Wanted
-from trio_sessions.writes import Answer, Batch, Claim, Claimed, Write
+from trio_sessions.writes import Answer, Batch, Claim, Claimed, Unfinished, Write
 
 __all__ = ["TICK", "Check", "Client", "MakeStore", "opened", "wanted"]
 
@@ -33,18 +33,23 @@ class Client:
     def __init__(self, store: SessionStore, worker: Worker) -> None:
         self.store = store
         self.worker = worker
+        self.pieces: list[Unfinished] = []
+        """What writes were answered with that went again."""
 
     async def commit(self, *writes: Write[object]) -> list[Answer]:
-        """Commit one batch; a row that is locked is asked for again, as every writer does."""
+        """Commit one batch; what is locked or unfinished goes again, as with every writer."""
         answers = list((await self.store.commit(self.worker, Batch(writes=writes))).answers)
         assert len(answers) == len(writes)
         deadline = trio.current_time() + _PATIENCE
-        while locked := [n for n, one in enumerate(answers) if isinstance(one, RowUnavailable)]:
+        while again := [
+            n for n, one in enumerate(answers) if isinstance(one, RowUnavailable | Unfinished)
+        ]:
             assert trio.current_time() < deadline, answers
+            self.pieces += [one for one in answers if isinstance(one, Unfinished)]
             await trio.sleep(TICK)
-            batch = Batch(writes=[writes[n] for n in locked])
-            again = (await self.store.commit(self.worker, batch)).answers
-            for place, answer in zip(locked, again, strict=True):
+            batch = Batch(writes=[writes[n] for n in again])
+            answered = (await self.store.commit(self.worker, batch)).answers
+            for place, answer in zip(again, answered, strict=True):
                 answers[place] = answer
         return answers
 
@@ -80,7 +85,8 @@ async def opened(make_store: MakeStore, *names: str) -> AsyncIterator[list[Clien
         clients = [await stack.enter_async_context(_opened(make_store, name)) for name in names]
         yield clients
         for one in clients:
-            await one.store.delete_all(one.worker, limit=1000)
+            while (await one.store.delete_all(one.worker, limit=1000)).more:
+                pass
 
 
 @asynccontextmanager

@@ -4,15 +4,16 @@ One select reads the rows of all writes and locks them, Python decides, and the 
 carries it out. What was decided is still true then, because nobody else writes meanwhile.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores._pieces import PIECE
 from trio_sessions.stores.database._clock import age_of, ago, now
 from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database.portable._clear import Clear
 from trio_sessions.stores.database.portable._grammar import Grammar
 from trio_sessions.stores.database.portable._plan import Plan, claimed, decide
 from trio_sessions.types import Sent
@@ -45,17 +46,13 @@ class Commit:
                 row.elicitation,
                 sa.type_coerce(sa.cast(row.created_at, sa.String), sa.String).label("born"),
                 age_of(row.taken_at).label("taken"),
+                (row.taken_at > now()).label("taken_ahead"),
             )
             .where(among(row.session_id))
             .order_by(row.session_id)
             .with_for_update()
         )
-        self._count = (
-            sa.select(message.session_id, sa.func.count())
-            .where(among(message.session_id))
-            .group_by(message.session_id)
-        )
-        self._delete_messages = sa.delete(tables.messages).where(among(message.session_id))
+        self._clear = Clear(tables, grammar)
         self._delete = sa.delete(tables.sessions).where(among(row.session_id))
         taken_at = ago(sa.bindparam("age", type_=sa.Float))
         written: dict[str, sa.BindParameter[Any]] = {
@@ -77,7 +74,11 @@ class Commit:
             .where(row.session_id == which)
             .values(
                 **written,
-                taken_at=sa.case((row.taken_at > taken_at, row.taken_at), else_=taken_at),
+                taken_at=sa.case(
+                    (row.taken_at > now(), taken_at),  # the clock was set back
+                    (row.taken_at > taken_at, row.taken_at),
+                    else_=taken_at,
+                ),
                 last_accessed=now(),
             )
         )
@@ -127,7 +128,10 @@ class Commit:
         return {row.session_id: row for row in found}
 
     def _carry_out(self, connection: sa.Connection, plan: Plan) -> None:
-        dropped = self._clear(connection, plan.cleared)
+        cleared = self._clear(connection, plan.cleared, PIECE)
+        dropped = cleared.dropped
+        if cleared.left:
+            plan.put_off(cleared.left, dropped)
         if plan.deleted:
             connection.execute(self._delete, self._among(plan.deleted))
         for statement, values in (
@@ -145,16 +149,6 @@ class Commit:
             self._send_all(connection, plan)
         if plan.claimed:
             self._look_at_the_claimed(connection, plan, dropped)
-
-    def _clear(self, connection: sa.Connection, session_ids: Iterable[str]) -> Counter[str]:
-        """Delete the messages of sessions; return how many these were of each."""
-        dropped: Counter[str] = Counter()
-        if session_ids:
-            among = self._among(session_ids)
-            dropped.update({row[0]: row[1] for row in connection.execute(self._count, among)})
-            if dropped:
-                connection.execute(self._delete_messages, among)
-        return dropped
 
     def _send_all(self, connection: sa.Connection, plan: Plan) -> None:
         values = [

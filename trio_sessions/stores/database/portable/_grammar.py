@@ -16,8 +16,10 @@ class Grammar:
 
     among: Callable[[sa.ColumnElement[str]], sa.ColumnElement[bool]]
     """Return "the column is one of the bind parameter session_ids"."""
+    each_id: Callable[[], sa.FromClause]
+    """Return the ids of the bind parameter session_ids, as a table with a column ``value``."""
     encode_ids: Callable[[Sequence[str]], Any]
-    """Return the value for the bind parameter of ``among``."""
+    """Return the value for the bind parameter of ``among`` and ``each_id``."""
     insert: Callable[[sa.Table], Any]
     """Return an INSERT that knows ``on_conflict_do_update``."""
     transaction: Callable[[sa.Connection], AbstractContextManager[None]]

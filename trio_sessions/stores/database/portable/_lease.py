@@ -1,6 +1,7 @@
 """Refreshing, leaving and sweeping."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -9,10 +10,13 @@ from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._questions import identity, own
 from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database.portable._clear import Clear, Cleared
 from trio_sessions.stores.database.portable._fleet import (
-    expired,
+    has_expired,
     old_enough,
+    refreshed,
     stale_messages,
+    swept,
     vouch,
 )
 from trio_sessions.stores.database.portable._grammar import Grammar
@@ -28,21 +32,24 @@ class Lease:
         self._grammar = grammar
         row, message, fleet = tables.sessions.c, tables.messages.c, tables.fleet.c
         mine = sa.and_(grammar.among(row.session_id), own(tables))
-        self._update = sa.update(tables.sessions).where(mine).values(last_accessed=now())
+        self._update = sa.update(tables.sessions).where(mine).ordered_values(*refreshed(tables))
         self._there = sa.select(row.session_id, own(tables)).where(grammar.among(row.session_id))
         self._some = (
             sa.select(row.session_id)
             .where(own(tables))
+            .order_by(row.session_id)
             .limit(sa.bindparam("limit", type_=sa.Integer))
         )
-        self._delete_messages = sa.delete(tables.messages).where(grammar.among(message.session_id))
-        self._delete = sa.delete(tables.sessions).where(grammar.among(row.session_id))
+        self._clear = Clear(tables, grammar)
+        among = grammar.among(row.session_id)
+        self._delete_own = sa.delete(tables.sessions).where(among, own(tables))
+        self._delete_expired = sa.delete(tables.sessions).where(among, has_expired(tables))
+        self._set_right = sa.update(tables.sessions).where(among).values(last_accessed=now())
         self._vouch = vouch(tables, grammar.insert(tables.fleet))
-        self._may_sweep = sa.select(fleet.id).where(old_enough(fleet.unbroken_since))
-        self._expired = expired(tables)
-        self._delete_stale = sa.delete(tables.messages).where(
-            message.id.in_(stale_messages(tables))
-        )
+        may_expire = sa.exists(sa.select(fleet.id).where(old_enough(fleet.unbroken_since)))
+        self._swept = swept(tables, may_expire)
+        stale = stale_messages(tables).limit(sa.bindparam("limit", type_=sa.Integer))
+        self._delete_stale = sa.delete(tables.messages).where(message.id.in_(stale))
 
     def refresh(
         self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str]
@@ -94,13 +101,16 @@ class Lease:
             *self._find_not_updated(connection, worker, halves[1], updated - left),
         ]
 
-    def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
-        """Delete some rows of this incarnation."""
+    def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> Swept:
+        """Delete a piece of the rows of this incarnation."""
+        parameters = {**identity(worker), "limit": limit}
         with self._grammar.transaction(connection):
-            some = connection.execute(self._some, {**identity(worker), "limit": limit})
-            found = list(some.scalars())
-            self._delete_sessions(connection, found)
-            return len(found)
+            found = list(connection.execute(self._some, parameters).scalars())
+            cleared = self._clear(connection, found, limit)
+            sessions = self._delete(connection, self._delete_own, found, cleared, parameters)
+        messages = cleared.dropped.total()
+        more = len(found) >= limit or messages >= limit
+        return Swept(sessions=sessions, messages=messages, more=more and sessions + messages > 0)
 
     def sweep(
         self, connection: sa.Connection, worker: Worker, durations: Mapping[str, float], limit: int
@@ -109,21 +119,39 @@ class Lease:
         parameters = {**identity(worker), **durations, "limit": limit}
         with self._grammar.transaction(connection):
             connection.execute(self._vouch, parameters)
-            gone: list[str] = []
-            if connection.execute(self._may_sweep, parameters).first() is not None:
-                gone = list(connection.execute(self._expired, parameters).scalars())
-            dropped = self._delete_sessions(connection, gone)
-            stale = connection.execute(self._delete_stale, parameters)
-            return Swept(sessions=len(gone), messages=dropped + stale.rowcount)
+            if not limit:
+                return Swept(sessions=0, messages=0, more=False)
+            found = connection.execute(self._swept, parameters).all()
+            ahead = [row.session_id for row in found if row.ahead]
+            if ahead:
+                connection.execute(self._set_right, self._among(ahead))
+            expired = [row.session_id for row in found if not row.ahead]
+            cleared = self._clear(connection, expired, limit)
+            sessions = self._delete(connection, self._delete_expired, expired, cleared, parameters)
+            messages = cleared.dropped.total()
+            if messages < limit:
+                rest = {**parameters, "limit": limit - messages}
+                messages += connection.execute(self._delete_stale, rest).rowcount
+        more = len(found) >= limit or messages >= limit
+        advances = sessions + messages + len(ahead) > 0
+        return Swept(sessions=sessions, messages=messages, more=more and advances)
 
-    def _delete_sessions(self, connection: sa.Connection, session_ids: Sequence[str]) -> int:
-        """Delete sessions that this transaction has seen; return the number of their messages."""
-        if not session_ids:
+    def _delete(
+        self,
+        connection: sa.Connection,
+        statement: sa.Delete,
+        session_ids: Sequence[str],
+        cleared: Cleared,
+        parameters: Mapping[str, Any],
+    ) -> int:
+        """Delete the sessions that have no messages left; return how many."""
+        empty = [one for one in session_ids if one not in cleared.left]
+        if not empty:
             return 0
-        parameters = {"session_ids": self._grammar.encode_ids(session_ids)}
-        messages = connection.execute(self._delete_messages, parameters).rowcount
-        connection.execute(self._delete, parameters)
-        return messages
+        return connection.execute(statement, {**parameters, **self._among(empty)}).rowcount
+
+    def _among(self, session_ids: Sequence[str]) -> dict[str, Any]:
+        return {"session_ids": self._grammar.encode_ids(session_ids)}
 
 
 def _not_updated() -> RowUnavailable:

@@ -1,6 +1,6 @@
 """What a batch does to the rows that there are: decided, not yet done."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from trio_sessions.writes import (
     Send,
     SetCapabilities,
     SetOwner,
+    Unfinished,
 )
 
 __all__ = ["Plan", "claimed", "decide"]
@@ -41,6 +42,22 @@ class Plan:
     counted: list[tuple[int, str]] = field(default_factory=list)
     """Deletions, whose answer is the number of messages that went."""
     claimed: list[tuple[int, str, Outcome]] = field(default_factory=list)
+
+    def put_off(self, session_ids: Collection[str], dropped: Mapping[str, int]) -> None:
+        """Leave the rows of sessions as they are, which still have messages that must go first.
+
+        Args:
+            session_ids: the sessions.
+            dropped: how many messages of each were deleted.
+        """
+        self.deleted = [one for one in self.deleted if one not in session_ids]
+        self.inserted = [one for one in self.inserted if one["which"] not in session_ids]
+        places = [(place, one) for place, one in self.counted if one in session_ids]
+        places += [(place, one) for place, one, _ in self.claimed if one in session_ids]
+        self.counted = [one for one in self.counted if one[1] not in session_ids]
+        self.claimed = [one for one in self.claimed if one[1] not in session_ids]
+        for place, session_id in places:
+            self.answers[place] = Unfinished(dropped=dropped.get(session_id, 0))
 
 
 def is_held_by(worker: Worker, row: Any) -> bool:
@@ -110,7 +127,7 @@ def _claim(plan: Plan, worker: Worker, claim: Claim, row: Any, waited: float) ->
             row = None
     elif is_own:
         outcome = Outcome.KEPT
-    elif row.taken < age:
+    elif not row.taken_ahead and row.taken < age:
         return Outcome.LOST
     else:
         outcome = Outcome.TAKEN_OVER
@@ -126,7 +143,7 @@ def _claim(plan: Plan, worker: Worker, claim: Claim, row: Any, waited: float) ->
     }
     if is_own and row is not None and row.generation > claim.generation:
         # It comes late: a later generation of the session has been written.
-        values |= {"generation": row.generation, "age": row.taken}
+        values |= {"generation": row.generation, "age": max(row.taken, 0.0)}
     else:
         if claim.owner is not Keep.OWNER:
             values["owner"] = claim.owner

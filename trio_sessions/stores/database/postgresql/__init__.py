@@ -25,9 +25,9 @@ from trio_sessions.stores.database.postgresql._connections import (
 )
 from trio_sessions.stores.database.postgresql._errors import (
     advice,
-    is_row_error,
     is_too_long,
     leads_astray,
+    row_error,
 )
 from trio_sessions.stores.database.postgresql._fetch import Fetch
 from trio_sessions.stores.database.postgresql._kinds import Names
@@ -40,7 +40,7 @@ __all__ = ["DATABASE"]
 _CREATION_LOCK = 0x7472696F_73657373  # "triosess": workers that start at once take turns
 
 
-def _operations(tables: Tables) -> Operations:
+def _operations(tables: Tables, *, listens: bool) -> Operations:
     lease, questions, names = Lease(tables), Questions(tables), Names.of(tables)
 
     def create_tables(connection: sa.Connection) -> None:
@@ -48,10 +48,8 @@ def _operations(tables: Tables) -> Operations:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
             tables.metadata.create_all(connection)
 
-    def open_bell(
-        source: BellSource, worker: Worker, *, may_listen: bool
-    ) -> AbstractAsyncContextManager[Bell]:
-        if not may_listen:
+    def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
+        if not listens:
             return poll(source, worker, lambda connection: questions.backlog(connection, worker))
         from trio_sessions.stores.database.postgresql._listen import listen
 
@@ -60,7 +58,7 @@ def _operations(tables: Tables) -> Operations:
     return Operations(
         check=check_opening(tables),
         create_tables=create_tables,
-        commit=Commit(tables),
+        commit=Commit(tables, rings=listens),
         refresh=lease.refresh,
         delete_all=lease.delete_all,
         sweep=lease.sweep,
@@ -78,8 +76,9 @@ DATABASE = Database(
     opens=lambda *_: None,  # each process has its own connections to the server
     has_closed=lambda *_: None,
     engine_options=engine_options,
+    leads_elsewhere=lambda _: False,  # a server ends the connections that it does not serve
     cutter=Shutdown,
-    is_row_error=is_row_error,
+    row_error=row_error,
     is_too_long=is_too_long,
     leads_astray=leads_astray,
     advice=advice,

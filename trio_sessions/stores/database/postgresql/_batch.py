@@ -82,10 +82,16 @@ def _lock_what_has_ended(names: Names) -> str:
 
 
 class Commit:
-    """Carries out batches on one set of tables."""
+    """Carries out batches on one set of tables.
 
-    def __init__(self, tables: Tables) -> None:
+    Args:
+        tables: the tables.
+        rings: whoever holds a session is told of its messages.
+    """
+
+    def __init__(self, tables: Tables, *, rings: bool) -> None:
         self._names = Names.of(tables)
+        self._rings = rings
 
     def __call__(
         self, connection: sa.Connection, worker: Worker, batch: Batch, waited: Callable[[], float]
@@ -98,7 +104,9 @@ class Commit:
         replaces = any(claim.ended for _, claim in batch.of(Claim))
         parameters = _parameters(worker, writes, waited())
         try:
-            rows = self._execute(connection, kinds, parameters, replaces=replaces)
+            rows = self._execute(
+                connection, kinds, parameters, replaces=replaces, rings=self._rings
+            )
         except DBAPIError as exc:
             if sqlstate(exc) == PROGRAM_LIMIT_EXCEEDED:  # the queue of notifications is full
                 rows = self._execute(connection, kinds, parameters, replaces=replaces, rings=False)
@@ -121,7 +129,7 @@ class Commit:
         parameters: Mapping[str, Any],
         *,
         replaces: bool,
-        rings: bool = True,
+        rings: bool,
     ) -> Sequence[Any]:
         statements = [_statement(self._names, kinds, rings=rings)]
         if replaces:

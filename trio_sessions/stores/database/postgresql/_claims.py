@@ -3,9 +3,19 @@
 from typing import Any
 
 from trio_sessions.abc import Worker
-from trio_sessions.stores.database.postgresql._kinds import OWN, Kind, Names, asked, born, own
+from trio_sessions.stores._pieces import PIECE
+from trio_sessions.stores.database.postgresql._kinds import (
+    OWN,
+    UNFINISHED,
+    Kind,
+    Names,
+    asked,
+    born,
+    limited_to,
+    own,
+)
 from trio_sessions.types import Capabilities, Holder
-from trio_sessions.writes import Claim, Claimed, Delete, Keep, Outcome
+from trio_sessions.writes import Claim, Claimed, Delete, Keep, Outcome, Unfinished
 
 __all__ = ["CLAIMS", "DELETIONS"]
 
@@ -13,6 +23,46 @@ _CLAIM = """
                 generation bigint, age float8, ended bigint, says boolean, owner text,
                 capabilities text, elicitation boolean"""
 _TAKEN_AT = "(now() - make_interval(secs => c.age))"
+
+
+def _is_ahead(alias: str) -> str:
+    """Return "a row was taken in the future": the clock was set back."""
+    return f"{alias}.taken_at > clock_timestamp()"
+
+
+def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
+    """Return CTEs that delete messages of sessions that have ended, so many at a time.
+
+    ``<name>_drops`` says how many, ``<name>_left`` which sessions have more, and must wait.
+    The look for more costs nothing as long as all have gone.
+
+    Args:
+        names: the names of our tables.
+        name: what the names of the CTEs begin with.
+        ended: the CTE of the sessions, locked; the column is ``id``.
+        condition: which of its rows, ``e``, are meant.
+    """
+    return f"""{name}_doomed AS MATERIALIZED (
+            SELECT oldest.id FROM {ended} AS e CROSS JOIN LATERAL (
+                SELECT m.id FROM {names.messages} AS m
+                WHERE m.session_id = e.id ORDER BY m.id {limited_to(PIECE)}
+            ) AS oldest
+            WHERE {condition} LIMIT {PIECE}
+        ), {name}_dropped AS (
+            DELETE FROM {names.messages} AS m
+            WHERE m.id = ANY (ARRAY(SELECT d.id FROM {name}_doomed AS d))
+            RETURNING m.session_id
+        ), {name}_drops AS MATERIALIZED (
+            SELECT d.session_id AS id, count(*) AS number FROM {name}_dropped AS d GROUP BY 1
+        ), {name}_left AS MATERIALIZED (
+            SELECT e.id FROM {ended} AS e
+            WHERE {condition} AND (SELECT count(*) FROM {name}_doomed) >= {PIECE}
+                AND (
+                    SELECT m.id FROM {names.messages} AS m
+                    WHERE m.session_id = e.id AND m.id NOT IN (SELECT d.id FROM {name}_doomed AS d)
+                    ORDER BY m.id LIMIT 1
+                ) IS NOT NULL
+        )"""
 
 
 def _claims(names: Names) -> str:
@@ -31,18 +81,14 @@ def _claims(names: Names) -> str:
             SELECT c.*, CASE
                     WHEN {own("l")} AND l.generation <= c.ended THEN 'inserted'
                     WHEN {own("l")} THEN 'kept'
-                    WHEN l.taken_at <= {_TAKEN_AT} THEN 'taken over'
+                    WHEN l.taken_at <= {_TAKEN_AT} OR {_is_ahead("l")} THEN 'taken over'
                     ELSE 'lost'
                 END AS outcome,
                 {own("l")} AND l.generation > c.generation AS late,
                 l.worker_id AS held_by, l.incarnation AS held_as, l.owner AS owned_by,
                 l.capabilities AS able, l.elicitation AS asked, {born("l")} AS born
             FROM claims AS c JOIN claim_locks AS l ON l.session_id = c.id
-        ), claim_drops AS (
-            DELETE FROM {names.messages} AS m USING claim_found AS c
-            WHERE m.session_id = c.id AND c.outcome = 'inserted'
-            RETURNING m.session_id
-        ), claim_updates AS (
+        ), {_drops(names, "claim", "claim_found", "e.outcome = 'inserted'")}, claim_updates AS (
             UPDATE {names.sessions} AS s SET
                 worker_id = {OWN["worker_id"]},
                 incarnation = {OWN["incarnation"]},
@@ -60,10 +106,13 @@ def _claims(names: Names) -> str:
                     WHEN c.outcome = 'inserted' THEN clock_timestamp() ELSE s.created_at END,
                 taken_at = CASE
                     WHEN c.outcome = 'inserted' THEN {_TAKEN_AT}
-                    WHEN c.late THEN s.taken_at ELSE greatest(s.taken_at, {_TAKEN_AT}) END,
+                    WHEN c.late THEN least(s.taken_at, clock_timestamp())
+                    WHEN {_is_ahead("s")} THEN {_TAKEN_AT}
+                    ELSE greatest(s.taken_at, {_TAKEN_AT}) END,
                 last_accessed = clock_timestamp()
             FROM claim_found AS c
             WHERE s.session_id = c.id AND c.outcome <> 'lost'
+                AND NOT EXISTS (SELECT FROM claim_left AS x WHERE x.id = c.id)
             RETURNING s.session_id, s.owner, s.capabilities, s.elicitation, {born("s")} AS born
         ), claim_inserts AS (
             INSERT INTO {names.sessions} AS s (
@@ -81,7 +130,8 @@ def _claims(names: Names) -> str:
 def _claim_answers(names: Names) -> str:
     return """
         SELECT 'claims', c.n,
-            CASE WHEN i.session_id IS NOT NULL THEN 'inserted'
+            CASE WHEN x.id IS NOT NULL AND d.number > 0 THEN 'unfinished'
+                WHEN i.session_id IS NOT NULL THEN 'inserted'
                 WHEN u.session_id IS NOT NULL OR f.outcome = 'lost' THEN f.outcome
                 ELSE 'locked' END,
             f.held_by, f.held_as,
@@ -91,9 +141,10 @@ def _claim_answers(names: Names) -> str:
             CASE WHEN f.outcome = 'lost' THEN f.asked
                 ELSE coalesce(i.elicitation, u.elicitation) END,
             CASE WHEN f.outcome = 'lost' THEN f.born ELSE coalesce(i.born, u.born) END,
-            CASE WHEN f.outcome = 'inserted' THEN
-                (SELECT count(*) FROM claim_drops AS d WHERE d.session_id = c.id) ELSE 0 END
+            coalesce(d.number, 0)
         FROM claims AS c
+        LEFT JOIN claim_drops AS d ON d.id = c.id
+        LEFT JOIN claim_left AS x ON x.id = c.id
         LEFT JOIN claim_found AS f ON f.n = c.n
         LEFT JOIN claim_updates AS u ON u.session_id = c.id
         LEFT JOIN claim_inserts AS i ON i.session_id = c.id"""
@@ -114,7 +165,9 @@ def _encode_claim(claim: Claim) -> dict[str, Any]:
     }
 
 
-def _decode_claim(worker: Worker, row: Any) -> Claimed:
+def _decode_claim(worker: Worker, row: Any) -> Claimed | Unfinished:
+    if row.state == UNFINISHED:
+        return Unfinished(dropped=row.number)
     outcome = Outcome(row.state)
     is_lost = outcome is Outcome.LOST
     return Claimed(
@@ -143,29 +196,40 @@ CLAIMS = Kind(
 
 
 def _deletions(names: Names) -> str:
-    """Their messages go by the foreign key, and are counted by the snapshot before."""
+    """Their messages go first, and what was sent since the snapshot by the foreign key."""
     mine = f"{own('s')} AND s.generation <= d.up_to"
     there = "t.mine AND t.generation <= a.up_to"
     return f"""{asked(names, "deletions", "up_to bigint", there=there)},
         deletion_locks AS MATERIALIZED (
-            SELECT s.session_id FROM {names.sessions} AS s
+            SELECT s.session_id, s.worker_id, s.incarnation, s.generation
+            FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(SELECT id FROM deletions WHERE there))
             ORDER BY s.session_id FOR UPDATE SKIP LOCKED
-        ), deleted AS (
+        ), deletion_mine AS MATERIALIZED (
+            SELECT d.id FROM deletions AS d JOIN deletion_locks AS s ON s.session_id = d.id
+            WHERE {mine}
+        ), {_drops(names, "deletion", "deletion_mine")}, deleted AS (
             DELETE FROM {names.sessions} AS s
             USING deletions AS d JOIN deletion_locks AS l ON l.session_id = d.id
             WHERE s.session_id = d.id AND {mine}
+                AND NOT EXISTS (SELECT FROM deletion_left AS x WHERE x.id = d.id)
             RETURNING s.session_id
         )"""
 
 
 def _deletion_answers(names: Names) -> str:
-    return f"""
+    return """
         SELECT 'deletions', d.n,
-            CASE WHEN d.there AND gone.session_id IS NULL THEN 'locked' ELSE 'done' END,
-            NULL, NULL, NULL, NULL, false, NULL,
-            (SELECT count(*) FROM {names.messages} AS m WHERE m.session_id = gone.session_id)
-        FROM deletions AS d LEFT JOIN deleted AS gone ON gone.session_id = d.id"""
+            CASE WHEN gone.session_id IS NULL AND c.number > 0 THEN 'unfinished'
+                WHEN d.there AND gone.session_id IS NULL THEN 'locked' ELSE 'done' END,
+            NULL, NULL, NULL, NULL, false, NULL, coalesce(c.number, 0)
+        FROM deletions AS d
+        LEFT JOIN deleted AS gone ON gone.session_id = d.id
+        LEFT JOIN deletion_drops AS c ON c.id = d.id"""
+
+
+def _decode_deletion(worker: Worker, row: Any) -> int | Unfinished:
+    return Unfinished(dropped=row.number) if row.state == UNFINISHED else int(row.number)
 
 
 DELETIONS = Kind(
@@ -174,5 +238,5 @@ DELETIONS = Kind(
     ctes=_deletions,
     answers=_deletion_answers,
     encode=lambda write: {"id": write.session_id, "up_to": write.up_to},
-    decode=lambda _, row: int(row.number),
+    decode=_decode_deletion,
 )

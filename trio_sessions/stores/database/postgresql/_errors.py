@@ -5,28 +5,29 @@ from collections.abc import Iterator
 
 from sqlalchemy.exc import DBAPIError
 
-from trio_sessions.errors import StoreUnavailable
+from trio_sessions.errors import RowLocked, RowUnavailable, StoreUnavailable
 
 __all__ = [
     "LOCK_NOT_AVAILABLE",
     "PROGRAM_LIMIT_EXCEEDED",
     "advice",
-    "is_row_error",
     "is_too_long",
     "leads_astray",
     "locks_are_of_the_table",
+    "row_error",
     "sqlstate",
 ]
-
-# Classes and codes of SQLSTATE that speak of rows: data exceptions, integrity, deadlock and
-# serialization, WITH CHECK OPTION, a lock that was not to be had, an error raised by a trigger.
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_ROW_ERRORS = ("22", "23", "40", "44", "55P03", "P0")
 
 # A server that takes no writes, as a standby does, and one that goes, has crashed or only comes.
 _ASTRAY = ("25006", "57P01", "57P02", "57P03")
 
 LOCK_NOT_AVAILABLE = "55P03"
+
+# Classes and codes of SQLSTATE that speak of rows: data exceptions, integrity, WITH CHECK OPTION,
+# an error raised by a trigger; deadlock and serialization, a lock that was not to be had.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_ROW_ERRORS = ("22", "23", "44", "P0")
+_LOCKS = ("40", LOCK_NOT_AVAILABLE)
 PROGRAM_LIMIT_EXCEEDED = "54000"
 _QUERY_CANCELED = "57014"
 
@@ -36,9 +37,12 @@ def sqlstate(error: DBAPIError) -> str:
     return getattr(error.orig, "sqlstate", None) or ""
 
 
-def is_row_error(error: DBAPIError) -> bool:
-    """Say whether the error is that of single rows, so that fewer rows could succeed."""
-    return sqlstate(error).startswith(_ROW_ERRORS)
+def row_error(error: DBAPIError) -> type[RowUnavailable] | None:
+    """Return what an error of single rows is; see `Database.row_error`."""
+    code = sqlstate(error)
+    if code.startswith(_LOCKS):
+        return RowLocked
+    return RowUnavailable if code.startswith(_ROW_ERRORS) else None
 
 
 def is_too_long(error: DBAPIError) -> bool:

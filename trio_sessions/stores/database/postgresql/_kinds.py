@@ -5,17 +5,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from trio_sessions.abc import Worker
-from trio_sessions.errors import RowUnavailable
+from trio_sessions.errors import RowLocked
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.writes import Answer, Write
 
-__all__ = ["COLUMNS", "LOCKED", "OWN", "Kind", "Names", "asked", "born", "locked", "own"]
+__all__ = [
+    "COLUMNS",
+    "LOCKED",
+    "OWN",
+    "UNFINISHED",
+    "Kind",
+    "Names",
+    "asked",
+    "born",
+    "limited_to",
+    "locked",
+    "own",
+]
 
 COLUMNS = "kind, n, state, worker_id, incarnation, owner, capabilities, elicitation, born, number"
 """What each part of the statement answers for each of its writes; ``n`` is its place."""
 
 LOCKED = "locked"
 """The state of a write that was not done because of somebody else's lock."""
+
+UNFINISHED = "unfinished"
+"""The state of a write that was done in part, for the session has too many messages."""
 
 OWN = {
     "worker_id": "CAST(%(own_worker_id)s AS text)",
@@ -93,6 +108,15 @@ def born(alias: str) -> str:
     return f"CAST(CAST(extract(epoch FROM {alias}.created_at) * 1000000 AS bigint) AS text)"
 
 
-def locked() -> RowUnavailable:
+def limited_to(number: int) -> str:
+    """Return a LIMIT that the planner does not know.
+
+    Else, where it believes that there are fewer rows, it sorts them all instead of going by the
+    index; and a session that has grown since the last ANALYZE may have a million.
+    """
+    return f"LIMIT (SELECT {number})"
+
+
+def locked() -> RowLocked:
     """Return the answer to a write whose row somebody else has locked."""
-    return RowUnavailable("the row is locked by another transaction")
+    return RowLocked("the row is locked by another transaction")

@@ -13,18 +13,21 @@ from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._questions import identity, own
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._fleet import (
-    expired,
+    has_expired,
     old_enough,
+    refreshed,
     stale_messages,
+    swept,
     vouch,
 )
+from trio_sessions.stores.database.postgresql._clearing import clearing
 from trio_sessions.stores.database.postgresql._errors import (
     LOCK_NOT_AVAILABLE,
     locks_are_of_the_table,
     sqlstate,
 )
 from trio_sessions.stores.database.postgresql._kinds import locked
-from trio_sessions.stores.database.postgresql._words import among, each_id, encode_ids
+from trio_sessions.stores.database.postgresql._words import among, each_id, encode_ids, one_of
 from trio_sessions.types import RowAnswers, Swept
 
 __all__ = ["Lease"]
@@ -42,10 +45,7 @@ class Lease:
         mine = sa.and_(among(row.session_id), self._own)
         self._refresh = self._refresh_and_name_the_others(mine)
         self._refresh_free = self._refresh_what_is_not_locked(mine)
-        some = sa.select(row.session_id).where(self._own)
-        some = some.limit(sa.bindparam("limit", type_=sa.Integer))
-        # Twice "own": a row that is taken over meanwhile is looked at again in its new form.
-        self._delete_all = sa.delete(tables.sessions).where(row.session_id.in_(some), self._own)
+        self._delete_all = self._delete_own()
         self._sweep = self._vouch_and_sweep()
         self._hides_rows = (
             f"row level security of the table {tables.sessions.name} applies to the role of the "
@@ -87,18 +87,20 @@ class Lease:
             unknown=unknown,
         )
 
-    def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> int:
-        """Delete some rows of this incarnation."""
+    def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> Swept:
+        """Delete a piece of the rows of this incarnation."""
         parameters = {**identity(worker), "limit": limit}
-        return connection.execute(self._delete_all, parameters).rowcount
+        sessions, messages, full = connection.execute(self._delete_all, parameters).one()
+        return Swept(sessions=sessions, messages=messages, more=full and sessions + messages > 0)
 
     def sweep(
         self, connection: sa.Connection, worker: Worker, durations: Mapping[str, float], limit: int
     ) -> Swept:
         """Vouch and sweep."""
         parameters = {**identity(worker), **durations, "limit": limit}
-        sessions, messages = connection.execute(self._sweep, parameters).one()
-        return Swept(sessions=sessions, messages=messages)
+        sessions, messages, righted, full = connection.execute(self._sweep, parameters).one()
+        advances = sessions + messages + righted > 0
+        return Swept(sessions=sessions, messages=messages, more=full and advances)
 
     # ---- statements ----
 
@@ -122,7 +124,7 @@ class Lease:
         return (
             sa.update(self._tables.sessions)
             .where(which)
-            .values(last_accessed=now())
+            .ordered_values(*refreshed(self._tables))
             .returning(self._tables.sessions.c.session_id)
             .cte("done")
         )
@@ -153,41 +155,57 @@ class Lease:
             .where(done.c.session_id.is_(None))
         )
 
-    def _vouch_and_sweep(self) -> sa.Select[Any]:
-        messages, fleet = self._tables.messages, self._tables.fleet
+    def _delete_own(self) -> sa.Select[int, int, bool]:
+        """Lock some rows, in the order that all have, and let them go piece by piece.
+
+        Twice "own": a row that is taken over meanwhile is looked at again in its new form.
+        """
+        row = self._tables.sessions.c
+        some = (
+            sa.select(row.session_id)
+            .where(self._own)
+            .order_by(row.session_id)
+            .limit(_limit())
+            .with_for_update()
+            .cte("some_own")
+        )
+        cleared = clearing(self._tables, some, guard=self._own)
+        is_full = sa.or_(_count(some) >= _limit(), _count(cleared.dropped) >= _limit())
+        return sa.select(_count(cleared.gone), _count(cleared.dropped), is_full)
+
+    def _vouch_and_sweep(self) -> sa.Select[int, int, int, bool]:
+        row, fleet = self._tables.sessions.c, self._tables.fleet
         vouched = (
             vouch(self._tables, postgresql.insert(fleet))
             .returning(fleet.c.unbroken_since)
             .cte("vouched")
         )
-        gone_at_last = (
-            expired(self._tables)
-            .where(sa.exists(sa.select(vouched).where(old_enough(vouched.c.unbroken_since))))
-            .with_for_update(skip_locked=True)
-            .cte("expired")
+        may_expire = sa.exists(sa.select(vouched).where(old_enough(vouched.c.unbroken_since)))
+        found = swept(self._tables, may_expire).with_for_update(skip_locked=True).cte("found")
+        righted = (
+            sa.update(self._tables.sessions)
+            .where(one_of(row.session_id, sa.select(found.c.session_id).where(found.c.ahead)))
+            .values(last_accessed=now())
+            .returning(row.session_id)
+            .cte("righted")
         )
-        gone = (
-            sa.delete(self._tables.sessions)
-            .where(self._tables.sessions.c.session_id == gone_at_last.c.session_id)
-            .returning(self._tables.sessions.c.session_id)
-            .cte("gone")
+        expired = sa.select(found.c.session_id).where(sa.not_(found.c.ahead)).cte("expired")
+        cleared = clearing(
+            self._tables,
+            expired,
+            guard=has_expired(self._tables),
+            stale=stale_messages(self._tables),
         )
-        stale = stale_messages(self._tables).with_for_update(skip_locked=True).cte("stale")
-        dropped = (
-            sa.delete(messages)
-            .where(messages.c.id == stale.c.id)
-            .returning(messages.c.id)
-            .cte("dropped")
-        )
-        with_them = sa.select(sa.func.count(messages.c.id)).where(
-            messages.c.session_id.in_(sa.select(gone.c.session_id)),
-            messages.c.id.not_in(sa.select(dropped.c.id)),
-        )
-        return sa.select(
-            sa.select(sa.func.count()).select_from(gone).scalar_subquery(),
-            sa.select(sa.func.count()).select_from(dropped).scalar_subquery()
-            + with_them.scalar_subquery(),
-        )
+        is_full = sa.or_(_count(found) >= _limit(), _count(cleared.dropped) >= _limit())
+        return sa.select(_count(cleared.gone), _count(cleared.dropped), _count(righted), is_full)
+
+
+def _limit() -> sa.BindParameter[int]:
+    return sa.bindparam("limit", type_=sa.Integer)
+
+
+def _count(cte: sa.CTE) -> sa.ScalarSelect[int]:
+    return sa.select(sa.func.count()).select_from(cte).scalar_subquery()
 
 
 def _not_updated() -> RowUnavailable:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from trio_sessions.stores.database._database import Clock
 
-__all__ = ["CLOCK", "among", "each_id", "encode_ids"]
+__all__ = ["CLOCK", "among", "each_id", "encode_ids", "one_of"]
 
 CLOCK = Clock(
     now="clock_timestamp()",
@@ -31,8 +32,14 @@ def each_id() -> sa.ColumnElement[str]:
 
 def among(column: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     """Return "the column is one of the bind parameter session_ids"."""
-    each = sa.select(each_id()).scalar_subquery()
-    return column == sa.any_(sa.func.array(each, type_=postgresql.ARRAY(sa.Text)))
+    return one_of(column, sa.select(each_id()))
+
+
+def one_of(column: sa.ColumnElement[Any], values: sa.Select[Any]) -> sa.ColumnElement[bool]:
+    """Return "the column is one of these", by the index whatever the planner knows of them."""
+    kind = sa.BigInteger() if isinstance(column.type, sa.BigInteger) else sa.Text()
+    each = values.scalar_subquery()
+    return column == sa.any_(sa.func.array(each, type_=postgresql.ARRAY(kind)))
 
 
 def encode_ids(session_ids: Sequence[str]) -> str:

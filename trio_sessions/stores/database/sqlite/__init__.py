@@ -18,29 +18,31 @@ from trio_sessions.stores.database.sqlite._connections import (
     Interrupt,
     create_engine,
     engine_options,
-    is_row_error,
     is_too_long,
+    row_error,
     transaction,
 )
-from trio_sessions.stores.database.sqlite._files import has_closed, opens
+from trio_sessions.stores.database.sqlite._files import has_closed, leads_elsewhere, opens
 from trio_sessions.stores.database.sqlite._opening import check_opening
-from trio_sessions.stores.database.sqlite._words import CLOCK, among, check, encode_ids
+from trio_sessions.stores.database.sqlite._words import CLOCK, among, check, each_id, encode_ids
 
 __all__ = ["DATABASE"]
 
 _GRAMMAR = Grammar(
-    among=among, encode_ids=encode_ids, insert=sqlite.insert, transaction=transaction
+    among=among,
+    each_id=each_id,
+    encode_ids=encode_ids,
+    insert=sqlite.insert,
+    transaction=transaction,
 )
 
 
-def _operations(tables: Tables) -> Operations:
+def _operations(tables: Tables, *, listens: bool) -> Operations:
     def create_tables(connection: sa.Connection) -> None:
         with transaction(connection):
             tables.metadata.create_all(connection)
 
-    def open_bell(
-        source: BellSource, worker: Worker, *, may_listen: bool
-    ) -> AbstractAsyncContextManager[Bell]:
+    def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         return look_at_the_file(
             source, worker, lambda connection, seen: questions.news(connection, worker, seen)
         )
@@ -67,8 +69,9 @@ DATABASE = Database(
     opens=opens,
     has_closed=has_closed,
     engine_options=engine_options,
+    leads_elsewhere=leads_elsewhere,
     cutter=Interrupt,
-    is_row_error=is_row_error,
+    row_error=row_error,
     is_too_long=is_too_long,
     clock=CLOCK,
     has_partial_indexes=True,

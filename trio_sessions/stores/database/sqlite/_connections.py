@@ -1,26 +1,30 @@
 """Connections to a file, and turns at writing to it."""
 
 import contextlib
+import random
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from trio_sessions.errors import StoreUnavailable
+from trio_sessions.errors import RowUnavailable, StoreUnavailable
 from trio_sessions.stores.database._database import Timeouts
+from trio_sessions.stores.database.sqlite._files import PATH, path_of
 
 __all__ = [
     "Interrupt",
     "create_engine",
     "engine_options",
-    "is_row_error",
     "is_too_long",
+    "row_error",
     "transaction",
 ]
 
+_PAUSE = 0.01  # seconds until a file that is busy is put into WAL mode again
 _TURN = "trio_sessions_turn"
 _WAIT_FOR_TURN = 10.0  # seconds; as long as a whole operation may take by default
 
@@ -40,9 +44,9 @@ class Interrupt:
         """Keep nothing."""
 
 
-def is_row_error(error: DBAPIError) -> bool:
-    """Say whether the error is that of single rows."""
-    return isinstance(error, IntegrityError | DataError)
+def row_error(error: DBAPIError) -> type[RowUnavailable] | None:
+    """Return what an error of single rows is; see `Database.row_error`."""
+    return RowUnavailable if isinstance(error, IntegrityError | DataError) else None
 
 
 def is_too_long(error: DBAPIError) -> bool:
@@ -50,9 +54,9 @@ def is_too_long(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
 
 
-def engine_options() -> Mapping[str, Any]:
+def engine_options(url: sa.URL) -> Mapping[str, Any]:
     """Threads of one opening take turns; other processes wait by ``busy_timeout``."""
-    return {"isolation_level": "AUTOCOMMIT", _TURN: threading.Lock()}
+    return {"isolation_level": "AUTOCOMMIT", _TURN: threading.Lock(), PATH: path_of(url)}
 
 
 def create_engine(url: sa.URL, pool_size: int, timeouts: Timeouts) -> sa.Engine:
@@ -67,14 +71,39 @@ def create_engine(url: sa.URL, pool_size: int, timeouts: Timeouts) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def set_pragmas(connection: sqlite3.Connection, record: object) -> None:
+        _put_into_wal(connection, timeouts.lock_timeout)
         for pragma in (
-            "journal_mode = WAL",  # readers and the writer do not block each other
             "synchronous = NORMAL",  # a power cut may lose the last writes, as a crash may
             "foreign_keys = ON",
         ):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
+
+
+def _put_into_wal(connection: sqlite3.Connection, patience: float) -> None:
+    """Put the file into WAL mode: readers and the writer do not block each other then.
+
+    For a new file that takes a lock of its own. SQLite does not wait for it by
+    ``busy_timeout`` where two might wait for each other, as when both do this at once
+    (https://sqlite.org/c3ref/busy_handler.html), so we do.
+
+    Args:
+        connection: to the file.
+        patience: seconds.
+    """
+    deadline = time.monotonic() + patience
+    connection.execute("PRAGMA busy_timeout = 0")  # one who waits, and not one after the other
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as exc:
+            is_busy = exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() >= deadline:
+                raise
+        time.sleep(_PAUSE * (0.5 + random.random()))  # noqa: S311 -- jitter, no secret
+    connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from trio_sessions.stores.database._database import Clock
 
-__all__ = ["CLOCK", "among", "check", "encode_ids"]
+__all__ = ["CLOCK", "among", "check", "each_id", "encode_ids"]
 
 # Its clock has milliseconds. A moment in the past is taken a little further back, so that
 # rounding never makes a row older than it is.
@@ -20,14 +20,18 @@ CLOCK = Clock(
 )
 
 
+def each_id() -> sa.FromClause:
+    """Return the ids of the bind parameter session_ids, as a table with a column ``value``."""
+    return sa.func.json_each(sa.bindparam("session_ids", type_=sa.Text)).table_valued("value")
+
+
 def among(column: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     """Return "the column is one of the bind parameter session_ids"."""
-    each = sa.func.json_each(sa.bindparam("session_ids", type_=sa.Text)).table_valued("value")
-    return column.in_(sa.select(each.c.value))
+    return column.in_(sa.select(each_id().c.value))
 
 
 def encode_ids(session_ids: Sequence[str]) -> str:
-    """Return the value for the bind parameter of `among`."""
+    """Return the value for the bind parameter of `among` and `each_id`."""
     return json.dumps(session_ids, ensure_ascii=False)
 
 
