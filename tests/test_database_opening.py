@@ -69,8 +69,15 @@ async def test_the_error_has_the_grants_that_are_missing(server: Database, role:
     await open_and_add(store)
 
 
-@pytest.mark.parametrize("right", ALL.split(", "))
-@pytest.mark.parametrize("table", ["sessions", "messages", "fleet"])
+@pytest.mark.parametrize(
+    ("table", "right"),
+    [
+        (table, right)
+        for table in ("sessions", "messages", "fleet")
+        for right in ALL.split(", ")
+        if (table, right) != ("fleet", "DELETE")  # nothing is deleted there
+    ],
+)
 async def test_each_right_is_needed(server: Database, role: sa.URL, table: str, right: str) -> None:
     """The error names the table and only what is missing."""
     grant_all(server, role)

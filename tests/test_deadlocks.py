@@ -16,16 +16,18 @@ from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.writes import Batch, Claim
 
 INSERT = "INSERT INTO trio_sessions (session_id, worker_id) VALUES ('{}', 'another')"
-WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+WAITS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE wait_event_type = 'Lock' AND datname = current_database()"""
 
 
-def victim(shared: Shared) -> DatabaseStore:
+def victim(shared: Shared, lock_timeout: float) -> DatabaseStore:
     """Return a store whose transactions are the ones that a deadlock ends."""
     assert isinstance(shared.backdoor, DatabaseBackdoor)
     url = shared.backdoor.engine.url
     options = f"{url.query['options']} -c deadlock_timeout=20ms"
     url = url.update_query_dict({"options": options})
-    return DatabaseStore(url, lock_timeout=0.3, operation_timeout=5.0, listen=False)
+    return DatabaseStore(url, lock_timeout=lock_timeout, operation_timeout=5.0, listen=False)
 
 
 @contextmanager
@@ -47,7 +49,7 @@ async def cross(shared: Shared, connection: sa.Connection) -> None:
 
 async def test_a_deadlock_is_told_as_what_it_is(postgresql: Shared) -> None:
     """Nothing was done, and the same may be asked again."""
-    store = victim(postgresql)
+    store = victim(postgresql, 3.0)
     worker = Worker(worker_id="w", incarnation="w", limiter=trio.CapacityLimiter(2))
     await store.open(worker)
     batch = Batch(writes=[Claim(session_id=one, generation=1, age=0.0) for one in "ab"])
@@ -65,7 +67,7 @@ async def test_a_deadlock_is_told_as_what_it_is(postgresql: Shared) -> None:
 
 async def test_each_caller_gets_its_row_after_a_deadlock(postgresql: Shared) -> None:
     """Also where the other transaction goes on for longer than a lock is waited for."""
-    store = FaultyStore(victim(postgresql))
+    store = FaultyStore(victim(postgresql, 0.3))
     async with open_registry(store, session_ttl=3600.0, cleanup_interval=1800.0) as registry:
         store.fail(Fault.FAILS, "Claim")
         for session_id in "ab":  # so that they make one batch later
@@ -76,7 +78,7 @@ async def test_each_caller_gets_its_row_after_a_deadlock(postgresql: Shared) -> 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(registry.cleanup)
                 await cross(postgresql, connection)
-                await trio.sleep(0.8)
+                await trio.sleep(0.4)
                 connection.rollback()
         report = registry.statistics().last_report
         assert report is not None

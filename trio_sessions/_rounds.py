@@ -247,7 +247,7 @@ class Round:
                 break
             entry = self._remaining.popleft()
             self._called += 1
-            if (entry, self._name) in self._running:
+            if self._running and (entry, self._name) in self._running:
                 self._answer(entry, outcome.Error(self._late(entry)))
             elif await self._call(entry, scope):
                 return
@@ -286,14 +286,15 @@ class Round:
 
     def _answer(self, entry: Entry, answer: Answer) -> None:
         self._answers[entry] = answer
-        self._untold.append(entry)
-        if self._led_through.is_set():
-            self._tell()
+        if self._listener is not None:
+            self._untold.append(entry)
+            if self._led_through.is_set():
+                self._tell()
 
     def _tell(self) -> None:
         """Tell the listener: of those that answered at once together, of others one by one."""
-        untold, self._untold = self._untold, []
         if self._listener is not None:
+            untold, self._untold = self._untold, []
             for entry in untold:
                 self._listener.answered(entry, self._answers[entry])
 

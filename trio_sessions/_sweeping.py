@@ -12,7 +12,7 @@ import trio
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge
 from trio_sessions._settings import Settings
-from trio_sessions.errors import SessionsError
+from trio_sessions.errors import RowUnavailable, SessionsError
 
 __all__ = ["Sweeper"]
 
@@ -57,6 +57,7 @@ class Sweeper:
                     logger.info("more has expired than there is time for, the next pass goes on")
                     break
         except SessionsError as exc:
-            self._limit = max(1, self._limit // _SMALLER)
+            if not isinstance(exc, RowUnavailable):  # else somebody else is at it
+                self._limit = max(1, self._limit // _SMALLER)
             logger.warning("the sweep did not finish, the next pass goes on: %s", exc)
         return expired

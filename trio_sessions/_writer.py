@@ -10,8 +10,9 @@ storm shares its statements, its transactions and its syncs to disk::
 
 - A row that is locked is asked again, with a growing pause (invariant 16); what follows for its
   session waits behind it. After `_PATIENCE` its caller is told.
-- A batch that is refused as a whole, for a row that nobody can name, is split. A deadlock of two
-  transactions is the fault of neither: whoever was refused goes again.
+- A batch that is refused as a whole, for a row that nobody can name, or was ended for it took too
+  long, is split. A deadlock of two transactions is the fault of neither: whoever was refused goes
+  again.
 - What is not finished, for a session has left too much, goes again with the next batch, at once.
 - A lost answer is everybody's error. Claims and deletions are repeated by the next pass, messages
   by nobody.
@@ -30,7 +31,13 @@ import trio
 
 from trio_sessions._edge import Edge
 from trio_sessions._orders import Lines, Order, Stage
-from trio_sessions.errors import RowLocked, RowUnavailable, SessionsError, StoreUnavailable
+from trio_sessions.errors import (
+    OperationTooLong,
+    RowLocked,
+    RowUnavailable,
+    SessionsError,
+    StoreUnavailable,
+)
 from trio_sessions.writes import Unfinished, Write
 
 __all__ = ["Writer"]
@@ -174,7 +181,7 @@ class Writer:
             again += behind
             try:
                 again += await self._commit(part)
-            except RowUnavailable as exc:
+            except (RowUnavailable, OperationTooLong) as exc:
                 left = [order for order in part if order.stage is Stage.OUT]
                 if len(left) > 1 and trio.current_time() < split_until:
                     middle = len(left) // 2
@@ -208,6 +215,7 @@ class Writer:
         for order, answer in zip(sent, answers, strict=True):
             if isinstance(answer, Unfinished):
                 order.advance(answer)
+                order.given_at = trio.current_time()
                 self._lines.ask_again([order], trio.current_time())
             elif not isinstance(answer, RowUnavailable):
                 order.settle(outcome.Value(answer))

@@ -332,9 +332,10 @@ class Connections:
     def _cut_what_was_taken(self) -> None:
         """Let whoever waits on a connection beside the pool connect anew, too."""
         for driver in self._taken.values():
-            cutter = self._database.cutter(driver)
-            cutter.cut()
-            cutter.close()
+            with contextlib.suppress(OSError):  # no descriptor is left: it finds out by itself
+                cutter = self._database.cutter(driver)
+                cutter.cut()
+                cutter.close()
 
     def _translated(self, exc: DBAPIError | PoolTimeout, *, was_cut: bool) -> StoreUnavailable:
         where = f"the database {masked(self._url)}"

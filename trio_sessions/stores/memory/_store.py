@@ -125,7 +125,7 @@ class MemoryStore(SessionStore):
             row.taken_at = min(row.taken_at, now)
         held = frozenset(session_id for session_id, _ in own)
         return await self._answer(
-            RowAnswers(held=held, taken_over=frozenset(session_ids) & self._rows.keys() - held)
+            RowAnswers(held=held, taken_over=(frozenset(session_ids) - held) & self._rows.keys())
         )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
@@ -227,8 +227,8 @@ class MemoryStore(SessionStore):
         expired: list[str] = []
         for session_id, row in self._rows.items() if limit else ():
             row.last_accessed = min(row.last_accessed, now)
-            is_expired = not row.is_of(worker) and now - row.last_accessed > session_ttl
-            if may_expire and is_expired and len(expired) < limit:
+            is_old = may_expire and now - row.last_accessed > session_ttl
+            if is_old and len(expired) < limit and not row.is_of(worker):
                 expired.append(session_id)
         sessions, messages = self._rows.remove_some(expired, limit)
         messages += self._rows.drop_older(now - message_ttl, limit - messages)

@@ -87,11 +87,12 @@ class Lease:
             connection: in the transaction in which they were seen.
             worker: who holds them.
             own: the rows.
-            updated: how many of them it has touched.
+            updated: how many of them it has touched. Where a trigger looks at what was there
+                before, a second UPDATE may touch others: then too many are found.
         """
-        if updated == len(own):
+        if updated >= len(own):
             return ()
-        if not updated:
+        if updated <= 0 or len(own) == 1:
             return own
         middle = len(own) // 2
         halves = own[:middle], own[middle:]

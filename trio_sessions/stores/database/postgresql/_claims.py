@@ -130,7 +130,7 @@ def _claims(names: Names) -> str:
 def _claim_answers(names: Names) -> str:
     return """
         SELECT 'claims', c.n,
-            CASE WHEN x.id IS NOT NULL AND d.number > 0 THEN 'unfinished'
+            CASE WHEN x.id IS NOT NULL AND EXISTS (SELECT FROM claim_drops) THEN 'unfinished'
                 WHEN i.session_id IS NOT NULL THEN 'inserted'
                 WHEN u.session_id IS NOT NULL OR f.outcome = 'lost' THEN f.outcome
                 ELSE 'locked' END,
@@ -220,12 +220,14 @@ def _deletions(names: Names) -> str:
 def _deletion_answers(names: Names) -> str:
     return """
         SELECT 'deletions', d.n,
-            CASE WHEN gone.session_id IS NULL AND c.number > 0 THEN 'unfinished'
+            CASE WHEN gone.session_id IS NULL AND c.number > 0
+                    OR x.id IS NOT NULL AND EXISTS (SELECT FROM deletion_drops) THEN 'unfinished'
                 WHEN d.there AND gone.session_id IS NULL THEN 'locked' ELSE 'done' END,
             NULL, NULL, NULL, NULL, false, NULL, coalesce(c.number, 0)
         FROM deletions AS d
         LEFT JOIN deleted AS gone ON gone.session_id = d.id
-        LEFT JOIN deletion_drops AS c ON c.id = d.id"""
+        LEFT JOIN deletion_drops AS c ON c.id = d.id
+        LEFT JOIN deletion_left AS x ON x.id = d.id"""
 
 
 def _decode_deletion(worker: Worker, row: Any) -> int | Unfinished:

@@ -142,7 +142,7 @@ def speak_utf8(connection: sa.Connection) -> None:
     The driver knows without asking. To its owner text stays what it was.
     """
     driver: Any = connection.connection.dbapi_connection
-    if driver.pgconn.parameter_status(b"client_encoding") != b"UTF8":
+    if not driver.closed and driver.pgconn.parameter_status(b"client_encoding") != b"UTF8":
         connection.exec_driver_sql("SET client_encoding TO 'UTF8'")
 
 

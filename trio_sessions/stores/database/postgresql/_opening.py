@@ -44,6 +44,7 @@ _LOOK = sa.text("""
         ARRAY(
             SELECT a_right FROM unnest(CAST(:rights AS text[])) AS a_right
             WHERE NOT has_table_privilege(tables.oid, a_right)
+                AND (a_right <> 'DELETE' OR wanted.name <> :never_deleted)
         ) AS lacking,
         ARRAY(
             SELECT CAST(sequence.relnamespace AS regnamespace) || '.'
@@ -76,7 +77,10 @@ def check_opening(tables: Tables) -> CheckOpening:
     names = [table.name for table in tables.metadata.sorted_tables]
 
     def check(connection: sa.Connection, *, may_create: bool) -> None:
-        found = connection.execute(_LOOK, {"names": names, "rights": list(_RIGHTS)}).all()
+        found = connection.execute(
+            _LOOK,
+            {"names": names, "rights": list(_RIGHTS), "never_deleted": tables.fleet.name},
+        ).all()
         _check_session(found[0])
         there = [table for table in found if table.there]
         _check_schemas(found, there, may_create=may_create)

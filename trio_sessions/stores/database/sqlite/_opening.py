@@ -13,6 +13,7 @@ __all__ = ["check_opening"]
 _LOOK = sa.text("""
     SELECT part.coll FROM pragma_index_list(:name) AS one, pragma_index_xinfo(one.name) AS part
     WHERE part.name = 'session_id' AND part.key AND part.coll <> 'BINARY'
+        AND (one.origin = 'pk' OR one.name = :ours)
 """)
 
 
@@ -20,8 +21,9 @@ def check_opening(tables: Tables) -> CheckOpening:
     """Return the check of these tables; see `Operations.check`."""
 
     def check(connection: sa.Connection, *, may_create: bool) -> None:
+        [ours] = (index.name for index in tables.messages.indexes if len(index.columns) > 1)
         for name in (tables.sessions.name, tables.messages.name):
-            collation = connection.execute(_LOOK, {"name": name}).scalar()
+            collation = connection.execute(_LOOK, {"name": name, "ours": ours}).scalar()
             if collation is not None:
                 raise StoreSchemaError(
                     f"column 'session_id' of table {name!r} compares by {collation}, by which two "
