@@ -21,11 +21,14 @@ WAITS = """
     WHERE wait_event_type = 'Lock' AND datname = current_database()"""
 
 
-def victim(shared: Shared, lock_timeout: float) -> DatabaseStore:
-    """Return a store whose transactions are the ones that a deadlock ends."""
+def victim(shared: Shared, lock_timeout: float, deadlock_timeout: str) -> DatabaseStore:
+    """Return a store whose transactions are the ones that a deadlock ends.
+
+    Each looks for one once, when it has waited for so long; the other one only after a second.
+    """
     assert isinstance(shared.backdoor, DatabaseBackdoor)
     url = shared.backdoor.engine.url
-    options = f"{url.query['options']} -c deadlock_timeout=20ms"
+    options = f"{url.query['options']} -c deadlock_timeout={deadlock_timeout}"
     url = url.update_query_dict({"options": options})
     return DatabaseStore(url, lock_timeout=lock_timeout, operation_timeout=5.0, listen=False)
 
@@ -49,7 +52,7 @@ async def cross(shared: Shared, connection: sa.Connection) -> None:
 
 async def test_a_deadlock_is_told_as_what_it_is(postgresql: Shared) -> None:
     """Nothing was done, and the same may be asked again."""
-    store = victim(postgresql, 3.0)
+    store = victim(postgresql, 3.0, "600ms")
     worker = Worker(worker_id="w", incarnation="w", limiter=trio.CapacityLimiter(2))
     await store.open(worker)
     batch = Batch(writes=[Claim(session_id=one, generation=1, age=0.0) for one in "ab"])
@@ -67,7 +70,7 @@ async def test_a_deadlock_is_told_as_what_it_is(postgresql: Shared) -> None:
 
 async def test_each_caller_gets_its_row_after_a_deadlock(postgresql: Shared) -> None:
     """Also where the other transaction goes on for longer than a lock is waited for."""
-    store = FaultyStore(victim(postgresql, 0.3))
+    store = FaultyStore(victim(postgresql, 0.3, "20ms"))
     async with open_registry(store, session_ttl=3600.0, cleanup_interval=1800.0) as registry:
         store.fail(Fault.FAILS, "Claim")
         for session_id in "ab":  # so that they make one batch later

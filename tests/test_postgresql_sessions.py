@@ -351,6 +351,6 @@ def listeners(url: sa.URL) -> set[int]:
     with engine.connect() as connection:
         found = connection.exec_driver_sql(
             "SELECT pid FROM pg_stat_activity "
-            "WHERE datname = current_database() AND query LIKE 'LISTEN%%'"
+            "WHERE datname = current_database() AND query LIKE 'SHOW%%LISTEN%%'"
         )
         return set(found.scalars())

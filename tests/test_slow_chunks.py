@@ -21,7 +21,7 @@ from trio_sessions.testing import FakeTransport, FaultyStore
 from trio_sessions.types import RowAnswers
 
 _ON_POSTGRESQL = """CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    PERFORM pg_sleep(0.008); RETURN new; END $$;
+    PERFORM pg_sleep(0.01); RETURN new; END $$;
     CREATE TRIGGER dawdle BEFORE UPDATE ON trio_sessions FOR EACH ROW EXECUTE FUNCTION dawdle()"""
 _ON_SQLITE = "CREATE TRIGGER dawdle BEFORE UPDATE ON trio_sessions BEGIN SELECT dawdle(); END"
 
@@ -53,14 +53,14 @@ def slow_store(database: Shared) -> Iterator[NotingStore]:
 
     @sa.event.listens_for(engine, "connect")
     def know_how_to_dawdle(connection: sqlite3.Connection, record: object) -> None:
-        connection.create_function("dawdle", 0, lambda: time.sleep(0.008))
+        connection.create_function("dawdle", 0, lambda: time.sleep(0.01))
 
     yield NotingStore(DatabaseStore(engine, operation_timeout=1.0, lock_timeout=0.2))
     engine.dispose()
 
 
 def slow_down(shared: Shared) -> None:
-    """Let each row that is updated cost eight milliseconds."""
+    """Let each row that is updated cost ten milliseconds."""
     assert isinstance(shared.backdoor, DatabaseBackdoor)
     statement = _ON_SQLITE if shared.name == "sqlite" else _ON_POSTGRESQL
     shared.backdoor.execute(sa.text(statement))
@@ -102,7 +102,7 @@ async def test_with_no_time_to_split_the_next_passes_ask_for_less(
     async with database.open(store=store, cleanup_interval=0.5, session_ttl=30.0) as registry:
         await add(registry, 200)
         slow_down(database)
-        for _ in range(10):
+        for _ in range(12):
             report = await registry.cleanup()
             assert report.missing == ()
             assert all(

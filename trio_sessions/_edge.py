@@ -108,18 +108,15 @@ class Edge:
             f"the store did not answer within store_timeout ({self._settings.store_timeout:g} s)"
         )
 
-    async def _unless_closed(self, operation: Callable[[], Awaitable[T]]) -> T:
-        if self._is_closed:
-            raise RegistryClosed("the registry was closed before the store was asked")
-        return await operation()
-
     async def _through_gate(self, operation: Callable[[], Awaitable[T]]) -> T:
         try:
             self._gate.acquire_nowait()  # no turn of the loop where nobody waits
         except trio.WouldBlock:
             await self._gate.acquire()
         try:
-            return await self._unless_closed(operation)
+            if self._is_closed:
+                raise RegistryClosed("the registry was closed before the store was asked")
+            return await operation()
         finally:
             self._gate.release()
 
@@ -153,10 +150,8 @@ class Edge:
             kind: of this class is the answer.
             may_leave: whether the caller may leave while a thread is at work.
         """
-        if not self._store.may_outlast_cancellation:
-            through = self._unless_closed  # it has no threads, so there is nothing to save
-        else:
-            through = self._through_gate_alone if may_leave else self._through_gate
+        alone = may_leave and self._store.may_outlast_cancellation
+        through = self._through_gate_alone if alone else self._through_gate
         try:
             return await self._ask(lambda: through(operation), kind)
         except StoreUnavailable as exc:

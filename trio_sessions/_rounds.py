@@ -165,6 +165,8 @@ class Round:
         self._enter = enter
         self._listener = listener
         self._untold: list[Entry] = []
+        self._tells_at_once = False
+        """Nobody leads any more, and those that have answered by then have been told of."""
 
     async def ask(self) -> dict[Entry, Answer]:
         """Call all transports; return an answer for each entry.
@@ -182,6 +184,7 @@ class Round:
                 called = self._called
                 with trio.move_on_after(self._timeout + _PATIENCE) as bound:
                     await self._led_through.wait()
+                    self._tell_from_now_on()
                     if not self._settled.is_set():
                         bound.deadline = trio.current_time() + self._timeout + _UNWINDING
                         await self._settled.wait()
@@ -214,7 +217,8 @@ class Round:
                 self._failure = exc
             else:
                 return
-        self._end_leading()
+        # `ask` tells, a turn later: what answers by then is told together with the others.
+        self._led_through.set()
         self._notice_end()
 
     @trio.lowlevel.enable_ki_protection
@@ -234,6 +238,10 @@ class Round:
 
     def _end_leading(self) -> None:
         self._led_through.set()
+        self._tell_from_now_on()
+
+    def _tell_from_now_on(self) -> None:
+        self._tells_at_once = True
         self._tell()
 
     async def _call_each(self, scope: Scope) -> None:
@@ -288,7 +296,7 @@ class Round:
         self._answers[entry] = answer
         if self._listener is not None:
             self._untold.append(entry)
-            if self._led_through.is_set():
+            if self._tells_at_once:
                 self._tell()
 
     def _tell(self) -> None:

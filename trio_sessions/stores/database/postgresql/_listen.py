@@ -87,10 +87,9 @@ async def listen(source: BellSource, worker: Worker, channel: str) -> AsyncItera
     """
 
     def prepare(connection: sa.Connection) -> None:
-        # Not in one round trip: an engine may prepare all that it executes, and no two at once.
-        if connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() != "off":
+        both = f'SHOW transaction_read_only; LISTEN "{channel}"'  # in one round trip
+        if connection.exec_driver_sql(both).scalar_one() != "off":
             raise StoreUnavailable("PostgreSQL: this server takes no writes, so nobody rings there")
-        connection.exec_driver_sql(f'LISTEN "{channel}"')
 
     connection = await source.take(worker, prepare)
     try:

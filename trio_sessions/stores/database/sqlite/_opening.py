@@ -13,7 +13,7 @@ __all__ = ["check_opening"]
 _LOOK = sa.text("""
     SELECT part.coll FROM pragma_index_list(:name) AS one, pragma_index_xinfo(one.name) AS part
     WHERE part.name = 'session_id' AND part.key AND part.coll <> 'BINARY'
-        AND (one.origin = 'pk' OR one.name = :ours)
+        AND (one.origin = 'pk' OR NOT :is_key)
 """)
 
 
@@ -21,9 +21,9 @@ def check_opening(tables: Tables) -> CheckOpening:
     """Return the check of these tables; see `Operations.check`."""
 
     def check(connection: sa.Connection, *, may_create: bool) -> None:
-        [ours] = (index.name for index in tables.messages.indexes if len(index.columns) > 1)
-        for name in (tables.sessions.name, tables.messages.name):
-            collation = connection.execute(_LOOK, {"name": name, "ours": ours}).scalar()
+        for table in (tables.sessions, tables.messages):
+            name, is_key = table.name, table.c.session_id.primary_key
+            collation = connection.execute(_LOOK, {"name": name, "is_key": is_key}).scalar()
             if collation is not None:
                 raise StoreSchemaError(
                     f"column 'session_id' of table {name!r} compares by {collation}, by which two "
