@@ -40,6 +40,16 @@ def in_a_thread(main, *args):
     thread.start()
     thread.join()
 
+def run_to_its_end(main):
+    try:
+        trio.run(main)
+        print("the parent works")
+    except BaseExceptionGroup as group:
+        # In a child that leaves by sys.exit calls that were under way may fail, too.
+        if os.getpid() == parent or group.split((SystemExit, SessionsError))[1] is not None:
+            raise
+        sys.exit(7)
+
 async def end_of(pid):
     while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
         await trio.sleep(0.01)
@@ -419,13 +429,7 @@ def test_a_child_does_not_wait_for_its_parents_threads(url: sa.URL) -> None:
                     with trio.fail_after(5):
                         assert await end_of(pid) == 7
                     connection.rollback()
-        try:
-            trio.run(main)
-            print("the parent works")
-        except BaseExceptionGroup as group:
-            if os.getpid() == parent or group.split((SystemExit, SessionsError))[1] is not None:
-                raise
-            sys.exit(7)
+        run_to_its_end(main)
         """,
         url,
     )
@@ -479,14 +483,7 @@ def test_forks_at_any_moment(url: sa.URL) -> None:
                 await registry.cleanup()
                 report = await registry.cleanup()
                 assert not report.missing and report.refreshed >= 20, report
-        try:
-            trio.run(main)
-            print("the parent works")
-        except BaseExceptionGroup as group:
-            # In the child calls that were under way may fail, too.
-            if os.getpid() == parent or group.split((SystemExit, SessionsError))[1] is not None:
-                raise
-            sys.exit(7)
+        run_to_its_end(main)
         """,
         url,
     )
