@@ -1,12 +1,11 @@
 """Tables: created once, checked before use, never altered."""
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import trio
+from openings import open_at_once
 
 from trio_sessions import StoreSchemaError, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
@@ -133,27 +132,7 @@ def test_workers_that_start_at_once_create_the_tables_once(
     """Eight threads, each with a Trio run and a store of its own, as processes have."""
     if by_hand:
         metadata().create_all(database.engine)
-    errors: list[BaseException] = []
-    together = threading.Barrier(8)
-
-    def worker() -> None:
-        try:
-            together.wait(10)
-            trio.run(open_and_add_alone, DatabaseStore(database.url))
-        except BaseException as exc:  # noqa: BLE001 -- asserted on below
-            errors.append(exc)
-
-    async def open_and_add_alone(store: DatabaseStore) -> None:
-        async with open_registry(store) as registry:
-            await registry.add_session(registry.worker_id, FakeTransport())
-            assert (await registry.cleanup()).refreshed == 1
-
-    threads = [threading.Thread(target=worker) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert errors == []
+    assert open_at_once(database.url) == []
     assert database.tables().keys() == {"trio_sessions", "trio_messages", "trio_fleet"}
 
 

@@ -1,12 +1,12 @@
 """What a session of PostgreSQL is told, whatever the database and the role would have it be."""
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import trio
+from openings import open_at_once
 from proxy import Proxy
 from servers import make_database, make_role, make_standby, run_sql
 
@@ -133,28 +133,8 @@ def repeatable(postgresql_url: sa.URL) -> Iterator[sa.URL]:
 
 def test_eight_openings_of_an_empty_database_at_once(repeatable: sa.URL) -> None:
     """Its default is repeatable read, and each opening creates the tables, or finds them."""
-    errors: list[BaseException] = []
-    together = threading.Barrier(8)
-
-    async def open_and_add() -> None:
-        async with open_registry(DatabaseStore(repeatable)) as registry:
-            await registry.add_session(registry.worker_id, FakeTransport())
-            assert (await registry.cleanup()).refreshed == 1
-
-    def worker() -> None:
-        try:
-            together.wait(10)
-            trio.run(open_and_add)
-        except BaseException as exc:  # noqa: BLE001 -- asserted on below
-            errors.append(exc)
-
     for _ in range(3):
-        threads = [threading.Thread(target=worker) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        assert errors == []
+        assert open_at_once(repeatable) == []
         metadata().drop_all(engine := sa.create_engine(repeatable))
         engine.dispose()
 
