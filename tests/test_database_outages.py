@@ -364,7 +364,7 @@ async def test_a_withdrawn_operation_never_happens(
 ) -> None:
     """Its connection comes after all, and goes back unused: no row is written behind our backs."""
     with engine_that_pings(proxy.url, pool_size=1, max_overflow=0) as engine:
-        store = DatabaseStore(engine, operation_timeout=0.5, lock_timeout=0.3)
+        store = DatabaseStore(engine, operation_timeout=2.0, lock_timeout=0.3)
         async with open_registry(store) as registry:
             proxy.fall_silent()
             with trio.fail_after(BOUND):
@@ -408,10 +408,10 @@ async def test_an_engine_that_pings_a_server_that_hangs(
 async def test_threads_that_were_left_alone_are_bounded(proxy: Proxy) -> None:
     """By the limiter, however long the silence lasts; and each question is answered in time."""
     with engine_that_pings(proxy.url, pool_size=2, max_overflow=0) as engine:
-        store = DatabaseStore(engine, operation_timeout=0.8, lock_timeout=0.1)
-        async with open_registry(store, max_concurrent=3, store_timeout=1.2) as registry:
+        store = DatabaseStore(engine, operation_timeout=1.5, lock_timeout=0.1)
+        async with open_registry(store, max_concurrent=3, store_timeout=2.0) as registry:
             proxy.fall_silent()
-            for _ in range(6):
+            for _ in range(5):
                 with trio.fail_after(BOUND):
                     assert await registry.session_exists("elsewhere") is None
             assert registry.statistics().operations_running == 3
