@@ -74,8 +74,9 @@ class MemoryBackdoor:
             self._store._rows[session_id].last_accessed -= seconds
 
     def age_fleet(self, seconds: float) -> None:
-        assert self._store._vouched_at is not None
-        self._store._vouched_at -= seconds
+        workers = self._store._workers
+        assert workers._vouched_at is not None
+        workers._vouched_at -= seconds
 
     def set_owner(self, session_id: str, owner: str) -> None:
         self._store._rows[session_id].owner = owner

@@ -22,9 +22,13 @@ def put_ahead(shared: Shared, seconds: float = HOUR) -> None:
         for row in store._rows.values():
             row.taken_at += seconds
             row.last_accessed += seconds
-        store._unbroken_since += seconds
-        if store._vouched_at is not None:
-            store._vouched_at += seconds
+        workers = store._workers
+        workers._unbroken_since += seconds
+        if workers._vouched_at is not None:
+            workers._vouched_at += seconds
+        for worker in workers._rows.values():
+            worker.stamped_at += seconds
+            worker.passed_at += seconds
         return
     assert isinstance(shared.backdoor, DatabaseBackdoor)
     for table, columns in (

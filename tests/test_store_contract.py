@@ -154,7 +154,7 @@ class ShufflesAnswers(MemoryStore):
 
 class GivesNoGrace(MemoryStore):
     async def sweep(self, worker: Worker, **durations: Any) -> Swept:
-        self._vouched_at = None
+        self._workers._vouched_at = None
         return await super().sweep(worker, **durations)
 
 

@@ -8,6 +8,7 @@ __all__ = [
     "MissingDependency",
     "OperationTooLong",
     "RegistryClosed",
+    "RowDoubtful",
     "RowLocked",
     "RowUnavailable",
     "SessionNotFound",
@@ -54,6 +55,13 @@ class RowLocked(RowUnavailable):
     """Another transaction was in the way, or both in each other's: nothing is wrong with the row.
 
     Whoever asked may ask for the same again, after a pause.
+    """
+
+
+class RowDoubtful(RowUnavailable):
+    """There is no such row, and the store may have forgotten it: it was restored or replaced.
+
+    Until every worker has had the time to write its rows anew, nobody can say more.
     """
 
 

@@ -13,9 +13,12 @@ __all__ = [
     "Capabilities",
     "CleanupReport",
     "Holder",
+    "Presence",
     "RegistryStatistics",
     "RowAnswers",
     "Sent",
+    "Stamp",
+    "Stamped",
     "StoredMessage",
     "Swept",
     "Wanted",
@@ -104,7 +107,7 @@ class CleanupReport:
     missing: tuple[str, ...]
     """Removed: the database confirmed that the row is gone, or is another worker's."""
     restored: tuple[str, ...]
-    """Rows written now that no earlier attempt had confirmed."""
+    """Rows written now: no earlier attempt was confirmed, or the database has forgotten it."""
     taken_over: tuple[str, ...] = ()
     """Those of ``missing`` that another worker holds now, or held when it won the session."""
     held: tuple[str, ...] = ()
@@ -139,6 +142,9 @@ class RegistryStatistics:
     """Of ``passes``: those in which the database could not answer for every session."""
     brakes: int
     """Of ``passes``: those that held sessions by ``mass_missing_brake`` (logged as an error)."""
+    database_rewinds: int
+    """How often the database had forgotten what it had confirmed: it was restored, replaced or
+    truncated, or failed over to an older copy (logged as an error). All rows were written anew."""
     removed_disconnected: int
     removed_missing: int
     restored: int
@@ -183,6 +189,44 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What a store keeps of a worker, as its witness; see `trio_sessions.abc.WorkerStore`."""
+
+    history: str
+    """A random word; another one means another series of beats."""
+    beat: int
+    """Counted by the store: so many stamps of this history has it committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamped:
+    """What has become of a stamp that was to be set."""
+
+    stamp: Stamp | None
+    """The new one; None: the store does not have the history, or a lower beat."""
+    rows: int = 0
+    """How many rows this incarnation has."""
+    clock: float = 0.0
+    """When it was set, in seconds on the store's clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """What a worker says of itself to the others."""
+
+    session_ttl: float
+    """Seconds without a stamp after which its sessions may be swept."""
+    cleanup_interval: float
+    """Seconds between two passes."""
+    stamp_interval: float
+    """Seconds between two stamps, at most."""
+    version: str
+    """That of trio_sessions."""
+    data: str = "{}"
+    """A JSON object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowAnswers:
     """A store's committed answer about rows; what is in no field has no row."""
 
@@ -193,6 +237,8 @@ class RowAnswers:
     unknown: Mapping[str, Exception] = field(default_factory=dict)
     """The store could not say for this row alone, for instance because it is locked; or the row
     is there and this worker's, and something kept it from being refreshed."""
+    stamp: Stamp | None = None
+    """The worker's, in the very snapshot in which the rows were looked for; None: it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,3 +284,5 @@ class Swept:
     """Messages that were older than ``message_ttl``, or of sessions that go."""
     more: bool
     """There may be more to delete, and this piece has come nearer to it: go on."""
+    stamped: Stamped | None = None
+    """What has become of the stamp, if a sweep was to set one."""

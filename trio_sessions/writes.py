@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from trio_sessions.errors import RowUnavailable
-from trio_sessions.types import Capabilities, Holder, Sent
+from trio_sessions.types import Capabilities, Holder, Sent, Stamp
 
 __all__ = [
     "ANSWERS",
@@ -37,8 +37,8 @@ __all__ = [
     "Send",
     "SetCapabilities",
     "SetOwner",
-    "Stamp",
     "Unfinished",
+    "Verdict",
     "Write",
 ]
 
@@ -151,20 +151,6 @@ class Acknowledge(Write[bool]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
-    """What a store keeps of a worker, and counts with each batch.
-
-    So that it can be told later whether a batch was committed, and whether the store has
-    forgotten one. A place for it only: no store here keeps one yet.
-    """
-
-    history: str
-    """A random word; another one means another series of beats."""
-    beat: int
-    """Counted by the store: the number of batches of this history that it has committed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Writes that are committed together.
 
@@ -174,7 +160,11 @@ class Batch:
 
     writes: Sequence[Write[object]]
     stamp: Stamp | None = None
-    """The highest beat that was acknowledged to this worker. None: none was."""
+    """The highest that was acknowledged to this worker before the batch left: the batch is to be
+    carried out only if the store has this history, and no lower beat. None: in any case, and
+    nothing is stamped."""
+    not_after: float | None = None
+    """The last moment at which the batch may begin, as `Committed.clock` tells it; None: any."""
 
     def of(self, kind: type[W]) -> Iterator[tuple[int, W]]:
         """Return the writes of a kind, each with its place in the batch."""
@@ -184,6 +174,16 @@ class Batch:
 
 
 # ---- what is answered ----
+
+
+class Verdict(enum.Enum):
+    """What has become of a batch."""
+
+    DONE = "done"
+    FORGOTTEN = "forgotten"
+    """Nothing was done: the store does not have the stamp that the batch names, or a lower beat."""
+    LATE = "late"
+    """Nothing was done: the batch began later than it may."""
 
 
 class Outcome(enum.Enum):
@@ -245,8 +245,12 @@ this row alone, for instance because it is locked; it was not done, and may be a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """The answers to a batch, in the order of its writes: all of it is on disk."""
+    """What has become of a batch; if it is done, all of it is on disk."""
 
     answers: Sequence[Answer]
+    """To its writes, in their order; to none of them unless it is done."""
+    verdict: Verdict = Verdict.DONE
     stamp: Stamp | None = None
-    """What the store has counted. None: it keeps no stamps."""
+    """The one that the batch has set, if it had one and is done."""
+    clock: float | None = None
+    """When the batch began, in seconds on the store's clock; wanted if it had a stamp."""

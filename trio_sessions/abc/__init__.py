@@ -1,8 +1,9 @@
 """The contracts: what a transport and a store must do. The docstrings are the specification.
 
 The contract of a store has parts, each a class of its own: what holds for all of it
-(`Store`), `RowStore`, `MessageStore`. A `SessionStore` has those that a registry needs, and
-says in `Store.parts` which others. ``trio_sessions.testing`` holds it as tests, part by part.
+(`Store`), `RowStore`, `MessageStore`, `WorkerStore`. A `SessionStore` has those that a registry
+needs, and says in `Store.parts` which others. ``trio_sessions.testing`` holds it as tests, part by
+part.
 """
 
 from trio_sessions.abc._messages import Bell, MessageStore
@@ -10,6 +11,7 @@ from trio_sessions.abc._rows import RowStore
 from trio_sessions.abc._stem import Part, Store, Worker
 from trio_sessions.abc._store import SessionStore
 from trio_sessions.abc._transport import Transport
+from trio_sessions.abc._workers import WorkerStore
 
 __all__ = [
     "Bell",
@@ -20,4 +22,5 @@ __all__ = [
     "Store",
     "Transport",
     "Worker",
+    "WorkerStore",
 ]

@@ -4,7 +4,7 @@ import abc
 from collections.abc import Sequence
 
 from trio_sessions.abc._stem import Store, Worker
-from trio_sessions.types import Holder, RowAnswers, Swept
+from trio_sessions.types import Holder, RowAnswers, Stamp, Swept
 
 __all__ = ["RowStore"]
 
@@ -25,8 +25,10 @@ class RowStore(Store):
 
         Returns:
             In ``held``, the ids whose row is there and is ``worker``'s. In ``taken_over``, those
-            whose row another incarnation holds; they will be removed. An id in no field
-            **is confirmed to have no row**, and its session will be removed, too.
+            whose row another incarnation holds. An id in no field **has no row**. In ``stamp``,
+            what the worker's own row says in the same snapshot; a refresh sets no stamp. Where
+            that vouches for the answer (`WorkerStore`), the sessions of the latter two will be
+            removed.
 
             Whether a row is there must be read, and not be concluded from what was changed: a
             row that is there and ``worker``'s, but could not be refreshed, is ``unknown``.
@@ -45,22 +47,38 @@ class RowStore(Store):
         so that one that is taken over meanwhile stays.
 
         Returns:
-            What was deleted, and whether there may be more.
+            What was deleted, and whether there may be more. If there is no more, the worker's
+            own row is deleted, too.
         """
 
     @abc.abstractmethod
+    async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
+        """Return ids and generations of rows of this incarnation, by id, those after ``after``."""
+
+    @abc.abstractmethod
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
-        """Return who holds the session's row, and its owner, or None if there is no row."""
+        """Return who holds the session's row, and its owner, or None if there is no row.
+
+        Raises:
+            StoreUnavailable: also if there is none, and the store is in doubt (`WorkerStore`).
+        """
 
     # ---- owners and capabilities ----
 
     @abc.abstractmethod
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
-        """Return a session's capabilities, encoded; None if it has none or does not exist."""
+        """Return a session's capabilities, encoded; None if it has none or does not exist.
+
+        Raises as `locate`.
+        """
 
     @abc.abstractmethod
     async def elicitation_capable(self, worker: Worker) -> list[str]:
-        """Return the ids of all sessions whose capabilities have the key ``elicitation``."""
+        """Return the ids of all sessions whose capabilities have the key ``elicitation``.
+
+        Raises:
+            StoreUnavailable: also if the store is in doubt: some may be missing.
+        """
 
     @abc.abstractmethod
     async def sweep(
@@ -71,33 +89,48 @@ class RowStore(Store):
         message_ttl: float,
         max_gap: float,
         limit: int,
+        stamp: Stamp | None = None,
     ) -> Swept:
-        """Vouch that the fleet can refresh now, then delete what has expired.
+        """Stamp, vouch that workers can reach the store now, then delete what has expired.
+
+        The stamp says that a pass of this worker has just ended. It and the vouching are
+        committed whatever becomes of the rest, which is not done where the store does not have
+        the stamp.
 
         The store keeps the moment of the last vouching and the start of the unbroken
         series of vouchings that it belongs to. A vouching more than ``max_gap`` seconds
-        after the last one, or before it (the clock was set back), starts a new series. In a
-        store that has never held a row the series has no beginning.
+        after the last one, or before it (the clock was set back), starts a new series; the gap
+        grows with the longest ``session_ttl`` of the workers that the store knows, as if all had
+        that one. In a store that has never held a row the series has no beginning.
 
-        Expired are rows of other incarnations not refreshed for **more than**
-        ``session_ttl`` seconds (equality is not expired), **if the series is at least
-        that old**: an outage expires nobody. Messages go with their session; messages
-        older than ``message_ttl`` go too. Locked rows are skipped where the store can.
+        Expired are rows of other incarnations whose **lease** has run out, more than a ttl ago
+        (equality is not expired), and which were not refreshed for as long, **if the series is
+        at least that old**: an outage expires nobody. A lease and its ttl are the holder's: the
+        last stamp that it set, or the last pass of it that ended, whichever is earlier, and its
+        own ``session_ttl``. A holder without a row has none: then the row's own age counts,
+        against the longest ``session_ttl`` of the workers known and of the sweeper. Messages go
+        with their session; messages older than ``message_ttl`` go too. Locked rows are skipped
+        where the store can.
+
+        The row of a worker whose lease has run out goes when no session of it is left; for a
+        week the store remembers of its incarnation that it was swept (`WorkerStore.begin`).
 
         **One call deletes a bounded piece**, however much one session has left: its messages go
         first, the oldest first, and its row with the last of them. Whoever refreshes the row or
         takes it over in between goes on with what is left.
 
         A row of another incarnation that was refreshed in the future, because the clock was
-        ahead then, counts as refreshed now: a sweep says so in the row, and it can expire.
+        ahead then, counts as refreshed now: a sweep says so in the row, and it can expire. So
+        does the row of another worker.
 
         Args:
             worker: who sweeps; its own rows are not touched.
-            session_ttl: seconds.
+            session_ttl: seconds; the sweeper's own.
             message_ttl: seconds.
-            max_gap: seconds.
+            max_gap: seconds, for that ``session_ttl``.
             limit: at most so many sessions, and so many messages, go at a time; 0 only
-                vouches.
+                stamps and vouches.
+            stamp: the highest that was acknowledged to the worker; None: nothing is stamped.
 
         Returns:
             What was deleted, and whether there may be more.

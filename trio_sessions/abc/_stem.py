@@ -18,6 +18,8 @@ class Part(enum.Enum):
     """`RowStore`."""
     MESSAGES = "messages"
     """`MessageStore`."""
+    WORKERS = "workers"
+    """`WorkerStore`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class Store(abc.ABC):
     @property
     def parts(self) -> frozenset[Part]:
         """The parts of the contract that it keeps. A store that wraps another one asks that."""
-        return frozenset({Part.ROWS, Part.MESSAGES})
+        return frozenset(Part)
 
     @property
     def may_outlast_cancellation(self) -> bool:
@@ -124,6 +126,11 @@ class Store(abc.ABC):
         A takeover and a `Send` to the same session exclude each other: who takes a session
         over finds the message, or its bell is rung for it. So do a takeover and an
         `Acknowledge`: what was acknowledged is never seen by the next holder.
+
+        **A batch that names a stamp** is carried out only where the store has its history, and no
+        lower beat, and stamps the worker's row in the same transaction (`WorkerStore`). One that
+        names a last moment is carried out only if it begins no later, on the store's own clock; a
+        wait for a lock comes after that. Otherwise nothing is done, and the answer says which.
 
         For all messages of a batch that one worker holds the sessions of, its bell is rung once.
         A bell that cannot be rung is no error.

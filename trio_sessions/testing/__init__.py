@@ -4,6 +4,7 @@ from trio_sessions.testing._conformance import (
     message_conformance,
     row_conformance,
     store_conformance,
+    worker_conformance,
 )
 from trio_sessions.testing._faults import Fault, FaultyStore
 from trio_sessions.testing._transports import FakeTransport
@@ -15,4 +16,5 @@ __all__ = [
     "message_conformance",
     "row_conformance",
     "store_conformance",
+    "worker_conformance",
 ]

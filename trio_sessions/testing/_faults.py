@@ -13,7 +13,10 @@ from trio_sessions.abc import Bell, Part, SessionStore, Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.types import (
     Holder,
+    Presence,
     RowAnswers,
+    Stamp,
+    Stamped,
     StoredMessage,
     Swept,
     Wanted,
@@ -135,6 +138,24 @@ class FaultyStore(SessionStore):
             "delete_all", lambda: self._store.delete_all(worker, limit=limit)
         )
 
+    async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
+        """List rows of this incarnation, or fail; see `RowStore.own_rows`."""
+        return await self._through(
+            "own_rows", lambda: self._store.own_rows(worker, after=after, limit=limit)
+        )
+
+    async def begin(
+        self, worker: Worker, history: str, presence: Presence, *, rewound: bool
+    ) -> bool:
+        """Write the worker's row anew, or fail; see `WorkerStore.begin`."""
+        return await self._through(
+            "begin", lambda: self._store.begin(worker, history, presence, rewound=rewound)
+        )
+
+    async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
+        """Stamp the worker's row, or fail; see `WorkerStore.stamp`."""
+        return await self._through("stamp", lambda: self._store.stamp(worker, stamp, passed=passed))
+
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session, or fail; see `SessionStore.locate`."""
         return await self._through("locate", lambda: self._store.locate(worker, session_id))
@@ -178,6 +199,7 @@ class FaultyStore(SessionStore):
         message_ttl: float,
         max_gap: float,
         limit: int,
+        stamp: Stamp | None = None,
     ) -> Swept:
         """Vouch and sweep, or fail; see `SessionStore.sweep`."""
         return await self._through(
@@ -188,5 +210,6 @@ class FaultyStore(SessionStore):
                 message_ttl=message_ttl,
                 max_gap=max_gap,
                 limit=limit,
+                stamp=stamp,
             ),
         )

@@ -153,6 +153,8 @@ class Database:
     """Arguments for the `sqlalchemy.Table` of sessions."""
     messages_options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the `sqlalchemy.Table` of messages."""
+    workers_options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for the `sqlalchemy.Table` of workers."""
 
     operations: MakeOperations
 

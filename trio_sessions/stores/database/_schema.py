@@ -11,9 +11,11 @@ from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._database import Database, known
 
-__all__ = ["Tables", "check_tables", "metadata", "tables"]
+__all__ = ["Tables", "check_tables", "create_missing", "metadata", "tables"]
 
 _Type = sa.types.TypeEngine[Any]
+_LATER = {"added": True}
+"""A column that an earlier version did not have: `create_missing` adds it."""
 _PREFIX = re.compile(r"[a-z_][a-z0-9_]{0,37}|")
 
 
@@ -25,6 +27,8 @@ class Tables:
     sessions: sa.Table
     messages: sa.Table
     fleet: sa.Table
+    workers: sa.Table
+    gone: sa.Table
 
 
 def metadata(table_prefix: str = "trio_") -> sa.MetaData:
@@ -91,14 +95,41 @@ def tables(prefix: str) -> Tables:
         **_options({f"{one.name}_where": asked} for one in databases if one.has_partial_indexes),
     )
     sa.Index(f"ix_{prefix}messages_session_id_id", messages.c.session_id, messages.c.id)
+    # To count and find the rows of one incarnation; a refresh does not touch it.
+    sa.Index(f"ix_{prefix}sessions_incarnation", sessions.c.incarnation)
     fleet = sa.Table(
         f"{prefix}fleet",
         meta,
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("vouched_at", moment, nullable=False),
         sa.Column("unbroken_since", moment),
+        sa.Column("doubtful_until", moment, info=_LATER),
+        sa.Column("server", sa.String(255), info=_LATER),
     )
-    return Tables(meta, sessions, messages, fleet)
+    workers = sa.Table(
+        f"{prefix}workers",
+        meta,
+        sa.Column("incarnation", sa.String(32), primary_key=True),
+        sa.Column("worker_id", sa.String(255), nullable=False),
+        sa.Column("history", sa.String(32), nullable=False),
+        sa.Column("beat", sa.BigInteger, nullable=False),
+        sa.Column("stamped_at", moment, nullable=False),
+        sa.Column("passed_at", moment, nullable=False),
+        sa.Column("session_ttl", sa.Double, nullable=False),
+        sa.Column("cleanup_interval", sa.Double, nullable=False),
+        sa.Column("stamp_interval", sa.Double, nullable=False),
+        sa.Column("started_at", moment, nullable=False, server_default=now()),
+        sa.Column("version", sa.String(64), nullable=False, server_default=""),
+        sa.Column("data", sa.Text, nullable=False, server_default="{}"),
+        **_options(database.workers_options for database in databases),
+    )
+    gone = sa.Table(
+        f"{prefix}gone",
+        meta,
+        sa.Column("incarnation", sa.String(32), primary_key=True),
+        sa.Column("gone_at", moment, nullable=False, server_default=now()),
+    )
+    return Tables(meta, sessions, messages, fleet, workers, gone)
 
 
 def _session_id(databases: Iterable[Database]) -> _Type:
@@ -122,6 +153,25 @@ def _options(options: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: value for one in options for name, value in one.items()}
 
 
+def create_missing(connection: sa.Connection, ours: Tables) -> None:
+    """Create tables that are missing, and what an earlier version's tables lack.
+
+    Whoever calls it has a lock that makes others wait who do the same. Workers of the earlier
+    version may go on beside: they need not know what is added.
+    """
+    ours.metadata.create_all(connection)
+    inspector = sa.inspect(connection)
+    for table in ours.metadata.sorted_tables:
+        there = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                wording = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                name = connection.dialect.identifier_preparer.format_table(table)
+                connection.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN {wording}")
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
+
+
 def check_tables(
     connection: sa.Connection, ours: Tables, *, may_create: bool, has_time_zones: bool
 ) -> None:
@@ -141,7 +191,7 @@ def check_tables(
     missing = []
     for table in ours.metadata.sorted_tables:
         if inspector.has_table(table.name):
-            _check_columns(inspector, table, has_time_zones=has_time_zones)
+            _check_columns(inspector, table, may_add=may_create, has_time_zones=has_time_zones)
         else:
             missing.append(table.name)
     if missing and not may_create:
@@ -151,10 +201,14 @@ def check_tables(
         )
 
 
-def _check_columns(inspector: sa.Inspector, table: sa.Table, *, has_time_zones: bool) -> None:
+def _check_columns(
+    inspector: sa.Inspector, table: sa.Table, *, may_add: bool, has_time_zones: bool
+) -> None:
     found = {column["name"]: column for column in inspector.get_columns(table.name)}
     hint = "nothing was altered; use another table_prefix or migrate the table"
     for column in table.columns:
+        if column.name not in found and may_add and column.info == _LATER:
+            continue
         if column.name not in found:
             raise StoreSchemaError(
                 f"table {table.name!r} exists and lacks the column {column.name!r}: {hint}"

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores._pieces import PIECE
 from trio_sessions.types import Capabilities, Holder, Sent
 from trio_sessions.writes import (
@@ -112,14 +113,19 @@ class Rows(dict[str, Row]):
             del messages[message_id]
         return len(found)
 
-    def carry_out(self, worker: Worker, write: Write[object], now: float) -> Answer:
+    def carry_out(
+        self, worker: Worker, write: Write[object], now: float, *, in_doubt: bool = False
+    ) -> Answer:
         """Do what a write says.
 
         Args:
             worker: whose write it is.
             write: the write.
             now: the moment, on whatever clock the rows have.
+            in_doubt: what is not there may have been forgotten.
         """
+        if in_doubt and self._is_doubtful(worker, write):
+            return doubtful()
         match write:
             case Claim():
                 return self._claim(worker, write, now, now - write.age)
@@ -132,6 +138,15 @@ class Rows(dict[str, Row]):
             case Acknowledge():
                 return self._acknowledge(worker, write)
         raise TypeError(f"unknown write: {type(write).__name__}")
+
+    def _is_doubtful(self, worker: Worker, write: Write[object]) -> bool:
+        """Say whether the answer would rest on what is not there."""
+        if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | Send):
+            return False
+        row = self.get(write.session_id)
+        if row is None:
+            return True
+        return isinstance(write, ClaimOwner) and row.owner is None and not row.is_of(worker)
 
     def _living(self, worker: Worker, session_id: str, ended: int) -> Row | None:
         """Return the row of a session, unless it is what an ended one has left."""

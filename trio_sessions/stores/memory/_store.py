@@ -8,10 +8,23 @@ from typing import TypeVar
 import trio
 
 from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.errors import StoreUnavailable
+from trio_sessions.stores._doubt import IN_DOUBT
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.memory._rows import Row, Rows
-from trio_sessions.types import Holder, RowAnswers, Sent, StoredMessage, Swept, Wanted
-from trio_sessions.writes import Batch, Committed
+from trio_sessions.stores.memory._workers import Workers
+from trio_sessions.types import (
+    Holder,
+    Presence,
+    RowAnswers,
+    Sent,
+    Stamp,
+    Stamped,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
+from trio_sessions.writes import Batch, Committed, Verdict
 
 __all__ = ["MemoryStore"]
 
@@ -53,9 +66,8 @@ class MemoryStore(SessionStore):
     def __init__(self) -> None:
         self._rows = Rows()
         self._opened = OneRun(_Run, "the memory store")
+        self._workers = Workers()
         self._clock: object = None
-        self._vouched_at: float | None = None
-        self._unbroken_since = float("-inf")
 
     @property
     def may_outlast_cancellation(self) -> bool:
@@ -101,19 +113,29 @@ class MemoryStore(SessionStore):
             row.created_at = row.taken_at = row.last_accessed = now
             for message in row.messages.values():
                 message.stored_at = now
-        self._vouched_at = None
-        if self._rows:
-            self._unbroken_since = now
+        self._workers.restart_clock(now, has_rows=bool(self._rows))
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         """Carry out writes; see `Store.commit`."""
         bells = (await self._begin()).bells
         now = trio.current_time()
-        answers = [self._rows.carry_out(worker, one, now) for one in batch.writes]
+        if batch.not_after is not None and now > batch.not_after:
+            return await self._answer(Committed(answers=(), verdict=Verdict.LATE, clock=now))
+        stamp: Stamp | None = None
+        if batch.stamp is not None:
+            stamp = self._workers.stamp(worker, batch.stamp, now)
+            if stamp is None:
+                return await self._answer(
+                    Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=now)
+                )
+        in_doubt = self._workers.is_in_doubt(now)
+        answers = [
+            self._rows.carry_out(worker, one, now, in_doubt=in_doubt) for one in batch.writes
+        ]
         for write, answer in zip(batch.writes, answers, strict=True):
             if isinstance(answer, Sent) and answer.holder.incarnation in bells:
                 bells[answer.holder.incarnation].ring(write.session_id)
-        return await self._answer(Committed(answers=answers))
+        return await self._answer(Committed(answers=answers, stamp=stamp, clock=now))
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows; see `RowStore.refresh`."""
@@ -125,7 +147,11 @@ class MemoryStore(SessionStore):
             row.taken_at = min(row.taken_at, now)
         held = frozenset(session_id for session_id, _ in own)
         return await self._answer(
-            RowAnswers(held=held, taken_over=(frozenset(session_ids) - held) & self._rows.keys())
+            RowAnswers(
+                held=held,
+                taken_over=(frozenset(session_ids) - held) & self._rows.keys(),
+                stamp=self._workers.seen(worker),
+            )
         )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
@@ -133,16 +159,55 @@ class MemoryStore(SessionStore):
         await self._begin()
         own = [one for one, row in self._rows.items() if row.is_of(worker)][:limit]
         sessions, messages = self._rows.remove_some(own, limit)
-        more = len(own) >= limit or messages >= limit
-        return await self._answer(
-            Swept(sessions=sessions, messages=messages, more=more and sessions + messages > 0)
+        more = (len(own) >= limit or messages >= limit) and sessions + messages > 0
+        if not more:
+            self._workers.remove(worker)
+        return await self._answer(Swept(sessions=sessions, messages=messages, more=more))
+
+    async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
+        """Return rows of this incarnation; see `RowStore.own_rows`."""
+        await self._begin()
+        own = sorted(
+            (session_id, row.generation)
+            for session_id, row in self._rows.items()
+            if session_id > after and row.is_of(worker)
         )
+        return await self._answer(own[:limit])
+
+    # ---- workers ----
+
+    async def begin(
+        self, worker: Worker, history: str, presence: Presence, *, rewound: bool
+    ) -> bool:
+        """Write the worker's row anew; see `WorkerStore.begin`."""
+        await self._begin()
+        now = trio.current_time()
+        return await self._answer(
+            self._workers.begin(worker, history, presence, now, rewound=rewound)
+        )
+
+    async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
+        """Stamp the worker's row, and vouch; see `WorkerStore.stamp`."""
+        await self._begin()
+        return await self._answer(self._stamp(worker, stamp, trio.current_time(), passed=passed))
+
+    def _stamp(self, worker: Worker, stamp: Stamp, now: float, *, passed: bool) -> Stamped:
+        new = self._workers.stamp(worker, stamp, now, passed=passed)
+        rows = sum(row.is_of(worker) for row in self._rows.values())
+        return Stamped(stamp=new, rows=rows, clock=now)
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session; see `SessionStore.locate`."""
         await self._begin()
         row = self._rows.get(session_id)
+        await self._check_doubt(absent=row is None)
         return await self._answer(None if row is None else row.holder())
+
+    async def _check_doubt(self, *, absent: bool) -> None:
+        """Raise if what is not there may have been forgotten."""
+        if absent and self._workers.is_in_doubt(trio.current_time()):
+            await self._answer(None)
+            raise StoreUnavailable(IN_DOUBT)
 
     # ---- owners and capabilities ----
 
@@ -150,12 +215,14 @@ class MemoryStore(SessionStore):
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
         await self._begin()
         row = self._rows.get(session_id)
+        await self._check_doubt(absent=row is None)
         capabilities = None if row is None else row.capabilities
         return await self._answer(None if capabilities is None else capabilities.encoded)
 
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
         await self._begin()
+        await self._check_doubt(absent=True)
         return await self._answer(
             [
                 session_id
@@ -215,24 +282,32 @@ class MemoryStore(SessionStore):
         message_ttl: float,
         max_gap: float,
         limit: int,
+        stamp: Stamp | None = None,
     ) -> Swept:
-        """Vouch, then delete what has expired; see `SessionStore.sweep`."""
+        """Stamp, vouch, then delete what has expired; see `SessionStore.sweep`."""
         await self._begin()
         now = trio.current_time()
-        if self._vouched_at is not None and abs(now - self._vouched_at) > max_gap:
-            self._unbroken_since = now
-        self._vouched_at = now
-        self._unbroken_since = min(self._unbroken_since, now)
-        may_expire = now - self._unbroken_since >= session_ttl
+        stamped = None if stamp is None else self._stamp(worker, stamp, now, passed=True)
+        if stamped is not None and stamped.stamp is None:
+            return await self._answer(Swept(sessions=0, messages=0, more=False, stamped=stamped))
+        workers = self._workers
+        workers.vouch(now, session_ttl, max_gap)
+        workers.set_right(now)
         expired: list[str] = []
         for session_id, row in self._rows.items() if limit else ():
             row.last_accessed = min(row.last_accessed, now)
-            is_old = may_expire and now - row.last_accessed > session_ttl
-            if is_old and len(expired) < limit and not row.is_of(worker):
+            if (
+                len(expired) < limit
+                and not row.is_of(worker)
+                and workers.has_expired(row.incarnation, row.last_accessed, now, session_ttl)
+            ):
                 expired.append(session_id)
         sessions, messages = self._rows.remove_some(expired, limit)
         messages += self._rows.drop_older(now - message_ttl, limit - messages)
-        more = len(expired) >= limit or messages >= limit
+        if limit:
+            left = {row.incarnation for row in self._rows.values()}
+            workers.sweep(set(workers.lapsed(now)) - left - {worker.incarnation}, now)
+        more = (len(expired) >= limit or messages >= limit) and sessions + messages > 0
         return await self._answer(
-            Swept(sessions=sessions, messages=messages, more=more and sessions + messages > 0)
+            Swept(sessions=sessions, messages=messages, more=more, stamped=stamped)
         )

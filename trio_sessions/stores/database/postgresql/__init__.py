@@ -13,7 +13,7 @@ from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.database._bell import BellSource, poll
 from trio_sessions.stores.database._database import Database, Operations
 from trio_sessions.stores.database._questions import Questions
-from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database._schema import Tables, create_missing
 from trio_sessions.stores.database.postgresql._batch import Commit
 from trio_sessions.stores.database.postgresql._connections import (
     Shutdown,
@@ -46,7 +46,7 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
     def create_tables(connection: sa.Connection) -> None:
         with transaction(connection):
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
-            tables.metadata.create_all(connection)
+            create_missing(connection, tables)
 
     def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         if not listens:
@@ -90,5 +90,7 @@ DATABASE = Database(
     session_id=sa.String(255, collation="C"),
     # Room in each page for HOT updates of the column that every pass updates.
     sessions_options={"postgresql_with": {"fillfactor": 70}},
+    # Each of its few rows is updated with every batch: a page is room for many versions of one.
+    workers_options={"postgresql_with": {"fillfactor": 10}},
     operations=_operations,
 )

@@ -9,7 +9,7 @@ from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.database._bell import BellSource, look_at_the_file
 from trio_sessions.stores.database._database import Database, Operations
 from trio_sessions.stores.database._questions import Questions
-from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database._schema import Tables, create_missing
 from trio_sessions.stores.database.portable._commit import Commit
 from trio_sessions.stores.database.portable._fetch import Fetch
 from trio_sessions.stores.database.portable._grammar import Grammar
@@ -40,7 +40,7 @@ _GRAMMAR = Grammar(
 def _operations(tables: Tables, *, listens: bool) -> Operations:
     def create_tables(connection: sa.Connection) -> None:
         with transaction(connection):
-            tables.metadata.create_all(connection)
+            create_missing(connection, tables)
 
     def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         return look_at_the_file(

@@ -1,0 +1,65 @@
+"""The part of a store's contract that is about workers."""
+
+import abc
+
+from trio_sessions.abc._stem import Store, Worker
+from trio_sessions.types import Presence, Stamp, Stamped
+
+__all__ = ["WorkerStore"]
+
+
+class WorkerStore(Store):
+    """The rows of workers, one for each incarnation: its witness, and its lease.
+
+    **The witness.** "No row" means something only if the store that says so has forgotten nothing
+    since it confirmed the row. So a worker's row has a *history*, a random word of the worker's,
+    and a *beat* that the store counts: each batch and each stamp that is committed makes it one
+    higher. Who knows that a row was there at a beat may believe that it is gone if the store shows
+    the same history and no lower beat **in the snapshot in which it has looked for the row**:
+    whatever outlives a crash, a fail-over or a restore is a prefix of what was committed.
+
+    Nothing but `begin` writes a history or makes a beat lower. Everything else that names a stamp
+    is carried out only where the store has its history and no lower beat; otherwise **all of it
+    does nothing**, and says so. The stamps of one worker are in one order, also if they are asked
+    for at the same time, and none has a beat that another has.
+
+    **The lease.** A worker's sessions are swept only when its row has not been stamped for its own
+    ``session_ttl``, or no pass of it has ended for so long (`RowStore.sweep`).
+
+    **Doubt.** After a worker has said that the store went back, the store is in doubt for two of
+    the longest ``cleanup_interval`` of the workers that it knows: others may have forgotten
+    sessions that are still to be written anew. It is in doubt, too, where it can tell that it is
+    another server than the one that was last stamped, may lag behind it, or hides rows. Meanwhile
+    "there is no such session" is unknown: questions raise `StoreUnavailable`, writes are answered
+    with `RowDoubtful`, and so is a `ClaimOwner` of a session of another incarnation that has no
+    owner. A refresh is not concerned, for its worker has its own witness.
+    """
+
+    @abc.abstractmethod
+    async def begin(
+        self, worker: Worker, history: str, presence: Presence, *, rewound: bool
+    ) -> bool:
+        """Write the worker's row, or write it anew, with this history and the beat 1.
+
+        It counts as stamped now, and as if a pass had ended now.
+
+        Args:
+            worker: whose row.
+            history: a word that was never used before.
+            presence: what the worker says of itself.
+            rewound: the store went back, as far as the worker knows: it is in doubt from now on,
+                unless the incarnation has only lost its lease.
+
+        Returns:
+            Whether the incarnation has lost its lease: its row was swept. That is forgotten now.
+        """
+
+    @abc.abstractmethod
+    async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
+        """Stamp the worker's row, and vouch for the fleet as `RowStore.sweep` does.
+
+        Args:
+            worker: whose row.
+            stamp: the highest that was acknowledged to it.
+            passed: a pass of it has just ended.
+        """

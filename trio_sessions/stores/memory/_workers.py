@@ -1,0 +1,140 @@
+"""The workers in memory: their stamps, their leases, and the doubt. Synchronous, no clock."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trio_sessions.abc import Worker
+from trio_sessions.types import Presence, Stamp
+
+__all__ = ["Workers"]
+
+_REMEMBERED = 7 * 86400.0  # seconds for which an incarnation that was swept is known
+_DOUBT = 2  # cleanup_intervals
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    worker_id: str
+    presence: Presence
+    stamp: Stamp
+    stamped_at: float
+    passed_at: float
+
+    def has_lapsed(self, now: float) -> bool:
+        return now - min(self.stamped_at, self.passed_at) > self.presence.session_ttl
+
+    def set_right(self, now: float) -> None:
+        """Take back moments in the future: the clock was set back."""
+        self.stamped_at, self.passed_at = min(self.stamped_at, now), min(self.passed_at, now)
+
+
+class Workers:
+    """The rows of workers by incarnation, and what is known of the fleet.
+
+    Moments are on whatever clock the rows of sessions have.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, _Row] = {}
+        self._gone: dict[str, float] = {}
+        self._doubtful_until = float("-inf")
+        self._vouched_at: float | None = None
+        self._unbroken_since = float("-inf")
+
+    def restart_clock(self, now: float, *, has_rows: bool) -> None:
+        """Take up a clock that has nothing to do with the one before."""
+        for row in self._rows.values():
+            row.stamped_at = row.passed_at = now
+        self._gone = dict.fromkeys(self._gone, now)
+        self._vouched_at = None
+        if has_rows:
+            self._unbroken_since = now
+
+    # ---- the witness ----
+
+    def begin(
+        self, worker: Worker, history: str, presence: Presence, now: float, *, rewound: bool
+    ) -> bool:
+        """Write a worker's row anew; see `WorkerStore.begin`."""
+        self._rows[worker.incarnation] = _Row(
+            worker_id=worker.worker_id,
+            presence=presence,
+            stamp=Stamp(history=history, beat=1),
+            stamped_at=now,
+            passed_at=now,
+        )
+        was_swept = self._gone.pop(worker.incarnation, None) is not None
+        if rewound and not was_swept:
+            longest = max(row.presence.cleanup_interval for row in self._rows.values())
+            self._doubtful_until = max(self._doubtful_until, now + _DOUBT * longest)
+        return was_swept
+
+    def seen(self, worker: Worker) -> Stamp | None:
+        """Return a worker's stamp as it stands."""
+        row = self._rows.get(worker.incarnation)
+        return None if row is None else row.stamp
+
+    def stamp(
+        self, worker: Worker, stamp: Stamp, now: float, *, passed: bool = False
+    ) -> Stamp | None:
+        """Set a worker's stamp; None: this is not what it says to have been acknowledged."""
+        row = self._rows.get(worker.incarnation)
+        if row is None or row.stamp.history != stamp.history or row.stamp.beat < stamp.beat:
+            return None
+        row.stamp = Stamp(history=stamp.history, beat=row.stamp.beat + 1)
+        row.stamped_at = now
+        row.passed_at = now if passed else min(row.passed_at, now)
+        return row.stamp
+
+    def remove(self, worker: Worker) -> None:
+        """Remove the row of a worker that leaves."""
+        self._rows.pop(worker.incarnation, None)
+
+    def is_in_doubt(self, now: float) -> bool:
+        """Say whether sessions may have been forgotten."""
+        return now < self._doubtful_until
+
+    # ---- the lease ----
+
+    def longest_ttl(self, session_ttl: float) -> float:
+        """Return the longest session_ttl known, or the one given."""
+        return max([session_ttl, *(row.presence.session_ttl for row in self._rows.values())])
+
+    def vouch(self, now: float, session_ttl: float, max_gap: float) -> None:
+        """Vouch that workers can reach the store now; see `RowStore.sweep`."""
+        gap = max_gap * self.longest_ttl(session_ttl) / session_ttl
+        if self._vouched_at is not None and abs(now - self._vouched_at) > gap:
+            self._unbroken_since = now
+        self._vouched_at = now
+        self._unbroken_since = min(self._unbroken_since, now)
+
+    def has_expired(
+        self, incarnation: str, last_accessed: float, now: float, session_ttl: float
+    ) -> bool:
+        """Say whether a row that was refreshed then, and its holder's lease, have expired."""
+        holder = self._rows.get(incarnation)
+        if holder is not None and not holder.has_lapsed(now):
+            return False
+        ttl = self.longest_ttl(session_ttl) if holder is None else holder.presence.session_ttl
+        return now - last_accessed > ttl and now - self._unbroken_since >= ttl
+
+    def set_right(self, now: float) -> None:
+        """Take back moments in the future."""
+        for row in self._rows.values():
+            row.set_right(now)
+
+    def lapsed(self, now: float) -> Iterator[str]:
+        """Yield the incarnations whose lease has run out."""
+        for incarnation, row in self._rows.items():
+            ttl = row.presence.session_ttl
+            if row.has_lapsed(now) and now - self._unbroken_since >= ttl:
+                yield incarnation
+
+    def sweep(self, incarnations: set[str], now: float) -> None:
+        """Remove the rows of workers, and remember that they are gone."""
+        for incarnation in incarnations:
+            del self._rows[incarnation]
+            self._gone[incarnation] = now
+        self._gone = {
+            one: moment for one, moment in self._gone.items() if now - moment < _REMEMBERED
+        }
