@@ -19,13 +19,32 @@ from sqlalchemy.exc import DBAPIError
 from trio_sessions.abc import Bell, Worker
 from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores.database._bell import BellSource
-from trio_sessions.types import RowAnswers, StoredMessage, Swept, Wanted
+from trio_sessions.types import (
+    Presence,
+    RowAnswers,
+    Stamp,
+    Stamped,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
 from trio_sessions.writes import Batch, Committed
 
 if TYPE_CHECKING:
     from trio_sessions.stores.database._schema import Tables
 
-__all__ = ["CheckOpening", "Clock", "Cutter", "Database", "Operations", "Timeouts", "find", "known"]
+__all__ = [
+    "BeginHistory",
+    "CheckOpening",
+    "Clock",
+    "Cutter",
+    "Database",
+    "Operations",
+    "SetStamp",
+    "Timeouts",
+    "find",
+    "known",
+]
 
 
 class Timeouts(Protocol):
@@ -81,6 +100,32 @@ class CheckOpening(Protocol):
         ...
 
 
+class BeginHistory(Protocol):
+    """Writes a worker's row anew."""
+
+    def __call__(
+        self,
+        connection: sa.Connection,
+        worker: Worker,
+        history: str,
+        presence: Presence,
+        *,
+        rewound: bool,
+    ) -> bool:
+        """Return whether the incarnation had lost its lease; see `WorkerStore.begin`."""
+        ...
+
+
+class SetStamp(Protocol):
+    """Stamps a worker's row, and vouches for the fleet."""
+
+    def __call__(
+        self, connection: sa.Connection, worker: Worker, stamp: Stamp, *, passed: bool
+    ) -> Stamped:
+        """Return what has become of it; see `WorkerStore.stamp`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operations:
     """What is asked of one set of tables.
@@ -95,8 +140,10 @@ class Operations:
     """Carry out a batch; the last argument returns the seconds since its ages were told."""
     refresh: Callable[[sa.Connection, Worker, Sequence[str]], RowAnswers]
     delete_all: Callable[[sa.Connection, Worker, int], Swept]
-    sweep: Callable[[sa.Connection, Worker, Mapping[str, float], int], Swept]
-    """Vouch and sweep; the durations are session_ttl, message_ttl and max_gap."""
+    begin: BeginHistory
+    stamp: SetStamp
+    sweep: Callable[[sa.Connection, Worker, Mapping[str, float], int, Stamp | None], Swept]
+    """Stamp, vouch and sweep; the durations are session_ttl, message_ttl and max_gap."""
     fetch: Callable[
         [sa.Connection, Worker, Sequence[Wanted]], Mapping[str, Sequence[StoredMessage]]
     ]
@@ -140,6 +187,10 @@ class Database:
     """Say what to do about an error, if it does not say so itself."""
     settle: Callable[[sa.Connection], None] = lambda _: None
     """Tell a connection of an engine that was handed in what it must be, where it is not."""
+
+    doubt: Callable[["Tables"], sa.ColumnElement[bool]] | None = None
+    """Return "what is not there may have been forgotten" (`WorkerStore`); None: where the fleet's
+    row says so, and nothing else."""
 
     clock: Clock
     has_time_zones: bool = False

@@ -6,10 +6,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from trio_sessions.abc import Worker
+from trio_sessions.errors import StoreUnavailable
+from trio_sessions.stores._doubt import IN_DOUBT
+from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.types import Holder
 
-__all__ = ["Questions", "identity", "own"]
+__all__ = ["Questions", "identity", "noted_doubt", "own"]
 
 
 def own(tables: Tables) -> sa.ColumnElement[bool]:
@@ -26,16 +29,42 @@ def identity(worker: Worker) -> Mapping[str, Any]:
     return {"own_worker_id": worker.worker_id, "own_incarnation": worker.incarnation}
 
 
-class Questions:
-    """Questions to one set of tables."""
+def noted_doubt(tables: Tables) -> sa.ColumnElement[bool]:
+    """Return "the fleet's row says that the database went back, not long ago"."""
+    fleet = tables.fleet.c
+    return sa.exists(sa.select(fleet.id).where(fleet.doubtful_until > now()))
 
-    def __init__(self, tables: Tables) -> None:
+
+class Questions:
+    """Questions to one set of tables.
+
+    Args:
+        tables: the tables.
+        doubt: "what is not there may have been forgotten"; None: `noted_doubt`. It is asked in
+            the statement that looks for the row, and only where there is none.
+    """
+
+    def __init__(self, tables: Tables, doubt: sa.ColumnElement[bool] | None = None) -> None:
         row, message = tables.sessions.c, tables.messages.c
-        asked = row.session_id == sa.bindparam("asked_id")
-        self._holder = sa.select(row.worker_id, row.incarnation, row.owner).where(asked)
-        self._capabilities = sa.select(row.capabilities).where(asked)
-        self._elicitation = (
-            sa.select(row.session_id).where(row.elicitation).order_by(row.session_id)
+        doubt = noted_doubt(tables) if doubt is None else doubt
+        once = sa.select(sa.literal_column("1").label("once")).subquery("once")
+        asked = once.outerjoin(
+            tables.sessions, row.session_id == sa.bindparam("asked_id", type_=sa.String)
+        )
+        is_unknown = sa.case((row.session_id.is_(None), doubt), else_=sa.false()).label("unknown")
+        self._holder = sa.select(is_unknown, row.worker_id, row.incarnation, row.owner).select_from(
+            asked
+        )
+        self._capabilities = sa.select(is_unknown, row.capabilities).select_from(asked)
+        self._elicitation = sa.union_all(
+            sa.select(row.session_id).where(row.elicitation),
+            sa.select(sa.null()).where(doubt),
+        )
+        self._own_rows = (
+            sa.select(row.session_id, row.generation)
+            .where(own(tables), row.session_id > sa.bindparam("after", type_=sa.String))
+            .order_by(row.session_id)
+            .limit(sa.bindparam("limit", type_=sa.Integer))
         )
         # From the messages, which are few, and not from the sessions.
         own_message = sa.and_(row.session_id == message.session_id, own(tables))
@@ -50,19 +79,36 @@ class Questions:
 
     def locate(self, connection: sa.Connection, session_id: str) -> Holder | None:
         """Return who holds a session."""
-        row = connection.execute(self._holder, {"asked_id": session_id}).one_or_none()
-        return None if row is None else Holder(worker_id=row[0], incarnation=row[1], owner=row[2])
+        worker_id, incarnation, owner = self._ask(connection, self._holder, session_id)
+        if incarnation is None:
+            return None
+        return Holder(worker_id=worker_id, incarnation=incarnation, owner=owner)
 
     def get_capabilities(self, connection: sa.Connection, session_id: str) -> str | None:
         """Return a session's capabilities, encoded."""
-        encoded: str | None = connection.execute(
-            self._capabilities, {"asked_id": session_id}
-        ).scalar()
+        (encoded,) = self._ask(connection, self._capabilities, session_id)
         return encoded
 
     def elicitation_capable(self, connection: sa.Connection) -> list[str]:
         """Return the ids of sessions that can be asked."""
-        return list(connection.execute(self._elicitation).scalars())
+        found = list(connection.execute(self._elicitation).scalars())
+        if None in found:
+            raise StoreUnavailable(IN_DOUBT)
+        return sorted(found)
+
+    def own_rows(
+        self, connection: sa.Connection, worker: Worker, after: str, limit: int
+    ) -> list[tuple[str, int]]:
+        """Return ids and generations of own rows, those after ``after``."""
+        parameters = {**identity(worker), "after": after, "limit": limit}
+        return [(row[0], row[1]) for row in connection.execute(self._own_rows, parameters)]
+
+    def _ask(self, connection: sa.Connection, question: sa.Select[Any], session_id: str) -> Any:
+        """Return what a session's row says; nothing but None if there is none, for sure."""
+        is_unknown, *answer = connection.execute(question, {"asked_id": session_id}).one()
+        if is_unknown:
+            raise StoreUnavailable(IN_DOUBT)
+        return answer
 
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:
         """Return the ids of own sessions with messages."""

@@ -16,7 +16,16 @@ from trio_sessions.stores.database._database import find
 from trio_sessions.stores.database._questions import Questions
 from trio_sessions.stores.database._schema import check_tables, tables
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
-from trio_sessions.types import Holder, RowAnswers, StoredMessage, Swept, Wanted
+from trio_sessions.types import (
+    Holder,
+    Presence,
+    RowAnswers,
+    Stamp,
+    Stamped,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
 from trio_sessions.writes import Batch, Committed
 
 __all__ = ["DatabaseStore"]
@@ -105,7 +114,8 @@ class DatabaseStore(SessionStore):
         self._database = find(self._url.get_backend_name())
         self._tables = tables(table_prefix)
         self._operations = self._database.operations(self._tables, listens=listen)
-        self._questions = Questions(self._tables)
+        doubt = self._database.doubt
+        self._questions = Questions(self._tables, None if doubt is None else doubt(self._tables))
         self._opened = OneRun(self._connections, f"the store on {masked(self._url)}")
 
     def __repr__(self) -> str:
@@ -181,6 +191,34 @@ class DatabaseStore(SessionStore):
             worker, lambda connection: self._operations.delete_all(connection, worker, limit)
         )
 
+    async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
+        """Return rows of this incarnation; see `RowStore.own_rows`."""
+        return await self.run(
+            worker, lambda connection: self._questions.own_rows(connection, worker, after, limit)
+        )
+
+    # ---- workers ----
+
+    async def begin(
+        self, worker: Worker, history: str, presence: Presence, *, rewound: bool
+    ) -> bool:
+        """Write the worker's row anew; see `WorkerStore.begin`."""
+        return await self.run(
+            worker,
+            lambda connection: self._operations.begin(
+                connection, worker, history, presence, rewound=rewound
+            ),
+        )
+
+    async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
+        """Stamp the worker's row, and vouch; see `WorkerStore.stamp`."""
+        return await self.run(
+            worker,
+            lambda connection: self._operations.stamp(connection, worker, stamp, passed=passed),
+        )
+
+    # ---- questions ----
+
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session; see `SessionStore.locate`."""
         return await self._ask(
@@ -229,9 +267,11 @@ class DatabaseStore(SessionStore):
         message_ttl: float,
         max_gap: float,
         limit: int,
+        stamp: Stamp | None = None,
     ) -> Swept:
-        """Vouch, then delete what has expired; see `SessionStore.sweep`."""
+        """Stamp, vouch, then delete what has expired; see `SessionStore.sweep`."""
         durations = {"session_ttl": session_ttl, "message_ttl": message_ttl, "max_gap": max_gap}
         return await self.run(
-            worker, lambda connection: self._operations.sweep(connection, worker, durations, limit)
+            worker,
+            lambda connection: self._operations.sweep(connection, worker, durations, limit, stamp),
         )
