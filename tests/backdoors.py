@@ -48,6 +48,18 @@ class Backdoor(Protocol):
         """Make messages look so much older."""
         ...
 
+    def workers(self) -> dict[str, int]:
+        """Return the beat of each worker_id that has a row; of the highest, if there are two."""
+        ...
+
+    def age_workers(self, seconds: float, *worker_ids: str) -> None:
+        """Make the stamps and passes of workers (all, if none is named) look so much older."""
+        ...
+
+    def forget_workers(self) -> None:
+        """Delete the rows of all workers."""
+        ...
+
 
 class MemoryBackdoor:
     def __init__(self, store: MemoryStore) -> None:
@@ -93,6 +105,19 @@ class MemoryBackdoor:
             for message in row.messages.values():
                 message.stored_at -= seconds
 
+    def workers(self) -> dict[str, int]:
+        rows = self._store._workers._rows.values()
+        return dict(sorted((row.worker_id, row.stamp.beat) for row in rows))
+
+    def age_workers(self, seconds: float, *worker_ids: str) -> None:
+        for row in self._store._workers._rows.values():
+            if not worker_ids or row.worker_id in worker_ids:
+                row.stamped_at -= seconds
+                row.passed_at -= seconds
+
+    def forget_workers(self) -> None:
+        self._store._workers._rows.clear()
+
 
 class DatabaseBackdoor:
     def __init__(self, url: sa.URL) -> None:
@@ -101,6 +126,7 @@ class DatabaseBackdoor:
         self.sessions = tables["trio_sessions"]
         self.messages_table = tables["trio_messages"]
         self.fleet = tables["trio_fleet"]
+        self.workers_table = tables["trio_workers"]
 
     def close(self) -> None:
         self.engine.dispose()
@@ -172,3 +198,24 @@ class DatabaseBackdoor:
                 .where(message.id == message_id)
                 .values(created_at=created_at - timedelta(seconds=seconds))
             )
+
+    def workers(self) -> dict[str, int]:
+        worker = self.workers_table.c
+        found = self.execute(sa.select(worker.worker_id, worker.beat))
+        return dict(sorted((worker_id, beat) for worker_id, beat in found))
+
+    def age_workers(self, seconds: float, *worker_ids: str) -> None:
+        worker = self.workers_table.c
+        earlier = timedelta(seconds=seconds)
+        for found in self.execute(sa.select(self.workers_table)):
+            if not worker_ids or found.worker_id in worker_ids:
+                self.execute(
+                    sa.update(self.workers_table)
+                    .where(worker.incarnation == found.incarnation)
+                    .values(
+                        stamped_at=found.stamped_at - earlier, passed_at=found.passed_at - earlier
+                    )
+                )
+
+    def forget_workers(self) -> None:
+        self.execute(sa.delete(self.workers_table))

@@ -34,6 +34,7 @@ def put_ahead(shared: Shared, seconds: float = HOUR) -> None:
     for table, columns in (
         (shared.backdoor.sessions, ("taken_at", "last_accessed")),
         (shared.backdoor.fleet, ("vouched_at", "unbroken_since")),
+        (shared.backdoor.workers_table, ("stamped_at", "passed_at")),
     ):
         [key] = table.primary_key.columns
         for found in shared.backdoor.execute(sa.select(table)):

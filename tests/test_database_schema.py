@@ -11,6 +11,8 @@ from trio_sessions import StoreSchemaError, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.testing import FakeTransport
 
+OURS = {"trio_sessions", "trio_messages", "trio_fleet", "trio_workers", "trio_gone"}
+
 
 class Database:
     """A database whose tables a test makes and looks at."""
@@ -60,7 +62,7 @@ async def test_missing_tables_are_created_and_found_again(database: Database) ->
     """The second opening changes nothing."""
     await open_and_add(DatabaseStore(database.url))
     created = database.tables()
-    assert created.keys() == {"trio_sessions", "trio_messages", "trio_fleet"}
+    assert created.keys() == OURS
     await open_and_add(DatabaseStore(database.url))
     assert database.tables() == created
 
@@ -69,7 +71,7 @@ async def test_only_what_is_missing_is_created(database: Database) -> None:
     """A table of ours that is there already is used as it is."""
     metadata().tables["trio_sessions"].create(database.engine)
     await open_and_add(DatabaseStore(database.url))
-    assert database.tables().keys() == {"trio_sessions", "trio_messages", "trio_fleet"}
+    assert database.tables().keys() == OURS
 
 
 async def test_tables_made_by_migrations_of_yours(database: Database) -> None:
@@ -100,7 +102,7 @@ async def test_a_prefix_keeps_registries_apart(database: Database) -> None:
         assert await a.locate_session("s") == a.worker_id
     expected = {f"{prefix}{name}" for prefix in ("a_", "") for name in ("sessions", "messages")}
     assert expected < database.tables().keys()
-    assert metadata("a_").tables.keys() == {"a_sessions", "a_messages", "a_fleet"}
+    assert metadata("a_").tables.keys() == {name.replace("trio_", "a_") for name in OURS}
 
 
 async def test_the_longest_prefix(database: Database) -> None:
@@ -133,7 +135,92 @@ def test_workers_that_start_at_once_create_the_tables_once(
     if by_hand:
         metadata().create_all(database.engine)
     assert open_at_once(database.url) == []
-    assert database.tables().keys() == {"trio_sessions", "trio_messages", "trio_fleet"}
+    assert database.tables().keys() == OURS
+
+
+# ---- tables of the version before ----
+
+
+def create_old_tables(database: Database) -> None:
+    """Create what 0.1 had: no workers, no doubt, no index on the incarnation."""
+    is_sqlite = database.name == "sqlite"
+    moment, number, session_id, now = (
+        ("TIMESTAMP", "INTEGER", "VARCHAR(255)", "(strftime('%Y-%m-%d %H:%M:%f', 'now'))")
+        if is_sqlite
+        else ("TIMESTAMPTZ", "BIGSERIAL", 'VARCHAR(255) COLLATE "C"', "clock_timestamp()")
+    )
+    autoincrement, no = ("AUTOINCREMENT", "0") if is_sqlite else ("", "false")
+    database.execute(
+        f"""CREATE TABLE trio_sessions (session_id {session_id} NOT NULL PRIMARY KEY,
+        worker_id VARCHAR(255) NOT NULL, incarnation VARCHAR(32) DEFAULT '' NOT NULL,
+        generation BIGINT DEFAULT '0' NOT NULL, owner VARCHAR(320), capabilities TEXT,
+        elicitation BOOLEAN DEFAULT {no} NOT NULL, created_at {moment} DEFAULT {now} NOT NULL,
+        taken_at {moment} DEFAULT {now} NOT NULL, last_accessed {moment} DEFAULT {now} NOT NULL)""",
+        "CREATE INDEX ix_trio_sessions_elicitation ON trio_sessions (session_id) WHERE elicitation",
+        f"""CREATE TABLE trio_messages (id {number} NOT NULL PRIMARY KEY {autoincrement},
+        session_id {session_id} NOT NULL REFERENCES trio_sessions (session_id) ON DELETE CASCADE,
+        payload TEXT NOT NULL, created_at {moment} DEFAULT {now} NOT NULL)""",
+        "CREATE INDEX ix_trio_messages_session_id_id ON trio_messages (session_id, id)",
+        "CREATE INDEX ix_trio_messages_created_at ON trio_messages (created_at)",
+        f"""CREATE TABLE trio_fleet (id INTEGER NOT NULL PRIMARY KEY,
+        vouched_at {moment} NOT NULL, unbroken_since {moment})""",
+    )
+
+
+def write_as_before(database: Database) -> None:
+    """Write what a worker of that version writes."""
+    sqlite, postgresql = "strftime('%Y-%m-%d %H:%M:%f', 'now')", "clock_timestamp()"
+    now = sqlite if database.name == "sqlite" else postgresql
+    database.execute(
+        f"""INSERT INTO trio_fleet (id, vouched_at, unbroken_since) VALUES (1, {now}, NULL)
+        ON CONFLICT (id) DO UPDATE SET vouched_at = {now}""",
+        f"""INSERT INTO trio_sessions (session_id, worker_id, incarnation, generation, owner,
+        capabilities, elicitation, created_at, taken_at, last_accessed)
+        VALUES ('old', 'old', 'old', 1, NULL, NULL, false, {now}, {now}, {now})
+        ON CONFLICT (session_id) DO UPDATE SET last_accessed = {now}""",
+        "INSERT INTO trio_messages (session_id, payload) VALUES ('old', '1')",
+    )
+
+
+async def test_tables_of_the_version_before_are_upgraded(database: Database) -> None:
+    """They get what they lack, and keep what they have; a worker of that version may go on."""
+    create_old_tables(database)
+    write_as_before(database)
+    async with open_registry(DatabaseStore(database.url)) as registry:
+        assert await registry.locate_session("old") == "old"
+        await registry.add_session("s", FakeTransport())
+        write_as_before(database)
+        assert (await registry.cleanup()).refreshed == 1
+        assert await registry.locate_session("old") == "old"
+        long_ago = (
+            "datetime('now', '-2 hours')" if database.name == "sqlite" else "now() - interval '2 h'"
+        )
+        database.execute(
+            f"UPDATE trio_sessions SET last_accessed = {long_ago} WHERE session_id = 'old'"
+        )
+        assert (await registry.cleanup()).expired == 1
+    upgraded = database.tables()
+    assert upgraded.keys() == OURS
+    metadata().drop_all(database.engine)
+    metadata().create_all(database.engine)
+    assert database.tables() == upgraded
+
+
+async def test_tables_of_the_version_before_that_must_not_be_altered(database: Database) -> None:
+    """Opening says what is missing, and alters nothing."""
+    create_old_tables(database)
+    before = database.tables()
+    with pytest.raises(StoreSchemaError, match=r"'trio_(fleet|workers|gone)'"):
+        await open_and_add(DatabaseStore(database.url, create_tables=False))
+    assert database.tables() == before
+
+
+def test_workers_that_start_at_once_upgrade_the_tables_once(database: Database) -> None:
+    """Eight threads, each with a Trio run and a store of its own, as processes have."""
+    create_old_tables(database)
+    write_as_before(database)
+    assert open_at_once(database.url) == []
+    assert database.tables().keys() == OURS
 
 
 # ---- tables that are not ours ----

@@ -165,7 +165,7 @@ class SweepsItsOwn(MemoryStore):
 
 class SweepsTooSoon(MemoryStore):
     async def sweep(self, worker: Worker, **durations: Any) -> Swept:
-        return await super().sweep(worker, **{**durations, "session_ttl": 0.0})
+        return await super().sweep(worker, **{**durations, "session_ttl": 1e-6})
 
 
 class SweepsAllAtOnce(MemoryStore):

@@ -16,6 +16,7 @@ from trio_sessions._departures import Departures
 from trio_sessions._entry import Entry, Row
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
+from trio_sessions._witness import Witness
 from trio_sessions._writer import Writer
 from trio_sessions.writes import Claim, Claimed, Delete, Outcome, Unfinished
 
@@ -91,10 +92,17 @@ class Claims:
     """The rows of one worker's sessions."""
 
     def __init__(
-        self, *, writer: Writer, table: LocalTable, departures: Departures, counters: Counters
+        self,
+        *,
+        writer: Writer,
+        witness: Witness,
+        table: LocalTable,
+        departures: Departures,
+        counters: Counters,
     ) -> None:
         self.departures = departures
         self._writer = writer
+        self._witness = witness
         self._table = table
         self._counters = counters
         self._listeners: list[ClaimListener] = []
@@ -105,10 +113,26 @@ class Claims:
 
     # ---- writing ----
 
-    def write(self, entry: Entry) -> Order[Claimed]:
-        """Claim the row of a session, whoever waits for it; each entry says how that went."""
+    def write(self, entry: Entry, *, first: bool = False) -> Order[Claimed]:
+        """Claim the row of a session, whoever waits for it; each entry says how that went.
+
+        Args:
+            entry: the session.
+            first: before everything else that waits to be written of it.
+        """
         entry.claim()
-        return self._writer.give(_ClaimOrder(self, entry))
+        return self._writer.give(_ClaimOrder(self, entry), first=first)
+
+    def write_anew(self, entry: Entry) -> bool:
+        """Claim a row that the database may have forgotten; say whether it is not claimed already.
+
+        With the owner and the capabilities that the session has as far as this worker knows.
+        """
+        if not self._table.holds(entry) or entry.row not in {Row.CONFIRMED, Row.LOST}:
+            return False
+        entry.forget()
+        self.write(entry, first=True)
+        return True
 
     async def attempt(self, entries: Iterable[Entry]) -> None:
         """Have rows written that are not, and wait until none of these is being written.
@@ -142,7 +166,7 @@ class Claims:
         self.departures.settle(entry.session_id, claim.ended)
         self.dropped(claimed.dropped)
         entry.pending.forget(claim)
-        entry.confirm(claimed)
+        entry.confirm(claimed, self._witness.known)
         if entry.row is Row.CONFIRMED and self._table.holds(entry):
             comparison = ClaimComparison(
                 is_other=before is not None and before != claimed.born,
@@ -160,6 +184,21 @@ class Claims:
     def delete(self, deletion: Order[int]) -> Order[int]:
         """Give such an order to the writer; what fails is kept for later."""
         return self._writer.give(deletion)
+
+    def note_strays(self, rows: Iterable[tuple[str, int]]) -> int:
+        """Note rows of this incarnation that no session here has; return how many.
+
+        Args:
+            rows: their ids, with the generation of each.
+        """
+        strays = [
+            (session_id, generation)
+            for session_id, generation in rows
+            if session_id not in self._table and not self.departures.ended(session_id)
+        ]
+        for session_id, generation in strays:
+            self.departures.find(session_id, generation)
+        return len(strays)
 
     def deleted(self, session_id: str, up_to: int, messages: int) -> None:
         """Take note of an answered deletion."""

@@ -24,10 +24,13 @@ from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._portions import Portions
+from trio_sessions._restoring import Restorer
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
+from trio_sessions._strays import Strays
 from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
+from trio_sessions._witness import WentBack, vouches
 from trio_sessions.errors import OperationTooLong, RowUnavailable, SessionsError
 from trio_sessions.types import CleanupReport, RowAnswers
 
@@ -87,21 +90,25 @@ class RowVerdict:
 
 
 def judge_rows(entries: Iterable[Entry], answers: RowAnswers) -> RowVerdict:
-    """Absent from a committed answer is gone; unknown is unknown.
+    """Absent from an answer is gone, if the witness vouches for it; unknown is unknown.
 
-    A session that was lost to a newer holder is taken over, though that one may be gone by now.
+    It does if the answer shows the history in which the row was confirmed, and no lower beat. A
+    session that was lost to a newer holder is taken over, though that one may be gone by now.
     """
     there, taken_over, gone = list[Entry](), list[Entry](), list[Entry]()
+    unknown: dict[str, Exception] = dict(answers.unknown)
     for entry in entries:
         if entry.session_id in answers.held:
             there.append(entry)
-        elif entry.session_id in answers.unknown:
+        elif entry.session_id in unknown:
             continue
+        elif not vouches(answers.stamp, entry.confirmed_by):
+            unknown[entry.session_id] = WentBack()
         elif entry.session_id in answers.taken_over or entry.row is Row.LOST:
             taken_over.append(entry)
         else:
             gone.append(entry)
-    return RowVerdict(there=there, taken_over=taken_over, gone=gone, unknown=answers.unknown)
+    return RowVerdict(there=there, taken_over=taken_over, gone=gone, unknown=unknown)
 
 
 def judge_claims(entries: Iterable[Entry]) -> RowVerdict:
@@ -154,6 +161,8 @@ class Pass:
         brake: Brake,
         portions: Portions,
         counters: Counters,
+        restorer: Restorer,
+        strays: Strays,
         sweeper: Sweeper,
         settings: Settings,
     ) -> None:
@@ -168,6 +177,8 @@ class Pass:
         self._brake = brake
         self._portions = portions
         self._counters = counters
+        self._restorer = restorer
+        self._strays = strays
         self._sweeper = sweeper
         self._settings = settings
         self._tally = _Tally()
@@ -179,17 +190,46 @@ class Pass:
         """Check, refresh, sweep: in this order."""
         start = trio.current_time()
         self._split_until = start + self._settings.cleanup_interval * _SPLITTING
+        await self._notice_rewinds()
         async with trio.open_nursery() as removals:
             leases = await self._check_connections(removals)
             self._brake.begin()
             await self._refresh(leases)
             self._portions.end_pass(complete=self.database_answered)
+            await self._restore_the_forgotten()
             await self._remove_missing(removals)
         await self._claims.delete_what_is_due()
+        await self._stamp_and_sweep()
+        return self._report(trio.current_time() - start)
+
+    async def _notice_rewinds(self) -> None:
+        """Begin a new history, and have all rows written anew, if the database went back."""
+        try:
+            await self._restorer.ensure()
+        except SessionsError as exc:
+            logger.warning("the database went back, and cannot be reached now: %s", exc)
+            self.database_answered = False
+
+    async def _restore_the_forgotten(self) -> None:
+        """Wait until what is written anew has been; also what was begun before this pass."""
+        await self._notice_rewinds()
+        for chunk in chunked(self._restorer.take_restoring(), self._settings.batch_size):
+            for entry in chunk:
+                await entry.answered()
+            self._count_restored([entry for entry in chunk if self._table.holds(entry)])
+            await trio.lowlevel.checkpoint()
+
+    async def _stamp_and_sweep(self) -> None:
+        """Say that this pass has ended; sweep if the database has answered for all."""
         if self.database_answered:
             self._tally.expired = await self._sweeper.sweep()
             self.swept = self._sweeper.finished
-        return self._report(trio.current_time() - start)
+            await self._strays.delete(self._sweeper.rows)
+            return
+        try:
+            await self._edge.stamp(passed=True)
+        except SessionsError as exc:
+            logger.warning("the end of a pass could not be stamped: %s", exc)
 
     async def _check_connections(self, removals: trio.Nursery) -> Leases:
         """Ask every transport; remove the disconnected, lease the others."""
@@ -234,11 +274,15 @@ class Pass:
         chunk = [e for e in chunk if e.row is Row.UNWRITTEN and self._table.holds(e)]
         await self._claims.attempt(chunk)
         async with self._turn:
-            verdict = judge_claims(chunk)
-            if any(not isinstance(one, RowUnavailable) for one in verdict.unknown.values()):
-                self.database_answered = False
-            self._tally.restored += [entry.session_id for entry in verdict.there]
-            self._take_note(verdict)
+            self._count_restored(chunk)
+
+    def _count_restored(self, entries: Sequence[Entry]) -> None:
+        """Take note of how the claims of rows were answered that were to be restored."""
+        verdict = judge_claims(entries)
+        if any(not isinstance(one, RowUnavailable) for one in verdict.unknown.values()):
+            self.database_answered = False
+        self._tally.restored += [entry.session_id for entry in verdict.there]
+        self._take_note(verdict)
 
     def _take_note(self, verdict: RowVerdict) -> None:
         self._tally.refresh_failures.update(verdict.unknown)
@@ -301,6 +345,11 @@ class Pass:
             held=left.held | right.held,
             taken_over=left.taken_over | right.taken_over,
             unknown={**left.unknown, **right.unknown},
+            stamp=min(
+                (one.stamp for one in (left, right) if one.stamp is not None),
+                key=lambda stamp: stamp.beat,
+                default=None,
+            ),
         )
 
     def _end(

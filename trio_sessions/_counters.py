@@ -15,6 +15,7 @@ class Counters:
     failed_passes: int = 0
     incomplete_passes: int = 0
     brakes: int = 0
+    database_rewinds: int = 0
     removed_disconnected: int = 0
     removed_missing: int = 0
     restored: int = 0
@@ -42,6 +43,10 @@ class Counters:
     def count_brake(self) -> None:
         """Count a pass that holds sessions because too many are missing at once."""
         self.brakes += 1
+
+    def count_rewind(self) -> None:
+        """Count that the database had forgotten what it had confirmed."""
+        self.database_rewinds += 1
 
     def count_disconnect_failures(self, failures: int) -> None:
         """Count transports that did not disconnect."""

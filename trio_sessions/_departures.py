@@ -51,6 +51,10 @@ class Departures:
             if not self._departing[entry.session_id]:
                 del self._departing[entry.session_id]
 
+    def find(self, session_id: str, generation: int) -> None:
+        """Note a row of this incarnation that no session has: a late statement has written it."""
+        self._ended[session_id] = max(generation, self.ended(session_id))
+
     def settle(self, session_id: str, up_to: int) -> None:
         """Note that no row of this id is there that is of this generation or an earlier one."""
         if self.ended(session_id) <= up_to:

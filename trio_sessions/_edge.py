@@ -12,21 +12,31 @@ and the question keeps its place at the gate until it ends::
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import outcome
 import trio
 
+from trio_sessions._estimate import ClockEstimate
 from trio_sessions._interrupts import lone_interrupt
 from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
+from trio_sessions._witness import Flight, Witness
 from trio_sessions.abc import Bell, SessionStore, Worker
 from trio_sessions.errors import RegistryClosed, RowUnavailable, SessionsError, StoreUnavailable
-from trio_sessions.types import Holder, RowAnswers, StoredMessage, Swept, Wanted
-from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Write
+from trio_sessions.types import (
+    Holder,
+    Presence,
+    RowAnswers,
+    Stamped,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
+from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Verdict, Write
 
-__all__ = ["INHERITED", "MAX_GAP", "Edge", "chunked"]
+__all__ = ["INHERITED", "MAX_GAP", "Edge", "Late", "chunked"]
 
 logger = logging.getLogger("trio_sessions.rows")
 
@@ -47,18 +57,29 @@ def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
+class Late(StoreUnavailable):
+    """A batch came later to the store than it may, and did nothing: ask again."""
+
+
 class Edge:
     """One worker's way to its store.
 
     Args:
         store: the store.
         worker: who asks.
+        witness: judges what the store answers.
         settings: ``store_timeout``, and what a sweep is told.
     """
 
-    def __init__(self, store: SessionStore, worker: Worker, settings: Settings) -> None:
+    def __init__(
+        self, store: SessionStore, worker: Worker, witness: Witness, settings: Settings
+    ) -> None:
         self.worker = worker
         self._store = store
+        self._witness = witness
+        self._estimate = ClockEstimate(
+            min(settings.store_timeout, store.gives_up_after or settings.store_timeout)
+        )
         self._settings = settings
         self._process = this_process()
         self._gate = trio.CapacityLimiter(max(1, settings.max_concurrent - _FREE))
@@ -183,11 +204,28 @@ class Edge:
     async def commit(
         self, writes: Sequence[Write[object]], scope: trio.CancelScope
     ) -> Sequence[Answer]:
-        """Commit a batch, which ``scope`` may cut; return an answer for each write."""
-        batch = Batch(writes=writes)
-        committed = await self._ask(
-            lambda: self._store.commit(self.worker, batch), Committed, scope
-        )
+        """Commit a batch, which ``scope`` may cut; return an answer for each write.
+
+        Raises:
+            Late: it has done nothing; it may be asked for again at once.
+            WentBack: what it has done, if anything, is worth nothing.
+        """
+        asked_at = trio.current_time()
+        with self._flight() as flight:
+            batch = Batch(
+                writes=writes, stamp=flight.known, not_after=self._estimate.not_after(writes)
+            )
+            committed = await self._ask(
+                lambda: self._store.commit(self.worker, batch), Committed, scope
+            )
+            late = committed.verdict is Verdict.LATE
+            self._estimate.read(committed.clock, asked_at)
+            self._estimate.note_verdict(late=late)
+            if late:
+                raise Late("the batch came too late to the store, and did nothing")
+            if committed.verdict is Verdict.DONE and committed.stamp is None:
+                raise _breach("it has set no stamp")
+            self._witness.land(flight, committed.stamp)
         if len(committed.answers) != len(writes):
             raise _breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
         for write, answer in zip(writes, committed.answers, strict=True):
@@ -196,8 +234,60 @@ class Edge:
         return committed.answers
 
     async def refresh(self, session_ids: Sequence[str]) -> RowAnswers:
-        """Refresh rows."""
-        return await self._ask(lambda: self._store.refresh(self.worker, session_ids), RowAnswers)
+        """Refresh rows.
+
+        Raises:
+            WentBack: the store has forgotten something, and no answer of it decides anything.
+        """
+        with self._flight() as flight:
+            answers = await self._ask(
+                lambda: self._store.refresh(self.worker, session_ids), RowAnswers
+            )
+            self._witness.show(flight, answers.stamp)
+        return answers
+
+    @contextmanager
+    def _flight(self) -> Iterator[Flight]:
+        """Ask for something that the witness is to judge."""
+        flight = self._witness.depart()
+        try:
+            yield flight
+        finally:
+            self._witness.lose(flight)
+
+    async def begin(self, history: str, presence: Presence, *, rewound: bool) -> bool:
+        """Begin a history; return whether the worker's row had been swept."""
+        return await self._ask(
+            lambda: self._store.begin(self.worker, history, presence, rewound=rewound), bool
+        )
+
+    async def stamp(self, *, passed: bool) -> int:
+        """Stamp the worker's row; return how many rows of sessions it has.
+
+        Args:
+            passed: a pass has just ended.
+
+        Raises:
+            WentBack: as `commit`.
+        """
+        asked_at = trio.current_time()
+        with self._flight() as flight:
+            stamped = await self._ask(
+                lambda: self._store.stamp(self.worker, flight.known, passed=passed), Stamped
+            )
+            self._land(flight, stamped, asked_at)
+        return stamped.rows
+
+    def _land(self, flight: Flight, stamped: Stamped, asked_at: float) -> None:
+        self._estimate.read(stamped.clock, asked_at)
+        self._witness.land(flight, stamped.stamp)
+
+    async def own_rows(self, after: str) -> list[tuple[str, int]]:
+        """Return ids and generations of rows of this incarnation, by id, those after ``after``."""
+        limit = self._settings.batch_size
+        return await self._ask(
+            lambda: self._store.own_rows(self.worker, after=after, limit=limit), list
+        )
 
     async def delete_all(self) -> None:
         """Delete every row of this incarnation, in batches; does not raise."""
@@ -212,23 +302,29 @@ class Edge:
         except SessionsError as exc:
             logger.warning("rows of this worker stay until they expire: %s", exc)
 
-    async def vouch(self) -> None:
-        """Tell the store that the fleet can refresh now."""
-        await self.sweep(limit=0)
-
     async def sweep(self, *, limit: int) -> Swept:
-        """Vouch, and delete a bounded part of what has expired."""
-        settings = self._settings
-        return await self._ask(
-            lambda: self._store.sweep(
-                self.worker,
-                session_ttl=settings.session_ttl,
-                message_ttl=settings.message_ttl,
-                max_gap=settings.session_ttl * MAX_GAP,
-                limit=limit,
-            ),
-            Swept,
-        )
+        """Stamp, for a pass has ended, and delete a bounded part of what has expired.
+
+        Raises:
+            WentBack: nothing was deleted.
+        """
+        settings, asked_at = self._settings, trio.current_time()
+        with self._flight() as flight:
+            swept = await self._ask(
+                lambda: self._store.sweep(
+                    self.worker,
+                    session_ttl=settings.session_ttl,
+                    message_ttl=settings.message_ttl,
+                    max_gap=settings.session_ttl * MAX_GAP,
+                    limit=limit,
+                    stamp=flight.known,
+                ),
+                Swept,
+            )
+            if swept.stamped is None:
+                raise _breach("it has set no stamp")
+            self._land(flight, swept.stamped, asked_at)
+        return swept
 
     # ---- questions ----
 

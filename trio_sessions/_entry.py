@@ -5,8 +5,9 @@
                      ┌──────────── failed ───────────┐
                      v                               │
     (added) ──> UNWRITTEN ── claimed ──> WRITING ────┤
-                                                     ├── kept ──> CONFIRMED
-                                                     └── lost ──> LOST
+                     ^                               ├── kept ──> CONFIRMED ── lapsed ──┐
+                     │                               └── lost ──> LOST <────────────────┘
+                     └── the database has forgotten it ─────────────┴┘
 
 Only `Entry`'s own methods change the state, and only `trio_sessions._claims` calls them. A row
 that was never confirmed is never read as missing (invariant 3); one that is being written is
@@ -19,7 +20,7 @@ import trio
 
 from trio_sessions._json import size_of
 from trio_sessions.abc import Transport
-from trio_sessions.types import Capabilities
+from trio_sessions.types import Capabilities, Holder, Stamp
 from trio_sessions.writes import Claim, Claimed, Keep, Outcome
 
 __all__ = ["Entry", "Pending", "Row"]
@@ -33,17 +34,22 @@ class Row(enum.Enum):
     WRITING = enum.auto()
     """A claim is queued or under way."""
     CONFIRMED = enum.auto()
-    """It was this worker's in a committed answer: if a later answer lacks it, it is gone."""
+    """It was this worker's in a committed answer: if a later one lacks it, and the witness vouches
+    for that, it is gone."""
     LOST = enum.auto()
-    """A newer holder has it, in a committed answer: the next pass asks again, and removes."""
+    """A newer holder has it, in a committed answer, or it was swept while this worker slept: the
+    next pass asks again, and removes."""
 
 
 _NEXT = {
     Row.UNWRITTEN: {Row.WRITING},
     Row.WRITING: {Row.UNWRITTEN, Row.CONFIRMED, Row.LOST},
-    Row.CONFIRMED: set[Row](),
-    Row.LOST: set[Row](),
+    Row.CONFIRMED: {Row.UNWRITTEN, Row.LOST},
+    Row.LOST: {Row.UNWRITTEN},
 }
+
+
+_NEVER = Stamp(history="", beat=0)
 
 
 class Pending:
@@ -83,6 +89,13 @@ class Pending:
         """Write these capabilities with the row."""
         self._capabilities = capabilities
 
+    def note_again(self, holder: Holder, capabilities: Capabilities | None) -> None:
+        """Write what is known with the row once more, unless something else is to be written."""
+        if self._owner is Keep.OWNER:
+            self._owner = holder.owner
+        if self._capabilities is None:
+            self._capabilities = capabilities
+
     def forget(self, claim: Claim) -> None:
         """Forget what a claim has written, unless something else has been said meanwhile."""
         if self._owner == claim.owner:
@@ -106,9 +119,12 @@ class Entry:
     __slots__ = (
         "_answered",
         "_born",
+        "_capabilities",
+        "_confirmed_by",
         "_ended",
         "_error",
         "_has_ended",
+        "_holder",
         "_is_certain",
         "_row",
         "added_at",
@@ -140,6 +156,9 @@ class Entry:
         self._error: Exception | None = None
         self._born = None if replaced is None else replaced.born
         self._is_certain = replaced is None or replaced.is_certain
+        self._confirmed_by = _NEVER
+        self._holder: Holder | None = None
+        self._capabilities: Capabilities | None = None
         self._has_ended = False
         self._ended: trio.Event | None = None
         self._answered: trio.Event | None = None
@@ -170,11 +189,23 @@ class Entry:
         """Note that a claim is on its way."""
         self._go(Row.WRITING)
 
-    def confirm(self, claimed: Claimed) -> None:
-        """Note how the claim was answered."""
+    @property
+    def confirmed_by(self) -> Stamp:
+        """A stamp of this worker without which no answer about the row counts."""
+        return self._confirmed_by
+
+    def confirm(self, claimed: Claimed, stamp: Stamp) -> None:
+        """Note how the claim was answered.
+
+        Args:
+            claimed: the answer.
+            stamp: of this worker, not lower than the one that the claim's batch has set.
+        """
         lost = claimed.outcome is Outcome.LOST
         if not lost:
             self._born = claimed.born
+            self._holder, self._capabilities = claimed.holder, claimed.capabilities
+        self._confirmed_by = stamp
         self._is_certain = True
         self._answer(Row.LOST if lost else Row.CONFIRMED, None)
 
@@ -182,6 +213,28 @@ class Entry:
         """Note that the claim has failed; None: it was not made, for it is not needed any more."""
         self._is_certain &= error is None
         self._answer(Row.UNWRITTEN, error)
+
+    def learn(self, holder: Holder, capabilities: Capabilities | None = None) -> None:
+        """Note what the store has said of the session: it may have to be written once more."""
+        self._holder = holder
+        self._capabilities = capabilities or self._capabilities
+
+    def forget(self) -> None:
+        """Note that the database may have forgotten the row: it is to be written anew."""
+        if self._holder is not None:
+            self.pending.note_again(self._holder, self._capabilities)
+        self._born = None  # it may get another birth, and is the same session all the same
+        self._is_certain = False
+        self._go(Row.UNWRITTEN)
+
+    def lapse(self, stamp: Stamp) -> None:
+        """Note that the row was swept, for this worker had lost its lease.
+
+        Args:
+            stamp: the one with which this worker begins again.
+        """
+        self._confirmed_by = stamp
+        self._go(Row.LOST)
 
     def _answer(self, row: Row, error: Exception | None) -> None:
         self._go(row)

@@ -9,6 +9,7 @@
 
 import logging
 from dataclasses import asdict
+from functools import partial
 
 import trio
 
@@ -19,13 +20,18 @@ from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Row
+from trio_sessions._histories import Histories
 from trio_sessions._leaving import Leaving
 from trio_sessions._messages import Messages
 from trio_sessions._owners import Owners
 from trio_sessions._passes import Passes
+from trio_sessions._restoring import Restorer
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
+from trio_sessions._stamping import keep_stamping
+from trio_sessions._strays import Strays
 from trio_sessions._table import LocalTable
+from trio_sessions._witness import Witness
 from trio_sessions._writer import Writer
 from trio_sessions.types import RegistryStatistics
 
@@ -41,6 +47,7 @@ class House:
         self,
         *,
         edge: Edge,
+        witness: Witness,
         table: LocalTable,
         calls: TransportCalls,
         background: Background,
@@ -53,10 +60,17 @@ class House:
         self._calls = calls
         self._counters = counters = Counters()
         self._departures = departures = Departures()
-        self._writer = writer = Writer(
-            edge, rows=settings.batch_size, timeout=settings.store_timeout
+        self._witness = witness
+        self._histories = histories = Histories(
+            edge=edge, witness=witness, presence=settings.presence(), counters=counters
         )
-        claims = Claims(writer=writer, table=table, departures=departures, counters=counters)
+        self._writer = writer = Writer(
+            edge, histories, rows=settings.batch_size, timeout=settings.store_timeout
+        )
+        claims = Claims(
+            writer=writer, witness=witness, table=table, departures=departures, counters=counters
+        )
+        self._restorer = Restorer(histories=histories, witness=witness, claims=claims, table=table)
         self.messages = Messages(
             edge=edge,
             writer=writer,
@@ -86,6 +100,8 @@ class House:
             claims=claims,
             sessions=self.sessions,
             messages=self.messages,
+            restorer=self._restorer,
+            strays=Strays(edge=edge, claims=claims, departures=departures, table=table),
             background=background,
             counters=counters,
             settings=settings,
@@ -111,8 +127,18 @@ class House:
 
     async def start(self) -> None:
         """Run the first pass, then go on in the background; `close` must follow."""
+        await self._histories.begin()
         self.background.start_service(self._writer.run)
         await self.passes.start()
+        self.background.start_lasting(
+            partial(
+                keep_stamping,
+                edge=self._edge,
+                witness=self._witness,
+                restorer=self._restorer,
+                interval=self.settings.stamp_interval,
+            )
+        )
 
     def read_messages(self) -> None:
         """Start the loops that read messages, unless they run."""

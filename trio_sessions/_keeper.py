@@ -27,6 +27,7 @@ from trio_sessions._interrupts import uninterrupted
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
+from trio_sessions._witness import Witness
 
 __all__ = ["Keeper"]
 
@@ -36,11 +37,18 @@ class Keeper:
     """Opens a registry, holds it open until told to stop, and closes it; used once."""
 
     def __init__(
-        self, *, table: LocalTable, calls: TransportCalls, edge: Edge, settings: Settings
+        self,
+        *,
+        table: LocalTable,
+        calls: TransportCalls,
+        edge: Edge,
+        witness: Witness,
+        settings: Settings,
     ) -> None:
         self._table = table
         self._calls = calls
         self._edge = edge
+        self._witness = witness
         self._settings = settings
         self._registry: SessionRegistry | None = None
         self._opened = trio.Event()
@@ -101,6 +109,7 @@ class Keeper:
         abandon_on_fork(background)
         return House(
             edge=self._edge,
+            witness=self._witness,
             table=self._table,
             calls=self._calls,
             background=background,

@@ -1,4 +1,4 @@
-"""One call of a transport's method: begun and resumed so that it is noticed when it has to wait."""
+"""One call of a transport's method: begun, and gone on with if it has to wait."""
 
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import trio
 
-__all__ = ["Enter", "call_of", "interruptibly", "noticing_wait", "to_its_end"]
+__all__ = ["Enter", "begin", "go_on", "interruptibly", "to_its_end"]
 
 T = TypeVar("T")
 
@@ -31,32 +31,46 @@ def to_its_end(function: Callable[..., T], *args: Any) -> T:
     return function(*args)
 
 
-def call_of(transport: object, name: str, enter: Enter) -> Coroutine[Any, Any, object]:
-    """Call a transport's method, and insist on something that can be awaited."""
+def begin(
+    transport: object, name: str, enter: Enter
+) -> tuple[Coroutine[Any, Any, object] | None, object]:
+    """Call a transport's method, and insist on something that can be awaited.
+
+    Returns:
+        None, and what it has answered without waiting; or what waits, and what it asks of the loop:
+        `go_on` must follow.
+    """
+    coroutine: Coroutine[Any, Any, object]
     called = enter(getattr(transport, name))
     if iscoroutine(called):
-        return called
-    if isawaitable(called):
-        return _await(called)
-    raise TypeError(
-        f"{name}() must be an async function, this one returned {type(called).__name__}"
-    )
+        coroutine = called
+    elif isawaitable(called):
+        coroutine = _await(called)
+    else:
+        raise TypeError(
+            f"{name}() must be an async function, this one returned {type(called).__name__}"
+        )
+    try:
+        return coroutine, enter(coroutine.send, None)
+    except StopIteration as done:
+        return None, done.value
+    except BaseException:
+        coroutine.close()  # Ctrl-C may have come between its step and ours
+        raise
 
 
 @types.coroutine
-def noticing_wait(
+def go_on(
     coroutine: Coroutine[Any, Any, object],
-    on_wait: Callable[[], None],
+    request: object,
     check: Callable[[object], None],
     enter: Enter,
 ) -> Generator[Any, Any, object]:
-    """Await ``coroutine``, calling ``on_wait`` when it first has to wait.
+    """Await the rest of a call that waits, from what it asks of the loop.
 
-    ``check`` may refuse what the coroutine asks of the loop, which ends the coroutine.
+    ``check`` may refuse that, which ends the call.
     """
     try:
-        request = enter(coroutine.send, None)
-        on_wait()
         while True:
             check(request)
             reply, error = None, None

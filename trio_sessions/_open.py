@@ -18,6 +18,7 @@ from trio_sessions._library import check_trio
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
+from trio_sessions._witness import Witness
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.errors import bare
 from trio_sessions.stores import resolve_store
@@ -187,8 +188,9 @@ async def _open(
         incarnation=secrets.token_hex(8),
         limiter=trio.CapacityLimiter(settings.max_concurrent),
     )
-    edge = Edge(store, worker, settings)
-    keeper = Keeper(table=table, calls=calls, edge=edge, settings=settings)
+    witness = Witness()
+    edge = Edge(store, worker, witness, settings)
+    keeper = Keeper(table=table, calls=calls, edge=edge, witness=witness, settings=settings)
     body_error: BaseException | None = None
     crash: BaseException | None = None
     try:

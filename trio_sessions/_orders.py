@@ -132,14 +132,17 @@ class Lines:
         self._at_rest: set[str] = set()
         """The sessions whose lines are paused."""
 
-    def put(self, order: Order[Any]) -> None:
-        """Let an order wait at the end of its session's line."""
+    def put(self, order: Order[Any], *, first: bool = False) -> None:
+        """Let an order wait at the end of its session's line, or at the head of it."""
         line = self._lines.get(order.session_id)
         if line is None:
             line = self._lines[order.session_id] = deque()
             if order.session_id not in self._out:
                 self._ready.append(order.session_id)
-        line.append(order)
+        if first:
+            line.appendleft(order)
+        else:
+            line.append(order)
         self.waiting += 1
 
     def withdraw(self, order: Order[Any]) -> bool:

@@ -14,18 +14,18 @@ from trio_sessions._edge import Edge
 from trio_sessions._messages import Messages
 from trio_sessions._pacing import keep_pace
 from trio_sessions._portions import Portions
+from trio_sessions._restoring import Restorer
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
+from trio_sessions._strays import Strays
 from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
-from trio_sessions.errors import RegistryClosed, SessionsError, bare
+from trio_sessions.errors import RegistryClosed, bare
 from trio_sessions.types import CleanupReport, fingerprint
 
 __all__ = ["Passes"]
 
 logger = logging.getLogger("trio_sessions.registry")
-
-_VOUCHING = 0.1  # of session_ttl: the longest silence of a healthy worker
 
 
 class _Running:
@@ -52,6 +52,8 @@ class Passes:
         claims: Claims,
         sessions: Sessions,
         messages: Messages,
+        restorer: Restorer,
+        strays: Strays,
         background: Background,
         counters: Counters,
         settings: Settings,
@@ -62,6 +64,8 @@ class Passes:
         self._claims = claims
         self._sessions = sessions
         self._messages = messages
+        self._restorer = restorer
+        self._strays = strays
         self._sweeper = Sweeper(edge, counters, settings)
         self._background = background
         self._counters = counters
@@ -70,7 +74,6 @@ class Passes:
         self._portions = Portions(settings.batch_size)
         self._running: _Running | None = None
         self._last_report: CleanupReport | None = None
-        self._fleet_can_refresh = False
         self._logged_as_dropped = 0
 
     @property
@@ -87,9 +90,6 @@ class Passes:
         """Run the first pass, then go on in the background."""
         interval = self._settings.cleanup_interval
         await self._background.start_loop(keep_pace, self._run_paced, interval)
-        period = self._settings.session_ttl * _VOUCHING
-        if interval > period:
-            self._background.start_lasting(self._keep_vouching, period)
 
     async def run_one(self) -> CleanupReport:
         """Run a pass now, or join the one that runs, and return its report.
@@ -115,6 +115,8 @@ class Passes:
             brake=self._brake,
             portions=self._portions,
             counters=self._counters,
+            restorer=self._restorer,
+            strays=self._strays,
             sweeper=self._sweeper,
             settings=self._settings,
         )
@@ -149,19 +151,8 @@ class Passes:
             self.log_dropped()
             _log(running.report)
         finally:
-            self._fleet_can_refresh = running.complete
             self._running = None
             running.ended.set()
-
-    async def _keep_vouching(self, period: float) -> None:
-        """Vouch for the fleet between two passes that are far apart, if the last one could."""
-        while True:
-            await trio.sleep(period)
-            if self._fleet_can_refresh:
-                try:
-                    await self._edge.vouch()
-                except SessionsError as exc:
-                    logger.warning("could not vouch for the fleet: %s", exc)
 
     def log_dropped(self) -> None:
         """Say how many messages were dropped since this was last said."""

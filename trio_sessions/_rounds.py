@@ -36,7 +36,7 @@ import outcome
 import trio
 
 from trio_sessions._entry import Entry
-from trio_sessions._one_call import Enter, call_of, interruptibly, noticing_wait
+from trio_sessions._one_call import Enter, begin, go_on, interruptibly
 from trio_sessions._process import this_process
 from trio_sessions.types import fingerprint
 
@@ -263,17 +263,15 @@ class Round:
     async def _call(self, entry: Entry, scope: Scope) -> bool:
         """Call one transport and record its answer; say whether it had to wait."""
         waited = False
-
-        def on_wait() -> None:
-            nonlocal waited
-            waited = True
-            self._host.limit(scope, self._timeout)
-            self._waiting[entry] = self._running[entry, self._name] = scope
-            self._hand_on()
-
+        answer: Answer
         try:
-            coroutine = call_of(entry.transport, self._name, self._enter)
-            answer = await noticing_wait(coroutine, on_wait, self._host.check, self._enter)
+            coroutine, answer = begin(entry.transport, self._name, self._enter)
+            if coroutine is not None:
+                waited = True
+                self._host.limit(scope, self._timeout)
+                self._waiting[entry] = self._running[entry, self._name] = scope
+                self._hand_on()
+                answer = await go_on(coroutine, answer, self._host.check, self._enter)
         except self._host.cancelled:
             answer = outcome.Error(self._cut(entry))
         except Exception as exc:  # noqa: BLE001 -- one session is isolated; the caller logs it

@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
-from trio_sessions.types import check_session_id
+from trio_sessions.types import Presence, check_session_id
 
 __all__ = ["Settings", "seconds"]
+
+_STAMP_INTERVAL = 5.0  # seconds: whoever misses three stamps is late
 
 
 def seconds(name: str, value: object) -> float:
@@ -27,6 +30,16 @@ def _count(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value!r}")
     return value
+
+
+@cache
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("trio_sessions")
+    except PackageNotFoundError:  # it is run from its sources
+        return ""
 
 
 def _share(name: str, value: object) -> float:
@@ -57,6 +70,20 @@ class Settings:
     max_message_bytes: int = 1_048_576
     store_timeout: float = 30.0
     mass_missing_brake: float = 0.5
+
+    def presence(self) -> Presence:
+        """Return what a worker with these settings says of itself to the others."""
+        return Presence(
+            session_ttl=self.session_ttl,
+            cleanup_interval=self.cleanup_interval,
+            stamp_interval=self.stamp_interval,
+            version=_version(),
+        )
+
+    @property
+    def stamp_interval(self) -> float:
+        """Seconds between two stamps of the worker's row, at most."""
+        return min(self.cleanup_interval, _STAMP_INTERVAL)
 
     def __post_init__(self) -> None:
         """Check every field; floats come out as `float`."""

@@ -34,6 +34,8 @@ class Sweeper:
     def __init__(self, edge: Edge, counters: Counters, settings: Settings) -> None:
         self.finished = False
         """The last sweep has left nothing that had expired when it began."""
+        self.rows: int | None = None
+        """How many rows the store has said that this worker has; None: it has not."""
         self._edge = edge
         self._counters = counters
         self._most = settings.batch_size
@@ -41,13 +43,17 @@ class Sweeper:
         self._time = settings.cleanup_interval * _SHARE
 
     async def sweep(self) -> int:
-        """Sweep as long as there is time; return how many sessions went. Does not raise."""
-        self.finished = False
+        """Stamp, and sweep as long as there is time; return how many sessions went.
+
+        It does not raise.
+        """
+        self.finished, self.rows = False, None
         expired, until = 0, trio.current_time() + self._time
         try:
             while True:
                 swept = await self._edge.sweep(limit=self._limit)
                 expired += swept.sessions
+                self.rows = None if swept.stamped is None else swept.stamped.rows
                 self._counters.count_dropped(swept.messages)
                 self._limit = min(self._most, self._limit * _LARGER)
                 if not swept.more:

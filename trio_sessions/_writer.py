@@ -14,6 +14,8 @@ storm shares its statements, its transactions and its syncs to disk::
   long, is split. A deadlock of two transactions is the fault of neither: whoever was refused goes
   again.
 - What is not finished, for a session has left too much, goes again with the next batch, at once.
+- A batch that came too late has done nothing, and goes again at once. So has one that contradicts
+  the witness (`trio_sessions._witness`): the worker begins a new history first.
 - A lost answer is everybody's error. Claims and deletions are repeated by the next pass, messages
   by nobody.
 - A caller that leaves withdraws what has not left (`do`); claims and deletions go on (`give`).
@@ -29,10 +31,13 @@ from typing import Any, TypeVar
 import outcome
 import trio
 
-from trio_sessions._edge import Edge
+from trio_sessions._edge import Edge, Late
+from trio_sessions._histories import Histories
 from trio_sessions._orders import Lines, Order, Stage
+from trio_sessions._witness import WentBack
 from trio_sessions.errors import (
     OperationTooLong,
+    RowDoubtful,
     RowLocked,
     RowUnavailable,
     SessionsError,
@@ -58,12 +63,14 @@ class Writer:
 
     Args:
         edge: the way to the store.
+        histories: where another one must be begun before anything is written.
         rows: writes in one batch, at most.
         timeout: seconds for which an order waits behind batches that fail.
     """
 
-    def __init__(self, edge: Edge, *, rows: int, timeout: float) -> None:
+    def __init__(self, edge: Edge, histories: Histories, *, rows: int, timeout: float) -> None:
         self._edge = edge
+        self._histories = histories
         self._timeout = timeout
         self._lines = Lines(rows=rows, size=_SIZE)
         self._work = trio.Event()
@@ -83,13 +90,18 @@ class Writer:
 
     # ---- what callers do ----
 
-    def give(self, order: Order[T]) -> Order[T]:
-        """Take an order that goes on whoever waits for it. Synchronous: the order of the calls."""
+    def give(self, order: Order[T], *, first: bool = False) -> Order[T]:
+        """Take an order that goes on whoever waits for it. Synchronous: the order of the calls.
+
+        Args:
+            order: the order.
+            first: before all others of its session.
+        """
         order.given_at = trio.current_time()
         if self._ended.is_set():
             order.settle(outcome.Error(_closed()))
         else:
-            self._lines.put(order)
+            self._lines.put(order, first=first)
             self._work.set()
         return order
 
@@ -190,6 +202,14 @@ class Writer:
                     again += left
                 else:
                     _fail(left, exc)
+            except Late:
+                parts.append([order for order in part if order.stage is Stage.OUT])
+            except WentBack as exc:
+                left = [order for order in part if order.stage is Stage.OUT]
+                if left and self._may_wait(left[0]):
+                    again += left
+                else:
+                    _fail(left, exc)
             except SessionsError as exc:
                 _fail(part, exc)
                 self._give_up_waiting(exc)
@@ -202,11 +222,12 @@ class Writer:
         if not writes:
             await trio.lowlevel.checkpoint()
             return []
-        self._under_way = trio.CancelScope()
-        if self._gives_up:
-            self._under_way.cancel()
         try:
-            answers = await self._edge.commit(writes, self._under_way)
+            with self._new_scope() as scope:
+                await self._histories.ensure()
+            if scope.cancelled_caught:
+                raise _closed()
+            answers = await self._edge.commit(writes, self._new_scope())
         except StoreUnavailable as exc:
             if self._gives_up:
                 raise _closed() from exc
@@ -219,15 +240,25 @@ class Writer:
                 self._lines.ask_again([order], trio.current_time())
             elif not isinstance(answer, RowUnavailable):
                 order.settle(outcome.Value(answer))
-            elif self._may_ask_again(order):
+            elif not isinstance(answer, RowDoubtful) and self._may_ask_again(order):
                 locked.append(order)
             else:
                 order.settle(outcome.Error(answer))
         return locked
 
+    def _new_scope(self) -> trio.CancelScope:
+        """Return a scope for what is under way now, which closing may cut."""
+        self._under_way = trio.CancelScope()
+        if self._gives_up:
+            self._under_way.cancel()
+        return self._under_way
+
     def _may_ask_again(self, order: Order[Any]) -> bool:
         patience = min(_PATIENCE, self._timeout)
         return not self._closing and trio.current_time() < order.given_at + patience
+
+    def _may_wait(self, order: Order[Any]) -> bool:
+        return not self._closing and trio.current_time() < order.given_at + self._timeout
 
     def _ask_again(self, locked: Sequence[Order[Any]]) -> None:
         """Ask for locked rows again, each after a pause of its own."""

@@ -69,6 +69,15 @@ class Store(abc.ABC):
         """
         return True
 
+    @property
+    def gives_up_after(self) -> float | None:
+        """Seconds after which it gives an operation up by itself; None: it does not.
+
+        A write that reaches what the store rests on later than that does nothing
+        (`trio_sessions.writes.Batch.not_after`), for its caller was told that it failed.
+        """
+        return None
+
     @abc.abstractmethod
     async def open(self, worker: Worker) -> None:
         """Make the store ready for ``worker``.

@@ -82,6 +82,11 @@ class FaultyStore(SessionStore):
         """As of the store that it wraps."""
         return self._store.may_outlast_cancellation
 
+    @property
+    def gives_up_after(self) -> float | None:
+        """As of the store that it wraps."""
+        return self._store.gives_up_after
+
     def fail(self, fault: Fault = Fault.FAILS, *operations: str) -> None:
         """Let operations run into ``fault``: those named, or all of them."""
         unknown = set(operations) - _OPERATIONS - _KINDS

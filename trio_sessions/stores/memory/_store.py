@@ -10,6 +10,7 @@ import trio
 from trio_sessions.abc import Bell, SessionStore, Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores._doubt import IN_DOUBT
+from trio_sessions.stores._lease import GAP
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.memory._rows import Row, Rows
 from trio_sessions.stores.memory._workers import Workers
@@ -189,7 +190,12 @@ class MemoryStore(SessionStore):
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
         """Stamp the worker's row, and vouch; see `WorkerStore.stamp`."""
         await self._begin()
-        return await self._answer(self._stamp(worker, stamp, trio.current_time(), passed=passed))
+        now = trio.current_time()
+        stamped = self._stamp(worker, stamp, now, passed=passed)
+        if stamped.stamp is not None:
+            ttl = self._workers.longest_ttl(0.0)
+            self._workers.vouch(now, ttl, ttl * GAP)
+        return await self._answer(stamped)
 
     def _stamp(self, worker: Worker, stamp: Stamp, now: float, *, passed: bool) -> Stamped:
         new = self._workers.stamp(worker, stamp, now, passed=passed)

@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores._lease import DOUBT, REMEMBERED
 from trio_sessions.types import Presence, Stamp
 
 __all__ = ["Workers"]
-
-_REMEMBERED = 7 * 86400.0  # seconds for which an incarnation that was swept is known
-_DOUBT = 2  # cleanup_intervals
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +64,7 @@ class Workers:
         was_swept = self._gone.pop(worker.incarnation, None) is not None
         if rewound and not was_swept:
             longest = max(row.presence.cleanup_interval for row in self._rows.values())
-            self._doubtful_until = max(self._doubtful_until, now + _DOUBT * longest)
+            self._doubtful_until = max(self._doubtful_until, now + DOUBT * longest)
         return was_swept
 
     def seen(self, worker: Worker) -> Stamp | None:
@@ -136,5 +134,5 @@ class Workers:
             del self._rows[incarnation]
             self._gone[incarnation] = now
         self._gone = {
-            one: moment for one, moment in self._gone.items() if now - moment < _REMEMBERED
+            one: moment for one, moment in self._gone.items() if now - moment < REMEMBERED
         }

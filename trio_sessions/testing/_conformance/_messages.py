@@ -1,6 +1,7 @@
 """Checks of `MessageStore`, and of the writes that are about messages."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 import trio.testing
@@ -96,7 +97,7 @@ async def messages_go_with_their_session_or_their_ttl(make_store: MakeStore) -> 
 async def a_dead_session_goes_piece_by_piece(make_store: MakeStore) -> None:
     """At most ``limit`` messages at a time, the oldest first; its row with the last of them."""
     async with opened(make_store, "a", "b") as (a, b):
-        durations = {"session_ttl": 0.5, "message_ttl": 3600.0, "max_gap": 3600.0}
+        durations: dict[str, Any] = {"session_ttl": 0.5, "message_ttl": 3600.0, "max_gap": 3600.0}
         for session_id in ("s", "t"):
             await b.claim(session_id)
         await b.commit(*(Send(session_id="s", payload=str(number)) for number in range(7)))
@@ -124,7 +125,7 @@ async def stale_messages_go_piece_by_piece(make_store: MakeStore) -> None:
         await a.claim("s")
         await a.commit(*(Send(session_id="s", payload="1", age=100.0) for _ in range(5)))
         await a.write(Send(session_id="s", payload="2"))
-        durations = {"session_ttl": 3600.0, "message_ttl": 50.0, "max_gap": 3600.0}
+        durations: dict[str, Any] = {"session_ttl": 3600.0, "message_ttl": 50.0, "max_gap": 3600.0}
         swept = [await a.store.sweep(a.worker, **durations, limit=2) for _ in range(3)]
         assert [one.messages for one in swept] == [2, 2, 1]
         assert [one.more for one in swept] == [True, True, False]

@@ -215,7 +215,7 @@ async def a_worker_that_leaves_takes_its_row_along(make_store: MakeStore) -> Non
 async def stamps_keep_rows_that_are_not_refreshed(make_store: MakeStore) -> None:
     """As long as passes end: a row may be locked for longer than its lease."""
     async with opened(make_store, "a", "b") as (a, b):
-        mine = await _begin(a, session_ttl=_TTL)
+        mine = await _begin(a)  # with a long lease, so that no pause here is a gap
         known = await _begin(b, session_ttl=_TTL)
         await _commit(b, known, _claim("s"))
         for passed in (True, False):

@@ -12,15 +12,19 @@ import sqlalchemy as sa
 from trio_sessions.abc import Worker
 from trio_sessions.stores._pieces import PIECE
 from trio_sessions.stores.database._clock import age_of, ago, now
+from trio_sessions.stores.database._questions import noted_doubt
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._clear import Clear
 from trio_sessions.stores.database.portable._grammar import Grammar
-from trio_sessions.stores.database.portable._plan import Plan, claimed, decide
-from trio_sessions.types import Sent
+from trio_sessions.stores.database.portable._plan import Plan, claimed, decide, rests_on_absence
+from trio_sessions.stores.database.portable._witness import Witness, goes_on
+from trio_sessions.types import Sent, Stamp
 from trio_sessions.writes import (
+    Answer,
     Batch,
     Committed,
     Outcome,
+    Verdict,
 )
 
 __all__ = ["Commit"]
@@ -31,7 +35,10 @@ class Commit:
 
     def __init__(self, tables: Tables, grammar: Grammar) -> None:
         self._transaction = grammar.transaction
+        self._clock = grammar.clock
         self._encode_ids = grammar.encode_ids
+        self._witness = Witness(tables, grammar)
+        self._doubt = sa.select(noted_doubt(tables))
         among = grammar.among
         row, message = tables.sessions.c, tables.messages.c
         which: sa.BindParameter[str] = sa.bindparam("which")
@@ -112,13 +119,32 @@ class Commit:
         self, connection: sa.Connection, worker: Worker, batch: Batch, waited: Callable[[], float]
     ) -> Committed:
         """Carry out a batch; ``waited`` returns the seconds since its ages were told."""
-        if not batch.writes:
-            return Committed(answers=())
+        clock = self._clock()  # before the transaction: a wait for its lock is not lateness
+        if batch.not_after is not None and clock > batch.not_after:
+            return Committed(answers=(), verdict=Verdict.LATE, clock=clock)
+        if not batch.writes and batch.stamp is None:
+            return Committed(answers=(), clock=clock)
         with self._transaction(connection):
-            rows = self._rows(connection, [write.session_id for write in batch.writes])
-            plan = decide(worker, batch, rows, waited())
-            self._carry_out(connection, plan)
-        return Committed(answers=plan.answers)
+            stamp: Stamp | None = None
+            if batch.stamp is not None:
+                stamp = self._witness.find(connection, worker)
+                if not goes_on(stamp, batch.stamp):
+                    return Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=clock)
+            answers = self._write(connection, worker, batch, waited) if batch.writes else ()
+            if stamp is not None:
+                stamp = self._witness.stamp(connection, worker, stamp)
+        return Committed(answers=answers, stamp=stamp, clock=clock)
+
+    def _write(
+        self, connection: sa.Connection, worker: Worker, batch: Batch, waited: Callable[[], float]
+    ) -> list[Answer]:
+        rows = self._rows(connection, [write.session_id for write in batch.writes])
+        in_doubt = any(
+            rests_on_absence(worker, write, rows.get(write.session_id)) for write in batch.writes
+        ) and bool(connection.execute(self._doubt).scalar())
+        plan = decide(worker, batch, rows, waited(), in_doubt=in_doubt)
+        self._carry_out(connection, plan)
+        return plan.answers
 
     def _among(self, session_ids: Iterable[str]) -> dict[str, Any]:
         return {"session_ids": self._encode_ids(sorted(set(session_ids)))}

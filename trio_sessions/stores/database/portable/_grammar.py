@@ -24,3 +24,5 @@ class Grammar:
     """Return an INSERT that knows ``on_conflict_do_update``."""
     transaction: Callable[[sa.Connection], AbstractContextManager[None]]
     """Run a block of several statements as one writing transaction."""
+    clock: Callable[[], float]
+    """Return the seconds on the database's clock, asking nobody who could be waiting."""

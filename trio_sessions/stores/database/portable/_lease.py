@@ -7,20 +7,21 @@ import sqlalchemy as sa
 
 from trio_sessions.abc import Worker
 from trio_sessions.errors import RowUnavailable
+from trio_sessions.stores._lease import GAP
 from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._questions import identity, own
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._clear import Clear, Cleared
-from trio_sessions.stores.database.portable._fleet import (
-    has_expired,
-    old_enough,
-    refreshed,
-    stale_messages,
-    swept,
-    vouch,
+from trio_sessions.stores.database.portable._expiry import (
+    expired,
+    forgettable,
+    found_by_sweep,
+    lapsed,
 )
+from trio_sessions.stores.database.portable._fleet import refreshed, stale_messages
 from trio_sessions.stores.database.portable._grammar import Grammar
-from trio_sessions.types import RowAnswers, Swept
+from trio_sessions.stores.database.portable._witness import Witness, goes_on
+from trio_sessions.types import Presence, RowAnswers, Stamp, Stamped, Swept
 
 __all__ = ["Lease"]
 
@@ -30,7 +31,7 @@ class Lease:
 
     def __init__(self, tables: Tables, grammar: Grammar) -> None:
         self._grammar = grammar
-        row, message, fleet = tables.sessions.c, tables.messages.c, tables.fleet.c
+        row, message = tables.sessions.c, tables.messages.c
         mine = sa.and_(grammar.among(row.session_id), own(tables))
         self._update = sa.update(tables.sessions).where(mine).ordered_values(*refreshed(tables))
         self._there = sa.select(row.session_id, own(tables)).where(grammar.among(row.session_id))
@@ -43,13 +44,26 @@ class Lease:
         self._clear = Clear(tables, grammar)
         among = grammar.among(row.session_id)
         self._delete_own = sa.delete(tables.sessions).where(among, own(tables))
-        self._delete_expired = sa.delete(tables.sessions).where(among, has_expired(tables))
+        self._delete_expired = sa.delete(tables.sessions).where(among, expired(tables))
         self._set_right = sa.update(tables.sessions).where(among).values(last_accessed=now())
-        self._vouch = vouch(tables, grammar.insert(tables.fleet))
-        may_expire = sa.exists(sa.select(fleet.id).where(old_enough(fleet.unbroken_since)))
-        self._swept = swept(tables, may_expire)
+        self._found = found_by_sweep(tables)
         stale = stale_messages(tables).limit(sa.bindparam("limit", type_=sa.Integer))
         self._delete_stale = sa.delete(tables.messages).where(message.id.in_(stale))
+        self._witness = Witness(tables, grammar)
+        self._leave = sa.delete(tables.workers).where(
+            tables.workers.c.incarnation == sa.bindparam("own_incarnation")
+        )
+        self._lapsed = lapsed(tables)
+        gone = tables.gone.c
+        self._remove_lapsed = sa.delete(tables.workers).where(
+            grammar.among(tables.workers.c.incarnation)
+        )
+        self._remember = (
+            grammar.insert(tables.gone)
+            .values(incarnation=sa.bindparam("went"), gone_at=now())
+            .on_conflict_do_update(index_elements=[gone.incarnation], set_={"gone_at": now()})
+        )
+        self._forget = sa.delete(tables.gone).where(forgettable(tables))
 
     def refresh(
         self, connection: sa.Connection, worker: Worker, session_ids: Sequence[str]
@@ -58,8 +72,9 @@ class Lease:
         asked = frozenset(session_ids)
         with self._grammar.transaction(connection):
             updated = self._update_rows(connection, worker, session_ids)
+            stamp = self._witness.find(connection, worker)
             if updated == len(asked):
-                return RowAnswers(held=asked)
+                return RowAnswers(held=asked, stamp=stamp)
             # What is there is read: an UPDATE may touch nothing where a trigger is in its way.
             parameters = {**identity(worker), "session_ids": self._grammar.encode_ids(session_ids)}
             rows = connection.execute(self._there, parameters).all()
@@ -70,6 +85,7 @@ class Lease:
                 held=frozenset(own) - kept_from_it,
                 taken_over=frozenset(there).difference(own),
                 unknown=dict.fromkeys(kept_from_it, _not_updated()),
+                stamp=stamp,
             )
 
     def _update_rows(
@@ -103,26 +119,93 @@ class Lease:
         ]
 
     def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> Swept:
-        """Delete a piece of the rows of this incarnation."""
+        """Delete a piece of the rows of this incarnation; with the last one, that of the worker."""
         parameters = {**identity(worker), "limit": limit}
         with self._grammar.transaction(connection):
             found = list(connection.execute(self._some, parameters).scalars())
             cleared = self._clear(connection, found, limit)
             sessions = self._delete(connection, self._delete_own, found, cleared, parameters)
-        messages = cleared.dropped.total()
-        more = len(found) >= limit or messages >= limit
-        return Swept(sessions=sessions, messages=messages, more=more and sessions + messages > 0)
+            messages = cleared.dropped.total()
+            is_full = len(found) >= limit or messages >= limit
+            more = is_full and sessions + messages > 0
+            if not more:
+                connection.execute(self._leave, parameters)
+        return Swept(sessions=sessions, messages=messages, more=more)
+
+    # ---- workers ----
+
+    def begin(
+        self,
+        connection: sa.Connection,
+        worker: Worker,
+        history: str,
+        presence: Presence,
+        *,
+        rewound: bool,
+    ) -> bool:
+        """Write the worker's row anew."""
+        with self._grammar.transaction(connection):
+            return self._witness.begin(connection, worker, history, presence, rewound=rewound)
+
+    def stamp(
+        self, connection: sa.Connection, worker: Worker, stamp: Stamp, *, passed: bool
+    ) -> Stamped:
+        """Stamp the worker's row, and vouch."""
+        return self._vouch(connection, worker, stamp, passed=passed, gap=GAP)
+
+    def _vouch(
+        self,
+        connection: sa.Connection,
+        worker: Worker,
+        stamp: Stamp | None,
+        *,
+        passed: bool,
+        gap: float,
+        session_ttl: float = 0.0,
+    ) -> Stamped:
+        """Stamp the worker's row, if a stamp is given; vouch, unless it is not there.
+
+        Args:
+            connection: outside of any transaction.
+            worker: whose row.
+            stamp: the highest that was acknowledged.
+            passed: a pass has just ended.
+            gap: a gap in the vouchings is more than this share of the longest session_ttl.
+            session_ttl: seconds, if somebody has one who may have no row.
+        """
+        with self._grammar.transaction(connection):
+            clock = self._grammar.clock()
+            seen = self._witness.look(connection, worker)
+            new: Stamp | None = None
+            if stamp is not None:
+                if not goes_on(seen.stamp, stamp):
+                    return Stamped(stamp=None, rows=seen.rows, clock=clock)
+                new = self._witness.stamp(connection, worker, seen.stamp, passed=passed)
+            self._witness.vouch(connection, seen, gap * max(seen.longest_ttl, session_ttl))
+        return Stamped(stamp=new, rows=seen.rows, clock=clock)
+
+    # ---- the sweep ----
 
     def sweep(
-        self, connection: sa.Connection, worker: Worker, durations: Mapping[str, float], limit: int
+        self,
+        connection: sa.Connection,
+        worker: Worker,
+        durations: Mapping[str, float],
+        limit: int,
+        stamp: Stamp | None,
     ) -> Swept:
-        """Vouch and sweep."""
+        """Stamp and vouch; then, in a transaction of its own, delete what has expired."""
+        session_ttl = durations["session_ttl"]
+        gap = durations["max_gap"] / session_ttl
+        stamped = self._vouch(
+            connection, worker, stamp, passed=True, gap=gap, session_ttl=session_ttl
+        )
+        told = None if stamp is None else stamped
+        if not limit or (stamp is not None and stamped.stamp is None):
+            return Swept(sessions=0, messages=0, more=False, stamped=told)
         parameters = {**identity(worker), **durations, "limit": limit}
         with self._grammar.transaction(connection):
-            connection.execute(self._vouch, parameters)
-            if not limit:
-                return Swept(sessions=0, messages=0, more=False)
-            found = connection.execute(self._swept, parameters).all()
+            found = connection.execute(self._found, parameters).all()
             ahead = [row.session_id for row in found if row.ahead]
             if ahead:
                 connection.execute(self._set_right, self._among(ahead))
@@ -133,9 +216,18 @@ class Lease:
             if messages < limit:
                 rest = {**parameters, "limit": limit - messages}
                 messages += connection.execute(self._delete_stale, rest).rowcount
+            self._remove_workers(connection, worker)
         more = len(found) >= limit or messages >= limit
         advances = sessions + messages + len(ahead) > 0
-        return Swept(sessions=sessions, messages=messages, more=more and advances)
+        return Swept(sessions=sessions, messages=messages, more=more and advances, stamped=told)
+
+    def _remove_workers(self, connection: sa.Connection, worker: Worker) -> None:
+        """Remove the rows of workers whose lease has run out, and remember that they are gone."""
+        lapsed = list(connection.execute(self._lapsed, identity(worker)).scalars())
+        if lapsed:
+            connection.execute(self._remove_lapsed, self._among(lapsed))
+            connection.execute(self._forget)
+            connection.execute(self._remember, [{"went": one} for one in lapsed])
 
     def _delete(
         self,

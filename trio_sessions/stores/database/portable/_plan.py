@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores._doubt import doubtful
 from trio_sessions.types import Capabilities, Holder
 from trio_sessions.writes import (
     Acknowledge,
@@ -20,9 +21,10 @@ from trio_sessions.writes import (
     SetCapabilities,
     SetOwner,
     Unfinished,
+    Write,
 )
 
-__all__ = ["Plan", "claimed", "decide"]
+__all__ = ["Plan", "claimed", "decide", "rests_on_absence"]
 
 
 @dataclass(slots=True)
@@ -83,11 +85,40 @@ def _holder(row: Any) -> Holder:
     return Holder(worker_id=row.worker_id, incarnation=row.incarnation, owner=row.owner)
 
 
-def decide(worker: Worker, batch: Batch, rows: Mapping[str, Any], waited: float) -> Plan:
-    """Decide what a batch does to the rows that there are."""
+def rests_on_absence(worker: Worker, write: Write[object], row: Any) -> bool:
+    """Say whether the answer to a write would rest on what is not there.
+
+    Args:
+        worker: whose write it is.
+        write: the write.
+        row: that of its session, if there is one.
+    """
+    if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | Send):
+        return False
+    if row is None:
+        return True
+    # Who writes the row anew may still have to say who owns the session.
+    return isinstance(write, ClaimOwner) and row.owner is None and not is_held_by(worker, row)
+
+
+def decide(
+    worker: Worker, batch: Batch, rows: Mapping[str, Any], waited: float, *, in_doubt: bool
+) -> Plan:
+    """Decide what a batch does to the rows that there are.
+
+    Args:
+        worker: whose batch it is.
+        batch: the batch.
+        rows: the rows by session id.
+        waited: seconds since the ages were told that are in the batch.
+        in_doubt: what is not there may have been forgotten.
+    """
     plan = Plan(answers=[None] * len(batch.writes))
     for place, write in enumerate(batch.writes):
         row = rows.get(write.session_id)
+        if in_doubt and rests_on_absence(worker, write, row):
+            plan.answers[place] = doubtful()
+            continue
         match write:
             case Claim():
                 plan.claimed.append(

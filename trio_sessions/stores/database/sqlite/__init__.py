@@ -24,7 +24,14 @@ from trio_sessions.stores.database.sqlite._connections import (
 )
 from trio_sessions.stores.database.sqlite._files import has_closed, leads_elsewhere, opens
 from trio_sessions.stores.database.sqlite._opening import check_opening
-from trio_sessions.stores.database.sqlite._words import CLOCK, among, check, each_id, encode_ids
+from trio_sessions.stores.database.sqlite._words import (
+    CLOCK,
+    among,
+    check,
+    each_id,
+    encode_ids,
+    read_clock,
+)
 
 __all__ = ["DATABASE"]
 
@@ -34,6 +41,7 @@ _GRAMMAR = Grammar(
     encode_ids=encode_ids,
     insert=sqlite.insert,
     transaction=transaction,
+    clock=read_clock,
 )
 
 
@@ -54,6 +62,8 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
         commit=Commit(tables, _GRAMMAR),
         refresh=lease.refresh,
         delete_all=lease.delete_all,
+        begin=lease.begin,
+        stamp=lease.stamp,
         sweep=lease.sweep,
         fetch=Fetch(tables, _GRAMMAR),
         open_bell=open_bell,

@@ -1,13 +1,14 @@
 """How SQLite says what SQL has no one word for."""
 
 import json
+import time
 from collections.abc import Sequence
 
 import sqlalchemy as sa
 
 from trio_sessions.stores.database._database import Clock
 
-__all__ = ["CLOCK", "among", "check", "each_id", "encode_ids"]
+__all__ = ["CLOCK", "among", "check", "each_id", "encode_ids", "read_clock"]
 
 # Its clock has milliseconds. A moment in the past is taken a little further back, so that
 # rounding never makes a row older than it is.
@@ -15,9 +16,17 @@ _FORMAT = "'%Y-%m-%d %H:%M:%f'"
 
 CLOCK = Clock(
     now=f"(strftime({_FORMAT}, 'now'))",
-    ago=lambda seconds: f"strftime({_FORMAT}, 'now', '-' || ({seconds} + 0.001) || ' seconds')",
+    ago=lambda seconds: f"strftime({_FORMAT}, 'now', (-({seconds}) - 0.001) || ' seconds')",
     age_of=lambda moment: f"((julianday('now') - julianday({moment})) * 86400.0)",
 )
+
+
+def read_clock() -> float:
+    """Return the seconds on its clock, which is that of the machine.
+
+    https://sqlite.org/c3ref/vfs.html (xCurrentTimeInt64)
+    """
+    return time.time()
 
 
 def each_id() -> sa.FromClause:

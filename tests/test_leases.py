@@ -1,0 +1,102 @@
+"""Whose lease has run out, in every store: what conformance would have to wait for."""
+
+import pytest
+from conftest import Shared
+from witnesses import open_witnessed
+
+
+async def test_a_row_is_kept_as_long_as_its_holder_is_alive(shared: Shared) -> None:
+    """However old it is: it may be locked. Nor does it go while it is refreshed."""
+    async with (
+        open_witnessed(shared.make_store, "a") as a,
+        open_witnessed(shared.make_store, "b") as b,
+    ):
+        await a.sweep()
+        await b.claim("s")
+        shared.backdoor.age(700.0)
+        assert (await a.sweep()).sessions == 0
+        shared.backdoor.age(-700.0)
+        shared.backdoor.age_workers(700.0, "b")
+        assert (await a.sweep()).sessions == 0
+        assert shared.backdoor.workers().keys() == {"a", "b"}
+        shared.backdoor.age(700.0)
+        assert (await a.sweep()).sessions == 1
+        assert shared.backdoor.rows() == {}
+        assert shared.backdoor.workers().keys() == {"a"}
+        assert not await b.stamp()
+        assert await b.begin(rewound=True), "its lease was lost"
+        assert not await b.begin(rewound=True)
+
+
+async def test_a_worker_that_only_paused_goes_on(shared: Shared) -> None:
+    """Its stamps are as they were, unless somebody has swept its row meanwhile."""
+    async with open_witnessed(shared.make_store, "a") as a:
+        await a.claim("s")
+        shared.backdoor.age_workers(700.0)
+        shared.backdoor.age(700.0)
+        assert (await a.sweep()).sessions == 0
+        assert await a.stamp(passed=True)
+        assert shared.backdoor.rows() == {"s": "a"}
+
+
+async def test_without_a_row_of_its_holder_the_longest_ttl_counts(shared: Shared) -> None:
+    """That may be the sweeper's own, or of any worker that is known."""
+    async with (
+        open_witnessed(shared.make_store, "a", session_ttl=600.0) as a,
+        open_witnessed(shared.make_store, "b", session_ttl=1200.0) as b,
+    ):
+        await a.sweep()
+        shared.backdoor.insert("s", "of an earlier version", age=1100.0)
+        for one in (a, b):
+            assert (await one.sweep()).sessions == 0
+        shared.backdoor.age(200.0)
+        assert (await a.sweep()).sessions == 1
+
+
+@pytest.mark.parametrize(("silence", "swept"), [(1000.0, 1), (3000.0, 0)])
+async def test_a_gap_is_a_share_of_the_longest_ttl_known(
+    shared: Shared, silence: float, swept: int
+) -> None:
+    """So the short one of a visitor breaks nothing, and a stamp vouches as a sweep does."""
+    async with (
+        open_witnessed(shared.make_store, "a", session_ttl=60.0) as a,
+        open_witnessed(shared.make_store, "b", session_ttl=6000.0) as b,
+    ):
+        await a.sweep()
+        await b.claim("s")
+        shared.backdoor.age(7000.0)
+        shared.backdoor.age_workers(7000.0, "b")
+        shared.backdoor.age_fleet(silence)
+        assert await a.stamp()
+        assert (await a.sweep()).sessions == swept
+
+
+async def test_stamps_in_the_future_are_set_right(shared: Shared) -> None:
+    """A worker that died while the clock was ahead expires a ttl later, not an hour later."""
+    async with (
+        open_witnessed(shared.make_store, "a") as a,
+        open_witnessed(shared.make_store, "b") as b,
+    ):
+        await a.sweep()
+        await b.claim("s")
+        shared.backdoor.age_workers(-3600.0)
+        shared.backdoor.age(700.0)
+        assert (await a.sweep()).sessions == 0
+        shared.backdoor.age_workers(700.0, "b")
+        assert (await a.sweep()).sessions == 1
+
+
+async def test_who_has_no_row_sweeps_nothing(shared: Shared) -> None:
+    """Nor does it vouch for anybody."""
+    async with open_witnessed(shared.make_store, "a") as a:
+        await a.sweep()
+        shared.backdoor.insert("s", "another", age=7000.0)
+        shared.backdoor.forget_workers()
+        swept = await a.sweep()
+        assert swept.stamped is not None
+        assert swept.stamped.stamp is None
+        assert shared.backdoor.rows() == {"s": "another"}
+        assert not await a.stamp()
+        assert await a.seen() is None
+        assert not await a.begin(rewound=False)
+        assert (await a.sweep()).sessions == 1

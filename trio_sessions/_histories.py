@@ -1,0 +1,82 @@
+"""A worker's histories: begun when the registry opens, and anew where the database went back.
+
+To begin one is a single statement, and nothing is asked for before it has succeeded. Whoever needs
+the database may ask for it (the writer, the pass, the stamping loop); they share one attempt at a
+time. See docs/decisions/0010-evidence.md.
+"""
+
+import logging
+import secrets
+
+import trio
+
+from trio_sessions._counters import Counters
+from trio_sessions._edge import Edge
+from trio_sessions._witness import Standing, Witness
+from trio_sessions.types import Presence
+
+__all__ = ["Histories"]
+
+logger = logging.getLogger("trio_sessions.registry")
+
+
+class Histories:
+    """The histories of one registry.
+
+    Args:
+        edge: the way to the store.
+        witness: is told when one has begun.
+        presence: what the worker says of itself.
+        counters: count how often the database went back.
+    """
+
+    def __init__(
+        self, *, edge: Edge, witness: Witness, presence: Presence, counters: Counters
+    ) -> None:
+        self.has_lapsed = False
+        """The present one was begun because the worker had lost its lease."""
+        self._edge = edge
+        self._witness = witness
+        self._presence = presence
+        self._counters = counters
+        self._turn = trio.Lock()
+
+    async def begin(self) -> None:
+        """Begin the first one.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached.
+        """
+        await self._begin(rewound=False)
+
+    async def ensure(self) -> None:
+        """Begin another one if the database went back; no checkpoint if it did not.
+
+        Raises:
+            StoreUnavailable: it cannot be reached now.
+        """
+        if self._witness.is_steady:
+            return
+        async with self._turn:
+            if self._witness.standing is Standing.CONTRADICTED:
+                await self._begin(rewound=True)
+
+    async def _begin(self, *, rewound: bool) -> None:
+        history = secrets.token_hex(16)
+        was_swept = await self._edge.begin(history, self._presence, rewound=rewound)
+        self._witness.begin(history)
+        self.has_lapsed = rewound and was_swept
+        if self.has_lapsed:
+            logger.warning(
+                "this worker has lost its lease: it has not reached the database, or no pass of it "
+                "has ended, for more than session_ttl (%g s); what others have swept or taken over "
+                "meanwhile is removed",
+                self._presence.session_ttl,
+            )
+        elif rewound:
+            self._counters.count_rewind()
+            logger.error(
+                "the database has gone back: it has forgotten what it had confirmed. Was it "
+                "restored, replaced or emptied, or has it failed over to an older copy? No session "
+                "is removed for it; all rows of this worker are written anew"
+            )

@@ -1,0 +1,176 @@
+"""The worker's witness: whether the database that answers has forgotten nothing.
+
+"No row" is evidence only if the database that says so is the one that confirmed the row, and has
+forgotten nothing since. The worker's own row tells (`trio_sessions.abc.WorkerStore`): it has a
+*history*, a random word of ours, and a *beat* that the database makes one higher with each of
+our batches and stamps::
+
+                       begun
+    (opening) ──────────────────────> STEADY <──────────┐
+                                        │               │ begun: another history
+              an answer contradicts it  └──> CONTRADICTED
+                                             nothing is asked for until then
+
+Whatever we ask for is a *flight*: it departs with the highest beat that was acknowledged by then,
+and lands with what the database shows. A flight contradicts the witness if the database has no row,
+another history, or a lower beat; or counts a beat that it has counted before, for another flight:
+it went back, and forward again. What departed in an earlier history decides nothing.
+
+Why a beat is enough: the stamps of one worker are in one order, that of the row's lock, and what
+survives a crash, a fail-over or a restore is a prefix of what was committed. So a database that
+shows a beat has all that was committed with that beat or before.
+
+Synchronous, the one owner of these facts. See docs/decisions/0010-evidence.md.
+"""
+
+import enum
+
+import trio
+
+from trio_sessions.errors import StoreUnavailable
+from trio_sessions.types import Stamp
+
+__all__ = ["Flight", "Standing", "WentBack", "Witness", "vouches"]
+
+
+class WentBack(StoreUnavailable):
+    """The database has forgotten what it had confirmed; nothing that it says is believed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the database has gone back: it was restored, replaced or emptied, or another server "
+            "answers; what it says decides nothing, and all rows are written anew"
+        )
+
+
+class Standing(enum.Enum):
+    """What the witness says of the database."""
+
+    UNBEGUN = enum.auto()
+    STEADY = enum.auto()
+    CONTRADICTED = enum.auto()
+
+
+_NEXT = {
+    Standing.UNBEGUN: {Standing.STEADY},
+    Standing.STEADY: {Standing.CONTRADICTED},
+    Standing.CONTRADICTED: {Standing.STEADY},
+}
+
+
+class Flight:
+    """Something that was asked for and is not answered yet.
+
+    Args:
+        known: the highest stamp that was acknowledged when it departed.
+    """
+
+    __slots__ = ("acknowledged", "known")
+
+    def __init__(self, known: Stamp) -> None:
+        self.known = known
+        self.acknowledged: set[int] = set()
+        """Beats that were acknowledged to others since."""
+
+
+class Witness:
+    """One registry's witness."""
+
+    def __init__(self) -> None:
+        self._standing = Standing.UNBEGUN
+        self._known = Stamp(history="", beat=0)
+        self._flights: set[Flight] = set()
+        self._contradicted = trio.Event()
+
+    @property
+    def standing(self) -> Standing:
+        """What it says now."""
+        return self._standing
+
+    @property
+    def is_steady(self) -> bool:
+        """Nothing contradicts it."""
+        return self._standing is Standing.STEADY
+
+    @property
+    def known(self) -> Stamp:
+        """The highest stamp that was acknowledged."""
+        return self._known
+
+    def begin(self, history: str) -> None:
+        """Note that the database has begun this history for us."""
+        self._go(Standing.STEADY)
+        self._known = Stamp(history=history, beat=1)
+
+    def depart(self) -> Flight:
+        """Note that something is asked for; `land`, `show` or `lose` must follow.
+
+        Raises:
+            WentBack: a new history must be begun first.
+        """
+        if self._standing is not Standing.STEADY:
+            raise WentBack
+        flight = Flight(self._known)
+        self._flights.add(flight)
+        return flight
+
+    def lose(self, flight: Flight) -> None:
+        """Note that the answer was lost; harmless if it was not."""
+        self._flights.discard(flight)
+
+    def land(self, flight: Flight, stamp: Stamp | None) -> None:
+        """Take note of what something was answered with that was to set a stamp.
+
+        Args:
+            flight: what was asked for.
+            stamp: the one that was set; None: the database does not know the one that we named.
+
+        Raises:
+            WentBack: the answer decides nothing.
+        """
+        self._flights.discard(flight)
+        self._check_history(flight)
+        if (
+            stamp is None
+            or stamp.history != flight.known.history
+            or stamp.beat <= flight.known.beat
+            or stamp.beat in flight.acknowledged
+        ):
+            self._contradict()
+        assert stamp is not None
+        for other in self._flights:
+            other.acknowledged.add(stamp.beat)
+        if stamp.beat > self._known.beat:
+            self._known = stamp
+
+    def show(self, flight: Flight, stamp: Stamp | None) -> None:
+        """Take note of the stamp that a question was shown; raises as `land`."""
+        self._flights.discard(flight)
+        self._check_history(flight)
+        if not vouches(stamp, flight.known):
+            self._contradict()
+
+    def _check_history(self, flight: Flight) -> None:
+        if not self.is_steady or flight.known.history != self._known.history:
+            raise WentBack
+
+    def _contradict(self) -> None:
+        self._go(Standing.CONTRADICTED)
+        self._contradicted.set()
+        raise WentBack
+
+    async def contradicted(self) -> None:
+        """Wait until something contradicts it."""
+        if self._standing is not Standing.CONTRADICTED:
+            self._contradicted = trio.Event()
+            await self._contradicted.wait()
+
+    def _go(self, standing: Standing) -> None:
+        if standing not in _NEXT[self._standing]:
+            raise RuntimeError(f"a witness cannot go from {self._standing.name} to {standing.name}")
+        self._standing = standing
+
+
+def vouches(shown: Stamp | None, confirmed: Stamp) -> bool:
+    """Say whether a database that shows one stamp has all that was confirmed with another."""
+    return shown is not None and shown.history == confirmed.history and shown.beat >= confirmed.beat

@@ -1,0 +1,105 @@
+"""What has expired, in SQL: whose lease has run out, which rows, which workers.
+
+A worker's lease runs from its last stamp, or from the last pass of it that ended if that is
+earlier, for its own ``session_ttl``. A row expires if the lease of its holder has run out and the
+row was not refreshed for as long. A holder without a row has no lease: then the longest
+``session_ttl`` known counts. Nothing expires unless the fleet's series of vouchings is as old.
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from trio_sessions.stores._lease import REMEMBERED
+from trio_sessions.stores.database._clock import ago
+from trio_sessions.stores.database._questions import own
+from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database.portable._fleet import is_ahead
+
+__all__ = ["expired", "forgettable", "found_by_sweep", "lapsed"]
+
+
+def expired(tables: Tables) -> sa.ColumnElement[bool]:
+    """Return "the row is of another incarnation, and has expired".
+
+    The bind parameter session_ttl is the sweeper's own.
+    """
+    row, holder = tables.sessions.c, tables.workers.alias("holder").c
+    # By far the most rows are of the living, and it takes one look to tell.
+    alive = sa.select(tables.workers.c.incarnation).where(sa.not_(_has_lapsed(tables)))
+    holders_own = (
+        sa.select(holder.session_ttl)
+        .where(holder.incarnation == row.incarnation)
+        .correlate(tables.sessions)
+        .scalar_subquery()
+    )
+    ttl = sa.func.coalesce(holders_own, _longest_ttl(tables))
+    return sa.and_(
+        row.incarnation.not_in(alive),
+        sa.not_(own(tables)),
+        row.last_accessed < ago(ttl),
+        _unbroken_for(tables, ttl, tables.sessions),
+    )
+
+
+def found_by_sweep(tables: Tables) -> sa.Select[Any]:
+    """Return the select of some rows of other incarnations that a sweep is about.
+
+    Their ids, and whether they were refreshed in the future; else they have expired.
+    """
+    row = tables.sessions.c
+    ahead = is_ahead(tables)
+    return (
+        sa.select(row.session_id, ahead.label("ahead"))
+        .where(sa.or_(ahead, expired(tables)), sa.not_(own(tables)))
+        .order_by(row.session_id)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+    )
+
+
+def lapsed(tables: Tables) -> sa.Select[Any]:
+    """Return the select of the other incarnations whose lease has run out, with no session left."""
+    worker = tables.workers.c
+    sessions = sa.exists(
+        sa.select(tables.sessions.c.session_id)
+        .where(tables.sessions.c.incarnation == worker.incarnation)
+        .correlate(tables.workers)
+    )
+    return sa.select(worker.incarnation).where(
+        worker.incarnation != sa.bindparam("own_incarnation"),
+        _has_lapsed(tables),
+        _unbroken_for(tables, worker.session_ttl, tables.workers),
+        sa.not_(sessions),
+    )
+
+
+def forgettable(tables: Tables) -> sa.ColumnElement[bool]:
+    """Return "the incarnation went so long ago that it need not be known any more"."""
+    return tables.gone.c.gone_at < ago(sa.literal(REMEMBERED, sa.Float))
+
+
+def _has_lapsed(tables: Tables) -> sa.ColumnElement[bool]:
+    worker = tables.workers.c
+    ttl_ago = ago(worker.session_ttl)
+    return sa.or_(worker.stamped_at < ttl_ago, worker.passed_at < ttl_ago)
+
+
+def _longest_ttl(tables: Tables) -> sa.ScalarSelect[Any]:
+    sweepers = sa.select(sa.bindparam("session_ttl", type_=sa.Float).label("ttl"))
+    known = sweepers.union_all(sa.select(tables.workers.alias("known").c.session_ttl)).subquery()
+    return sa.select(sa.func.max(known.c.ttl)).scalar_subquery()
+
+
+def _unbroken_for(
+    tables: Tables, ttl: sa.ColumnElement[Any], of: sa.FromClause
+) -> sa.ColumnElement[bool]:
+    """Return "the series of vouchings began a ttl ago, or has no beginning".
+
+    Args:
+        tables: the tables.
+        ttl: seconds.
+        of: the table whose row the ttl is of.
+    """
+    fleet = tables.fleet.c
+    old_enough = sa.or_(fleet.unbroken_since.is_(None), fleet.unbroken_since <= ago(ttl))
+    return sa.exists(sa.select(fleet.id).where(old_enough).correlate(of))
