@@ -324,7 +324,7 @@ async def test_a_sweep_spares_a_row_that_is_refreshed_or_taken_over_meanwhile(
 ) -> None:
     """It passes over what is locked, and looks again at what was committed since it began."""
     backdoor = back(postgresql)
-    durations = {"session_ttl": 60.0, "message_ttl": 3600.0, "max_gap": 1000.0}
+    durations: dict[str, Any] = {"session_ttl": 60.0, "message_ttl": 3600.0, "max_gap": 1000.0}
     async with opened(backdoor.engine.url, "a", listen=False) as client:
         for session_id in ("held", "dead"):
             backdoor.insert(session_id, "another", age=100.0)

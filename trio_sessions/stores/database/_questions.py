@@ -12,15 +12,27 @@ from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.types import Holder
 
-__all__ = ["Questions", "identity", "noted_doubt", "own"]
+__all__ = ["Questions", "all_own", "identity", "noted_doubt", "own"]
 
 
 def own(tables: Tables) -> sa.ColumnElement[bool]:
-    """Return "this incarnation holds the row"; `identity` has the parameters."""
-    row = tables.sessions.c
+    """Return "this incarnation holds the row"; `identity` has the parameters.
+
+    Not by the index on the incarnation: a planner that believes that there are few such rows would
+    read all of them for each chunk, and not look the ids of the chunk up.
+    """
+    return _own(tables, tables.sessions.c.incarnation.concat(sa.literal_column("''")))
+
+
+def all_own(tables: Tables) -> sa.ColumnElement[bool]:
+    """Return the same, by that index, where the rows are not named."""
+    return _own(tables, tables.sessions.c.incarnation)
+
+
+def _own(tables: Tables, incarnation: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     return sa.and_(
-        row.worker_id == sa.bindparam("own_worker_id"),
-        row.incarnation == sa.bindparam("own_incarnation"),
+        tables.sessions.c.worker_id == sa.bindparam("own_worker_id"),
+        incarnation == sa.bindparam("own_incarnation", type_=sa.String),
     )
 
 
@@ -52,17 +64,17 @@ class Questions:
             tables.sessions, row.session_id == sa.bindparam("asked_id", type_=sa.String)
         )
         is_unknown = sa.case((row.session_id.is_(None), doubt), else_=sa.false()).label("unknown")
-        self._holder = sa.select(is_unknown, row.worker_id, row.incarnation, row.owner).select_from(
+        self._holder = sa.select(row.worker_id, row.incarnation, row.owner, is_unknown).select_from(
             asked
         )
-        self._capabilities = sa.select(is_unknown, row.capabilities).select_from(asked)
+        self._capabilities = sa.select(row.capabilities, is_unknown).select_from(asked)
         self._elicitation = sa.union_all(
             sa.select(row.session_id).where(row.elicitation),
             sa.select(sa.null()).where(doubt),
         )
         self._own_rows = (
             sa.select(row.session_id, row.generation)
-            .where(own(tables), row.session_id > sa.bindparam("after", type_=sa.String))
+            .where(all_own(tables), row.session_id > sa.bindparam("after", type_=sa.String))
             .order_by(row.session_id)
             .limit(sa.bindparam("limit", type_=sa.Integer))
         )
@@ -86,7 +98,8 @@ class Questions:
 
     def get_capabilities(self, connection: sa.Connection, session_id: str) -> str | None:
         """Return a session's capabilities, encoded."""
-        (encoded,) = self._ask(connection, self._capabilities, session_id)
+        encoded: str | None
+        [encoded] = self._ask(connection, self._capabilities, session_id)
         return encoded
 
     def elicitation_capable(self, connection: sa.Connection) -> list[str]:
@@ -105,7 +118,7 @@ class Questions:
 
     def _ask(self, connection: sa.Connection, question: sa.Select[Any], session_id: str) -> Any:
         """Return what a session's row says; nothing but None if there is none, for sure."""
-        is_unknown, *answer = connection.execute(question, {"asked_id": session_id}).one()
+        *answer, is_unknown = connection.execute(question, {"asked_id": session_id}).one()
         if is_unknown:
             raise StoreUnavailable(IN_DOUBT)
         return answer

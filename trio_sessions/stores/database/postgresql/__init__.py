@@ -23,6 +23,7 @@ from trio_sessions.stores.database.postgresql._connections import (
     speak_utf8,
     transaction,
 )
+from trio_sessions.stores.database.postgresql._doubt import in_doubt
 from trio_sessions.stores.database.postgresql._errors import (
     advice,
     is_too_long,
@@ -33,7 +34,9 @@ from trio_sessions.stores.database.postgresql._fetch import Fetch
 from trio_sessions.stores.database.postgresql._kinds import Names
 from trio_sessions.stores.database.postgresql._lease import Lease
 from trio_sessions.stores.database.postgresql._opening import check_opening
+from trio_sessions.stores.database.postgresql._sweep import Sweep
 from trio_sessions.stores.database.postgresql._words import CLOCK
+from trio_sessions.stores.database.postgresql._workers import Workers
 
 __all__ = ["DATABASE"]
 
@@ -41,7 +44,8 @@ _CREATION_LOCK = 0x7472696F_73657373  # "triosess": workers that start at once t
 
 
 def _operations(tables: Tables, *, listens: bool) -> Operations:
-    lease, questions, names = Lease(tables), Questions(tables), Names.of(tables)
+    lease, workers, names = Lease(tables), Workers(tables), Names.of(tables)
+    questions = Questions(tables, in_doubt(tables))
 
     def create_tables(connection: sa.Connection) -> None:
         with transaction(connection):
@@ -61,7 +65,9 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
         commit=Commit(tables, rings=listens),
         refresh=lease.refresh,
         delete_all=lease.delete_all,
-        sweep=lease.sweep,
+        begin=workers.begin,
+        stamp=workers.stamp,
+        sweep=Sweep(tables),
         fetch=Fetch(tables),
         open_bell=open_bell,
     )
@@ -83,6 +89,7 @@ DATABASE = Database(
     leads_astray=leads_astray,
     advice=advice,
     settle=speak_utf8,
+    doubt=in_doubt,
     clock=CLOCK,
     has_time_zones=True,
     has_partial_indexes=True,

@@ -19,9 +19,12 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from trio_sessions.abc import Worker
+from trio_sessions.errors import RowUnavailable, StoreUnavailable
+from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.postgresql._claims import CLAIMS, DELETIONS
 from trio_sessions.stores.database.postgresql._connections import USES_INDEXES
+from trio_sessions.stores.database.postgresql._doubt import doubt_cte
 from trio_sessions.stores.database.postgresql._errors import (
     LOCK_NOT_AVAILABLE,
     PROGRAM_LIMIT_EXCEEDED,
@@ -30,6 +33,7 @@ from trio_sessions.stores.database.postgresql._errors import (
 )
 from trio_sessions.stores.database.postgresql._kinds import (
     COLUMNS,
+    DOUBTFUL,
     LOCKED,
     Kind,
     Names,
@@ -39,7 +43,17 @@ from trio_sessions.stores.database.postgresql._kinds import (
 from trio_sessions.stores.database.postgresql._pipeline import in_one_round_trip
 from trio_sessions.stores.database.postgresql._sayings import SAYINGS
 from trio_sessions.stores.database.postgresql._sends import ACKNOWLEDGEMENTS, BELLS, SENDS
-from trio_sessions.writes import Answer, Batch, Claim, Committed, Write
+from trio_sessions.stores.database.postgresql._witness import (
+    WITNESS,
+    check_workers_row,
+    has_lost_its_row,
+    judged,
+    stamp_cte,
+    told,
+    witness_answers,
+    witness_cte,
+)
+from trio_sessions.writes import Answer, Batch, Claim, Committed
 
 __all__ = ["Commit"]
 
@@ -51,18 +65,24 @@ _USE_INDEXES = "SELECT set_config('enable_seqscan', 'off', true)"
 _KINDS = (CLAIMS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS)
 _BY_NAME = {kind.name: kind for kind in _KINDS}
 _BY_WRITE = {write: kind for kind in _KINDS for write in kind.writes}
+_REFUSED: Mapping[str, Callable[[], RowUnavailable]] = {LOCKED: locked, DOUBTFUL: doubtful}
 
 
 @lru_cache
-def _statement(names: Names, kinds: tuple[Kind, ...], *, rings: bool) -> str:
-    ctes = ",".join(kind.ctes(names) for kind in kinds)
-    answers = [kind.answers(names) for kind in kinds]
+def _statement(names: Names, kinds: tuple[Kind, ...], *, rings: bool, stamps: bool) -> str:
+    ctes = [witness_cte(names)]
+    if SAYINGS in kinds or SENDS in kinds:
+        ctes.append(doubt_cte(names))
+    ctes += [kind.ctes(names) for kind in kinds]
+    answers = [witness_answers(stamps=stamps), *(kind.answers(names) for kind in kinds)]
     if rings and SENDS in kinds:
         ring, ring_answers = BELLS
-        ctes += ring(names)
+        ctes.append(ring(names))
         answers.append(ring_answers(names))
+    if stamps:
+        ctes.append(stamp_cte(names, [name for kind in kinds for name in kind.writing]))
     union = "\n        UNION ALL".join(answers)
-    return f"WITH {ctes} SELECT {COLUMNS} FROM ({union}) AS answers({COLUMNS})"
+    return f"WITH {', '.join(ctes)} SELECT {COLUMNS} FROM ({union}) AS answers({COLUMNS})"
 
 
 @lru_cache
@@ -98,61 +118,88 @@ class Commit:
     ) -> Committed:
         """Carry out a batch; ``waited`` returns the seconds since its ages were told."""
         writes = batch.writes
-        if not writes:
+        if not writes and batch.stamp is None and batch.not_after is None:
             return Committed(answers=())
-        kinds = tuple(kind for kind in _KINDS if any(isinstance(w, kind.writes) for w in writes))
-        replaces = any(claim.ended for _, claim in batch.of(Claim))
-        parameters = _parameters(worker, writes, waited())
-        try:
-            rows = self._execute(
-                connection, kinds, parameters, replaces=replaces, rings=self._rings
-            )
-        except DBAPIError as exc:
-            if sqlstate(exc) == PROGRAM_LIMIT_EXCEEDED:  # the queue of notifications is full
-                rows = self._execute(connection, kinds, parameters, replaces=replaces, rings=False)
-            elif sqlstate(exc) == LOCK_NOT_AVAILABLE:
-                self._say_whose_lock_it_is(connection)
-                raise
-            else:
-                raise
+        parameters = _parameters(worker, batch, waited())
+        rows = self._rows(connection, worker, batch, parameters)
         answers: list[Answer] = [None] * len(writes)
+        own = None
         for row in rows:
             kind = _BY_NAME.get(row.kind)
-            if kind is not None:
-                answers[row.n] = locked() if row.state == LOCKED else kind.decode(worker, row)
-        return Committed(answers=answers)
+            if row.kind == WITNESS:
+                own = row
+            elif kind is not None:
+                answers[row.n] = (
+                    _REFUSED[row.state]() if row.state in _REFUSED else kind.decode(worker, row)
+                )
+        return judged(batch, own, answers)
+
+    def _rows(
+        self,
+        connection: sa.Connection,
+        worker: Worker,
+        batch: Batch,
+        parameters: Mapping[str, Any],
+    ) -> Sequence[Any]:
+        """Execute the statement, again where an error says that it may be another one then."""
+        rings, may_have_changed = self._rings, batch.stamp is not None
+        while True:
+            try:
+                return self._execute(connection, batch, parameters, rings=rings)
+            except DBAPIError as exc:
+                if rings and sqlstate(exc) == PROGRAM_LIMIT_EXCEEDED:
+                    rings = False  # the queue of notifications is full
+                elif may_have_changed and has_lost_its_row(exc):
+                    may_have_changed = False  # the next snapshot shows it
+                else:
+                    self._explain(connection, worker, exc)
+                    raise
 
     def _execute(
         self,
         connection: sa.Connection,
-        kinds: tuple[Kind, ...],
+        batch: Batch,
         parameters: Mapping[str, Any],
         *,
-        replaces: bool,
         rings: bool,
     ) -> Sequence[Any]:
-        statements = [_statement(self._names, kinds, rings=rings)]
-        if replaces:
+        kinds = tuple(kind for kind in _KINDS if kind.name in parameters)
+        stamps = batch.stamp is not None
+        statements = [_statement(self._names, kinds, rings=rings, stamps=stamps)]
+        if any(claim.ended for _, claim in batch.of(Claim)):
             statements.insert(0, _lock_what_has_ended(self._names))
         if not connection.get_execution_options().get(USES_INDEXES):
             statements.insert(0, _USE_INDEXES)
         return in_one_round_trip(connection, statements, parameters)
 
-    def _say_whose_lock_it_is(self, connection: sa.Connection) -> None:
-        """Raise unless the tables can be written: then the lock was that of a row."""
+    def _explain(self, connection: sa.Connection, worker: Worker, error: DBAPIError) -> None:
+        """Raise if an error that looks like one of a write's row is none."""
+        if has_lost_its_row(error):
+            raise StoreUnavailable(
+                "PostgreSQL: this worker's row is there and was not stamped: look for a trigger on "
+                f"UPDATE of {self._names.workers} that returns NULL"
+            ) from error
+        if sqlstate(error) != LOCK_NOT_AVAILABLE:
+            return
+        check_workers_row(connection, self._names, worker, error)
         with locks_are_of_the_table():
-            for table in (self._names.sessions, self._names.messages):
+            for table in (self._names.sessions, self._names.messages, self._names.workers):
                 connection.exec_driver_sql(f"DELETE FROM {table} WHERE false")
 
 
-def _parameters(worker: Worker, writes: Sequence[Write[Any]], waited: float) -> dict[str, str]:
+def _parameters(worker: Worker, batch: Batch, waited: float) -> dict[str, str | None]:
     """Return the writes of each kind as one JSON text: quicker than arrays of psycopg's."""
     encoded: dict[str, list[Mapping[str, Any]]] = {}
-    for place, write in enumerate(writes):
+    for place, write in enumerate(batch.writes):
         kind = _BY_WRITE[type(write)]
         values = {"n": place, **kind.encode(write)}
         if isinstance(write, Claim):
             values["age"] += waited
         encoded.setdefault(kind.name, []).append(values)
-    own = {"own_worker_id": worker.worker_id, "own_incarnation": worker.incarnation}
-    return own | {name: orjson.dumps(values).decode() for name, values in encoded.items()}
+    return {
+        "own_worker_id": worker.worker_id,
+        "own_incarnation": worker.incarnation,
+        "not_after": None if batch.not_after is None else repr(batch.not_after),
+        **told(batch.stamp),
+        **{name: orjson.dumps(values).decode() for name, values in encoded.items()},
+    }

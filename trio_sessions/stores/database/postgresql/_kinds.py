@@ -11,11 +11,14 @@ from trio_sessions.writes import Answer, Write
 
 __all__ = [
     "COLUMNS",
+    "DOUBTFUL",
+    "HOLDS",
     "LOCKED",
     "OWN",
     "UNFINISHED",
     "Kind",
     "Names",
+    "all_own",
     "asked",
     "born",
     "limited_to",
@@ -29,8 +32,14 @@ COLUMNS = "kind, n, state, worker_id, incarnation, owner, capabilities, elicitat
 LOCKED = "locked"
 """The state of a write that was not done because of somebody else's lock."""
 
+DOUBTFUL = "doubtful"
+"""The state of a write that was not done because the database may have forgotten something."""
+
 UNFINISHED = "unfinished"
 """The state of a write that was done in part, for the session has too many messages."""
+
+HOLDS = "(SELECT x.holds FROM witness AS x)"
+"""The batch may be carried out."""
 
 OWN = {
     "worker_id": "CAST(%(own_worker_id)s AS text)",
@@ -44,6 +53,9 @@ class Names:
 
     sessions: str
     messages: str
+    fleet: str
+    workers: str
+    gone: str
     channels: str
     """What the names of the channels begin with; an incarnation follows."""
 
@@ -51,7 +63,14 @@ class Names:
     def of(cls, tables: Tables) -> "Names":
         """Return the names of these tables."""
         sessions = tables.sessions.name
-        return cls(sessions, tables.messages.name, sessions.removesuffix("sessions"))
+        return cls(
+            sessions,
+            tables.messages.name,
+            tables.fleet.name,
+            tables.workers.name,
+            tables.gone.name,
+            sessions.removesuffix("sessions"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +82,8 @@ class Kind:
     writes: tuple[type[Write[Any]], ...]
     ctes: Callable[[Names], str]
     """What is done: one CTE after the other. Each is there only once in a statement."""
+    writing: tuple[str, ...]
+    """Those of the CTEs that write, and so wait for all others that lock."""
     answers: Callable[[Names], str]
     """The select of what `COLUMNS` says."""
     encode: Callable[[Any], Mapping[str, Any]]
@@ -74,8 +95,8 @@ class Kind:
 def asked(names: Names, name: str, columns: str, *, there: str = "t.session_id IS NOT NULL") -> str:
     """Return the CTEs that read the writes of a kind, and whether their rows are there.
 
-    By ``= ANY (array)``, for which the index is used whatever the planner believes of the
-    number of ids.
+    There is nothing to be done unless `_witness` says so. They are looked up by ``= ANY (array)``,
+    for which the index is used whatever the planner believes of the number of ids.
 
     Args:
         names: the names of our tables.
@@ -88,7 +109,7 @@ def asked(names: Names, name: str, columns: str, *, there: str = "t.session_id I
         {name}_asked AS MATERIALIZED (
             SELECT * FROM json_to_recordset(CAST(%({name})s AS json)) AS a(
                 n integer, id text, {columns}
-            )
+            ) WHERE {HOLDS}
         ), {name}_there AS MATERIALIZED (
             SELECT s.session_id, s.generation, {own("s")} AS mine FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(SELECT id FROM {name}_asked))
@@ -99,7 +120,15 @@ def asked(names: Names, name: str, columns: str, *, there: str = "t.session_id I
 
 
 def own(alias: str) -> str:
-    """Return "this incarnation holds the row"."""
+    """Return "this incarnation holds the row", as `_questions.own` does: never by the index."""
+    return (
+        f"{alias}.worker_id = {OWN['worker_id']} AND {alias}.incarnation || '' = "
+        f"{OWN['incarnation']}"
+    )
+
+
+def all_own(alias: str) -> str:
+    """Return the same, by the index on the incarnation, where the rows are not named."""
     return " AND ".join(f"{alias}.{column} = {value}" for column, value in OWN.items())
 
 

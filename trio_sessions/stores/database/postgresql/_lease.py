@@ -1,34 +1,28 @@
-"""Refreshing, leaving and sweeping: one statement each."""
+"""Refreshing and leaving: one statement each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from trio_sessions.abc import Worker
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
-from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._questions import identity, own
 from trio_sessions.stores.database._schema import Tables
-from trio_sessions.stores.database.portable._fleet import (
-    has_expired,
-    old_enough,
-    refreshed,
-    stale_messages,
-    swept,
-    vouch,
-)
-from trio_sessions.stores.database.postgresql._clearing import clearing
+from trio_sessions.stores.database.portable._fleet import refreshed
+from trio_sessions.stores.database.postgresql._clearing import LIMIT, clearing
 from trio_sessions.stores.database.postgresql._errors import (
     LOCK_NOT_AVAILABLE,
     locks_are_of_the_table,
     sqlstate,
 )
-from trio_sessions.stores.database.postgresql._kinds import locked
-from trio_sessions.stores.database.postgresql._words import among, each_id, encode_ids, one_of
-from trio_sessions.types import RowAnswers, Swept
+from trio_sessions.stores.database.postgresql._kinds import OWN, Names, all_own, locked
+from trio_sessions.stores.database.postgresql._kinds import own as own_row
+from trio_sessions.stores.database.postgresql._pipeline import in_one_round_trip
+from trio_sessions.stores.database.postgresql._words import among, each_id, encode_ids
+from trio_sessions.types import RowAnswers, Stamp, Swept
 
 __all__ = ["Lease"]
 
@@ -36,7 +30,7 @@ _ASKED = sa.select(each_id().label("session_id")).cte("asked")
 
 
 class Lease:
-    """Refreshes, deletes and sweeps the rows of one set of tables."""
+    """Refreshes and deletes the rows of one set of tables."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -45,8 +39,7 @@ class Lease:
         mine = sa.and_(among(row.session_id), self._own)
         self._refresh = self._refresh_and_name_the_others(mine)
         self._refresh_free = self._refresh_what_is_not_locked(mine)
-        self._delete_all = self._delete_own()
-        self._sweep = self._vouch_and_sweep()
+        self._names = Names.of(tables)
         self._hides_rows = (
             f"row level security of the table {tables.sessions.name} applies to the role of the "
             "connection, and a row that it hides cannot be told from one that is gone: connect as "
@@ -62,18 +55,20 @@ class Lease:
         """Refresh rows."""
         parameters = {**identity(worker), "session_ids": encode_ids(session_ids)}
         try:
-            others = connection.execute(self._refresh, parameters).all()
+            rows = connection.execute(self._refresh, parameters).all()
         except DBAPIError as exc:
             if sqlstate(exc) != LOCK_NOT_AVAILABLE:
                 raise
             # Somebody holds a row: refresh the others, and say which it is.
             with locks_are_of_the_table():
-                others = connection.execute(self._refresh_free, parameters).all()
-        return self._judge(session_ids, others)
+                rows = connection.execute(self._refresh_free, parameters).all()
+        return self._judge(session_ids, rows)
 
-    def _judge(self, session_ids: Sequence[str], others: Sequence[Any]) -> RowAnswers:
+    def _judge(self, session_ids: Sequence[str], rows: Sequence[Any]) -> RowAnswers:
         """Return what the rows say of which the statement has told that they were not updated."""
         taken_over, unknown = set[str](), dict[str, Exception]()
+        others = [row[2:] for row in rows if row.session_id is not None]
+        stamps = [Stamp(history=row.history, beat=row.beat) for row in rows if row.history]
         for session_id, is_own, is_locked, is_hidden in others:
             if is_own is None and is_hidden:
                 raise StoreUnavailable(self._hides_rows)
@@ -82,33 +77,25 @@ class Lease:
             elif is_own is not None:
                 taken_over.add(session_id)
         return RowAnswers(
-            held=frozenset(session_ids).difference(other.session_id for other in others),
+            held=frozenset(session_ids).difference(session_id for session_id, *_ in others),
             taken_over=frozenset(taken_over),
             unknown=unknown,
+            stamp=stamps[0] if stamps else None,
         )
 
     def delete_all(self, connection: sa.Connection, worker: Worker, limit: int) -> Swept:
-        """Delete a piece of the rows of this incarnation."""
+        """Delete a piece of the rows of this incarnation, and its own with the last of them."""
         parameters = {**identity(worker), "limit": limit}
-        sessions, messages, full = connection.execute(self._delete_all, parameters).one()
-        return Swept(sessions=sessions, messages=messages, more=full and sessions + messages > 0)
-
-    def sweep(
-        self, connection: sa.Connection, worker: Worker, durations: Mapping[str, float], limit: int
-    ) -> Swept:
-        """Vouch and sweep."""
-        parameters = {**identity(worker), **durations, "limit": limit}
-        sessions, messages, righted, full = connection.execute(self._sweep, parameters).one()
-        advances = sessions + messages + righted > 0
-        return Swept(sessions=sessions, messages=messages, more=full and advances)
+        [piece] = in_one_round_trip(connection, [_delete_own(self._names)], parameters)
+        return Swept(sessions=piece.sessions, messages=piece.messages, more=piece.more)
 
     # ---- statements ----
 
-    def _refresh_and_name_the_others(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    def _refresh_and_name_the_others(self, mine: sa.ColumnElement[bool]) -> sa.CompoundSelect[Any]:
         """Return what was not updated: as a rule nothing, so that there is nothing to fetch."""
         return self._name_those_not_in(self._update(mine), is_locked=sa.false())
 
-    def _refresh_what_is_not_locked(self, mine: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    def _refresh_what_is_not_locked(self, mine: sa.ColumnElement[bool]) -> sa.CompoundSelect[Any]:
         row = self._tables.sessions.c
         free = (
             sa.select(row.session_id)
@@ -131,21 +118,24 @@ class Lease:
 
     def _name_those_not_in(
         self, done: sa.CTE, *, is_locked: sa.ColumnElement[bool]
-    ) -> sa.Select[Any]:
+    ) -> sa.CompoundSelect[Any]:
         """Return what was not updated, with what the statement's snapshot says of it.
 
         The snapshot is that of the whole statement, so a row is there, or is not, as it was
         before the UPDATE: one that was changed under it, or that a trigger has spared, is there.
-        No row is looked up that was updated.
+        No row is looked up that was updated. Beside them the worker's stamp is read, in that
+        snapshot; where all was updated it comes alone.
         """
-        sessions = self._tables.sessions
+        sessions, witness = self._tables.sessions, self._tables.workers
         is_own = (
             sa.select(self._own)
             .where(sessions.c.session_id == _ASKED.c.session_id)
             .scalar_subquery()
         )
-        return (
+        others = (
             sa.select(
+                sa.null().label("history"),
+                sa.null().label("beat"),
                 _ASKED.c.session_id,
                 is_own.label("is_own"),
                 is_locked.label("is_locked"),
@@ -154,58 +144,34 @@ class Lease:
             .select_from(_ASKED.outerjoin(done, _ASKED.c.session_id == done.c.session_id))
             .where(done.c.session_id.is_(None))
         )
+        itself = sa.select(
+            witness.c.history, witness.c.beat, sa.null(), sa.null(), sa.false(), sa.false()
+        ).where(witness.c.incarnation == sa.bindparam("own_incarnation", type_=sa.String))
+        return sa.union_all(others, itself)
 
-    def _delete_own(self) -> sa.Select[int, int, bool]:
-        """Lock some rows, in the order that all have, and let them go piece by piece.
 
-        Twice "own": a row that is taken over meanwhile is looked at again in its new form.
-        """
-        row = self._tables.sessions.c
-        some = (
-            sa.select(row.session_id)
-            .where(self._own)
-            .order_by(row.session_id)
-            .limit(_limit())
-            .with_for_update()
-            .cte("some_own")
+@lru_cache
+def _delete_own(names: Names) -> str:
+    """Return the statement that locks some rows, in the order that all have, and lets them go.
+
+    Twice "own": a row that is taken over meanwhile is looked at again in its new form.
+    """
+    return f"""WITH some_own AS MATERIALIZED (
+            SELECT s.session_id FROM {names.sessions} AS s WHERE {all_own("s")}
+            ORDER BY s.session_id LIMIT {LIMIT} FOR UPDATE
+        ), {clearing(names, "some_own", guard=own_row("s"))}, piece AS MATERIALIZED (
+            SELECT counts.*, counts.sessions + counts.messages > 0
+                AND (counts.messages >= {LIMIT} OR (SELECT count(*) FROM some_own) >= {LIMIT})
+                AS more
+            FROM (
+                SELECT (SELECT count(*) FROM gone) AS sessions,
+                    (SELECT count(*) FROM dropped) AS messages
+            ) AS counts
+        ), left_behind AS (
+            DELETE FROM {names.workers} AS w
+            WHERE w.incarnation = {OWN["incarnation"]} AND NOT (SELECT p.more FROM piece AS p)
         )
-        cleared = clearing(self._tables, some, guard=self._own)
-        is_full = sa.or_(_count(some) >= _limit(), _count(cleared.dropped) >= _limit())
-        return sa.select(_count(cleared.gone), _count(cleared.dropped), is_full)
-
-    def _vouch_and_sweep(self) -> sa.Select[int, int, int, bool]:
-        row, fleet = self._tables.sessions.c, self._tables.fleet
-        vouched = (
-            vouch(self._tables, postgresql.insert(fleet))
-            .returning(fleet.c.unbroken_since)
-            .cte("vouched")
-        )
-        may_expire = sa.exists(sa.select(vouched).where(old_enough(vouched.c.unbroken_since)))
-        found = swept(self._tables, may_expire).with_for_update(skip_locked=True).cte("found")
-        righted = (
-            sa.update(self._tables.sessions)
-            .where(one_of(row.session_id, sa.select(found.c.session_id).where(found.c.ahead)))
-            .values(last_accessed=now())
-            .returning(row.session_id)
-            .cte("righted")
-        )
-        expired = sa.select(found.c.session_id).where(sa.not_(found.c.ahead)).cte("expired")
-        cleared = clearing(
-            self._tables,
-            expired,
-            guard=has_expired(self._tables),
-            stale=stale_messages(self._tables),
-        )
-        is_full = sa.or_(_count(found) >= _limit(), _count(cleared.dropped) >= _limit())
-        return sa.select(_count(cleared.gone), _count(cleared.dropped), _count(righted), is_full)
-
-
-def _limit() -> sa.BindParameter[int]:
-    return sa.bindparam("limit", type_=sa.Integer)
-
-
-def _count(cte: sa.CTE) -> sa.ScalarSelect[int]:
-    return sa.select(sa.func.count()).select_from(cte).scalar_subquery()
+        SELECT * FROM piece"""
 
 
 def _not_updated() -> RowUnavailable:

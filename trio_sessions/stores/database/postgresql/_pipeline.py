@@ -1,25 +1,26 @@
 """Several statements in one round trip: psycopg's pipeline, which SQLAlchemy does not know.
 
-They are one transaction, and each of them has a snapshot of its own.
+Each of them has a snapshot of its own.
 https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html
 
 They are prepared, which costs no round trip in a pipeline and saves most of the time that a
 lone one takes: planning. A connection whose ``prepare_threshold`` is None prepares nothing, as
 it must be behind a PgBouncer in transaction mode.
 
-The transaction has a COMMIT of its own. Else what fails at the commit (a full queue of
+Each transaction has a COMMIT of its own. Else what fails at the commit (a full queue of
 notifications, a deferred constraint) would be told in the place of the sync's answer: psycopg
 takes it for that, loses the error, and cannot leave the pipeline. A lone statement that is
 prepared already needs neither.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["in_one_round_trip"]
+__all__ = ["in_one_round_trip", "one_after_the_other"]
 
 _PREPARED = "trio_sessions_prepared"
 
@@ -27,38 +28,77 @@ _PREPARED = "trio_sessions_prepared"
 def in_one_round_trip(
     connection: sa.Connection, statements: Sequence[str], parameters: Mapping[str, Any]
 ) -> Sequence[Any]:
-    """Execute statements with the same parameters; return the rows of the last one.
+    """Execute statements as one transaction; return the rows of the last one.
 
     Raises:
         DBAPIError: as SQLAlchemy would; nothing was committed, or it is not known. A connection
             that was lost is thrown away by whoever has taken it from the pool.
     """
-    import psycopg
-    from psycopg.rows import namedtuple_row
-
     driver: Any = connection.connection.dbapi_connection
     prepared: set[str] = connection.info.setdefault(_PREPARED, set())
-    *first, last = statements
-    cursor = driver.cursor(row_factory=namedtuple_row)
-    try:
-        if not first and last in prepared:
+    last = statements[-1]
+    with _translated(connection, last):
+        if len(statements) == 1 and last in prepared:
+            cursor = _cursor(driver)
             cursor.execute(last, parameters, prepare=True)
         else:
             with driver.pipeline():
-                if driver.autocommit:  # else whoever has the connection commits
-                    driver.execute("BEGIN")
-                for statement in first:
-                    driver.execute(statement, parameters, prepare=True)
-                cursor.execute(last, parameters, prepare=True)
-                if driver.autocommit:
-                    driver.execute("COMMIT")
+                cursor = _transaction(driver, statements, parameters)
             if driver.prepare_threshold is not None:
                 prepared.add(last)
         rows: Sequence[Any] = cursor.fetchall()  # not before: asking costs a round trip
+    return rows
+
+
+def one_after_the_other(
+    connection: sa.Connection, statements: Sequence[str], parameters: Mapping[str, Any]
+) -> Sequence[Sequence[Any]]:
+    """Execute statements, a transaction each; return the rows of each.
+
+    What comes after one that fails is not carried out; what came before stays committed.
+
+    Raises:
+        DBAPIError: as above.
+    """
+    if len(statements) == 1:
+        return [in_one_round_trip(connection, statements, parameters)]
+    driver: Any = connection.connection.dbapi_connection
+    with _translated(connection, statements[-1]):
+        with driver.pipeline():
+            cursors = [_transaction(driver, [each], parameters) for each in statements]
+        return [cursor.fetchall() for cursor in cursors]
+
+
+def _cursor(driver: Any) -> Any:
+    from psycopg.rows import namedtuple_row
+
+    return driver.cursor(row_factory=namedtuple_row)
+
+
+def _transaction(driver: Any, statements: Sequence[str], parameters: Mapping[str, Any]) -> Any:
+    """Send a transaction in a pipeline; return the cursor of its last statement."""
+    if driver.autocommit:  # else whoever has the connection commits
+        driver.execute("BEGIN")
+    for statement in statements:
+        cursor = _cursor(driver)
+        cursor.execute(statement, parameters, prepare=True)
+    if driver.autocommit:
+        driver.execute("COMMIT")
+    return cursor
+
+
+@contextlib.contextmanager
+def _translated(connection: sa.Connection, statement: str) -> Iterator[None]:
+    """Raise the driver's errors as SQLAlchemy would, with the transaction ended."""
+    import psycopg
+
+    try:
+        yield
     except psycopg.Error as exc:
+        driver: Any = connection.connection.dbapi_connection
         _roll_back(driver)
         error = DBAPIError.instance(
-            last,
+            statement,
             None,
             exc,
             psycopg.Error,
@@ -67,7 +107,6 @@ def in_one_round_trip(
             dialect=connection.dialect,
         )
         raise error from exc
-    return rows
 
 
 def _roll_back(driver: Any) -> None:

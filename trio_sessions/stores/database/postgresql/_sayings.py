@@ -3,6 +3,7 @@
 from typing import Any
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores.database.postgresql._doubt import DOUBT
 from trio_sessions.stores.database.postgresql._kinds import Kind, Names, asked, own
 from trio_sessions.types import Holder
 from trio_sessions.writes import ClaimOwner, SetCapabilities, SetOwner
@@ -16,7 +17,11 @@ _SAYING = """
 
 
 def _sayings(names: Names) -> str:
-    """An owner that stays the same is not written."""
+    """An owner that stays the same is not written.
+
+    Where the database may have forgotten something, nobody wins a session that says that it has
+    no owner; its own holder knows.
+    """
     return f"""{asked(names, "sayings", _SAYING)}, saying_locks AS MATERIALIZED (
             SELECT s.session_id, s.worker_id, s.incarnation, s.generation, s.owner
             FROM {names.sessions} AS s
@@ -26,6 +31,7 @@ def _sayings(names: Names) -> str:
             SELECT x.n, x.id, x.owns, x.capabilities, x.elicitation,
                 l.worker_id, l.incarnation, l.owner AS owned_by,
                 {own("l")} AND l.generation <= x.ended AS has_ended,
+                x.claims AND l.owner IS NULL AND NOT ({own("l")}) AND {DOUBT} AS is_doubtful,
                 CASE WHEN NOT x.owns OR (x.claims AND l.owner IS NOT NULL) THEN l.owner
                     ELSE x.owner END AS owner
             FROM sayings AS x JOIN saying_locks AS l ON l.session_id = x.id
@@ -35,17 +41,19 @@ def _sayings(names: Names) -> str:
                 capabilities = CASE WHEN f.owns THEN s.capabilities ELSE f.capabilities END,
                 elicitation = CASE WHEN f.owns THEN s.elicitation ELSE f.elicitation END
             FROM saying_found AS f
-            WHERE s.session_id = f.id AND NOT f.has_ended
+            WHERE s.session_id = f.id AND NOT f.has_ended AND NOT f.is_doubtful
                 AND (NOT f.owns OR f.owner IS DISTINCT FROM f.owned_by)
             RETURNING s.session_id
         )"""
 
 
 def _answers(names: Names) -> str:
-    return """
+    return f"""
         SELECT 'sayings', x.n,
-            CASE WHEN NOT x.there OR f.has_ended THEN 'none'
+            CASE WHEN NOT x.there THEN CASE WHEN {DOUBT} THEN 'doubtful' ELSE 'none' END
+                WHEN f.has_ended THEN 'none'
                 WHEN f.n IS NULL THEN 'locked'
+                WHEN f.is_doubtful THEN 'doubtful'
                 WHEN f.owns AND f.owner IS NOT DISTINCT FROM f.owned_by THEN 'done'
                 WHEN u.session_id IS NULL THEN 'locked'
                 ELSE 'done' END,
@@ -79,6 +87,7 @@ SAYINGS = Kind(
     name="sayings",
     writes=(SetOwner, ClaimOwner, SetCapabilities),
     ctes=_sayings,
+    writing=("saying_updates",),
     answers=_answers,
     encode=_encode,
     decode=_decode,

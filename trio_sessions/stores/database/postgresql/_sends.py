@@ -3,6 +3,7 @@
 from typing import Any
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores.database.postgresql._doubt import DOUBT
 from trio_sessions.stores.database.postgresql._kinds import Kind, Names, asked, born, own
 from trio_sessions.types import Holder, Sent
 from trio_sessions.writes import Acknowledge, Send
@@ -44,10 +45,11 @@ def _sends(names: Names) -> str:
 
 
 def _send_answers(names: Names) -> str:
-    return """
+    return f"""
         SELECT 'sends', x.n,
             CASE WHEN f.n IS NOT NULL THEN 'done'
                 WHEN x.there AND l.session_id IS NULL THEN 'locked'
+                WHEN NOT x.there AND {DOUBT} THEN 'doubtful'
                 ELSE 'none' END,
             l.worker_id, l.incarnation, l.owner, NULL, false, NULL,
             (SELECT ids FROM stored_ids)[f.place]
@@ -67,6 +69,7 @@ SENDS = Kind(
     name="sends",
     writes=(Send,),
     ctes=_sends,
+    writing=("stored",),
     answers=_send_answers,
     encode=lambda write: {
         "id": write.session_id,
@@ -85,8 +88,7 @@ def _ring(names: Names) -> str:
 
     If they are too many for a notification it is empty: there is something.
     """
-    return f"""
-        , rung AS MATERIALIZED (
+    return f"""rung AS MATERIALIZED (
             SELECT CAST(pg_notify(
                 '{names.channels}' || told.incarnation,
                 CASE WHEN told.number = 1 THEN told.one
@@ -140,6 +142,7 @@ ACKNOWLEDGEMENTS = Kind(
     name="acknowledgements",
     writes=(Acknowledge,),
     ctes=_acknowledgements,
+    writing=("acknowledged",),
     answers=_acknowledgement_answers,
     encode=lambda write: {"id": write.session_id, "messages": list(write.message_ids)},
     decode=lambda _, row: bool(row.state == "done"),

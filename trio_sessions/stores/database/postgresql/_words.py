@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from trio_sessions.stores.database._database import Clock
 
-__all__ = ["CLOCK", "among", "each_id", "encode_ids", "one_of"]
+__all__ = ["CLOCK", "among", "each_id", "encode_ids"]
 
 CLOCK = Clock(
     now="clock_timestamp()",
@@ -31,15 +30,12 @@ def each_id() -> sa.ColumnElement[str]:
 
 
 def among(column: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
-    """Return "the column is one of the bind parameter session_ids"."""
-    return one_of(column, sa.select(each_id()))
+    """Return "the column is one of the bind parameter session_ids".
 
-
-def one_of(column: sa.ColumnElement[Any], values: sa.Select[Any]) -> sa.ColumnElement[bool]:
-    """Return "the column is one of these", by the index whatever the planner knows of them."""
-    kind = sa.BigInteger() if isinstance(column.type, sa.BigInteger) else sa.Text()
-    each = values.scalar_subquery()
-    return column == sa.any_(sa.func.array(each, type_=postgresql.ARRAY(kind)))
+    By the index, whatever the planner knows of them.
+    """
+    each = sa.select(each_id()).scalar_subquery()
+    return column == sa.any_(sa.func.array(each, type_=postgresql.ARRAY(sa.Text())))
 
 
 def encode_ids(session_ids: Sequence[str]) -> str:
