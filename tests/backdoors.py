@@ -1,5 +1,7 @@
 """What a test sees and does behind the registry's back: rows of the store, by hand."""
 
+import copy
+import dataclasses
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -8,7 +10,8 @@ import trio
 
 from trio_sessions.stores.database import metadata
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.stores.memory._rows import Row
+from trio_sessions.stores.memory._rows import Row, Rows
+from trio_sessions.stores.memory._workers import Workers
 
 
 class Backdoor(Protocol):
@@ -58,6 +61,18 @@ class Backdoor(Protocol):
 
     def forget_workers(self) -> None:
         """Delete the rows of all workers."""
+        ...
+
+    def copy(self) -> Any:
+        """Return all that is stored."""
+        ...
+
+    def go_back(self, copy: Any) -> None:
+        """Let what is stored be as it was; None: nothing is."""
+        ...
+
+    def insert_late(self, session_id: str, like: str) -> None:
+        """Write a row of the incarnation that holds another one, as a late statement does."""
         ...
 
 
@@ -117,6 +132,19 @@ class MemoryBackdoor:
 
     def forget_workers(self) -> None:
         self._store._workers._rows.clear()
+
+    def copy(self) -> Any:
+        return copy.deepcopy((self._store._rows, self._store._workers))
+
+    def go_back(self, copy: Any) -> None:
+        if copy is None:
+            copy = Rows(), Workers()
+        self._store._rows, self._store._workers = copy
+
+    def insert_late(self, session_id: str, like: str) -> None:
+        self._store._rows[session_id] = dataclasses.replace(
+            self._store._rows[like], messages={}, generation=1
+        )
 
 
 class DatabaseBackdoor:
@@ -219,3 +247,23 @@ class DatabaseBackdoor:
 
     def forget_workers(self) -> None:
         self.execute(sa.delete(self.workers_table))
+
+    def copy(self) -> Any:
+        return {
+            table: [row._asdict() for row in self.execute(sa.select(table))]
+            for table in self.sessions.metadata.sorted_tables
+        }
+
+    def go_back(self, copy: Any) -> None:
+        tables = self.sessions.metadata.sorted_tables
+        with self.engine.begin() as connection:
+            for table in reversed(tables):
+                connection.execute(sa.delete(table))
+            for table in tables:
+                if copy is not None and copy[table]:
+                    connection.execute(sa.insert(table), copy[table])
+
+    def insert_late(self, session_id: str, like: str) -> None:
+        [row] = self.execute(sa.select(self.sessions).where(self.sessions.c.session_id == like))
+        values = {**row._asdict(), "session_id": session_id, "generation": 1}
+        self.execute(sa.insert(self.sessions).values(values))
