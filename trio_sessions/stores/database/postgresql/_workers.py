@@ -21,6 +21,7 @@ from trio_sessions.types import Presence, Stamp, Stamped
 
 __all__ = ["Workers", "stamp_and_vouch", "stamped", "vouch"]
 
+
 def _vouched(names: Names, source: str = "") -> str:
     """Return the CTE that vouches that workers can reach the database now.
 
