@@ -472,6 +472,7 @@ async def test_a_worker_that_alone_lost_the_database_expires(everywhere: Shared)
         await b.add_session("s", transport)
         store.fail()
         everywhere.backdoor.age(61.0)
+        everywhere.backdoor.age_workers(61.0, b.worker_id)
         assert set((await b.cleanup()).refresh_failures) == {"s"}
         assert (await a.cleanup()).expired == 1
         store.heal()

@@ -466,33 +466,39 @@ async def test_after_an_outage_the_next_pass_comes_sooner(autojump_clock: MockCl
         assert report.refreshed == 1
 
 
-async def test_workers_vouch_between_passes_that_are_far_apart(
+async def test_workers_are_stamped_between_passes_that_are_far_apart(
     autojump_clock: MockClock,
 ) -> None:
-    """Or else a healthy worker's silence would look like an outage."""
+    """Or else a healthy worker's silence would look like an outage, or like its death."""
     store = FaultyStore(MemoryStore())
     async with open_registry(store, session_ttl=100.0, cleanup_interval=50.0):
+        assert (store.calls["begin"], store.calls["sweep"]) == (1, 1)
         await trio.sleep(41)
-        assert store.calls["sweep"] == 1 + 4
-        store.fail(Fault.FAILS, "sweep")
-        await trio.sleep(3)  # a pass may come at 45, the next vouching does at 50
-        assert store.faults["sweep"] == 0
-        await trio.sleep(7)
-        assert store.faults["sweep"] >= 1
+        assert store.calls["stamp"] == 8
+        store.fail(Fault.FAILS, "stamp")
+        await trio.sleep(5)
+        assert store.faults["stamp"] >= 1
         store.heal()
+    async with open_registry(store, session_ttl=4.0, cleanup_interval=2.0):
+        store.calls.clear()
+        await trio.sleep(10.5)
+        assert store.calls["stamp"] == 5, "an interval that is shorter than five seconds counts"
 
 
-async def test_a_worker_that_cannot_refresh_does_not_vouch(autojump_clock: MockClock) -> None:
-    """Its word would hide an outage of the others."""
-    store = FaultyStore(MemoryStore())
-    async with open_registry(store, session_ttl=100.0, cleanup_interval=50.0) as registry:
-        await registry.add_session("s", FakeTransport())
+async def test_a_worker_that_cannot_refresh_keeps_its_sessions(autojump_clock: MockClock) -> None:
+    """UPDATE of the sessions fails, on a full disk say: its stamps say that it is alive."""
+    shared = MemoryStore()
+    store, transport = FaultyStore(shared), FakeTransport()
+    settings: dict[str, Any] = {"session_ttl": 100.0, "cleanup_interval": 50.0}
+    async with open_registry(shared, **settings) as b, open_registry(store, **settings) as a:
+        await a.add_session("s", transport)
         store.fail(Fault.FAILS, "refresh")
-        await registry.cleanup()
-        before = store.calls["sweep"]
-        await trio.sleep(40)
-        assert store.calls["sweep"] == before
+        await trio.sleep(1000)
+        assert store.faults["refresh"] >= 10
+        assert b.statistics().expired == 0
         store.heal()
+        await trio.sleep(100)
+        assert (a.statistics().removed_missing, transport.disconnects) == (0, 0)
 
 
 @pytest.mark.parametrize("outage", [30, 45, 55, 70, 99, 101, 250, 1000])

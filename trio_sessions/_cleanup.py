@@ -183,6 +183,7 @@ class Pass:
         self._settings = settings
         self._tally = _Tally()
         self._taken_over: list[Entry] = []
+        self._went_back = False
         self._turn = trio.Lock()  # one chunk is judged at a time, and others run in between
         self._split_until = 0.0
 
@@ -252,7 +253,15 @@ class Pass:
         return leases
 
     async def _refresh(self, leases: Leases) -> None:
-        """Refresh or write all rows: chunks at once, as many as the limiter lets through."""
+        """Refresh or write all rows; ask once more for what this worker has lost with its lease."""
+        await self._refresh_all(leases)
+        if self._went_back:
+            await self._notice_rewinds()
+            lost = [entry for entry in leases.refresh if entry.row is Row.LOST]
+            await self._refresh_all(Leases(refresh=[e for e in lost if self._table.holds(e)]))
+
+    async def _refresh_all(self, leases: Leases) -> None:
+        """Send chunks at once, as many as the limiter lets through."""
         async with trio.open_nursery() as nursery:
             for chunk in chunked(_sorted(leases.refresh), self._portions.size):
                 nursery.start_soon(self._refresh_chunk, chunk)
@@ -285,6 +294,9 @@ class Pass:
         self._take_note(verdict)
 
     def _take_note(self, verdict: RowVerdict) -> None:
+        if self._went_back:  # it may have been unknown before
+            for entry in (*verdict.taken_over, *verdict.there):
+                self._tally.refresh_failures.pop(entry.session_id, None)
         self._tally.refresh_failures.update(verdict.unknown)
         self._taken_over += verdict.taken_over
 
@@ -330,6 +342,7 @@ class Pass:
         except SessionsError as exc:
             error = exc
             self.database_answered = False
+            self._went_back |= isinstance(exc, WentBack)
         return RowAnswers(
             held=frozenset(), unknown=dict.fromkeys((e.session_id for e in entries), error)
         )

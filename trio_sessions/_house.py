@@ -127,8 +127,8 @@ class House:
 
     async def start(self) -> None:
         """Run the first pass, then go on in the background; `close` must follow."""
-        await self._histories.begin()
         self.background.start_service(self._writer.run)
+        await self._histories.begin()
         await self.passes.start()
         self.background.start_lasting(
             partial(
