@@ -13,10 +13,13 @@ from trio_sessions._entry import Entry, Row
 from trio_sessions._pacing import pause_after
 from trio_sessions._table import LocalTable
 from trio_sessions.testing import FakeTransport
-from trio_sessions.types import Holder, RowAnswers, fingerprint
+from trio_sessions.types import Holder, RowAnswers, Stamp, fingerprint
 from trio_sessions.writes import Claimed, Outcome
 
 ids = st.text(min_size=1, max_size=3, alphabet="abc")
+
+
+STAMP = Stamp(history="h", beat=5)
 
 
 def entry(session_id: str) -> Entry:
@@ -44,11 +47,36 @@ def test_exactly_what_is_absent_from_the_answer_is_gone(
         held=frozenset(held),
         taken_over=frozenset(taken_over - held - unknown),
         unknown=dict.fromkeys(unknown - held, error),
+        stamp=STAMP,
     )
-    verdict = judge_rows([entry(session_id) for session_id in asked], answers)
+    verdict = judge_rows([confirmed_entry(session_id) for session_id in asked], answers)
     assert {e.session_id for e in verdict.there} == asked & held
     assert {e.session_id for e in verdict.taken_over} == (asked & taken_over) - held - unknown
     assert {e.session_id for e in verdict.gone} == asked - held - taken_over - unknown
+
+
+@pytest.mark.parametrize(
+    ("shown", "is_believed"),
+    [
+        (None, False),
+        (Stamp(history="another", beat=99), False),
+        (Stamp(history="h", beat=4), False),
+        (Stamp(history="h", beat=5), True),
+        (Stamp(history="h", beat=6), True),
+    ],
+    ids=str,
+)
+def test_an_answer_counts_only_if_the_witness_vouches_for_it(
+    shown: Stamp | None, *, is_believed: bool
+) -> None:
+    """It shows the history in which the row was confirmed, and no lower beat."""
+    gone, moved, there = (confirmed_entry(name) for name in ("gone", "moved", "there"))
+    answers = RowAnswers(held=frozenset({"there"}), taken_over=frozenset({"moved"}), stamp=shown)
+    verdict = judge_rows([gone, moved, there], answers)
+    assert verdict.there == [there]
+    assert verdict.gone == [gone] * is_believed
+    assert verdict.taken_over == [moved] * is_believed
+    assert verdict.unknown.keys() == (set() if is_believed else {"gone", "moved"})
 
 
 def test_who_was_lost_to_a_newer_holder_has_a_mark() -> None:
@@ -56,8 +84,8 @@ def test_who_was_lost_to_a_newer_holder_has_a_mark() -> None:
     lost, confirmed = entry("lost"), entry("confirmed")
     for one, how in ((lost, Outcome.LOST), (confirmed, Outcome.KEPT)):
         one.claim()
-        one.confirm(claimed(how))
-    verdict = judge_rows([lost, confirmed], RowAnswers(held=frozenset()))
+        one.confirm(claimed(how), STAMP)
+    verdict = judge_rows([lost, confirmed], RowAnswers(held=frozenset(), stamp=STAMP))
     assert (verdict.taken_over, verdict.gone) == ([lost], [confirmed])
 
 
@@ -69,7 +97,7 @@ def test_a_row_is_judged_only_if_it_was_once_confirmed() -> None:
         if row is not Row.UNWRITTEN:
             one.claim()
         if row in (Row.CONFIRMED, Row.LOST):
-            one.confirm(claimed(Outcome.LOST if row is Row.LOST else Outcome.KEPT))
+            one.confirm(claimed(Outcome.LOST if row is Row.LOST else Outcome.KEPT), STAMP)
         assert one.row is row
         leases.add(one)
     assert leases.refresh == [entries[Row.CONFIRMED], entries[Row.LOST]]
@@ -80,15 +108,22 @@ def test_a_row_goes_only_where_it_may() -> None:
     """An answer without a claim, or a second claim, is a mistake of ours."""
     one = entry("s")
     with pytest.raises(RuntimeError, match="from UNWRITTEN to CONFIRMED"):
-        one.confirm(claimed(Outcome.INSERTED))
+        one.confirm(claimed(Outcome.INSERTED), STAMP)
     one.claim()
     with pytest.raises(RuntimeError, match="from WRITING to WRITING"):
         one.claim()
     one.fail(OSError())
     assert (one.row, one.is_certain) == (Row.UNWRITTEN, False)
     one.claim()
-    one.confirm(claimed(Outcome.INSERTED))
+    one.confirm(claimed(Outcome.INSERTED), STAMP)
     assert (one.row, one.is_certain, one.born) == (Row.CONFIRMED, True, "1")
+
+
+def confirmed_entry(session_id: str) -> Entry:
+    one = entry(session_id)
+    one.claim()
+    one.confirm(claimed(Outcome.INSERTED), STAMP)
+    return one
 
 
 def claimed(outcome_: Outcome) -> Claimed:

@@ -1,6 +1,7 @@
 """The writer: what makes a batch, in which order, and who is told what."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from trio_sessions import RowUnavailable, StoreUnavailable
+from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge
+from trio_sessions._histories import Histories
 from trio_sessions._orders import Lines, Order, Stage
 from trio_sessions._settings import Settings
+from trio_sessions._witness import Witness
 from trio_sessions._writer import Writer
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
@@ -203,18 +207,25 @@ class Recorder(FaultyStore):
             raise RowUnavailable("refused by a trigger")
         if self.operations is not None or self.fault is not Fault.NONE:
             await super().commit(worker, batch)
+        assert batch.stamp is not None
         return Committed(
             answers=[
                 RowUnavailable("locked") if write.session_id in self.locked else None
                 for write in batch.writes
-            ]
+            ],
+            stamp=replace(batch.stamp, beat=batch.stamp.beat + 1),
         )
 
 
 def make_writer(store: FaultyStore, **settings: Any) -> Writer:
     worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(5))
-    edge = Edge(store, worker, Settings(**settings))
-    return Writer(edge, rows=100, timeout=settings.get("store_timeout", 30.0))
+    witness, checked = Witness(), Settings(**settings)
+    witness.begin("a history")
+    edge = Edge(store, worker, witness, checked)
+    histories = Histories(
+        edge=edge, witness=witness, presence=checked.presence(), counters=Counters()
+    )
+    return Writer(edge, histories, rows=100, timeout=checked.store_timeout)
 
 
 async def settle_all(orders: Sequence[Order[Any]]) -> None:

@@ -13,13 +13,17 @@ Layers, lower never imports higher (checked by import-linter)::
     _passes                  when a pass runs
     _cleanup | _pacing       what a pass decides and does
     _brake | _portions       masses that are missing at once; how much is asked for at once
+    _strays | _stamping      rows that no session has; stamps between the passes
+    _restoring               what a new history means for the sessions
     _sessions                what has to happen when a session comes or goes
     _leaving                 sessions on their way out
     _messages | _owners      their messages, one room; what is said of them
     _claims                  the rows of the sessions held here
     _writer | _departures    all that is written; what removed sessions have left behind
+    _histories               a worker's histories, begun and begun anew
     _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
     _rounds | _counters      one method called on many transports
+    _witness | _estimate     whether the database has forgotten nothing; what its clock may say
     _table | stores          siblings
     _entry                   one session, and what is known of its row
     abc, _settings, _json    contracts, settings, encoding
