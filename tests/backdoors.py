@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -69,6 +70,10 @@ class Backdoor(Protocol):
 
     def go_back(self, copy: Any) -> None:
         """Let what is stored be as it was; None: nothing is."""
+        ...
+
+    def number_messages_anew(self) -> None:
+        """Let ids of messages begin at the largest that is stored, as in an older copy."""
         ...
 
     def insert_late(self, session_id: str, like: str) -> None:
@@ -140,6 +145,12 @@ class MemoryBackdoor:
         if copy is None:
             copy = Rows(), Workers()
         self._store._rows, self._store._workers = copy
+
+    def number_messages_anew(self) -> None:
+        rows = self._store._rows
+        rows._message_ids = itertools.count(
+            1 + max((m for r in rows.values() for m in r.messages), default=0)
+        )
 
     def insert_late(self, session_id: str, like: str) -> None:
         self._store._rows[session_id] = dataclasses.replace(
@@ -262,6 +273,15 @@ class DatabaseBackdoor:
             for table in tables:
                 if copy is not None and copy[table]:
                     connection.execute(sa.insert(table), copy[table])
+
+    def number_messages_anew(self) -> None:
+        [(largest,)] = self.execute(sa.select(sa.func.max(self.messages_table.c.id)))
+        if self.engine.dialect.name == "sqlite":
+            self.execute(sa.text(f"UPDATE sqlite_sequence SET seq = {largest or 0}"))
+        else:
+            self.execute(
+                sa.text(f"SELECT setval('trio_messages_id_seq', {largest or 0} + 1, false)")
+            )
 
     def insert_late(self, session_id: str, like: str) -> None:
         [row] = self.execute(sa.select(self.sessions).where(self.sessions.c.session_id == like))
