@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from trio_sessions.stores._lease import REMEMBERED
 from trio_sessions.stores.database._clock import ago
-from trio_sessions.stores.database._questions import own
+from trio_sessions.stores.database._questions import all_own
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._fleet import is_ahead
 
@@ -25,7 +25,6 @@ def expired(tables: Tables) -> sa.ColumnElement[bool]:
     The bind parameter session_ttl is the sweeper's own.
     """
     row, holder = tables.sessions.c, tables.workers.alias("holder").c
-    # By far the most rows are of the living, and it takes one look to tell.
     alive = sa.select(tables.workers.c.incarnation).where(sa.not_(_has_lapsed(tables)))
     holders_own = (
         sa.select(holder.session_ttl)
@@ -33,10 +32,16 @@ def expired(tables: Tables) -> sa.ColumnElement[bool]:
         .correlate(tables.sessions)
         .scalar_subquery()
     )
-    ttl = sa.func.coalesce(holders_own, _longest_ttl(tables))
+    ttl = sa.func.coalesce(holders_own, _of_all_ttls(tables, sa.func.max))
+    # What rules out by far the most rows comes first, and is worked out once for all of them.
+    shortest_ago = sa.select(ago(_of_all_ttls(tables, sa.func.min))).scalar_subquery()
+    fleet = tables.fleet.c
+    is_unbroken = sa.or_(fleet.unbroken_since.is_(None), fleet.unbroken_since <= shortest_ago)
     return sa.and_(
+        sa.exists(sa.select(fleet.id).where(is_unbroken)),
+        row.last_accessed < shortest_ago,
         row.incarnation.not_in(alive),
-        sa.not_(own(tables)),
+        sa.not_(all_own(tables)),
         row.last_accessed < ago(ttl),
         _unbroken_for(tables, ttl, tables.sessions),
     )
@@ -51,7 +56,7 @@ def found_by_sweep(tables: Tables) -> sa.Select[Any]:
     ahead = is_ahead(tables)
     return (
         sa.select(row.session_id, ahead.label("ahead"))
-        .where(sa.or_(ahead, expired(tables)), sa.not_(own(tables)))
+        .where(sa.or_(ahead, expired(tables)), sa.not_(all_own(tables)))
         .order_by(row.session_id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
     )
@@ -84,10 +89,11 @@ def _has_lapsed(tables: Tables) -> sa.ColumnElement[bool]:
     return sa.or_(worker.stamped_at < ttl_ago, worker.passed_at < ttl_ago)
 
 
-def _longest_ttl(tables: Tables) -> sa.ScalarSelect[Any]:
+def _of_all_ttls(tables: Tables, which: Any) -> sa.ScalarSelect[Any]:
+    """Return the longest or the shortest session_ttl of the workers known and the sweeper."""
     sweepers = sa.select(sa.bindparam("session_ttl", type_=sa.Float).label("ttl"))
     known = sweepers.union_all(sa.select(tables.workers.alias("known").c.session_ttl)).subquery()
-    return sa.select(sa.func.max(known.c.ttl)).scalar_subquery()
+    return sa.select(which(known.c.ttl)).scalar_subquery()
 
 
 def _unbroken_for(

@@ -9,7 +9,7 @@ from trio_sessions.abc import Worker
 from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores._lease import GAP
 from trio_sessions.stores.database._clock import now
-from trio_sessions.stores.database._questions import identity, own
+from trio_sessions.stores.database._questions import all_own, identity, own
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._clear import Clear, Cleared
 from trio_sessions.stores.database.portable._expiry import (
@@ -37,7 +37,7 @@ class Lease:
         self._there = sa.select(row.session_id, own(tables)).where(grammar.among(row.session_id))
         self._some = (
             sa.select(row.session_id)
-            .where(own(tables))
+            .where(all_own(tables))
             .order_by(row.session_id)
             .limit(sa.bindparam("limit", type_=sa.Integer))
         )

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from trio_sessions.abc import Worker
 from trio_sessions.stores._lease import DOUBT
 from trio_sessions.stores.database._clock import ago, now
-from trio_sessions.stores.database._questions import identity, own
+from trio_sessions.stores.database._questions import all_own, identity
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._fleet import vouch
 from trio_sessions.stores.database.portable._grammar import Grammar
@@ -48,7 +48,7 @@ class Witness:
         self._look = sa.select(
             worker.history,
             worker.beat,
-            sa.select(sa.func.count(row.session_id)).where(own(tables)).scalar_subquery(),
+            sa.select(sa.func.count(row.session_id)).where(all_own(tables)).scalar_subquery(),
             sa.select(sa.func.max(others.c.session_ttl)).scalar_subquery(),
             sa.exists(
                 sa.select(others.c.incarnation).where(
