@@ -1,5 +1,8 @@
 """What a test sees and does behind the registry's back: rows of the store, by hand."""
 
+import copy
+import dataclasses
+import itertools
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -8,7 +11,8 @@ import trio
 
 from trio_sessions.stores.database import metadata
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.stores.memory._rows import Row
+from trio_sessions.stores.memory._rows import Row, Rows
+from trio_sessions.stores.memory._workers import Workers
 
 
 class Backdoor(Protocol):
@@ -58,6 +62,22 @@ class Backdoor(Protocol):
 
     def forget_workers(self) -> None:
         """Delete the rows of all workers."""
+        ...
+
+    def copy(self) -> Any:
+        """Return all that is stored."""
+        ...
+
+    def go_back(self, copy: Any) -> None:
+        """Let what is stored be as it was; None: nothing is."""
+        ...
+
+    def number_messages_anew(self) -> None:
+        """Let ids of messages begin at the largest that is stored, as in an older copy."""
+        ...
+
+    def insert_late(self, session_id: str, like: str) -> None:
+        """Write a row of the incarnation that holds another one, as a late statement does."""
         ...
 
 
@@ -117,6 +137,25 @@ class MemoryBackdoor:
 
     def forget_workers(self) -> None:
         self._store._workers._rows.clear()
+
+    def copy(self) -> Any:
+        return copy.deepcopy((self._store._rows, self._store._workers))
+
+    def go_back(self, copy: Any) -> None:
+        if copy is None:
+            copy = Rows(), Workers()
+        self._store._rows, self._store._workers = copy
+
+    def number_messages_anew(self) -> None:
+        rows = self._store._rows
+        rows._message_ids = itertools.count(
+            1 + max((m for r in rows.values() for m in r.messages), default=0)
+        )
+
+    def insert_late(self, session_id: str, like: str) -> None:
+        self._store._rows[session_id] = dataclasses.replace(
+            self._store._rows[like], messages={}, generation=1
+        )
 
 
 class DatabaseBackdoor:
@@ -219,3 +258,32 @@ class DatabaseBackdoor:
 
     def forget_workers(self) -> None:
         self.execute(sa.delete(self.workers_table))
+
+    def copy(self) -> Any:
+        return {
+            table: [row._asdict() for row in self.execute(sa.select(table))]
+            for table in self.sessions.metadata.sorted_tables
+        }
+
+    def go_back(self, copy: Any) -> None:
+        tables = self.sessions.metadata.sorted_tables
+        with self.engine.begin() as connection:
+            for table in reversed(tables):
+                connection.execute(sa.delete(table))
+            for table in tables:
+                if copy is not None and copy[table]:
+                    connection.execute(sa.insert(table), copy[table])
+
+    def number_messages_anew(self) -> None:
+        [(largest,)] = self.execute(sa.select(sa.func.max(self.messages_table.c.id)))
+        if self.engine.dialect.name == "sqlite":
+            self.execute(sa.text(f"UPDATE sqlite_sequence SET seq = {largest or 0}"))
+        else:
+            self.execute(
+                sa.text(f"SELECT setval('trio_messages_id_seq', {largest or 0} + 1, false)")
+            )
+
+    def insert_late(self, session_id: str, like: str) -> None:
+        [row] = self.execute(sa.select(self.sessions).where(self.sessions.c.session_id == like))
+        values = {**row._asdict(), "session_id": session_id, "generation": 1}
+        self.execute(sa.insert(self.sessions).values(values))

@@ -31,6 +31,8 @@ class ClaimComparison:
     """The session was removed elsewhere, and this is another one of the same id."""
     has_moved: bool
     """Another worker may have held it since its last claim was answered."""
+    was_forgotten: bool
+    """The store went back: its messages may be others than before, and so may their ids."""
 
 
 class ClaimListener(Protocol):
@@ -163,6 +165,7 @@ class Claims:
     def conclude(self, entry: Entry, claim: Claim, claimed: Claimed) -> None:
         """Take note of the answer to a claim."""
         before, was_certain = entry.born, entry.is_certain
+        was_forgotten = entry.was_forgotten
         self.departures.settle(entry.session_id, claim.ended)
         self.dropped(claimed.dropped)
         entry.pending.forget(claim)
@@ -171,6 +174,7 @@ class Claims:
             comparison = ClaimComparison(
                 is_other=before is not None and before != claimed.born,
                 has_moved=claimed.outcome is not Outcome.KEPT or not was_certain,
+                was_forgotten=was_forgotten,
             )
             for listener in self._listeners:
                 listener.claimed(entry, comparison)

@@ -127,6 +127,7 @@ class Entry:
         "_holder",
         "_is_certain",
         "_row",
+        "_was_forgotten",
         "added_at",
         "generation",
         "pending",
@@ -156,6 +157,7 @@ class Entry:
         self._error: Exception | None = None
         self._born = None if replaced is None else replaced.born
         self._is_certain = replaced is None or replaced.is_certain
+        self._was_forgotten = replaced is not None and replaced.was_forgotten
         self._confirmed_by = _NEVER
         self._holder: Holder | None = None
         self._capabilities: Capabilities | None = None
@@ -190,6 +192,11 @@ class Entry:
         self._go(Row.WRITING)
 
     @property
+    def was_forgotten(self) -> bool:
+        """The database went back, and no claim of the row has been answered since."""
+        return self._was_forgotten
+
+    @property
     def confirmed_by(self) -> Stamp:
         """A stamp of this worker without which no answer about the row counts."""
         return self._confirmed_by
@@ -206,7 +213,7 @@ class Entry:
             self._born = claimed.born
             self._holder, self._capabilities = claimed.holder, claimed.capabilities
         self._confirmed_by = stamp
-        self._is_certain = True
+        self._is_certain, self._was_forgotten = True, False
         self._answer(Row.LOST if lost else Row.CONFIRMED, None)
 
     def fail(self, error: Exception | None) -> None:
@@ -224,7 +231,7 @@ class Entry:
         if self._holder is not None:
             self.pending.note_again(self._holder, self._capabilities)
         self._born = None  # it may get another birth, and is the same session all the same
-        self._is_certain = False
+        self._was_forgotten = True
         self._go(Row.UNWRITTEN)
 
     def lapse(self, stamp: Stamp) -> None:

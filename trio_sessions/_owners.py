@@ -61,8 +61,21 @@ class _SayOrder(Order[Holder | None]):
         return self._write(self._owners.ended(self.session_id))
 
     def conclude(self, result: outcome.Outcome[Holder | None] | None) -> None:
-        if isinstance(result, outcome.Value) and result.value is None:
-            self._note_if(Row.WRITING)  # by a claim that stands behind this in the line
+        if isinstance(result, outcome.Value):
+            if result.value is None:
+                self._note_if(Row.WRITING)  # by a claim that stands behind this in the line
+            else:
+                self._learn(result.value)
+
+    def _learn(self, holder: Holder) -> None:
+        """Tell the session, if it is still held here, what the store has said of it."""
+        entry = self._owners.held(self.session_id)
+        if entry is not None and entry.pending is self._pending:
+            entry.learn(holder, self._capabilities_written())
+
+    def _capabilities_written(self) -> Capabilities | None:
+        """Return what is known of the capabilities now."""
+        return None
 
     @abc.abstractmethod
     def _write(self, ended: int) -> Write[Holder | None]:
@@ -101,7 +114,9 @@ class _ClaimOwner(_SayOrder):
         raise StoreUnavailable("who is first cannot be told without the store") from entry.error
 
     def conclude(self, result: outcome.Outcome[Holder | None] | None) -> None:
-        """Do nothing: a first claim cannot be noted, `Owners.claim_owner` asks again."""
+        """Note nothing: a first claim cannot be, `Owners.claim_owner` asks again."""
+        if isinstance(result, outcome.Value) and result.value is not None:
+            self._learn(result.value)
 
 
 class _SetCapabilities(_SayOrder):
@@ -118,6 +133,9 @@ class _SetCapabilities(_SayOrder):
 
     def _note(self, entry: Entry) -> None:
         entry.pending.note_capabilities(self._capabilities)
+
+    def _capabilities_written(self) -> Capabilities:
+        return self._capabilities
 
 
 class Owners:
@@ -245,7 +263,12 @@ class Owners:
         if entry is not None and entry.pending.owner is not Keep.OWNER:
             return entry.pending.owner
         holder, is_left_over = await self._locate(session_id)
-        return None if holder is None or is_left_over else holder.owner
+        if holder is None or is_left_over:
+            return None
+        entry = self._table.get(session_id)
+        if entry is not None and self._edge.is_own(holder):
+            entry.learn(holder)
+        return holder.owner
 
     async def get_capabilities(self, session_id: str) -> dict[str, object] | None:
         """See `SessionRegistry.get_client_capabilities`."""

@@ -379,6 +379,20 @@ class Inbox:
         self.wake()
         return dropped
 
+    def forget_rows(self) -> None:
+        """Note that the store went back: what is here is in memory only, whatever is there.
+
+        What it still has is delivered once more; what it gives an old id to is another message.
+        """
+        in_hand = [] if self._hand.message is None else [self._hand.message]
+        for message in (*self._line, *in_hand):
+            message.row = None
+        self._held.clear()
+        self._stale.clear()
+        self._asked = None
+        self._own_waits = False
+        self._newest_own = 0
+
     def _drop_earlier_lives(self) -> list[Message]:
         self._floor = self._life
         gone = self._line.drop(lambda one: one.life < self._floor)

@@ -113,6 +113,11 @@ class Inboxes:
         """Say whether a row is only left for the sweep."""
         return row in self._expired
 
+    def forget_rows(self, inbox: Inbox) -> None:
+        """Note that the store went back, and rows of an inbox may be others than before."""
+        inbox.forget_rows()
+        self._expired = {row: one for row, one in self._expired.items() if one is not inbox}
+
     def swept(self) -> None:
         """Note that the store has dropped what was too old."""
         for row, inbox in self._expired.items():

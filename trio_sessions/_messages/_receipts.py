@@ -106,6 +106,11 @@ class Receipts:
         if rows:
             self._writer.give(_LastReceipt(inbox.session_id, tuple(sorted(rows))))
 
+    def forget(self, inbox: Inbox) -> None:
+        """Acknowledge nothing of what was handled: the ids may be those of other messages."""
+        self._done.pop(inbox, None)
+        self._pauses.pop(inbox, None)
+
     async def repeat(self) -> None:
         """Repeat what failed, when its pause is over."""
         while True:

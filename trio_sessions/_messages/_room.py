@@ -118,6 +118,9 @@ class Messages:
         inbox = self._inboxes.get(entry.session_id)
         if inbox is None:
             return
+        if comparison.was_forgotten:
+            self._inboxes.forget_rows(inbox)
+            self._receipts.forget(inbox)
         dropped = inbox.claimed(
             is_other=comparison.is_other, has_moved=comparison.has_moved, now=trio.current_time()
         )

@@ -11,7 +11,7 @@ from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._database import Database, known
 
-__all__ = ["Tables", "check_tables", "create_missing", "metadata", "tables"]
+__all__ = ["Tables", "check_tables", "create_missing", "metadata", "tables", "upgrades"]
 
 _Type = sa.types.TypeEngine[Any]
 _LATER = {"added": True}
@@ -160,16 +160,27 @@ def create_missing(connection: sa.Connection, ours: Tables) -> None:
     version may go on beside: they need not know what is added.
     """
     ours.metadata.create_all(connection)
-    inspector = sa.inspect(connection)
     for table in ours.metadata.sorted_tables:
-        there = {column["name"] for column in inspector.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in there:
-                wording = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-                name = connection.dialect.identifier_preparer.format_table(table)
-                connection.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN {wording}")
-        for index in table.indexes:
-            index.create(connection, checkfirst=True)
+        for statement in upgrades(connection, table):
+            connection.exec_driver_sql(statement)
+
+
+def upgrades(connection: sa.Connection, table: sa.Table) -> list[str]:
+    """Return the statements that add to a table what that of an earlier version lacks."""
+    inspector = sa.inspect(connection)
+    dialect = connection.dialect
+    columns = {column["name"] for column in inspector.get_columns(table.name)}
+    indexes = {index["name"] for index in inspector.get_indexes(table.name)}
+    name = dialect.identifier_preparer.format_table(table)
+    return [
+        f"ALTER TABLE {name} ADD COLUMN {sa.schema.CreateColumn(column).compile(dialect=dialect)}"
+        for column in table.columns
+        if column.name not in columns
+    ] + [
+        str(sa.schema.CreateIndex(index).compile(dialect=dialect))
+        for index in sorted(table.indexes, key=lambda index: str(index.name))
+        if index.name not in indexes
+    ]
 
 
 def check_tables(

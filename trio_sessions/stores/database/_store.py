@@ -55,8 +55,8 @@ class DatabaseStore(SessionStore):
             than its pool keeps connections, and but for two of them no questions; its overflow
             is left to you. Give it three connections or more.
         table_prefix: lower-case letters, digits and underscores, at most 38 of them.
-        create_tables: create missing tables when the store opens. Existing ones are
-            never altered.
+        create_tables: create missing tables when the store opens, and add to those of an earlier
+            version what they lack; nothing else is altered.
         connect_timeout: seconds to connect, for an engine made here; at least 2 count
             on PostgreSQL.
         operation_timeout: seconds for one operation. The server is told to stop a
@@ -120,6 +120,11 @@ class DatabaseStore(SessionStore):
 
     def __repr__(self) -> str:
         return f"DatabaseStore({masked(self._url)!r})"
+
+    @property
+    def gives_up_after(self) -> float:
+        """``operation_timeout``; see `Store.gives_up_after`."""
+        return self.operation_timeout
 
     # ---- opening and closing ----
 

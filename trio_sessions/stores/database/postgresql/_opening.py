@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database._database import CheckOpening
-from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database._schema import Tables, upgrades
 
 __all__ = ["check_opening"]
 
@@ -57,6 +57,7 @@ _LOOK = sa.text("""
             WHERE filled.adrelid = tables.oid AND CASE WHEN sequence.relkind = 'S'
                 THEN NOT has_sequence_privilege(sequence.oid, 'USAGE, UPDATE') END
         ) AS sequences,
+        pg_has_role(tables.relowner, 'USAGE') AS owns,
         coalesce(row_security_active(tables.oid), false) AS hides_rows,
         format_type(id.atttypid, id.atttypmod) AS id_type,
         kind.typcategory = 'S' AND coalesce(nullif(kind.typbasetype, 0), kind.oid)
@@ -85,6 +86,13 @@ def check_opening(tables: Tables) -> CheckOpening:
         there = [table for table in found if table.there]
         _check_schemas(found, there, may_create=may_create)
         _check_rights(there)
+        lacking = [
+            statement
+            for table in there
+            if not (may_create and table.owns)
+            for statement in upgrades(connection, tables.metadata.tables[table.name])
+        ]
+        _check_upgrades(found[0], lacking, may_create=may_create)
         for table in there:
             _check_rows(table)
             _check_ids(table)
@@ -173,6 +181,25 @@ def _check_rights(there: Sequence[Any]) -> None:
     ]
     if grants:
         raise StoreSchemaError(f"role {there[0].role} lacks rights: {'; '.join(grants)}")
+
+
+def _check_upgrades(session: Any, lacking: Sequence[str], *, may_create: bool) -> None:
+    """Raise if tables are to be altered here, and the role may not.
+
+    Args:
+        session: who asks.
+        lacking: the statements that would alter them, where it is not ours to do so.
+        may_create: what is missing is to be added; else a column is a fault that whoever looks
+            at the columns names, and an index only makes it slow.
+    """
+    if may_create and lacking:
+        raise StoreSchemaError(
+            "the tables are those of an earlier version, and are not those of role "
+            f"{session.role}, which may not alter them: let their owner run {'; '.join(lacking)}"
+        )
+    for statement in lacking:
+        if statement.startswith("CREATE INDEX"):
+            logger.warning("an index is missing, without which it is slow: %s", statement)
 
 
 def _check_rows(table: Any) -> None:

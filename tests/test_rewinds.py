@@ -1,0 +1,329 @@
+"""A database that has forgotten something removes nobody; a late statement does nothing."""
+
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from conftest import Shared
+from trio.testing import MockClock
+
+from trio_sessions import SessionRegistry, StoreUnavailable, open_registry
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.writes import Batch, Claim, Committed
+
+INTERVAL = 1800.0
+
+
+async def add(registry: SessionRegistry, ids: Iterable[str]) -> dict[str, FakeTransport]:
+    transports = {session_id: FakeTransport() for session_id in ids}
+    async with trio.open_nursery() as nursery:
+        for session_id, transport in transports.items():
+            nursery.start_soon(registry.add_session, session_id, transport)
+    return transports
+
+
+def names(amount: int, prefix: str = "s") -> list[str]:
+    return [f"{prefix}{number:02}" for number in range(amount)]
+
+
+@asynccontextmanager
+async def keeping_all(
+    shared: Shared, registry: SessionRegistry, caplog: pytest.LogCaptureFixture, *, rewinds: int = 1
+) -> AsyncIterator[dict[str, FakeTransport]]:
+    """Check after the block that nobody has gone, and that all rows are there."""
+    transports: dict[str, FakeTransport] = {}
+    yield transports
+    assert sorted(await registry.get_all_session_ids()) == sorted(transports)
+    assert sum(one.disconnects for one in transports.values()) == 0
+    held = {one for one, holder in shared.backdoor.rows().items() if holder == registry.worker_id}
+    assert held == set(transports)
+    statistics = registry.statistics()
+    assert (statistics.database_rewinds, statistics.removed_missing) == (rewinds, 0)
+    errors = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert len(errors) == rewinds
+    assert all("gone back" in one.getMessage() for one in errors)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+async def test_emptied_tables_are_filled_again(
+    shared: Shared, batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the pass that notices it, with owners and capabilities as this worker knows them."""
+    async with shared.open(batch_size=batch_size) as a:
+        async with keeping_all(shared, a, caplog) as transports:
+            transports |= await add(a, names(20))
+            await a.set_session_owner("s00", "set")
+            assert await a.claim_session_owner("s01", "claimed") == "claimed"
+            await a.store_client_capabilities("s02", {"elicitation": {}})
+            shared.backdoor.go_back(None)
+            report = await a.cleanup()
+            assert sorted(report.restored) == sorted(transports)
+            assert (report.missing, report.held, dict(report.refresh_failures)) == ((), (), {})
+            report = await a.cleanup()
+            assert (report.refreshed, report.restored) == (20, ())
+        owners = {name: owner for name, owner in shared.backdoor.owners().items() if owner}
+        assert owners == {"s00": "set", "s01": "claimed"}
+        assert await a.get_client_capabilities("s02") == {"elicitation": {}}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("lost", [1, 12])
+async def test_an_older_copy_is_brought_up_to_date(
+    shared: Shared, lost: int, batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if a single commit is lost, and chunks of the pass follow each other."""
+    async with (
+        shared.open(batch_size=batch_size) as a,
+        keeping_all(shared, a, caplog) as transports,
+    ):
+        transports |= await add(a, names(12))
+        await a.set_session_owner("s00", "before")
+        copy = shared.backdoor.copy()
+        transports |= await add(a, names(lost, "t"))
+        shared.backdoor.go_back(copy)
+        report = await a.cleanup()
+        assert (report.missing, report.held) == ((), ())
+        assert set(report.restored) >= set(names(lost, "t"))
+        assert (await a.cleanup()).refreshed == 12 + lost
+        assert shared.backdoor.owners()["s00"] == "before"
+
+
+async def test_a_lost_commit_is_noticed_though_answers_are_lost(
+    shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A beat that catches up again, because something was committed and nobody was told."""
+    store = FaultyStore(shared.make_store())
+    async with (
+        shared.open(store=store, batch_size=7) as a,
+        keeping_all(shared, a, caplog) as transports,
+    ):
+        transports |= await add(a, names(20))
+        copy = shared.backdoor.copy()
+        await a.set_session_owner("s00", "lost")
+        shared.backdoor.go_back(copy)
+        for operations in (("sweep",), ("commit",), ("stamp",), ("begin",)):
+            store.fail(Fault.COMMITS_THEN_FAILS, *operations)
+            await a.cleanup()
+        store.heal()
+        assert (await a.cleanup()).missing == ()
+        assert (await a.cleanup()).refreshed == 20
+        assert shared.backdoor.owners()["s00"] == "lost", "the worker knows of it"
+
+
+async def test_workers_alone_are_forgotten(
+    shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their rows are witnesses: without them nothing is believed."""
+    async with shared.open() as a, keeping_all(shared, a, caplog) as transports:
+        transports |= await add(a, names(12))
+        shared.backdoor.forget_workers()
+        assert (await a.cleanup()).missing == ()
+        assert (await a.cleanup()).refreshed == 12
+        assert a.worker_id in shared.backdoor.workers()
+
+
+async def test_the_next_batch_notices_it(shared: Shared, caplog: pytest.LogCaptureFixture) -> None:
+    """Without any pass: it goes again in the new history, and all rows follow."""
+    async with (
+        shared.open(session_ttl=10.0, cleanup_interval=5.0) as a,
+        keeping_all(shared, a, caplog) as transports,
+    ):
+        transports |= await add(a, names(12))
+        shared.backdoor.go_back(None)
+        transports |= await add(a, ["new"])
+        with trio.fail_after(20):
+            while len(shared.backdoor.rows()) < 13:
+                await trio.sleep(0.01)
+
+
+async def test_the_stamp_between_passes_notices_it(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Within five seconds, also where passes are far apart."""
+    store = MemoryStore()
+    async with open_registry(store, session_ttl=3600.0, cleanup_interval=INTERVAL) as a:
+        transports = await add(a, names(12))
+        store._rows.clear()
+        store._workers._rows.clear()
+        await trio.sleep(5.5)
+        assert store._rows.keys() == transports.keys()
+        assert a.statistics().database_rewinds == 1
+
+
+async def test_a_pass_tells_of_what_was_restored_before_it(shared: Shared) -> None:
+    """What a batch has noticed is in the report of the next pass."""
+    async with shared.open() as a:
+        await add(a, names(12))
+        shared.backdoor.go_back(None)
+        await add(a, ["new"])
+        assert set((await a.cleanup()).restored) >= set(names(12))
+        assert (await a.cleanup()).restored == ()
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+async def test_a_session_that_has_moved_since_the_copy(shared: Shared, first: str) -> None:
+    """The copy says A, and B holds it: B keeps it, and A deletes nothing of B's."""
+    async with shared.open() as a, shared.open() as b:
+        await add(a, ["s"])
+        copy = shared.backdoor.copy()
+        transport = FakeTransport()
+        await b.add_session("s", transport)
+        await b.set_session_owner("s", "b's")
+        assert (await a.cleanup()).taken_over == ("s",)
+        shared.backdoor.go_back(copy)
+        for _ in range(3):
+            for one in (a, b) if first == "a" else (b, a):
+                report = await one.cleanup()
+                assert (report.missing, report.held) == ((), ())
+        assert shared.backdoor.rows() == {"s": b.worker_id}
+        assert shared.backdoor.owners() == {"s": "b's"}
+        assert transport.disconnects == 0
+        assert await b.get_session("s") is transport
+
+
+async def test_what_others_hold_is_unknown_while_it_is_restored(shared: Shared) -> None:
+    """Nobody is told that a live session does not exist, and nobody wins it."""
+    async with shared.open() as a, shared.open() as b:
+        await add(a, ["unowned"])
+        copy = shared.backdoor.copy()
+        await add(a, ["s"])
+        await add(b, ["own"])  # so that b has a stamp that the copy lacks
+        shared.backdoor.go_back(copy)
+        assert await b.claim_session_owner("unowned", "thief") is None
+        assert b.statistics().database_rewinds == 1
+        assert await b.session_exists("s") is None
+        assert await b.session_exists("unowned") is True
+        assert await b.claim_session_owner("s", "thief") is None
+        with pytest.raises(StoreUnavailable, match="restored, replaced or failed over"):
+            await b.broadcast("s", "message")
+        await a.cleanup()
+        assert await b.session_exists("s") is True
+        await b.broadcast("s", "message")
+        assert await a.claim_session_owner("s", "owner") == "owner"
+        assert await b.claim_session_owner("s", "thief") == "owner"
+
+
+async def test_a_lease_that_was_lost_is_no_rewind(
+    shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who wakes after others have swept its rows believes them, and no brake holds anybody."""
+    async with shared.open() as a, shared.open() as b:
+        await b.cleanup()
+        transports = await add(a, names(12))
+        shared.backdoor.age(4000.0)
+        shared.backdoor.age_workers(4000.0, a.worker_id)
+        assert (await b.cleanup()).expired == 12
+        late = FakeTransport()
+        await a.add_session("late", late)
+        report = await a.cleanup()
+        assert sorted(report.taken_over) == sorted(transports)
+        assert (report.held, a.statistics().database_rewinds) == ((), 0)
+        assert all(one.disconnects == 1 for one in transports.values())
+        assert (late.disconnects, shared.backdoor.rows()) == (0, {"late": a.worker_id})
+        assert "has lost its lease" in caplog.text
+        assert await b.session_exists("nobody") is False, "there is no doubt"
+
+
+async def test_a_row_that_a_late_statement_has_written_goes(shared: Shared) -> None:
+    """No session here has it: the pass finds it, by counting."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as a:
+        await add(a, names(3))
+        await a.cleanup()
+        assert store.calls["own_rows"] == 0
+        shared.backdoor.insert_late("late", like="s00")
+        report = await a.cleanup()
+        assert (report.refreshed, store.calls["own_rows"] > 0) == (3, True)
+        assert shared.backdoor.rows().keys() == set(names(3))
+        store.calls.clear()
+        await a.cleanup()
+        assert store.calls["own_rows"] == 0
+
+
+async def test_messages_are_delivered_at_least_once(shared: Shared) -> None:
+    """What was fetched is not lost with its row, and an id used again is another message."""
+    async with shared.open() as a, shared.open() as b:
+        await add(a, ["s"])
+        empty = shared.backdoor.copy()
+        async with a.open_inbox("s") as inbox:
+            for number in range(3):
+                await b.broadcast("s", f"old {number}")
+            assert await anext(inbox) == "old 0"
+            with trio.fail_after(20):
+                while a.statistics().messages_in_memory < 2:
+                    await trio.sleep(0.01)
+            await add(a, ["a stamp that is lost"])
+            shared.backdoor.go_back(empty)
+            shared.backdoor.number_messages_anew()
+            await a.cleanup()
+            await b.cleanup()
+            for number in range(3):
+                await b.broadcast("s", f"new {number}")
+            await a.cleanup()  # the bell of a file goes by ids, and these are no higher
+            received = []
+            with trio.fail_after(20):
+                while "new 2" not in received:
+                    received.append(await anext(inbox))
+        assert received == ["old 1", "old 2", "new 0", "new 1", "new 2"]
+        assert a.statistics().messages_dropped == 0
+
+
+# ---- late statements ----
+
+
+class SlowOnItsWay(FaultyStore):
+    """Batches with a claim are held up on their way to the store, until an event is set."""
+
+    def __init__(self, store: SessionStore) -> None:
+        super().__init__(store)
+        self.arrives: trio.Event | None = None
+        self.verdicts: list[Any] = []
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        if self.arrives is not None and any(batch.of(Claim)):
+            await self.arrives.wait()
+        committed = await super().commit(worker, batch)
+        self.verdicts.append(committed.verdict.value)
+        return committed
+
+
+async def test_a_claim_that_was_held_up_does_not_win_over_a_newer_one(shared: Shared) -> None:
+    """It comes late, does nothing, goes again with its true age, and has lost."""
+    store = SlowOnItsWay(shared.make_store())
+    old, new = FakeTransport(), FakeTransport()
+    async with shared.open(store=store) as a, shared.open() as b:
+        await a.add_session("warm", FakeTransport())
+        store.verdicts.clear()
+        store.arrives = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.add_session, "s", old)
+            await trio.sleep(0.1)
+            await b.add_session("s", new)
+            await trio.sleep(2.0)
+            store.arrives.set()
+        assert "late" in store.verdicts
+        assert shared.backdoor.rows()["s"] == b.worker_id
+        assert (await a.cleanup()).taken_over == ("s",)
+        assert (old.disconnects, new.disconnects) == (1, 0)
+
+
+async def test_an_estimate_refuses_and_never_convicts(autojump_clock: MockClock) -> None:
+    """The clock of the store steps forward, or this host has slept: the newest wins as ever."""
+    shared = MemoryStore()
+    store = FaultyStore(shared)
+    async with open_registry(store) as a, open_registry(shared) as b:
+        await a.add_session("s", FakeTransport())
+        await b.add_session("s", FakeTransport())
+        estimate = a._house._edge._estimate
+        assert estimate._reading is not None
+        estimate._reading -= 600.0
+        store.calls.clear()
+        await a.add_session("s", FakeTransport())
+        assert store.calls["Claim"] == 2, "it was refused once"
+        assert await b.locate_session("s") is not None
+        assert shared._rows["s"].worker_id == a.worker_id
