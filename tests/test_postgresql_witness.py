@@ -271,6 +271,28 @@ async def test_an_incarnation_is_known_to_be_gone_for_a_week(postgresql: Shared)
             assert {row[0] for row in gone} == {"6", b.worker.incarnation}
 
 
+async def test_a_worker_that_wakes_while_its_row_is_swept(postgresql: Shared) -> None:
+    """It waits, and is told that its lease is lost; once."""
+    outcome: list[bool] = []
+
+    async def begin(b: Witnessed) -> None:
+        outcome.append(await b.begin(rewound=True))
+
+    async with open_witnessed(patient(postgresql), "b") as b:
+        with another(postgresql) as connection:
+            connection.exec_driver_sql("DELETE FROM trio_workers")
+            connection.exec_driver_sql(
+                f"INSERT INTO trio_gone (incarnation) VALUES ('{b.worker.incarnation}')"
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(begin, b)
+                await until_one_waits(postgresql, "SELECT FROM trio_workers")
+                connection.commit()
+        assert outcome == [True]
+        assert await b.store.locate(b.worker, "nobody") is None, "that is no reason for doubt"
+        assert not await b.begin(rewound=True)
+
+
 async def test_whoever_is_locked_is_not_waited_for(postgresql: Shared) -> None:
     """Neither a session nor a worker; the others go."""
     async with (
