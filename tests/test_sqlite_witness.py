@@ -266,6 +266,52 @@ async def test_a_sweep_that_fails_has_stamped(make: Make, sqlite_url: sa.URL) ->
         assert age < 60.0
 
 
+async def test_a_pause_in_the_middle_of_a_sweep_is_a_gap(sqlite_url: sa.URL) -> None:
+    """The host slept after it had vouched, and nobody could stamp meanwhile."""
+    backdoor = DatabaseBackdoor(sqlite_url)
+    engine = sa.create_engine(sqlite_url)
+    pauses: list[float] = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def pause(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if statement.startswith("BEGIN") and pauses:
+            seconds = pauses.pop()
+            backdoor.age(seconds)
+            backdoor.age_workers(seconds)
+            if seconds:
+                backdoor.age_fleet(seconds)
+
+    def make() -> DatabaseStore:
+        return DatabaseStore(engine)
+
+    async with open_witnessed(make, "a") as a, open_witnessed(make, "b") as b:
+        await a.sweep()
+        await b.claim("s")
+        pauses += [3600.0, 0.0]
+        assert (await a.sweep()).sessions == 0
+        assert not pauses
+        assert backdoor.workers().keys() == {"a", "b"}
+        assert (await a.sweep()).sessions == 0
+        assert backdoor.rows() == {"s": "b"}
+    engine.dispose()
+
+
+async def test_a_stamp_that_a_trigger_swallows_is_none(make: Make, sqlite_url: sa.URL) -> None:
+    """Nor is anything of its batch done, for the beat that it would be judged by is not there."""
+    async with open_witnessed(make, "a") as a:
+        DatabaseBackdoor(sqlite_url).execute(
+            sa.text(
+                "CREATE TRIGGER swallow BEFORE UPDATE ON trio_workers"
+                " BEGIN SELECT RAISE(IGNORE); END"
+            )
+        )
+        for write in (lambda: a.claim("s"), a.stamp, a.sweep):
+            with pytest.raises(StoreUnavailable, match="trigger"):
+                await write()
+        assert DatabaseBackdoor(sqlite_url).rows() == {}
+        assert await a.seen() == a.known
+
+
 async def test_an_incarnation_is_known_to_be_gone_for_a_week(
     make: Make, sqlite_url: sa.URL
 ) -> None:

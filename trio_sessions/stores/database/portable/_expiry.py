@@ -3,7 +3,10 @@
 A worker's lease runs from its last stamp, or from the last pass of it that ended if that is
 earlier, for its own ``session_ttl``. A row expires if the lease of its holder has run out and the
 row was not refreshed for as long. A holder without a row has no lease: then the longest
-``session_ttl`` known counts. Nothing expires unless the fleet's series of vouchings is as old.
+``session_ttl`` known counts. Nothing expires unless the fleet's series of vouchings is as old, and
+has not ended since: the host may have slept after the sweeper had vouched.
+
+The bind parameters are session_ttl, the sweeper's own, and max_gap, in seconds.
 """
 
 from typing import Any
@@ -20,10 +23,7 @@ __all__ = ["expired", "forgettable", "found_by_sweep", "lapsed"]
 
 
 def expired(tables: Tables) -> sa.ColumnElement[bool]:
-    """Return "the row is of another incarnation, and has expired".
-
-    The bind parameter session_ttl is the sweeper's own.
-    """
+    """Return "the row is of another incarnation, and has expired"."""
     row, holder = tables.sessions.c, tables.workers.alias("holder").c
     alive = sa.select(tables.workers.c.incarnation).where(sa.not_(_has_lapsed(tables)))
     holders_own = (
@@ -35,15 +35,13 @@ def expired(tables: Tables) -> sa.ColumnElement[bool]:
     ttl = sa.func.coalesce(holders_own, _of_all_ttls(tables, sa.func.max))
     # What rules out by far the most rows comes first, and is worked out once for all of them.
     shortest_ago = sa.select(ago(_of_all_ttls(tables, sa.func.min))).scalar_subquery()
-    fleet = tables.fleet.c
-    is_unbroken = sa.or_(fleet.unbroken_since.is_(None), fleet.unbroken_since <= shortest_ago)
     return sa.and_(
-        sa.exists(sa.select(fleet.id).where(is_unbroken)),
+        _unbroken_since(tables, shortest_ago),
         row.last_accessed < shortest_ago,
         row.incarnation.not_in(alive),
         sa.not_(all_own(tables)),
         row.last_accessed < ago(ttl),
-        _unbroken_for(tables, ttl, tables.sessions),
+        _unbroken_since(tables, ago(ttl), tables.sessions),
     )
 
 
@@ -73,7 +71,7 @@ def lapsed(tables: Tables) -> sa.Select[Any]:
     return sa.select(worker.incarnation).where(
         worker.incarnation != sa.bindparam("own_incarnation"),
         _has_lapsed(tables),
-        _unbroken_for(tables, worker.session_ttl, tables.workers),
+        _unbroken_since(tables, ago(worker.session_ttl), tables.workers),
         sa.not_(sessions),
     )
 
@@ -96,16 +94,17 @@ def _of_all_ttls(tables: Tables, which: Any) -> sa.ScalarSelect[Any]:
     return sa.select(which(known.c.ttl)).scalar_subquery()
 
 
-def _unbroken_for(
-    tables: Tables, ttl: sa.ColumnElement[Any], of: sa.FromClause
+def _unbroken_since(
+    tables: Tables, moment: sa.ColumnElement[Any], *of: sa.FromClause
 ) -> sa.ColumnElement[bool]:
-    """Return "the series of vouchings began a ttl ago, or has no beginning".
+    """Return "the series of vouchings goes on, and began by then, or has no beginning".
 
     Args:
         tables: the tables.
-        ttl: seconds.
-        of: the table whose row the ttl is of.
+        moment: the moment.
+        of: the table whose row the moment is of.
     """
     fleet = tables.fleet.c
-    old_enough = sa.or_(fleet.unbroken_since.is_(None), fleet.unbroken_since <= ago(ttl))
-    return sa.exists(sa.select(fleet.id).where(old_enough).correlate(of))
+    old_enough = sa.or_(fleet.unbroken_since.is_(None), fleet.unbroken_since <= moment)
+    goes_on = fleet.vouched_at >= ago(sa.bindparam("max_gap", type_=sa.Float))
+    return sa.exists(sa.select(fleet.id).where(goes_on, old_enough).correlate(*of))
