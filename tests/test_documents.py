@@ -34,6 +34,7 @@ FILE_OR_SESSION = re.compile(
     r"^```\{code-block\} (python|console)\n:caption: ([^\n]+)\n\n(.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+TEST = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 
@@ -226,6 +227,13 @@ def test_links_lead_somewhere(document: str) -> None:
         assert path.exists(), f"{document} links to {target}"
         if anchor:
             assert anchor in anchors(path.read_text("utf-8")), f"{document}: #{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_tests_that_are_named_exist(document: str) -> None:
+    """Whoever doubts what is promised finds the test that shows it."""
+    for file, name in TEST.findall(read(document)):
+        assert f"def {name}(" in read(f"tests/{file}"), f"{document} names {name}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

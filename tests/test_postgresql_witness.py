@@ -10,6 +10,7 @@ import trio
 from backdoors import DatabaseBackdoor
 from conftest import Shared
 from proxy import Proxy
+from servers import make_standby
 from witnesses import Witnessed, open_witnessed
 
 from trio_sessions.errors import RowDoubtful, RowUnavailable, StoreUnavailable
@@ -139,15 +140,14 @@ async def test_the_worker_s_row_is_locked_last(postgresql: Shared) -> None:
 @pytest.mark.parametrize("others", [0, 1])
 async def test_a_lock_on_the_worker_s_row_splits_no_batch(postgresql: Shared, others: int) -> None:
     """Whether the batch is the first that waits for it, or there is a queue."""
+    update = "UPDATE trio_workers SET data = '[]'"
     async with open_witnessed(patient(postgresql, 0.5), "a") as a:
         with another(postgresql) as connection, another(postgresql) as next_one:
-            connection.exec_driver_sql("UPDATE trio_workers SET data = '[]'")
+            connection.exec_driver_sql(update)
             async with trio.open_nursery() as nursery:
                 if others:
                     nursery.start_soon(
-                        trio.to_thread.run_sync,
-                        next_one.exec_driver_sql,
-                        "UPDATE trio_workers SET data = '[]'",
+                        trio.to_thread.run_sync, lambda: next_one.exec_driver_sql(update)
                     )
                     await until_one_waits(postgresql, "UPDATE")
                 with pytest.raises(StoreUnavailable, match="this worker's row") as caught:
@@ -271,6 +271,28 @@ async def test_an_incarnation_is_known_to_be_gone_for_a_week(postgresql: Shared)
             assert {row[0] for row in gone} == {"6", b.worker.incarnation}
 
 
+async def test_a_worker_that_wakes_while_its_row_is_swept(postgresql: Shared) -> None:
+    """It waits, and is told that its lease is lost; once."""
+    outcome: list[bool] = []
+
+    async def begin(b: Witnessed) -> None:
+        outcome.append(await b.begin(rewound=True))
+
+    async with open_witnessed(patient(postgresql), "b") as b:
+        with another(postgresql) as connection:
+            connection.exec_driver_sql("DELETE FROM trio_workers")
+            connection.exec_driver_sql(
+                f"INSERT INTO trio_gone (incarnation) VALUES ('{b.worker.incarnation}')"
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(begin, b)
+                await until_one_waits(postgresql, "SELECT FROM trio_workers")
+                connection.commit()
+        assert outcome == [True]
+        assert await b.store.locate(b.worker, "nobody") is None, "that is no reason for doubt"
+        assert not await b.begin(rewound=True)
+
+
 async def test_whoever_is_locked_is_not_waited_for(postgresql: Shared) -> None:
     """Neither a session nor a worker; the others go."""
     async with (
@@ -329,16 +351,15 @@ async def open_in_doubt(
             )
             answers = (await a.commit(*writes)).answers
             assert [isinstance(one, RowDoubtful) for one in answers] == [True, True, True, False]
-            assert postgresql_owners(a) == {"a": "x", "b": None}
+            assert await trio.to_thread.run_sync(owners) == {"a": "x", "b": None}
             assert await a.store.locate(a.worker, "b") is not None
             assert (await a.store.refresh(a.worker, ["nobody"])).held == frozenset()
 
-        def postgresql_owners(one: Witnessed) -> dict[str, str | None]:
-            assert isinstance(one.store, DatabaseStore)
+        def owners() -> dict[str, str | None]:
             backdoor = DatabaseBackdoor(make()._url)
-            owners = backdoor.owners()
+            found = backdoor.owners()
             backdoor.close()
-            return owners
+            return found
 
         yield a, check
 
@@ -392,15 +413,43 @@ async def test_the_doubt_lasts_two_of_the_longest_intervals(postgresql: Shared) 
         assert 1900.0 < later <= first
 
 
-async def test_a_standby_is_in_doubt(postgresql: Shared) -> None:
-    """It may lag behind, however it was stamped."""
-    back(postgresql).execute(
-        sa.text("CREATE FUNCTION pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'")
-    )
-    with ours_before_the_system_s(postgresql) as make:
-        async with open_in_doubt(make) as (a, check):
+async def test_a_standby_is_in_doubt_and_so_is_what_becomes_of_it(
+    postgresql: Shared, proxy: Proxy
+) -> None:
+    """One that lags knows not of all; one that was promoted was started at another moment."""
+    url = back(postgresql).engine.url
+    beat = sa.text("SELECT beat FROM trio_workers WHERE worker_id = 'a'")
+    with make_standby(url) as standby:
+        async with open_in_doubt(lambda: DatabaseStore(proxy.url)) as (a, check):
+            assert await a.stamp(passed=True)
+            assert await a.store.locate(a.worker, "nobody") is None
+            copy = DatabaseBackdoor(standby)
+            with trio.fail_after(20):
+                while copy.execute(beat) != [(a.known.beat,)]:
+                    await trio.sleep(0.01)
+            proxy.lead_to(standby)
+            proxy.cut()
+            with trio.fail_after(20):
+                said = ""
+                while "unknown" not in said:
+                    with pytest.raises(StoreUnavailable) as caught:
+                        await a.store.locate(a.worker, "nobody")
+                    said = str(caught.value)
+            assert await a.store.locate(a.worker, "b") is not None
+            with pytest.raises(StoreUnavailable, match="takes no writes"):
+                await a.stamp()
+            assert copy.execute(sa.text("SELECT pg_promote()")) == [(True,)]
+            copy.close()
+            await check()
             assert await a.stamp()
             await check()
+            settled = sa.text("UPDATE trio_fleet SET doubtful_until = NULL")
+            again = DatabaseBackdoor(standby)
+            again.execute(settled)
+            again.close()
+            assert await a.store.locate(a.worker, "nobody") is None
+            proxy.lead_to(url)
+            proxy.cut()
 
 
 async def test_rows_that_are_hidden_are_in_doubt(postgresql: Shared) -> None:

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,10 +13,14 @@ import trio
 from backdoors import DatabaseBackdoor
 from witnesses import open_witnessed
 
+from trio_sessions import SessionRegistry, open_registry
 from trio_sessions.errors import RowDoubtful, StoreUnavailable
 from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.testing import FakeTransport
 from trio_sessions.types import Stamp
 from trio_sessions.writes import Claim, Send, SetOwner, Verdict
+
+SETTINGS: dict[str, Any] = {"session_ttl": 3600.0, "cleanup_interval": 1800.0}
 
 Make = Callable[[], DatabaseStore]
 
@@ -134,6 +139,75 @@ async def test_the_doubt_lasts_two_of_the_longest_intervals(make: Make, sqlite_u
         assert 1900.0 < later <= left
 
 
+# ---- and what a registry makes of it ----
+
+
+async def add(registry: SessionRegistry, *session_ids: str) -> dict[str, FakeTransport]:
+    transports = {session_id: FakeTransport() for session_id in session_ids}
+    async with trio.open_nursery() as nursery:
+        for session_id, transport in transports.items():
+            nursery.start_soon(registry.add_session, session_id, transport)
+    return transports
+
+
+async def assert_all_alive(
+    registry: SessionRegistry, url: sa.URL, transports: dict[str, FakeTransport]
+) -> None:
+    """Pass until all rows are there; nobody may have gone meanwhile."""
+    for _ in range(2):  # the first may only have found that the file is another one
+        assert (await registry.cleanup()).missing == ()
+    report = await registry.cleanup()
+    assert (report.refreshed, report.missing) == (len(transports), ())
+    assert registry.statistics().database_rewinds == 1
+    assert sum(one.disconnects for one in transports.values()) == 0
+    rows = DatabaseBackdoor(url).rows()
+    held = {one for one, worker_id in rows.items() if worker_id == registry.worker_id}
+    assert held == transports.keys()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("restore", [put_over, write_into])
+async def test_a_backup_that_was_restored_removes_nobody(
+    sqlite_url: sa.URL,
+    tmp_path: Path,
+    restore: Callable[[Path, sa.URL], None],
+    batch_size: int,
+) -> None:
+    """Neither who was there when it was made, nor who has come since."""
+    assert sqlite_url.database is not None
+    copied = tmp_path / "copy.db"
+    settings: dict[str, Any] = {**SETTINGS, "batch_size": batch_size}
+    async with (
+        open_registry(DatabaseStore(sqlite_url), **settings) as a,
+        open_registry(DatabaseStore(sqlite_url), **settings) as b,
+    ):
+        of_a = await add(a, *(f"a{number}" for number in range(12)))
+        copy(sqlite_url.database, copied)
+        of_a |= await add(a, "since")
+        of_b = await add(b, *(f"b{number}" for number in range(5)))
+        await b.set_session_owner("b0", "owner")
+        restore(copied, sqlite_url)
+        await assert_all_alive(a, sqlite_url, of_a)
+        await assert_all_alive(b, sqlite_url, of_b)
+        assert DatabaseBackdoor(sqlite_url).owners()["b0"] == "owner"
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+async def test_a_file_that_was_made_anew_removes_nobody(
+    sqlite_url: sa.URL, batch_size: int
+) -> None:
+    """Deleted, and made again by a worker that restarts; every connection turns to the new one."""
+    settings: dict[str, Any] = {**SETTINGS, "batch_size": batch_size}
+    async with open_registry(DatabaseStore(sqlite_url), **settings) as registry:
+        transports = await add(registry, *(f"s{number}" for number in range(40)))
+        await registry.cleanup()  # on several connections, where it is in several chunks
+        remove(sqlite_url, "", "-wal", "-shm")
+        async with open_registry(DatabaseStore(sqlite_url), **settings) as restarted:
+            await restarted.add_session("restarted", FakeTransport())
+            await assert_all_alive(registry, sqlite_url, transports)
+            assert await registry.locate_session("restarted") == restarted.worker_id
+
+
 # ---- late ----
 
 
@@ -190,6 +264,52 @@ async def test_a_sweep_that_fails_has_stamped(make: Make, sqlite_url: sa.URL) ->
             sa.text("SELECT 86400 * (julianday('now') - julianday(passed_at)) FROM trio_workers")
         )
         assert age < 60.0
+
+
+async def test_a_pause_in_the_middle_of_a_sweep_is_a_gap(sqlite_url: sa.URL) -> None:
+    """The host slept after it had vouched, and nobody could stamp meanwhile."""
+    backdoor = DatabaseBackdoor(sqlite_url)
+    engine = sa.create_engine(sqlite_url)
+    pauses: list[float] = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def pause(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if statement.startswith("BEGIN") and pauses:
+            seconds = pauses.pop()
+            backdoor.age(seconds)
+            backdoor.age_workers(seconds)
+            if seconds:
+                backdoor.age_fleet(seconds)
+
+    def make() -> DatabaseStore:
+        return DatabaseStore(engine)
+
+    async with open_witnessed(make, "a") as a, open_witnessed(make, "b") as b:
+        await a.sweep()
+        await b.claim("s")
+        pauses += [3600.0, 0.0]
+        assert (await a.sweep()).sessions == 0
+        assert not pauses
+        assert backdoor.workers().keys() == {"a", "b"}
+        assert (await a.sweep()).sessions == 0
+        assert backdoor.rows() == {"s": "b"}
+    engine.dispose()
+
+
+async def test_a_stamp_that_a_trigger_swallows_is_none(make: Make, sqlite_url: sa.URL) -> None:
+    """Nor is anything of its batch done, for the beat that it would be judged by is not there."""
+    async with open_witnessed(make, "a") as a:
+        DatabaseBackdoor(sqlite_url).execute(
+            sa.text(
+                "CREATE TRIGGER swallow BEFORE UPDATE ON trio_workers"
+                " BEGIN SELECT RAISE(IGNORE); END"
+            )
+        )
+        for write in (lambda: a.claim("s"), a.stamp, a.sweep):
+            with pytest.raises(StoreUnavailable, match="trigger"):
+                await write()
+        assert DatabaseBackdoor(sqlite_url).rows() == {}
+        assert await a.seen() == a.known
 
 
 async def test_an_incarnation_is_known_to_be_gone_for_a_week(

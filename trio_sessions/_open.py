@@ -53,7 +53,9 @@ def open_registry(
     raises comes out as it is, not inside an exception group. A process that is forked in the
     block leaves it without touching anything: sessions and rows are its parent's.
 
-    All workers of one database must use the same ``session_ttl``.
+    Workers of one database may have different settings: a worker's lease is as long as its own
+    ``session_ttl``. Where they are far apart, an outage may be too short to be noticed, and too
+    long for the shorter one; docs/explanation.md says how far.
 
     Args:
         store: ``"memory:"``, a database URL (``sqlite:///file.db``,
@@ -61,7 +63,8 @@ def open_registry(
             disposed), or a `SessionStore`.
         worker_id: the name other workers see; by default a fresh one from host, process
             and chance, made when the block is entered.
-        session_ttl: seconds after which a row that was not refreshed may be swept.
+        session_ttl: seconds after which a worker that was not stamped, or of which no pass has
+            ended, has lost its lease: others sweep the rows of its sessions.
         message_ttl: seconds after which an undelivered message is dropped.
         cleanup_interval: seconds between the starts of two passes, less a jitter of up
             to a tenth; at most half of ``session_ttl``.

@@ -195,7 +195,8 @@ class SessionRegistry:
 
         Returns:
             The owner that the session has now; None if that cannot be verified: the
-            database is away, or knows no such session.
+            database is away, knows no such session, or went back not long ago and shows one without
+            an owner that another worker holds.
 
         Raises:
             TypeError, ValueError: ``owner`` cannot be one.

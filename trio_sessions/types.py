@@ -109,7 +109,8 @@ class CleanupReport:
     restored: tuple[str, ...]
     """Rows written now: no earlier attempt was confirmed, or the database has forgotten it."""
     taken_over: tuple[str, ...] = ()
-    """Those of ``missing`` that another worker holds now, or held when it won the session."""
+    """Those of ``missing`` that have a mark: another worker holds them now, or held them when it
+    won the session, or has swept them after this worker had lost its lease."""
     held: tuple[str, ...] = ()
     """Kept by the brake: missing in this pass, and asked for again in the next one."""
     check_failures: Mapping[str, Exception] = field(default_factory=dict)

@@ -28,8 +28,9 @@ class WorkerStore(Store):
 
     **Doubt.** After a worker has said that the store went back, the store is in doubt for two of
     the longest ``cleanup_interval`` of the workers that it knows: others may have forgotten
-    sessions that are still to be written anew. It is in doubt, too, where it can tell that it is
-    another server than the one that was last stamped, may lag behind it, or hides rows. Meanwhile
+    sessions that are still to be written anew. It is in doubt, too, where it can tell that it may
+    lag behind, hides rows, or is another server than the one that was last stamped; and once it is
+    stamped there, for two of the longest ``stamp_interval``, in which others find out. Meanwhile
     "there is no such session" is unknown: questions raise `StoreUnavailable`, writes are answered
     with `RowDoubtful`, and so is a `ClaimOwner` of a session of another incarnation that has no
     owner. A refresh is not concerned, for its worker has its own witness.

@@ -3,7 +3,10 @@
 A worker's lease runs from its last stamp, or from the last pass of it that ended if that is
 earlier, for its own ``session_ttl``. A row expires if the lease of its holder has run out and the
 row was not refreshed for as long. A holder without a row has no lease: then the longest
-``session_ttl`` known counts. Nothing expires unless the fleet's series of vouchings is as old.
+``session_ttl`` known counts. Nothing expires unless the fleet's series of vouchings is as old, and
+has not ended since: the host may have slept after the sweeper had vouched.
+
+The bind parameters are session_ttl, the sweeper's own, and max_gap, in seconds.
 """
 
 from typing import Any
@@ -12,7 +15,7 @@ import sqlalchemy as sa
 
 from trio_sessions.stores._lease import REMEMBERED
 from trio_sessions.stores.database._clock import ago
-from trio_sessions.stores.database._questions import own
+from trio_sessions.stores.database._questions import all_own
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._fleet import is_ahead
 
@@ -20,12 +23,8 @@ __all__ = ["expired", "forgettable", "found_by_sweep", "lapsed"]
 
 
 def expired(tables: Tables) -> sa.ColumnElement[bool]:
-    """Return "the row is of another incarnation, and has expired".
-
-    The bind parameter session_ttl is the sweeper's own.
-    """
+    """Return "the row is of another incarnation, and has expired"."""
     row, holder = tables.sessions.c, tables.workers.alias("holder").c
-    # By far the most rows are of the living, and it takes one look to tell.
     alive = sa.select(tables.workers.c.incarnation).where(sa.not_(_has_lapsed(tables)))
     holders_own = (
         sa.select(holder.session_ttl)
@@ -33,12 +32,16 @@ def expired(tables: Tables) -> sa.ColumnElement[bool]:
         .correlate(tables.sessions)
         .scalar_subquery()
     )
-    ttl = sa.func.coalesce(holders_own, _longest_ttl(tables))
+    ttl = sa.func.coalesce(holders_own, _of_all_ttls(tables, sa.func.max))
+    # What rules out by far the most rows comes first, and is worked out once for all of them.
+    shortest_ago = sa.select(ago(_of_all_ttls(tables, sa.func.min))).scalar_subquery()
     return sa.and_(
+        _unbroken_since(tables, shortest_ago),
+        row.last_accessed < shortest_ago,
         row.incarnation.not_in(alive),
-        sa.not_(own(tables)),
+        sa.not_(all_own(tables)),
         row.last_accessed < ago(ttl),
-        _unbroken_for(tables, ttl, tables.sessions),
+        _unbroken_since(tables, ago(ttl), tables.sessions),
     )
 
 
@@ -51,7 +54,7 @@ def found_by_sweep(tables: Tables) -> sa.Select[Any]:
     ahead = is_ahead(tables)
     return (
         sa.select(row.session_id, ahead.label("ahead"))
-        .where(sa.or_(ahead, expired(tables)), sa.not_(own(tables)))
+        .where(sa.or_(ahead, expired(tables)), sa.not_(all_own(tables)))
         .order_by(row.session_id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
     )
@@ -68,7 +71,7 @@ def lapsed(tables: Tables) -> sa.Select[Any]:
     return sa.select(worker.incarnation).where(
         worker.incarnation != sa.bindparam("own_incarnation"),
         _has_lapsed(tables),
-        _unbroken_for(tables, worker.session_ttl, tables.workers),
+        _unbroken_since(tables, ago(worker.session_ttl), tables.workers),
         sa.not_(sessions),
     )
 
@@ -84,22 +87,24 @@ def _has_lapsed(tables: Tables) -> sa.ColumnElement[bool]:
     return sa.or_(worker.stamped_at < ttl_ago, worker.passed_at < ttl_ago)
 
 
-def _longest_ttl(tables: Tables) -> sa.ScalarSelect[Any]:
+def _of_all_ttls(tables: Tables, which: Any) -> sa.ScalarSelect[Any]:
+    """Return the longest or the shortest session_ttl of the workers known and the sweeper."""
     sweepers = sa.select(sa.bindparam("session_ttl", type_=sa.Float).label("ttl"))
     known = sweepers.union_all(sa.select(tables.workers.alias("known").c.session_ttl)).subquery()
-    return sa.select(sa.func.max(known.c.ttl)).scalar_subquery()
+    return sa.select(which(known.c.ttl)).scalar_subquery()
 
 
-def _unbroken_for(
-    tables: Tables, ttl: sa.ColumnElement[Any], of: sa.FromClause
+def _unbroken_since(
+    tables: Tables, moment: sa.ColumnElement[Any], *of: sa.FromClause
 ) -> sa.ColumnElement[bool]:
-    """Return "the series of vouchings began a ttl ago, or has no beginning".
+    """Return "the series of vouchings goes on, and began by then, or has no beginning".
 
     Args:
         tables: the tables.
-        ttl: seconds.
-        of: the table whose row the ttl is of.
+        moment: the moment.
+        of: the table whose row the moment is of.
     """
     fleet = tables.fleet.c
-    old_enough = sa.or_(fleet.unbroken_since.is_(None), fleet.unbroken_since <= ago(ttl))
-    return sa.exists(sa.select(fleet.id).where(old_enough).correlate(of))
+    old_enough = sa.or_(fleet.unbroken_since.is_(None), fleet.unbroken_since <= moment)
+    goes_on = fleet.vouched_at >= ago(sa.bindparam("max_gap", type_=sa.Float))
+    return sa.exists(sa.select(fleet.id).where(goes_on, old_enough).correlate(*of))

@@ -1,4 +1,4 @@
-"""The fleet's row, and what has expired: the parts of a sweep that are alike everywhere."""
+"""The fleet's row, and moments: the parts of a refresh and a sweep that are alike everywhere."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,10 +6,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from trio_sessions.stores.database._clock import age_of, ago, now
-from trio_sessions.stores.database._questions import own
 from trio_sessions.stores.database._schema import Tables
 
-__all__ = ["has_expired", "old_enough", "refreshed", "stale_messages", "swept", "vouch"]
+__all__ = ["is_ahead", "refreshed", "stale_messages", "vouch"]
 
 
 def vouch(tables: Tables, insert: Any) -> Any:
@@ -37,18 +36,6 @@ def vouch(tables: Tables, insert: Any) -> Any:
     )
 
 
-def old_enough(unbroken_since: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    """Return "the unbroken series began a session_ttl ago, or has no beginning"."""
-    ttl_ago = ago(sa.bindparam("session_ttl", type_=sa.Float))
-    return sa.or_(unbroken_since.is_(None), unbroken_since <= ttl_ago)
-
-
-def has_expired(tables: Tables) -> sa.ColumnElement[bool]:
-    """Return "the row is of another incarnation, and was not refreshed"."""
-    ttl_ago = ago(sa.bindparam("session_ttl", type_=sa.Float))
-    return sa.and_(tables.sessions.c.last_accessed < ttl_ago, sa.not_(own(tables)))
-
-
 def refreshed(tables: Tables) -> Sequence[tuple[sa.Column[Any], Any]]:
     """Return what a refresh sets; a moment of taking in the future becomes now."""
     row = tables.sessions.c
@@ -59,25 +46,6 @@ def refreshed(tables: Tables) -> Sequence[tuple[sa.Column[Any], Any]]:
 def is_ahead(tables: Tables) -> sa.ColumnElement[bool]:
     """Return "the row was refreshed in the future": the clock was set back."""
     return tables.sessions.c.last_accessed > now()
-
-
-def swept(tables: Tables, may_expire: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    """Return the select of some rows of other incarnations that a sweep is about.
-
-    Their ids, and whether they are ahead; else they have expired.
-
-    Args:
-        tables: the tables.
-        may_expire: `old_enough`, of the fleet's row.
-    """
-    row = tables.sessions.c
-    ahead = is_ahead(tables)
-    return (
-        sa.select(row.session_id, ahead.label("ahead"))
-        .where(sa.or_(ahead, sa.and_(may_expire, has_expired(tables))), sa.not_(own(tables)))
-        .order_by(row.session_id)
-        .limit(sa.bindparam("limit", type_=sa.Integer))
-    )
 
 
 def stale_messages(tables: Tables) -> sa.Select[Any]:

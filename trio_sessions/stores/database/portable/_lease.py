@@ -9,7 +9,7 @@ from trio_sessions.abc import Worker
 from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores._lease import GAP
 from trio_sessions.stores.database._clock import now
-from trio_sessions.stores.database._questions import identity, own
+from trio_sessions.stores.database._questions import all_own, identity, own
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._clear import Clear, Cleared
 from trio_sessions.stores.database.portable._expiry import (
@@ -37,7 +37,7 @@ class Lease:
         self._there = sa.select(row.session_id, own(tables)).where(grammar.among(row.session_id))
         self._some = (
             sa.select(row.session_id)
-            .where(own(tables))
+            .where(all_own(tables))
             .order_by(row.session_id)
             .limit(sa.bindparam("limit", type_=sa.Integer))
         )
@@ -151,7 +151,8 @@ class Lease:
         self, connection: sa.Connection, worker: Worker, stamp: Stamp, *, passed: bool
     ) -> Stamped:
         """Stamp the worker's row, and vouch."""
-        return self._vouch(connection, worker, stamp, passed=passed, gap=GAP)
+        stamped, _ = self._vouch(connection, worker, stamp, passed=passed, gap=GAP)
+        return stamped
 
     def _vouch(
         self,
@@ -162,7 +163,7 @@ class Lease:
         passed: bool,
         gap: float,
         session_ttl: float = 0.0,
-    ) -> Stamped:
+    ) -> tuple[Stamped, float]:
         """Stamp the worker's row, if a stamp is given; vouch, unless it is not there.
 
         Args:
@@ -172,17 +173,21 @@ class Lease:
             passed: a pass has just ended.
             gap: a gap in the vouchings is more than this share of the longest session_ttl.
             session_ttl: seconds, if somebody has one who may have no row.
+
+        Returns:
+            What has become of the stamp, and what is a gap, in seconds.
         """
         with self._grammar.transaction(connection):
             clock = self._grammar.clock()
             seen = self._witness.look(connection, worker)
+            max_gap = gap * max(seen.longest_ttl, session_ttl)
             new: Stamp | None = None
             if stamp is not None:
                 if not goes_on(seen.stamp, stamp):
-                    return Stamped(stamp=None, rows=seen.rows, clock=clock)
+                    return Stamped(stamp=None, rows=seen.rows, clock=clock), max_gap
                 new = self._witness.stamp(connection, worker, seen.stamp, passed=passed)
-            self._witness.vouch(connection, seen, gap * max(seen.longest_ttl, session_ttl))
-        return Stamped(stamp=new, rows=seen.rows, clock=clock)
+            self._witness.vouch(connection, seen, max_gap)
+        return Stamped(stamp=new, rows=seen.rows, clock=clock), max_gap
 
     # ---- the sweep ----
 
@@ -197,13 +202,13 @@ class Lease:
         """Stamp and vouch; then, in a transaction of its own, delete what has expired."""
         session_ttl = durations["session_ttl"]
         gap = durations["max_gap"] / session_ttl
-        stamped = self._vouch(
+        stamped, max_gap = self._vouch(
             connection, worker, stamp, passed=True, gap=gap, session_ttl=session_ttl
         )
         told = None if stamp is None else stamped
         if not limit or (stamp is not None and stamped.stamp is None):
             return Swept(sessions=0, messages=0, more=False, stamped=told)
-        parameters = {**identity(worker), **durations, "limit": limit}
+        parameters = {**identity(worker), **durations, "max_gap": max_gap, "limit": limit}
         with self._grammar.transaction(connection):
             found = connection.execute(self._found, parameters).all()
             ahead = [row.session_id for row in found if row.ahead]
@@ -216,14 +221,14 @@ class Lease:
             if messages < limit:
                 rest = {**parameters, "limit": limit - messages}
                 messages += connection.execute(self._delete_stale, rest).rowcount
-            self._remove_workers(connection, worker)
+            self._remove_workers(connection, parameters)
         more = len(found) >= limit or messages >= limit
         advances = sessions + messages + len(ahead) > 0
         return Swept(sessions=sessions, messages=messages, more=more and advances, stamped=told)
 
-    def _remove_workers(self, connection: sa.Connection, worker: Worker) -> None:
+    def _remove_workers(self, connection: sa.Connection, parameters: Mapping[str, Any]) -> None:
         """Remove the rows of workers whose lease has run out, and remember that they are gone."""
-        lapsed = list(connection.execute(self._lapsed, identity(worker)).scalars())
+        lapsed = list(connection.execute(self._lapsed, parameters).scalars())
         if lapsed:
             connection.execute(self._remove_lapsed, self._among(lapsed))
             connection.execute(self._forget)

@@ -10,9 +10,10 @@ from typing import TypeGuard
 import sqlalchemy as sa
 
 from trio_sessions.abc import Worker
+from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores._lease import DOUBT
 from trio_sessions.stores.database._clock import ago, now
-from trio_sessions.stores.database._questions import identity, own
+from trio_sessions.stores.database._questions import all_own, identity
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._fleet import vouch
 from trio_sessions.stores.database.portable._grammar import Grammar
@@ -48,7 +49,7 @@ class Witness:
         self._look = sa.select(
             worker.history,
             worker.beat,
-            sa.select(sa.func.count(row.session_id)).where(own(tables)).scalar_subquery(),
+            sa.select(sa.func.count(row.session_id)).where(all_own(tables)).scalar_subquery(),
             sa.select(sa.func.max(others.c.session_ttl)).scalar_subquery(),
             sa.exists(
                 sa.select(others.c.incarnation).where(
@@ -125,9 +126,17 @@ class Witness:
             worker: whose row.
             seen: what it says.
             passed: a pass of the worker has just ended.
+
+        Raises:
+            StoreUnavailable: the row was not changed, and the beat is not there that the worker
+                would be told.
         """
         statement = self._stamp_and_pass if passed else self._stamp
-        connection.execute(statement, _incarnation(worker))
+        if connection.execute(statement, _incarnation(worker)).rowcount != 1:
+            raise StoreUnavailable(
+                "the worker's row is there and was not stamped: look for a trigger on UPDATE of "
+                "the workers' table that ignores it"
+            )
         return Stamp(history=seen.history, beat=seen.beat + 1)
 
     def vouch(self, connection: sa.Connection, seen: Seen, max_gap: float) -> None:

@@ -56,7 +56,8 @@ def _ago(seconds: str) -> str:
 def _sweep_sessions(names: Names) -> str:
     """Return the statement that sweeps sessions and messages.
 
-    Most rows were refreshed within the shortest ttl, and need no look at their holder's row.
+    Most rows were refreshed within the shortest ttl, or are those of the living, who are few: the
+    others alone need a look at their holder's row.
     """
     ttl = _ago("coalesce(w.session_ttl, k.longest)")
     recent = f"(SELECT {_ago('k.shortest')} FROM known AS k)"
@@ -64,16 +65,20 @@ def _sweep_sessions(names: Names) -> str:
         "m.created_at < now() - make_interval(secs => CAST(%(message_ttl)s AS float8)) "
         "AND EXISTS (SELECT FROM known)"
     )
-    return f"""WITH {_as_of(names)}, found AS MATERIALIZED (
+    return f"""WITH {_as_of(names)}, living AS MATERIALIZED (
+            SELECT w.incarnation FROM {names.workers} AS w CROSS JOIN known AS k
+            WHERE least(w.stamped_at, w.passed_at) >= {_ago("w.session_ttl")}
+        ), found AS MATERIALIZED (
             SELECT s.session_id, s.last_accessed > clock_timestamp() AS ahead
             FROM {names.sessions} AS s
             LEFT JOIN {names.workers} AS w ON w.incarnation = s.incarnation
             WHERE NOT ({own("s")}) AND EXISTS (SELECT FROM known)
-                AND (s.last_accessed > clock_timestamp() OR s.last_accessed < {recent})
-                AND (s.last_accessed > clock_timestamp() OR EXISTS (
-                    SELECT FROM known AS k WHERE k.unbroken_since <= {ttl}
-                        AND s.last_accessed < {ttl}
-                        AND (w.incarnation IS NULL OR least(w.stamped_at, w.passed_at) < {ttl})
+                AND (s.last_accessed > clock_timestamp() OR (
+                    s.last_accessed < {recent}
+                    AND s.incarnation NOT IN (SELECT l.incarnation FROM living AS l)
+                )) AND (s.last_accessed > clock_timestamp() OR EXISTS (
+                    SELECT FROM known AS k
+                    WHERE k.unbroken_since <= {ttl} AND s.last_accessed < {ttl}
                 ))
             ORDER BY s.session_id LIMIT {LIMIT} FOR UPDATE OF s SKIP LOCKED
         ), righted AS (
@@ -105,7 +110,8 @@ def _sweep_workers(names: Names) -> str:
                 stamped_at = least(r.stamped_at, clock_timestamp()),
                 passed_at = least(r.passed_at, clock_timestamp())
             WHERE r.incarnation = ANY (ARRAY(
-                SELECT w.incarnation FROM {names.workers} AS w WHERE {ahead} AND {others}
+                SELECT w.incarnation FROM {names.workers} AS w
+                WHERE {ahead} AND {others} AND EXISTS (SELECT FROM known)
                 ORDER BY w.incarnation LIMIT {LIMIT} FOR NO KEY UPDATE SKIP LOCKED
             ))
         ), lapsed AS MATERIALIZED (
@@ -130,6 +136,7 @@ def _sweep_workers(names: Names) -> str:
             DELETE FROM {names.gone} AS g WHERE g.incarnation = ANY (ARRAY(
                 SELECT o.incarnation FROM {names.gone} AS o
                 WHERE o.gone_at < now() - make_interval(secs => {REMEMBERED})
+                    AND EXISTS (SELECT FROM known)
                 ORDER BY o.incarnation LIMIT {LIMIT} FOR UPDATE SKIP LOCKED
             ))
         )

@@ -92,6 +92,16 @@ def stamped(stamp: Stamp, row: Any) -> Stamped:
 
 
 @lru_cache
+def _lock(names: Names) -> str:
+    """Return the statement that comes before a history is begun.
+
+    A sweep may be about to take the worker's row: whoever has waited for it looks whether it did.
+    """
+    return f"""SELECT FROM {names.workers} AS w WHERE w.incarnation = {OWN["incarnation"]}
+        FOR UPDATE"""
+
+
+@lru_cache
 def _begin(names: Names) -> str:
     """Return the statement that begins a history, and notes whether the database went back.
 
@@ -162,7 +172,8 @@ class Workers:
             "data": presence.data,
             "rewound": rewound,
         }
-        [row] = in_one_round_trip(connection, [_begin(self._names)], parameters)
+        statements = [_lock(self._names), _begin(self._names)]
+        [row] = in_one_round_trip(connection, statements, parameters)
         return bool(row.was_swept)
 
     def stamp(
