@@ -18,9 +18,15 @@ from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
 from trio_sessions._witness import Witness
 from trio_sessions._writer import Writer
+from trio_sessions.errors import RowDoubtful
 from trio_sessions.writes import Claim, Claimed, Delete, Outcome, Unfinished
 
 __all__ = ["ClaimComparison", "ClaimListener", "Claims", "wait_all"]
+
+_LOST_IN_DOUBT = (
+    "the database went back, and says that a newer connection of the session is elsewhere: that is "
+    "believed only when every worker has had the time to write its rows anew"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +170,11 @@ class Claims:
 
     def conclude(self, entry: Entry, claim: Claim, claimed: Claimed) -> None:
         """Take note of the answer to a claim."""
+        if entry.was_forgotten and claimed.outcome is Outcome.LOST and self._witness.is_in_doubt:
+            # That row may be as it once was, of a holder that has lost the session since, by the
+            # clock of another server. Its worker deletes what it does not hold; ask again then.
+            entry.fail(RowDoubtful(_LOST_IN_DOUBT))
+            return
         before, was_certain = entry.born, entry.is_certain
         was_forgotten = entry.was_forgotten
         self.departures.settle(entry.session_id, claim.ended)

@@ -91,7 +91,7 @@ class Pending:
 
     def note_again(self, holder: Holder, capabilities: Capabilities | None) -> None:
         """Write what is known with the row once more, unless something else is to be written."""
-        if self._owner is Keep.OWNER:
+        if self._owner is Keep.OWNER and holder.owner is not None:  # else somebody may have set one
             self._owner = holder.owner
         if self._capabilities is None:
             self._capabilities = capabilities

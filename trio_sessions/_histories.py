@@ -20,6 +20,15 @@ __all__ = ["Histories"]
 logger = logging.getLogger("trio_sessions.registry")
 
 
+_SHORT = 30.0  # seconds: a history that ends sooner makes the next one wait
+_PAUSES = (0.05, 5.0)  # seconds, the first and the longest
+
+
+def _next_pause(pause: float) -> float:
+    first, longest = _PAUSES
+    return min(longest, max(first, pause * 2))
+
+
 class Histories:
     """The histories of one registry.
 
@@ -40,6 +49,8 @@ class Histories:
         self._presence = presence
         self._counters = counters
         self._turn = trio.Lock()
+        self._begun_at = float("-inf")
+        self._pause = 0.0
 
     async def begin(self) -> None:
         """Begin the first one.
@@ -52,6 +63,8 @@ class Histories:
     async def ensure(self) -> None:
         """Begin another one if the database went back; no checkpoint if it did not.
 
+        One that follows soon after another waits, longer each time (invariant 16).
+
         Raises:
             StoreUnavailable: it cannot be reached now.
         """
@@ -59,13 +72,18 @@ class Histories:
             return
         async with self._turn:
             if self._witness.standing is Standing.CONTRADICTED:
+                has_lasted = trio.current_time() - self._begun_at
+                self._pause = _next_pause(self._pause) if has_lasted < _SHORT else 0.0
+                await trio.sleep(self._pause)
                 await self._begin(rewound=True)
 
     async def _begin(self, *, rewound: bool) -> None:
         history = secrets.token_hex(16)
         was_swept = await self._edge.begin(history, self._presence, rewound=rewound)
-        self._witness.begin(history)
         self.has_lapsed = rewound and was_swept
+        self._begun_at = trio.current_time()
+        doubt = 2 * self._presence.cleanup_interval if rewound and not was_swept else 0.0
+        self._witness.begin(history, doubtful_until=self._begun_at + doubt)
         if self.has_lapsed:
             logger.warning(
                 "this worker has lost its lease: it has not reached the database, or no pass of it "

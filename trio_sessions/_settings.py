@@ -9,6 +9,7 @@ from trio_sessions.types import Presence, check_session_id
 __all__ = ["Settings", "seconds"]
 
 _STAMP_INTERVAL = 5.0  # seconds: whoever misses three stamps is late
+_STAMP_SHARE = 0.1  # of session_ttl: a healthy worker's silence must not look like an outage
 
 
 def seconds(name: str, value: object) -> float:
@@ -83,7 +84,7 @@ class Settings:
     @property
     def stamp_interval(self) -> float:
         """Seconds between two stamps of the worker's row, at most."""
-        return min(self.cleanup_interval, _STAMP_INTERVAL)
+        return min(self.cleanup_interval, _STAMP_INTERVAL, self.session_ttl * _STAMP_SHARE)
 
     def __post_init__(self) -> None:
         """Check every field; floats come out as `float`."""

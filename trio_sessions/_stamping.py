@@ -6,14 +6,14 @@ import trio
 
 from trio_sessions._edge import Edge
 from trio_sessions._restoring import Restorer
-from trio_sessions._witness import Witness
+from trio_sessions._witness import WentBack, Witness
 from trio_sessions.errors import SessionsError
 
 __all__ = ["keep_stamping"]
 
 logger = logging.getLogger("trio_sessions.registry")
 
-_FIRST_PAUSE = 0.05  # seconds until a new history is begun again that could not be
+_FIRST_PAUSE = 0.05  # seconds until the next attempt after one that failed; it grows
 
 
 async def keep_stamping(
@@ -29,22 +29,28 @@ async def keep_stamping(
 
     Cancellation: at any moment.
     """
-    pause, is_away = _FIRST_PAUSE, False
+    pause, is_away = 0.0, False
     while True:
-        with trio.move_on_after(interval):
-            await witness.contradicted()
+        if pause:
+            await trio.sleep(pause)
+        else:
+            with trio.move_on_after(interval):
+                await witness.contradicted()
         try:
             await restorer.ensure()
             await edge.stamp(passed=False)
         except SessionsError as exc:
-            logger.log(
-                logging.DEBUG if is_away else logging.WARNING,
-                "this worker could not be stamped, and others sweep its sessions after its "
-                "session_ttl: %s",
-                exc,
-            )
-            is_away = True
-            await trio.sleep(pause)
-            pause = min(interval, pause * 2)
+            pause = min(interval, max(_FIRST_PAUSE, pause * 2))
+            if not isinstance(exc, WentBack):  # which is told by whoever begins a new history
+                _log_failure(exc, is_first=not is_away)
+                is_away = True
         else:
-            pause, is_away = _FIRST_PAUSE, False
+            pause, is_away = 0.0, False
+
+
+def _log_failure(error: SessionsError, *, is_first: bool) -> None:
+    logger.log(
+        logging.WARNING if is_first else logging.DEBUG,
+        "this worker could not be stamped, and others sweep its sessions after its session_ttl: %s",
+        error,
+    )

@@ -81,6 +81,7 @@ class Witness:
         self._known = Stamp(history="", beat=0)
         self._flights: set[Flight] = set()
         self._contradicted = trio.Event()
+        self._doubtful_until = float("-inf")
 
     @property
     def standing(self) -> Standing:
@@ -97,9 +98,20 @@ class Witness:
         """The highest stamp that was acknowledged."""
         return self._known
 
-    def begin(self, history: str) -> None:
-        """Note that the database has begun this history for us."""
+    @property
+    def is_in_doubt(self) -> bool:
+        """The database went back a while ago, and others may not have written their rows anew."""
+        return trio.current_time() < self._doubtful_until
+
+    def begin(self, history: str, *, doubtful_until: float = float("-inf")) -> None:
+        """Note that the database has begun this history for us.
+
+        Args:
+            history: the history.
+            doubtful_until: on Trio's clock; see `is_in_doubt`.
+        """
         self._go(Standing.STEADY)
+        self._doubtful_until = doubtful_until
         self._known = Stamp(history=history, beat=1)
 
     def depart(self) -> Flight:

@@ -187,34 +187,44 @@ class Writer:
     async def _carry_out(self, batch: Sequence[Order[Any]]) -> None:
         """Commit a batch, in parts if it is refused; settle its orders, or have them go again."""
         split_until = trio.current_time() + _SPLITTING
-        parts, again = [list(batch)], list[Order[Any]]()
+        parts: list[Sequence[Order[Any]]] = [batch]
+        again: list[Order[Any]] = []
         while parts:
             part, behind = _apart(parts.pop(), again)
             again += behind
             try:
                 again += await self._commit(part)
-            except (RowUnavailable, OperationTooLong) as exc:
+            except (RowUnavailable, OperationTooLong, Late, WentBack) as exc:
                 left = [order for order in part if order.stage is Stage.OUT]
-                if len(left) > 1 and trio.current_time() < split_until:
-                    middle = len(left) // 2
-                    parts += [left[middle:], left[:middle]]
-                elif isinstance(exc, RowLocked) and left and self._may_ask_again(left[0]):
-                    again += left
-                else:
-                    _fail(left, exc)
-            except Late:
-                parts.append([order for order in part if order.stage is Stage.OUT])
-            except WentBack as exc:
-                left = [order for order in part if order.stage is Stage.OUT]
-                if left and self._may_wait(left[0]):
-                    again += left
-                else:
-                    _fail(left, exc)
+                at_once, later = self._judge_refusal(left, exc, split_until)
+                parts += at_once
+                again += later
             except SessionsError as exc:
                 _fail(part, exc)
                 self._give_up_waiting(exc)
         if again:
             self._ask_again(again)
+
+    def _judge_refusal(
+        self, orders: Sequence[Order[Any]], error: SessionsError, split_until: float
+    ) -> tuple[list[Sequence[Order[Any]]], Sequence[Order[Any]]]:
+        """Return what of a refused batch goes again, in which parts; what does not, has failed.
+
+        Returns:
+            Parts that go at once, and what goes after a pause.
+        """
+        is_row_s_own = isinstance(error, RowUnavailable | OperationTooLong)
+        if not orders:
+            return [], ()
+        if not is_row_s_own and self._may_wait(orders[0]):
+            return ([orders], ()) if isinstance(error, Late) else ([], orders)
+        if is_row_s_own and len(orders) > 1 and trio.current_time() < split_until:
+            middle = len(orders) // 2
+            return [orders[middle:], orders[:middle]], ()
+        if isinstance(error, RowLocked) and self._may_ask_again(orders[0]):
+            return [], orders
+        _fail(orders, error)
+        return [], ()
 
     async def _commit(self, orders: Sequence[Order[Any]]) -> list[Order[Any]]:
         """Commit orders; return those that are to go again after a pause: their rows are locked."""
