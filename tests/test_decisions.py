@@ -119,6 +119,18 @@ def test_a_row_goes_only_where_it_may() -> None:
     assert (one.row, one.is_certain, one.born) == (Row.CONFIRMED, True, "1")
 
 
+def test_a_lease_that_was_lost_is_a_mark() -> None:
+    """Of sessions that were there, and of those that a newer holder had won before."""
+    later = Stamp(history="later", beat=1)
+    for how in (Outcome.KEPT, Outcome.LOST):
+        one = entry("s")
+        one.claim()
+        one.confirm(claimed(how), STAMP)
+        one.lapse(later)
+        assert one.row is Row.LOST
+        assert judge_rows([one], RowAnswers(held=frozenset(), stamp=later)).taken_over == [one]
+
+
 def confirmed_entry(session_id: str) -> Entry:
     one = entry(session_id)
     one.claim()

@@ -121,16 +121,14 @@ async def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
 
 
 async def test_a_file_opened_for_reading_only(sqlite_url: sa.URL) -> None:
-    """It may be read; a session added on it stays unconfirmed."""
+    """Opening fails and says why: a worker without a row of its own has no witness."""
     async with open_registry(sqlite_url) as writer:
         await writer.add_session("s", FakeTransport())
         read_only = sa.make_url(f"sqlite:///file:{sqlite_url.database}?mode=ro&uri=true")
-        async with open_registry(read_only) as reader:
-            assert await reader.locate_session("s") == writer.worker_id
-            await reader.add_session("t", FakeTransport())
-            report = await reader.cleanup()
-            assert "readonly" in str(report.refresh_failures["t"])
-            assert report.missing == ()
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            async with open_registry(read_only):
+                raise AssertionError("it opened")
+        assert (await writer.cleanup()).refreshed == 1
 
 
 async def test_a_file_that_becomes_read_only(sqlite_url: sa.URL) -> None:

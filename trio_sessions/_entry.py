@@ -241,7 +241,8 @@ class Entry:
             stamp: the one with which this worker begins again.
         """
         self._confirmed_by = stamp
-        self._go(Row.LOST)
+        if self._row is Row.CONFIRMED:
+            self._go(Row.LOST)
 
     def _answer(self, row: Row, error: Exception | None) -> None:
         self._go(row)

@@ -65,7 +65,7 @@ class Restorer:
             if not self._histories.has_lapsed:
                 if self._claims.write_anew(entry):
                     self._restoring.append(entry)
-            elif entry.row is Row.CONFIRMED:
+            elif entry.row in {Row.CONFIRMED, Row.LOST}:
                 entry.lapse(self._witness.known)
 
     def take_restoring(self) -> list[Entry]:

@@ -121,6 +121,11 @@ class DatabaseStore(SessionStore):
     def __repr__(self) -> str:
         return f"DatabaseStore({masked(self._url)!r})"
 
+    @property
+    def gives_up_after(self) -> float:
+        """``operation_timeout``; see `Store.gives_up_after`."""
+        return self.operation_timeout
+
     # ---- opening and closing ----
 
     async def open(self, worker: Worker) -> None:
