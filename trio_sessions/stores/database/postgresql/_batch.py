@@ -5,7 +5,8 @@ others do, which is why a batch has one kind of write for each session. The chai
 what is asked, as one JSON text; the rows of its sessions, locked where nobody else has a
 lock (``SKIP LOCKED``), so that nothing waits; what is to be done; what was done. What is
 there and was not done is answered as locked. Only an INSERT may wait, for somebody who is
-inserting the same id; all do so in the order of ids.
+inserting the same id; all do so in the order of ids. And the stamp, the last of all, for another
+stamp of the same worker; see `_witness`.
 
 It is built of text, for it is all PostgreSQL's own. See docs/decisions/0009-one-writer.md.
 """
