@@ -18,6 +18,7 @@ from hosts import HOSTS, open_view, settle
 from hypothesis import settings
 from presses import let_children_have_ctrl_c
 from proxy import Proxy, open_proxy
+from servers import Server, make_data, make_server
 from soak import SOAK
 
 from trio_sessions import SessionRegistry, open_registry
@@ -76,6 +77,20 @@ def postgresql_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
     """The URL of an empty schema, dropped afterwards."""
     with make_schema(postgresql_url) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def empty_data(postgresql_url: sa.URL) -> Iterator[tuple[Path, Path]]:
+    """The programs of a server, and the data of an empty one."""
+    with make_data(postgresql_url) as found:
+        yield found
+
+
+@pytest.fixture
+def server(empty_data: tuple[Path, Path]) -> Iterator[Server]:
+    """A server of the test's own, empty."""
+    with make_server(empty_data) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

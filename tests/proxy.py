@@ -140,7 +140,10 @@ class Proxy:
             with trio.CancelScope() as scope:
                 self._open.add(scope)
                 await self._wait_for("to server")
-                server = await self._connect_to_server()
+                try:
+                    server = await self._connect_to_server()
+                except OSError:  # it is not there: nor are we, as a network would say it
+                    return
                 async with client, server, trio.open_nursery() as nursery:
                     for pump in self._to_server, self._to_client:
                         nursery.start_soon(pump, client, server, pending, scope)
@@ -235,6 +238,7 @@ async def open_proxy(server: sa.URL) -> AsyncIterator[Proxy]:
         try:
             yield proxy
         finally:
-            nursery.cancel_scope.cancel()
+            # No checkpoint: what it raises would take the place of what the block has raised.
             if proxy._listener is not None:
-                await trio.aclose_forcefully(proxy._listener)
+                proxy._listener.socket.close()
+            nursery.cancel_scope.cancel()

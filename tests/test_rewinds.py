@@ -208,6 +208,23 @@ async def test_what_others_hold_is_unknown_while_it_is_restored(shared: Shared) 
         assert await b.claim_session_owner("s", "thief") == "owner"
 
 
+async def test_what_strangers_have_made_anew_says_nothing(database: Shared) -> None:
+    """The database is empty, and vouched for by somebody who has come since."""
+    async with database.open() as a, database.open() as b:
+        await add(a, ["s"])
+        database.backdoor.go_back(None)
+        async with database.open() as stranger:
+            await stranger.cleanup()
+            assert await stranger.session_exists("s") is False
+            assert await b.session_exists("s") is None
+            with pytest.raises(StoreUnavailable, match="restored, replaced or failed over"):
+                await b.get_client_capabilities("s")
+            with pytest.raises(StoreUnavailable, match="restored, replaced or failed over"):
+                await b.get_elicitation_capable_sessions()
+        await a.cleanup()
+        assert await b.session_exists("s") is True
+
+
 async def test_a_lease_that_was_lost_is_no_rewind(
     shared: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:

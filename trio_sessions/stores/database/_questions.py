@@ -1,6 +1,7 @@
 """What only reads, in SQL that any database understands."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.types import Holder
 
-__all__ = ["Questions", "all_own", "identity", "noted_doubt", "own"]
+__all__ = ["Asker", "Questions", "all_own", "identity", "noted_doubt", "own"]
 
 
 def own(tables: Tables) -> sa.ColumnElement[bool]:
@@ -47,6 +48,34 @@ def noted_doubt(tables: Tables) -> sa.ColumnElement[bool]:
     return sa.exists(sa.select(fleet.id).where(fleet.doubtful_until > now()))
 
 
+def _asker_is_forgotten(tables: Tables) -> sa.ColumnElement[bool]:
+    """Return "the asker has no row": if it must have one, this is another or an emptied database.
+
+    A fleet's row that is there may be of strangers, who have opened on that database.
+    """
+    worker = tables.workers.c
+    own_row = worker.incarnation == sa.bindparam("own_incarnation", type_=sa.String)
+    return ~sa.exists(sa.select(worker.incarnation).where(own_row))
+
+
+_KNOWN, _FORGOTTEN, _IN_DOUBT = range(3)
+"""What it means that a row is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks."""
+
+    worker: Worker
+    must_have_a_row: Callable[[], bool]
+    """It has begun a history, and is not leaving."""
+
+
+def _check(if_absent: int, asker: Asker) -> None:
+    if if_absent == _IN_DOUBT or (if_absent == _FORGOTTEN and asker.must_have_a_row()):
+        raise StoreUnavailable(IN_DOUBT)
+
+
 class Questions:
     """Questions to one set of tables.
 
@@ -58,19 +87,25 @@ class Questions:
 
     def __init__(self, tables: Tables, doubt: sa.ColumnElement[bool] | None = None) -> None:
         row, message = tables.sessions.c, tables.messages.c
-        doubt = noted_doubt(tables) if doubt is None else doubt
+        why = sa.case(
+            (noted_doubt(tables) if doubt is None else doubt, _IN_DOUBT),
+            (_asker_is_forgotten(tables), _FORGOTTEN),
+            else_=_KNOWN,
+        )
         once = sa.select(sa.literal_column("1").label("once")).subquery("once")
         asked = once.outerjoin(
             tables.sessions, row.session_id == sa.bindparam("asked_id", type_=sa.String)
         )
-        is_unknown = sa.case((row.session_id.is_(None), doubt), else_=sa.false()).label("unknown")
-        self._holder = sa.select(row.worker_id, row.incarnation, row.owner, is_unknown).select_from(
+        if_absent = sa.case((row.session_id.is_(None), why), else_=_KNOWN).label("if_absent")
+        self._holder = sa.select(row.worker_id, row.incarnation, row.owner, if_absent).select_from(
             asked
         )
-        self._capabilities = sa.select(row.capabilities, is_unknown).select_from(asked)
+        self._capabilities = sa.select(row.capabilities, if_absent).select_from(asked)
         self._elicitation = sa.union_all(
-            sa.select(row.session_id).where(row.elicitation),
-            sa.select(sa.null()).where(doubt),
+            sa.select(row.session_id, sa.literal_column(str(_KNOWN)).label("if_absent")).where(
+                row.elicitation
+            ),
+            sa.select(sa.null(), why),
         )
         self._own_rows = (
             sa.select(row.session_id, row.generation)
@@ -89,25 +124,27 @@ class Questions:
         self._newest = sa.select(sa.func.coalesce(sa.func.max(message.id), 0))
         self._waiting_since = self._waiting.where(message.id > sa.bindparam("seen"))
 
-    def locate(self, connection: sa.Connection, session_id: str) -> Holder | None:
+    def locate(self, connection: sa.Connection, asker: Asker, session_id: str) -> Holder | None:
         """Return who holds a session."""
-        worker_id, incarnation, owner = self._ask(connection, self._holder, session_id)
+        worker_id, incarnation, owner = self._ask(connection, self._holder, asker, session_id)
         if incarnation is None:
             return None
         return Holder(worker_id=worker_id, incarnation=incarnation, owner=owner)
 
-    def get_capabilities(self, connection: sa.Connection, session_id: str) -> str | None:
+    def get_capabilities(
+        self, connection: sa.Connection, asker: Asker, session_id: str
+    ) -> str | None:
         """Return a session's capabilities, encoded."""
         encoded: str | None
-        [encoded] = self._ask(connection, self._capabilities, session_id)
+        [encoded] = self._ask(connection, self._capabilities, asker, session_id)
         return encoded
 
-    def elicitation_capable(self, connection: sa.Connection) -> list[str]:
+    def elicitation_capable(self, connection: sa.Connection, asker: Asker) -> list[str]:
         """Return the ids of sessions that can be asked."""
-        found = list(connection.execute(self._elicitation).scalars())
-        if None in found:
-            raise StoreUnavailable(IN_DOUBT)
-        return sorted(found)
+        found = connection.execute(self._elicitation, identity(asker.worker)).all()
+        for _, if_absent in found:
+            _check(if_absent, asker)
+        return sorted(session_id for session_id, _ in found if session_id is not None)
 
     def own_rows(
         self, connection: sa.Connection, worker: Worker, after: str, limit: int
@@ -116,11 +153,17 @@ class Questions:
         parameters = {**identity(worker), "after": after, "limit": limit}
         return [(row[0], row[1]) for row in connection.execute(self._own_rows, parameters)]
 
-    def _ask(self, connection: sa.Connection, question: sa.Select[Any], session_id: str) -> Any:
+    def _ask(
+        self,
+        connection: sa.Connection,
+        question: sa.Select[Any],
+        asker: Asker,
+        session_id: str,
+    ) -> Any:
         """Return what a session's row says; nothing but None if there is none, for sure."""
-        *answer, is_unknown = connection.execute(question, {"asked_id": session_id}).one()
-        if is_unknown:
-            raise StoreUnavailable(IN_DOUBT)
+        parameters = {**identity(asker.worker), "asked_id": session_id}
+        *answer, if_absent = connection.execute(question, parameters).one()
+        _check(if_absent, asker)
         return answer
 
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:

@@ -13,7 +13,7 @@ from trio_sessions.abc import Bell, SessionStore, Worker
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.database._connections import Connections, note_process
 from trio_sessions.stores.database._database import find
-from trio_sessions.stores.database._questions import Questions
+from trio_sessions.stores.database._questions import Asker, Questions
 from trio_sessions.stores.database._schema import check_tables, tables
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
 from trio_sessions.types import (
@@ -116,6 +116,8 @@ class DatabaseStore(SessionStore):
         self._operations = self._database.operations(self._tables, listens=listen)
         doubt = self._database.doubt
         self._questions = Questions(self._tables, None if doubt is None else doubt(self._tables))
+        self._begun: set[str] = set()
+        """The incarnations that must have a row: they have begun a history, and do not leave."""
         self._opened = OneRun(self._connections, f"the store on {masked(self._url)}")
 
     def __repr__(self) -> str:
@@ -123,7 +125,7 @@ class DatabaseStore(SessionStore):
 
     @property
     def gives_up_after(self) -> float:
-        """``operation_timeout``; see `Store.gives_up_after`."""
+        """Of an operation that has a connection, ``operation_timeout``."""
         return self.operation_timeout
 
     # ---- opening and closing ----
@@ -147,6 +149,7 @@ class DatabaseStore(SessionStore):
     async def close(self, worker: Worker) -> None:
         """Dispose of the engine if it was made here and this was its last worker."""
         await trio.lowlevel.checkpoint()
+        self._begun.discard(worker.incarnation)
         connections = self._opened.leave(worker)
         if connections is not None:
             await connections.close(worker)
@@ -192,6 +195,7 @@ class DatabaseStore(SessionStore):
 
     async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
         """Delete rows of this incarnation; see `SessionStore.delete_all`."""
+        self._begun.discard(worker.incarnation)
         return await self.run(
             worker, lambda connection: self._operations.delete_all(connection, worker, limit)
         )
@@ -208,12 +212,14 @@ class DatabaseStore(SessionStore):
         self, worker: Worker, history: str, presence: Presence, *, rewound: bool
     ) -> bool:
         """Write the worker's row anew; see `WorkerStore.begin`."""
-        return await self.run(
+        was_swept = await self.run(
             worker,
             lambda connection: self._operations.begin(
                 connection, worker, history, presence, rewound=rewound
             ),
         )
+        self._begun.add(worker.incarnation)
+        return was_swept
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
         """Stamp the worker's row, and vouch; see `WorkerStore.stamp`."""
@@ -224,10 +230,14 @@ class DatabaseStore(SessionStore):
 
     # ---- questions ----
 
+    def _asker(self, worker: Worker) -> Asker:
+        return Asker(worker, lambda: worker.incarnation in self._begun)
+
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session; see `SessionStore.locate`."""
         return await self._ask(
-            worker, lambda connection: self._questions.locate(connection, session_id)
+            worker,
+            lambda connection: self._questions.locate(connection, self._asker(worker), session_id),
         )
 
     # ---- owners and capabilities ----
@@ -235,12 +245,18 @@ class DatabaseStore(SessionStore):
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
         return await self._ask(
-            worker, lambda connection: self._questions.get_capabilities(connection, session_id)
+            worker,
+            lambda connection: self._questions.get_capabilities(
+                connection, self._asker(worker), session_id
+            ),
         )
 
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
-        return await self._ask(worker, self._questions.elicitation_capable)
+        return await self._ask(
+            worker,
+            lambda connection: self._questions.elicitation_capable(connection, self._asker(worker)),
+        )
 
     # ---- messages ----
 
