@@ -13,7 +13,7 @@ from trio_sessions import CleanupReport, SessionRegistry, SessionStore, open_reg
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import Swept
+from trio_sessions.types import Stamp, Swept
 
 __all__ = ["Cost", "TimedStore", "hold_sessions", "hold_unconfirmed"]
 
@@ -52,11 +52,16 @@ class TimedStore(DatabaseStore):
         message_ttl: float,
         max_gap: float,
         limit: int,
+        stamp: Stamp | None = None,
     ) -> Swept:
-        if limit:  # else it only vouches, between two passes
-            self._sweep_began = self._so_far()
+        self._sweep_began = self._so_far()
         return await super().sweep(
-            worker, session_ttl=session_ttl, message_ttl=message_ttl, max_gap=max_gap, limit=limit
+            worker,
+            session_ttl=session_ttl,
+            message_ttl=message_ttl,
+            max_gap=max_gap,
+            limit=limit,
+            stamp=stamp,
         )
 
     async def time_pass(self, registry: SessionRegistry) -> tuple[Cost, Cost]:

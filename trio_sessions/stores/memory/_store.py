@@ -199,7 +199,7 @@ class MemoryStore(SessionStore):
 
     def _stamp(self, worker: Worker, stamp: Stamp, now: float, *, passed: bool) -> Stamped:
         new = self._workers.stamp(worker, stamp, now, passed=passed)
-        rows = sum(row.is_of(worker) for row in self._rows.values())
+        rows = sum(row.is_of(worker) for row in self._rows.values()) if passed else None
         return Stamped(stamp=new, rows=rows, clock=now)
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:

@@ -81,7 +81,9 @@ def stamp_and_vouch(names: Names) -> str:
             RETURNING w.beat
         ), {_vouched(names, "FROM stamped")}
         SELECT (SELECT s.beat FROM stamped AS s) AS beat,
-            (SELECT count(*) FROM {names.sessions} AS s WHERE {all_own("s")}) AS number,
+            CASE WHEN CAST(%(passed)s AS boolean) THEN (
+                SELECT count(*) FROM {names.sessions} AS s WHERE {all_own("s")}
+            ) END AS number,
             CAST(extract(epoch FROM clock_timestamp()) AS float8) AS clock"""
 
 
