@@ -12,7 +12,7 @@ from trio_sessions import StoreUnavailable
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore, store_conformance
-from trio_sessions.types import RowAnswers, Swept
+from trio_sessions.types import Presence, RowAnswers, Stamp, Stamped, Swept
 from trio_sessions.writes import (
     Acknowledge,
     Answer,
@@ -198,7 +198,109 @@ class DoesNotWait(MemoryStore):
         return answer
 
 
+# ---- workers ----
+
+
+class KeepsNoStamp(MemoryStore):
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        return await super().commit(worker, replace(batch, stamp=None))
+
+
+class StampsWithARefresh(MemoryStore):
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        answers = await super().refresh(worker, session_ids)
+        if answers.stamp is None:
+            return answers
+        stamped = await self.stamp(worker, answers.stamp, passed=False)
+        return replace(answers, stamp=stamped.stamp)
+
+
+class ShowsNoStamp(MemoryStore):
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        return replace(await super().refresh(worker, session_ids), stamp=None)
+
+
+class CatchesUp(MemoryStore):
+    """Sets a stamp that is higher than the one that is named, whatever there is."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        row = self._workers._rows.get(worker.incarnation)
+        if row is not None and batch.stamp is not None:
+            row.stamp = batch.stamp
+        return await super().commit(worker, batch)
+
+
+class TakesBeatsFromTheWorker(MemoryStore):
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        committed = await super().commit(worker, batch)
+        row = self._workers._rows.get(worker.incarnation)
+        if row is None or committed.stamp is None or batch.stamp is None:
+            return committed
+        row.stamp = replace(batch.stamp, beat=batch.stamp.beat + 1)
+        return replace(committed, stamp=row.stamp)
+
+
+class IsNeverLate(MemoryStore):
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        return await super().commit(worker, replace(batch, not_after=None))
+
+
+class LeavesItsRow(MemoryStore):
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        row = self._workers._rows.get(worker.incarnation)
+        swept = await super().delete_all(worker, limit=limit)
+        if row is not None:
+            self._workers._rows[worker.incarnation] = row
+        return swept
+
+
+class KnowsNoLease(MemoryStore):
+    async def sweep(self, worker: Worker, **durations: Any) -> Swept:
+        for row in self._workers._rows.values():
+            row.stamped_at = row.passed_at = float("-inf")
+        return await super().sweep(worker, **durations)
+
+
+class KnowsNoEndOfPasses(MemoryStore):
+    async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
+        return await super().stamp(worker, stamp, passed=True)
+
+
+class KnowsOneTtl(MemoryStore):
+    async def sweep(self, worker: Worker, **durations: Any) -> Swept:
+        for row in self._workers._rows.values():
+            row.presence = replace(row.presence, session_ttl=durations["session_ttl"])
+        return await super().sweep(worker, **durations)
+
+
+class ForgetsWhoHasGone(MemoryStore):
+    async def begin(self, worker: Worker, *args: Any, **details: Any) -> bool:
+        await super().begin(worker, *args, **details)
+        return False
+
+
+class NeverDoubts(MemoryStore):
+    async def begin(
+        self, worker: Worker, history: str, presence: Presence, *, rewound: bool
+    ) -> bool:
+        return await super().begin(worker, history, presence, rewound=False)
+
+
 MUTANTS = [
+    (KeepsNoStamp, "each_batch_and_each_stamp_counts_one_beat"),
+    (KeepsNoStamp, "what_the_store_does_not_know_does_nothing"),
+    (StampsWithARefresh, "a_refresh_reads_the_stamp_and_sets_none"),
+    (ShowsNoStamp, "a_refresh_reads_the_stamp_and_sets_none"),
+    (CatchesUp, "what_the_store_does_not_know_does_nothing"),
+    (CatchesUp, "a_new_history_ends_the_one_before"),
+    (TakesBeatsFromTheWorker, "each_batch_and_each_stamp_counts_one_beat"),
+    (TakesBeatsFromTheWorker, "stamps_at_once_have_each_a_beat_of_their_own"),
+    (IsNeverLate, "a_late_batch_does_nothing"),
+    (LeavesItsRow, "a_worker_that_leaves_takes_its_row_along"),
+    (KnowsNoLease, "stamps_keep_rows_that_are_not_refreshed"),
+    (ForgetsWhoHasGone, "stamps_keep_rows_that_are_not_refreshed"),
+    (KnowsOneTtl, "a_lease_is_as_long_as_its_holder_says"),
+    (NeverDoubts, "after_a_rewind_what_is_not_there_is_unknown"),
     (BelievesEverything, "what_is_not_there_is_in_no_field"),
     (TellsNoTakeoverFromAbsence, "what_is_not_there_is_in_no_field"),
     (TellsNoTakeoverFromAbsence, "a_row_belongs_to_one_incarnation"),
@@ -251,6 +353,19 @@ async def test_the_contract_finds_a_store_that_breaks_it(
     store = mutant()
     [found] = [c for c in store_conformance if c.__name__ == check]
     with pytest.raises(AssertionError):
+        await found(lambda: store)
+
+
+async def test_the_contract_finds_a_store_that_knows_no_end_of_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which is to wait for a lease that never runs out: the check gives up."""
+    monkeypatch.setattr("trio_sessions.testing._conformance._workers._PATIENCE", 3.0)
+    store = KnowsNoEndOfPasses()
+    [found] = [
+        c for c in store_conformance if c.__name__ == "stamps_keep_rows_that_are_not_refreshed"
+    ]
+    with pytest.raises(trio.TooSlowError):
         await found(lambda: store)
 
 

@@ -25,6 +25,7 @@ __all__ = ["worker_checks"]
 
 _TTL = 1.0  # seconds; the checks wait for leases that long to expire
 _LONG = 3600.0
+_PATIENCE = 30.0  # seconds for what is only a question of time
 _words = count(1)
 
 
@@ -216,14 +217,16 @@ async def stamps_keep_rows_that_are_not_refreshed(make_store: MakeStore) -> None
     """As long as passes end: a row may be locked for longer than its lease."""
     async with opened(make_store, "a", "b") as (a, b):
         mine = await _begin(a)  # with a long lease, so that no pause here is a gap
-        known = await _begin(b, session_ttl=_TTL)
+        known = await _begin(b, session_ttl=2 * _TTL)
         await _commit(b, known, _claim("s"))
-        for passed in (True, False):
-            for _ in range(3):
-                assert (await _sweep(a, stamp=mine)).sessions == 0
-                await trio.sleep(_TTL * 0.4)
-                await b.store.stamp(b.worker, known, passed=passed)
-        assert (await _sweep(a, stamp=mine)).sessions == 1, "no pass has ended"
+        for _ in range(6):
+            assert (await _sweep(a, stamp=mine)).sessions == 0
+            await trio.sleep(_TTL * 0.4)
+            await b.store.stamp(b.worker, known, passed=True)
+        with trio.fail_after(_PATIENCE):  # as soon as no pass has ended for so long
+            while (await _sweep(a, stamp=mine)).sessions == 0:
+                await trio.sleep(_TTL * 0.2)
+                await b.store.stamp(b.worker, known, passed=False)
         assert (await b.store.begin(b.worker, "woken", _presence(), rewound=True)) is True
         assert (await b.store.begin(b.worker, "again", _presence(), rewound=False)) is False
         assert await a.store.locate(a.worker, "s") is None, "a lost lease is no reason for doubt"
@@ -251,7 +254,7 @@ async def a_lease_is_as_long_as_its_holder_says(make_store: MakeStore) -> None:
 async def a_worker_s_row_goes_after_its_sessions(make_store: MakeStore) -> None:
     """So a row that is left over is never taken for one of a worker that has none."""
     async with opened(make_store, "a", "b") as (a, b):
-        mine = await _begin(a, session_ttl=_TTL)
+        mine = await _begin(a)
         known = await _begin(b, session_ttl=_TTL)
         await _commit(b, known, *(_claim(f"s{n}") for n in range(3)))
         for _ in range(4):
@@ -274,7 +277,7 @@ async def after_a_rewind_what_is_not_there_is_unknown(make_store: MakeStore) -> 
         await a.claim("s")
         await _begin(b)
         await b.write(SetOwner(session_id="s", owner=None))
-        await _begin(a, rewound=True)
+        await _begin(a, rewound=True, cleanup_interval=2.0)
         assert await b.store.locate(b.worker, "s") is not None
         for ask in (
             lambda: b.store.locate(b.worker, "nobody"),
@@ -292,9 +295,19 @@ async def after_a_rewind_what_is_not_there_is_unknown(make_store: MakeStore) -> 
         assert not isinstance(
             await _only_answer(a, ClaimOwner(session_id="s", owner="x")), RowDoubtful
         ), "it is a's own"
-        await trio.sleep(1.2)  # two intervals, and a little
-        assert await b.store.locate(b.worker, "nobody") is None
+        with trio.fail_after(_PATIENCE):  # two intervals, and a little
+            while not await _is_known(b, "nobody"):  # noqa: ASYNC110 -- no store has an event for it
+                await trio.sleep(0.1)
         assert await _only_answer(b, Send(session_id="nobody", payload="1")) is None
+
+
+async def _is_known(client: Client, session_id: str) -> bool:
+    """Say whether the store knows that there is no such session."""
+    try:
+        assert await client.store.locate(client.worker, session_id) is None
+    except StoreUnavailable:
+        return False
+    return True
 
 
 async def _only_answer(client: Client, write: Write[object]) -> Answer:
