@@ -331,6 +331,8 @@ def make_data(url: sa.URL) -> Iterator[tuple[Path, Path]]:
     Args:
         url: the test suite's own server.
     """
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("the processes of a server are found by /proc")
     binaries = _binaries(url)
     with _folder() as folder:
         Server(binaries, folder).run(
