@@ -113,6 +113,9 @@ async def test_a_stamp_that_a_trigger_swallows_splits_no_batch(postgresql: Share
         with pytest.raises(StoreUnavailable, match="trigger") as caught:
             await a.commit(claim("s"), claim("t"))
         assert not isinstance(caught.value, RowUnavailable)
+        for stamp in (a.stamp, a.sweep):
+            with pytest.raises(StoreUnavailable, match="trigger"):
+                await stamp()
         assert postgresql.backdoor.rows() == {}
 
 

@@ -12,7 +12,7 @@ and the question keeps its place at the gate until it ends::
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import outcome
@@ -211,7 +211,8 @@ class Edge:
             WentBack: what it has done, if anything, is worth nothing.
         """
         asked_at = trio.current_time()
-        with self._flight() as flight:
+        flight = self._witness.depart()
+        try:
             batch = Batch(
                 writes=writes, stamp=flight.known, not_after=self._estimate.not_after(writes)
             )
@@ -226,6 +227,8 @@ class Edge:
             if committed.verdict is Verdict.DONE and committed.stamp is None:
                 raise _breach("it has set no stamp")
             self._witness.land(flight, committed.stamp)
+        finally:
+            self._witness.lose(flight)
         if len(committed.answers) != len(writes):
             raise _breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
         for write, answer in zip(writes, committed.answers, strict=True):
@@ -239,21 +242,15 @@ class Edge:
         Raises:
             WentBack: the store has forgotten something, and no answer of it decides anything.
         """
-        with self._flight() as flight:
+        flight = self._witness.depart()
+        try:
             answers = await self._ask(
                 lambda: self._store.refresh(self.worker, session_ids), RowAnswers
             )
             self._witness.show(flight, answers.stamp)
-        return answers
-
-    @contextmanager
-    def _flight(self) -> Iterator[Flight]:
-        """Ask for something that the witness is to judge."""
-        flight = self._witness.depart()
-        try:
-            yield flight
         finally:
             self._witness.lose(flight)
+        return answers
 
     async def begin(self, history: str, presence: Presence, *, rewound: bool) -> bool:
         """Begin a history; return whether the worker's row had been swept."""
@@ -271,11 +268,14 @@ class Edge:
             WentBack: as `commit`.
         """
         asked_at = trio.current_time()
-        with self._flight() as flight:
+        flight = self._witness.depart()
+        try:
             stamped = await self._ask(
                 lambda: self._store.stamp(self.worker, flight.known, passed=passed), Stamped
             )
             self._land(flight, stamped, asked_at)
+        finally:
+            self._witness.lose(flight)
 
     def _land(self, flight: Flight, stamped: Stamped, asked_at: float) -> None:
         self._estimate.read(stamped.clock, asked_at)
@@ -308,7 +308,8 @@ class Edge:
             WentBack: nothing was deleted.
         """
         settings, asked_at = self._settings, trio.current_time()
-        with self._flight() as flight:
+        flight = self._witness.depart()
+        try:
             swept = await self._ask(
                 lambda: self._store.sweep(
                     self.worker,
@@ -323,6 +324,8 @@ class Edge:
             if swept.stamped is None:
                 raise _breach("it has set no stamp")
             self._land(flight, swept.stamped, asked_at)
+        finally:
+            self._witness.lose(flight)
         return swept
 
     # ---- questions ----

@@ -52,6 +52,11 @@ class Histories:
         self._begun_at = float("-inf")
         self._pause = 0.0
 
+    @property
+    def must_begin(self) -> bool:
+        """The database went back, and another one is to be begun first."""
+        return not self._witness.is_steady
+
     async def begin(self) -> None:
         """Begin the first one.
 
@@ -68,7 +73,7 @@ class Histories:
         Raises:
             StoreUnavailable: it cannot be reached now.
         """
-        if self._witness.is_steady:
+        if not self.must_begin:
             return
         async with self._turn:
             if self._witness.standing is Standing.CONTRADICTED:

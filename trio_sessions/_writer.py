@@ -233,10 +233,11 @@ class Writer:
             await trio.lowlevel.checkpoint()
             return []
         try:
-            with self._new_scope() as scope:
-                await self._histories.ensure()
-            if scope.cancelled_caught:
-                raise _closed()
+            if self._histories.must_begin:
+                with self._new_scope() as scope:
+                    await self._histories.ensure()
+                if scope.cancelled_caught:
+                    raise _closed()
             answers = await self._edge.commit(writes, self._new_scope())
         except StoreUnavailable as exc:
             if self._gives_up:

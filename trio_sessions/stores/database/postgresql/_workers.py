@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from trio_sessions.abc import Worker
+from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores._lease import DOUBT, GAP
 from trio_sessions.stores.database._questions import identity
 from trio_sessions.stores.database._schema import Tables
@@ -81,6 +82,7 @@ def stamp_and_vouch(names: Names) -> str:
             RETURNING w.beat
         ), {_vouched(names, "FROM stamped")}
         SELECT (SELECT s.beat FROM stamped AS s) AS beat,
+            EXISTS (SELECT FROM {names.workers} AS w WHERE {known("w")}) AS was_there,
             CASE WHEN CAST(%(passed)s AS boolean) THEN (
                 SELECT count(*) FROM {names.sessions} AS s WHERE {all_own("s")}
             ) END AS number,
@@ -88,7 +90,16 @@ def stamp_and_vouch(names: Names) -> str:
 
 
 def stamped(stamp: Stamp, row: Any) -> Stamped:
-    """Return what has become of a stamp."""
+    """Return what has become of a stamp.
+
+    Raises:
+        StoreUnavailable: the row is there, and was not stamped.
+    """
+    if row.beat is None and row.was_there:
+        raise StoreUnavailable(
+            "PostgreSQL: this worker's row is there and was not stamped: look for a trigger on "
+            "UPDATE of the workers' table that returns NULL"
+        )
     new = None if row.beat is None else Stamp(history=stamp.history, beat=row.beat)
     return Stamped(stamp=new, rows=row.number, clock=row.clock)
 
