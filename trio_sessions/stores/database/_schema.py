@@ -11,7 +11,15 @@ from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._database import Database, known
 
-__all__ = ["Tables", "check_tables", "create_missing", "metadata", "tables", "upgrades"]
+__all__ = [
+    "Tables",
+    "check_tables",
+    "create_missing",
+    "is_complete",
+    "metadata",
+    "tables",
+    "upgrades",
+]
 
 _Type = sa.types.TypeEngine[Any]
 _LATER = {"added": True}
@@ -151,6 +159,15 @@ def _message_id(databases: Iterable[Database]) -> _Type:
 def _options(options: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Join the arguments of each database: their names begin with that of its dialect."""
     return {name: value for one in options for name, value in one.items()}
+
+
+def is_complete(connection: sa.Connection, ours: Tables) -> bool:
+    """Say whether `create_missing` has nothing to do: then nobody needs its lock."""
+    inspector = sa.inspect(connection)
+    return all(
+        inspector.has_table(table.name) and not upgrades(connection, table)
+        for table in ours.metadata.sorted_tables
+    )
 
 
 def create_missing(connection: sa.Connection, ours: Tables) -> None:

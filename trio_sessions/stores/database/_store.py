@@ -14,7 +14,7 @@ from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.database._connections import Connections, note_process
 from trio_sessions.stores.database._database import find
 from trio_sessions.stores.database._questions import Asker, Questions
-from trio_sessions.stores.database._schema import check_tables, tables
+from trio_sessions.stores.database._schema import check_tables, is_complete, tables
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
 from trio_sessions.types import (
     Holder,
@@ -165,7 +165,7 @@ class DatabaseStore(SessionStore):
             may_create=self._create_tables,
             has_time_zones=self._database.has_time_zones,
         )
-        if self._create_tables:
+        if self._create_tables and not is_complete(connection, self._tables):
             self._operations.create_tables(connection)
 
     async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
