@@ -265,7 +265,9 @@ async def test_an_incarnation_is_known_to_be_gone_for_a_week(postgresql: Shared)
         await a.sweep()
         for days in (8, 6):
             backdoor.execute(
-                sa.text(f"INSERT INTO trio_gone VALUES ('{days}', now() - interval '{days} days')")
+                sa.text(
+                    f"INSERT INTO trio_gone VALUES ('{days}', '', now() - interval '{days} days')"
+                )
             )
         async with open_witnessed(patient(postgresql), "b") as b:
             backdoor.age_workers(700.0, "b")
@@ -285,7 +287,8 @@ async def test_a_worker_that_wakes_while_its_row_is_swept(postgresql: Shared) ->
         with another(postgresql) as connection:
             connection.exec_driver_sql("DELETE FROM trio_workers")
             connection.exec_driver_sql(
-                f"INSERT INTO trio_gone (incarnation) VALUES ('{b.worker.incarnation}')"
+                "INSERT INTO trio_gone (incarnation, history) "
+                f"VALUES ('{b.worker.incarnation}', '{b.known.history}')"
             )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(begin, b)

@@ -1,7 +1,7 @@
 """A database that has forgotten something removes nobody; a late statement does nothing."""
 
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from trio_sessions import SessionRegistry, StoreUnavailable, open_registry
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import RowAnswers
 from trio_sessions.writes import Batch, Claim, Committed
 
 INTERVAL = 1800.0
@@ -128,17 +129,22 @@ async def test_workers_alone_are_forgotten(
 
 
 async def test_the_next_batch_notices_it(shared: Shared, caplog: pytest.LogCaptureFixture) -> None:
-    """Without any pass: it goes again in the new history, and all rows follow."""
+    """It goes again in the new history, and all rows follow, without any pass or stamp."""
+    store = FaultyStore(shared.make_store())
     async with (
-        shared.open(session_ttl=10.0, cleanup_interval=5.0) as a,
+        shared.open(store=store) as a,
         keeping_all(shared, a, caplog) as transports,
     ):
         transports |= await add(a, names(12))
+        store.fail(Fault.HANGS, "stamp")
         shared.backdoor.go_back(None)
         transports |= await add(a, ["new"])
+        assert a.statistics().database_rewinds == 1
         with trio.fail_after(20):
             while len(shared.backdoor.rows()) < 13:
                 await trio.sleep(0.01)
+        assert a.statistics().passes == 1
+        store.heal()
 
 
 async def test_the_stamp_between_passes_notices_it(
@@ -244,6 +250,72 @@ async def test_a_lease_that_was_lost_is_no_rewind(
         assert (late.disconnects, shared.backdoor.rows()) == (0, {"late": a.worker_id})
         assert "has lost its lease" in caplog.text
         assert await b.session_exists("nobody") is False, "there is no doubt"
+
+
+async def test_a_lease_that_was_lost_before_says_nothing_of_a_rewind(
+    shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The copy is of a moment at which it slept, and still says that it was swept."""
+    async with shared.open() as a, shared.open() as b:
+        await b.cleanup()
+        await add(a, ["swept"])
+        shared.backdoor.age(4000.0)
+        shared.backdoor.age_workers(4000.0, a.worker_id)
+        assert (await b.cleanup()).expired == 1
+        copy = shared.backdoor.copy()
+        assert (await a.cleanup()).taken_over == ("swept",)
+        transports = await add(a, names(20))
+        assert (await a.cleanup()).refreshed == 20
+        shared.backdoor.go_back(copy)
+        for _ in range(2):
+            report = await a.cleanup()
+            assert (report.missing, report.held) == ((), ())
+        assert a.statistics().database_rewinds == 1
+        assert sum(one.disconnects for one in transports.values()) == 0
+        assert shared.backdoor.rows().keys() == transports.keys()
+
+
+class ForgetsStepByStep(FaultyStore):
+    """Its rows are emptied before the first chunk of a pass is asked for, its workers after it."""
+
+    def __init__(self, store: SessionStore, shared: Shared) -> None:
+        super().__init__(store)
+        self.shared = shared
+        self.steps: list[Callable[[], None]] = []
+        self.turn = trio.Lock()
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        async with self.turn:
+            if self.steps:
+                self.steps.pop(0)()
+            return await super().refresh(worker, session_ids)
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+async def test_what_was_answered_before_a_rewind_was_noticed_removes_nobody(
+    shared: Shared, *, is_moved: bool
+) -> None:
+    """Nor in the pass that notices it: neither what is missing nor what another one holds."""
+    store = ForgetsStepByStep(shared.make_store(), shared)
+    async with shared.open(store=store, batch_size=5) as a:
+        transports = await add(a, names(9))
+        await a.cleanup()
+
+        def forget() -> None:
+            for session_id in names(9):
+                if is_moved:
+                    shared.backdoor.give(session_id, "another")
+                else:
+                    shared.backdoor.delete(session_id)
+
+        store.steps = [forget, shared.backdoor.forget_workers]
+        report = await a.cleanup()
+        assert store.steps == []
+        assert (report.missing, report.held) == ((), ())
+        assert sum(one.disconnects for one in transports.values()) == 0
+        if not is_moved:
+            assert sorted(report.restored) == names(9)
+            assert shared.backdoor.rows().keys() == set(names(9))
 
 
 async def test_a_row_that_a_late_statement_has_written_goes(shared: Shared) -> None:

@@ -12,7 +12,7 @@ from trio_sessions import StoreUnavailable
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore, store_conformance
-from trio_sessions.types import Presence, RowAnswers, Stamp, Stamped, Swept
+from trio_sessions.types import Begun, Presence, RowAnswers, Stamp, Stamped, Swept
 from trio_sessions.writes import (
     Acknowledge,
     Answer,
@@ -274,16 +274,26 @@ class KnowsOneTtl(MemoryStore):
 
 
 class ForgetsWhoHasGone(MemoryStore):
-    async def begin(self, worker: Worker, *args: Any, **details: Any) -> bool:
-        await super().begin(worker, *args, **details)
-        return False
+    async def begin(self, worker: Worker, *args: Any, **details: Any) -> Begun:
+        self._workers._gone.clear()
+        return await super().begin(worker, *args, **details)
+
+
+class ForgetsWhichHistoryHasGone(MemoryStore):
+    async def begin(
+        self, worker: Worker, history: str, presence: Presence, *, after: str | None
+    ) -> Begun:
+        gone = self._workers._gone
+        if worker.incarnation in gone and after is not None:
+            gone[worker.incarnation] = after, trio.current_time()
+        return await super().begin(worker, history, presence, after=after)
 
 
 class NeverDoubts(MemoryStore):
     async def begin(
-        self, worker: Worker, history: str, presence: Presence, *, rewound: bool
-    ) -> bool:
-        return await super().begin(worker, history, presence, rewound=False)
+        self, worker: Worker, history: str, presence: Presence, *, after: str | None
+    ) -> Begun:
+        return await super().begin(worker, history, presence, after=None)
 
 
 MUTANTS = [
@@ -298,6 +308,7 @@ MUTANTS = [
     (IsNeverLate, "a_late_batch_does_nothing"),
     (LeavesItsRow, "a_worker_that_leaves_takes_its_row_along"),
     (KnowsNoLease, "stamps_keep_rows_that_are_not_refreshed"),
+    (ForgetsWhichHistoryHasGone, "stamps_keep_rows_that_are_not_refreshed"),
     (ForgetsWhoHasGone, "stamps_keep_rows_that_are_not_refreshed"),
     (KnowsOneTtl, "a_lease_is_as_long_as_its_holder_says"),
     (NeverDoubts, "after_a_rewind_what_is_not_there_is_unknown"),

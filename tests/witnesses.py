@@ -36,8 +36,11 @@ class Witnessed:
             stamp_interval=5.0,
             version="0",
         )
-        self.known = Stamp(history=f"history-{next(_numbers)}", beat=1)
-        return await self.store.begin(self.worker, self.known.history, presence, rewound=rewound)
+        after = (self.known.history or "another") if rewound else None
+        history = f"history-{next(_numbers)}"
+        begun = await self.store.begin(self.worker, history, presence, after=after)
+        self.known = Stamp(history=history, beat=1)
+        return begun.was_swept
 
     async def commit(self, *writes: Write[object], not_after: float | None = None) -> Committed:
         """Commit a batch, and keep the stamp that it has set."""

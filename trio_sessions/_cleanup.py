@@ -30,7 +30,7 @@ from trio_sessions._settings import Settings
 from trio_sessions._strays import Strays
 from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
-from trio_sessions._witness import WentBack, vouches
+from trio_sessions._witness import WentBack, Witness, vouches
 from trio_sessions.errors import OperationTooLong, RowUnavailable, SessionsError
 from trio_sessions.types import CleanupReport, RowAnswers
 
@@ -163,6 +163,7 @@ class Pass:
         counters: Counters,
         restorer: Restorer,
         strays: Strays,
+        witness: Witness,
         sweeper: Sweeper,
         settings: Settings,
     ) -> None:
@@ -179,11 +180,14 @@ class Pass:
         self._counters = counters
         self._restorer = restorer
         self._strays = strays
+        self._witness = witness
         self._sweeper = sweeper
         self._settings = settings
         self._tally = _Tally()
         self._taken_over: list[Entry] = []
         self._went_back = False
+        self._history = ""
+        """The one in which what the brake and `_taken_over` know was answered."""
         self._turn = trio.Lock()  # one chunk is judged at a time, and others run in between
         self._split_until = 0.0
 
@@ -195,6 +199,7 @@ class Pass:
         async with trio.open_nursery() as removals:
             leases = await self._check_connections(removals)
             self._brake.begin()
+            self._history = self._witness.known.history
             await self._refresh(leases)
             self._portions.end_pass(complete=self.database_answered)
             await self._restore_the_forgotten()
@@ -257,8 +262,16 @@ class Pass:
         await self._refresh_all(leases)
         if self._went_back:
             await self._notice_rewinds()
+            self._drop_old_evidence()
             lost = [entry for entry in leases.refresh if entry.row is Row.LOST]
             await self._refresh_all(Leases(refresh=[e for e in lost if self._table.holds(e)]))
+
+    def _drop_old_evidence(self) -> None:
+        """Believe nothing that was answered in an earlier history than the present one."""
+        if not self._witness.is_steady or self._witness.known.history != self._history:
+            self._history = self._witness.known.history
+            self._taken_over.clear()
+            self._brake.begin()
 
     async def _refresh_all(self, leases: Leases) -> None:
         """Send chunks at once, as many as the limiter lets through."""
@@ -302,6 +315,7 @@ class Pass:
 
     async def _remove_missing(self, removals: trio.Nursery) -> None:
         """Remove whose row is gone or another worker's, now that all chunks were answered."""
+        self._drop_old_evidence()
         decision = self._brake.decide()
         if decision.brakes:
             self._counters.count_brake()

@@ -22,10 +22,11 @@ from trio_sessions._estimate import ClockEstimate
 from trio_sessions._interrupts import lone_interrupt
 from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
-from trio_sessions._witness import Flight, Witness
+from trio_sessions._witness import Witness
 from trio_sessions.abc import Bell, SessionStore, Worker
 from trio_sessions.errors import RegistryClosed, RowUnavailable, SessionsError, StoreUnavailable
 from trio_sessions.types import (
+    Begun,
     Holder,
     Presence,
     RowAnswers,
@@ -252,10 +253,10 @@ class Edge:
             self._witness.lose(flight)
         return answers
 
-    async def begin(self, history: str, presence: Presence, *, rewound: bool) -> bool:
-        """Begin a history; return whether the worker's row had been swept."""
+    async def begin(self, history: str, presence: Presence, *, after: str | None) -> Begun:
+        """Begin a history, after another one that the store does not have any more."""
         return await self._ask(
-            lambda: self._store.begin(self.worker, history, presence, rewound=rewound), bool
+            lambda: self._store.begin(self.worker, history, presence, after=after), Begun
         )
 
     async def stamp(self, *, passed: bool) -> None:
@@ -273,13 +274,10 @@ class Edge:
             stamped = await self._ask(
                 lambda: self._store.stamp(self.worker, flight.known, passed=passed), Stamped
             )
-            self._land(flight, stamped, asked_at)
+            self._estimate.read(stamped.clock, asked_at)
+            self._witness.land(flight, stamped.stamp)
         finally:
             self._witness.lose(flight)
-
-    def _land(self, flight: Flight, stamped: Stamped, asked_at: float) -> None:
-        self._estimate.read(stamped.clock, asked_at)
-        self._witness.land(flight, stamped.stamp)
 
     async def own_rows(self, after: str) -> list[tuple[str, int]]:
         """Return ids and generations of rows of this incarnation, by id, those after ``after``."""
@@ -307,7 +305,7 @@ class Edge:
         Raises:
             WentBack: nothing was deleted.
         """
-        settings, asked_at = self._settings, trio.current_time()
+        settings = self._settings
         flight = self._witness.depart()
         try:
             swept = await self._ask(
@@ -323,7 +321,7 @@ class Edge:
             )
             if swept.stamped is None:
                 raise _breach("it has set no stamp")
-            self._land(flight, swept.stamped, asked_at)
+            self._witness.land(flight, swept.stamped.stamp)
         finally:
             self._witness.lose(flight)
         return swept

@@ -63,7 +63,7 @@ class Histories:
         Raises:
             StoreUnavailable: the database cannot be reached.
         """
-        await self._begin(rewound=False)
+        await self._begin(after=None)
 
     async def ensure(self) -> None:
         """Begin another one if the database went back; no checkpoint if it did not.
@@ -80,15 +80,14 @@ class Histories:
                 has_lasted = trio.current_time() - self._begun_at
                 self._pause = _next_pause(self._pause) if has_lasted < _SHORT else 0.0
                 await trio.sleep(self._pause)
-                await self._begin(rewound=True)
+                await self._begin(after=self._witness.known.history)
 
-    async def _begin(self, *, rewound: bool) -> None:
+    async def _begin(self, *, after: str | None) -> None:
         history = secrets.token_hex(16)
-        was_swept = await self._edge.begin(history, self._presence, rewound=rewound)
-        self.has_lapsed = rewound and was_swept
+        begun = await self._edge.begin(history, self._presence, after=after)
+        self.has_lapsed = begun.was_swept
         self._begun_at = trio.current_time()
-        doubt = 2 * self._presence.cleanup_interval if rewound and not was_swept else 0.0
-        self._witness.begin(history, doubtful_until=self._begun_at + doubt)
+        self._witness.begin(history, doubtful_until=self._begun_at + begun.doubt)
         if self.has_lapsed:
             logger.warning(
                 "this worker has lost its lease: it has not reached the database, or no pass of it "
@@ -96,7 +95,7 @@ class Histories:
                 "meanwhile is removed",
                 self._presence.session_ttl,
             )
-        elif rewound:
+        elif after is not None:
             self._counters.count_rewind()
             logger.error(
                 "the database has gone back: it has forgotten what it had confirmed. Was it "

@@ -102,6 +102,7 @@ class House:
             messages=self.messages,
             restorer=self._restorer,
             strays=Strays(edge=edge, claims=claims, departures=departures, table=table),
+            witness=witness,
             background=background,
             counters=counters,
             settings=settings,

@@ -20,6 +20,7 @@ from trio_sessions._settings import Settings
 from trio_sessions._strays import Strays
 from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
+from trio_sessions._witness import Witness
 from trio_sessions.errors import RegistryClosed, bare
 from trio_sessions.types import CleanupReport, fingerprint
 
@@ -54,6 +55,7 @@ class Passes:
         messages: Messages,
         restorer: Restorer,
         strays: Strays,
+        witness: Witness,
         background: Background,
         counters: Counters,
         settings: Settings,
@@ -66,6 +68,7 @@ class Passes:
         self._messages = messages
         self._restorer = restorer
         self._strays = strays
+        self._witness = witness
         self._sweeper = Sweeper(edge, counters, settings)
         self._background = background
         self._counters = counters
@@ -117,6 +120,7 @@ class Passes:
             counters=self._counters,
             restorer=self._restorer,
             strays=self._strays,
+            witness=self._witness,
             sweeper=self._sweeper,
             settings=self._settings,
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from trio_sessions.errors import InvalidSessionId
 
 __all__ = [
+    "Begun",
     "Capabilities",
     "CleanupReport",
     "Holder",
@@ -209,6 +210,16 @@ class Stamped:
     """How many rows this incarnation has; None: not counted, for no pass has ended."""
     clock: float = 0.0
     """When it was set, in seconds on the store's clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What the beginning of a history was answered with."""
+
+    was_swept: bool
+    """The worker's row was swept in the history before: it has lost its lease."""
+    doubt: float = 0.0
+    """Seconds for which the store is in doubt from now on, for it went back; 0: it did not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,7 +113,7 @@ class RowStore(Store):
         where the store can.
 
         The row of a worker whose lease has run out goes when no session of it is left; for a
-        week the store remembers of its incarnation that it was swept (`WorkerStore.begin`).
+        week the store remembers of its incarnation which history was swept (`WorkerStore.begin`).
 
         **One call deletes a bounded piece**, however much one session has left: its messages go
         first, the oldest first, and its row with the last of them. Whoever refreshes the row or

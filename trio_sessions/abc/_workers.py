@@ -3,7 +3,7 @@
 import abc
 
 from trio_sessions.abc._stem import Store, Worker
-from trio_sessions.types import Presence, Stamp, Stamped
+from trio_sessions.types import Begun, Presence, Stamp, Stamped
 
 __all__ = ["WorkerStore"]
 
@@ -39,8 +39,8 @@ class WorkerStore(Store):
 
     @abc.abstractmethod
     async def begin(
-        self, worker: Worker, history: str, presence: Presence, *, rewound: bool
-    ) -> bool:
+        self, worker: Worker, history: str, presence: Presence, *, after: str | None
+    ) -> Begun:
         """Write the worker's row, or write it anew, with this history and the beat 1.
 
         It counts as stamped now, and as if a pass had ended now.
@@ -49,11 +49,13 @@ class WorkerStore(Store):
             worker: whose row.
             history: a word that was never used before.
             presence: what the worker says of itself.
-            rewound: the store went back, as far as the worker knows: it is in doubt from now on,
-                unless the incarnation has only lost its lease.
+            after: the history that the store does not have any more, as far as the worker knows:
+                it went back, and is in doubt from now on, unless a sweep has taken the row of
+                that very history. None: this is the worker's first one.
 
         Returns:
-            Whether the incarnation has lost its lease: its row was swept. That is forgotten now.
+            Whether it was swept, and how long the doubt is. To be asked for again, the same: the
+            note of a sweep stays for its week.
         """
 
     @abc.abstractmethod

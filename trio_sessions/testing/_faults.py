@@ -12,6 +12,7 @@ import trio
 from trio_sessions.abc import Bell, Part, SessionStore, Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.types import (
+    Begun,
     Holder,
     Presence,
     RowAnswers,
@@ -150,11 +151,11 @@ class FaultyStore(SessionStore):
         )
 
     async def begin(
-        self, worker: Worker, history: str, presence: Presence, *, rewound: bool
-    ) -> bool:
+        self, worker: Worker, history: str, presence: Presence, *, after: str | None
+    ) -> Begun:
         """Write the worker's row anew, or fail; see `WorkerStore.begin`."""
         return await self._through(
-            "begin", lambda: self._store.begin(worker, history, presence, rewound=rewound)
+            "begin", lambda: self._store.begin(worker, history, presence, after=after)
         )
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:

@@ -20,6 +20,7 @@ from trio_sessions.abc import Bell, Worker
 from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores.database._bell import BellSource
 from trio_sessions.types import (
+    Begun,
     Presence,
     RowAnswers,
     Stamp,
@@ -110,8 +111,8 @@ class BeginHistory(Protocol):
         history: str,
         presence: Presence,
         *,
-        rewound: bool,
-    ) -> bool:
+        after: str | None,
+    ) -> Begun:
         """Return whether the incarnation had lost its lease; see `WorkerStore.begin`."""
         ...
 

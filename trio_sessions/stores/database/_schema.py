@@ -135,6 +135,7 @@ def tables(prefix: str) -> Tables:
         f"{prefix}gone",
         meta,
         sa.Column("incarnation", sa.String(32), primary_key=True),
+        sa.Column("history", sa.String(32), nullable=False, server_default=""),
         sa.Column("gone_at", moment, nullable=False, server_default=now()),
     )
     return Tables(meta, sessions, messages, fleet, workers, gone)

@@ -17,6 +17,7 @@ from trio_sessions.stores.database._questions import Asker, Questions
 from trio_sessions.stores.database._schema import check_tables, is_complete, tables
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
 from trio_sessions.types import (
+    Begun,
     Holder,
     Presence,
     RowAnswers,
@@ -209,17 +210,17 @@ class DatabaseStore(SessionStore):
     # ---- workers ----
 
     async def begin(
-        self, worker: Worker, history: str, presence: Presence, *, rewound: bool
-    ) -> bool:
+        self, worker: Worker, history: str, presence: Presence, *, after: str | None
+    ) -> Begun:
         """Write the worker's row anew; see `WorkerStore.begin`."""
-        was_swept = await self.run(
+        begun = await self.run(
             worker,
             lambda connection: self._operations.begin(
-                connection, worker, history, presence, rewound=rewound
+                connection, worker, history, presence, after=after
             ),
         )
         self._begun.add(worker.incarnation)
-        return was_swept
+        return begun
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
         """Stamp the worker's row, and vouch; see `WorkerStore.stamp`."""

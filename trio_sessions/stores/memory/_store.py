@@ -15,6 +15,7 @@ from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.memory._rows import Row, Rows
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.types import (
+    Begun,
     Holder,
     Presence,
     RowAnswers,
@@ -178,14 +179,12 @@ class MemoryStore(SessionStore):
     # ---- workers ----
 
     async def begin(
-        self, worker: Worker, history: str, presence: Presence, *, rewound: bool
-    ) -> bool:
+        self, worker: Worker, history: str, presence: Presence, *, after: str | None
+    ) -> Begun:
         """Write the worker's row anew; see `WorkerStore.begin`."""
         await self._begin()
         now = trio.current_time()
-        return await self._answer(
-            self._workers.begin(worker, history, presence, now, rewound=rewound)
-        )
+        return await self._answer(self._workers.begin(worker, history, presence, now, after=after))
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
         """Stamp the worker's row, and vouch; see `WorkerStore.stamp`."""

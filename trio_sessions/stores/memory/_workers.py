@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from trio_sessions.abc import Worker
 from trio_sessions.stores._lease import DOUBT, REMEMBERED
-from trio_sessions.types import Presence, Stamp
+from trio_sessions.types import Begun, Presence, Stamp
 
 __all__ = ["Workers"]
 
@@ -34,7 +34,8 @@ class Workers:
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
-        self._gone: dict[str, float] = {}
+        self._gone: dict[str, tuple[str, float]] = {}
+        """Which history of an incarnation was swept, and when."""
         self._doubtful_until = float("-inf")
         self._vouched_at: float | None = None
         self._unbroken_since = float("-inf")
@@ -43,7 +44,7 @@ class Workers:
         """Take up a clock that has nothing to do with the one before."""
         for row in self._rows.values():
             row.stamped_at = row.passed_at = now
-        self._gone = dict.fromkeys(self._gone, now)
+        self._gone = {one: (history, now) for one, (history, _) in self._gone.items()}
         self._vouched_at = None
         if has_rows:
             self._unbroken_since = now
@@ -51,8 +52,8 @@ class Workers:
     # ---- the witness ----
 
     def begin(
-        self, worker: Worker, history: str, presence: Presence, now: float, *, rewound: bool
-    ) -> bool:
+        self, worker: Worker, history: str, presence: Presence, now: float, *, after: str | None
+    ) -> Begun:
         """Write a worker's row anew; see `WorkerStore.begin`."""
         self._rows[worker.incarnation] = _Row(
             worker_id=worker.worker_id,
@@ -61,11 +62,12 @@ class Workers:
             stamped_at=now,
             passed_at=now,
         )
-        was_swept = self._gone.pop(worker.incarnation, None) is not None
-        if rewound and not was_swept:
-            longest = max(row.presence.cleanup_interval for row in self._rows.values())
-            self._doubtful_until = max(self._doubtful_until, now + DOUBT * longest)
-        return was_swept
+        swept, _ = self._gone.get(worker.incarnation, ("", now))
+        if after is None or swept == after:
+            return Begun(was_swept=after is not None)
+        doubt = DOUBT * max(row.presence.cleanup_interval for row in self._rows.values())
+        self._doubtful_until = max(self._doubtful_until, now + doubt)
+        return Begun(was_swept=False, doubt=self._doubtful_until - now)
 
     def seen(self, worker: Worker) -> Stamp | None:
         """Return a worker's stamp as it stands."""
@@ -131,8 +133,9 @@ class Workers:
     def sweep(self, incarnations: set[str], now: float) -> None:
         """Remove the rows of workers, and remember that they are gone."""
         for incarnation in incarnations:
-            del self._rows[incarnation]
-            self._gone[incarnation] = now
+            self._gone[incarnation] = self._rows.pop(incarnation).stamp.history, now
         self._gone = {
-            one: moment for one, moment in self._gone.items() if now - moment < REMEMBERED
+            one: (history, moment)
+            for one, (history, moment) in self._gone.items()
+            if now - moment < REMEMBERED
         }

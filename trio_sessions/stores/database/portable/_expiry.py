@@ -68,7 +68,7 @@ def lapsed(tables: Tables) -> sa.Select[Any]:
         .where(tables.sessions.c.incarnation == worker.incarnation)
         .correlate(tables.workers)
     )
-    return sa.select(worker.incarnation).where(
+    return sa.select(worker.incarnation, worker.history).where(
         worker.incarnation != sa.bindparam("own_incarnation"),
         _has_lapsed(tables),
         _unbroken_since(tables, ago(worker.session_ttl), tables.workers),

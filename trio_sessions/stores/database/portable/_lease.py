@@ -21,7 +21,7 @@ from trio_sessions.stores.database.portable._expiry import (
 from trio_sessions.stores.database.portable._fleet import refreshed, stale_messages
 from trio_sessions.stores.database.portable._grammar import Grammar
 from trio_sessions.stores.database.portable._witness import Witness, goes_on
-from trio_sessions.types import Presence, RowAnswers, Stamp, Stamped, Swept
+from trio_sessions.types import Begun, Presence, RowAnswers, Stamp, Stamped, Swept
 
 __all__ = ["Lease"]
 
@@ -60,8 +60,11 @@ class Lease:
         )
         self._remember = (
             grammar.insert(tables.gone)
-            .values(incarnation=sa.bindparam("went"), gone_at=now())
-            .on_conflict_do_update(index_elements=[gone.incarnation], set_={"gone_at": now()})
+            .values(incarnation=sa.bindparam("went"), history=sa.bindparam("its"), gone_at=now())
+            .on_conflict_do_update(
+                index_elements=[gone.incarnation],
+                set_={"history": sa.bindparam("its"), "gone_at": now()},
+            )
         )
         self._forget = sa.delete(tables.gone).where(forgettable(tables))
 
@@ -141,11 +144,11 @@ class Lease:
         history: str,
         presence: Presence,
         *,
-        rewound: bool,
-    ) -> bool:
+        after: str | None,
+    ) -> Begun:
         """Write the worker's row anew."""
         with self._grammar.transaction(connection):
-            return self._witness.begin(connection, worker, history, presence, rewound=rewound)
+            return self._witness.begin(connection, worker, history, presence, after=after)
 
     def stamp(
         self, connection: sa.Connection, worker: Worker, stamp: Stamp, *, passed: bool
@@ -228,11 +231,13 @@ class Lease:
 
     def _remove_workers(self, connection: sa.Connection, parameters: Mapping[str, Any]) -> None:
         """Remove the rows of workers whose lease has run out, and remember that they are gone."""
-        lapsed = list(connection.execute(self._lapsed, parameters).scalars())
+        lapsed = [(row[0], row[1]) for row in connection.execute(self._lapsed, parameters)]
         if lapsed:
-            connection.execute(self._remove_lapsed, self._among(lapsed))
+            connection.execute(self._remove_lapsed, self._among([one for one, _ in lapsed]))
             connection.execute(self._forget)
-            connection.execute(self._remember, [{"went": one} for one in lapsed])
+            connection.execute(
+                self._remember, [{"went": one, "its": history} for one, history in lapsed]
+            )
 
     def _delete(
         self,

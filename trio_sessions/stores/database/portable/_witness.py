@@ -17,7 +17,7 @@ from trio_sessions.stores.database._questions import all_own, identity
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._fleet import vouch
 from trio_sessions.stores.database.portable._grammar import Grammar
-from trio_sessions.types import Presence, Stamp
+from trio_sessions.types import Begun, Presence, Stamp
 
 __all__ = ["Seen", "Witness", "goes_on"]
 
@@ -80,9 +80,12 @@ class Witness:
             .values(incarnation=sa.bindparam("own_incarnation"), **begun)
             .on_conflict_do_update(index_elements=[worker.incarnation], set_=begun)
         )
-        self._forget_that_it_went = sa.delete(tables.gone).where(
-            tables.gone.c.incarnation == sa.bindparam("own_incarnation")
+        went = tables.gone.c
+        self._went = sa.select(went.incarnation).where(
+            went.incarnation == sa.bindparam("own_incarnation"),
+            went.history == sa.bindparam("after"),
         )
+        self._longest = sa.select(sa.func.max(worker.cleanup_interval))
         until = ago(sa.select(sa.func.max(worker.cleanup_interval) * -DOUBT).scalar_subquery())
         known = fleet.c.doubtful_until
         any_session = sa.exists(sa.select(row.session_id))
@@ -152,8 +155,8 @@ class Witness:
         history: str,
         presence: Presence,
         *,
-        rewound: bool,
-    ) -> bool:
+        after: str | None,
+    ) -> Begun:
         """Write the worker's row anew; see `WorkerStore.begin`."""
         mine = _incarnation(worker)
         connection.execute(
@@ -169,10 +172,12 @@ class Witness:
                 "data": presence.data,
             },
         )
-        was_swept = connection.execute(self._forget_that_it_went, mine).rowcount > 0
-        if rewound and not was_swept:
-            connection.execute(self._doubt)
-        return was_swept
+        if after is None:
+            return Begun(was_swept=False)
+        if connection.execute(self._went, {**mine, "after": after}).first() is not None:
+            return Begun(was_swept=True)
+        connection.execute(self._doubt)
+        return Begun(was_swept=False, doubt=DOUBT * connection.execute(self._longest).scalar_one())
 
 
 def goes_on(found: Stamp | None, acknowledged: Stamp) -> TypeGuard[Stamp]:

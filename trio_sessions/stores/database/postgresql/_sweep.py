@@ -127,11 +127,13 @@ def _sweep_workers(names: Names) -> str:
         ), removed AS (
             DELETE FROM {names.workers} AS w
             WHERE w.incarnation = ANY (ARRAY(SELECT l.incarnation FROM lapsed AS l))
-            RETURNING w.incarnation
+            RETURNING w.incarnation, w.history
         ), remembered AS (
-            INSERT INTO {names.gone} AS g (incarnation, gone_at)
-            SELECT r.incarnation, clock_timestamp() FROM removed AS r ORDER BY r.incarnation
-            ON CONFLICT (incarnation) DO UPDATE SET gone_at = excluded.gone_at
+            INSERT INTO {names.gone} AS g (incarnation, history, gone_at)
+            SELECT r.incarnation, r.history, clock_timestamp()
+            FROM removed AS r ORDER BY r.incarnation
+            ON CONFLICT (incarnation) DO UPDATE
+                SET history = excluded.history, gone_at = excluded.gone_at
         ), forgotten AS (
             DELETE FROM {names.gone} AS g WHERE g.incarnation = ANY (ARRAY(
                 SELECT o.incarnation FROM {names.gone} AS o

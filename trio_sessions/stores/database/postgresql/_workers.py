@@ -18,7 +18,7 @@ from trio_sessions.stores.database.postgresql._doubt import SERVER
 from trio_sessions.stores.database.postgresql._kinds import OWN, Names, all_own
 from trio_sessions.stores.database.postgresql._pipeline import in_one_round_trip
 from trio_sessions.stores.database.postgresql._witness import STAMPED, known, told
-from trio_sessions.types import Presence, Stamp, Stamped
+from trio_sessions.types import Begun, Presence, Stamp, Stamped
 
 __all__ = ["Workers", "stamp_and_vouch", "stamped", "vouch"]
 
@@ -104,6 +104,9 @@ def stamped(stamp: Stamp, row: Any) -> Stamped:
     return Stamped(stamp=new, rows=row.number, clock=row.clock)
 
 
+_AFTER = "CAST(%(after)s AS text)"
+
+
 @lru_cache
 def _lock(names: Names) -> str:
     """Return the statement that comes before a history is begun.
@@ -134,14 +137,14 @@ def _begin(names: Names) -> str:
         "passed_at": "clock_timestamp()",
         **{column: f"%({column})s" for column in presence},
     }
-    return f"""WITH told AS (
-            DELETE FROM {names.gone} AS g WHERE g.incarnation = {OWN["incarnation"]}
-            RETURNING g.incarnation
-        ), counted AS (
-            SELECT count(*) AS number FROM told
+    return f"""WITH told AS MATERIALIZED (
+            SELECT EXISTS (
+                SELECT FROM {names.gone} AS g
+                WHERE g.incarnation = {OWN["incarnation"]} AND g.history = {_AFTER}
+            ) AS was_swept
         ), begun AS (
             INSERT INTO {names.workers} AS w (incarnation, {", ".join(values)})
-            SELECT {OWN["incarnation"]}, {", ".join(values.values())} FROM counted
+            SELECT {OWN["incarnation"]}, {", ".join(values.values())} FROM told
             ON CONFLICT (incarnation) DO UPDATE SET
                 {", ".join(f"{column} = excluded.{column}" for column in values)}
             RETURNING w.incarnation
@@ -151,12 +154,16 @@ def _begin(names: Names) -> str:
             )
             SELECT 1, clock_timestamp(), clock_timestamp(), {SERVER},
                 {_in(longest)}
-            FROM counted CROSS JOIN begun
-            WHERE CAST(%(rewound)s AS boolean) AND counted.number = 0
+            FROM told CROSS JOIN begun
+            WHERE {_AFTER} IS NOT NULL AND NOT told.was_swept
             ON CONFLICT (id) DO UPDATE
                 SET doubtful_until = greatest(f.doubtful_until, excluded.doubtful_until)
+            RETURNING f.doubtful_until
         )
-        SELECT number > 0 AS was_swept FROM counted"""
+        SELECT told.was_swept, CAST(extract(
+                epoch FROM (SELECT n.doubtful_until FROM noted AS n) - clock_timestamp()
+            ) AS float8) AS doubt
+        FROM told"""
 
 
 class Workers:
@@ -172,8 +179,8 @@ class Workers:
         history: str,
         presence: Presence,
         *,
-        rewound: bool,
-    ) -> bool:
+        after: str | None,
+    ) -> Begun:
         """Write the worker's row anew; see `WorkerStore.begin`."""
         parameters = {
             **identity(worker),
@@ -183,11 +190,11 @@ class Workers:
             "stamp_interval": float(presence.stamp_interval),
             "version": presence.version,
             "data": presence.data,
-            "rewound": rewound,
+            "after": after,
         }
         statements = [_lock(self._names), _begin(self._names)]
         [row] = in_one_round_trip(connection, statements, parameters)
-        return bool(row.was_swept)
+        return Begun(was_swept=row.was_swept, doubt=row.doubt or 0.0)
 
     def stamp(
         self, connection: sa.Connection, worker: Worker, stamp: Stamp, *, passed: bool
