@@ -70,6 +70,8 @@ class Clients:
     def __init__(self, registries: list[SessionRegistry], chance: random.Random) -> None:
         self.counts = Counter[str]()
         self.alive: dict[str, Client] = {}
+        self.lost: list[str] = []
+        """Were disconnected when nobody had ended them, and have moved or ended since."""
         self._registries = registries
         self._chance = chance
         self._number = 0
@@ -92,6 +94,8 @@ class Clients:
             return
         else:
             client = self._chance.choice(free)
+            if client.is_lost:
+                self.lost.append(client.session_id)
             if action == "move":
                 if self._chance.random() < 0.5:
                     client.transport.state = "closed"
@@ -268,7 +272,7 @@ async def test_three_workers_under_random_faults(
         with capsys.disabled() if SOAK else contextlib.nullcontext():
             sys.stdout.write(f"{told}\n")
         lost = [one.session_id for one in clients.alive.values() if one.is_lost]
-        assert lost == [], told
+        assert (lost, clients.lost) == ([], []), told
         assert wrong == {}, told
         assert set(faults.counts) == {fault.__name__ for fault in faults._all}, told
         assert sum(rewinds) > 0, told

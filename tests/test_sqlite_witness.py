@@ -322,7 +322,10 @@ async def test_an_incarnation_is_known_to_be_gone_for_a_week(
         await a.sweep()
         for days in (8, 6):
             backdoor.execute(
-                sa.text(f"INSERT INTO trio_gone VALUES ('{days}', datetime('now', '-{days} days'))")
+                sa.text(
+                    "INSERT INTO trio_gone (incarnation, gone_at) "
+                    f"VALUES ('{days}', datetime('now', '-{days} days'))"
+                )
             )
         async with open_witnessed(make, "b") as b:
             backdoor.age_workers(700.0, "b")

@@ -162,11 +162,10 @@ def _options(options: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: value for one in options for name, value in one.items()}
 
 
-def is_complete(connection: sa.Connection, ours: Tables) -> bool:
+def is_complete(inspector: sa.Inspector, ours: Tables) -> bool:
     """Say whether `create_missing` has nothing to do: then nobody needs its lock."""
-    inspector = sa.inspect(connection)
     return all(
-        inspector.has_table(table.name) and not upgrades(connection, table)
+        inspector.has_table(table.name) and not upgrades(inspector, table)
         for table in ours.metadata.sorted_tables
     )
 
@@ -179,14 +178,13 @@ def create_missing(connection: sa.Connection, ours: Tables) -> None:
     """
     ours.metadata.create_all(connection)
     for table in ours.metadata.sorted_tables:
-        for statement in upgrades(connection, table):
+        for statement in upgrades(sa.inspect(connection), table):
             connection.exec_driver_sql(statement)
 
 
-def upgrades(connection: sa.Connection, table: sa.Table) -> list[str]:
+def upgrades(inspector: sa.Inspector, table: sa.Table) -> list[str]:
     """Return the statements that add to a table what that of an earlier version lacks."""
-    inspector = sa.inspect(connection)
-    dialect = connection.dialect
+    dialect = inspector.dialect
     columns = {column["name"] for column in inspector.get_columns(table.name)}
     indexes = {index["name"] for index in inspector.get_indexes(table.name)}
     name = dialect.identifier_preparer.format_table(table)
@@ -202,12 +200,12 @@ def upgrades(connection: sa.Connection, table: sa.Table) -> list[str]:
 
 
 def check_tables(
-    connection: sa.Connection, ours: Tables, *, may_create: bool, has_time_zones: bool
+    inspector: sa.Inspector, ours: Tables, *, may_create: bool, has_time_zones: bool
 ) -> None:
     """Raise unless each table is ours, or may be created because it is not there.
 
     Args:
-        connection: to the database.
+        inspector: of the database; what it has found it does not ask for again.
         ours: the tables as they should be.
         may_create: whether one may be missing.
         has_time_zones: whether the database knows moments with and without a time zone.
@@ -216,7 +214,6 @@ def check_tables(
         StoreSchemaError: a table of our name has other columns, or is missing and may
             not be created. The message names the table and the column.
     """
-    inspector = sa.inspect(connection)
     missing = []
     for table in ours.metadata.sorted_tables:
         if inspector.has_table(table.name):

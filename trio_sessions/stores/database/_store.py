@@ -160,13 +160,14 @@ class DatabaseStore(SessionStore):
 
     def _prepare_tables(self, connection: sa.Connection) -> None:
         self._operations.check(connection, may_create=self._create_tables)
+        inspector = sa.inspect(connection)
         check_tables(
-            connection,
+            inspector,
             self._tables,
             may_create=self._create_tables,
             has_time_zones=self._database.has_time_zones,
         )
-        if self._create_tables and not is_complete(connection, self._tables):
+        if self._create_tables and not is_complete(inspector, self._tables):
             self._operations.create_tables(connection)
 
     async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:

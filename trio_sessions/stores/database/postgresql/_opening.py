@@ -86,11 +86,12 @@ def check_opening(tables: Tables) -> CheckOpening:
         there = [table for table in found if table.there]
         _check_schemas(found, there, may_create=may_create)
         _check_rights(there)
+        inspector = sa.inspect(connection)
         lacking = [
             statement
             for table in there
             if not (may_create and table.owns)
-            for statement in upgrades(connection, tables.metadata.tables[table.name])
+            for statement in upgrades(inspector, tables.metadata.tables[table.name])
         ]
         _check_upgrades(found[0], lacking, may_create=may_create)
         for table in there:
