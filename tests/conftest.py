@@ -105,6 +105,13 @@ def sqlite_url(tmp_path: Path) -> sa.URL:
     return sa.make_url(f"sqlite:///{tmp_path / 'sessions.db'}")
 
 
+@pytest.fixture
+def nothing_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that count what is asked of a store: no stamp comes by itself, nothing is late."""
+    monkeypatch.setattr("trio_sessions._settings._STAMP_INTERVAL", 3600.0)
+    monkeypatch.setattr("trio_sessions._estimate._LEAST", 60.0)
+
+
 class Shared:
     """What workers share: makes a store for each, and looks behind their backs."""
 

@@ -26,6 +26,8 @@ from trio_sessions.testing import FakeTransport
 from trio_sessions.types import Sent
 from trio_sessions.writes import Batch, Claim, Claimed, Outcome, Send
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 
 class Reader:
     """Reads the inboxes of some sessions, and keeps what it got."""

@@ -15,6 +15,8 @@ from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import RowAnswers
 from trio_sessions.writes import Batch, Committed
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 
 def new_pass(registry: SessionRegistry) -> Pass:
     """A pass of our own, so that it can be cancelled from here."""

@@ -23,6 +23,8 @@ from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import Holder, RowAnswers
 from trio_sessions.writes import Batch, Committed
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 
 async def test_a_steady_pass_refreshes_everyone(everywhere: Shared) -> None:
     """Nothing is removed, and the rows carry the database's clock."""

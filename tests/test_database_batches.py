@@ -34,6 +34,8 @@ from trio_sessions.writes import (
     Write,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 LOCK_TIMEOUT = 0.5  # seconds
 EVERYTHING = ["deleted", "kept", "owned", "claimed", "able", "sent", "read"]
 

@@ -13,6 +13,8 @@ from trio_sessions import SessionStore, open_registry
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 
 class Messages:
     """Messages, written and read behind the registry's back."""

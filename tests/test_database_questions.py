@@ -13,6 +13,8 @@ from trio_sessions import open_registry
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 
 @contextlib.contextmanager
 def made_store(proxy: Proxy, pool_size: int | None) -> Iterator[DatabaseStore]:

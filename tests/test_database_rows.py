@@ -21,6 +21,8 @@ from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import RowAnswers
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 LOCK_TIMEOUT = 0.3  # seconds
 
 

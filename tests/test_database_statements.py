@@ -15,6 +15,8 @@ from trio_sessions import SessionRegistry, open_registry
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 REFRESH = "WITH asked"
 RESTORE = "claim_inserts AS"
 SWEEP = "INSERT INTO trio_fleet"

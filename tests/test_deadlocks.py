@@ -15,6 +15,8 @@ from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.writes import Batch, Claim
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 INSERT = "INSERT INTO trio_sessions (session_id, worker_id) VALUES ('{}', 'another')"
 WAITS = """
     SELECT count(*) FROM pg_stat_activity

@@ -22,6 +22,8 @@ from trio_sessions import (
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 
 async def test_an_owner_is_known_to_every_worker(everywhere: Shared) -> None:
     """Set by any of them, changed by any of them, and taken away."""

@@ -15,6 +15,8 @@ from trio_sessions.stores.memory._rows import Message
 from trio_sessions.testing import FakeTransport, FaultyStore
 from trio_sessions.types import Swept
 
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
 MANY = 200_000
 SETTINGS: dict[str, Any] = {"session_ttl": 3600.0, "cleanup_interval": 1800.0}
 
