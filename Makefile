@@ -56,7 +56,7 @@ docs: $(VENV)/.dev ## build the documentation; a warning is an error
 bench: $(VENV)/.dev ## measure; prints ratios within one run
 	$(BIN)/python -m benchmarks
 
-soak: $(VENV)/.dev ## the property suites for much longer, and random trials by the thousand
+soak: $(VENV)/.dev ## the property suites for much longer, trials by the thousand, a fleet under faults
 	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 \
 		tests/test_properties.py tests/test_message_histories.py \
 		tests/test_message_interleavings.py tests/test_bells.py tests/test_trials.py \
