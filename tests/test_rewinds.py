@@ -94,13 +94,14 @@ async def test_an_older_copy_is_brought_up_to_date(
         assert shared.backdoor.owners()["s00"] == "before"
 
 
+@pytest.mark.parametrize("batch_size", [1, 7])
 async def test_a_lost_commit_is_noticed_though_answers_are_lost(
-    shared: Shared, caplog: pytest.LogCaptureFixture
+    shared: Shared, batch_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A beat that catches up again, because something was committed and nobody was told."""
     store = FaultyStore(shared.make_store())
     async with (
-        shared.open(store=store, batch_size=7) as a,
+        shared.open(store=store, batch_size=batch_size) as a,
         keeping_all(shared, a, caplog) as transports,
     ):
         transports |= await add(a, names(20))
@@ -116,11 +117,15 @@ async def test_a_lost_commit_is_noticed_though_answers_are_lost(
         assert shared.backdoor.owners()["s00"] == "lost", "the worker knows of it"
 
 
+@pytest.mark.parametrize("batch_size", [1, 7])
 async def test_workers_alone_are_forgotten(
-    shared: Shared, caplog: pytest.LogCaptureFixture
+    shared: Shared, batch_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Their rows are witnesses: without them nothing is believed."""
-    async with shared.open() as a, keeping_all(shared, a, caplog) as transports:
+    async with (
+        shared.open(batch_size=batch_size) as a,
+        keeping_all(shared, a, caplog) as transports,
+    ):
         transports |= await add(a, names(12))
         shared.backdoor.forget_workers()
         assert (await a.cleanup()).missing == ()
@@ -171,10 +176,13 @@ async def test_a_pass_tells_of_what_was_restored_before_it(shared: Shared) -> No
         assert (await a.cleanup()).restored == ()
 
 
+@pytest.mark.parametrize("batch_size", [1, 7])
 @pytest.mark.parametrize("first", ["a", "b"])
-async def test_a_session_that_has_moved_since_the_copy(shared: Shared, first: str) -> None:
+async def test_a_session_that_has_moved_since_the_copy(
+    shared: Shared, first: str, batch_size: int
+) -> None:
     """The copy says A, and B holds it: B keeps it, and A deletes nothing of B's."""
-    async with shared.open() as a, shared.open() as b:
+    async with shared.open(batch_size=batch_size) as a, shared.open(batch_size=batch_size) as b:
         await add(a, ["s"])
         copy = shared.backdoor.copy()
         transport = FakeTransport()

@@ -48,6 +48,6 @@ def test_the_trial_of_presses_is_fair(kind: str, tallies: list[Tally]) -> None:
     """Plain asyncio, in the same program without a registry, does what is asked for here."""
     tally = make_trials(PLAIN, kind, FIRST, TRIALS[kind])
     tallies.append(tally)
-    assert tally.presses > tally.trials / 2, "hardly any press came in time"
+    assert tally.presses > tally.trials / 6, "hardly any press came in time"
     if tally.hangs or tally.wrong:
         pytest.fail(tally.explain(), pytrace=False)

@@ -1,11 +1,12 @@
 """The tables: their definition, their creation, and the check that they are ours."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import NoSuchTableError
 
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database._clock import now
@@ -23,7 +24,7 @@ __all__ = [
 
 _Type = sa.types.TypeEngine[Any]
 _LATER = {"added": True}
-"""A column that an earlier version did not have: `create_missing` adds it."""
+"""A column or index that an earlier version did not have: `create_missing` adds it."""
 _PREFIX = re.compile(r"[a-z_][a-z0-9_]{0,37}|")
 
 
@@ -104,7 +105,7 @@ def tables(prefix: str) -> Tables:
     )
     sa.Index(f"ix_{prefix}messages_session_id_id", messages.c.session_id, messages.c.id)
     # To count and find the rows of one incarnation; a refresh does not touch it.
-    sa.Index(f"ix_{prefix}sessions_incarnation", sessions.c.incarnation)
+    sa.Index(f"ix_{prefix}sessions_incarnation", sessions.c.incarnation, info=_LATER)
     fleet = sa.Table(
         f"{prefix}fleet",
         meta,
@@ -163,11 +164,29 @@ def _options(options: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def is_complete(inspector: sa.Inspector, ours: Tables) -> bool:
-    """Say whether `create_missing` has nothing to do: then nobody needs its lock."""
-    return all(
-        inspector.has_table(table.name) and not upgrades(inspector, table)
-        for table in ours.metadata.sorted_tables
-    )
+    """Say whether nothing is missing: then nobody needs the lock to create it.
+
+    Beside what `check_tables` has asked, it asks for indexes that an earlier version did not have.
+    """
+    for table in ours.metadata.sorted_tables:
+        there = {column["name"] for column in _columns_of(inspector, table) or ()}
+        if not there.issuperset(table.columns.keys()):
+            return False
+        added = {index.name for index in table.indexes if index.info == _LATER}
+        if added and added.difference(one["name"] for one in inspector.get_indexes(table.name)):
+            return False
+    return True
+
+
+def _columns_of(inspector: sa.Inspector, table: sa.Table) -> Sequence[Any] | None:
+    """Return the columns of a table as it is; None: there is no such table.
+
+    SQLite says that it has none, if somebody has created it between two looks.
+    """
+    try:
+        return inspector.get_columns(table.name) or None
+    except NoSuchTableError:
+        return None
 
 
 def create_missing(connection: sa.Connection, ours: Tables) -> None:
@@ -216,10 +235,10 @@ def check_tables(
     """
     missing = []
     for table in ours.metadata.sorted_tables:
-        if inspector.has_table(table.name):
-            _check_columns(inspector, table, may_add=may_create, has_time_zones=has_time_zones)
-        else:
+        if _columns_of(inspector, table) is None:
             missing.append(table.name)
+        else:
+            _check_columns(inspector, table, may_add=may_create, has_time_zones=has_time_zones)
     if missing and not may_create:
         raise StoreSchemaError(
             f"table {missing[0]!r} does not exist and create_tables is False: create it by your "
