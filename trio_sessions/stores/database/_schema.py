@@ -195,9 +195,12 @@ def create_missing(connection: sa.Connection, ours: Tables) -> None:
     Whoever calls it has a lock that makes others wait who do the same. Workers of the earlier
     version may go on beside: they need not know what is added.
     """
-    ours.metadata.create_all(connection)
-    for table in ours.metadata.sorted_tables:
-        for statement in upgrades(sa.inspect(connection), table):
+    inspector = sa.inspect(connection)
+    there = [one for one in ours.metadata.sorted_tables if inspector.has_table(one.name)]
+    new = [one for one in ours.metadata.sorted_tables if one not in there]
+    ours.metadata.create_all(connection, tables=new, checkfirst=False)
+    for table in there:
+        for statement in upgrades(inspector, table):
             connection.exec_driver_sql(statement)
 
 
