@@ -16,7 +16,7 @@ from backdoors import DatabaseBackdoor
 from proxy import Proxy
 
 from trio_sessions import CleanupReport, SessionRegistry, StoreUnavailable, open_registry
-from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.testing import FakeTransport
 
 IDS = [f"session-{i}" for i in range(10)]
@@ -35,9 +35,17 @@ def backdoor(postgresql_schema: sa.URL) -> Iterator[DatabaseBackdoor]:
     backdoor.close()
 
 
+def create_tables(url: sa.URL) -> None:
+    """Create the tables before the store opens: it has little time for it here."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    metadata().create_all(engine)
+    engine.dispose()
+
+
 @asynccontextmanager
 async def open_behind(proxy: Proxy, **settings: Any) -> AsyncIterator[SessionRegistry]:
     """Open a registry with ten sessions, whose database is away only as long as a test says."""
+    await trio.to_thread.run_sync(create_tables, proxy.url)
     async with open_registry(quick_store(proxy.url), **settings) as registry:
         async with trio.open_nursery() as nursery:
             for session_id in IDS:
