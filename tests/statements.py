@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
-__all__ = ["noting_engine"]
+__all__ = ["noting_engine", "updates_of"]
 
 
 @contextmanager
@@ -25,3 +25,23 @@ def noting_engine(url: sa.URL, **arguments: Any) -> Iterator[tuple[sa.Engine, di
         yield engine, seen
     finally:
         engine.dispose()
+
+
+def updates_of(engine: sa.Engine, table: str) -> tuple[int, int]:
+    """Return how often rows of a table were updated, and how often of these as HOT updates.
+
+    Args:
+        engine: has one connection, so that it can be told to hand in its statistics.
+        table: its name, in the current schema.
+    """
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+    with engine.begin() as connection:
+        row = connection.execute(
+            sa.text(
+                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables "
+                "WHERE relname = :name AND schemaname = current_schema()"
+            ),
+            {"name": table},
+        ).one()
+        return row[0], row[1]

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 import trio
 import trio.testing
 from proxy import Proxy
-from statements import noting_engine
+from statements import noting_engine, updates_of
 
 from trio_sessions import SessionRegistry, open_registry
 from trio_sessions.stores.database import DatabaseStore
@@ -241,24 +241,14 @@ async def test_refreshes_are_hot_updates(postgresql_schema: sa.URL) -> None:
     engine = sa.create_engine(postgresql_schema, pool_size=1, max_overflow=0)
     store = FaultyStore(DatabaseStore(engine))
 
-    def updates() -> tuple[int, int]:
-        with engine.begin() as connection:
-            connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
-        with engine.begin() as connection:
-            row = connection.exec_driver_sql(
-                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables "
-                "WHERE relname = 'trio_sessions' AND schemaname = current_schema()"
-            ).one()
-            return row[0], row[1]
-
     async with open_registry(store, max_concurrent=1) as registry:
         await add_many(registry, store, 2000)
         for _ in range(5):  # until the rows have spread over the pages
             await registry.cleanup()
-        before, hot_before = await trio.to_thread.run_sync(updates)
+        before, hot_before = await trio.to_thread.run_sync(updates_of, engine, "trio_sessions")
         for _ in range(5):
             await registry.cleanup()
-        after, hot_after = await trio.to_thread.run_sync(updates)
+        after, hot_after = await trio.to_thread.run_sync(updates_of, engine, "trio_sessions")
 
         assert after - before == 10_000
         assert (hot_after - hot_before) / (after - before) > 0.9

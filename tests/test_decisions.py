@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_sessions._cleanup import Leases, judge_connection, judge_rows
-from trio_sessions._edge import MAX_GAP, chunked
+from trio_sessions._edge import chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._pacing import pause_after
 from trio_sessions._table import LocalTable
+from trio_sessions._verdicts import Leases, judge_connection, judge_rows
+from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.testing import FakeTransport
 from trio_sessions.types import Holder, RowAnswers, Stamp, fingerprint
 from trio_sessions.writes import Claimed, Outcome

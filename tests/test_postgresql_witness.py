@@ -11,6 +11,7 @@ from backdoors import DatabaseBackdoor
 from conftest import Shared
 from proxy import Proxy
 from servers import make_standby
+from statements import updates_of
 from witnesses import Witnessed, open_witnessed
 
 from trio_sessions.errors import RowDoubtful, RowUnavailable, StoreUnavailable
@@ -500,24 +501,14 @@ async def test_stamps_are_hot_updates(postgresql: Shared) -> None:
     """No index is on what a stamp changes, and its page has room."""
     engine = sa.create_engine(back(postgresql).engine.url, pool_size=1, max_overflow=0)
 
-    def updates() -> tuple[int, int]:
-        with engine.begin() as connection:
-            connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
-        with engine.begin() as connection:
-            row = connection.exec_driver_sql(
-                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables "
-                "WHERE relname = 'trio_workers' AND schemaname = current_schema()"
-            ).one()
-            return row[0], row[1]
-
     async with open_witnessed(lambda: DatabaseStore(engine), "a") as a:
         for _ in range(20):
             await a.commit()
-        before, hot_before = await trio.to_thread.run_sync(updates)
+        before, hot_before = await trio.to_thread.run_sync(updates_of, engine, "trio_workers")
         for _ in range(100):
             await a.commit()
             await a.stamp()
-        after, hot_after = await trio.to_thread.run_sync(updates)
+        after, hot_after = await trio.to_thread.run_sync(updates_of, engine, "trio_workers")
         assert after - before == 200
         assert hot_after - hot_before > 180
     engine.dispose()

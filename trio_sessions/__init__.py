@@ -11,7 +11,8 @@ Layers, lower never imports higher (checked by import-linter)::
     _registry                what users call
     _house                   the parts of one registry, put together
     _passes                  when a pass runs
-    _cleanup | _pacing       what a pass decides and does
+    _cleanup | _pacing       what a pass does
+    _verdicts                what answers mean for sessions
     _brake | _portions       masses that are missing at once; how much is asked for at once
     _strays | _stamping      rows that no session has; stamps between the passes
     _restoring               what a new history means for the sessions

@@ -3,21 +3,19 @@
 **A session is removed only when its transport says that it is disconnected, or the
 database has confirmed that its row is gone. Whatever is unknown is kept.**
 
-The first half of this file decides: synchronous functions, evidence in, actions out.
-The second half acts on it: asynchronous, no decisions of its own.
+What an answer means is decided in `trio_sessions._verdicts` and `trio_sessions._brake`: evidence
+in, verdicts out. What is here acts on them: asynchronous, no decisions of its own.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import assert_never
 
-import outcome
 import trio
 
 from trio_sessions._brake import Brake, Decision
-from trio_sessions._calls import Answer, TransportCalls
+from trio_sessions._calls import TransportCalls
 from trio_sessions._claims import Claims
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, chunked
@@ -30,106 +28,23 @@ from trio_sessions._settings import Settings
 from trio_sessions._strays import Strays
 from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
-from trio_sessions._witness import WentBack, Witness, vouches
+from trio_sessions._verdicts import (
+    Leases,
+    RowVerdict,
+    judge_claims,
+    judge_connection,
+    judge_rows,
+)
+from trio_sessions._witness import WentBack, Witness
 from trio_sessions.errors import OperationTooLong, RowUnavailable, SessionsError
 from trio_sessions.types import CleanupReport, RowAnswers
 
-__all__ = ["Leases", "Pass", "judge_claims", "judge_connection", "judge_rows"]
+__all__ = ["Pass"]
 
 logger = logging.getLogger("trio_sessions.cleanup")
 
 _SLICE = 1000  # sessions judged before the event loop gets its turn
 _SPLITTING = 0.5  # of cleanup_interval: a flood of bad rows must not keep the pass from its end
-
-
-# ---- decide ----
-
-
-def judge_connection(answer: Answer) -> bool | Exception:
-    """Return True or False as the transport said it, or why it is unknown."""
-    if isinstance(answer, bool):
-        return answer
-    if isinstance(answer, outcome.Error):
-        assert isinstance(answer.error, Exception)
-        return answer.error
-    return TypeError(f"is_connected() must return True or False, not {type(answer).__name__}")
-
-
-@dataclass(frozen=True, slots=True)
-class Leases:
-    """The sessions that keep their lease, by what to ask the database of them."""
-
-    refresh: list[Entry] = field(default_factory=list)
-    """The row was there once, or a newer holder's: refresh it."""
-    restore: list[Entry] = field(default_factory=list)
-    """No attempt to write the row was ever confirmed: write it, do not judge it."""
-
-    def add(self, entry: Entry) -> None:
-        """Sort a session in. One whose row is being written now is left alone."""
-        match entry.row:
-            case Row.CONFIRMED | Row.LOST:
-                self.refresh.append(entry)
-            case Row.UNWRITTEN:
-                self.restore.append(entry)
-            case Row.WRITING:
-                pass
-            case _:
-                assert_never(entry.row)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowVerdict:
-    """What a committed answer means for the sessions of one chunk."""
-
-    there: list[Entry]
-    taken_over: list[Entry]
-    """The row is another worker's, or was when that one won the session: a mark."""
-    gone: list[Entry]
-    """There is no row, and nothing says why."""
-    unknown: Mapping[str, Exception]
-
-
-def judge_rows(entries: Iterable[Entry], answers: RowAnswers) -> RowVerdict:
-    """Absent from an answer is gone, if the witness vouches for it; unknown is unknown.
-
-    It does if the answer shows the history in which the row was confirmed, and no lower beat. A
-    session that was lost to a newer holder is taken over, though that one may be gone by now.
-    """
-    there, taken_over, gone = list[Entry](), list[Entry](), list[Entry]()
-    unknown: dict[str, Exception] = dict(answers.unknown)
-    for entry in entries:
-        if entry.session_id in answers.held:
-            there.append(entry)
-        elif entry.session_id in unknown:
-            continue
-        elif not vouches(answers.stamp, entry.confirmed_by):
-            unknown[entry.session_id] = WentBack()
-        elif entry.session_id in answers.taken_over or entry.row is Row.LOST:
-            taken_over.append(entry)
-        else:
-            gone.append(entry)
-    return RowVerdict(there=there, taken_over=taken_over, gone=gone, unknown=unknown)
-
-
-def judge_claims(entries: Iterable[Entry]) -> RowVerdict:
-    """Judge by how each claim was answered: lost to a newer holder is taken over."""
-    there, taken_over = list[Entry](), list[Entry]()
-    unknown: dict[str, Exception] = {}
-    for entry in entries:
-        match entry.row:
-            case Row.CONFIRMED:
-                there.append(entry)
-            case Row.LOST:
-                taken_over.append(entry)
-            case Row.UNWRITTEN | Row.WRITING:
-                if entry.error is not None:
-                    unknown[entry.session_id] = entry.error
-            case _:
-                assert_never(entry.row)
-    return RowVerdict(there=there, taken_over=taken_over, gone=[], unknown=unknown)
-
-
-# ---- act ----
 
 
 @dataclass(slots=True)

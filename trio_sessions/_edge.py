@@ -24,6 +24,7 @@ from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
 from trio_sessions._witness import Witness
 from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import RegistryClosed, RowUnavailable, SessionsError, StoreUnavailable
 from trio_sessions.types import (
     Begun,
@@ -37,7 +38,7 @@ from trio_sessions.types import (
 )
 from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Verdict, Write
 
-__all__ = ["INHERITED", "MAX_GAP", "Edge", "Late", "chunked"]
+__all__ = ["INHERITED", "Edge", "Late", "chunked"]
 
 logger = logging.getLogger("trio_sessions.rows")
 
@@ -47,9 +48,6 @@ INHERITED = (
     "the registry was opened before this process was forked, and is its parent's: "
     "open one of your own"
 )
-# How long the fleet may be silent before that counts as an outage, as a part of
-# session_ttl; see docs/explanation.md, "An outage expires nobody", for the sum.
-MAX_GAP = 0.4
 _FREE = 2  # tokens of the limiter that no question gets: for the pass, and for the writer
 
 

@@ -5,7 +5,11 @@ import abc
 from trio_sessions.abc._stem import Store, Worker
 from trio_sessions.types import Begun, Presence, Stamp, Stamped
 
-__all__ = ["WorkerStore"]
+__all__ = ["MAX_GAP", "WorkerStore"]
+
+MAX_GAP = 0.4
+"""A silence of the fleet is an outage if it is longer than this share of the longest
+``session_ttl`` known; docs/explanation.md has the sum."""
 
 
 class WorkerStore(Store):

@@ -8,9 +8,9 @@ from typing import TypeVar
 import trio
 
 from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores._doubt import IN_DOUBT
-from trio_sessions.stores._lease import GAP
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.memory._rows import Row, Rows
 from trio_sessions.stores.memory._workers import Workers
@@ -193,7 +193,7 @@ class MemoryStore(SessionStore):
         stamped = self._stamp(worker, stamp, now, passed=passed)
         if stamped.stamp is not None:
             ttl = self._workers.longest_ttl(0.0)
-            self._workers.vouch(now, ttl, ttl * GAP)
+            self._workers.vouch(now, ttl, ttl * MAX_GAP)
         return await self._answer(stamped)
 
     def _stamp(self, worker: Worker, stamp: Stamp, now: float, *, passed: bool) -> Stamped:

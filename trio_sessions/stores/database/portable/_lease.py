@@ -6,8 +6,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from trio_sessions.abc import Worker
+from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import RowUnavailable
-from trio_sessions.stores._lease import GAP
 from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._questions import all_own, identity, own
 from trio_sessions.stores.database._schema import Tables
@@ -154,7 +154,7 @@ class Lease:
         self, connection: sa.Connection, worker: Worker, stamp: Stamp, *, passed: bool
     ) -> Stamped:
         """Stamp the worker's row, and vouch."""
-        stamped, _ = self._vouch(connection, worker, stamp, passed=passed, gap=GAP)
+        stamped, _ = self._vouch(connection, worker, stamp, passed=passed, gap=MAX_GAP)
         return stamped
 
     def _vouch(

@@ -10,8 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from trio_sessions.abc import Worker
+from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import StoreUnavailable
-from trio_sessions.stores._lease import DOUBT, GAP
+from trio_sessions.stores._lease import DOUBT
 from trio_sessions.stores.database._questions import identity
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.postgresql._doubt import SERVER
@@ -204,7 +205,7 @@ class Workers:
             **identity(worker),
             **told(stamp),
             "passed": passed,
-            "gap": GAP,
+            "gap": MAX_GAP,
             "session_ttl": 0.0,  # that of its own row counts
         }
         [row] = in_one_round_trip(connection, [stamp_and_vouch(self._names)], parameters)

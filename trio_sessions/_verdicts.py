@@ -1,0 +1,102 @@
+"""What answers mean for sessions: evidence in, verdicts out. Synchronous, no I/O.
+
+**A session is removed only when its transport says that it is disconnected, or the
+database has confirmed that its row is gone. Whatever is unknown is kept.**
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import outcome
+
+from trio_sessions._calls import Answer
+from trio_sessions._entry import Entry, Row
+from trio_sessions._witness import WentBack, vouches
+from trio_sessions.types import RowAnswers
+
+__all__ = ["Leases", "RowVerdict", "judge_claims", "judge_connection", "judge_rows"]
+
+
+def judge_connection(answer: Answer) -> bool | Exception:
+    """Return True or False as the transport said it, or why it is unknown."""
+    if isinstance(answer, bool):
+        return answer
+    if isinstance(answer, outcome.Error):
+        assert isinstance(answer.error, Exception)
+        return answer.error
+    return TypeError(f"is_connected() must return True or False, not {type(answer).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """The sessions that keep their lease, by what to ask the database of them."""
+
+    refresh: list[Entry] = field(default_factory=list)
+    """The row was there once, or a newer holder's: refresh it."""
+    restore: list[Entry] = field(default_factory=list)
+    """No attempt to write the row was ever confirmed: write it, do not judge it."""
+
+    def add(self, entry: Entry) -> None:
+        """Sort a session in. One whose row is being written now is left alone."""
+        match entry.row:
+            case Row.CONFIRMED | Row.LOST:
+                self.refresh.append(entry)
+            case Row.UNWRITTEN:
+                self.restore.append(entry)
+            case Row.WRITING:
+                pass
+            case _:
+                assert_never(entry.row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowVerdict:
+    """What a committed answer means for the sessions of one chunk."""
+
+    there: list[Entry]
+    taken_over: list[Entry]
+    """The row is another worker's, or was when that one won the session: a mark."""
+    gone: list[Entry]
+    """There is no row, and nothing says why."""
+    unknown: Mapping[str, Exception]
+
+
+def judge_rows(entries: Iterable[Entry], answers: RowAnswers) -> RowVerdict:
+    """Absent from an answer is gone, if the witness vouches for it; unknown is unknown.
+
+    It does if the answer shows the history in which the row was confirmed, and no lower beat. A
+    session that was lost to a newer holder is taken over, though that one may be gone by now.
+    """
+    there, taken_over, gone = list[Entry](), list[Entry](), list[Entry]()
+    unknown: dict[str, Exception] = dict(answers.unknown)
+    for entry in entries:
+        if entry.session_id in answers.held:
+            there.append(entry)
+        elif entry.session_id in unknown:
+            continue
+        elif not vouches(answers.stamp, entry.confirmed_by):
+            unknown[entry.session_id] = WentBack()
+        elif entry.session_id in answers.taken_over or entry.row is Row.LOST:
+            taken_over.append(entry)
+        else:
+            gone.append(entry)
+    return RowVerdict(there=there, taken_over=taken_over, gone=gone, unknown=unknown)
+
+
+def judge_claims(entries: Iterable[Entry]) -> RowVerdict:
+    """Judge by how each claim was answered: lost to a newer holder is taken over."""
+    there, taken_over = list[Entry](), list[Entry]()
+    unknown: dict[str, Exception] = {}
+    for entry in entries:
+        match entry.row:
+            case Row.CONFIRMED:
+                there.append(entry)
+            case Row.LOST:
+                taken_over.append(entry)
+            case Row.UNWRITTEN | Row.WRITING:
+                if entry.error is not None:
+                    unknown[entry.session_id] = entry.error
+            case _:
+                assert_never(entry.row)
+    return RowVerdict(there=there, taken_over=taken_over, gone=[], unknown=unknown)
