@@ -190,7 +190,8 @@ class Proxy:
                         self.in_flight += 1
                         self.most_in_flight = max(self.most_in_flight, self.in_flight)
                         self._notify()
-                await self._deliver(data, server, "to server")
+                await self._hold_back(data, "to server")
+                await server.send_all(data)
         scope.cancel()
 
     async def _to_client(
@@ -207,26 +208,25 @@ class Proxy:
                 answered = min(ready, len(pending))  # the handshake ends in one, too
                 if pending:
                     await self._wait_for("answers")
-                await self._deliver(data, client, "to client")
+                await self._hold_back(data, "to client")
+                # Before the answer is there: who has it may ask again before we run again.
                 del pending[:answered]
                 self.in_flight -= answered
                 self._notify()
+                await client.send_all(data)
         scope.cancel()
 
     async def _wait_for(self, direction: str) -> None:
         while direction in self._silent:
             await self._changed.wait()
 
-    async def _deliver(
-        self, data: bytes | bytearray, to: trio.SocketStream, direction: str
-    ) -> None:
+    async def _hold_back(self, data: bytes | bytearray, direction: str) -> None:
         if direction in self._silent:
             self.held_back += len(data)
             self._notify()
             await self._wait_for(direction)
         if self.delay:
             await trio.sleep(self.delay)
-        await to.send_all(data)
 
 
 @asynccontextmanager
