@@ -161,7 +161,7 @@ def share_database(name: str, url: sa.URL) -> Iterator[Shared]:
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The programs that tests start run as users run them.
-    os.environ.pop("PYTHONDEVMODE", None)
+    os.environ.pop("PYTHONASYNCIODEBUG", None)
 
 STORES = ["memory", "sqlite", "postgresql"]
 FACADES = [

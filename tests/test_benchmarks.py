@@ -10,6 +10,9 @@ import pytest
 import sqlalchemy as sa
 from unmeasured import unmeasured_environment
 
+# Measuring would double the time of long searches; others reach the same code.
+pytestmark = pytest.mark.no_cover
+
 ROOT = Path(__file__).parent.parent
 COLUMNS_OF_RATIOS = {
     "refresh": 2,

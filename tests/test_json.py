@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from trio_sessions import MessageTooLarge
 from trio_sessions._json import decode, encode
 
+# Measuring would double the time of long searches; others reach the same code.
+pytestmark = pytest.mark.no_cover
+
 scalars = (
     st.none()
     | st.booleans()

@@ -22,6 +22,9 @@ from trio_sessions import SessionNotFound, SessionRegistry, SessionStore, open_r
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
 
+# Measuring would double the time of long searches; others reach the same code.
+pytestmark = pytest.mark.no_cover
+
 T = TypeVar("T")
 
 SESSIONS = ("s", "t")
