@@ -12,6 +12,7 @@ from trio_sessions._entry import Entry, Row
 from trio_sessions._pacing import pause_after
 from trio_sessions._table import LocalTable
 from trio_sessions._verdicts import Leases, judge_connection, judge_rows
+from trio_sessions._witness import WentBack, Witness
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.testing import FakeTransport
 from trio_sessions.types import Holder, RowAnswers, Stamp, fingerprint
@@ -50,7 +51,7 @@ def test_exactly_what_is_absent_from_the_answer_is_gone(
         unknown=dict.fromkeys(unknown - held, error),
         stamp=STAMP,
     )
-    verdict = judge_rows([confirmed_entry(session_id) for session_id in asked], answers)
+    verdict = judge_rows([confirmed_entry(session_id) for session_id in asked], answers, steady())
     assert {e.session_id for e in verdict.there} == asked & held
     assert {e.session_id for e in verdict.taken_over} == (asked & taken_over) - held - unknown
     assert {e.session_id for e in verdict.gone} == asked - held - taken_over - unknown
@@ -73,7 +74,7 @@ def test_an_answer_counts_only_if_the_witness_vouches_for_it(
     """It shows the history in which the row was confirmed, and no lower beat."""
     gone, moved, there = (confirmed_entry(name) for name in ("gone", "moved", "there"))
     answers = RowAnswers(held=frozenset({"there"}), taken_over=frozenset({"moved"}), stamp=shown)
-    verdict = judge_rows([gone, moved, there], answers)
+    verdict = judge_rows([gone, moved, there], answers, steady())
     assert verdict.there == [there]
     assert verdict.gone == [gone] * is_believed
     assert verdict.taken_over == [moved] * is_believed
@@ -86,7 +87,7 @@ def test_who_was_lost_to_a_newer_holder_has_a_mark() -> None:
     for one, how in ((lost, Outcome.LOST), (confirmed, Outcome.KEPT)):
         one.claim()
         one.confirm(claimed(how), STAMP)
-    verdict = judge_rows([lost, confirmed], RowAnswers(held=frozenset(), stamp=STAMP))
+    verdict = judge_rows([lost, confirmed], RowAnswers(held=frozenset(), stamp=STAMP), steady())
     assert (verdict.taken_over, verdict.gone) == ([lost], [confirmed])
 
 
@@ -129,7 +130,31 @@ def test_a_lease_that_was_lost_is_a_mark() -> None:
         one.confirm(claimed(how), STAMP)
         one.lapse(later)
         assert one.row is Row.LOST
-        assert judge_rows([one], RowAnswers(held=frozenset(), stamp=later)).taken_over == [one]
+        absent = RowAnswers(held=frozenset(), stamp=later)
+        assert judge_rows([one], absent, steady()).taken_over == [one]
+
+
+def steady() -> Witness:
+    witness = Witness()
+    witness.begin("h")
+    return witness
+
+
+def test_what_was_confirmed_with_a_beat_that_may_be_another_flight_s_is_written_anew() -> None:
+    """The one flight is not answered; the other's beat was acknowledged while it was out."""
+    witness, session = steady(), confirmed_entry("s")
+    answers = RowAnswers(held=frozenset(), stamp=STAMP)
+    assert judge_rows([session], answers, witness).gone == [session]
+    lost, heard = witness.depart(), witness.depart()
+    witness.land(heard, STAMP)
+    for _ in range(2):
+        verdict = judge_rows([session], answers, witness)
+        assert (verdict.gone, verdict.suspect, list(verdict.unknown)) == ([], [session], ["s"])
+        witness.lose(lost)
+    with pytest.raises(WentBack):
+        witness.show(witness.depart(counts=False), None)
+    witness.begin("later")
+    assert not judge_rows([session], answers, witness).suspect, "for it is written anew already"
 
 
 def confirmed_entry(session_id: str) -> Entry:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 from conftest import Shared
+from gates import GatedStore
 from trio.testing import MockClock
 
 from trio_sessions import SessionRegistry, StoreUnavailable, open_registry
@@ -115,6 +116,34 @@ async def test_a_lost_commit_is_noticed_though_answers_are_lost(
         assert (await a.cleanup()).missing == ()
         assert (await a.cleanup()).refreshed == 20
         assert shared.backdoor.owners()["s00"] == "lost", "the worker knows of it"
+
+
+async def test_a_beat_that_is_counted_twice_unseen(shared: Shared) -> None:
+    """The database forgets one commit, and counts its beat again, for who is not answered."""
+    store = GatedStore(shared.make_store())
+    async with shared.open(store=store) as a:
+        transports = await add(a, names(12))
+        stamp = store.hold("sweep")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.cleanup)
+            await stamp.reached.wait()
+            copy = shared.backdoor.copy()
+            transports |= await add(a, ["new"])
+            shared.backdoor.go_back(copy)
+            store.fail(Fault.COMMITS_THEN_FAILS, "sweep")
+            stamp.open()
+        assert store.faults["sweep"] == 1
+        store.heal()
+        assert shared.backdoor.rows().keys() == set(names(12))
+        report = await a.cleanup()
+        assert (report.missing, report.held, list(report.refresh_failures)) == ((), (), ["new"])
+        with trio.fail_after(20):  # for the claim that the pass has asked for
+            while shared.backdoor.rows().keys() != transports.keys():
+                await trio.sleep(0.01)
+        await a.cleanup()
+        assert (await a.cleanup()).refreshed == 13
+        assert a.statistics().database_rewinds == 0, "nobody can tell, and it does no harm"
+        assert sum(one.disconnects for one in transports.values()) == 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])

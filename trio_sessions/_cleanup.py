@@ -201,10 +201,12 @@ class Pass:
     async def _refresh_chunk(self, chunk: Sequence[Entry]) -> None:
         answers = await self._ask(chunk)
         async with self._turn:
-            verdict = judge_rows(chunk, answers)
+            verdict = judge_rows(chunk, answers, self._witness)
             self._tally.refreshed += len(verdict.there)
             self._brake.note(there=verdict.there, taken_over=verdict.taken_over, gone=verdict.gone)
             self._take_note(verdict)
+            for entry in verdict.suspect:
+                self._claims.write_anew(entry)
 
     async def _restore_chunk(self, chunk: Sequence[Entry]) -> None:
         # One that was removed, or added again, since the snapshot is left alone.

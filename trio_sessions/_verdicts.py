@@ -12,7 +12,8 @@ import outcome
 
 from trio_sessions._calls import Answer
 from trio_sessions._entry import Entry, Row
-from trio_sessions._witness import WentBack, vouches
+from trio_sessions._witness import WentBack, Witness
+from trio_sessions.errors import StoreUnavailable
 from trio_sessions.types import RowAnswers
 
 __all__ = ["Leases", "RowVerdict", "judge_claims", "judge_connection", "judge_rows"]
@@ -60,28 +61,40 @@ class RowVerdict:
     gone: list[Entry]
     """There is no row, and nothing says why."""
     unknown: Mapping[str, Exception]
+    suspect: list[Entry] = field(default_factory=list)
+    """Those of the unknown whose row may have been forgotten, unseen: to be written anew."""
 
 
-def judge_rows(entries: Iterable[Entry], answers: RowAnswers) -> RowVerdict:
+def judge_rows(entries: Iterable[Entry], answers: RowAnswers, witness: Witness) -> RowVerdict:
     """Absent from an answer is gone, if the witness vouches for it; unknown is unknown.
 
-    It does if the answer shows the history in which the row was confirmed, and no lower beat. A
+    It does if the answer shows the history in which the row was confirmed, and no lower beat, and
+    that beat cannot have been counted twice. A
     session that was lost to a newer holder is taken over, though that one may be gone by now.
     """
-    there, taken_over, gone = list[Entry](), list[Entry](), list[Entry]()
+    there, taken_over, gone, suspect = list[Entry](), list[Entry](), list[Entry](), list[Entry]()
     unknown: dict[str, Exception] = dict(answers.unknown)
     for entry in entries:
         if entry.session_id in answers.held:
             there.append(entry)
         elif entry.session_id in unknown:
             continue
-        elif not vouches(answers.stamp, entry.confirmed_by):
-            unknown[entry.session_id] = WentBack()
+        elif not witness.vouches(answers.stamp, entry.confirmed_by):
+            if witness.is_suspect(entry.confirmed_by):
+                suspect.append(entry)
+                unknown[entry.session_id] = StoreUnavailable(
+                    "its row is absent, but was confirmed while another answer was lost: the "
+                    "database may have gone back unseen, and the row is written anew"
+                )
+            else:
+                unknown[entry.session_id] = WentBack()
         elif entry.session_id in answers.taken_over or entry.row is Row.LOST:
             taken_over.append(entry)
         else:
             gone.append(entry)
-    return RowVerdict(there=there, taken_over=taken_over, gone=gone, unknown=unknown)
+    return RowVerdict(
+        there=there, taken_over=taken_over, gone=gone, unknown=unknown, suspect=suspect
+    )
 
 
 def judge_claims(entries: Iterable[Entry]) -> RowVerdict:

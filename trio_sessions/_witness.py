@@ -16,6 +16,9 @@ and lands with what the database shows. A flight contradicts the witness if the 
 another history, or a lower beat; or counts a beat that it has counted before, for another flight:
 it went back, and forward again. What departed in an earlier history decides nothing.
 
+A flight that is not answered may have been counted just so: then the beats that were acknowledged
+to others meanwhile are *suspect*. What was confirmed with one of them is never found missing.
+
 Why a beat is enough: the stamps of one worker are in one order, that of the row's lock, and what
 survives a crash, a fail-over or a restore is a prefix of what was committed. So a database that
 shows a beat has all that was committed with that beat or before.
@@ -24,13 +27,17 @@ Synchronous, the one owner of these facts. See docs/decisions/0010-evidence.md.
 """
 
 import enum
+from collections import deque
 
 import trio
 
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.types import Stamp
 
-__all__ = ["Flight", "Standing", "WentBack", "Witness", "vouches"]
+__all__ = ["Flight", "Standing", "WentBack", "Witness"]
+
+
+_REMEMBERED = 64  # flights that were lost
 
 
 class WentBack(StoreUnavailable):
@@ -63,12 +70,14 @@ class Flight:
 
     Args:
         known: the highest stamp that was acknowledged when it departed.
+        counts: whether the database is to count a beat for it.
     """
 
-    __slots__ = ("acknowledged", "known")
+    __slots__ = ("acknowledged", "counts", "known")
 
-    def __init__(self, known: Stamp) -> None:
+    def __init__(self, known: Stamp, *, counts: bool) -> None:
         self.known = known
+        self.counts = counts
         self.acknowledged: set[int] = set()
         """Beats that were acknowledged to others since."""
 
@@ -80,6 +89,8 @@ class Witness:
         self._standing = Standing.UNBEGUN
         self._known = Stamp(history="", beat=0)
         self._flights: set[Flight] = set()
+        self._suspect: deque[range] = deque()
+        """Beats that were acknowledged while a flight was out that was lost."""
         self._contradicted = trio.Event()
         self._doubtful_until = float("-inf")
 
@@ -113,22 +124,36 @@ class Witness:
         self._go(Standing.STEADY)
         self._doubtful_until = doubtful_until
         self._known = Stamp(history=history, beat=1)
+        self._suspect.clear()
 
-    def depart(self) -> Flight:
+    def depart(self, *, counts: bool = True) -> Flight:
         """Note that something is asked for; `land`, `show` or `lose` must follow.
+
+        Args:
+            counts: whether the database is to count a beat for it.
 
         Raises:
             WentBack: a new history must be begun first.
         """
         if self._standing is not Standing.STEADY:
             raise WentBack
-        flight = Flight(self._known)
+        flight = Flight(self._known, counts=counts)
         self._flights.add(flight)
         return flight
 
     def lose(self, flight: Flight) -> None:
         """Note that the answer was lost; harmless if it was not."""
+        if flight not in self._flights:
+            return
         self._flights.discard(flight)
+        is_of_now = flight.known.history == self._known.history
+        if flight.counts and flight.acknowledged and is_of_now:
+            self._suspect.append(range(min(flight.acknowledged), max(flight.acknowledged) + 1))
+            if len(self._suspect) > _REMEMBERED:  # what lies between them is suspect, too
+                first, second = self._suspect.popleft(), self._suspect.popleft()
+                self._suspect.appendleft(
+                    range(min(first.start, second.start), max(first.stop, second.stop))
+                )
 
     def land(self, flight: Flight, stamp: Stamp | None) -> None:
         """Take note of what something was answered with that was to set a stamp.
@@ -159,8 +184,20 @@ class Witness:
         """Take note of the stamp that a question was shown; raises as `land`."""
         self._flights.discard(flight)
         self._check_history(flight)
-        if not vouches(stamp, flight.known):
+        if not _goes_on(stamp, flight.known):
             self._contradict()
+
+    def vouches(self, shown: Stamp | None, confirmed: Stamp) -> bool:
+        """Say whether a database that shows one stamp has all that was confirmed with another."""
+        return _goes_on(shown, confirmed) and not self.is_suspect(confirmed)
+
+    def is_suspect(self, confirmed: Stamp) -> bool:
+        """Say whether the database may have counted this beat twice, the second time unseen."""
+        beat = confirmed.beat
+        return confirmed.history == self._known.history and (
+            any(beat in one for one in self._suspect)
+            or any(beat in one.acknowledged for one in self._flights if one.counts)
+        )
 
     def _check_history(self, flight: Flight) -> None:
         if not self.is_steady or flight.known.history != self._known.history:
@@ -183,6 +220,5 @@ class Witness:
         self._standing = standing
 
 
-def vouches(shown: Stamp | None, confirmed: Stamp) -> bool:
-    """Say whether a database that shows one stamp has all that was confirmed with another."""
+def _goes_on(shown: Stamp | None, confirmed: Stamp) -> bool:
     return shown is not None and shown.history == confirmed.history and shown.beat >= confirmed.beat
