@@ -59,10 +59,17 @@ async def test_a_failover_to_an_empty_server(
             assert await b.session_exists("a01") is True
 
 
-async def test_a_failover_to_a_server_without_tables(server: Server, empty_data: Data) -> None:
+@pytest.mark.parametrize("batch_size", [1, 7])
+async def test_a_failover_to_a_server_without_tables(
+    server: Server, empty_data: Data, batch_size: int
+) -> None:
     """All is unknown until a worker opens, which makes the tables; then all rows are written."""
     with make_server(empty_data) as other:
-        async with open_proxy(server.url) as proxy, join(proxy.url) as a, join(proxy.url) as b:
+        async with (
+            open_proxy(server.url) as proxy,
+            join(proxy.url, batch_size=batch_size) as a,
+            join(proxy.url) as b,
+        ):
             held = {a: await add(a, *names("a", 12)), b: await add(b, "b")}
             await a.set_session_owner("a00", "set")
             proxy.lead_to(other.url)
@@ -80,10 +87,11 @@ async def test_a_failover_to_a_server_without_tables(server: Server, empty_data:
             assert a.statistics().database_rewinds == b.statistics().database_rewinds == 1
 
 
-async def test_tables_that_are_dropped_and_made_anew(server: Server) -> None:
+@pytest.mark.parametrize("batch_size", [1, 7])
+async def test_tables_that_are_dropped_and_made_anew(server: Server, batch_size: int) -> None:
     """By whichever worker opens next."""
     tables = "trio_messages, trio_sessions, trio_workers, trio_gone, trio_fleet"
-    async with join(server.url) as a, join(server.url) as b:
+    async with join(server.url, batch_size=batch_size) as a, join(server.url) as b:
         held = {a: await add(a, *names("a", 12)), b: await add(b, *names("b", 3))}
         await a.set_session_owner("a00", "set")
         await in_thread(run_sql, server.url, f"DROP TABLE {tables}")
@@ -143,10 +151,16 @@ async def test_a_server_that_is_killed_and_has_not_written_its_log(
     pytest.skip("NOTHING WAS LOST in five tries: this shows nothing")
 
 
-@pytest.mark.parametrize("delay", [0.0, 4.0])
-async def test_a_standby_that_lags_is_promoted(server: Server, delay: float) -> None:
+@pytest.mark.parametrize(("delay", "batch_size"), [(0.0, 1), (0.0, 7), (4.0, 7)])
+async def test_a_standby_that_lags_is_promoted(
+    server: Server, delay: float, batch_size: int
+) -> None:
     """It has missed the last sessions; the address follows at once, or seconds later."""
-    async with open_proxy(server.url) as proxy, join(proxy.url) as a, join(proxy.url) as b:
+    async with (
+        open_proxy(server.url) as proxy,
+        join(proxy.url, batch_size=batch_size) as a,
+        join(proxy.url) as b,
+    ):
         held = {a: await add(a, *names("a", 12)), b: await add(b, "b")}
         with make_follower(server) as standby:
             await until(lambda: len(rows(standby.url)) == 13)
