@@ -98,6 +98,41 @@ async def test_what_is_gone_is_missing_beside_what_is_swallowed(database: Shared
         assert report.refreshed == 17
 
 
+@pytest.mark.parametrize("how", ["locked", "swallowed", "refused"])
+async def test_rows_that_cannot_be_refreshed_outlive_their_ttl(
+    postgresql: Shared, how: str
+) -> None:
+    """For 1.6 of it, while both workers' passes sweep: their holder is there, and says so."""
+    ttl = 3.0
+    settings = {"session_ttl": ttl, "cleanup_interval": ttl / 10}
+    async with (
+        postgresql.open(store=open_quick(postgresql), **settings) as a,
+        postgresql.open(store=open_quick(postgresql), **settings) as b,
+    ):
+        for session_id in ids(5):
+            await a.add_session(session_id, FakeTransport())
+        with contextlib.ExitStack() as stack:
+            if how == "locked":
+                connection = stack.enter_context(back(postgresql).engine.connect())
+                connection.exec_driver_sql("SELECT 1 FROM trio_sessions FOR UPDATE")
+            elif how == "swallowed":
+                swallow(postgresql, "%")
+            else:
+                check = "ADD CONSTRAINT refuse CHECK (false) NOT VALID"
+                back(postgresql).execute(sa.text(f"ALTER TABLE trio_sessions {check}"))
+            await trio.sleep(1.6 * ttl)
+            for one in (a, b):
+                statistics = one.statistics()
+                assert statistics.passes > 3
+                assert (statistics.removed_missing, statistics.expired) == (0, 0)
+            assert list((await a.cleanup()).refresh_failures) == ids(5)
+            assert postgresql.backdoor.rows() == dict.fromkeys(ids(5), a.worker_id)
+            oldest = back(postgresql).execute(
+                sa.text("SELECT max(extract(epoch FROM now() - last_accessed)) FROM trio_sessions")
+            )
+            assert oldest[0][0] > ttl, "they were refreshed after all"
+
+
 async def test_each_in_one_statement_that_waits_for_no_row(postgresql: Shared) -> None:
     """Locked, swallowed, taken over, gone and refreshed are told apart at once."""
     async with postgresql.open(store=open_quick(postgresql)) as registry:
