@@ -147,7 +147,7 @@ def share_database(name: str, url: sa.URL) -> Iterator[Shared]:
     stores: list[DatabaseStore] = []
 
     def make_store() -> DatabaseStore:
-        stores.append(DatabaseStore(url, lock_timeout=0.5, operation_timeout=5.0))
+        stores.append(DatabaseStore(url, lock_timeout=0.5, operation_timeout=20.0))
         return stores[-1]
 
     backdoor = DatabaseBackdoor(url)

@@ -18,13 +18,15 @@ def open_at_once(url: sa.URL, count: int = 8) -> list[BaseException]:
     together = threading.Barrier(count)
 
     async def open_and_add() -> None:
-        async with open_registry(DatabaseStore(url)) as registry:
+        async with open_registry(
+            DatabaseStore(url, lock_timeout=60, operation_timeout=100), store_timeout=100
+        ) as registry:
             await registry.add_session(registry.worker_id, FakeTransport())
             assert (await registry.cleanup()).refreshed == 1
 
     def worker() -> None:
         try:
-            together.wait(10)
+            together.wait(60)
             trio.run(open_and_add)
         except BaseException as exc:  # noqa: BLE001 -- the caller asserts on it
             errors.append(exc)
@@ -33,6 +35,6 @@ def open_at_once(url: sa.URL, count: int = 8) -> list[BaseException]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
     return errors

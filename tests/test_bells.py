@@ -67,7 +67,7 @@ async def reading(registry: SessionRegistry, *session_ids: str) -> AsyncIterator
 
 async def quiet(proxy: Proxy) -> None:
     """Wait until the answers to what opening has asked are in, and count from there."""
-    with trio.fail_after(20):
+    with trio.fail_after(40):
         while True:
             before = len(proxy.round_trips)
             await trio.sleep(0.3)  # nothing tells that there will be no more
@@ -128,7 +128,7 @@ async def test_a_listening_connection_that_the_network_has_forgotten_is_made_aga
         open_registry(DatabaseStore(postgresql_schema)) as b,
         reading(a, "s") as reader,
     ):
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             await proxy.wait_until(lambda: "SELECT 1" in proxy.round_trips)
             proxy.reset()
             proxy.fall_silent("answers")
@@ -157,7 +157,7 @@ async def test_a_bell_that_breaks_is_an_outage_like_any_other(
         with backdoor.engine.connect() as connection:
             assert connection.exec_driver_sql(ended).scalars().all() == [True]
         backdoor.close()
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             await proxy.wait_until(lambda: any("LISTEN" in text for text in proxy.round_trips))
         await b.broadcast("s", 1)
         await reader.until(1)
@@ -308,7 +308,7 @@ async def plans_of_the_hot_path(
             await a.get_elicitation_capable_sessions()
             await a.locate_session("elsewhere")
             await a.cleanup()
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 while not any("DELETE FROM trio_messages" in s and "claims" not in s for s in seen):
                     await trio.sleep(0.01)
         await a.remove_session("s")
@@ -381,7 +381,7 @@ async def test_messages_are_read_while_somebody_writes(sqlite: Shared) -> None:
         await b.broadcast("s", 1)
         with backdoor.engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 async with a.open_inbox("s") as inbox:
                     assert await anext(inbox) == 1
             connection.exec_driver_sql("ROLLBACK")
@@ -445,12 +445,12 @@ async def test_a_consumer_killed_between_read_and_acknowledge(
             for message in ("one", "two", "three"):
                 await registry.broadcast("s", message)
             assert [await anext(lines), await anext(lines)] == ["one", "two"]
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 while len(backdoor.messages()) > 2:
                     await trio.sleep(0.01)
         await registry.add_session("s", FakeTransport())
         async with registry.open_inbox("s") as inbox:
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 assert [await anext(inbox), await anext(inbox)] == ["two", "three"]
 
 
@@ -516,7 +516,7 @@ async def test_a_storm_arrives_whole_and_in_order(everywhere: Shared) -> None:
             for name in ("a", "b"):
                 numbers = [number for sender, number in received[session_id] if sender == name]
                 assert numbers == list(range(each // 2)), session_id
-        with trio.fail_after(60):
+        with trio.fail_after(40):
             while backdoor.messages():
                 await trio.sleep(0.05)
         assert a.statistics().messages_dropped == b.statistics().messages_dropped == 0

@@ -100,7 +100,7 @@ async def test_while_the_queue_is_full_messages_are_stored_and_later_bells_ring_
                 arrived = trio.Event()
 
     async def until(count: int) -> None:
-        with trio.fail_after(15):
+        with trio.fail_after(40):
             while len(received) < count:
                 await arrived.wait()
 
@@ -125,7 +125,7 @@ async def test_while_the_queue_is_full_messages_are_stored_and_later_bells_ring_
             if listens:
                 await a.cleanup()
             await until(6)
-        with trio.fail_after(15):
+        with trio.fail_after(40):
             with engine.connect() as connection:
                 while fill_level(connection) > 0.5:
                     await trio.sleep(0.05)

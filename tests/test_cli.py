@@ -381,7 +381,7 @@ async def test_a_session_that_disappears_behind_the_demos_back_is_found_out(
 
     output = StringIO()
     screen = Screen(output)
-    with trio.fail_after(30):
+    with trio.fail_after(40):
         verdict = await run_demo(
             sqlite_url, sessions=10, workers=2, screen=screen, meddle=delete_one_more
         )

@@ -36,7 +36,7 @@ from trio_sessions.writes import (
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
-LOCK_TIMEOUT = 0.5  # seconds
+LOCK_TIMEOUT = 3.0  # seconds; nobody waits as long
 EVERYTHING = ["deleted", "kept", "owned", "claimed", "able", "sent", "read"]
 
 
@@ -63,7 +63,7 @@ class Client:
 async def opened(
     url: sa.URL | sa.Engine, name: str = "w", **settings: Any
 ) -> AsyncIterator[Client]:
-    store = DatabaseStore(url, lock_timeout=LOCK_TIMEOUT, operation_timeout=5.0, **settings)
+    store = DatabaseStore(url, lock_timeout=LOCK_TIMEOUT, operation_timeout=20.0, **settings)
     worker = Worker(worker_id=name, incarnation=name, limiter=trio.CapacityLimiter(3))
     await store.open(worker)
     try:
@@ -312,7 +312,7 @@ async def test_leaving_spares_a_row_that_is_taken_over_meanwhile(postgresql: Sha
                     deleted.append(left.sessions)
 
                 nursery.start_soon(leave)
-                with trio.fail_after(20):
+                with trio.fail_after(40):
                     while not watcher.exec_driver_sql(waits).scalar_one():
                         await trio.sleep(0.01)
                 connection.commit()
@@ -338,7 +338,7 @@ async def test_a_sweep_spares_a_row_that_is_refreshed_or_taken_over_meanwhile(
             connection.exec_driver_sql(
                 "UPDATE trio_sessions SET worker_id = 'b' WHERE session_id = 'held'"
             )
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 swept = await client.store.sweep(client.worker, **durations, limit=10)
             assert (swept.sessions, swept.messages, swept.more) == (1, 0, False)
             connection.commit()

@@ -124,6 +124,6 @@ async def test_messages_of_a_session_that_was_deleted_by_hand_are_not_for_the_ne
         await registry.cleanup()
         await registry.add_session("s", FakeTransport())
         await registry.broadcast("s", "new", durable=True)
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             async with registry.open_inbox("s") as inbox:
                 assert await anext(inbox) == "new"

@@ -24,6 +24,7 @@ from trio_sessions.types import RowAnswers
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
 LOCK_TIMEOUT = 0.3  # seconds
+BOUND = 20.0  # seconds: some of those, on a busy machine
 
 
 def back(shared: Shared) -> DatabaseBackdoor:
@@ -32,7 +33,7 @@ def back(shared: Shared) -> DatabaseBackdoor:
 
 
 def quick_store(shared: Shared) -> DatabaseStore:
-    return DatabaseStore(back(shared).engine.url, lock_timeout=LOCK_TIMEOUT, operation_timeout=5)
+    return DatabaseStore(back(shared).engine.url, lock_timeout=LOCK_TIMEOUT, operation_timeout=20)
 
 
 def ids(amount: int) -> list[str]:
@@ -145,7 +146,7 @@ async def test_a_locked_row_costs_only_itself(postgresql: Shared, strength: str)
             assert isinstance(report.refresh_failures["session-003"], RowUnavailable)
             assert report.refreshed == 9
             assert report.missing == ()
-            assert LOCK_TIMEOUT <= report.duration < LOCK_TIMEOUT * 20
+            assert LOCK_TIMEOUT <= report.duration < BOUND
             assert store.calls["refresh"] == 1
         report = await registry.cleanup()
         assert (report.refreshed, dict(report.refresh_failures)) == (10, {})
@@ -161,7 +162,7 @@ async def test_two_rows_locked_by_two_transactions(postgresql: Shared) -> None:
             report = await registry.cleanup()
             assert sorted(report.refresh_failures) == ["session-002", "session-007"]
             assert report.refreshed == 8
-            assert report.duration < LOCK_TIMEOUT * 20
+            assert report.duration < BOUND
         assert (await registry.cleanup()).refreshed == 10
 
 
@@ -190,7 +191,7 @@ async def test_a_locked_table_leaves_everyone_unknown(database: Shared, amount: 
         with locked(database, lock_all(database)):
             start = time.monotonic()
             report = await registry.cleanup()
-            assert time.monotonic() - start < LOCK_TIMEOUT * 20
+            assert time.monotonic() - start < BOUND
             assert sorted(report.refresh_failures) == ids(amount)
             assert store.calls["refresh"] == 1
             for error in report.refresh_failures.values():
@@ -225,7 +226,7 @@ async def test_restoring_while_the_table_is_locked(database: Shared) -> None:
         with locked(database, lock_all(database)):
             start = time.monotonic()
             report = await registry.cleanup()
-            assert time.monotonic() - start < LOCK_TIMEOUT * 20
+            assert time.monotonic() - start < BOUND
             assert len(report.refresh_failures) == 61
             assert store.calls["Claim"] == 1
             assert report.restored == report.missing == ()
@@ -248,7 +249,7 @@ async def test_restoring_where_one_row_is_locked(postgresql: Shared) -> None:
         with locked(postgresql, lock_row("session-003")):
             start = time.monotonic()
             report = await registry.cleanup()
-            assert time.monotonic() - start < LOCK_TIMEOUT * 20
+            assert time.monotonic() - start < BOUND
         assert list(report.refresh_failures) == ["session-003"]
         assert len(report.restored) == 63
         assert (await registry.cleanup()).restored == ("session-003",)
@@ -258,7 +259,7 @@ async def test_a_deadlock_is_broken_and_repeated(postgresql: Shared) -> None:
     """The chunk that PostgreSQL gave up is asked again, and nobody is removed."""
     url = back(postgresql).engine.url
     # Our lock timeout must not come before the server finds the deadlock, after 1 s.
-    store = DatabaseStore(url, lock_timeout=4, operation_timeout=5)
+    store = DatabaseStore(url, lock_timeout=4, operation_timeout=20)
     async with open_with(postgresql, 2, store=store) as (registry, counted):
         with back(postgresql).engine.connect() as connection:
             connection.exec_driver_sql("SET deadlock_timeout = '10s'")  # so that we lose
@@ -276,7 +277,7 @@ async def test_a_deadlock_is_broken_and_repeated(postgresql: Shared) -> None:
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.to_thread.run_sync, close_the_circle)
-                with trio.fail_after(8):
+                with trio.fail_after(40):
                     report = await registry.cleanup()
         assert counted.calls["refresh"] == 3, "there was no deadlock"
         assert report.refreshed == 2

@@ -129,7 +129,7 @@ async def test_never_more_operations_than_max_concurrent(proxy: Proxy) -> None:
         proxy.fall_silent("answers")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.cleanup)
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 await proxy.wait_until(lambda: proxy.in_flight == 3)
             await trio.testing.wait_all_tasks_blocked()
             statistics = registry.statistics()
@@ -157,7 +157,7 @@ async def test_as_many_operations_as_the_pool_of_an_engine_keeps(
         proxy.fall_silent("answers")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.cleanup)
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 await proxy.wait_until(lambda: proxy.in_flight == at_once)
             await trio.testing.wait_all_tasks_blocked()
             assert registry.statistics().operations_running == at_once
@@ -174,7 +174,7 @@ async def test_all_chunks_are_under_way_together(proxy: Proxy) -> None:
         proxy.fall_silent("answers")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.cleanup)
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 await proxy.wait_until(lambda: proxy.in_flight == 20)
             await proxy.heal()
 

@@ -32,7 +32,7 @@ def victim(shared: Shared, lock_timeout: float, deadlock_timeout: str) -> Databa
     url = shared.backdoor.engine.url
     options = f"{url.query['options']} -c deadlock_timeout={deadlock_timeout}"
     url = url.update_query_dict({"options": options})
-    return DatabaseStore(url, lock_timeout=lock_timeout, operation_timeout=5.0, listen=False)
+    return DatabaseStore(url, lock_timeout=lock_timeout, operation_timeout=20.0, listen=False)
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def another(shared: Shared) -> Iterator[sa.Connection]:
 
 async def cross(shared: Shared, connection: sa.Connection) -> None:
     """Insert, in a transaction that has inserted "b", what waits for "b" has inserted."""
-    with another(shared) as watcher, trio.fail_after(20):
+    with another(shared) as watcher, trio.fail_after(40):
         while not watcher.exec_driver_sql(WAITS).scalar_one():
             await trio.sleep(0.001)
             watcher.rollback()

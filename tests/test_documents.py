@@ -67,7 +67,7 @@ async def test_the_readme_serves_connections_as_sessions(
     """Its program registers a client, answers it, survives a bad one, and forgets both."""
     monkeypatch.chdir(tmp_path)
     main = run_blocks("README.md")["main"]
-    with trio.fail_after(20):
+    with trio.fail_after(40):
         async with trio.open_nursery() as nursery:
             [listener] = await nursery.start(main, 0)
             port = listener.socket.getsockname()[1]

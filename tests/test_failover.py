@@ -201,7 +201,7 @@ async def test_a_replica_that_lags_answers_a_question(server: Server, *, has_sta
                 await b.cleanup()
                 proxy.lead_to(standby.url)
                 proxy.cut()
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 while await b.session_exists("old") is not True:  # the network was cut
                     await trio.sleep(0.05)
             assert await in_thread(rows, standby.url) == {"old": a.worker_id}
@@ -210,7 +210,7 @@ async def test_a_replica_that_lags_answers_a_question(server: Server, *, has_sta
                 await b.locate_session("new")
             proxy.lead_to(server.url)
             proxy.cut()
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 while await b.session_exists("new") is not True:
                     await trio.sleep(0.05)
 

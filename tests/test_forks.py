@@ -77,11 +77,12 @@ async def work(store):
 async def check_parent(registry):
     started = time.monotonic()
     report = await registry.cleanup()
-    print(report.refreshed, report.missing, "in time" if time.monotonic() - started < 8 else "LATE")
+    in_time = time.monotonic() - started < 60
+    print(report.refreshed, report.missing, "in time" if in_time else "LATE")
 
 async def ring(registry):
     # Whatever wakes the parent, and its connection for LISTEN: they are still its own.
-    with trio.fail_after(5):
+    with trio.fail_after(40):
         await registry.broadcast("s1 of True", "hello", durable=True)
         async with registry.open_inbox("s1 of True") as inbox:
             print(await anext(inbox), flush=True)
@@ -231,7 +232,7 @@ def test_a_child_that_leaves_while_much_is_under_way(url: sa.URL) -> None:
                             sys.exit()
                         started = time.monotonic()
                         assert await end_of(pid) == 7
-                        print("left", "in time" if time.monotonic() - started < 20 else "LATE")
+                        print("left", "in time" if time.monotonic() - started < 60 else "LATE")
                         blocker.rollback()
                     engine.dispose()
                 assert len(await registry.get_all_session_ids()) == 20
@@ -426,7 +427,7 @@ def test_a_child_does_not_wait_for_its_parents_threads(url: sa.URL) -> None:
                     pid = os.fork()
                     if not pid:
                         sys.exit(7)
-                    with trio.fail_after(5):
+                    with trio.fail_after(40):
                         assert await end_of(pid) == 7
                     connection.rollback()
         run_to_its_end(main)
@@ -476,7 +477,7 @@ def test_forks_at_any_moment(url: sa.URL) -> None:
                             if how == "own":
                                 in_a_thread(own)
                             os._exit(7)
-                        with trio.fail_after(20):
+                        with trio.fail_after(40):
                             assert await end_of(pid) == 7, how
                             assert not (await registry.cleanup()).missing
                     nursery.cancel_scope.cancel()

@@ -104,7 +104,7 @@ async def test_what_is_said_of_a_session_lands_late(server: Server) -> None:
         assert await b.claim_session_owner("claimed", "new") == "new"
         await a.broadcast("sent", "new")
         async with b.open_inbox("sent") as inbox:
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 assert await anext(inbox) == "new"
 
 
@@ -215,7 +215,7 @@ async def test_two_batches_that_cross(server: Server) -> None:
             ended.append(own)
 
         async with trio.open_nursery() as nursery:
-            with trio.fail_after(30):
+            with trio.fail_after(40):
                 nursery.start_soon(carry_out, a, "x", "y")
                 nursery.start_soon(carry_out, b, "y", "x")
                 await until(lambda: sleeping(server) == 2)  # both hold their locks now

@@ -120,7 +120,7 @@ async def test_a_message_in_hand_is_not_lost_when_its_session_goes_and_comes_bac
         await b.broadcast("s", "in hand")
         with pytest.raises(KeyError):
             async with a.open_inbox("s") as inbox:
-                with trio.fail_after(20):
+                with trio.fail_after(40):
                     assert await anext(inbox) == "in hand"
                 await b.add_session("s", FakeTransport())
                 store.fail(Fault.FAILS, "Acknowledge")
@@ -149,14 +149,14 @@ async def test_what_a_former_reader_could_not_finish_goes_before_what_follows(
 
         with pytest.raises(KeyError):
             async with registry.open_inbox("s") as inbox:
-                with trio.fail_after(20):
+                with trio.fail_after(40):
                     assert await anext(inbox) == 1
                 await registry.add_session("s", FakeTransport())
                 nursery.start_soon(read_next)
                 await everywhere.settle()
                 assert received == []
                 raise KeyError
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             while not received:
                 await trio.sleep(0.005)
         assert received == [1, 2]

@@ -41,7 +41,7 @@ from trio_sessions.transports import StreamTransport
 
 T = TypeVar("T")
 
-BOUND = 5.0  # seconds for any life that was interrupted
+BOUND = 30.0  # seconds for any life that was interrupted
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,7 @@ def steps(shared: Shared) -> Iterator[int]:
     return iter(range(first, 100_000, step))
 
 
-@pytest.mark.timeout(3600 if SOAK else 60)
+@pytest.mark.timeout(3600 if SOAK else 300)
 def test_ctrl_c_at_any_point_ends_the_program_in_order(shared: Shared) -> None:
     """Bare, in bounded time, and nothing is left: no row, no session, no job."""
     presses = 0
@@ -194,7 +194,7 @@ def test_ctrl_c_at_any_point_ends_the_program_in_order(shared: Shared) -> None:
     assert presses >= 10
 
 
-@pytest.mark.timeout(3600 if SOAK else 60)
+@pytest.mark.timeout(3600 if SOAK else 300)
 def test_who_catches_it_may_go_on(shared: Shared) -> None:
     """What was called then is as cancelled: the table and the rows agree, and passes converge."""
     presses = caught = 0
@@ -469,7 +469,7 @@ BY_PYTHON = "ignore:coroutine 'OpenInbox.__aexit__' was never awaited:RuntimeWar
 
 @pytest.mark.parametrize("url", ["memory:", "sqlite:///sessions.db"])
 @pytest.mark.parametrize("presses", [1, 3])
-@pytest.mark.timeout(3600 if SOAK else 60)
+@pytest.mark.timeout(3600 if SOAK else 300)
 def test_ctrl_c_at_random_moments(tmp_path: Path, url: str, presses: int) -> None:
     """A program that adds, removes, sends, passes, opens and closes all the time."""
     chance = random.Random() if SOAK else random.Random(f"{url} {presses}")

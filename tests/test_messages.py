@@ -50,7 +50,7 @@ VALUES: list[Any] = [
 
 async def no_row_is_left(shared: Shared) -> None:
     """Acknowledging goes on in the background."""
-    with trio.fail_after(20):
+    with trio.fail_after(40):
         while shared.backdoor.messages():
             await trio.sleep(0.01)
 
@@ -81,7 +81,7 @@ async def test_a_message_reaches_a_session_of_another_worker(everywhere: Shared)
         assert await read(a, "s", len(VALUES)) == VALUES
         await no_row_is_left(everywhere)
         received = []
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             async with a.open_inbox("s") as inbox:
                 for number in range(5):
                     await b.broadcast("s", number)
@@ -197,7 +197,7 @@ async def test_an_acknowledgement_that_fails_is_repeated(everywhere: Shared) -> 
         await registry.broadcast("s", 1, durable=True)
         store.fail(Fault.FAILS, "Acknowledge")
         assert await read(registry, "s", 1) == [1]
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             while not store.faults["Acknowledge"]:
                 await trio.sleep(0.01)
         await registry.broadcast("s", 2)
@@ -241,7 +241,7 @@ async def test_messages_go_on_to_the_transport_that_takes_over(everywhere: Share
         async with trio.open_nursery() as nursery:
             nursery.start_soon(consume)
             await registry.broadcast("s", 1)
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 while not old:
                     await trio.lowlevel.checkpoint()
             await registry.add_session("s", FakeTransport())
@@ -464,7 +464,7 @@ async def test_what_does_not_fit_waits_in_the_database_in_order(everywhere: Shar
         assert registry.statistics().messages_in_memory == MOST
         assert len(everywhere.backdoor.messages()) == amount - MOST
         received = []
-        with trio.fail_after(30):
+        with trio.fail_after(40):
             async with registry.open_inbox("s") as inbox:
                 async for message in inbox:
                     received.append(message)
@@ -565,7 +565,7 @@ async def test_a_message_that_is_being_handled_is_not_taken_away_by_its_ttl(
         await b.broadcast("s", "row")
         with pytest.raises(KeyError):
             async with a.open_inbox("s") as inbox:
-                with trio.fail_after(20):
+                with trio.fail_after(40):
                     assert await anext(inbox) == "row"
                     await trio.sleep(1.6)
                     await a.cleanup()
@@ -641,7 +641,7 @@ async def test_the_reader_survives_every_outage_and_catches_up(everywhere: Share
                     received.append(message)
 
         async def until(count: int) -> None:
-            with trio.fail_after(30):
+            with trio.fail_after(40):
                 while len(received) < count:
                     await trio.sleep(0.005)
 
@@ -652,13 +652,13 @@ async def test_the_reader_survives_every_outage_and_catches_up(everywhere: Share
             for round_ in range(1, 3):
                 store.fail(Fault.FAILS)
                 await b.broadcast("s", round_)
-                with trio.fail_after(20):
+                with trio.fail_after(40):
                     while not store.faults["fetch"] + store.faults["waiting"]:
                         await a.broadcast("s", "local")
                         await trio.sleep(0.02)
                 store.heal()
                 store.faults.clear()
-                with trio.fail_after(30):
+                with trio.fail_after(40):
                     while round_ not in received:
                         await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
@@ -683,7 +683,7 @@ async def test_what_no_bell_rang_for_is_found_by_the_next_pass(everywhere: Share
     async with everywhere.open(store=store) as a, everywhere.open() as b:
         await a.add_session("s", FakeTransport())
         async with a.open_inbox("s") as inbox:
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 while not (store.calls["fetch"] and store.calls["waiting"]):
                     await trio.sleep(0.005)
             await trio.sleep(0.2)  # nothing tells that it looks no more
@@ -692,7 +692,7 @@ async def test_what_no_bell_rang_for_is_found_by_the_next_pass(everywhere: Share
             await trio.sleep(0.1)
             assert a.statistics().messages_in_memory == 0
             await a.cleanup()
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 assert [await anext(inbox) for _ in range(3)] == [0, 1, 2]
 
 
@@ -705,7 +705,7 @@ async def test_an_inbox_opened_in_an_outage_gives_what_is_in_memory() -> None:
         await b.broadcast("s", "row")
         await a.broadcast("s", "memory")
         store.fail()
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             async with a.open_inbox("s") as inbox:
                 assert await anext(inbox) == "memory"
                 assert store.faults["fetch"] + store.faults["waiting"] > 0
@@ -731,7 +731,7 @@ async def test_respond_hands_each_message_with_its_transport(everywhere: Shared)
             nursery.start_soon(registry.respond, "s", handle)
             await registry.broadcast("s", 1)
             await other.broadcast("s", 2)
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 while len(handled) < 2:
                     await trio.sleep(0.005)
             await registry.remove_session("s")
@@ -765,7 +765,7 @@ async def test_a_message_whose_handler_raises_counts_as_handled(
             with pytest.raises(KeyError) as caught:
                 await registry.respond("s", handle)
             assert caught.value.args == (number,)
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             await registry.respond("s", handle)
         assert handled == [0, 1, 2]
         await no_row_is_left(everywhere)

@@ -241,7 +241,7 @@ async def test_a_question_brings_no_row_back(everywhere: Shared, ends: str) -> N
                 nursery.start_soon(a.remove_session, "s")
                 await everywhere.settle()
                 gate.open()
-                with trio.fail_after(20):
+                with trio.fail_after(40):
                     while a.statistics().leftover_rows or await b.locate_session("s"):
                         await trio.sleep(0.005)
             else:
@@ -337,7 +337,7 @@ async def test_what_is_said_while_the_row_is_being_written_is_not_lost(
         nursery.start_soon(registry.store_client_capabilities, "s", {"roots": {}})
         await everywhere.settle()
         gate.open()
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             while await registry.get_session_owner("s") is None:
                 await trio.sleep(0.005)
             while await registry.get_client_capabilities("s") is None:
@@ -383,7 +383,7 @@ async def test_what_is_said_before_a_session_is_added_again_finds_it(
         if first == "fails":
             store.fail(Fault.FAILS, "Claim")
         gate.open()
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             await said.reached.wait()
             assert (store.faults["Claim"] > 0) is (first == "fails")
             store.heal()
@@ -418,7 +418,7 @@ async def test_what_was_said_of_a_removed_session_is_not_noted_for_the_next(
         nursery.start_soon(registry.add_session, "s", FakeTransport())
         await everywhere.settle()
         gate.open()
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             await refused.wait()
         await everywhere.settle()
         assert await registry.get_session_owner("s") is None
@@ -467,7 +467,7 @@ async def test_adding_again_while_an_owner_is_being_written_keeps_the_last_word(
         await second.reached.wait()
         second.open()
         await everywhere.settle()
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             while a.statistics().unconfirmed:
                 await trio.sleep(0.005)
         assert await a.get_session_owner("s") == "bob"

@@ -94,7 +94,7 @@ async def test_a_backlog_does_not_keep_a_pass(shared: Shared) -> None:
             shared.backdoor.execute(sa.text("UPDATE trio_fleet SET unbroken_since = NULL"))
         pile_up(shared, "dead", 5000)
         before = registry.statistics().passes
-        with trio.fail_after(30):
+        with trio.fail_after(40):
             while registry.statistics().passes < before + 3:
                 await trio.sleep(0.01)
         assert 0 < len(shared.backdoor.messages()) < 5000

@@ -14,7 +14,7 @@ from trio_sessions import RowUnavailable, StoreSchemaError, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
-BELL = 10.0  # seconds; a look without a bell comes after a minute
+BELL = 40.0  # seconds; a look without a bell comes after a minute
 
 
 async def receive_from_elsewhere(a: DatabaseStore, b: DatabaseStore, session_id: str) -> None:

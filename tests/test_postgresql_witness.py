@@ -42,7 +42,7 @@ def another(shared: Shared) -> Iterator[sa.Connection]:
 
 
 async def until_one_waits(shared: Shared, for_what: str = "", number: int = 1) -> None:
-    with another(shared) as watcher, trio.fail_after(20):
+    with another(shared) as watcher, trio.fail_after(40):
         while watcher.exec_driver_sql(WAITS.format(for_what)).scalar_one() < number:
             await trio.sleep(0.001)
             watcher.rollback()
@@ -134,7 +134,7 @@ async def test_the_worker_s_row_is_locked_last(postgresql: Shared) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(a.commit, claim("new"), claim("s"))
                 await until_one_waits(postgresql, "WITH witness")
-                with trio.fail_after(5):
+                with trio.fail_after(40):
                     assert await a.stamp(passed=True)
                 connection.rollback()
         assert await a.seen() == Stamp(history=a.known.history, beat=4)
@@ -316,7 +316,7 @@ async def test_whoever_is_locked_is_not_waited_for(postgresql: Shared) -> None:
                 "SELECT FROM trio_sessions WHERE session_id = 'locked' FOR UPDATE"
             )
             connection.exec_driver_sql("SELECT FROM trio_workers WHERE worker_id = 'b' FOR UPDATE")
-            with trio.fail_after(5):
+            with trio.fail_after(40):
                 assert (await a.sweep()).sessions == 1
             assert set(postgresql.backdoor.rows()) == {"locked"}
             assert set(postgresql.backdoor.workers()) == {"a", "b"}
@@ -431,12 +431,12 @@ async def test_a_standby_is_in_doubt_and_so_is_what_becomes_of_it(
             assert await a.stamp(passed=True)
             assert await a.store.locate(a.worker, "nobody") is None
             copy = DatabaseBackdoor(standby)
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 while copy.execute(beat) != [(a.known.beat,)]:
                     await trio.sleep(0.01)
             proxy.lead_to(standby)
             proxy.cut()
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 said = ""
                 while "unknown" not in said:
                     with pytest.raises(StoreUnavailable) as caught:

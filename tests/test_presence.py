@@ -60,7 +60,7 @@ def locked_row(shared: Shared, session_id: str) -> Iterator[sa.Connection]:
 
 def open_quick(shared: Shared) -> DatabaseStore:
     url = back(shared).engine.url
-    return DatabaseStore(url, lock_timeout=LOCK_TIMEOUT, operation_timeout=5)
+    return DatabaseStore(url, lock_timeout=LOCK_TIMEOUT, operation_timeout=20)
 
 
 # ---- there, but not updated ----

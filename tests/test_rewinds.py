@@ -137,7 +137,7 @@ async def test_a_beat_that_is_counted_twice_unseen(shared: Shared) -> None:
         assert shared.backdoor.rows().keys() == set(names(12))
         report = await a.cleanup()
         assert (report.missing, report.held, list(report.refresh_failures)) == ((), (), ["new"])
-        with trio.fail_after(20):  # for the claim that the pass has asked for
+        with trio.fail_after(40):  # for the claim that the pass has asked for
             while shared.backdoor.rows().keys() != transports.keys():
                 await trio.sleep(0.01)
         await a.cleanup()
@@ -174,7 +174,7 @@ async def test_the_next_batch_notices_it(shared: Shared, caplog: pytest.LogCaptu
         shared.backdoor.go_back(None)
         transports |= await add(a, ["new"])
         assert a.statistics().database_rewinds == 1
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             while len(shared.backdoor.rows()) < 13:
                 await trio.sleep(0.01)
         assert a.statistics().passes == 1
@@ -380,7 +380,7 @@ async def test_messages_are_delivered_at_least_once(shared: Shared) -> None:
             for number in range(3):
                 await b.broadcast("s", f"old {number}")
             assert await anext(inbox) == "old 0"
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 while a.statistics().messages_in_memory < 2:
                     await trio.sleep(0.01)
             await add(a, ["a stamp that is lost"])
@@ -392,7 +392,7 @@ async def test_messages_are_delivered_at_least_once(shared: Shared) -> None:
                 await b.broadcast("s", f"new {number}")
             await a.cleanup()  # the bell of a file goes by ids, and these are no higher
             received = []
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 while "new 2" not in received:
                     received.append(await anext(inbox))
         assert received == ["old 1", "old 2", "new 0", "new 1", "new 2"]

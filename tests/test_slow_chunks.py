@@ -73,7 +73,7 @@ async def add(registry: SessionRegistry, amount: int) -> None:
         for number in range(amount):
             nursery.start_soon(registry.add_session, f"s{number:03}", FakeTransport())
     # A pass that has begun before leaves rows alone that are on their way.
-    with trio.fail_after(20):
+    with trio.fail_after(40):
         while (await registry.cleanup()).refreshed < amount:
             await trio.sleep(0.01)
 

@@ -95,13 +95,13 @@ async def link(request: pytest.FixtureRequest) -> AsyncIterator[Linker]:
 
 @asynccontextmanager
 async def bounded() -> AsyncIterator[None]:
-    with trio.fail_after(20):
+    with trio.fail_after(40):
         yield
 
 
 async def notices_the_end(transport: StreamTransport) -> None:
     """Wait until the kernel has carried the news over; loopback is quick, not instant."""
-    with trio.fail_after(20):
+    with trio.fail_after(40):
         while await transport.is_connected():
             await trio.lowlevel.checkpoint()
 
