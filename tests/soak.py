@@ -3,4 +3,4 @@
 import os
 
 SOAK = bool(os.environ.get("TRIO_SESSIONS_SOAK"))
-TIMES = 50 if SOAK else 1
+TIMES = 150 if SOAK else 1

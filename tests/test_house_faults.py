@@ -616,12 +616,12 @@ async def test_what_cannot_be_acknowledged_is_bounded(autojump_clock: MockClock)
 
         nursery.start_soon(read_all)
         store.fail(Fault.FAILS, "Acknowledge")
-        for number in range(5000):
+        for number in range(3000):
             await b.broadcast("s", number)
         await trio.sleep(30)
         assert store.faults["Acknowledge"] > 0
         assert 2000 <= len(got) <= 2100
         store.heal()
         await trio.sleep(30)
-        assert got == list(range(5000))
+        assert got == list(range(3000))
         nursery.cancel_scope.cancel()

@@ -211,7 +211,7 @@ async def play(history: list[Step]) -> None:
 
 
 @pytest.mark.timeout(180 * TIMES)
-@settings(max_examples=300 * TIMES)
+@settings(max_examples=100 * TIMES)
 @example(  # an earlier row is acknowledged while the last one is stored
     history=[
         ("add", 1, "a"),

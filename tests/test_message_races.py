@@ -885,8 +885,8 @@ async def test_a_local_message_is_not_starved_by_a_backlog_that_grows(
         await a.broadcast("s", 300)
         await a.broadcast("s", 301)
         start = trio.current_time()
-        await trio.sleep(300)
-        assert received.count("flood") > 1000, "the reader has caught up"
+        await trio.sleep(120)
+        assert received.count("flood") > 300, "the reader has caught up"
         assert [one for one in received if one != "flood"] == list(range(302))
         behind = received.index(300)
         assert behind < 300 + (start + 1) / 0.05

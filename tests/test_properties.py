@@ -19,7 +19,7 @@ from trio_sessions.testing import Fault
 pytestmark = pytest.mark.no_cover
 
 
-@settings(max_examples=300 * TIMES)
+@settings(max_examples=100 * TIMES)
 @given(history=histories(with_time=True))
 @example(  # the second sleep may, or may not, be long enough for a pass of the worker's own
     history=[
@@ -97,7 +97,7 @@ def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(180 * TIMES)
-@settings(max_examples=12 * TIMES)
+@settings(max_examples=8 * TIMES)
 @given(history=histories(with_time=False))
 def test_on_sqlite(sqlite_file: Path, history: list[Step]) -> None:
     """The same, in real time: no leases expire."""
@@ -106,7 +106,7 @@ def test_on_sqlite(sqlite_file: Path, history: list[Step]) -> None:
 
 @pytest.mark.timeout(180 * TIMES)
 @settings(
-    max_examples=12 * TIMES,
+    max_examples=8 * TIMES,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # emptied for each example
 )
 @given(history=histories(with_time=False))
