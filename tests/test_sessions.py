@@ -4,8 +4,10 @@ import pytest
 import trio
 from conftest import Shared
 from readers import finish_writing
+from trio.testing import MockClock
 
 from trio_sessions import InvalidSessionId, RegistryClosed, StoreUnavailable, open_registry
+from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
 BAD_IDS = ["", "x" * 256, "a\0b", "\ud800", None, 7, b"bytes"]
@@ -161,6 +163,61 @@ async def test_a_cancelled_add_leaves_the_session_and_its_row(everywhere: Shared
         await finish_writing(registry)
         assert (await registry.cleanup()).refreshed == 1
         assert everywhere.backdoor.rows() == {"s": registry.worker_id}
+
+
+async def test_who_is_removed_at_once_leaves_together() -> None:
+    """One job for all of a turn of the loop, and no more tasks where no transport has to wait."""
+
+    class Spawned(trio.abc.Instrument):
+        tasks = 0
+
+        def task_spawned(self, task: trio.lowlevel.Task) -> None:
+            self.tasks += 1
+
+    class AtOnce:
+        disconnects = 0
+
+        async def is_connected(self) -> bool:
+            return True
+
+        async def disconnect(self) -> None:
+            self.disconnects += 1
+
+    async with open_registry(session_ttl=3600.0) as registry:
+        transports = {f"s{number}": AtOnce() for number in range(100)}
+        for session_id, transport in transports.items():
+            await registry.add_session(session_id, transport)
+        spawned = Spawned()
+        trio.lowlevel.add_instrument(spawned)
+        async with trio.open_nursery() as nursery:
+            for session_id in transports:
+                nursery.start_soon(registry.remove_session, session_id)
+        trio.lowlevel.remove_instrument(spawned)
+        assert [one.disconnects for one in transports.values()] == [1] * 100
+        assert spawned.tasks == 100 + 2, "the callers; the job, and whoever calls the transports"
+
+
+async def test_who_is_removed_at_once_waits_for_nobody(autojump_clock: MockClock) -> None:
+    """A transport that hangs holds up its own removal only."""
+    store = MemoryStore()
+    async with open_registry(store, disconnect_timeout=5.0) as registry:
+        for number in range(10):
+            hangs = "hangs" if number % 2 else "closes"
+            transport = FakeTransport(on_disconnect=hangs)  # type: ignore[arg-type]
+            await registry.add_session(f"s{number}", transport)
+        took = dict[int, float]()
+
+        async def remove(number: int) -> None:
+            start = trio.current_time()
+            await registry.remove_session(f"s{number}")
+            assert f"s{number}" not in store._rows
+            took[number] = trio.current_time() - start
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(remove, number)
+        assert all(took[number] < 0.1 for number in range(0, 10, 2))
+        assert all(5.0 <= took[number] < 5.2 for number in range(1, 10, 2))
 
 
 async def test_a_cancelled_remove_goes_on_without_its_caller(everywhere: Shared) -> None:

@@ -5,7 +5,7 @@ end, however slow those are that leave with it (invariant 11).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import outcome
 
@@ -14,6 +14,7 @@ from trio_sessions._claims import Claims, wait_all
 from trio_sessions._counters import Counters
 from trio_sessions._entry import Entry
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._orders import Order
 from trio_sessions.types import fingerprint
 
 __all__ = ["Disconnecting", "Leaving"]
@@ -50,21 +51,30 @@ class Disconnecting:
 
 @uninterrupted
 class Leaving(Disconnecting):
-    """Sessions that have left the table together.
+    """Sessions that leave together.
 
     Args:
-        entries: the sessions.
         claims: deletes their rows.
         counters: count what fails.
     """
 
-    def __init__(self, entries: Sequence[Entry], claims: Claims, counters: Counters) -> None:
+    def __init__(self, claims: Claims, counters: Counters) -> None:
         super().__init__(counters)
-        self.entries = entries
+        self.entries: list[Entry] = []
         self._claims = claims
-        self._deletions = [claims.deletion(entry.session_id) for entry in entries]
-        self._held_back = dict(zip(entries, self._deletions, strict=True))
+        self._deletions: list[Order[int]] = []
+        self._held_back: dict[Entry, Order[int]] = {}
         """The deletions that wait for the transport."""
+
+    def join(self, entries: Iterable[Entry]) -> list[Order[int]]:
+        """Let sessions leave with the others; return the orders that delete their rows."""
+        deletions = []
+        for entry in entries:
+            deletion = self._held_back[entry] = self._claims.deletion(entry.session_id)
+            deletions.append(deletion)
+            self.entries.append(entry)
+        self._deletions += deletions
+        return deletions
 
     def answered(self, entry: Entry, answer: Answer) -> None:
         """Delete the row of a session whose transport has come to its end."""

@@ -12,7 +12,7 @@ import trio
 
 from trio_sessions._background import Background
 from trio_sessions._calls import TransportCalls
-from trio_sessions._claims import Claims
+from trio_sessions._claims import Claims, wait_all
 from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
 from trio_sessions._entry import Entry
@@ -53,6 +53,8 @@ class Sessions:
         self._background = background
         self._counters = counters
         self._settings = settings
+        self._boarding: Leaving | None = None
+        """Those who leave with a job that has not begun: one for all of a turn of the loop."""
 
     # ---- in ----
 
@@ -97,7 +99,9 @@ class Sessions:
             await trio.lowlevel.checkpoint()
             return
         self._table.discard(entry)
-        await self._see_off([entry], moved=False).gone()
+        if self._boarding is None:
+            self._boarding = self._start_leaving()
+        await wait_all(self._see_off([entry], self._boarding, moved=False))
 
     def end(self, entries: Sequence[Entry], *, moved: bool) -> Leaving | None:
         """End those of these sessions that are still the ones published.
@@ -110,21 +114,34 @@ class Sessions:
             Those sessions on their way out; None: none of them was.
         """
         gone = [entry for entry in entries if self._table.discard(entry)]
-        return self._see_off(gone, moved=moved) if gone else None
+        if not gone:
+            return None
+        leaving = self._start_leaving()
+        self._see_off(gone, leaving, moved=moved)
+        return leaving
 
     def end_all(self) -> Leaving:
         """End every session."""
-        return self._see_off(self._table.clear(), moved=False)
+        leaving = self._start_leaving()
+        self._see_off(self._table.clear(), leaving, moved=False)
+        return leaving
 
-    def _see_off(self, entries: Sequence[Entry], *, moved: bool) -> Leaving:
-        self._departures.begin(entries)
-        self._messages.depart(entries, moved=moved)
-        leaving = Leaving(entries, self._claims, self._counters)
+    def _start_leaving(self) -> Leaving:
+        leaving = Leaving(self._claims, self._counters)
         self._background.start_job(self._finish, leaving)
         return leaving
 
+    def _see_off(
+        self, entries: Sequence[Entry], leaving: Leaving, *, moved: bool
+    ) -> Sequence[Order[int]]:
+        self._departures.begin(entries)
+        self._messages.depart(entries, moved=moved)
+        return leaving.join(entries)
+
     async def _finish(self, leaving: Leaving) -> None:
         """Disconnect the transports of sessions that have ended, and delete their rows."""
+        if self._boarding is leaving:
+            self._boarding = None
         timeout = self._settings.disconnect_timeout
         try:
             await self._calls.disconnect(leaving.entries, timeout, leaving)
