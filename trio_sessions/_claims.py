@@ -13,6 +13,7 @@ import trio
 
 from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
+from trio_sessions._edge import chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
@@ -23,6 +24,7 @@ from trio_sessions.writes import Claim, Claimed, Delete, Outcome, Unfinished
 
 __all__ = ["ClaimComparison", "ClaimListener", "Claims", "wait_all"]
 
+_SLICE = 1000  # deletions before the event loop gets its turn
 _LOST_IN_DOUBT = (
     "the database went back, and says that a newer connection of the session is elsewhere: that is "
     "believed only when every worker has had the time to write its rows anew"
@@ -226,7 +228,13 @@ class Claims:
 
     async def delete_what_is_due(self) -> None:
         """Delete what earlier deletions could not."""
-        await wait_all([self.delete(self.deletion(one)) for one in self.departures.due()])
+        deletions = list[Order[int]]()
+        for part in chunked(self.departures.due(), _SLICE):
+            deletions += [self.delete(self.deletion(one)) for one in part]
+            await trio.lowlevel.checkpoint()
+        for given in chunked(deletions, _SLICE):
+            await wait_all(given)
+            await trio.lowlevel.checkpoint()
 
 
 async def wait_all(orders: Collection[Order[int]]) -> BaseException | None:

@@ -123,13 +123,13 @@ class Entry:
         "_confirmed_by",
         "_ended",
         "_error",
-        "_has_ended",
         "_holder",
         "_is_certain",
         "_row",
         "_was_forgotten",
         "added_at",
         "generation",
+        "has_ended",
         "pending",
         "session_id",
         "tenure",
@@ -161,7 +161,8 @@ class Entry:
         self._confirmed_by = _NEVER
         self._holder: Holder | None = None
         self._capabilities: Capabilities | None = None
-        self._has_ended = False
+        self.has_ended = False
+        """It has left the table; a pass may ask this of all that are missing at once."""
         self._ended: trio.Event | None = None
         self._answered: trio.Event | None = None
 
@@ -266,21 +267,16 @@ class Entry:
     # ---- the end ----
 
     @property
-    def has_ended(self) -> bool:
-        """It has left the table."""
-        return self._has_ended
-
-    @property
     def ended(self) -> trio.Event:
         """Set when the entry has left the table; made when somebody first asks for it."""
         if self._ended is None:
             self._ended = trio.Event()
-            if self._has_ended:
+            if self.has_ended:
                 self._ended.set()
         return self._ended
 
     def end(self) -> None:
         """Tell whoever waits for it that the entry has left the table."""
-        self._has_ended = True
+        self.has_ended = True
         if self._ended is not None:
             self._ended.set()

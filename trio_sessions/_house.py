@@ -8,6 +8,7 @@
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -161,15 +162,17 @@ class House:
         with trio.CancelScope(shield=True):
             deadline = trio.current_time() + self.settings.store_timeout
             self.background.interrupt()
-            leaving = self.sessions.end_all()
+            leaving = await self.sessions.end_all()
             await self._write_what_is_left(deadline, leaving)
             await self.background.finish_loops()
             self.passes.log_dropped()
 
-    async def _write_what_is_left(self, deadline: float, leaving: Leaving) -> None:
+    async def _write_what_is_left(self, deadline: float, leaving: Sequence[Leaving]) -> None:
         with trio.move_on_at(deadline):
             await self.background.finish_loops()
-            await leaving.gone()
+            for one in leaving:
+                await one.gone()
+                await trio.lowlevel.checkpoint()  # it may have been gone long since
             await self.background.finish_jobs()  # removals that were under way before
             await self.messages.close()
         await self._writer.finish(deadline)

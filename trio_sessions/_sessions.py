@@ -15,6 +15,7 @@ from trio_sessions._calls import TransportCalls
 from trio_sessions._claims import Claims, wait_all
 from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
+from trio_sessions._edge import chunked
 from trio_sessions._entry import Entry
 from trio_sessions._leaving import Disconnecting, Leaving
 from trio_sessions._messages import Messages
@@ -28,6 +29,8 @@ from trio_sessions.writes import Claimed
 __all__ = ["Sessions"]
 
 logger = logging.getLogger("trio_sessions.registry")
+
+_SLICE = 1000  # sessions ended before the event loop gets its turn
 
 
 class Sessions:
@@ -120,11 +123,15 @@ class Sessions:
         self._see_off(gone, leaving, moved=moved)
         return leaving
 
-    def end_all(self) -> Leaving:
-        """End every session."""
-        leaving = self._start_leaving()
-        self._see_off(self._table.clear(), leaving, moved=False)
-        return leaving
+    async def end_all(self) -> list[Leaving]:
+        """End every session, when none can be added any more."""
+        ended = list[Leaving]()
+        for part in chunked(self._table.snapshot(), _SLICE):
+            leaving = self.end(part, moved=False)
+            if leaving is not None:
+                ended.append(leaving)
+            await trio.lowlevel.checkpoint()
+        return ended
 
     def _start_leaving(self) -> Leaving:
         leaving = Leaving(self._claims, self._counters)

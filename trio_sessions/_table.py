@@ -55,14 +55,6 @@ class LocalTable:
         entry.end()
         return True
 
-    def clear(self) -> list[Entry]:
-        """Take everything out."""
-        entries = self.snapshot()
-        self._entries.clear()
-        for entry in entries:
-            entry.end()
-        return entries
-
     def count(self, rows: Iterable[Row]) -> int:
         """Count the entries whose row is in one of these states."""
         wanted = frozenset(rows)

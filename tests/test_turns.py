@@ -1,0 +1,214 @@
+"""The event loop is never held for long, however many sessions there are (invariant 12).
+
+Counted, not timed: the work that is done in one step of a task, as calls of our functions and
+comparisons of ids. It is that of a slice of the sessions, however many there are.
+"""
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+
+import pytest
+import trio
+from backdoors import MemoryBackdoor
+
+import trio_sessions
+from trio_sessions import SessionRegistry, open_registry
+from trio_sessions._verdicts import judge_rows
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FakeTransport, FaultyStore
+
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
+OURS = Path(trio_sessions.__file__).parent
+NOT_COUNTED = {"stores", "testing"}
+"""A store in memory does in one step what others do in threads."""
+SLICE = 4
+MANY = 60 * SLICE
+MOST = 45 * SLICE
+"""What a step may do: the most is a batch of claims, with 26 calls for each."""
+
+
+@cache
+def counts(code: CodeType) -> bool:
+    """Say whether a function is one of those whose calls are counted."""
+    file = Path(code.co_filename)
+    return file.is_relative_to(OURS) and file.relative_to(OURS).parts[0] not in NOT_COUNTED
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the work of each step, and keeps the largest.
+
+    The steps of `trio_sessions._rounds` are left out: they end after some milliseconds, by a clock.
+    """
+
+    def __init__(self) -> None:
+        self.largest = 0
+        self.where: list[tuple[str, int]] = []
+        self.chunks = 0
+        """How many chunks were judged in one turn of the loop, at most."""
+        self._step: Counter[str] = Counter()
+        self._chunks = 0
+
+    def note(self, frame: FrameType, event: str, _: object) -> None:
+        """Take a call for a piece of work; for `sys.setprofile`."""
+        if event == "call" and counts(frame.f_code):
+            self._step[frame.f_code.co_qualname] += 1
+            self._chunks += frame.f_code is judge_rows.__code__
+            self.chunks = max(self.chunks, self._chunks)
+
+    def compare(self) -> None:
+        """Count a comparison of ids."""
+        self._step["comparison"] += 1
+
+    def before_io_wait(self, timeout: float) -> None:
+        self._chunks = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._step.clear()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        work = self._step.total()
+        if work > self.largest and "_rounds" not in task.name:
+            self.largest, self.where = work, self._step.most_common(4)
+
+    def take(self) -> tuple[int, list[tuple[str, int]]]:
+        """Return the largest step since this was last asked, and what was done in it."""
+        largest, self.largest = self.largest, 0
+        return largest, self.where
+
+
+class Id(str):
+    """A session id that says when it is compared."""
+
+    __slots__ = ("turns",)
+
+    turns: Turns
+
+    def __lt__(self, other: str) -> bool:
+        self.turns.compare()
+        return str(self) < str(other)
+
+
+def make_ids(turns: Turns, number: int) -> list[Id]:
+    """Return ids in an order that has nothing to do with theirs."""
+    ids = [Id(f"session {n:05}") for n in range(number)]
+    random.Random(0).shuffle(ids)
+    for one in ids:
+        one.turns = turns
+    return ids
+
+
+class Watch:
+    """So many sessions of a registry, and the largest step of each thing that happens to them."""
+
+    def __init__(self, turns: Turns, number: int) -> None:
+        self.steps: dict[str, tuple[int, list[tuple[str, int]]]] = {}
+        self.turns = turns
+        memory = MemoryStore()
+        self.store, self.backdoor = FaultyStore(memory), MemoryBackdoor(memory)
+        self.ids = make_ids(turns, number)
+        self.number = number
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Note the largest step of the block."""
+        self.turns.take()
+        yield
+        self.steps[what] = self.turns.take()
+
+    async def add_all(self, registry: SessionRegistry) -> dict[str, FakeTransport]:
+        transports: dict[str, FakeTransport] = {one: FakeTransport() for one in self.ids}
+        async with trio.open_nursery() as nursery:
+            for one, transport in transports.items():
+                nursery.start_soon(registry.add_session, one, transport)
+        return transports
+
+    async def lose_a_quarter_thrice(self, registry: SessionRegistry) -> None:
+        """Let sessions end for each reason that a pass knows."""
+        with self.step("added"):
+            transports = await self.add_all(registry)
+        with self.step("refreshed"):
+            assert (await registry.cleanup()).refreshed == self.number
+        quarter = self.number // 4
+        for one in self.ids[:quarter]:
+            transports[one].state = "closed"
+        with self.step("disconnected"):
+            assert len((await registry.cleanup()).disconnected) == quarter
+        self.backdoor.delete(*self.ids[quarter : 2 * quarter])
+        with self.step("missing"):
+            assert len((await registry.cleanup()).missing) == quarter
+        for one in self.ids[2 * quarter : 3 * quarter]:
+            self.backdoor.give(one, "another")
+        with self.step("taken over"):
+            assert len((await registry.cleanup()).taken_over) == quarter
+
+    async def lose_all_thrice(self, registry: SessionRegistry) -> None:
+        """Empty the table, let all leave while the store is away, and let the store go back."""
+        await self.add_all(registry)
+        self.backdoor.delete(*self.ids)
+        with self.step("held"):
+            assert len((await registry.cleanup()).held) == self.number
+        with self.step("missing again"):
+            assert len((await registry.cleanup()).missing) == self.number
+        transports = await self.add_all(registry)
+        for transport in transports.values():
+            transport.state = "closed"
+        self.store.fail()
+        assert len((await registry.cleanup()).disconnected) == self.number
+        self.store.heal()
+        with self.step("deleted later"):
+            await registry.cleanup()
+        assert registry.statistics().leftover_rows == 0
+        await self.add_all(registry)
+        self.backdoor.go_back(None)
+        with self.step("restored"):
+            assert len((await registry.cleanup()).restored) == self.number
+
+
+@contextmanager
+def counting() -> Iterator[Turns]:
+    """Count what is done in the block, in this run of Trio."""
+    turns, before = Turns(), sys.getprofile()
+    trio.lowlevel.add_instrument(turns)
+    sys.setprofile(turns.note)
+    try:
+        yield turns
+    finally:
+        sys.setprofile(before)
+        trio.lowlevel.remove_instrument(turns)
+
+
+async def test_no_step_grows_with_the_number_of_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens to all of them at once: a turn of the loop comes after so many."""
+    for module in ("_claims", "_cleanup", "_restoring", "_sessions", "_strays"):
+        monkeypatch.setattr(f"trio_sessions.{module}._SLICE", SLICE)
+    with counting() as turns:
+        watch = Watch(turns, MANY)
+        async with open_registry(
+            watch.store,
+            session_ttl=3600.0,
+            cleanup_interval=1800.0,
+            mass_missing_brake=0.4,
+            batch_size=SLICE,
+        ) as registry:
+            await watch.lose_a_quarter_thrice(registry)
+            await watch.lose_all_thrice(registry)
+            turns.take()
+        watch.steps["closed"] = turns.take()
+    assert {what: step for what, step in watch.steps.items() if step[0] > MOST} == {}
+    assert all(largest > SLICE for largest, _ in watch.steps.values()), "the work is seen"
+    assert turns.chunks == 1, "one chunk is judged at a time, and others run in between"
+    assert watch.backdoor.rows() == {}
+
+
+def test_slices_are_small() -> None:
+    """A thousand sessions are judged within a few milliseconds."""
+    from trio_sessions import _claims, _cleanup, _restoring, _sessions, _strays
+
+    assert max(one._SLICE for one in (_claims, _cleanup, _restoring, _sessions, _strays)) <= 1000
