@@ -15,7 +15,7 @@ import outcome
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
-from trio_sessions._entry import Entry, Row
+from trio_sessions._entry import Entry, Pending, Row
 from trio_sessions._json import decode, size_of
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
@@ -228,15 +228,20 @@ class Owners:
     async def _locate(self, session_id: str) -> tuple[Holder | None, bool]:
         """Return the holder as its row says, and whether the row is only left over.
 
-        Where what was left over has been replaced while the store was asked, it is asked again:
-        the answer may be of either session.
+        Where the session, or what was left over, has been replaced while the store was asked, it is
+        asked again: the answer may be of either session.
         """
         while True:
-            ended = self._departures.ended(session_id)
+            known = ended, _ = self._known(session_id)
             holder = await self._edge.locate(session_id)
-            if self._departures.ended(session_id) == ended:
+            if self._known(session_id) == known:
                 is_own = holder is not None and self._edge.is_own(holder)
                 return holder, is_own and (ended > 0 or session_id not in self._table)
+
+    def _known(self, session_id: str) -> tuple[int, Pending | None]:
+        """Return what is another as soon as an answer may be of another session of this id."""
+        entry = self._table.get(session_id)
+        return self._departures.ended(session_id), None if entry is None else entry.pending
 
     async def _is_elsewhere(self, session_id: str) -> bool:
         holder = await self._edge.locate(session_id)
@@ -286,9 +291,9 @@ class Owners:
         while True:
             if await self._is_left_behind(session_id):
                 return None
-            ended = self._departures.ended(session_id)
+            known = self._known(session_id)
             encoded = await self._edge.get_capabilities(session_id)
-            if self._departures.ended(session_id) == ended:
+            if self._known(session_id) == known:
                 return encoded
 
     async def elicitation_capable(self) -> list[str]:
