@@ -20,6 +20,8 @@ from statements import noting_engine
 from trio_sessions import RowUnavailable, SessionRegistry, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database._bell import _FileBell
+from trio_sessions.stores.database._questions import Questions
 from trio_sessions.stores.database._schema import tables
 from trio_sessions.stores.database.postgresql._batch import Commit
 from trio_sessions.testing import FakeTransport
@@ -370,6 +372,46 @@ async def test_a_file_that_does_not_change_is_looked_at_and_not_read(sqlite_url:
         await reader.until(2)
         assert reader.received == {"s": [1], "t": [2]}
     engine.dispose()
+
+
+def test_what_is_stored_between_two_reads_of_a_look_is_seen_by_the_next(sqlite: Shared) -> None:
+    """The file may change after its version was read, and after the messages were."""
+    backdoor = sqlite.backdoor
+    assert isinstance(backdoor, DatabaseBackdoor)
+    backdoor.sessions.metadata.create_all(backdoor.engine)
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+    questions = Questions(tables("trio_"))
+    after_the_version, after_the_news = list[str](), list[str]()
+
+    def store(session_ids: list[str]) -> None:
+        while session_ids:
+            one = {"session_id": session_ids.pop(), "payload": "0"}
+            backdoor.execute(sa.insert(backdoor.messages_table).values(one))
+
+    def news(connection: sa.Connection, seen: int) -> tuple[int, frozenset[str]]:
+        store(after_the_version)
+        return questions.news(connection, worker, seen)
+
+    for session_id in "abc":
+        row = {"session_id": session_id, "worker_id": "w", "incarnation": "i"}
+        backdoor.execute(sa.insert(backdoor.sessions).values(row))
+    source: Any = None  # only waiting needs one
+    with backdoor.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+
+        @sa.event.listens_for(connection, "after_cursor_execute")
+        def note(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
+            if "DISTINCT" in statement:
+                store(after_the_news)
+
+        bell = _FileBell(source, worker, connection, news)
+        assert bell.look(connection) == frozenset()
+        store(["a"])
+        after_the_version.append("b")
+        after_the_news.append("c")
+        assert bell.look(connection) == {"a", "b"}
+        assert bell.look(connection) == {"c"}
+        assert bell.look(connection) == frozenset()
 
 
 async def test_messages_are_read_while_somebody_writes(sqlite: Shared) -> None:

@@ -48,3 +48,23 @@ def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(departures) == 10
     assert departures.ended("s0") == 30
     assert departures.ended("s5") == 0
+
+
+def test_an_id_that_ends_again_is_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are too many, those go that ended longest ago, each by its last end."""
+    monkeypatch.setattr(_departures, "MOST", 2)
+    departures = Departures()
+    for generation, session_id in enumerate("stsu", start=1):
+        departures.begin([entry(session_id, generation)])
+    assert departures.all() == {"s": 3, "u": 4}
+
+
+def test_a_stray_does_not_make_less_of_what_is_known() -> None:
+    """A row of an earlier generation is found where a later one has ended."""
+    departures = Departures()
+    departures.begin([entry("s", 7)])
+    departures.find("s", 3)
+    assert departures.ended("s") == 7
+    departures.find("t", 3)
+    assert departures.all() == {"s": 7, "t": 3}
+    assert departures.due() == ["t"]

@@ -1,6 +1,11 @@
 """Whose lease has run out, in every store: what conformance would have to wait for."""
 
+from datetime import timedelta
+
 import pytest
+import sqlalchemy as sa
+import trio
+from backdoors import DatabaseBackdoor, MemoryBackdoor
 from conftest import Shared
 from witnesses import open_witnessed
 
@@ -69,6 +74,66 @@ async def test_a_gap_is_a_share_of_the_longest_ttl_known(
         shared.backdoor.age_fleet(silence)
         assert await a.stamp()
         assert (await a.sweep()).sessions == swept
+
+
+async def test_a_sweep_of_a_visitor_breaks_nothing(shared: Shared) -> None:
+    """What is a gap is told by the longest ttl known, also where a sweep alone vouches."""
+    async with (
+        open_witnessed(shared.make_store, "a", session_ttl=60.0) as a,
+        open_witnessed(shared.make_store, "b", session_ttl=6000.0) as b,
+    ):
+        await a.sweep()
+        await b.claim("s")
+        shared.backdoor.age(7000.0)
+        shared.backdoor.age_workers(7000.0, "b")
+        shared.backdoor.age_fleet(1000.0)
+        assert (await a.sweep()).sessions == 1
+
+
+def move_series(shared: Shared, seconds: float) -> None:
+    """Let the series of vouchings begin so many seconds from now."""
+    if isinstance(shared.backdoor, MemoryBackdoor):
+        workers = shared.backdoor._store._workers
+        workers._unbroken_since = trio.current_time() + seconds
+        return
+    assert isinstance(shared.backdoor, DatabaseBackdoor)
+    fleet = shared.backdoor.fleet
+    [(vouched_at,)] = shared.backdoor.execute(sa.select(fleet.c.vouched_at))
+    begins = vouched_at + timedelta(seconds=seconds)
+    shared.backdoor.execute(sa.update(fleet).values(unbroken_since=begins))
+
+
+async def test_a_series_that_begins_in_the_future_begins_now(shared: Shared) -> None:
+    """The clock was set back: nobody who is dead is kept until it has caught up."""
+    async with (
+        open_witnessed(shared.make_store, "a") as a,
+        open_witnessed(shared.make_store, "b") as b,
+    ):
+        await a.sweep()
+        await b.claim("s")
+        shared.backdoor.age(700.0)
+        shared.backdoor.age_workers(700.0, "b")
+        move_series(shared, 3600.0)
+        assert await a.stamp()
+        begins = series(shared)
+        assert begins < 600.0
+        assert (await a.sweep()).sessions == 0
+        move_series(shared, -700.0)
+        assert (await a.sweep()).sessions == 1
+
+
+def series(shared: Shared) -> float:
+    """Return in how many seconds after the last vouching the series begins."""
+    if isinstance(shared.backdoor, MemoryBackdoor):
+        workers = shared.backdoor._store._workers
+        assert workers._vouched_at is not None
+        return workers._unbroken_since - workers._vouched_at
+    assert isinstance(shared.backdoor, DatabaseBackdoor)
+    fleet = shared.backdoor.fleet.c
+    [(vouched_at, since)] = shared.backdoor.execute(
+        sa.select(fleet.vouched_at, fleet.unbroken_since)
+    )
+    return float((since - vouched_at).total_seconds())
 
 
 async def test_stamps_in_the_future_are_set_right(shared: Shared) -> None:

@@ -1,0 +1,102 @@
+"""What a pass concludes at its edges, each as a promise of its own."""
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+from backdoors import MemoryBackdoor
+
+from trio_sessions import OperationTooLong, RowUnavailable, StoreUnavailable, open_registry
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import RowAnswers
+
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
+
+@pytest.mark.parametrize(
+    ("error", "sweeps"),
+    [(StoreUnavailable("it is away"), False), (RowUnavailable("this row is refused"), True)],
+)
+async def test_what_an_unwritten_row_s_claim_says_of_the_database(
+    error: Exception, *, sweeps: bool
+) -> None:
+    """Where it is away nobody is judged; a row that is refused keeps nobody from the sweep."""
+    store = FaultyStore(MemoryStore())
+    store.error = error
+    async with open_registry(store) as registry:
+        store.fail(Fault.FAILS, "Claim")
+        await registry.add_session("s", FakeTransport())
+        store.calls.clear()
+        report = await registry.cleanup()
+        assert list(report.refresh_failures) == ["s"]
+        assert (store.calls["sweep"], store.calls["stamp"]) == ((1, 0) if sweeps else (0, 1))
+        assert registry.statistics().incomplete_passes == (not sweeps)
+
+
+class OneTakesForEver(FaultyStore):
+    """Cannot refresh one row in time, whatever comes with it."""
+
+    def __init__(self, store: SessionStore) -> None:
+        super().__init__(store)
+        self.asked: list[int] = []
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        self.asked.append(len(session_ids))
+        if "s3" in session_ids:
+            await trio.lowlevel.checkpoint()
+            raise OperationTooLong("it took too long")
+        return await super().refresh(worker, session_ids)
+
+
+async def test_one_row_that_takes_for_ever_teaches_nothing_of_the_others() -> None:
+    """It is found by halving; the next pass asks for as many at once as ever."""
+    store = OneTakesForEver(MemoryStore())
+    async with open_registry(store, batch_size=16) as registry:
+        for number in range(16):
+            await registry.add_session(f"s{number}", FakeTransport())
+        for _ in range(2):
+            store.asked.clear()
+            report = await registry.cleanup()
+            assert list(report.refresh_failures) == ["s3"]
+            assert report.refreshed == 15
+            assert store.asked == [16, 8, 8, 4, 4, 2, 1, 1, 2] or max(store.asked) == 16
+            assert store.asked[0] == 16
+
+
+async def test_what_was_missing_before_a_rewind_is_not_removed_after_it() -> None:
+    """Also if the rewind is found out when all rows have been asked for, before the removals."""
+    store = MemoryStore()
+    backdoor = MemoryBackdoor(store)
+    async with open_registry(store) as registry:
+        transports = {name: FakeTransport() for name in ("gone", "moved", "stays")}
+        for name, transport in transports.items():
+            await registry.add_session(name, transport)
+        await registry.cleanup()
+        backdoor.delete("gone")
+        backdoor.give("moved", "another")
+        one = registry._house.passes.new_pass()
+        restore = one._restore_the_forgotten
+
+        async def go_back_and_restore() -> None:
+            backdoor.go_back(None)
+            await restore()
+
+        one._restore_the_forgotten = go_back_and_restore  # type: ignore[method-assign]
+        restorer_ensures = one._notice_rewinds
+
+        async def notice() -> None:
+            with trio.move_on_after(1):
+                try:
+                    await registry._house._edge.stamp(passed=False)
+                except StoreUnavailable:
+                    await restorer_ensures()
+
+        one._notice_rewinds = notice  # type: ignore[method-assign]
+        report = await one.run()
+        assert registry.statistics().database_rewinds == 1
+        assert (report.missing, report.held) == ((), ())
+        assert sorted(report.restored) == ["gone", "moved", "stays"]
+        assert backdoor.rows().keys() == {"gone", "moved", "stays"}
+        assert not any(one.disconnects for one in transports.values())
