@@ -229,6 +229,14 @@ def test_links_lead_somewhere(document: str) -> None:
             assert anchor in anchors(path.read_text("utf-8")), f"{document}: #{anchor}"
 
 
+def test_the_readme_leads_to_how_to_report_a_weakness() -> None:
+    """And it says a way that is private, and names nobody."""
+    assert "SECURITY.md" in {target for target, _ in LINK.findall(read("README.md"))}
+    assert "report-a-weakness" in anchors(read("SECURITY.md"))
+    assert "private security advisory in the repository" in read("SECURITY.md")
+    assert not re.search(r"\S+@\S+", read("SECURITY.md")), "no address"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_tests_that_are_named_exist(document: str) -> None:
     """Whoever doubts what is promised finds the test that shows it."""
