@@ -304,6 +304,7 @@ class Edge:
             WentBack: nothing was deleted.
         """
         settings = self._settings
+        asked_at = trio.current_time()
         flight = self._witness.depart()
         try:
             swept = await self._ask(
@@ -319,6 +320,8 @@ class Edge:
             )
             if swept.stamped is None:
                 raise _breach("it has set no stamp")
+            if not self._estimate.is_set:  # else a shorter round trip tells more
+                self._estimate.read(swept.stamped.clock, asked_at)
             self._witness.land(flight, swept.stamped.stamp)
         finally:
             self._witness.lose(flight)
