@@ -1,7 +1,7 @@
 """The rows in memory, and what each kind of write does with one. Synchronous, no clock."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from trio_sessions.abc import Worker
@@ -64,8 +64,8 @@ class Rows(dict[str, Row]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._births = itertools.count(1)
-        self._message_ids = itertools.count(1)
+        self._births: Iterator[int] = itertools.count(1)
+        self._message_ids: Iterator[int] = itertools.count(1)
 
     def own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, Row]]:
         """Return those of these rows that are there and are held by this incarnation."""

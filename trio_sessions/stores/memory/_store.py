@@ -108,9 +108,17 @@ class MemoryStore(SessionStore):
         await trio.lowlevel.cancel_shielded_checkpoint()
         return answer
 
+    def _now(self) -> float:
+        """Return the moment on the clock of the rows."""
+        return trio.current_time()
+
+    def _is_in_doubt(self, worker: Worker) -> bool:
+        """Say whether sessions may have been forgotten that this worker asks for."""
+        return self._workers.is_in_doubt(self._now())
+
     def _restart_clock(self) -> None:
         """Take up a clock that has nothing to do with the one before."""
-        now = trio.current_time()
+        now = self._now()
         for row in self._rows.values():
             row.created_at = row.taken_at = row.last_accessed = now
             for message in row.messages.values():
@@ -120,7 +128,7 @@ class MemoryStore(SessionStore):
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         """Carry out writes; see `Store.commit`."""
         bells = (await self._begin()).bells
-        now = trio.current_time()
+        now = self._now()
         if batch.not_after is not None and now > batch.not_after:
             return await self._answer(Committed(answers=(), verdict=Verdict.LATE, clock=now))
         stamp: Stamp | None = None
@@ -130,7 +138,7 @@ class MemoryStore(SessionStore):
                 return await self._answer(
                     Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=now)
                 )
-        in_doubt = self._workers.is_in_doubt(now)
+        in_doubt = self._is_in_doubt(worker)
         answers = [
             self._rows.carry_out(worker, one, now, in_doubt=in_doubt) for one in batch.writes
         ]
@@ -142,7 +150,7 @@ class MemoryStore(SessionStore):
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows; see `RowStore.refresh`."""
         await self._begin()
-        now = trio.current_time()
+        now = self._now()
         own = self._rows.own(worker, session_ids)
         for _, row in own:
             row.last_accessed = now
@@ -183,13 +191,13 @@ class MemoryStore(SessionStore):
     ) -> Begun:
         """Write the worker's row anew; see `WorkerStore.begin`."""
         await self._begin()
-        now = trio.current_time()
+        now = self._now()
         return await self._answer(self._workers.begin(worker, history, presence, now, after=after))
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
         """Stamp the worker's row, and vouch; see `WorkerStore.stamp`."""
         await self._begin()
-        now = trio.current_time()
+        now = self._now()
         stamped = self._stamp(worker, stamp, now, passed=passed)
         if stamped.stamp is not None:
             ttl = self._workers.longest_ttl(0.0)
@@ -205,12 +213,12 @@ class MemoryStore(SessionStore):
         """Say who holds a session; see `SessionStore.locate`."""
         await self._begin()
         row = self._rows.get(session_id)
-        await self._check_doubt(absent=row is None)
+        await self._check_doubt(worker, absent=row is None)
         return await self._answer(None if row is None else row.holder())
 
-    async def _check_doubt(self, *, absent: bool) -> None:
+    async def _check_doubt(self, worker: Worker, *, absent: bool) -> None:
         """Raise if what is not there may have been forgotten."""
-        if absent and self._workers.is_in_doubt(trio.current_time()):
+        if absent and self._is_in_doubt(worker):
             await self._answer(None)
             raise StoreUnavailable(IN_DOUBT)
 
@@ -220,14 +228,14 @@ class MemoryStore(SessionStore):
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
         await self._begin()
         row = self._rows.get(session_id)
-        await self._check_doubt(absent=row is None)
+        await self._check_doubt(worker, absent=row is None)
         capabilities = None if row is None else row.capabilities
         return await self._answer(None if capabilities is None else capabilities.encoded)
 
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
         await self._begin()
-        await self._check_doubt(absent=True)
+        await self._check_doubt(worker, absent=True)
         return await self._answer(
             [
                 session_id
@@ -255,9 +263,8 @@ class MemoryStore(SessionStore):
                 found[one.session_id] = list(self._fetch(row, one))
         return await self._answer(found)
 
-    @staticmethod
-    def _fetch(row: Row, wanted: Wanted) -> Iterator[StoredMessage]:
-        now, size = trio.current_time(), 0
+    def _fetch(self, row: Row, wanted: Wanted) -> Iterator[StoredMessage]:
+        now, size = self._now(), 0
         fresh = (one for one in row.messages.items() if one[0] not in wanted.held)
         for message_id, message in itertools.islice(fresh, wanted.count):
             if size >= wanted.size:
@@ -291,7 +298,7 @@ class MemoryStore(SessionStore):
     ) -> Swept:
         """Stamp, vouch, then delete what has expired; see `SessionStore.sweep`."""
         await self._begin()
-        now = trio.current_time()
+        now = self._now()
         stamped = None if stamp is None else self._stamp(worker, stamp, now, passed=True)
         if stamped is not None and stamped.stamp is None:
             return await self._answer(Swept(sessions=0, messages=0, more=False, stamped=stamped))

@@ -65,8 +65,8 @@ class Workers:
         swept, _ = self._gone.get(worker.incarnation, ("", now))
         if after is None or swept == after:
             return Begun(was_swept=after is not None)
-        doubt = DOUBT * max(row.presence.cleanup_interval for row in self._rows.values())
-        self._doubtful_until = max(self._doubtful_until, now + doubt)
+        self._doubtful_until = max(self._doubtful_until, now + self._doubt())
+        self._set_doubt_right(now)
         return Begun(was_swept=False, doubt=self._doubtful_until - now)
 
     def seen(self, worker: Worker) -> Stamp | None:
@@ -89,6 +89,16 @@ class Workers:
     def remove(self, worker: Worker) -> None:
         """Remove the row of a worker that leaves."""
         self._rows.pop(worker.incarnation, None)
+
+    def _doubt(self) -> float:
+        """Return for how long the store is in doubt after a rewind."""
+        return DOUBT * max(
+            (row.presence.cleanup_interval for row in self._rows.values()), default=0.0
+        )
+
+    def _set_doubt_right(self, now: float) -> None:
+        """End the doubt in time where the clock was set back in it."""
+        self._doubtful_until = min(self._doubtful_until, now + self._doubt())
 
     def is_in_doubt(self, now: float) -> bool:
         """Say whether sessions may have been forgotten."""
@@ -122,6 +132,7 @@ class Workers:
         """Take back moments in the future."""
         for row in self._rows.values():
             row.set_right(now)
+        self._set_doubt_right(now)
 
     def lapsed(self, now: float) -> Iterator[str]:
         """Yield the incarnations whose lease has run out."""
