@@ -60,7 +60,7 @@ soak: $(VENV)/.dev ## the property suites for much longer, trials by the thousan
 	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 \
 		tests/test_properties.py tests/test_message_histories.py \
 		tests/test_message_interleavings.py tests/test_bells.py tests/test_trials.py \
-		tests/test_fleet_soak.py tests/test_fuzz.py
+		tests/test_fleet_soak.py tests/test_fuzz.py tests/test_simulation.py
 
 # Its packages are many and want other versions than ours, hence another environment. Run by hand only.
 $(GATEWAY_VENV)/.made: pyproject.toml examples/constraints-contextforge.txt

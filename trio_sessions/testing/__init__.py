@@ -7,14 +7,17 @@ from trio_sessions.testing._conformance import (
     worker_conformance,
 )
 from trio_sessions.testing._faults import Fault, FaultyStore
+from trio_sessions.testing._simulation import SimulationReport, simulate
 from trio_sessions.testing._transports import FakeTransport
 
 __all__ = [
     "FakeTransport",
     "Fault",
     "FaultyStore",
+    "SimulationReport",
     "message_conformance",
     "row_conformance",
+    "simulate",
     "store_conformance",
     "worker_conformance",
 ]

@@ -1,0 +1,138 @@
+"""Cures that are turned off, one at a time: with each of them the simulated fleet must fail."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from trio_sessions import _brake, _cleanup, _estimate, _verdicts, _witness
+from trio_sessions._claims import Claims
+from trio_sessions._departures import Departures
+from trio_sessions._entry import Entry, Row
+from trio_sessions.stores.memory._workers import Workers
+from trio_sessions.testing._simulation._database import Database
+from trio_sessions.types import RowAnswers, Stamp
+
+__all__ = ["SWITCHES", "Switch"]
+
+
+@dataclass(frozen=True)
+class Switch:
+    name: str
+    turn_off: Callable[[pytest.MonkeyPatch], None]
+    seed: str
+    """With it the fleet fails soon, if the cure is off."""
+    steps: int = 60
+    workers: int = 3
+    mix: str = "all"
+
+
+def _witness_not_judged(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_witness, "_goes_on", lambda shown, confirmed: True)
+
+    def land(self: _witness.Witness, flight: _witness.Flight, stamp: Stamp | None) -> None:
+        self._flights.discard(flight)
+        if stamp is not None:
+            self._known = stamp
+
+    patch.setattr(_witness.Witness, "land", land)
+
+
+def _stamp_in_any_case(patch: pytest.MonkeyPatch) -> None:
+    original = Workers.stamp
+
+    def stamp(
+        self: Workers, worker: Any, named: Stamp, now: float, *, passed: bool = False
+    ) -> Stamp | None:
+        row = self._rows.get(worker.incarnation)
+        if row is not None and row.stamp.history == named.history:
+            row.stamp = Stamp(history=named.history, beat=max(row.stamp.beat, named.beat))
+        return original(self, worker, named, now, passed=passed)
+
+    patch.setattr(Workers, "stamp", stamp)
+
+
+def _no_brake(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_brake, "is_too_much", lambda **evidence: False)
+
+
+def _lease_of_the_row(patch: pytest.MonkeyPatch) -> None:
+    def has_expired(
+        self: Workers, incarnation: str, last_accessed: float, now: float, session_ttl: float
+    ) -> bool:
+        holder = self._rows.get(incarnation)
+        ttl = session_ttl if holder is None else holder.presence.session_ttl
+        return now - last_accessed > ttl and now - self._unbroken_since >= ttl
+
+    patch.setattr(Workers, "has_expired", has_expired)
+
+
+def _no_gap(patch: pytest.MonkeyPatch) -> None:
+    def vouch(self: Workers, now: float, session_ttl: float, max_gap: float) -> None:
+        self._vouched_at = now
+
+    patch.setattr(Workers, "vouch", vouch)
+
+
+def _late_statements(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_estimate.ClockEstimate, "not_after", lambda self, writes: None)
+
+
+def _no_doubt(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Database, "_is_in_doubt", lambda self, worker: False)
+
+
+def _nothing_restored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Claims, "write_anew", lambda self, entry: False)
+
+
+def _departures_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Departures, "due", lambda self: [])
+
+
+def _unknown_is_gone(patch: pytest.MonkeyPatch) -> None:
+    original = _verdicts.judge_rows
+
+    def judge_rows(entries: Iterable[Entry], answers: RowAnswers, witness: Any) -> Any:
+        verdict = original(entries, answers, witness)
+        gone = [*verdict.gone, *(e for e in entries if e.session_id in verdict.unknown)]
+        return _verdicts.RowVerdict(
+            there=verdict.there, taken_over=verdict.taken_over, gone=gone, unknown={}
+        )
+
+    patch.setattr(_cleanup, "judge_rows", judge_rows)
+
+
+def _unwritten_is_judged(patch: pytest.MonkeyPatch) -> None:
+    def add(self: _verdicts.Leases, entry: Entry) -> None:
+        if entry.row is not Row.WRITING:
+            self.refresh.append(entry)
+
+    patch.setattr(_verdicts.Leases, "add", add)
+    patch.setattr(_witness.Witness, "vouches", lambda self, shown, confirmed: True)
+
+
+def _silence_is_an_answer(patch: pytest.MonkeyPatch) -> None:
+    original = _verdicts.judge_connection
+
+    def judge_connection(answer: Any) -> bool | Exception:
+        return original(answer) is True
+
+    patch.setattr(_cleanup, "judge_connection", judge_connection)
+
+
+SWITCHES = [
+    Switch("the witness is not judged", _witness_not_judged, "0"),
+    Switch("a batch is carried out whatever stamp it names", _stamp_in_any_case, "0"),
+    Switch("no brake", _no_brake, "3"),
+    Switch("a lease is as old as its row", _lease_of_the_row, "1"),
+    Switch("no gap is an outage", _no_gap, "19"),
+    Switch("late statements are carried out", _late_statements, "4", mix="moves"),
+    Switch("no doubt in questions", _no_doubt, "2"),
+    Switch("nothing is restored", _nothing_restored, "0"),
+    Switch("rows of removed sessions are not deleted later", _departures_forgotten, "4"),
+    Switch("unknown is gone", _unknown_is_gone, "0"),
+    Switch("what was never written is judged", _unwritten_is_judged, "1"),
+    Switch("a transport that does not answer is disconnected", _silence_is_an_answer, "0"),
+]

@@ -1,0 +1,146 @@
+"""A simulated fleet: whatever happens to the database, nobody is removed without a reason.
+
+The short form takes fixed seeds; ``make soak`` takes 10^5 steps from a seed of chance, or from
+``TRIO_SESSIONS_SEED``. Each switch of `switches` turns one cure off: then the fleet has to fail.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from click.testing import CliRunner
+from soak import SOAK
+from switches import SWITCHES, Switch
+
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.stores.memory._workers import Workers
+from trio_sessions.testing import simulate, store_conformance
+from trio_sessions.testing._simulation import Run, picture, run_once
+from trio_sessions.testing._simulation._database import Database
+from trio_sessions.testing._simulation._link import Link, Network
+from trio_sessions.testing._simulation._rules import WEIGHTS
+from trio_sessions.testing.simulate import main
+from trio_sessions.types import Presence
+
+Check = Callable[[Callable[[], SessionStore]], Awaitable[None]]
+
+STEPS = 100_000 if SOAK else 450
+SEED = int(os.environ.get("TRIO_SESSIONS_SEED", str(time.time_ns() % 1_000_000) if SOAK else "1"))
+
+
+def told(run: Run) -> str:
+    again = f"--run {run.seed} --steps {run.asked} --workers {run.workers} --mix {run.mix}"
+    return f"{picture(run.events, run.workers)}\n{run.violations}\n{again}"
+
+
+@pytest.mark.timeout(4 * 3600 if SOAK else 300)
+def test_nobody_is_removed_without_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    """All invariants hold after every step, and in the end all is as it should be."""
+    report = simulate(seed=SEED, steps=STEPS)
+    if SOAK:
+        with capsys.disabled():
+            sys.stdout.write(f"seed {SEED}: {report}\n")
+    assert not report.failures, told(report.failures[0])
+    assert report.steps == STEPS
+    assert sum(report.faults.values()) > STEPS / 10
+    assert report.right["disconnected"] > 0
+    assert report.right["taken over"] > 0
+    assert len(report.rules_never_followed) < len(WEIGHTS) / 4
+
+
+def test_a_seed_gives_one_trace() -> None:
+    """The same seed gives the same run, step for step; another one another."""
+    first, again, other = (run_once(seed, steps=40, workers=3) for seed in ("4", "4", "5"))
+    assert first.events == again.events
+    assert first.digest == again.digest
+    assert other.digest != first.digest
+
+
+def test_a_seed_gives_one_trace_in_every_process() -> None:
+    """The order of hashes, which differs from process to process, decides nothing."""
+    digests = set()
+    for hash_seed in ("1", "2"):
+        command = [sys.executable, "-m", "trio_sessions.testing.simulate"]
+        arguments = ["--run", "4", "--steps", "40", "--digest"]
+        done = subprocess.run(
+            [*command, *arguments],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digests.add(done.stdout.split()[1])
+    assert digests == {run_once("4", steps=40, workers=3).digest}
+
+
+@pytest.mark.parametrize("check", store_conformance, ids=lambda check: check.__name__)
+async def test_the_simulated_database_keeps_the_contract(check: Check) -> None:
+    """It is a store as the others are."""
+    network = Network(Database())
+    async with network.running():
+        await check(lambda: Link(network))
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
+def test_a_cure_that_is_turned_off_is_missed(
+    switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The simulation finds what the cure is there for, and finds nothing with it."""
+    with monkeypatch.context() as patch:
+        switch.turn_off(patch)
+        failed = run_once(switch.seed, steps=switch.steps, workers=switch.workers, mix=switch.mix)
+    assert failed.violations
+    well = run_once(switch.seed, steps=failed.steps, workers=switch.workers, mix=switch.mix)
+    assert not well.violations, told(well)
+
+
+def test_a_late_claim_is_refused_before_the_first_stamp() -> None:
+    """Found by the fleet: a worker that had only had a pass did not know the database's clock."""
+    found = run_once("14", steps=60, workers=3, mix="moves")
+    assert not found.violations, told(found)
+
+
+def test_the_command_reports() -> None:
+    """Steps, faults, rules and removals are told, and the exit code is 0."""
+    result = CliRunner().invoke(main, ["--seed", "3", "--steps", "60", "--workers", "2"])
+    assert result.exit_code == 0, result.output
+    for words in ("60 steps in 1 runs", "faults injected", "violations", "rules followed"):
+        assert words in result.output
+
+
+def test_the_command_shows_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A violation is drawn, with what runs it again; the exit code is 1."""
+    switch = SWITCHES[0]
+    switch.turn_off(monkeypatch)
+    arguments = ["--run", switch.seed, "--steps", str(switch.steps)]
+    result = CliRunner().invoke(main, [*arguments, "--workers", str(switch.workers)])
+    assert result.exit_code == 1
+    assert "VIOLATION" in result.output
+    assert f"--run {switch.seed} --steps {switch.steps}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"steps": 0}, "steps must be"), ({"workers": 1}, "workers"), ({"workers": 6}, "workers")],
+)
+def test_numbers_out_of_range_are_refused(arguments: dict[str, int], message: str) -> None:
+    """The error names the argument."""
+    with pytest.raises(ValueError, match=message):
+        simulate(seed=1, steps=arguments.get("steps", 1), workers=arguments.get("workers"))
+
+
+def test_a_clock_that_is_set_back_prolongs_no_doubt() -> None:
+    """Found by the fleet: set back by an hour in the doubt, the database stayed in it for one."""
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+    presence = Presence(session_ttl=60.0, cleanup_interval=20.0, stamp_interval=5.0, version="0")
+    workers = Workers()
+    workers.begin(worker, "one", presence, 5000.0, after="another")
+    assert workers.is_in_doubt(5039.0)
+    workers.set_right(1400.0)
+    assert workers.is_in_doubt(1439.0)
+    assert not workers.is_in_doubt(1441.0)
+    assert workers.begin(worker, "two", presence, 1400.0, after="one").doubt == 40.0

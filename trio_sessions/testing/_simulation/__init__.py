@@ -1,0 +1,22 @@
+"""A fleet of real registries on a simulated database, with all faults that we know, from a seed.
+
+::
+
+    _run           one run: steps, then peace
+    _rules         what may happen in a step
+    _judge         the invariants
+    _clients       connections, which are transports    _workers   registries that pause and die
+    _link          one worker's way to the database, and what goes wrong on it
+    _database      commits in one order; goes back, lags, hides
+    _tables        its rows, copied at each commit      _truth     what has really become of them
+    _simulate      many runs       _report  their sum       _picture  one that failed
+    _events        the trace                            _seeded    chance and clocks from a seed
+"""
+
+from trio_sessions.testing._simulation._picture import picture
+from trio_sessions.testing._simulation._report import SimulationReport
+from trio_sessions.testing._simulation._rules import MIXES
+from trio_sessions.testing._simulation._run import MOST_WORKERS, Run, run_once
+from trio_sessions.testing._simulation._simulate import simulate
+
+__all__ = ["MIXES", "MOST_WORKERS", "Run", "SimulationReport", "picture", "run_once", "simulate"]

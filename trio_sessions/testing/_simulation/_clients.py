@@ -1,0 +1,87 @@
+"""The clients of a simulated fleet, as they know their sessions: whoever they connected to last."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import trio
+
+from trio_sessions.testing._simulation._workers import SimulatedWorker
+
+__all__ = ["Client", "Connection"]
+
+Answers = Literal["truly", "hangs", "raises"]
+
+
+@dataclass(eq=False, slots=True)
+class Connection:
+    """One connection of a client to one worker; it is the transport, too."""
+
+    client: "Client"
+    worker: SimulatedWorker
+    number: int
+    """Grows with every connection of the fleet: the larger, the newer."""
+    added_at: float
+    on_disconnect: Callable[["Connection"], None]
+    is_alive: bool = True
+    """The peer is there."""
+    is_added: bool = False
+    """`add_session` has returned."""
+    answers: Answers = "truly"
+    was_ended: bool = False
+    """The gateway has removed it, or replaced it on the same worker."""
+    disconnected_at: float | None = None
+
+    async def is_connected(self) -> bool:
+        """See `trio_sessions.abc.Transport`."""
+        await self.worker.link.while_running()
+        if self.answers == "hangs":
+            await trio.sleep_forever()
+        if self.answers == "raises":
+            raise OSError("the transport cannot tell")
+        return self.is_alive
+
+    async def disconnect(self) -> None:
+        """See `trio_sessions.abc.Transport`."""
+        if self.disconnected_at is None:
+            self.disconnected_at = trio.current_time()
+            self.on_disconnect(self)
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def is_held(self) -> bool:
+        """Its worker holds it, and has no reason of its own to end it."""
+        return (
+            self.is_alive
+            and self.disconnected_at is None
+            and not self.was_ended
+            and not self.worker.is_leaving
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Client:
+    """One session."""
+
+    session_id: str
+    connections: list[Connection] = field(default_factory=list)
+    blurred_until: float = float("-inf")
+    """The database's clock was set while it moved: until then no order is promised."""
+    sent: int = 0
+    received: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def newest(self) -> Connection:
+        """The connection that ought to win."""
+        return self.connections[-1]
+
+    @property
+    def is_alive(self) -> bool:
+        """Its newest connection is held."""
+        return self.newest.is_held
+
+    def leave(self) -> None:
+        """Close all connections: an older one may have been given new life by a rewind."""
+        for one in self.connections:
+            one.is_alive = False
+            one.answers = "truly"

@@ -1,0 +1,272 @@
+"""One worker's way to the simulated database, with what can go wrong on it."""
+
+import enum
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import trio
+
+from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.errors import SessionsError, StoreUnavailable
+from trio_sessions.testing._simulation._database import Database
+from trio_sessions.types import (
+    Begun,
+    Holder,
+    Presence,
+    RowAnswers,
+    Stamp,
+    Stamped,
+    StoredMessage,
+    Swept,
+    Wanted,
+)
+from trio_sessions.writes import Batch, Committed
+
+__all__ = ["PATIENCE", "Link", "LinkFault", "Network"]
+
+T = TypeVar("T")
+
+PATIENCE = 2.0  # seconds after which an operation is given up
+
+
+class LinkFault(enum.Enum):
+    """What becomes of operations."""
+
+    NONE = "none"
+    REFUSES = "refuses"
+    HANGS = "hangs"
+    SLOW = "answers late"
+    LOSES = "loses the answer"
+    LATE = "executes late"
+
+
+class Network:
+    """Where statements are under way.
+
+    Args:
+        database: where they lead.
+        chance: decides how long they take.
+        latency: seconds, one way, at most.
+    """
+
+    def __init__(
+        self, database: Database, chance: random.Random | None = None, *, latency: float = 0.0
+    ) -> None:
+        self.database = database
+        self.chance = chance or random.Random(0)  # noqa: S311 -- to be replayed
+        self.latency = latency
+        self.fault = LinkFault.NONE
+        """Of the database as such: for everybody."""
+        self.late_executed = 0
+        self._nursery: trio.Nursery | None = None
+        self._era = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Let statements arrive long after whoever sent them has left."""
+        async with trio.open_nursery() as self._nursery:
+            yield
+            self._nursery.cancel_scope.cancel()
+
+    def send_astray(self, delay: float, statement: Callable[[], Awaitable[object]]) -> None:
+        """Execute a statement later, when nobody waits for it."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._arrive_late, delay, statement)
+
+    async def _arrive_late(self, delay: float, statement: Callable[[], Awaitable[object]]) -> None:
+        era = self._era
+        await trio.sleep(delay)
+        if era != self._era:
+            return
+        try:
+            await statement()
+        except SessionsError:
+            return  # nobody hears of it
+        self.late_executed += 1
+
+    def drop_what_is_astray(self) -> None:
+        """Lose all statements that are still under way."""
+        self._era += 1
+
+
+class Link(SessionStore):
+    """The store of one worker."""
+
+    def __init__(self, network: Network, *, in_threads: bool = False) -> None:
+        self.fault = LinkFault.NONE
+        self.is_dead = False
+        """The worker's process has died: nothing leaves it any more."""
+        self.faults: dict[str, int] = {}
+        self.in_threads = in_threads
+        self._network = network
+        self._database = network.database
+        self._running = trio.Event()
+        self._running.set()
+
+    @property
+    def may_outlast_cancellation(self) -> bool:
+        """As a store does that asks in threads, or not."""
+        return self.in_threads
+
+    @property
+    def gives_up_after(self) -> float | None:
+        """Seconds."""
+        return PATIENCE
+
+    # ---- the worker's process ----
+
+    def pause(self) -> None:
+        """Stop the process: nothing leaves it, and no answer is read."""
+        self._running = trio.Event()
+
+    def resume(self) -> None:
+        """Let the process go on."""
+        self._running.set()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the process is stopped."""
+        return not self._running.is_set()
+
+    async def while_running(self) -> None:
+        """Wait until the process runs; nothing in it notices how long that takes."""
+        if not self._running.is_set() and not self.is_dead:
+            with trio.CancelScope(shield=True):
+                await self._running.wait()
+
+    # ---- the way ----
+
+    def _count(self, fault: LinkFault) -> None:
+        self.faults[fault.value] = self.faults.get(fault.value, 0) + 1
+
+    async def _travel(self, most: float) -> None:
+        if most:
+            await trio.sleep(self._network.chance.uniform(0.0, most))
+        else:
+            await trio.lowlevel.checkpoint()
+
+    async def _ask(self, kind: str, worker: Worker, operation: Callable[[], Awaitable[T]]) -> T:
+        async def statement() -> T:
+            return await self._database.execute(kind, worker, operation)
+
+        await self.while_running()
+        if self.is_dead:
+            raise StoreUnavailable("the process has died")
+        fault = self.fault if self.fault is not LinkFault.NONE else self._network.fault
+        if fault is not LinkFault.NONE:
+            self._count(fault)
+        answer = await self._meet(fault, statement)
+        await self.while_running()
+        return answer
+
+    async def _meet(self, fault: LinkFault, statement: Callable[[], Awaitable[T]]) -> T:
+        """Carry a statement out as a fault has it."""
+        network = self._network
+        chance = network.chance
+        if fault is LinkFault.REFUSES:
+            await trio.lowlevel.checkpoint()
+            raise StoreUnavailable("connection refused")
+        if fault is LinkFault.HANGS:
+            if chance.random() < 0.3:  # noqa: PLR2004 -- some arrive when the way is open again
+                network.send_astray(chance.choice([3.0, 20.0, 90.0]), statement)
+            await trio.sleep(PATIENCE)
+            raise StoreUnavailable("no answer")
+        if fault is LinkFault.LATE:
+            network.send_astray(chance.choice([0.5, 2.0, 5.0, 30.0, 100.0]), statement)
+            await trio.sleep(chance.uniform(0.0, PATIENCE))
+            raise StoreUnavailable("the connection was lost")
+        await self._travel(0.45 if fault is LinkFault.SLOW else network.latency)
+        answer = await statement()
+        await self._travel(0.45 if fault is LinkFault.SLOW else network.latency)
+        if fault is LinkFault.LOSES:
+            raise StoreUnavailable("the connection was lost after COMMIT")
+        return answer
+
+    # ---- the contract ----
+
+    async def open(self, worker: Worker) -> None:
+        """See `Store.open`."""
+        await self._database.open(worker)
+
+    async def close(self, worker: Worker) -> None:
+        """See `Store.close`."""
+        await self._database.close(worker)
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        """See `Store.commit`."""
+        return await self._ask("commit", worker, lambda: self._database.commit(worker, batch))
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        """See `RowStore.refresh`."""
+        return await self._ask(
+            "refresh", worker, lambda: self._database.refresh(worker, session_ids)
+        )
+
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        """See `RowStore.delete_all`."""
+        return await self._ask(
+            "delete_all", worker, lambda: self._database.delete_all(worker, limit=limit)
+        )
+
+    async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
+        """See `RowStore.own_rows`."""
+        return await self._ask(
+            "own_rows", worker, lambda: self._database.own_rows(worker, after=after, limit=limit)
+        )
+
+    async def begin(
+        self, worker: Worker, history: str, presence: Presence, *, after: str | None
+    ) -> Begun:
+        """See `WorkerStore.begin`."""
+        return await self._ask(
+            "begin", worker, lambda: self._database.begin(worker, history, presence, after=after)
+        )
+
+    async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
+        """See `WorkerStore.stamp`."""
+        return await self._ask(
+            "stamp", worker, lambda: self._database.stamp(worker, stamp, passed=passed)
+        )
+
+    async def locate(self, worker: Worker, session_id: str) -> Holder | None:
+        """See `RowStore.locate`."""
+        return await self._ask("locate", worker, lambda: self._database.locate(worker, session_id))
+
+    async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
+        """See `RowStore.get_capabilities`."""
+        return await self._ask(
+            "get_capabilities",
+            worker,
+            lambda: self._database.get_capabilities(worker, session_id),
+        )
+
+    async def elicitation_capable(self, worker: Worker) -> list[str]:
+        """See `RowStore.elicitation_capable`."""
+        return await self._ask(
+            "elicitation_capable", worker, lambda: self._database.elicitation_capable(worker)
+        )
+
+    async def waiting(self, worker: Worker) -> list[str]:
+        """See `MessageStore.waiting`."""
+        return await self._ask("waiting", worker, lambda: self._database.waiting(worker))
+
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        """See `MessageStore.fetch`."""
+        return await self._ask("fetch", worker, lambda: self._database.fetch(worker, wanted))
+
+    @asynccontextmanager
+    async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
+        """See `MessageStore.open_bell`; nothing is rung through a fault that refuses."""
+        if self.is_dead or LinkFault.REFUSES in {self.fault, self._network.fault}:
+            await trio.lowlevel.checkpoint()
+            raise StoreUnavailable("connection refused")
+        async with self._database.open_bell(worker) as bell:
+            yield bell
+
+    async def sweep(self, worker: Worker, **settings: Any) -> Swept:
+        """See `RowStore.sweep`."""
+        return await self._ask("sweep", worker, lambda: self._database.sweep(worker, **settings))

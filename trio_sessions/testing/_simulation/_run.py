@@ -1,0 +1,174 @@
+"""One run: a fleet, so many steps, then peace; a function of its seed."""
+
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+import trio.testing
+
+from trio_sessions.testing._simulation._database import Database
+from trio_sessions.testing._simulation._events import DATABASE, Event, Log
+from trio_sessions.testing._simulation._judge import Judge
+from trio_sessions.testing._simulation._link import Network
+from trio_sessions.testing._simulation._rules import MIXES, Rules
+from trio_sessions.testing._simulation._seeded import seeded
+from trio_sessions.testing._simulation._workers import SETTINGS
+
+__all__ = ["MOST_WORKERS", "Run", "run_once"]
+
+MOST_WORKERS = len(SETTINGS)
+_PAUSES = (
+    0.01,
+    0.01,
+    0.05,
+    0.05,
+    0.2,
+    0.2,
+    0.2,
+    1.0,
+    1.0,
+    1.0,
+    3.0,
+    3.0,
+    10.0,
+    40.0,
+)  # seconds between two steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What has become of one run."""
+
+    seed: str
+    workers: int
+    mix: str
+    """Which rules were followed, and how often."""
+    asked: int
+    """Steps that were asked for."""
+    steps: int
+    """Steps that were made; fewer where it failed."""
+    violations: tuple[str, ...]
+    rules: Counter[str]
+    faults: Counter[str]
+    right: Counter[str]
+    """Removals of sessions that had a reason, by the reason."""
+    commits: int
+    seconds: float
+    """Of the host's time."""
+    virtual: float
+    """Seconds of virtual time."""
+    digest: str
+    """The same for the same trace."""
+    events: tuple[Event, ...]
+    """The last ones."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let nothing be logged: in a run of faults every line is expected."""
+    logger = logging.getLogger("trio_sessions")
+    before = logger.disabled, logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before[1])
+
+
+def run_once(
+    seed: str,
+    *,
+    steps: int,
+    workers: int,
+    mix: str = "all",
+    on_step: Callable[[], None] | None = None,
+) -> Run:
+    """Make one run in a Trio run of its own.
+
+    Args:
+        seed: the run is a function of it, and of the other arguments.
+        steps: how many.
+        workers: how many registries, 2 to 5.
+        mix: which rules are followed, and how often; one of `MIXES`.
+        on_step: called after each step.
+    """
+    log = Log()
+    judge = Judge(log)
+    chance = random.Random(seed)  # noqa: S311 -- to be replayed
+    database = judge.database = Database(judge.changed)
+    made = 0
+    ended_at = 0.0
+
+    async def main() -> None:
+        nonlocal made, ended_at
+        network = Network(database, random.Random(f"{seed} network"), latency=0.01)  # noqa: S311
+        async with network.running(), trio.open_nursery() as nursery:
+            rules = Rules(nursery=nursery, network=network, judge=judge, log=log, chance=chance)
+            for number in range(workers):
+                rules.start(number)
+            await trio.sleep(1.0)
+            while made < steps and not log.wrong:
+                _step(rules, log, chance, MIXES[mix])
+                await trio.sleep(chance.choice(_PAUSES))
+                judge.look()
+                made += 1
+                if on_step is not None:
+                    on_step()
+            if not log.wrong:
+                await _make_peace(rules, judge, log)
+            ended_at = trio.current_time()
+            log.is_over = True
+            for worker in judge.workers:
+                worker.kill()
+            nursery.cancel_scope.cancel()
+
+    started = time.perf_counter()
+    with seeded(seed), _quiet():
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    return Run(
+        seed=seed,
+        workers=workers,
+        mix=mix,
+        asked=steps,
+        steps=made,
+        violations=tuple(log.wrong),
+        rules=log.rules,
+        faults=log.faults,
+        right=log.right,
+        commits=database.commits,
+        seconds=time.perf_counter() - started,
+        virtual=ended_at,
+        digest=log.digest,
+        events=tuple(log.recent),
+    )
+
+
+def _step(rules: Rules, log: Log, chance: random.Random, weights: Mapping[str, int]) -> None:
+    """Follow one rule that has something to do."""
+    while True:
+        [name] = chance.choices(list(weights), list(weights.values()))
+        if getattr(rules, name)():
+            log.rules[name] += 1
+            return
+
+
+async def _make_peace(rules: Rules, judge: Judge, log: Log) -> None:
+    """Let all faults stop; in bounded time what lives is held and stored, and nothing else."""
+    rules.heal()
+    for worker in judge.workers:
+        worker.link.resume()
+    for client in judge.clients.values():
+        for one in client.connections:
+            one.answers = "truly"
+    longest = max(worker.session_ttl for worker in judge.all_workers)
+    interval = max(worker.cleanup_interval for worker in judge.all_workers)
+    log.note(DATABASE, "peace")
+    await trio.sleep(2 * longest + 4 * interval)
+    judge.look()
+    for name, found in judge.what_is_left().items():
+        log.violate(f"in peace at last: {name}: {', '.join(found)}")

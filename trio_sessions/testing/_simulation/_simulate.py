@@ -1,0 +1,54 @@
+"""Many runs, each with a seed of its own that follows from the first."""
+
+from collections.abc import Callable
+
+from trio_sessions.testing._simulation._report import SimulationReport
+from trio_sessions.testing._simulation._run import MOST_WORKERS, run_once
+
+__all__ = ["RUN", "simulate"]
+
+RUN = 150
+"""Steps in one run; then all faults stop, and the fleet has to come to rest."""
+_FEWEST = 2
+_MIXES = ("all", "all", "moves", "all", "losses")
+
+
+def simulate(
+    *,
+    seed: int,
+    steps: int = 1000,
+    workers: int | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> SimulationReport:
+    """Let real registries run on a simulated database, with faults of every kind.
+
+    The steps are divided into runs of at most 150, each in a Trio run of its own, with a virtual
+    clock: nothing sleeps. It ends with the first run in which an invariant does not hold. It is a
+    function of its arguments: the same ones give the same trace. Not to be called in a Trio run,
+    nor in two threads at once.
+
+    Args:
+        seed: of chance. The seed of a failing run stands in the report, and may be given to the
+            command ``python -m trio_sessions.testing.simulate --run``.
+        steps: in all.
+        workers: registries in each run, 2 to 5; None: 2, 3, 4 and 5 in turn.
+        on_step: called after each step.
+
+    Returns:
+        What has happened; ``failures`` are empty if all is well.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    if workers is not None and not _FEWEST <= workers <= MOST_WORKERS:
+        raise ValueError(f"workers must be {_FEWEST} to {MOST_WORKERS}, not {workers}")
+    report = SimulationReport()
+    while report.steps < steps and not report.failures:
+        some = workers or _FEWEST + report.runs % (MOST_WORKERS - _FEWEST + 1)
+        mix = _MIXES[report.runs % len(_MIXES)]
+        left = min(RUN, steps - report.steps)
+        seed_of_run = f"{seed}-{report.runs}"
+        report.add(run_once(seed_of_run, steps=left, workers=some, mix=mix, on_step=on_step))
+    return report
