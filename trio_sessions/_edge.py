@@ -11,6 +11,7 @@ and the question keeps its place at the gate until it ends::
 """
 
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -126,6 +127,19 @@ class Edge:
             raise
         raise StoreUnavailable(
             f"the store did not answer within store_timeout ({self._settings.store_timeout:g} s)"
+            + self._clock_that_jumps()
+        )
+
+    def _clock_that_jumps(self) -> str:
+        """Say so if the time that has passed is no time: threads cannot keep up with it."""
+        clock = trio.lowlevel.current_clock()  # a MockClock, but trio.testing is not imported here
+        if getattr(clock, "autojump_threshold", math.inf) == math.inf:
+            return ""
+        if not self._store.may_outlast_cancellation:
+            return ""
+        return (
+            ": the clock of this run jumps while the store's threads are at work; put "
+            "`with trio_sessions.testing.virtual_time():` around what is tested"
         )
 
     async def _through_gate(self, operation: Callable[[], Awaitable[T]]) -> T:

@@ -9,6 +9,7 @@ from trio_sessions.testing._conformance import (
 from trio_sessions.testing._faults import Fault, FaultyStore
 from trio_sessions.testing._simulation import SimulationReport, simulate
 from trio_sessions.testing._transports import FakeTransport
+from trio_sessions.testing._virtual_time import virtual_time
 
 __all__ = [
     "FakeTransport",
@@ -19,5 +20,6 @@ __all__ = [
     "row_conformance",
     "simulate",
     "store_conformance",
+    "virtual_time",
     "worker_conformance",
 ]
