@@ -98,7 +98,7 @@ async def test_a_store_fails_the_next_operations() -> None:
         assert await store.locate(worker, "s") is None
         with pytest.raises(StoreUnavailable):
             await store.commit(worker, CLAIM)
-    assert (store.fault, store.times) == (Fault.NONE, None)
+    assert (store.fault, store.remaining) == (Fault.NONE, None)
     await store.commit(worker, CLAIM)
     assert await store.locate(worker, "s") is not None
     assert store.faults == {"commit": 2, "Claim": 2}

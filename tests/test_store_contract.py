@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 from conftest import Shared
+from trio.testing import MockClock
 
 from trio_sessions import StoreUnavailable
 from trio_sessions.abc import SessionStore, Worker
@@ -37,13 +38,22 @@ def name(check: Check) -> str:
 
 
 @pytest.mark.parametrize("check", store_conformance, ids=name)
-async def test_our_stores_keep_the_contract(shared: Shared, check: Check) -> None:
-    """In memory, on SQLite and on PostgreSQL alike."""
-    await check(shared.make_store)
+async def test_our_databases_keep_the_contract(database: Shared, check: Check) -> None:
+    """On SQLite and on PostgreSQL alike."""
+    await check(database.make_store)
 
 
 @pytest.mark.parametrize("check", store_conformance, ids=name)
-async def test_a_faulty_store_without_a_fault_keeps_the_contract(check: Check) -> None:
+async def test_the_memory_store_keeps_the_contract(autojump_clock: MockClock, check: Check) -> None:
+    """It follows Trio's clock, and so nobody waits for a lease to run out."""
+    store = MemoryStore()
+    await check(lambda: store)
+
+
+@pytest.mark.parametrize("check", store_conformance, ids=name)
+async def test_a_faulty_store_without_a_fault_keeps_the_contract(
+    autojump_clock: MockClock, check: Check
+) -> None:
     """The fake is a verified fake."""
     store = MemoryStore()
     await check(lambda: FaultyStore(store))
@@ -358,7 +368,7 @@ MUTANTS = [
 
 @pytest.mark.parametrize(("mutant", "check"), MUTANTS)
 async def test_the_contract_finds_a_store_that_breaks_it(
-    mutant: type[MemoryStore], check: str
+    autojump_clock: MockClock, mutant: type[MemoryStore], check: str
 ) -> None:
     """Each broken store fails the check that is there for its fault."""
     store = mutant()
@@ -368,10 +378,9 @@ async def test_the_contract_finds_a_store_that_breaks_it(
 
 
 async def test_the_contract_finds_a_store_that_knows_no_end_of_passes(
-    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
 ) -> None:
     """Which is to wait for a lease that never runs out: the check gives up."""
-    monkeypatch.setattr("trio_sessions.testing._conformance._workers._PATIENCE", 3.0)
     store = KnowsNoEndOfPasses()
     [found] = [
         c for c in store_conformance if c.__name__ == "stamps_keep_rows_that_are_not_refreshed"

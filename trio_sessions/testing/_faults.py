@@ -85,7 +85,7 @@ class FaultyStore(SessionStore):
         operations: the operations that ``fault`` applies to, by the names of the
             methods of `SessionStore`; None: all of them. The name of a kind of write
             (``"Claim"``) stands for each batch that has one in it.
-        times: how many more operations ``fault`` applies to; None: all until `heal`.
+        remaining: how many more operations ``fault`` applies to; None: all until `heal`.
         seconds: by how much an operation is late, where the fault is that.
         error: what a failing operation raises.
         calls: how often each operation was asked for, and batches with each kind of write.
@@ -96,7 +96,7 @@ class FaultyStore(SessionStore):
     def __init__(self, store: SessionStore) -> None:
         self.fault = Fault.NONE
         self.operations: frozenset[str] | None = None
-        self.times: int | None = None
+        self.remaining: int | None = None
         self.seconds = 0.0
         self.error: Exception = StoreUnavailable("the faulty store is away")
         self.calls: Counter[str] = Counter()
@@ -154,12 +154,12 @@ class FaultyStore(SessionStore):
             )
         if seconds is not None and not 0 <= seconds < math.inf:
             raise ValueError(f"seconds must be finite and at least 0, not {seconds}")
-        self.fault, self.times, self.seconds = fault, times, seconds or 0.0
+        self.fault, self.remaining, self.seconds = fault, times, seconds or 0.0
         self.operations = frozenset(operations) or None
 
     def heal(self) -> None:
         """Let every operation through again; those that hang go on hanging."""
-        self.fault, self.operations, self.times = Fault.NONE, None, None
+        self.fault, self.operations, self.remaining = Fault.NONE, None, None
 
     def pause(self) -> None:
         """Let everything wait from now on: what is asked, what is answered, and the bell."""
@@ -188,9 +188,9 @@ class FaultyStore(SessionStore):
         fault = self.fault
         if fault is not Fault.NONE:
             self.faults.update(names)
-            if self.times is not None:
-                self.times -= 1
-                if self.times == 0:
+            if self.remaining is not None:
+                self.remaining -= 1
+                if self.remaining == 0:
                     self.heal()
         return fault
 

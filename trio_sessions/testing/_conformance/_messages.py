@@ -132,6 +132,30 @@ async def stale_messages_go_piece_by_piece(make_store: MakeStore) -> None:
         assert await a.payloads("s") == ["2"]
 
 
+async def all_messages_of_a_sweep_share_its_limit(make_store: MakeStore) -> None:
+    """Those of the dead, and those that are too old; with ``limit=0`` none goes."""
+    async with opened(make_store, "a", "b") as (a, b):
+        durations: dict[str, Any] = {"session_ttl": 0.5, "message_ttl": 50.0, "max_gap": 3600.0}
+        await a.store.sweep(a.worker, **durations, limit=0)
+        await a.claim("alive")
+        for session_id in ("s", "t"):
+            await b.claim(session_id)
+            await a.commit(*(Send(session_id=session_id, payload="1") for _ in range(2)))
+        await a.commit(*(Send(session_id="alive", payload="1", age=100.0) for _ in range(5)))
+        await trio.sleep(0.6)
+        none = await a.store.sweep(a.worker, **durations, limit=0)
+        assert (none.sessions, none.messages, none.more) == (0, 0, False)
+        swept: list[Swept] = []
+        while not swept or swept[-1].more:
+            swept.append(await a.store.sweep(a.worker, **durations, limit=3))
+            assert swept[-1].messages <= 3, "more messages than the limit"
+            assert swept[-1].sessions <= 3
+            assert len(swept) < 20, "it says that there is more, and comes no nearer to the end"
+        assert sum(one.messages for one in swept) == 9
+        assert sum(one.sessions for one in swept) == 2
+        assert await a.payloads("alive") == []
+
+
 async def leaving_with_messages_goes_piece_by_piece(make_store: MakeStore) -> None:
     """A row goes with the last of its messages."""
     async with opened(make_store, "a") as (a,):
@@ -278,6 +302,7 @@ message_checks: tuple[Check, ...] = (
     messages_go_with_their_session_or_their_ttl,
     a_dead_session_goes_piece_by_piece,
     stale_messages_go_piece_by_piece,
+    all_messages_of_a_sweep_share_its_limit,
     leaving_with_messages_goes_piece_by_piece,
     many_messages_of_an_ended_session,
     a_message_may_be_for_the_next_holder_only,

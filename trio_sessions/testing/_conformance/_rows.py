@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import trio
 import trio.testing
 
-from trio_sessions.testing._conformance._tools import Check, Client, MakeStore, opened
+from trio_sessions.testing._conformance._tools import TICK, Check, Client, MakeStore, opened
 from trio_sessions.types import Swept
 from trio_sessions.writes import Batch, Claim, Delete, Outcome
 
@@ -85,6 +85,7 @@ async def expired_rows_of_others_are_swept(make_store: MakeStore) -> None:
         for session_id in ("dead0", "dead1", "dead2", "alive"):
             await b.claim(session_id)
         await a.claim("own")
+        await trio.sleep(TICK)
         assert await _sweep(a) == 0
         await trio.sleep(_TTL * 1.1)
         await b.store.refresh(b.worker, ["alive"])
