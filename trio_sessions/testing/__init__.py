@@ -1,9 +1,12 @@
 """Test tools for your own stores and transports; they need the extra ``testing``."""
 
 from trio_sessions.testing._conformance import (
+    Connection,
+    conformance_tests,
     message_conformance,
     row_conformance,
     store_conformance,
+    transport_conformance,
     worker_conformance,
 )
 from trio_sessions.testing._faults import Fault, FaultyStore
@@ -12,14 +15,17 @@ from trio_sessions.testing._transports import FakeTransport
 from trio_sessions.testing._virtual_time import virtual_time
 
 __all__ = [
+    "Connection",
     "FakeTransport",
     "Fault",
     "FaultyStore",
     "SimulationReport",
+    "conformance_tests",
     "message_conformance",
     "row_conformance",
     "simulate",
     "store_conformance",
+    "transport_conformance",
     "virtual_time",
     "worker_conformance",
 ]

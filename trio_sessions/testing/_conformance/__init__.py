@@ -7,10 +7,24 @@ from trio_sessions.testing._conformance._messages import message_checks
 from trio_sessions.testing._conformance._owners import owner_checks
 from trio_sessions.testing._conformance._rows import row_checks
 from trio_sessions.testing._conformance._takeovers import takeover_checks
+from trio_sessions.testing._conformance._tests import conformance_tests
 from trio_sessions.testing._conformance._tools import Check
+from trio_sessions.testing._conformance._transports import (
+    Connection,
+    TransportCheck,
+    transport_checks,
+)
 from trio_sessions.testing._conformance._workers import worker_checks
 
-__all__ = ["message_conformance", "row_conformance", "store_conformance", "worker_conformance"]
+__all__ = [
+    "Connection",
+    "conformance_tests",
+    "message_conformance",
+    "row_conformance",
+    "store_conformance",
+    "transport_conformance",
+    "worker_conformance",
+]
 
 row_conformance: tuple[Check, ...] = (
     *manner_checks,
@@ -32,9 +46,16 @@ store_conformance: tuple[Check, ...] = (
     *message_conformance,
     *worker_conformance,
 )
-"""The contract of a `SessionStore`. Each check is called with a function that makes a store::
+"""The contract of a `SessionStore`, one check a rule, which is its docstring.
 
-    @pytest.mark.parametrize("check", store_conformance, ids=lambda check: check.__name__)
-    async def test_my_store_keeps_the_contract(check):
-        await check(MyStore)
+Each check is an async function that is called with ``make_store``: a function that returns a store
+on what workers share, the same one at each call or another on the same rows. What is shared must
+be empty when a check begins. For pytest, `conformance_tests` makes a test of them in one line.
+"""
+
+transport_conformance: tuple[TransportCheck, ...] = transport_checks
+"""The contract of a `Transport`, one check a rule, which is its docstring.
+
+Each check is an async function that is called with ``connect``: a function that returns an async
+context manager, whose block has a `Connection`. For pytest see `conformance_tests`.
 """

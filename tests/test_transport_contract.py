@@ -1,0 +1,246 @@
+"""Our transports keep the contract, and the checks find those that break it."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from trio_sessions.testing import (
+    Connection,
+    FakeTransport,
+    conformance_tests,
+    store_conformance,
+    transport_conformance,
+)
+from trio_sessions.transports import StreamTransport
+
+Connect = Callable[[], AbstractAsyncContextManager[Connection]]
+
+
+class Streams:
+    """A StreamTransport and the stream of its peer."""
+
+    def __init__(self, ours: trio.abc.Stream, theirs: trio.abc.Stream) -> None:
+        self.transport = StreamTransport(ours)
+        self._theirs = theirs
+
+    async def hang_up(self) -> None:
+        await self._theirs.aclose()
+
+    async def send(self) -> None:
+        await self.transport.send(["hello"])
+
+    async def close(self) -> None:
+        await trio.aclose_forcefully(self._theirs)
+        await self.transport.disconnect()
+
+
+class Fakes:
+    """A fake, whose peer is the test."""
+
+    def __init__(self, transport: FakeTransport) -> None:
+        self.transport = transport
+
+    async def hang_up(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.transport.state = "closed"
+
+    async def send(self) -> None:
+        await self.transport.send("hello")
+
+
+@asynccontextmanager
+async def on_a_socket() -> AsyncIterator[Connection]:
+    streams = Streams(*map(trio.SocketStream, trio.socket.socketpair()))
+    yield streams
+    await streams.close()
+
+
+@asynccontextmanager
+async def in_memory() -> AsyncIterator[Connection]:
+    streams = Streams(*trio.testing.memory_stream_pair())
+    yield streams
+    await streams.close()
+
+
+def faking(make: Callable[[], FakeTransport] = FakeTransport) -> Connect:
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Connection]:
+        await trio.lowlevel.checkpoint()
+        yield Fakes(make())
+
+    return connect
+
+
+@pytest.fixture(params=[on_a_socket, in_memory, faking()], ids=["socket", "memory", "fake"])
+def connect(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+test_our_transports_keep_the_contract = conformance_tests(transport_conformance)
+
+
+# ---- broken ones ----
+
+
+class SaysYes(FakeTransport):
+    async def is_connected(self) -> Any:
+        return "yes" if await super().is_connected() else False
+
+
+class SaysNone(FakeTransport):
+    async def is_connected(self) -> Any:
+        return (await super().is_connected()) or None
+
+
+class NoticesNothing(FakeTransport):
+    async def is_connected(self) -> bool:
+        return True
+
+
+class ComesBack(FakeTransport):
+    async def is_connected(self) -> bool:
+        connected = await super().is_connected()
+        return connected or self.checks % 2 == 0
+
+
+class NeverAnswers(FakeTransport):
+    async def is_connected(self) -> bool:
+        await trio.sleep_forever()
+        return True
+
+
+class ClosesOnce(FakeTransport):
+    async def disconnect(self) -> None:
+        if self.disconnects:
+            raise trio.ClosedResourceError
+        await super().disconnect()
+
+
+class ClosesOnceAtOnce(FakeTransport):
+    async def disconnect(self) -> None:
+        if self.disconnects and self.state == "connected":
+            raise trio.BusyResourceError
+        await super().disconnect()
+
+
+class StaysOpen(FakeTransport):
+    async def disconnect(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class IgnoresItsCancellation(FakeTransport):
+    async def disconnect(self) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(3600)
+        await super().disconnect()
+
+
+class LeavesATask(FakeTransport):
+    async def is_connected(self) -> bool:
+        trio.lowlevel.spawn_system_task(trio.sleep_forever)
+        return await super().is_connected()
+
+
+class LeavesATaskAtTheEnd(FakeTransport):
+    async def disconnect(self) -> None:
+        trio.lowlevel.spawn_system_task(trio.sleep_forever)
+        await super().disconnect()
+
+
+class LosesInSilence(FakeTransport):
+    async def send(self, message: object) -> None:
+        if self.state == "connected":
+            await super().send(message)
+
+
+class LosesInSilenceOnceItIsClosed(FakeTransport):
+    async def send(self, message: object) -> None:
+        if not self.disconnects:
+            await super().send(message)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (SaysYes, "the_answer_is_exactly_true"),
+        (NeverAnswers, "the_answer_is_exactly_true"),
+        (SaysNone, "a_peer_that_goes_is_noticed"),
+        (NoticesNothing, "a_peer_that_goes_is_noticed"),
+        (ComesBack, "false_is_final"),
+        (ClosesOnce, "disconnecting_twice_is_harmless"),
+        (ClosesOnceAtOnce, "disconnecting_twice_is_harmless"),
+        (StaysOpen, "disconnecting_twice_is_harmless"),
+        (IgnoresItsCancellation, "a_call_that_is_cancelled_ends"),
+        (LeavesATask, "no_task_is_left"),
+        (LeavesATaskAtTheEnd, "no_task_is_left"),
+        (LosesInSilence, "a_send_to_a_peer_that_has_gone_raises"),
+        (LosesInSilenceOnceItIsClosed, "a_send_to_a_peer_that_has_gone_raises"),
+    ],
+)
+def test_the_contract_finds_a_transport_that_breaks_it(
+    broken: type[FakeTransport], check: str
+) -> None:
+    """Each broken transport fails the check that is there for its fault."""
+    [found] = [one for one in transport_conformance if one.__name__ == check]
+    with pytest.RaisesGroup(
+        pytest.RaisesExc((AssertionError, trio.ClosedResourceError, trio.BusyResourceError)),
+        allow_unwrapped=True,
+        flatten_subgroups=True,
+    ):
+        trio.run(found, faking(broken), clock=MockClock(autojump_threshold=0))
+
+
+# ---- as tests of pytest ----
+
+FILE = """
+import pytest
+from dataclasses import replace
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import conformance_tests, row_conformance
+
+class Believes(MemoryStore):
+    async def refresh(self, worker, session_ids):
+        answers = await super().refresh(worker, session_ids)
+        return replace(answers, held=frozenset(session_ids))
+
+@pytest.fixture
+def make_store():
+    store = Believes()
+    return lambda: store
+
+CHECKS = [one for one in row_conformance if "what_is_not" in one.__name__]
+CHECKS += [one for one in row_conformance if "nothing_asked" in one.__name__]
+test_it = conformance_tests(CHECKS)
+"""
+
+
+@pytest.mark.parametrize("plugin", [("-p", "no:trio"), ("-o", "trio_mode=true")])
+def test_one_line_runs_the_checks(tmp_path: Path, plugin: tuple[str, str]) -> None:
+    """Each is a case by its name, and says which rule is broken; with and without a plugin."""
+    (tmp_path / "test_file.py").write_text(FILE, "utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-v", *plugin, "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 failed, 1 passed" in ran.stdout, ran.stdout
+    assert "test_it[nothing_asked_is_nothing_done] PASSED" in ran.stdout
+    assert "test_it[what_is_not_there_is_in_no_field] FAILED" in ran.stdout
+    assert "The rule of what_is_not_there_is_in_no_field: Absent from" in ran.stdout
+
+
+@pytest.mark.parametrize("checks", [[], [*store_conformance, *transport_conformance]])
+def test_checks_of_different_kinds_make_no_test(checks: list[Any]) -> None:
+    """Nor do none at all."""
+    with pytest.raises(ValueError, match="checks must be of one kind"):
+        conformance_tests(checks)

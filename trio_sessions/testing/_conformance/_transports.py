@@ -1,0 +1,186 @@
+"""The contract of a `Transport` as checks that any transport can be put to."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from trio_sessions.abc import Transport
+
+__all__ = ["Connect", "Connection", "TransportCheck", "transport_checks"]
+
+PATIENCE = 30.0  # seconds within which a transport must answer, or close
+
+
+class Connection(Protocol):
+    """A transport, and its peer: what the checks of a transport are given."""
+
+    @property
+    def transport(self) -> Transport:
+        """A transport that is connected."""
+        ...
+
+    async def hang_up(self) -> None:
+        """Close the peer's end, as a client does that goes; the transport is to notice it."""
+        ...
+
+    async def send(self) -> object:
+        """Send something by the transport, as the gateway does."""
+        ...
+
+
+Connect = Callable[[], AbstractAsyncContextManager[Connection]]
+"""Connects a transport with a peer; leaving its block frees what belongs to both."""
+
+TransportCheck = Callable[[Connect], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _bounded(what: str) -> AsyncIterator[None]:
+    with trio.move_on_after(PATIENCE) as scope:
+        yield
+    assert not scope.cancelled_caught, f"{what} does not end"
+
+
+async def _ask(connection: Connection) -> object:
+    answers: list[object] = []
+    async with _bounded("is_connected()"):
+        answers.append(await connection.transport.is_connected())
+    return answers.pop()
+
+
+async def _disconnect(connection: Connection) -> None:
+    async with _bounded("disconnect()"):
+        await connection.transport.disconnect()
+
+
+async def _hang_up(connection: Connection) -> None:
+    """Let the peer go, and wait until the news has come: a network is quick, not instant."""
+    async with _bounded("hang_up()"):
+        await connection.hang_up()
+    deadline = trio.current_time() + PATIENCE
+    while (answer := await _ask(connection)) is True:
+        assert trio.current_time() < deadline, "the peer has gone, and it still says True"
+        await trio.sleep(0.01)
+    assert answer is False, f"the peer has gone, and it says {answer!r}"
+
+
+async def the_answer_is_exactly_true(connect: Connect) -> None:
+    """While the peer is there; anything else than True and False means "unknown"."""
+    async with connect() as connection:
+        assert isinstance(connection.transport, Transport)
+        for _ in range(3):
+            answer = await _ask(connection)
+            assert answer is True, f"the peer is there, and it says {answer!r}"
+
+
+async def a_peer_that_goes_is_noticed(connect: Connect) -> None:
+    """The answer is exactly False then, without waiting for a write to fail."""
+    async with connect() as connection:
+        assert await _ask(connection) is True
+        await _hang_up(connection)
+
+
+async def false_is_final(connect: Connect) -> None:
+    """It ends the session: a transport that says False never says anything else again."""
+    async with connect() as connection:
+        await _hang_up(connection)
+        for _ in range(3):
+            answer = await _ask(connection)
+            assert answer is False, f"it has said False, and now says {answer!r}"
+        await _disconnect(connection)
+        assert await _ask(connection) is False
+
+
+async def disconnecting_twice_is_harmless(connect: Connect) -> None:
+    """One after the other, at once, and from a peer that has gone; afterwards it is closed."""
+    async with connect() as connection:
+        for _ in range(2):
+            await _disconnect(connection)
+            answer = await _ask(connection)
+            assert answer is False, f"it was disconnected, and says {answer!r}"
+    async with connect() as connection:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(_disconnect, connection)
+        assert await _ask(connection) is False
+    async with connect() as connection:
+        await _hang_up(connection)
+        await _disconnect(connection)
+
+
+async def a_call_that_is_cancelled_ends(connect: Connect) -> None:
+    """In bounded time: the registry gives each call a deadline, and waits for nobody."""
+    for name in ("is_connected", "disconnect"):
+        async with connect() as connection:
+            ended = trio.Event()
+
+            async def call(name: str = name, ended: trio.Event = ended) -> None:
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await getattr(connection.transport, name)()
+                ended.set()
+
+            trio.lowlevel.spawn_system_task(call)
+            with trio.move_on_after(PATIENCE):
+                await ended.wait()
+            assert ended.is_set(), f"{name}() ignores its cancellation"
+            await _disconnect(connection)
+
+
+async def no_task_is_left(connect: Connect) -> None:
+    """Of a check, nor of a transport that is disconnected: nobody would end it."""
+    before = _tasks()
+    async with connect() as connection:
+        during = _tasks()
+        for _ in range(3):
+            await _ask(connection)
+        await _settle(during, "is_connected() has left a task behind")
+        await _disconnect(connection)
+        await _settle(during, "disconnect() has left a task behind")
+    await _settle(before, "the transport has left a task behind")
+
+
+def _tasks() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+async def _settle(most: int, otherwise: str) -> None:
+    """Let tasks end that are about to end."""
+    deadline = trio.current_time() + PATIENCE / 10
+    while _tasks() > most:
+        assert trio.current_time() < deadline, otherwise
+        await trio.sleep(0.01)
+
+
+async def a_send_to_a_peer_that_has_gone_raises(connect: Connect) -> None:
+    """At the latest once the transport says False; what is lost in silence is lost for ever."""
+    async with connect() as connection:
+        async with _bounded("send()"):
+            await connection.send()
+        await _hang_up(connection)
+        await _refuses(connection, "the peer has gone")
+    async with connect() as connection:
+        await _disconnect(connection)
+        await _refuses(connection, "it was disconnected")
+
+
+async def _refuses(connection: Connection, why: str) -> None:
+    async with _bounded("send()"):
+        try:
+            await connection.send()
+        except Exception:  # noqa: BLE001 -- whatever the transport says
+            return
+    raise AssertionError(f"{why}, and what is sent is lost in silence")
+
+
+transport_checks: tuple[TransportCheck, ...] = (
+    the_answer_is_exactly_true,
+    a_peer_that_goes_is_noticed,
+    false_is_final,
+    disconnecting_twice_is_harmless,
+    a_call_that_is_cancelled_ends,
+    no_task_is_left,
+    a_send_to_a_peer_that_has_gone_raises,
+)
