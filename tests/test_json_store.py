@@ -1,0 +1,116 @@
+"""The store of the how-to "write a store" keeps the contract; five broken ones are each caught."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_sessions import open_registry
+from trio_sessions.abc import Worker
+from trio_sessions.testing import FakeTransport, conformance_tests, store_conformance, virtual_time
+from trio_sessions.types import RowAnswers, Swept
+from trio_sessions.writes import Batch, Claim, Committed
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from json_store import Book, JsonStore
+
+sys.path.pop(0)
+
+Make = Callable[[], JsonStore]
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Make:
+    return lambda: JsonStore(tmp_path / "sessions.json")
+
+
+test_the_json_store_keeps_the_contract = conformance_tests(store_conformance)
+
+
+async def test_two_workers_share_the_file(make_store: Make) -> None:
+    """A registry opens on it, and finds the sessions of another."""
+    async with open_registry(make_store()) as red, open_registry(make_store()) as blue:
+        await red.add_session("s", FakeTransport())
+        assert await blue.locate_session("s") == red.worker_id
+        assert (await red.cleanup()).refreshed == 1
+    assert JsonStore(make_store()._path)._read()["rows"] == {}
+
+
+class BelievesThatAllAreThere(JsonStore):
+    """A session that was revoked lives on."""
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        answers = await super().refresh(worker, session_ids)
+        return replace(answers, held=frozenset(session_ids), taken_over=frozenset())
+
+
+class LetsEveryClaimWin(JsonStore):
+    """A worker that comes late, after an outage, takes live sessions away."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        writes = [replace(w, age=0.0) if isinstance(w, Claim) else w for w in batch.writes]
+        return await super().commit(worker, replace(batch, writes=writes))
+
+
+class KnowsNoWitness(JsonStore):
+    """A file that was restored removes everybody who is not in it."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        return await super().commit(worker, replace(batch, stamp=None))
+
+
+class SweepsByAgeAlone(JsonStore):
+    """A session whose row cannot be refreshed dies although its worker lives."""
+
+    async def sweep(self, worker: Worker, **durations: Any) -> Swept:
+        await self._run(worker, forget_leases)
+        return await super().sweep(worker, **durations)
+
+
+def forget_leases(book: Book) -> None:
+    for row in book.workers.values():
+        row["stamped_at"] = row["passed_at"] = 0.0
+
+
+class StaysSilent(JsonStore):
+    """What is sent waits until the next pass."""
+
+    async def news(self, worker: Worker, seen: int) -> tuple[int, frozenset[str]]:
+        await trio.sleep_forever()
+        raise AssertionError("it sleeps for ever")
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "error"),
+    [
+        (BelievesThatAllAreThere, "what_is_not_there_is_in_no_field", AssertionError),
+        (LetsEveryClaimWin, "an_older_claim_does_not_take_over", AssertionError),
+        (KnowsNoWitness, "what_the_store_does_not_know_does_nothing", AssertionError),
+        (SweepsByAgeAlone, "stamps_keep_rows_that_are_not_refreshed", AssertionError),
+        (StaysSilent, "the_bell_rings_for_the_holder", trio.TooSlowError),
+    ],
+)
+def test_a_broken_one_is_caught(
+    tmp_path: Path, broken: type[JsonStore], check: str, error: type[BaseException]
+) -> None:
+    """Each by the check of the rule that it breaks."""
+    [found] = [one for one in store_conformance if one.__name__ == check]
+    clock = None
+    if broken is StaysSilent:  # it is waited for in vain, and so in no time
+        clock = trio.testing.MockClock(autojump_threshold=0)
+    with pytest.raises(error):
+        trio.run(held_still, found, lambda: broken(tmp_path / "s.json"), clock=clock)
+
+
+async def held_still(check: Callable[[Any], Any], make_store: Make) -> None:
+    """Run a check; a clock that jumps waits for threads."""
+    if isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock):
+        with virtual_time():
+            await check(make_store)
+    else:
+        await check(make_store)
