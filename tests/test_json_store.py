@@ -17,7 +17,8 @@ from trio_sessions.types import RowAnswers, Swept
 from trio_sessions.writes import Batch, Claim, Committed
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from json_store import Book, JsonStore
+from json_book import Book
+from json_store import JsonStore
 
 sys.path.pop(0)
 
