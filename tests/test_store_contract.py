@@ -38,8 +38,8 @@ def name(check: Check) -> str:
 
 
 @pytest.mark.parametrize("check", store_conformance, ids=name)
-async def test_our_databases_keep_the_contract(database: Shared, check: Check) -> None:
-    """On SQLite and on PostgreSQL alike."""
+async def test_our_stores_keep_the_contract(database: Shared, check: Check) -> None:
+    """On SQLite and on PostgreSQL alike; the one in memory has a clock that jumps, below."""
     await check(database.make_store)
 
 
