@@ -35,7 +35,7 @@ SOON = 40.0  # seconds; nothing here takes as long, but on a machine that is ver
 
 def quick_store(url: sa.URL, **settings: Any) -> DatabaseStore:
     """Return a store that gives up soon."""
-    settings = {"connect_timeout": 2, "operation_timeout": 2.0, "lock_timeout": 0.5, **settings}
+    settings = {"connect_timeout": 4, "operation_timeout": 4.0, "lock_timeout": 0.5, **settings}
     return DatabaseStore(url, **settings)
 
 

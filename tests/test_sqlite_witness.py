@@ -139,6 +139,22 @@ async def test_the_doubt_lasts_two_of_the_longest_intervals(make: Make, sqlite_u
         assert 1900.0 < later <= left
 
 
+async def test_a_doubt_in_the_future_is_set_right(make: Make, sqlite_url: sa.URL) -> None:
+    """It was noted while the clock was ahead."""
+    left = "SELECT 86400 * (julianday(doubtful_until) - julianday('now')) FROM trio_fleet"
+    later = "strftime('%Y-%m-%d %H:%M:%f', doubtful_until, '+1 day')"
+    async with open_witnessed(make, "a", session_ttl=600.0) as a:
+        backdoor = DatabaseBackdoor(sqlite_url)
+        await a.begin(rewound=True)
+        backdoor.execute(sa.text(f"UPDATE trio_fleet SET doubtful_until = {later}"))
+        assert backdoor.execute(sa.text(left))[0][0] > 86400
+        await a.stamp()
+        [(seconds,)] = backdoor.execute(sa.text(left))
+        assert 500.0 < seconds <= 600.0
+        with pytest.raises(StoreUnavailable, match="restored, replaced or failed over"):
+            await a.store.locate(a.worker, "nobody")
+
+
 # ---- and what a registry makes of it ----
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from trio_sessions.stores._lease import DOUBT
 from trio_sessions.stores.database._clock import age_of, ago, now
 from trio_sessions.stores.database._schema import Tables
 
@@ -25,6 +26,9 @@ def vouch(tables: Tables, insert: Any) -> Any:
     begins_anew = sa.or_(
         silence > sa.bindparam("max_gap", type_=sa.Float), fleet.c.unbroken_since > now()
     )
+    longest = sa.func.max(tables.workers.c.cleanup_interval)
+    at_most = ago(sa.select(longest * -DOUBT).scalar_subquery())
+    doubtful_until = fleet.c.doubtful_until
     return insert.values(
         id=1, vouched_at=now(), unbroken_since=sa.case((any_session, now()))
     ).on_conflict_do_update(
@@ -32,6 +36,7 @@ def vouch(tables: Tables, insert: Any) -> Any:
         set_={
             "vouched_at": now(),
             "unbroken_since": sa.case((begins_anew, now()), else_=fleet.c.unbroken_since),
+            "doubtful_until": sa.case((doubtful_until > at_most, at_most), else_=doubtful_until),
         },
     )
 
