@@ -10,6 +10,7 @@ from trio_sessions.testing._conformance import (
     worker_conformance,
 )
 from trio_sessions.testing._faults import Fault, FaultyStore
+from trio_sessions.testing._machine import RegistryMachine
 from trio_sessions.testing._simulation import SimulationReport, simulate
 from trio_sessions.testing._transports import FakeTransport
 from trio_sessions.testing._virtual_time import virtual_time
@@ -19,6 +20,7 @@ __all__ = [
     "FakeTransport",
     "Fault",
     "FaultyStore",
+    "RegistryMachine",
     "SimulationReport",
     "conformance_tests",
     "message_conformance",

@@ -1,0 +1,346 @@
+"""`RegistryMachine`: quiet about stores that keep the contract, loud about those that do not."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import sqlalchemy as sa
+import trio
+from backdoors import DatabaseBackdoor
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from soak import TIMES
+
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FakeTransport, RegistryMachine
+from trio_sessions.types import RowAnswers, Sent, Stamp, Swept
+from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome, Send
+
+# Measuring would double the time of long searches; others reach the same code.
+pytestmark = pytest.mark.no_cover
+
+REMOVED = "has had its row confirmed|has removed session"
+SEARCH_ONLY = (Phase.explicit, Phase.generate)
+
+
+def search(
+    machine: type[RegistryMachine], examples: int, phases: Sequence[Phase] = SEARCH_ONLY
+) -> None:
+    """Play histories; raise what Hypothesis raises."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            database=None,
+            report_multiple_bugs=False,
+            phases=phases,
+        ),
+    )
+
+
+class InMemory(RegistryMachine):
+    """On a memory store, where hours pass at once."""
+
+    clock = "virtual"
+    make_shared: ClassVar[Callable[[], SessionStore]] = MemoryStore
+
+    def reset(self) -> None:
+        self.shared = type(self).make_shared()
+
+    def make_store(self) -> SessionStore:
+        return self.shared
+
+
+# ---- stores that keep the contract ----
+
+
+@pytest.mark.timeout(120 * TIMES)
+def test_in_memory_nothing_is_found() -> None:
+    """With virtual time: pauses, leases that run out, and hours between."""
+    search(InMemory, 8 * TIMES)
+
+
+def machine_on(url: sa.URL) -> type[RegistryMachine]:
+    class OnDatabase(RegistryMachine):
+        def reset(self) -> None:
+            backdoor = DatabaseBackdoor(url)
+            with backdoor.engine.begin() as connection:
+                for table in reversed(backdoor.sessions.metadata.sorted_tables):
+                    if sa.inspect(connection).has_table(table.name):
+                        connection.execute(sa.delete(table))
+            backdoor.close()
+
+        def make_store(self) -> SessionStore:
+            return DatabaseStore(url)
+
+    return OnDatabase
+
+
+@pytest.mark.timeout(120 * TIMES)
+def test_on_sqlite_nothing_is_found(tmp_path: Path) -> None:
+    """In real time, with a file: no lease runs out."""
+    search(machine_on(sa.make_url(f"sqlite:///{tmp_path / 'sessions.db'}")), 3 * TIMES)
+
+
+@pytest.mark.timeout(120 * TIMES)
+def test_on_postgresql_nothing_is_found(postgresql_schema: sa.URL) -> None:
+    """In real time, with a server."""
+    search(machine_on(postgresql_schema), 3 * TIMES)
+
+
+# ---- those that do not ----
+
+
+class CallsAFailureGone(MemoryStore):
+    """A refresh that fails is answered as if there were no rows."""
+
+    refreshes = 0
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        answers = await super().refresh(worker, session_ids)
+        self.refreshes += 1
+        return dataclasses.replace(answers, held=frozenset()) if self.refreshes % 3 else answers
+
+
+class ForgetsClaims(MemoryStore):
+    """A batch of claims is answered, and some of its rows are not on disk."""
+
+    commits = 0
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        committed = await super().commit(worker, batch)
+        for write in batch.writes:
+            self.commits += 1
+            if isinstance(write, Claim) and self.commits % 4 == 0:
+                self._rows.pop(write.session_id, None)
+        return committed
+
+
+class LosesLeases(MemoryStore):
+    """A sweep goes by the age of the row, and not by the stamps of its holder."""
+
+    async def sweep(
+        self,
+        worker: Worker,
+        *,
+        session_ttl: float,
+        message_ttl: float,
+        max_gap: float,
+        limit: int,
+        stamp: Stamp | None = None,
+    ) -> Swept:
+        old = trio.current_time() - 0.3 * session_ttl
+        for session_id, row in list(self._rows.items()):
+            if not row.is_of(worker) and row.last_accessed < old:
+                del self._rows[session_id]
+        return await super().sweep(
+            worker,
+            session_ttl=session_ttl,
+            message_ttl=message_ttl,
+            max_gap=max_gap,
+            limit=limit,
+            stamp=stamp,
+        )
+
+
+class Rewriting(MemoryStore):
+    """Changes what is written before it is, or what is answered after it was."""
+
+    def rewrite(self, worker: Worker, write: Any) -> Any:
+        return write
+
+    def written(self, worker: Worker, write: Any, answer: Any) -> None: ...
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        writes = [self.rewrite(worker, write) for write in batch.writes]
+        committed = await super().commit(worker, dataclasses.replace(batch, writes=writes))
+        for write, answer in zip(writes, committed.answers, strict=False):
+            self.written(worker, write, answer)
+        return committed
+
+
+class LetsTheOlderClaimWin(Rewriting):
+    """A claim counts from when it arrives, not from when its session was added."""
+
+    def rewrite(self, worker: Worker, write: Any) -> Any:
+        return dataclasses.replace(write, age=0.0) if isinstance(write, Claim) else write
+
+
+class DropsMessages(Rewriting):
+    """Of messages that are stored at once, only the last is kept."""
+
+    def written(self, worker: Worker, write: Any, answer: Any) -> None:
+        if isinstance(write, Send) and isinstance(answer, Sent) and answer.id % 2 == 0:
+            del self._rows[write.session_id].messages[answer.id]
+
+
+class LosesOwners(Rewriting):
+    """Who takes a session over begins without its owner."""
+
+    def written(self, worker: Worker, write: Any, answer: Any) -> None:
+        if isinstance(answer, Claimed) and answer.outcome is Outcome.TAKEN_OVER:
+            self._rows[write.session_id].owner = None
+
+
+BROKEN: list[tuple[type[MemoryStore], str]] = [
+    (CallsAFailureGone, f"{REMOVED}|held by"),
+    (ForgetsClaims, REMOVED),
+    (LosesLeases, REMOVED),
+]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("store", "complaint"), BROKEN, ids=lambda one: getattr(one, "__name__", "")
+)
+def test_a_broken_store_is_found(store: type[MemoryStore], complaint: str) -> None:
+    """Within a few hundred histories, and what it says is what is wrong."""
+    machine = type(f"On{store.__name__}", (InMemory,), {"make_shared": store})
+    with pytest.raises(AssertionError, match=complaint) as found:
+        search(machine, 400)
+    assert any("state.begin(" in note for note in found.value.__notes__)
+
+
+def older_claim(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={})
+    state.outage(answers="none", workers=(0,))
+    state.add(session="a", worker=0)
+    state.add(session="a", worker=1)
+    state.heal()
+
+
+def messages(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+    state.broadcast(worker=1, session="a", durable=True, count=2)
+    state.read(session="a")
+
+
+def owner(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+    state.set_owner(worker=0, session="a", owner="bob")
+    state.move(session="a")
+
+
+@pytest.mark.parametrize(
+    ("store", "history", "complaint"),
+    [
+        (LetsTheOlderClaimWin, older_claim, REMOVED),
+        (DropsMessages, messages, "are lost"),
+        (LosesOwners, owner, "the owner of session"),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_a_history_that_was_pasted_finds_it_again(
+    store: type[MemoryStore], history: Callable[[RegistryMachine], None], complaint: str
+) -> None:
+    """Of stores for which a search takes longer than the gate may; a whole store passes."""
+
+    def play(make: Callable[[], SessionStore]) -> None:
+        state = type("Machine", (InMemory,), {"make_shared": make})()
+        try:
+            history(state)
+        finally:
+            state.teardown()
+
+    with pytest.raises(AssertionError, match=complaint):
+        play(store)
+    play(MemoryStore)
+
+
+# ---- what it leaves ----
+
+
+def test_a_transport_that_lies_is_found() -> None:
+    """One that says it is disconnected when nobody has ended it would end live sessions."""
+
+    class WithLiars(InMemory):
+        def make_transport(self) -> FakeTransport:
+            return FakeTransport("closed")
+
+    machine = WithLiars()
+    machine.begin(batch_size=1, held_by={"a": 0})
+    try:
+        with pytest.raises(AssertionError, match="make_transport"):
+            machine.clean_up(worker=0)
+        raise KeyError
+    except KeyError:  # as Hypothesis does: something has failed
+        machine.teardown()
+
+
+def test_a_row_can_be_deleted_by_a_hook_of_ones_own() -> None:
+    """In place of the way by the contract, which takes the session over first."""
+    deleted = list[str]()
+
+    class WithHook(InMemory):
+        async def delete_row(self, session_id: str) -> None:
+            deleted.append(session_id)
+            self.shared._rows.pop(session_id)  # type: ignore[attr-defined]
+
+    machine = WithHook()
+    machine.begin(batch_size=1, held_by={"a": 0})
+    machine.row_vanishes(session="a")
+    machine.clean_up(worker=0)
+    machine.teardown()
+    assert deleted == ["a"]
+
+
+def test_nothing_is_left_of_a_history(sqlite_url: sa.URL) -> None:
+    """No run of Trio, no open store and no row, whether it ended well or not."""
+    stores = list[DatabaseStore]()
+
+    class OnFile(RegistryMachine):
+        def reset(self) -> None: ...
+
+        def make_store(self) -> SessionStore:
+            stores.append(DatabaseStore(sqlite_url))
+            return stores[-1]
+
+    for fails in (False, True):
+        machine = OnFile()
+        machine.begin(batch_size=1, held_by={"a": 0})
+        machine.broadcast(worker=1, session="a", durable=True, count=2)
+        if fails:
+            try:
+                raise KeyError
+            except KeyError:
+                machine.teardown()
+        else:
+            machine.teardown()
+        assert [store._opened.is_open for store in stores] == [False] * len(stores)
+        assert DatabaseBackdoor(sqlite_url).rows() == {}
+        trio.run(trio.sleep, 0)
+    busy = [one.name for one in threading.enumerate() if "trio_sessions" in one.name]
+    assert busy == []
+
+
+NO_SHARE = {"make_shared": MemoryStore}
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (type("NoStore", (RegistryMachine,), {"reset": InMemory.reset, **NO_SHARE}), "make_store"),
+        (type("NoReset", (RegistryMachine,), {}), "reset"),
+        (type("NoClock", (InMemory,), {"clock": "sundial"}), "clock must be"),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_what_is_not_defined_is_named(broken: type[RegistryMachine], message: str) -> None:
+    """At the first step, in words that say what to do."""
+    machine = broken()
+    with pytest.raises((NotImplementedError, ValueError), match=message):
+        machine.begin(batch_size=1, held_by={})
+    machine.teardown()
+
+
+def test_a_step_without_a_beginning_says_so() -> None:
+    """Whoever writes a history by hand is told what is missing."""
+    with pytest.raises(RuntimeError, match="begin"):
+        InMemory().add(worker=0, session="a")

@@ -1,0 +1,77 @@
+"""The way of one worker to what is shared: it can be cut, held up, or made slow."""
+
+import enum
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from trio_sessions.abc import SessionStore
+from trio_sessions.testing._faults import Fault, FaultyStore
+
+__all__ = ["Door", "Reach"]
+
+T = TypeVar("T")
+
+
+class Reach(enum.Enum):
+    """How a worker reaches what is shared."""
+
+    WELL = "well"
+    SLOW = "slow"
+    """Each operation is done at once, and answered late."""
+    AWAY = "away"
+    """Nothing is done, and each operation fails."""
+    ANSWERS_LOST = "answers lost"
+    """Each operation is done, and then fails."""
+    HELD = "held"
+    """Each operation waits, and goes on when the worker does."""
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether answers come, and so can be evidence."""
+        return self in {Reach.WELL, Reach.SLOW}
+
+    @property
+    def commits(self) -> bool:
+        """Whether what is asked is done, heard or not."""
+        return self.is_heard or self is Reach.ANSWERS_LOST
+
+
+_FAULTS = {Reach.AWAY: Fault.FAILS, Reach.ANSWERS_LOST: Fault.COMMITS_THEN_FAILS}
+
+
+class Door(FaultyStore):
+    """A store that one worker reaches as `reach` says.
+
+    Args:
+        store: the store that does the work.
+        lateness: seconds by which an answer is late.
+    """
+
+    def __init__(self, store: SessionStore, lateness: float) -> None:
+        super().__init__(store)
+        self.reach = Reach.WELL
+        self._lateness = lateness
+        self._let_go = trio.Event()
+
+    def set_reach(self, reach: Reach) -> None:
+        """Change how the worker reaches it; what was held goes on, unless it still is."""
+        if reach is Reach.HELD and self.reach is not Reach.HELD:
+            self._let_go = trio.Event()
+        self.reach = reach
+        if reach is not Reach.HELD:
+            self._let_go.set()
+        if reach in _FAULTS:
+            self.fail(_FAULTS[reach])
+        else:
+            self.heal()
+
+    async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
+        if self.reach is Reach.HELD:
+            await self._let_go.wait()
+        is_slow = self.reach is Reach.SLOW
+        answer = await super()._through(name, operation, *kinds)
+        if is_slow:
+            await trio.sleep(self._lateness)
+        return answer

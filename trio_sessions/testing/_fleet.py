@@ -1,0 +1,429 @@
+"""What the rules of a `RegistryMachine` do: to real workers, and to the models beside them."""
+
+import itertools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import trio
+import trio.testing
+
+from trio_sessions import SessionNotFound, StoreUnavailable
+from trio_sessions.abc import SessionStore, Transport
+from trio_sessions.testing._door import Reach
+from trio_sessions.testing._lines import Line, LineState
+from trio_sessions.testing._model import FleetModel, Seen, require
+from trio_sessions.testing._pace import Pace
+from trio_sessions.testing._said import Mailbox, Owner
+from trio_sessions.testing._workers import LiveWorker, Stranger
+from trio_sessions.types import Holder
+
+__all__ = ["Fleet"]
+
+
+class Fleet:
+    """Workers by their number; one that has crashed is not there until it is started again.
+
+    Every async method is one step; `look` says what must not be after it.
+
+    Args:
+        nursery: for what workers do.
+        make_store: makes a store for each of them.
+        session_ids: all that there may be.
+        pace: how time passes.
+        settings: of each registry.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        make_store: Callable[[], SessionStore],
+        session_ids: Sequence[str],
+        pace: Pace,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.pace = pace
+        self.model = FleetModel(pace.session_ttl)
+        self.stranger = Stranger("stranger", make_store)
+        self._nursery = nursery
+        self._make_store = make_store
+        self._ids = session_ids
+        self._settings = {**pace.settings(), **settings}
+        self._live: dict[int, LiveWorker] = {}
+        self._mailboxes = {session_id: Mailbox(session_id) for session_id in session_ids}
+        self._owners = {session_id: Owner(session_id) for session_id in session_ids}
+        self._messages = itertools.count(1)
+        self._starts = itertools.count(1)
+
+    # ---- workers ----
+
+    async def start(self, number: int) -> None:
+        """Start a worker; one that runs is closed first, as it should be."""
+        await self.close(number)
+        name = f"worker-{number}-{next(self._starts)}"
+        worker = LiveWorker(name, self._make_store(), self.pace.lateness)
+        await worker.start(self._nursery, self._settings)
+        self._live[number] = worker
+        self.model.opened(name)
+
+    async def close(self, number: int) -> None:
+        """Let a worker leave: its sessions end."""
+        worker = self._live.pop(number, None)
+        if worker is None:
+            return
+        for session_id in self.model.workers[worker.name].holds:
+            self._doubt(session_id)
+        was_well = self.model.all_is_well
+        await worker.close()
+        self.model.ended(worker.name)
+        for session_id in self._ids if was_well else ():
+            row = await self.stranger.row(session_id)
+            require(
+                not isinstance(row, Holder) or row.worker_id != worker.name,
+                f"{worker.name} was closed, and has left the row of session {session_id!r}",
+            )
+
+    async def crash(self, number: int) -> None:
+        """Let a worker end without a trace: its rows stay."""
+        worker = self._live.pop(number, None)
+        if worker is None:
+            return
+        for session_id in self.model.workers[worker.name].holds:
+            self._mailboxes[session_id].lose_memory()
+        await worker.crash()
+        self.model.ended(worker.name)
+
+    async def set_reach(self, number: int, reach: Reach) -> None:
+        """Change how a worker reaches what is shared."""
+        worker = self._live.get(number)
+        if worker is not None:
+            worker.door.set_reach(reach)
+            self.model.reaches(worker.name, reach)
+            for mailbox in self._mailboxes.values():
+                mailbox.disturb()
+
+    async def clean_up(self, number: int) -> None:
+        """Let a worker make a pass."""
+        worker = self._live.get(number)
+        if worker is not None:
+            await worker.registry.cleanup()
+
+    # ---- sessions ----
+
+    async def add(self, number: int, session_id: str, transport: Transport) -> None:
+        """Add a session to a worker, whoever holds it."""
+        await self._add(number, session_id, Line(transport))
+
+    async def add_again(self, number: int, session_id: str) -> None:
+        """Add the very transport that a worker holds."""
+        line = self._line(number, session_id)
+        if line is not None:
+            await self._add(number, session_id, line)
+
+    async def move(self, session_id: str, transport: Transport) -> None:
+        """Add a session to a worker that does not hold it, if another one does."""
+        holders = {worker.name for worker, _ in self.model.holders(session_id)}
+        others = [number for number, one in self._live.items() if one.name not in holders]
+        if holders and others:
+            await self._add(others[0], session_id, Line(transport))
+
+    async def _add(self, number: int, session_id: str, line: Line) -> None:
+        worker = self._live.get(number)
+        if worker is None:
+            return
+        model, mailbox = self.model, self._mailboxes[session_id]
+        holders = list(model.holders(session_id))
+        row = model.row(session_id)
+        is_certain = model.all_is_well and (
+            model.sole_holder(session_id) is not None
+            if holders
+            else row is None or isinstance(row, Holder)
+        )
+        mailbox.disturb()
+        if not is_certain:
+            self._doubt(session_id)
+        elif row is None:  # a new session
+            mailbox.end()
+            self._owners[session_id].may_be = frozenset({None})
+        model.added(worker.name, session_id, line)
+        await self._go(worker, worker.registry.add_session, session_id, line)
+        for holder, _ in holders if is_certain else ():
+            if holder.name != worker.name:  # it learns of the move, and sends on what it knows
+                await self._named(holder.name).registry.cleanup()
+                mailbox.in_memory.clear()
+
+    async def remove(self, number: int, session_id: str) -> None:
+        """Let a worker end a session that it holds."""
+        worker = self._live.get(number)
+        if worker is None:
+            return
+        model = self.model
+        holder = model.sole_holder(session_id)
+        is_certain = model.all_is_well and holder is not None and holder.name == worker.name
+        if session_id in model.workers[worker.name].holds:
+            self._doubt(session_id)
+        model.removed(worker.name, session_id)
+        await self._go(worker, worker.registry.remove_session, session_id)
+        if is_certain:
+            row = await self.stranger.row(session_id)
+            require(row is None, f"session {session_id!r} was removed, and its row is there")
+
+    async def change_transport(self, number: int, session_id: str, state: LineState) -> None:
+        """Let something happen to the connection of a session."""
+        line = self._line(number, session_id)
+        if line is not None and line.state is not LineState.DIED:
+            line.state = state
+            if state is LineState.DIED:
+                self._doubt(session_id)
+
+    async def delete_row(
+        self, session_id: str, delete_row: Callable[[str], Awaitable[None]]
+    ) -> None:
+        """Let a row vanish behind everybody's back."""
+        self.model.row_deleted(session_id)
+        self._doubt(session_id)
+        await delete_row(session_id)
+
+    # ---- messages and owners ----
+
+    async def broadcast(self, number: int, session_id: str, *, durable: bool) -> None:
+        """Send the next message to a session, from some worker."""
+        worker = self._live.get(number)
+        if worker is None:
+            return
+        holder = self.model.sole_holder(session_id)
+        is_certain = holder is not None and self.model.all_is_well
+        message = next(self._messages)
+        try:
+            await worker.registry.broadcast(session_id, message, durable=durable)
+        except (SessionNotFound, StoreUnavailable) as exc:
+            self._must_not_raise(exc, session_id, is_certain=is_certain)
+            is_certain = False
+        in_memory = not durable and holder is not None and holder.name == worker.name
+        self._mailboxes[session_id].sent(
+            message, number, is_certain=is_certain, in_memory=in_memory
+        )
+
+    async def read(self, session_id: str) -> None:
+        """Read what has come to a session, by an inbox."""
+        await self._read(session_id, self._read_inbox)
+
+    async def respond(self, session_id: str) -> None:
+        """Read what has come to a session, by a handler."""
+        await self._read(session_id, self._read_by_handler)
+
+    async def _read(
+        self, session_id: str, reader: Callable[[LiveWorker, Mailbox, float], Awaitable[None]]
+    ) -> None:
+        found = next(self.model.holders(session_id), None)
+        if found is None:
+            return
+        holder, _ = found
+        mailbox = self._mailboxes[session_id]
+        is_certain = self.model.all_is_well and self.model.sole_holder(session_id) is holder
+        if not is_certain:
+            mailbox.disturb()
+        worker = self._named(holder.name)
+        patience = self.pace.patience if is_certain else self.pace.moment
+        if worker.registry.get_session_sync(session_id) is not None:
+            await reader(worker, mailbox, patience)
+        lost = list(mailbox.must_come) if is_certain else []
+        require(not lost, f"messages {lost} were accepted for session {session_id!r}, and are lost")
+
+    async def _read_inbox(self, worker: LiveWorker, mailbox: Mailbox, patience: float) -> None:
+        async with worker.registry.open_inbox(mailbox.session_id) as inbox:
+            while True:
+                with trio.move_on_after(patience if mailbox.must_come else self.pace.moment):
+                    async for message in inbox:
+                        mailbox.take(message)
+                        break
+                    else:
+                        return
+                    continue
+                return
+
+    async def _read_by_handler(self, worker: LiveWorker, mailbox: Mailbox, patience: float) -> None:
+        def seconds() -> float:
+            return patience if mailbox.must_come else self.pace.moment
+
+        with trio.move_on_after(seconds()) as scope:
+
+            async def handle(message: object, transport: Transport) -> None:
+                await trio.lowlevel.checkpoint()
+                mailbox.take(message)
+                scope.deadline = trio.current_time() + seconds()
+
+            await worker.registry.respond(mailbox.session_id, handle)
+
+    async def set_owner(self, number: int, session_id: str, owner: str | None) -> None:
+        """Set a session's owner, from some worker."""
+        worker, known = self._live.get(number), self._owners[session_id]
+        if worker is None:
+            return
+        is_certain = self._lives_certainly(session_id)
+        try:
+            await worker.registry.set_session_owner(session_id, owner)
+        except (SessionNotFound, StoreUnavailable) as exc:
+            self._must_not_raise(exc, session_id, is_certain=is_certain)
+        known.may_be = frozenset({owner}) if is_certain else None
+
+    async def claim_owner(self, number: int, session_id: str, owner: str) -> None:
+        """Claim a session for an owner, from some worker."""
+        worker, known = self._live.get(number), self._owners[session_id]
+        if worker is None:
+            return
+        is_certain = self._lives_certainly(session_id)
+        effective: str | None = None
+        try:
+            effective = await worker.registry.claim_session_owner(session_id, owner)
+        except (SessionNotFound, StoreUnavailable) as exc:
+            self._must_not_raise(exc, session_id, is_certain=is_certain)
+        if is_certain:
+            known.claimed(owner, effective)
+        else:
+            known.may_be = None
+
+    # ---- what is there ----
+
+    async def look(self) -> None:
+        """Look at everything, and say what must not be.
+
+        Raises:
+            AssertionError: what it is.
+        """
+        confirmed = {one.name for one in self._live.values() if self._is_confirmed(one)}
+        rows = {session_id: await self.stranger.row(session_id) for session_id in self._ids}
+        held: dict[str, dict[str, object]] = {}
+        passes: dict[str, int] = {}
+        for worker in self._live.values():
+            require(
+                not any(
+                    add.line.has_lied for add in self.model.workers[worker.name].holds.values()
+                ),
+                "make_transport() has made one that says it is disconnected, and nobody has ended "
+                "it: it must be connected when it is made, and stay so",
+            )
+            found = {one: worker.registry.get_session_sync(one) for one in self._ids}
+            held[worker.name] = {one: line for one, line in found.items() if line is not None}
+            statistics = worker.registry.statistics()
+            passes[worker.name] = statistics.passes - statistics.incomplete_passes
+            require(
+                statistics.failed_passes == 0,
+                f"a pass of {worker.name} has ended in an error; its traceback is logged",
+            )
+            if statistics.unconfirmed:
+                confirmed.discard(worker.name)
+        self.model.judge(
+            Seen(
+                now=trio.current_time(),
+                rows=rows,
+                held=held,
+                confirmed=frozenset(confirmed),
+                passes=passes,
+            )
+        )
+        for session_id, row in rows.items():
+            if row is None or any(add.excuse for _, add in self.model.holders(session_id)):
+                self._doubt(session_id)
+            elif isinstance(row, Holder) and self._lives_certainly(session_id):
+                self._owners[session_id].check(row.owner, "in its row")
+
+    async def settle(self) -> None:
+        """Heal everything; then what is held, what is stored and what lives must be the same.
+
+        Raises:
+            AssertionError: they are not.
+        """
+        for number in self._live:
+            await self.set_reach(number, Reach.WELL)
+        for worker in self.model.workers.values():
+            for add in worker.holds.values():
+                if add.line.state is not LineState.DIED:
+                    add.line.state = LineState.LIVES
+        for _ in range(2):
+            for number in self._live:  # twice: the first one may join a pass that began before
+                await self.clean_up(number)
+            await self.look()
+        if self.pace.until_all_dead_are_swept and self._live:
+            await trio.sleep(self.pace.until_all_dead_are_swept)
+            await self.look()
+        self._check_all_is_well()
+        for session_id in self._ids:
+            await self.read(session_id)
+        await self.look()
+        for number in list(self._live):
+            await self.close(number)
+
+    def _check_all_is_well(self) -> None:
+        for worker in self._live.values():
+            statistics = worker.registry.statistics()
+            left = statistics.unconfirmed, statistics.leftover_rows
+            require(
+                left == (0, 0),
+                f"all is well again, but {worker.name} has (unconfirmed, leftover rows) {left}",
+            )
+            for session_id, add in self.model.workers[worker.name].holds.items():
+                row = self.model.row(session_id)
+                require(
+                    isinstance(row, Holder) and row.worker_id == worker.name,
+                    f"all is well again, but session {session_id!r} is held by {worker.name}, "
+                    f"and its row is {row}",
+                )
+                require(
+                    add.line.state is LineState.LIVES,
+                    f"session {session_id!r} is held by {worker.name}; its transport is dead",
+                )
+        for session_id in self._ids:
+            row = self.model.row(session_id)
+            is_live = isinstance(row, Holder) and row.worker_id in self.model.workers
+            if isinstance(row, Holder) and (is_live or self.pace.until_all_dead_are_swept):
+                require(
+                    not self._live or any(True for _ in self.model.holders(session_id)),
+                    f"all is well again, but the row of session {session_id!r}, which nobody "
+                    f"holds, is there, of {row.worker_id}",
+                )
+
+    async def stop(self) -> None:
+        """Close what runs, whatever has happened."""
+        for worker in self._live.values():
+            worker.door.set_reach(Reach.WELL)
+        for number in list(self._live):
+            await self._live.pop(number).close()
+        await self.stranger.close()
+
+    # ---- helpers ----
+
+    @staticmethod
+    def _is_confirmed(worker: LiveWorker) -> bool:
+        return worker.registry.statistics().unconfirmed == 0
+
+    def _lives_certainly(self, session_id: str) -> bool:
+        return self.model.all_is_well and self.model.sole_holder(session_id) is not None
+
+    def _doubt(self, session_id: str) -> None:
+        self._mailboxes[session_id].doubt()
+        self._owners[session_id].may_be = None
+
+    def _must_not_raise(self, error: Exception, session_id: str, *, is_certain: bool) -> None:
+        if is_certain:
+            raise AssertionError(
+                f"session {session_id!r} lives, and all is well, but a worker says otherwise"
+            ) from error
+
+    def _named(self, name: str) -> LiveWorker:
+        [found] = [one for one in self._live.values() if one.name == name]
+        return found
+
+    def _line(self, number: int, session_id: str) -> Line | None:
+        worker = self._live.get(number)
+        add = None if worker is None else self.model.workers[worker.name].holds.get(session_id)
+        return None if add is None else add.line
+
+    async def _go(
+        self, worker: LiveWorker, operation: Callable[..., Awaitable[None]], *args: object
+    ) -> None:
+        """Await an operation, unless its worker is held up: then it goes on beside."""
+        if worker.door.reach is Reach.HELD:
+            self._nursery.start_soon(operation, *args)
+            await trio.testing.wait_all_tasks_blocked()
+        else:
+            await operation(*args)

@@ -1,0 +1,308 @@
+"""The property suite: a state machine of Hypothesis that plays with registries on a store.
+
+What its rules do stands in `_fleet.py`, what must be true after them in `_model.py` and
+`_said.py`; here are their names and arguments. Hypothesis prints a history as calls of these.
+"""
+
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import ClassVar, Literal, TypeVarTuple
+
+import trio
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+)
+
+from trio_sessions.abc import SessionStore, Transport
+from trio_sessions.testing._door import Reach
+from trio_sessions.testing._driver import TrioDriver
+from trio_sessions.testing._fleet import Fleet
+from trio_sessions.testing._lines import LineState
+from trio_sessions.testing._pace import REAL, VIRTUAL, Pace
+from trio_sessions.testing._transports import FakeTransport
+
+__all__ = ["RegistryMachine"]
+
+Ts = TypeVarTuple("Ts")
+
+_SESSIONS = ("a", "b")
+_WORKERS = (0, 1)
+_PATIENCE = 20_000.0  # seconds for one rule: far more than any takes, unless something hangs
+
+_ANSWERS = {"none": Reach.AWAY, "lost": Reach.ANSWERS_LOST, "late": Reach.SLOW}
+
+sessions = st.sampled_from(_SESSIONS)
+workers = st.sampled_from(_WORKERS)
+some_workers = st.sampled_from([(0,), (1,), _WORKERS])
+owners = st.sampled_from(["alice", "bob"])
+
+
+def _on_virtual_clock(machine: "RegistryMachine") -> bool:
+    return machine.clock == "virtual"
+
+
+def _needs_healing(machine: "RegistryMachine") -> bool:
+    return machine._is_troubled  # noqa: SLF001 -- a precondition of its own
+
+
+class RegistryMachine(RuleBasedStateMachine):
+    """Plays histories with registries on your store, and looks for sessions that are lost.
+
+    Two workers share what `make_store` leads to. Sessions are added, moved and removed,
+    transports die, hang and raise, rows vanish, the store is away, loses its answers or gives
+    them late, workers crash and come back, messages and owners are set. After every rule:
+
+    - nobody was removed whose transport lives, and whose row was not confirmed to be gone,
+    - a row that was confirmed is there, unless its session has ended or its lease has run out,
+    - whoever was removed was disconnected, and nobody else,
+    - of messages and owners that were accepted while all was well, none is lost.
+
+    At the end everything heals, and what is held, what is stored and what lives must be the same.
+
+    Subclass it, define `make_store` and `reset`, and run its ``TestCase`` by pytest or unittest,
+    or hand the class to `hypothesis.stateful.run_state_machine_as_test`, from a plain function,
+    not from an async one. A failure ends with the shortest history that Hypothesis has found, as
+    code: paste it into a test. ``docs/howto/property-suite.md`` shows all of it.
+
+    Attributes:
+        clock: ``"real"``, or ``"virtual"`` for a store that has no clock of its own but goes by
+            `trio.current_time`, and starts no threads. With the latter workers are paused, hours
+            pass, and leases run out.
+    """
+
+    clock: ClassVar[Literal["real", "virtual"]] = "real"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._driver: TrioDriver | None = None
+        self._fleet: Fleet | None = None
+        self._is_troubled = False
+        """Something was done since `heal` that it sets right; known without a look, so that
+        Hypothesis can play a history again, whatever real time does."""
+        self._error_outside = sys.exception()
+
+    # ---- for you to define ----
+
+    def make_store(self) -> SessionStore:
+        """Return a store for one worker, on what all of them share; called at each start of one."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define make_store(self): return a SessionStore, on what "
+            "the workers share"
+        )
+
+    def reset(self) -> None:
+        """Empty what is shared; called before each history, outside of Trio."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define reset(self): empty what the workers share"
+        )
+
+    def make_transport(self) -> Transport:
+        """Return a connected transport. Default: a `FakeTransport`.
+
+        Called within Trio, but not async. It is asked as long as no rule has ended it.
+        """
+        return FakeTransport()
+
+    async def delete_row(self, session_id: str) -> None:
+        """Delete a session's row, and its messages, as an operator would by hand.
+
+        Default: by the store's contract, as a worker that takes the session over, and ends it.
+        """
+        assert self._fleet is not None
+        await self._fleet.stranger.delete_row(session_id)
+
+    # ---- how it runs ----
+
+    @property
+    def _pace(self) -> Pace:
+        if self.clock not in {"real", "virtual"}:
+            raise ValueError(
+                f"{type(self).__name__}.clock must be 'real' or 'virtual', not {self.clock!r}"
+            )
+        return VIRTUAL if self.clock == "virtual" else REAL
+
+    @property
+    def _running(self) -> Fleet:
+        if self._fleet is None:
+            raise RuntimeError("nothing runs: a history begins with state.begin(batch_size=...)")
+        return self._fleet
+
+    def _play(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+        """Carry out one step, a moment after the last one, and look at what there is then."""
+        fleet = self._running
+
+        async def play() -> None:
+            await trio.sleep(self._pace.tick)
+            await step(*args)
+            await fleet.look()
+
+        assert self._driver is not None
+        self._driver.call(play, patience=_PATIENCE)
+
+    @initialize(
+        batch_size=st.sampled_from([1, 1000]),
+        held_by=st.fixed_dictionaries({"a": workers}, optional={"b": workers}),
+    )
+    def begin(self, batch_size: int, held_by: Mapping[str, int]) -> None:
+        """Empty what is shared, start the workers, and add a session or two."""
+        self._is_troubled = False
+        self.reset()
+        self._driver = TrioDriver(self._pace.make_clock())
+        self._driver.open()
+        fleet = self._fleet = Fleet(
+            self._driver.nursery,
+            self.make_store,
+            _SESSIONS,
+            self._pace,
+            {"batch_size": batch_size},
+        )
+
+        async def start() -> None:
+            await fleet.stranger.open()
+            for number in _WORKERS:
+                await fleet.start(number)
+            for session, number in held_by.items():
+                await fleet.add(number, session, self.make_transport())
+
+        self._play(start)
+
+    def teardown(self) -> None:
+        """Let everything heal, look at what is left, and close it all."""
+        driver, fleet = self._driver, self._fleet
+        self._driver = self._fleet = None
+        if driver is None:
+            return
+        with contextlib.closing(driver):
+            if fleet is None:
+                return
+            try:
+                if sys.exception() is self._error_outside:  # nothing has failed so far
+                    driver.call(fleet.settle, patience=_PATIENCE)
+            finally:
+                driver.call(fleet.stop, patience=_PATIENCE)
+
+    # ---- sessions ----
+
+    async def _add(self, worker: int, session: str) -> None:
+        await self._running.add(worker, session, self.make_transport())
+
+    async def _move(self, session: str) -> None:
+        await self._running.move(session, self.make_transport())
+
+    @rule(worker=workers, session=sessions)
+    def add(self, worker: int, session: str) -> None:
+        """Add a session with a new transport, whoever holds it."""
+        self._play(self._add, worker, session)
+
+    @rule(worker=workers, session=sessions)
+    def add_again(self, worker: int, session: str) -> None:
+        """Add the very transport that the worker holds once more."""
+        self._play(self._running.add_again, worker, session)
+
+    @rule(session=sessions)
+    def move(self, session: str) -> None:
+        """Let the session's client come again, to the other worker."""
+        self._play(self._move, session)
+
+    @rule(worker=workers, session=sessions)
+    def remove(self, worker: int, session: str) -> None:
+        """Remove a session from the worker."""
+        self._play(self._running.remove, worker, session)
+
+    @rule(worker=workers, session=sessions, to=st.sampled_from([one.value for one in LineState]))
+    def change_transport(self, worker: int, session: str, to: str) -> None:
+        """Let the transport die, hang, raise, or live again."""
+        self._play(self._running.change_transport, worker, session, LineState(to))
+
+    @rule(session=sessions)
+    def row_vanishes(self, session: str) -> None:
+        """Delete the session's row behind everybody's back."""
+        self._play(self._running.delete_row, session, self.delete_row)
+
+    # ---- workers, and their way to the store ----
+
+    async def _set_reach(self, workers: tuple[int, ...], reach: Reach) -> None:
+        for worker in workers:
+            await self._running.set_reach(worker, reach)
+
+    @rule(workers=some_workers, answers=st.sampled_from(list(_ANSWERS)))
+    def outage(self, workers: tuple[int, ...], answers: str) -> None:
+        """Let the store do nothing and fail, or do all and fail, or do all and answer late."""
+        self._is_troubled = True
+        self._play(self._set_reach, workers, _ANSWERS[answers])
+
+    @precondition(_on_virtual_clock)
+    @rule(workers=some_workers)
+    def pause(self, workers: tuple[int, ...]) -> None:
+        """Hold up what is on its way to the store, until `heal`."""
+        self._is_troubled = True
+        self._play(self._set_reach, workers, Reach.HELD)
+
+    async def _heal(self) -> None:
+        await self._set_reach(_WORKERS, Reach.WELL)
+        for worker in _WORKERS:
+            await self._running.clean_up(worker)
+
+    @precondition(_needs_healing)
+    @rule()
+    def heal(self) -> None:
+        """Let all workers reach the store as they should, and let each of them make a pass."""
+        self._is_troubled = False
+        self._play(self._heal)
+
+    @rule(worker=workers)
+    def crash(self, worker: int) -> None:
+        """End a worker without a trace: its rows stay."""
+        self._play(self._running.crash, worker)
+
+    @rule(worker=workers)
+    def restart(self, worker: int) -> None:
+        """Start a worker; if it runs, close it first."""
+        self._play(self._running.start, worker)
+
+    @rule(worker=workers)
+    def clean_up(self, worker: int) -> None:
+        """Let a worker make a pass."""
+        self._play(self._running.clean_up, worker)
+
+    @precondition(_on_virtual_clock)
+    @rule(leases=st.sampled_from([0.03, 0.2, 0.45, 0.7, 1.3]))
+    def time_passes(self, leases: float) -> None:
+        """Let time pass, in parts of ``session_ttl``; workers make their own passes."""
+        self._play(trio.sleep, leases * self._pace.session_ttl)
+
+    # ---- messages and owners ----
+
+    async def _broadcast(self, worker: int, session: str, durable: bool, count: int) -> None:  # noqa: FBT001
+        for _ in range(count):
+            await self._running.broadcast(worker, session, durable=durable)
+
+    @rule(worker=workers, session=sessions, durable=st.booleans(), count=st.integers(1, 4))
+    def broadcast(self, worker: int, session: str, durable: bool, count: int) -> None:  # noqa: FBT001
+        """Send so many messages from the worker, wherever the session is."""
+        self._play(self._broadcast, worker, session, durable, count)
+
+    @rule(session=sessions)
+    def read(self, session: str) -> None:
+        """Read the session's messages where it is held, by ``open_inbox``."""
+        self._play(self._running.read, session)
+
+    @rule(session=sessions)
+    def respond(self, session: str) -> None:
+        """Read them by ``respond``."""
+        self._play(self._running.respond, session)
+
+    @rule(worker=workers, session=sessions, owner=st.one_of(st.none(), owners))
+    def set_owner(self, worker: int, session: str, owner: str | None) -> None:
+        """Set the session's owner, from the worker."""
+        self._play(self._running.set_owner, worker, session, owner)
+
+    @rule(worker=workers, session=sessions, owner=owners)
+    def claim_owner(self, worker: int, session: str, owner: str) -> None:
+        """Claim the session for an owner, from the worker."""
+        self._play(self._running.claim_owner, worker, session, owner)

@@ -1,0 +1,69 @@
+"""How time passes in a `RegistryMachine`: really, or not at all unless a rule says so."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import trio
+import trio.testing
+
+__all__ = ["REAL", "VIRTUAL", "Pace"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Durations, in seconds on the run's clock."""
+
+    is_virtual: bool
+    session_ttl: float
+    check_timeout: float
+    store_timeout: float
+    tick: float
+    """Between two rules: more than a store's clock needs to tell two moments apart, and, where
+    statements can be held up, more than the margin within which the order of adds is chance."""
+    lateness: float
+    """By which an answer is late."""
+    moment: float
+    """To wait for what need not come."""
+    patience: float
+    """To wait for what must come."""
+    until_all_dead_are_swept: float
+    """0.0: no lease runs out."""
+
+    def make_clock(self) -> trio.abc.Clock | None:
+        """Return the clock of a run; None: the real one."""
+        return trio.testing.MockClock(autojump_threshold=0) if self.is_virtual else None
+
+    def settings(self) -> Mapping[str, float]:
+        """Return the settings of each registry; no message is ever too old."""
+        return {
+            "session_ttl": self.session_ttl,
+            "cleanup_interval": self.session_ttl / 2,
+            "check_timeout": self.check_timeout,
+            "disconnect_timeout": self.check_timeout,
+            "store_timeout": self.store_timeout,
+            "message_ttl": 1e6,
+        }
+
+
+VIRTUAL = Pace(
+    is_virtual=True,
+    session_ttl=100.0,
+    check_timeout=1.0,
+    store_timeout=2.0,
+    tick=0.1,
+    lateness=0.5,
+    moment=0.5,
+    patience=60.0,
+    until_all_dead_are_swept=220.0,
+)
+REAL = Pace(
+    is_virtual=False,
+    session_ttl=3600.0,
+    check_timeout=0.05,
+    store_timeout=30.0,
+    tick=0.005,
+    lateness=0.01,
+    moment=0.01,
+    patience=10.0,
+    until_all_dead_are_swept=0.0,
+)
