@@ -126,6 +126,21 @@ async def test_leaving_with_the_database_away_is_bounded_and_raises_nothing(
     assert store.calls["close"] == 1
 
 
+async def test_leaving_deletes_what_an_outage_has_left(shared: Shared) -> None:
+    """The store is there again, and no pass has come since; nor is anything said of it."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as registry:
+        for session_id in ("removed", "held"):
+            await registry.add_session(session_id, FakeTransport())
+        store.fail(Fault.FAILS)
+        await registry.remove_session("removed")
+        assert registry.statistics().leftover_rows == 1
+        store.heal()
+    assert registry.statistics().leftover_rows == 0
+    assert shared.backdoor.rows() == {}
+    assert registry.worker_id not in shared.backdoor.workers()
+
+
 async def test_leaving_with_a_store_that_hangs_is_bounded(autojump_clock: MockClock) -> None:
     """By one ``store_timeout`` for all of it, whatever hangs: a pass, an insert, the deletion."""
     store = FaultyStore(MemoryStore())

@@ -60,6 +60,10 @@ class Departures:
         if self.ended(session_id) <= up_to:
             self._ended.pop(session_id, None)
 
+    def forget_all(self) -> None:
+        """Note that no row of this incarnation is there any more."""
+        self._ended.clear()
+
     def due(self) -> list[str]:
         """Return the ids whose rows are to be deleted, and with which nobody is busy."""
         return [one for one in self._ended if one not in self._departing]

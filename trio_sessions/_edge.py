@@ -298,8 +298,11 @@ class Edge:
             lambda: self._store.own_rows(self.worker, after=after, limit=limit), list
         )
 
-    async def delete_all(self) -> None:
-        """Delete every row of this incarnation, in batches; does not raise."""
+    async def delete_all(self) -> bool:
+        """Delete every row of this incarnation, in batches; say whether it is done.
+
+        It raises nothing: what fails is logged.
+        """
         limit = self._settings.batch_size
         try:
             while True:
@@ -307,9 +310,10 @@ class Edge:
                     lambda: self._store.delete_all(self.worker, limit=limit), Swept
                 )
                 if not deleted.more:
-                    return
+                    return True
         except SessionsError as exc:
             logger.warning("rows of this worker stay until they expire: %s", exc)
+            return False
 
     async def sweep(self, *, limit: int) -> Swept:
         """Stamp, for a pass has ended, and delete a bounded part of what has expired.

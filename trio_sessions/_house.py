@@ -178,13 +178,14 @@ class House:
         await self._writer.finish(deadline)
         await self.background.finish_jobs()
         self.messages.drop_what_is_left()
+        # What is left over has failed before; the database may be there again.
+        with trio.move_on_at(deadline):
+            if await self._edge.delete_all():
+                self._departures.forget_all()
         if len(self._departures):
             logger.warning(
                 "rows of %d sessions of this worker stay until they expire", len(self._departures)
             )
-            return
-        with trio.move_on_at(deadline):
-            await self._edge.delete_all()
 
     def statistics(self) -> RegistryStatistics:
         """See `SessionRegistry.statistics`."""
