@@ -22,7 +22,7 @@ from trio_sessions.testing import simulate, store_conformance
 from trio_sessions.testing._simulation import Run, picture, run_once
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._link import Link, Network
-from trio_sessions.testing._simulation._rules import WEIGHTS
+from trio_sessions.testing._simulation._mixes import WEIGHTS
 from trio_sessions.testing.simulate import main
 from trio_sessions.types import Presence
 

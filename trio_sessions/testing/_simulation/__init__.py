@@ -3,7 +3,8 @@
 ::
 
     _run           one run: steps, then peace
-    _rules         what may happen in a step
+    _rules         what may happen in a step           _mixes     how often
+    _disasters     what becomes of the database
     _judge         the invariants
     _clients       connections, which are transports    _workers   registries that pause and die
     _link          one worker's way to the database, and what goes wrong on it
@@ -13,9 +14,9 @@
     _events        the trace                            _seeded    chance and clocks from a seed
 """
 
+from trio_sessions.testing._simulation._mixes import MIXES
 from trio_sessions.testing._simulation._picture import picture
 from trio_sessions.testing._simulation._report import SimulationReport
-from trio_sessions.testing._simulation._rules import MIXES
 from trio_sessions.testing._simulation._run import MOST_WORKERS, Run, run_once
 from trio_sessions.testing._simulation._simulate import simulate
 

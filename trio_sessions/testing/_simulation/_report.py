@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from trio_sessions.testing._simulation._rules import WEIGHTS
+from trio_sessions.testing._simulation._mixes import WEIGHTS
 from trio_sessions.testing._simulation._run import Run
 
 __all__ = ["SimulationReport"]

@@ -15,7 +15,8 @@ from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import DATABASE, Event, Log
 from trio_sessions.testing._simulation._judge import Judge
 from trio_sessions.testing._simulation._link import Network
-from trio_sessions.testing._simulation._rules import MIXES, Rules
+from trio_sessions.testing._simulation._mixes import MIXES
+from trio_sessions.testing._simulation._rules import Rules
 from trio_sessions.testing._simulation._seeded import seeded
 from trio_sessions.testing._simulation._workers import SETTINGS
 

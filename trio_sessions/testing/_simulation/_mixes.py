@@ -1,0 +1,56 @@
+"""How often what happens: by name, weights for a run."""
+
+from collections.abc import Mapping
+
+__all__ = ["MIXES", "WEIGHTS"]
+
+WEIGHTS: Mapping[str, int] = {
+    "connect": 24,
+    "connect_many": 2,
+    "move": 10,
+    "reconnect": 4,
+    "die": 6,
+    "remove": 4,
+    "change_answers": 3,
+    "ask": 10,
+    "flood": 1,
+    "send": 8,
+    "pass_now": 6,
+    "break_link": 5,
+    "break_database": 3,
+    "heal": 9,
+    "fail_over": 2,
+    "restore": 1,
+    "replace": 1,
+    "restart_database": 1,
+    "lag": 1,
+    "fill_up": 1,
+    "refuse_rows": 2,
+    "hide_rows": 1,
+    "set_clock": 1,
+    "delete_row": 2,
+    "truncate": 1,
+    "truncate_by_mistake": 1,
+    "pause": 2,
+    "resume": 2,
+    "crash": 1,
+    "leave": 1,
+}
+
+_MOVES = {
+    "connect": 6,
+    "move": 24,
+    "reconnect": 12,
+    "die": 2,
+    "remove": 10,
+    "pass_now": 8,
+    "break_link": 14,
+    "break_database": 3,
+    "heal": 10,
+}
+MIXES: Mapping[str, Mapping[str, int]] = {
+    "all": WEIGHTS,
+    "moves": _MOVES,
+    "losses": {**_MOVES, "connect": 20, "fail_over": 14, "move": 8},
+}
+"""Where everything happens, little of one kind does."""
