@@ -143,10 +143,11 @@ class JsonStore(SessionStore):
             book.workers[worker.incarnation] = {**asdict(presence), **lease, "history": history}
             swept, _ = book.state["gone"].get(worker.incarnation, ("", 0.0))
             if after is None or swept == after:
-                return Begun(was_swept=after is not None)
+                return Begun(was_swept=after is not None, clock=book.now)
             doubtful_until = book.now + 2 * book.longest("cleanup_interval")
             book.state["doubtful_until"] = max(book.state["doubtful_until"], doubtful_until)
-            return Begun(was_swept=False, doubt=book.state["doubtful_until"] - book.now)
+            doubt = book.state["doubtful_until"] - book.now
+            return Begun(was_swept=False, doubt=doubt, clock=book.now)
 
         return await self._run(worker, work)
 

@@ -336,6 +336,11 @@ class BeginsTwice(MemoryStore):
         return await super().begin(worker, history, presence, after=after)
 
 
+class TellsNoClock(MemoryStore):
+    async def begin(self, worker: Worker, *args: Any, **details: Any) -> Begun:
+        return replace(await super().begin(worker, *args, **details), clock=None)
+
+
 class KnowsWorkersByTheirName(MemoryStore):
     async def begin(self, worker: Worker, *args: Any, **details: Any) -> Begun:
         begun = await super().begin(worker, *args, **details)
@@ -428,6 +433,7 @@ MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (CutsLongOwners, "the_longest_words_come_back_as_they_were"),
     (CountsCharacters, "the_longest_words_come_back_as_they_were"),
     (BeginsTwice, "a_history_may_be_begun_twice"),
+    (TellsNoClock, "whoever_begins_is_told_the_clock"),
     (KnowsWorkersByTheirName, "a_restart_has_a_witness_of_its_own"),
     (StampsWhatIsLate, "a_late_batch_does_nothing"),
     (AnswersAtOnce, "every_operation_of_a_worker_is_a_checkpoint"),

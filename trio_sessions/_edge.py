@@ -267,9 +267,12 @@ class Edge:
 
     async def begin(self, history: str, presence: Presence, *, after: str | None) -> Begun:
         """Begin a history, after another one that the store does not have any more."""
-        return await self._ask(
+        asked_at = trio.current_time()
+        begun = await self._ask(
             lambda: self._store.begin(self.worker, history, presence, after=after), Begun
         )
+        self._estimate.read(begun.clock, asked_at)
+        return begun
 
     async def stamp(self, *, passed: bool) -> None:
         """Stamp the worker's row.
@@ -322,7 +325,6 @@ class Edge:
             WentBack: nothing was deleted.
         """
         settings = self._settings
-        asked_at = trio.current_time()
         flight = self._witness.depart()
         try:
             swept = await self._ask(
@@ -338,8 +340,6 @@ class Edge:
             )
             if swept.stamped is None:
                 raise _breach("it has set no stamp")
-            if not self._estimate.is_set:  # else a shorter round trip tells more
-                self._estimate.read(swept.stamped.clock, asked_at)
             self._witness.land(flight, swept.stamped.stamp)
         finally:
             self._witness.lose(flight)

@@ -41,11 +41,6 @@ class ClockEstimate:
         self._round_trip = 0.0
         self._growth = 1.0
 
-    @property
-    def is_set(self) -> bool:
-        """The clock has been read; before, nothing that comes late is refused."""
-        return self._reading is not None
-
     def read(self, clock: float | None, asked_at: float) -> None:
         """Take note of a reading that came just now, to what was asked at a moment of Trio's."""
         if clock is not None:

@@ -220,6 +220,8 @@ class Begun:
     """The worker's row was swept in the history before: it has lost its lease."""
     doubt: float = 0.0
     """Seconds for which the store is in doubt from now on, for it went back; 0: it did not."""
+    clock: float | None = None
+    """When it was begun, in seconds on the store's clock: so the first batch has a last moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,7 +133,11 @@ class RegistryMachine(RuleBasedStateMachine):
         return self._fleet
 
     def _play(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
-        """Carry out one step, a moment after the last one, and look at what there is then."""
+        """Carry out one step, a moment after the last one, and look at what there is then.
+
+        What fails ends the history: pasted code has no ``finally``, and its Trio run must not outlive
+        it.
+        """
         fleet = self._running
 
         async def play() -> None:
@@ -142,7 +146,11 @@ class RegistryMachine(RuleBasedStateMachine):
             await fleet.look()
 
         assert self._driver is not None
-        self._driver.call(play, patience=_PATIENCE)
+        try:
+            self._driver.call(play, patience=_PATIENCE)
+        except BaseException:
+            self._close()
+            raise
 
     @initialize(
         batch_size=st.sampled_from([1, 1000]),
@@ -173,18 +181,22 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let everything heal, look at what is left, and close it all."""
+        try:
+            if (
+                self._fleet is not None and sys.exception() is self._error_outside
+            ):  # none has failed
+                assert self._driver is not None
+                self._driver.call(self._fleet.settle, patience=_PATIENCE)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         driver, fleet = self._driver, self._fleet
         self._driver = self._fleet = None
-        if driver is None:
-            return
-        with contextlib.closing(driver):
-            if fleet is None:
-                return
-            try:
-                if sys.exception() is self._error_outside:  # nothing has failed so far
-                    driver.call(fleet.settle, patience=_PATIENCE)
-            finally:
-                driver.call(fleet.stop, patience=_PATIENCE)
+        if driver is not None:
+            with contextlib.closing(driver):
+                if fleet is not None:
+                    driver.call(fleet.stop, patience=_PATIENCE)
 
     # ---- sessions ----
 

@@ -64,10 +64,10 @@ class Workers:
         )
         swept, _ = self._gone.get(worker.incarnation, ("", now))
         if after is None or swept == after:
-            return Begun(was_swept=after is not None)
+            return Begun(was_swept=after is not None, clock=now)
         self._doubtful_until = max(self._doubtful_until, now + self._doubt())
         self._set_doubt_right(now)
-        return Begun(was_swept=False, doubt=self._doubtful_until - now)
+        return Begun(was_swept=False, doubt=self._doubtful_until - now, clock=now)
 
     def seen(self, worker: Worker) -> Stamp | None:
         """Return a worker's stamp as it stands."""

@@ -181,6 +181,20 @@ async def a_history_may_be_begun_twice(make_store: MakeStore) -> None:
         assert stamp == Stamp(history="once", beat=2)
 
 
+async def whoever_begins_is_told_the_clock(make_store: MakeStore) -> None:
+    """Else a first batch that is held up for long would have no last moment."""
+    async with opened(make_store, "a") as (a,):
+        begun = await a.store.begin(a.worker, "first", _presence(), after=None)
+        assert begun.clock is not None, "it names no clock"
+        clock = (await commit(a, Stamp(history="first", beat=1))).clock
+        assert clock is not None
+        assert 0 <= clock - begun.clock < 10
+        for after in ("first", "another"):
+            begun = await a.store.begin(a.worker, f"after {after}", _presence(), after=after)
+            assert begun.clock is not None, "it names no clock"
+            assert 0 <= begun.clock - clock < 10
+
+
 async def a_restart_has_a_witness_of_its_own(make_store: MakeStore) -> None:
     """The row of a worker is that of its incarnation, whatever it is called."""
     async with opened(make_store, "a", "a") as (a, restarted):
@@ -382,6 +396,7 @@ worker_checks: tuple[Check, ...] = (
     the_rows_of_an_incarnation_can_be_counted_and_listed,
     a_worker_that_leaves_takes_its_row_along,
     a_history_may_be_begun_twice,
+    whoever_begins_is_told_the_clock,
     a_restart_has_a_witness_of_its_own,
     every_operation_of_a_worker_is_a_checkpoint,
     stamps_keep_rows_that_are_not_refreshed,

@@ -1,6 +1,7 @@
 """Refreshing, leaving and sweeping."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -148,7 +149,9 @@ class Lease:
     ) -> Begun:
         """Write the worker's row anew."""
         with self._grammar.transaction(connection):
-            return self._witness.begin(connection, worker, history, presence, after=after)
+            clock = self._grammar.clock()
+            begun = self._witness.begin(connection, worker, history, presence, after=after)
+        return replace(begun, clock=clock)
 
     def stamp(
         self, connection: sa.Connection, worker: Worker, stamp: Stamp, *, passed: bool

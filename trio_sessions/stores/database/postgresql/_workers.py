@@ -18,7 +18,7 @@ from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.postgresql._doubt import SERVER
 from trio_sessions.stores.database.postgresql._kinds import OWN, Names, all_own
 from trio_sessions.stores.database.postgresql._pipeline import in_one_round_trip
-from trio_sessions.stores.database.postgresql._witness import STAMPED, known, told
+from trio_sessions.stores.database.postgresql._witness import CLOCK, STAMPED, known, told
 from trio_sessions.types import Begun, Presence, Stamp, Stamped
 
 __all__ = ["Workers", "stamp_and_vouch", "stamped", "vouch"]
@@ -163,7 +163,7 @@ def _begin(names: Names) -> str:
         )
         SELECT told.was_swept, CAST(extract(
                 epoch FROM (SELECT n.doubtful_until FROM noted AS n) - clock_timestamp()
-            ) AS float8) AS doubt
+            ) AS float8) AS doubt, {CLOCK} AS clock
         FROM told"""
 
 
@@ -195,7 +195,7 @@ class Workers:
         }
         statements = [_lock(self._names), _begin(self._names)]
         [row] = in_one_round_trip(connection, statements, parameters)
-        return Begun(was_swept=row.was_swept, doubt=row.doubt or 0.0)
+        return Begun(was_swept=row.was_swept, doubt=row.doubt or 0.0, clock=row.clock)
 
     def stamp(
         self, connection: sa.Connection, worker: Worker, stamp: Stamp, *, passed: bool
