@@ -135,8 +135,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def _play(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
         """Carry out one step, a moment after the last one, and look at what there is then.
 
-        What fails ends the history: pasted code has no ``finally``, and its Trio run must not outlive
-        it.
+        What fails ends the history, with its run of Trio: pasted code has no ``finally``.
         """
         fleet = self._running
 
