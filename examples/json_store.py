@@ -146,6 +146,7 @@ class JsonStore(SessionStore):
                 return Begun(was_swept=after is not None, clock=book.now)
             doubtful_until = book.now + 2 * book.longest("cleanup_interval")
             book.state["doubtful_until"] = max(book.state["doubtful_until"], doubtful_until)
+            book.state["unbroken_since"] = book.now
             doubt = book.state["doubtful_until"] - book.now
             return Begun(was_swept=False, doubt=doubt, clock=book.now)
 

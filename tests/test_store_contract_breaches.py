@@ -336,6 +336,14 @@ class BeginsTwice(MemoryStore):
         return await super().begin(worker, history, presence, after=after)
 
 
+class SweepsAfterARewind(MemoryStore):
+    async def begin(self, *args: Any, **details: Any) -> Begun:
+        series = self._workers._unbroken_since
+        begun = await super().begin(*args, **details)
+        self._workers._unbroken_since = series
+        return begun
+
+
 class TellsNoClock(MemoryStore):
     async def begin(self, worker: Worker, *args: Any, **details: Any) -> Begun:
         return replace(await super().begin(worker, *args, **details), clock=None)
@@ -412,6 +420,7 @@ MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (StampsUnasked, "what_the_store_does_not_know_sweeps_nothing"),
     (ASweepOfNothingDoesNotVouch, "a_sweep_of_nothing_vouches"),
     (AStampDoesNotVouch, "a_stamp_vouches_for_the_fleet"),
+    (SweepsAfterARewind, "a_rewind_opens_a_grace"),
     (DropsStaleMessagesWithoutALimit, "all_messages_of_a_sweep_share_its_limit"),
     (DropsStaleMessagesWithALimitOfZero, "all_messages_of_a_sweep_share_its_limit"),
     (SaysThatThereIsMore, "all_messages_of_a_sweep_share_its_limit"),

@@ -101,7 +101,8 @@ class RowStore(Store):
         series of vouchings that it belongs to. A vouching more than ``max_gap`` seconds
         after the last one, or before it (the clock was set back), starts a new series; the gap
         grows with the longest ``session_ttl`` of the workers that the store knows, as if all had
-        that one. In a store that has never held a row the series has no beginning.
+        that one. So does a worker that says that the store went back: stamps may be forgotten
+        (`WorkerStore.begin`). In a store that has never held a row the series has no beginning.
 
         Expired are rows of other incarnations whose **lease** has run out, more than a ttl ago
         (equality is not expired), and which were not refreshed for as long, **if the series is

@@ -257,6 +257,22 @@ async def a_gap_is_as_long_as_the_longest_lease_allows(make_store: MakeStore) ->
         assert (await sweep(a, session_ttl=TTL, max_gap=GAP)).sessions == 1
 
 
+async def a_rewind_opens_a_grace(make_store: MakeStore) -> None:
+    """What others have stamped may be forgotten, and they may be cut off just now."""
+    async with opened(make_store, "a", "b") as (a, b):
+        await begin(a)
+        await commit(b, await begin(b, session_ttl=TTL), claim("s"))
+        for _ in range(6):
+            await trio.sleep(PAST / 6)
+            await sweep(a, session_ttl=TTL, max_gap=LONG, limit=0)
+        start = trio.current_time()
+        await begin(a, rewound=True)
+        swept = await sweep(a, session_ttl=TTL, max_gap=LONG)
+        assert not swept.sessions or trio.current_time() - start >= TTL, "it knows of no rewind"
+        await trio.sleep(PAST)
+        assert (await sweep(a, session_ttl=TTL, max_gap=LONG)).sessions == 1, "it never ends"
+
+
 lease_checks: tuple[Check, ...] = (
     a_claim_renews_the_row,
     only_its_holder_renews_a_row,
@@ -268,4 +284,5 @@ lease_checks: tuple[Check, ...] = (
     a_sweep_of_nothing_vouches,
     a_stamp_vouches_for_the_fleet,
     a_gap_is_as_long_as_the_longest_lease_allows,
+    a_rewind_opens_a_grace,
 )

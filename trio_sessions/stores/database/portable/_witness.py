@@ -99,7 +99,10 @@ class Witness:
             )
             .on_conflict_do_update(
                 index_elements=[fleet.c.id],
-                set_={"doubtful_until": sa.case((known > until, known), else_=until)},
+                set_={
+                    "doubtful_until": sa.case((known > until, known), else_=until),
+                    "unbroken_since": now(),
+                },
             )
         )
 

@@ -158,7 +158,8 @@ def _begin(names: Names) -> str:
             FROM told CROSS JOIN begun
             WHERE {_AFTER} IS NOT NULL AND NOT told.was_swept
             ON CONFLICT (id) DO UPDATE
-                SET doubtful_until = greatest(f.doubtful_until, excluded.doubtful_until)
+                SET doubtful_until = greatest(f.doubtful_until, excluded.doubtful_until),
+                    unbroken_since = clock_timestamp()
             RETURNING f.doubtful_until
         )
         SELECT told.was_swept, CAST(extract(
