@@ -122,12 +122,27 @@ def _silence_is_an_answer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_cleanup, "judge_connection", judge_connection)
 
 
+def _rewind_without_a_grace(patch: pytest.MonkeyPatch) -> None:
+    original = Workers.begin
+
+    def begin(self: Workers, *args: Any, **details: Any) -> Any:
+        series = self._unbroken_since
+        begun = original(self, *args, **details)
+        self._unbroken_since = series
+        return begun
+
+    patch.setattr(Workers, "begin", begin)
+
+
 SWITCHES = [
     Switch("the witness is not judged", _witness_not_judged, "0"),
     Switch("a batch is carried out whatever stamp it names", _stamp_in_any_case, "0"),
     Switch("no brake", _no_brake, "3"),
     Switch("a lease is as old as its row", _lease_of_the_row, "1"),
-    Switch("no gap is an outage", _no_gap, "19"),
+    Switch("no gap is an outage", _no_gap, "21"),
+    Switch(
+        "a rewind begins no series", _rewind_without_a_grace, "1-19", 150, workers=5, mix="losses"
+    ),
     Switch("late statements are carried out", _late_statements, "4", mix="moves"),
     Switch("no doubt in questions", _no_doubt, "2"),
     Switch("nothing is restored", _nothing_restored, "0"),
