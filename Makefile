@@ -29,7 +29,7 @@ demo: $(VENV)/.demo ## run the main job on real connections and an SQLite file
 	$(BIN)/trio-sessions demo
 
 test: $(VENV)/.dev ## run the whole suite, a real PostgreSQL included
-	PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+	PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(PYTEST_ARGS)
 
 test-all: ## the suite on each Python from 3.11 on that is present
 	sh tests/all_pythons.sh
