@@ -1,6 +1,7 @@
 """Owners and capabilities: shared by all workers, and never stale."""
 
 import contextlib
+import copy
 from typing import Any
 
 import pytest
@@ -632,3 +633,21 @@ async def test_bad_owners_and_capabilities_are_refused_at_the_door() -> None:
     ):
         with pytest.raises(RegistryClosed):
             await call
+
+
+async def test_a_row_of_ones_own_that_is_not_ones_own_says_nothing() -> None:
+    """A replica that lags shows a session as it was before it moved; or a late statement."""
+    store = MemoryStore()
+    async with open_registry(store) as a, open_registry(store) as b:
+        await a.add_session("s", FakeTransport())
+        before = copy.copy(store._rows["s"])
+        await b.add_session("s", FakeTransport())
+        assert (await a.cleanup()).taken_over == ("s",)
+        store._rows["s"], now = before, store._rows["s"]
+        assert await a.session_exists("s") is None
+        for ask in (a.locate_session, a.get_session_owner):
+            with pytest.raises(StoreUnavailable, match="lags behind"):
+                await ask("s")
+        store._rows["s"] = now
+        assert await a.session_exists("s") is True
+        assert await a.locate_session("s") == b.worker_id

@@ -26,6 +26,11 @@ from trio_sessions.writes import ClaimOwner, Keep, SetCapabilities, SetOwner, Wr
 
 __all__ = ["Owners"]
 
+_NOT_OURS = (
+    "the database says that this worker holds the session, which it does not: it lags behind, or a "
+    "statement came late, and the next pass deletes the row; who holds the session is unknown"
+)
+
 
 class _SayOrder(Order[Holder | None]):
     """Something that is said of a session, behind the claim of its row.
@@ -230,13 +235,21 @@ class Owners:
 
         Where the session, or what was left over, has been replaced while the store was asked, it is
         asked again: the answer may be of either session.
+
+        Raises:
+            StoreUnavailable: the row is this worker's, which neither holds the session nor has
+                left it over. A replica lags, and it is another's by now; or a late statement has
+                written it, and the next pass deletes it.
         """
         while True:
             known = ended, _ = self._known(session_id)
             holder = await self._edge.locate(session_id)
             if self._known(session_id) == known:
-                is_own = holder is not None and self._edge.is_own(holder)
-                return holder, is_own and (ended > 0 or session_id not in self._table)
+                if holder is None or not self._edge.is_own(holder):
+                    return holder, False
+                if not ended and session_id not in self._table:
+                    raise StoreUnavailable(_NOT_OURS)
+                return holder, ended > 0
 
     def _known(self, session_id: str) -> tuple[int, Pending | None]:
         """Return what is another as soon as an answer may be of another session of this id."""
@@ -257,10 +270,10 @@ class Owners:
     async def locate(self, session_id: str) -> str | None:
         """See `SessionRegistry.locate_session`, for a session that is not held here.
 
-        A row of this very incarnation is what a removed session has left: nobody holds it.
+        A row that a removed session has left here means that nobody holds it.
         """
-        holder = await self._edge.locate(session_id)
-        return None if holder is None or self._edge.is_own(holder) else holder.worker_id
+        holder, is_left_over = await self._locate(session_id)
+        return None if holder is None or is_left_over else holder.worker_id
 
     async def get_owner(self, session_id: str) -> str | None:
         """See `SessionRegistry.get_session_owner`."""
