@@ -195,6 +195,23 @@ async def test_the_stamp_between_passes_notices_it(
         assert a.statistics().database_rewinds == 1
 
 
+async def test_a_claim_that_waits_for_a_history_grows_older(autojump_clock: MockClock) -> None:
+    """It says how long ago its session was added; it must not win over who came meanwhile."""
+    memory = MemoryStore()
+    store = GatedStore(memory)
+    async with open_registry(store, session_ttl=3600.0) as a, trio.open_nursery() as nursery:
+        memory._workers._rows.clear()
+        begin = store.hold("begin")
+        start = trio.current_time()
+        nursery.start_soon(a.add_session, "s", FakeTransport())
+        await begin.reached.wait()
+        await trio.sleep(5)
+        begin.open()
+        while "s" not in memory._rows:
+            await trio.sleep(0.1)
+        assert memory._rows["s"].taken_at - start < 1
+
+
 async def test_a_pass_tells_of_what_was_restored_before_it(shared: Shared) -> None:
     """What a batch has noticed is in the report of the next pass."""
     async with shared.open() as a:

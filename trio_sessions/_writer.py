@@ -228,16 +228,17 @@ class Writer:
 
     async def _commit(self, orders: Sequence[Order[Any]]) -> list[Order[Any]]:
         """Commit orders; return those that are to go again after a pause: their rows are locked."""
-        sent, writes = _make(orders)
-        if not writes:
-            await trio.lowlevel.checkpoint()
-            return []
         try:
             if self._histories.must_begin:
                 with self._new_scope() as scope:
                     await self._histories.ensure()
                 if scope.cancelled_caught:
                     raise _closed()
+            # Only now, for a claim says how long ago its session was added.
+            sent, writes = _make(orders)
+            if not writes:
+                await trio.lowlevel.checkpoint()
+                return []
             answers = await self._edge.commit(writes, self._new_scope())
         except StoreUnavailable as exc:
             if self._gives_up:
