@@ -36,8 +36,11 @@ async def test_without_the_helper_the_error_says_what_to_do(
     autojump_clock: MockClock, sqlite: Shared
 ) -> None:
     """The clock jumps over store_timeout while the thread is at work."""
+    store = FaultyStore(sqlite.make_store())
+    store.fail(Fault.HANGS, "open")  # as a thread that is at work, for longer than a jump takes
     with pytest.raises(StoreUnavailable, match=r"with trio_sessions\.testing\.virtual_time\(\):"):
-        await let_time_pass(sqlite)
+        async with sqlite.open(store=store):
+            raise AssertionError("it opened")
 
 
 @pytest.mark.parametrize("clock", [None, MockClock(autojump_threshold=0)])
