@@ -81,7 +81,7 @@ async def until(holds: Callable[[], bool]) -> None:
     """Wait until something holds."""
     with trio.fail_after(SOON):
         while not holds():
-            await trio.sleep(0.02)
+            await trio.sleep(0.02)  # another process has no event for us
 
 
 async def until_all_is_well(url: sa.URL, held: Held) -> None:

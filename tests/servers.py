@@ -204,7 +204,7 @@ class Server:
                 query(self.url, "SELECT 1")
             except sa.exc.OperationalError:
                 assert time.monotonic() < deadline, self.log()
-                time.sleep(0.05)
+                time.sleep(0.05)  # it tells nobody when it is ready
             else:
                 return
 
@@ -228,7 +228,7 @@ class Server:
         deadline = time.monotonic() + _STARTS_WITHIN
         while (self.folder / "data" / "postmaster.pid").exists():
             assert time.monotonic() < deadline, self.log()
-            time.sleep(0.02)
+            time.sleep(0.02)  # nor when it has ended
         self._reap()
 
     def kill(self) -> None:
@@ -259,7 +259,7 @@ class Server:
         deadline = time.monotonic() + _STARTS_WITHIN
         while not query(self.url, statement):
             assert time.monotonic() < deadline, self.log()
-            time.sleep(0.02)
+            time.sleep(0.02)  # nor how far it has come
 
     # ---- its data ----
 

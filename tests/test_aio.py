@@ -458,7 +458,7 @@ def test_a_cancelled_caller_cancels_trio_and_waits_for_it(run: Run) -> None:
                     return await super().locate(*args)
                 finally:
                     with trio.CancelScope(shield=True):
-                        await trio.sleep(0.05)
+                        await trio.sleep(0.05)  # is slow to end: what the test is about
                     ended.append(True)
 
         store = Slow(MemoryStore())

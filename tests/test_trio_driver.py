@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from trio_sessions.testing._driver import TrioDriver
+from trio_sessions.testing._machine._driver import TrioDriver
 
 
 def test_what_a_call_starts_lives_on_until_the_next() -> None:

@@ -1,6 +1,7 @@
 """The contract of a store as checks that any store can be put to, part by part."""
 
 from trio_sessions.testing._conformance._claims import claim_checks
+from trio_sessions.testing._conformance._doubt import doubt_checks
 from trio_sessions.testing._conformance._leases import lease_checks
 from trio_sessions.testing._conformance._manners import manner_checks
 from trio_sessions.testing._conformance._messages import message_checks
@@ -38,7 +39,7 @@ row_conformance: tuple[Check, ...] = (
 message_conformance: tuple[Check, ...] = message_checks
 """`MessageStore`, one check a rule; see `store_conformance`."""
 
-worker_conformance: tuple[Check, ...] = (*worker_checks, *lease_checks)
+worker_conformance: tuple[Check, ...] = (*worker_checks, *lease_checks, *doubt_checks)
 """`WorkerStore`, one check a rule; see `store_conformance`."""
 
 store_conformance: tuple[Check, ...] = (

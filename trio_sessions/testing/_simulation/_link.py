@@ -29,6 +29,7 @@ __all__ = ["PATIENCE", "Link", "LinkFault", "Network"]
 T = TypeVar("T")
 
 PATIENCE = 2.0  # seconds after which an operation is given up
+_FAR = 5 * PATIENCE  # seconds ahead: no last moment lies there that was reckoned by the right clock
 
 
 class LinkFault(enum.Enum):
@@ -147,7 +148,14 @@ class Link(SessionStore):
         else:
             await trio.lowlevel.checkpoint()
 
-    async def _ask(self, kind: str, worker: Worker, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _ask(
+        self,
+        kind: str,
+        worker: Worker,
+        operation: Callable[[], Awaitable[T]],
+        *,
+        may_land_late: bool = True,
+    ) -> T:
         async def statement() -> T:
             return await self._database.execute(kind, worker, operation)
 
@@ -157,11 +165,13 @@ class Link(SessionStore):
         fault = self.fault if self.fault is not LinkFault.NONE else self._network.fault
         if fault is not LinkFault.NONE:
             self._count(fault)
-        answer = await self._meet(fault, statement)
+        answer = await self._meet(fault, statement, may_land_late=may_land_late)
         await self.while_running()
         return answer
 
-    async def _meet(self, fault: LinkFault, statement: Callable[[], Awaitable[T]]) -> T:
+    async def _meet(
+        self, fault: LinkFault, statement: Callable[[], Awaitable[T]], *, may_land_late: bool
+    ) -> T:
         """Carry a statement out as a fault has it."""
         network = self._network
         chance = network.chance
@@ -170,11 +180,15 @@ class Link(SessionStore):
             raise StoreUnavailable("connection refused")
         if fault is LinkFault.HANGS:
             if chance.random() < 0.3:  # noqa: PLR2004 -- some arrive when the way is open again
-                network.send_astray(chance.choice([3.0, 20.0, 90.0]), statement)
+                delay = chance.choice([3.0, 20.0, 90.0])
+                if may_land_late:
+                    network.send_astray(delay, statement)
             await trio.sleep(PATIENCE)
             raise StoreUnavailable("no answer")
         if fault is LinkFault.LATE:
-            network.send_astray(chance.choice([0.5, 2.0, 5.0, 30.0, 100.0]), statement)
+            delay = chance.choice([0.5, 2.0, 5.0, 30.0, 100.0])
+            if may_land_late:
+                network.send_astray(delay, statement)
             await trio.sleep(chance.uniform(0.0, PATIENCE))
             raise StoreUnavailable("the connection was lost")
         await self._travel(0.45 if fault is LinkFault.SLOW else network.latency)
@@ -196,7 +210,16 @@ class Link(SessionStore):
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         """See `Store.commit`."""
-        return await self._ask("commit", worker, lambda: self._database.commit(worker, batch))
+        # The clock was set back, and the worker has not heard of it: it names a much too late
+        # last moment. That such a batch is refused is not promised, so it never comes late.
+        _, now = self._database.moment()
+        is_misjudged = batch.not_after is not None and batch.not_after > now + _FAR
+        return await self._ask(
+            "commit",
+            worker,
+            lambda: self._database.commit(worker, batch),
+            may_land_late=not is_misjudged,
+        )
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """See `RowStore.refresh`."""

@@ -7,7 +7,7 @@ session it may come, or come twice; where its session has ended, it must not com
 
 from dataclasses import dataclass, field
 
-from trio_sessions.testing._model import require
+from trio_sessions.testing._machine._model import require
 
 __all__ = ["Mailbox", "Owner"]
 

@@ -15,8 +15,8 @@ What is not certain is allowed: the model never accuses in doubt.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from trio_sessions.testing._door import Reach
-from trio_sessions.testing._lines import Line, LineState
+from trio_sessions.testing._machine._door import Reach
+from trio_sessions.testing._machine._lines import Line, LineState
 from trio_sessions.types import Holder
 
 __all__ = ["Add", "FleetModel", "Seen", "Unknown", "WorkerModel", "require"]

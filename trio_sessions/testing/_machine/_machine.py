@@ -19,11 +19,11 @@ from hypothesis.stateful import (
 )
 
 from trio_sessions.abc import SessionStore, Transport
-from trio_sessions.testing._door import Reach
-from trio_sessions.testing._driver import TrioDriver
-from trio_sessions.testing._fleet import Fleet
-from trio_sessions.testing._lines import LineState
-from trio_sessions.testing._pace import REAL, VIRTUAL, Pace
+from trio_sessions.testing._machine._door import Reach
+from trio_sessions.testing._machine._driver import TrioDriver
+from trio_sessions.testing._machine._fleet import Fleet
+from trio_sessions.testing._machine._lines import LineState
+from trio_sessions.testing._machine._pace import REAL, VIRTUAL, Pace
 from trio_sessions.testing._transports import FakeTransport
 
 __all__ = ["RegistryMachine"]

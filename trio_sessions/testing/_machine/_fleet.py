@@ -1,4 +1,7 @@
-"""What the rules of a `RegistryMachine` do: to real workers, and to the models beside them."""
+"""What the rules of a `RegistryMachine` do: to real workers, and to the models beside them.
+
+In one file, though a long one: whatever a rule does is told to all the models in the same step.
+"""
 
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,12 +12,12 @@ import trio.testing
 
 from trio_sessions import SessionNotFound, StoreUnavailable
 from trio_sessions.abc import SessionStore, Transport
-from trio_sessions.testing._door import Reach
-from trio_sessions.testing._lines import Line, LineState
-from trio_sessions.testing._model import FleetModel, Seen, require
-from trio_sessions.testing._pace import Pace
-from trio_sessions.testing._said import Mailbox, Owner
-from trio_sessions.testing._workers import LiveWorker, Stranger
+from trio_sessions.testing._machine._door import Reach
+from trio_sessions.testing._machine._lines import Line, LineState
+from trio_sessions.testing._machine._model import FleetModel, Seen, require
+from trio_sessions.testing._machine._pace import Pace
+from trio_sessions.testing._machine._said import Mailbox, Owner
+from trio_sessions.testing._machine._workers import LiveWorker, Stranger
 from trio_sessions.types import Holder
 
 __all__ = ["Fleet"]

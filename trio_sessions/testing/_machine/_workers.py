@@ -9,8 +9,8 @@ import trio
 from trio_sessions import SessionRegistry, serve_registry
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
-from trio_sessions.testing._door import Door, Reach
-from trio_sessions.testing._model import Unknown
+from trio_sessions.testing._machine._door import Door, Reach
+from trio_sessions.testing._machine._model import Unknown
 from trio_sessions.types import Holder
 from trio_sessions.writes import Batch, Claim, Delete, Unfinished
 

@@ -1,0 +1,16 @@
+"""The property suite for a store of your own, a state machine of Hypothesis.
+
+::
+
+    _machine      the rules, by name and argument, as Hypothesis prints them
+    _fleet        what each of them does             _pace      how time passes
+    _workers      registries that live and crash     _door      their way to the store
+    _lines        transports of clients
+    _model        what may be removed, and which rows must be there; knows no registry
+    _said         what was accepted: messages and owners
+    _driver       a Trio run that synchronous code drives
+"""
+
+from trio_sessions.testing._machine._machine import RegistryMachine
+
+__all__ = ["RegistryMachine"]
