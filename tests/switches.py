@@ -80,7 +80,7 @@ def _late_statements(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_doubt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Database, "_is_in_doubt", lambda self, worker: False)
+    patch.setattr(Database, "_is_in_doubt", lambda self, worker, now: False)
 
 
 def _nothing_restored(patch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import outcome
@@ -82,7 +83,7 @@ class Edge:
         )
         self._settings = settings
         self._process = this_process()
-        self._gate = trio.CapacityLimiter(max(1, settings.max_concurrent - _FREE))
+        self._gate = trio.Semaphore(max(1, settings.max_concurrent - _FREE))
         self._is_closed = False
 
     @property
@@ -187,7 +188,7 @@ class Edge:
         alone = may_leave and self._store.may_outlast_cancellation
         through = self._through_gate_alone if alone else self._through_gate
         try:
-            return await self._ask(lambda: through(operation), kind)
+            return await self._ask(partial(through, operation), kind)
         except StoreUnavailable as exc:
             if self._is_closed:
                 raise RegistryClosed("the registry was closed while the store was asked") from exc

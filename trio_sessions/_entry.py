@@ -40,6 +40,8 @@ class Row(enum.Enum):
     """A newer holder has it, in a committed answer, or it was swept while this worker slept: the
     next pass asks again, and removes."""
 
+    __hash__ = object.__hash__  # an enum's own is slow before Python 3.12
+
 
 _NEXT = {
     Row.UNWRITTEN: {Row.WRITING},

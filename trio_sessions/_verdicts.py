@@ -40,15 +40,13 @@ class Leases:
 
     def add(self, entry: Entry) -> None:
         """Sort a session in. One whose row is being written now is left alone."""
-        match entry.row:
-            case Row.CONFIRMED | Row.LOST:
-                self.refresh.append(entry)
-            case Row.UNWRITTEN:
-                self.restore.append(entry)
-            case Row.WRITING:
-                pass
-            case _:
-                assert_never(entry.row)
+        row = entry.row
+        if row is Row.CONFIRMED or row is Row.LOST:
+            self.refresh.append(entry)
+        elif row is Row.UNWRITTEN:
+            self.restore.append(entry)
+        else:
+            assert row is Row.WRITING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,7 +159,8 @@ class Writer:
         """Write until `finish`; to be run shielded, for what is under way must not be cut."""
         try:
             while not (self._closing and not self._lines.waiting):
-                self._lines.wake(trio.current_time())
+                if self._lines.next_due() is not None:
+                    self._lines.wake(trio.current_time())
                 batch = self._lines.next_batch()
                 if batch:
                     await self._carry_out(batch)
@@ -186,7 +187,7 @@ class Writer:
 
     async def _carry_out(self, batch: Sequence[Order[Any]]) -> None:
         """Commit a batch, in parts if it is refused; settle its orders, or have them go again."""
-        split_until = trio.current_time() + _SPLITTING
+        split_until: float | None = None
         parts: list[Sequence[Order[Any]]] = [batch]
         again: list[Order[Any]] = []
         while parts:
@@ -195,6 +196,8 @@ class Writer:
             try:
                 again += await self._commit(part)
             except (RowUnavailable, OperationTooLong, Late, WentBack) as exc:
+                if split_until is None:
+                    split_until = trio.current_time() + _SPLITTING
                 left = [order for order in part if order.stage is Stage.OUT]
                 at_once, later = self._judge_refusal(left, exc, split_until)
                 parts += at_once

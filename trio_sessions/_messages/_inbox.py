@@ -104,7 +104,7 @@ class Inbox:
         self._arrived: trio.Event | None = None
 
     def __len__(self) -> int:
-        return len(self._line)
+        return self._line.count
 
     @property
     def state(self) -> State:
@@ -128,14 +128,15 @@ class Inbox:
         """Take a message of this worker, unless it has to wait in the store."""
         if self._state is State.ENDED or self._own_waits or self._is_storing:
             return False
-        if len(self._line) >= MOST or self._line.size >= self._limit:
+        line = self._line
+        if line.count >= MOST or line.size >= self._limit:
             return False
         message = Message(payload, now + self._ttl, life=self._life)
         if self._state is State.CAUGHT_UP:
-            self._line.append(message)
+            line.append(message)
             self.wake()
         else:
-            self._line.append_early(message)
+            line.append_early(message)
         return True
 
     async def wait_until_may_store(self) -> None:
@@ -178,11 +179,13 @@ class Inbox:
     @property
     def should_fetch(self) -> bool:
         """It is read, and there is reason and room to fetch what waits in the store."""
-        if self._reader is None or self._asked is not None or not self._may_fetch:
+        if self._reader is None or self._asked is not None:
             return False
         if self._state is State.BEHIND:
-            return bool(self._stale) or len(self._line.due) <= MOST // 2
-        return self._has_more and len(self._line) <= MOST // 2
+            is_wanted = bool(self._stale) or len(self._line.due) <= MOST // 2
+        else:
+            is_wanted = self._has_more and self._line.count <= MOST // 2
+        return is_wanted and self._may_fetch
 
     @property
     def _may_fetch(self) -> bool:

@@ -14,7 +14,7 @@ it, too: so it waits for what was there before, however much comes later.
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 from trio_sessions._json import size_of
@@ -33,34 +33,31 @@ class Message:
     """Its id in the store, if it is there too."""
     life: int = 0
     """Counts how often the session was added again before it came."""
+    size: int = field(init=False)
+    """Its bytes, encoded."""
 
-    @property
-    def size(self) -> int:
-        """Its bytes, encoded."""
-        return size_of(self.payload)
+    def __post_init__(self) -> None:
+        """Count the bytes, once."""
+        self.size = size_of(self.payload)
 
 
 class Line:
     """See the head of this file."""
 
-    __slots__ = ("_boundary", "_early", "_ready", "_returned")
+    __slots__ = ("_boundary", "_early", "_ready", "_returned", "count", "size")
 
     def __init__(self) -> None:
         self._returned: deque[Message] = deque()
         self._ready: deque[Message] = deque()
         self._early: deque[Message] = deque()
         self._boundary: int | None = None
-
-    def __len__(self) -> int:
-        return len(self._returned) + len(self._ready) + len(self._early)
+        self.count = 0
+        """Messages in it; kept, for whoever sends asks for it each time."""
+        self.size = 0
+        """Bytes in it, likewise."""
 
     def __iter__(self) -> Iterator[Message]:
         return chain(self._returned, self._ready, self._early)
-
-    @property
-    def size(self) -> int:
-        """Bytes in it."""
-        return sum(message.size for message in self)
 
     @property
     def due(self) -> list[Message]:
@@ -86,10 +83,16 @@ class Line:
     def append(self, message: Message) -> None:
         """Let a message go out after what is ready."""
         self._ready.append(message)
+        self._count(message)
+
+    def _count(self, message: Message) -> None:
+        self.count += 1
+        self.size += message.size
 
     def append_early(self, message: Message) -> None:
         """Keep a message apart."""
         self._early.append(message)
+        self._count(message)
 
     def append_row(self, row: int, message: Message, *, after: float) -> None:
         """Let a row that was fetched go out in its place.
@@ -106,10 +109,12 @@ class Line:
         if not self._early:
             self._boundary = None
         self._ready.append(message)
+        self._count(message)
 
     def put_back(self, message: Message) -> None:
         """Let a message that was not finished go out first."""
         self._returned.appendleft(message)
+        self._count(message)
 
     def note_stored(self, row: int) -> None:
         """Note that this worker has stored a row after all that is here."""
@@ -124,11 +129,16 @@ class Line:
 
     def pop(self) -> Message:
         """Take out the next one."""
-        return (self._returned or self._ready).popleft()
+        message = (self._returned or self._ready).popleft()
+        self.count -= 1
+        self.size -= message.size
+        return message
 
     def drop(self, is_to_go: Callable[[Message], bool]) -> list[Message]:
         """Take out some; return them in their order."""
         gone = [message for message in self if is_to_go(message)]
+        self.count -= len(gone)
+        self.size -= sum(message.size for message in gone)
         if gone:
             for line in (self._returned, self._ready, self._early):
                 kept = [message for message in line if not is_to_go(message)]

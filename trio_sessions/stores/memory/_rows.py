@@ -56,7 +56,7 @@ class Row:
 
     def is_of(self, worker: Worker) -> bool:
         """Say whether this incarnation holds it."""
-        return (self.worker_id, self.incarnation) == (worker.worker_id, worker.incarnation)
+        return self.incarnation == worker.incarnation and self.worker_id == worker.worker_id
 
 
 class Rows(dict[str, Row]):
@@ -69,10 +69,32 @@ class Rows(dict[str, Row]):
 
     def own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, Row]]:
         """Return those of these rows that are there and are held by this incarnation."""
-        rows = ((session_id, self.get(session_id)) for session_id in session_ids)
         return [
-            (session_id, row) for session_id, row in rows if row is not None and row.is_of(worker)
+            (session_id, row)
+            for session_id in session_ids
+            if (row := self.get(session_id)) is not None and row.is_of(worker)
         ]
+
+    def of_others(self, worker: Worker) -> list[tuple[str, "Row"]]:
+        """Return the rows that another incarnation holds."""
+        own_id, own = worker.worker_id, worker.incarnation
+        return [
+            (session_id, row)
+            for session_id, row in self.items()
+            if row.incarnation != own or row.worker_id != own_id
+        ]
+
+    def set_right(self, now: float) -> None:
+        """Take back refreshes in the future: the clock was set back."""
+        for row in [row for row in self.values() if row.last_accessed > now]:
+            row.last_accessed = now
+
+    def count(self, worker: Worker) -> int:
+        """Return how many rows this incarnation holds."""
+        incarnations = [
+            row.incarnation for row in self.values() if row.worker_id == worker.worker_id
+        ]
+        return incarnations.count(worker.incarnation)
 
     def remove(self, session_id: str, limit: int) -> tuple[int, bool]:
         """Remove messages of a row, the oldest first, and the row with the last of them.
@@ -105,6 +127,7 @@ class Rows(dict[str, Row]):
         old = (
             (row.messages, message_id)
             for row in self.values()
+            if row.messages
             for message_id, message in row.messages.items()
             if message.stored_at < moment
         )

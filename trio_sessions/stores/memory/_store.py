@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import trio
 
@@ -112,9 +112,9 @@ class MemoryStore(SessionStore):
         """Return the moment on the clock of the rows."""
         return trio.current_time()
 
-    def _is_in_doubt(self, worker: Worker) -> bool:
+    def _is_in_doubt(self, worker: Worker, now: float) -> bool:
         """Say whether sessions may have been forgotten that this worker asks for."""
-        return self._workers.is_in_doubt(self._now())
+        return self._workers.is_in_doubt(now)
 
     def _restart_clock(self) -> None:
         """Take up a clock that has nothing to do with the one before."""
@@ -138,7 +138,7 @@ class MemoryStore(SessionStore):
                 return await self._answer(
                     Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=now)
                 )
-        in_doubt = self._is_in_doubt(worker)
+        in_doubt = self._is_in_doubt(worker, now)
         answers = [
             self._rows.carry_out(worker, one, now, in_doubt=in_doubt) for one in batch.writes
         ]
@@ -206,21 +206,21 @@ class MemoryStore(SessionStore):
 
     def _stamp(self, worker: Worker, stamp: Stamp, now: float, *, passed: bool) -> Stamped:
         new = self._workers.stamp(worker, stamp, now, passed=passed)
-        rows = sum(row.is_of(worker) for row in self._rows.values()) if passed else None
+        rows = self._rows.count(worker) if passed else None
         return Stamped(stamp=new, rows=rows, clock=now)
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session; see `SessionStore.locate`."""
         await self._begin()
         row = self._rows.get(session_id)
-        await self._check_doubt(worker, absent=row is None)
+        if row is None and self._is_in_doubt(worker, self._now()):
+            await self._refuse_in_doubt()
         return await self._answer(None if row is None else row.holder())
 
-    async def _check_doubt(self, worker: Worker, *, absent: bool) -> None:
-        """Raise if what is not there may have been forgotten."""
-        if absent and self._is_in_doubt(worker):
-            await self._answer(None)
-            raise StoreUnavailable(IN_DOUBT)
+    async def _refuse_in_doubt(self) -> NoReturn:
+        """Raise, for what is not there may have been forgotten."""
+        await self._answer(None)
+        raise StoreUnavailable(IN_DOUBT)
 
     # ---- owners and capabilities ----
 
@@ -228,14 +228,16 @@ class MemoryStore(SessionStore):
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
         await self._begin()
         row = self._rows.get(session_id)
-        await self._check_doubt(worker, absent=row is None)
+        if row is None and self._is_in_doubt(worker, self._now()):
+            await self._refuse_in_doubt()
         capabilities = None if row is None else row.capabilities
         return await self._answer(None if capabilities is None else capabilities.encoded)
 
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
         await self._begin()
-        await self._check_doubt(worker, absent=True)
+        if self._is_in_doubt(worker, self._now()):
+            await self._refuse_in_doubt()
         return await self._answer(
             [
                 session_id
@@ -305,21 +307,22 @@ class MemoryStore(SessionStore):
         workers = self._workers
         workers.vouch(now, session_ttl, max_gap)
         workers.set_right(now)
-        expired: list[str] = []
-        for session_id, row in self._rows.items() if limit else ():
-            row.last_accessed = min(row.last_accessed, now)
-            if (
-                len(expired) < limit
-                and not row.is_of(worker)
-                and workers.has_expired(row.incarnation, row.last_accessed, now, session_ttl)
-            ):
-                expired.append(session_id)
-        sessions, messages = self._rows.remove_some(expired, limit)
-        messages += self._rows.drop_older(now - message_ttl, limit - messages)
+        expired = (
+            session_id
+            for session_id, row in self._rows.of_others(worker)
+            if workers.has_expired(row.incarnation, row.last_accessed, now, session_ttl)
+        )
         if limit:
-            left = {row.incarnation for row in self._rows.values()}
-            workers.sweep(set(workers.lapsed(now)) - left - {worker.incarnation}, now)
-        more = (len(expired) >= limit or messages >= limit) and sessions + messages > 0
+            self._rows.set_right(now)
+        found = list(itertools.islice(expired, limit))
+        sessions, messages = self._rows.remove_some(found, limit)
+        messages += self._rows.drop_older(now - message_ttl, limit - messages)
+        lapsed = set(workers.lapsed(now)) - {worker.incarnation} if limit else set[str]()
+        if lapsed:
+            lapsed -= {row.incarnation for row in self._rows.values()}
+        if limit:
+            workers.sweep(lapsed, now)
+        more = (len(found) >= limit or messages >= limit) and sessions + messages > 0
         return await self._answer(
             Swept(sessions=sessions, messages=messages, more=more, stamped=stamped)
         )

@@ -86,8 +86,7 @@ class Database(MemoryStore):
         """Answer in the same step: the way back takes its time elsewhere."""
         return answer
 
-    def _is_in_doubt(self, worker: Worker) -> bool:
-        now = self._now()
+    def _is_in_doubt(self, worker: Worker, now: float) -> bool:
         return (
             self.weather.lag > 0
             or self._workers.is_in_doubt(now)
