@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_sessions._messages._line import Line, Message
+from trio_sessions._messages._line import Line, Message, Waiting
 
 _STEPS = st.lists(
     st.sampled_from(["append", "early", "row", "put back", "stored", "join", "pop", "drop"]),
@@ -13,7 +13,8 @@ _STEPS = st.lists(
 
 @given(steps=_STEPS, texts=st.lists(st.text("aé€😀", max_size=3), min_size=40, max_size=40))
 def test_it_counts_what_is_in_it(steps: list[str], texts: list[str]) -> None:
-    line = Line()
+    waiting = Waiting()
+    line = Line(waiting)
     for number, (step, text) in enumerate(zip(steps, texts, strict=False)):
         message = Message(text, expires_at=float(number))
         match step:
@@ -33,5 +34,5 @@ def test_it_counts_what_is_in_it(steps: list[str], texts: list[str]) -> None:
                 line.pop()
             case "drop":
                 line.drop(lambda one: len(one.payload) == 2)
-        assert line.count == len(list(line))
+        assert line.count == waiting.number == len(list(line))
         assert line.size == sum(len(one.payload.encode()) for one in line)

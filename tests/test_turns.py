@@ -8,7 +8,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 import pytest
 import trio
 from backdoors import MemoryBackdoor
+from trio.testing import MockClock
 
 import trio_sessions
 from trio_sessions import SessionRegistry, open_registry
@@ -186,7 +187,7 @@ def counting() -> Iterator[Turns]:
 
 async def test_no_step_grows_with_the_number_of_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever happens to all of them at once: a turn of the loop comes after so many."""
-    for module in ("_claims", "_cleanup", "_restoring", "_sessions", "_strays"):
+    for module in ("_claims", "_cleanup", "_restoring", "_sessions"):
         monkeypatch.setattr(f"trio_sessions.{module}._SLICE", SLICE)
     with counting() as turns:
         watch = Watch(turns, MANY)
@@ -207,8 +208,50 @@ async def test_no_step_grows_with_the_number_of_sessions(monkeypatch: pytest.Mon
     assert watch.backdoor.rows() == {}
 
 
+async def test_no_look_at_them_grows_with_their_number(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who can be asked, how many wait to be written, and what becomes of their messages."""
+    for module in ("_cleanup", "_owners", "_messages._inboxes", "_messages._reading"):
+        monkeypatch.setattr(f"trio_sessions.{module}._SLICE", SLICE)
+    monkeypatch.setattr("trio_sessions._messages._reading._BATCH", SLICE)
+    with counting() as turns:
+        watch = Watch(turns, MANY)
+        async with (
+            open_registry(watch.store, message_ttl=60.0, batch_size=SLICE) as registry,
+            open_registry(watch.store) as other,
+            AsyncExitStack() as inboxes,
+        ):
+            await watch.add_all(registry)
+            for one in watch.ids:
+                await registry.store_client_capabilities(one, {"elicitation": {}})
+                await registry.broadcast(one, "in memory")
+            with watch.step("asked"):
+                assert len(await registry.get_elicitation_capable_sessions()) == MANY
+            with watch.step("expired"):
+                await trio.sleep(61)
+                await registry.cleanup()
+            statistics = registry.statistics()
+            assert (statistics.messages_dropped, statistics.messages_in_memory) == (MANY, 0)
+            for one in watch.ids:
+                await inboxes.enter_async_context(registry.open_inbox(one))
+                await other.broadcast(one, "in the store")
+            while registry.statistics().messages_in_memory < MANY:
+                await trio.sleep(0.01)
+            with watch.step("looked for"):
+                await registry._house.messages._reading._look_for_all()
+                await trio.lowlevel.checkpoint()
+            with watch.step("counted"):
+                await trio.lowlevel.checkpoint()
+                registry.statistics()
+                await trio.lowlevel.checkpoint()
+            assert registry.statistics().unconfirmed == 0
+    assert {what: step for what, step in watch.steps.items() if step[0] > MOST} == {}
+    assert watch.steps["counted"][0] > 0, "the work is seen"
+
+
 def test_slices_are_small() -> None:
     """A thousand sessions are judged within a few milliseconds."""
-    from trio_sessions import _claims, _cleanup, _restoring, _sessions, _strays
+    from trio_sessions import _claims, _cleanup, _owners, _restoring, _sessions
 
-    assert max(one._SLICE for one in (_claims, _cleanup, _restoring, _sessions, _strays)) <= 1000
+    assert max(one._SLICE for one in (_claims, _cleanup, _owners, _restoring, _sessions)) <= 1000

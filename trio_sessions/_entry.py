@@ -23,7 +23,7 @@ from trio_sessions.abc import Transport
 from trio_sessions.types import Capabilities, Holder, Stamp
 from trio_sessions.writes import Claim, Claimed, Keep, Outcome
 
-__all__ = ["Entry", "Pending", "Row"]
+__all__ = ["Entry", "Pending", "Row", "RowCounts"]
 
 
 class Row(enum.Enum):
@@ -52,6 +52,27 @@ _NEXT = {
 
 
 _NEVER = Stamp(history="", beat=0)
+
+
+class RowCounts:
+    """How many of the entries of one table have their row in which state; they tell it."""
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self) -> None:
+        self._numbers = [0] * (len(Row) + 1)
+
+    def of(self, *rows: Row) -> int:
+        """Return how many have it in one of these states."""
+        return sum(self._numbers[row.value] for row in rows)
+
+    def change(self, before: Row | None, after: Row | None) -> None:
+        """Note that the row of an entry goes on to another state; None: it is in no table."""
+        # By place: to hash a member is slow before Python 3.12.
+        if before is not None:
+            self._numbers[before._value_] -= 1
+        if after is not None:
+            self._numbers[after._value_] += 1
 
 
 class Pending:
@@ -116,6 +137,7 @@ class Entry:
         added_at: on Trio's clock.
         replaced: the entry of the same id that it succeeds, if that was held until now. What was
             said of the session and is still to be written passes on to this one.
+        counts: is told of its row until it ends.
     """
 
     __slots__ = (
@@ -123,6 +145,7 @@ class Entry:
         "_born",
         "_capabilities",
         "_confirmed_by",
+        "_counts",
         "_ended",
         "_error",
         "_holder",
@@ -144,7 +167,9 @@ class Entry:
         transport: Transport,
         generation: int,
         added_at: float,
+        *,
         replaced: "Entry | None" = None,
+        counts: RowCounts | None = None,
     ) -> None:
         self.session_id = session_id
         self.transport = transport
@@ -156,6 +181,8 @@ class Entry:
         """Identifies the time for which one transport holds the session: it stays the same
         when the session is added again with that transport, by whatever call."""
         self._row = Row.UNWRITTEN
+        self._counts = counts or RowCounts()
+        self._counts.change(None, self._row)
         self._error: Exception | None = None
         self._born = None if replaced is None else replaced.born
         self._is_certain = replaced is None or replaced.is_certain
@@ -257,6 +284,8 @@ class Entry:
     def _go(self, row: Row) -> None:
         if row not in _NEXT[self._row]:
             raise RuntimeError(f"a row cannot go from {self._row.name} to {row.name}")
+        if not self.has_ended:
+            self._counts.change(self._row, row)
         self._row = row
 
     async def answered(self) -> None:
@@ -279,6 +308,8 @@ class Entry:
 
     def end(self) -> None:
         """Tell whoever waits for it that the entry has left the table."""
+        if not self.has_ended:
+            self._counts.change(self._row, None)
         self.has_ended = True
         if self._ended is not None:
             self._ended.set()

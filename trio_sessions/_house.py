@@ -194,7 +194,7 @@ class House:
             worker_id=self.worker_id,
             closed=self._is_closed,
             sessions=len(self.table),
-            unconfirmed=self.table.count((Row.UNWRITTEN, Row.WRITING)),
+            unconfirmed=self.table.count(Row.UNWRITTEN, Row.WRITING),
             leftover_rows=len(self._departures),
             messages_in_memory=self.messages.in_memory(),
             stuck_calls=self._calls.overdue(),

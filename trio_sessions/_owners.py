@@ -11,10 +11,11 @@ See docs/decisions/0009-one-writer.md.
 import abc
 
 import outcome
+import trio
 
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
-from trio_sessions._edge import Edge
+from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Pending, Row
 from trio_sessions._json import decode, size_of
 from trio_sessions._orders import Order
@@ -25,6 +26,8 @@ from trio_sessions.types import Capabilities, Holder, fingerprint
 from trio_sessions.writes import ClaimOwner, Keep, SetCapabilities, SetOwner, Write
 
 __all__ = ["Owners"]
+
+_SLICE = 1000  # sessions looked at before the event loop gets its turn
 
 _NOT_OURS = (
     "the database says that this worker holds the session, which it does not: it lags behind, or a "
@@ -311,23 +314,37 @@ class Owners:
 
     async def elicitation_capable(self) -> list[str]:
         """See `SessionRegistry.get_elicitation_capable_sessions`."""
-        await self._claims.attempt(
-            [entry for entry in self._table.snapshot() if not entry.pending.is_empty]
-        )
-        noted = {
-            entry.session_id: entry.pending.capabilities.elicitation
-            for entry in self._table.snapshot()
-            if entry.pending.capabilities is not None and entry.row is not Row.CONFIRMED
-        }
+        unwritten = list[Entry]()
+        for part in chunked(self._table.snapshot(), _SLICE):
+            unwritten += [one for one in part if not one.pending.is_empty]
+            await trio.lowlevel.checkpoint()
+        await self._claims.attempt(unwritten)
+        found = dict[str, bool]()
+        for part in chunked(self._table.snapshot(), _SLICE):
+            for entry in part:
+                noted = entry.pending.capabilities
+                if noted is not None and entry.row is not Row.CONFIRMED:
+                    found[entry.session_id] = noted.elicitation
+            await trio.lowlevel.checkpoint()
+        capable, ended = await self._written_as_capable()
+        for ids in chunked(capable, _SLICE):
+            for one in ids:
+                if one not in ended or await self._is_elsewhere(one):
+                    found.setdefault(one, True)
+            await trio.lowlevel.checkpoint()
+        return [session_id for session_id, asked in found.items() if asked]
+
+    async def _written_as_capable(self) -> tuple[list[str], dict[str, int]]:
+        """Return whose rows say that they can be asked, and what was left over at that moment."""
         while True:
             ended = self._departures.all()
             capable = await self._edge.elicitation_capable()
-            if all(self._departures.ended(one) == ended.get(one, 0) for one in capable):
-                break  # else one that was left over has been replaced meanwhile
-        written = {
-            one: True for one in capable if one not in ended or await self._is_elsewhere(one)
-        }
-        return [session_id for session_id, asked in {**written, **noted}.items() if asked]
+            for ids in chunked(capable, _SLICE):
+                if any(self._departures.ended(one) != ended.get(one, 0) for one in ids):
+                    break  # one that was left over has been replaced meanwhile
+                await trio.lowlevel.checkpoint()
+            else:
+                return capable, ended
 
 
 def _not_found(session_id: str) -> SessionNotFound:

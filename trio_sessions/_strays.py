@@ -7,11 +7,9 @@ only where that is more than there are sessions, somebody looks which they are.
 
 import logging
 
-import trio
-
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
-from trio_sessions._edge import Edge, chunked
+from trio_sessions._edge import Edge
 from trio_sessions._entry import Row
 from trio_sessions._table import LocalTable
 from trio_sessions.errors import SessionsError
@@ -19,8 +17,6 @@ from trio_sessions.errors import SessionsError
 __all__ = ["Strays"]
 
 logger = logging.getLogger("trio_sessions.cleanup")
-
-_SLICE = 1000  # sessions counted before the event loop gets its turn
 
 
 class Strays:
@@ -40,7 +36,7 @@ class Strays:
         Args:
             rows: how many rows this incarnation has; None: that is unknown.
         """
-        if rows is None or rows <= await self._expected():
+        if rows is None or rows <= self._expected():
             return
         try:
             found, last = 0, ""
@@ -54,11 +50,6 @@ class Strays:
             logger.info("found %d rows that late statements have written", found)
             await self._claims.delete_what_is_due()
 
-    async def _expected(self) -> int:
+    def _expected(self) -> int:
         """Return how many rows there may be: those of sessions, and of removed ones."""
-        number = 0
-        for part in chunked(self._table.snapshot(), _SLICE):
-            rows = [one.row for one in part]
-            number += rows.count(Row.CONFIRMED) + rows.count(Row.WRITING)
-            await trio.lowlevel.checkpoint()
-        return number + len(self._departures)
+        return self._table.count(Row.CONFIRMED, Row.WRITING) + len(self._departures)

@@ -1,8 +1,6 @@
 """The local table: the sessions that this worker holds, in memory. Synchronous, no I/O."""
 
-from collections.abc import Iterable
-
-from trio_sessions._entry import Entry, Row
+from trio_sessions._entry import Entry, Row, RowCounts
 from trio_sessions.abc import Transport
 
 __all__ = ["LocalTable"]
@@ -14,6 +12,7 @@ class LocalTable:
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._generation = 0
+        self._rows = RowCounts()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -37,7 +36,9 @@ class LocalTable:
         """Publish a new entry; return it and the one that it replaces."""
         self._generation += 1
         replaced = self._entries.get(session_id)
-        entry = Entry(session_id, transport, self._generation, now, replaced)
+        entry = Entry(
+            session_id, transport, self._generation, now, replaced=replaced, counts=self._rows
+        )
         self._entries[session_id] = entry
         if replaced is not None:
             replaced.end()
@@ -55,7 +56,6 @@ class LocalTable:
         entry.end()
         return True
 
-    def count(self, rows: Iterable[Row]) -> int:
-        """Count the entries whose row is in one of these states."""
-        wanted = frozenset(rows)
-        return sum(entry.row in wanted for entry in self._entries.values())
+    def count(self, *rows: Row) -> int:
+        """Count the entries whose row is in one of these states, however many there are."""
+        return self._rows.of(*rows)

@@ -27,7 +27,7 @@ import trio
 from trio_sessions._json import size_of
 from trio_sessions._messages._asked import Asked
 from trio_sessions._messages._hand import Hand
-from trio_sessions._messages._line import Line, Message
+from trio_sessions._messages._line import Line, Message, Waiting
 from trio_sessions._messages._state import NEXT, State
 from trio_sessions.types import StoredMessage, Wanted
 
@@ -47,6 +47,7 @@ class Inbox:
         size: bytes of messages in memory, at most; a single larger one fits all the same.
         message_ttl: seconds for which a message may wait.
         storing: how many messages of this worker are on their way to the store, by session.
+        waiting: is told how many messages wait here.
     """
 
     __slots__ = (
@@ -74,7 +75,13 @@ class Inbox:
     )
 
     def __init__(
-        self, session_id: str, *, size: int, message_ttl: float, storing: Mapping[str, int]
+        self,
+        session_id: str,
+        *,
+        size: int,
+        message_ttl: float,
+        storing: Mapping[str, int],
+        waiting: Waiting | None = None,
     ) -> None:
         self.session_id = session_id
         self._door = trio.StrictFIFOLock()
@@ -82,7 +89,7 @@ class Inbox:
         self._ttl = message_ttl
         self._state = State.BEHIND
         self._reader: object = None
-        self._line = Line()
+        self._line = Line(waiting or Waiting())
         self._hand = Hand()
         self._held: set[int] = set()
         """Rows that must not be fetched: in memory, or handed out and not yet acknowledged."""

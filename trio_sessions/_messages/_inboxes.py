@@ -1,4 +1,4 @@
-"""The inboxes of the sessions held here, by session id. Synchronous, no I/O."""
+"""The inboxes of the sessions held here, by session id. No I/O."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -7,10 +7,14 @@ from contextlib import contextmanager
 import trio
 
 from trio_sessions._counters import Counters
+from trio_sessions._edge import chunked
 from trio_sessions._messages._inbox import Inbox, Message, State
+from trio_sessions._messages._line import Waiting
 from trio_sessions._settings import Settings
 
 __all__ = ["Inboxes"]
+
+_SLICE = 200  # inboxes looked at before the event loop gets its turn; each may be full
 
 
 class Inboxes:
@@ -21,6 +25,7 @@ class Inboxes:
         self._counters = counters
         self._inboxes: dict[str, Inbox] = {}
         self._filled: dict[Inbox, None] = {}
+        self._waiting = Waiting()
         self._expired: dict[int, Inbox] = {}
         self._coming: Counter[str] = Counter()
         """Messages of this worker that wait until they may go to the store, by session."""
@@ -41,6 +46,7 @@ class Inboxes:
                 size=self._settings.max_message_bytes,
                 message_ttl=self._settings.message_ttl,
                 storing=self._storing,
+                waiting=self._waiting,
             )
         return inbox
 
@@ -89,17 +95,19 @@ class Inboxes:
 
     def in_memory(self) -> int:
         """Count the messages that wait in memory."""
-        return sum(map(len, self._filled))
+        return self._waiting.number
 
     # ---- message_ttl ----
 
-    def drop_expired(self) -> None:
+    async def drop_expired(self) -> None:
         """Drop what has waited in memory for longer than ``message_ttl``."""
-        now = trio.current_time()
-        for inbox in list(self._filled):
-            self.expire(inbox, inbox.expired(now))
-            if not len(inbox):
-                del self._filled[inbox]
+        for part in chunked(list(self._filled), _SLICE):
+            now = trio.current_time()
+            for inbox in part:
+                self.expire(inbox, inbox.expired(now))
+                if not len(inbox):
+                    self._filled.pop(inbox, None)
+            await trio.lowlevel.checkpoint()
 
     def expire(self, inbox: Inbox, messages: Iterable[Message]) -> None:
         """Drop messages that are too old."""

@@ -19,7 +19,7 @@ from itertools import chain
 
 from trio_sessions._json import size_of
 
-__all__ = ["Line", "Message"]
+__all__ = ["Line", "Message", "Waiting"]
 
 
 @dataclass(slots=True, eq=False)
@@ -41,12 +41,30 @@ class Message:
         self.size = size_of(self.payload)
 
 
-class Line:
-    """See the head of this file."""
+class Waiting:
+    """How many messages are in all lines that share it; they tell it."""
 
-    __slots__ = ("_boundary", "_early", "_ready", "_returned", "count", "size")
+    __slots__ = ("number",)
 
     def __init__(self) -> None:
+        self.number = 0
+
+    def change(self, by: int) -> None:
+        """Note that so many have come, or gone."""
+        self.number += by
+
+
+class Line:
+    """See the head of this file.
+
+    Args:
+        waiting: is told how many messages come and go.
+    """
+
+    __slots__ = ("_boundary", "_early", "_ready", "_returned", "_waiting", "count", "size")
+
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting = waiting
         self._returned: deque[Message] = deque()
         self._ready: deque[Message] = deque()
         self._early: deque[Message] = deque()
@@ -83,16 +101,17 @@ class Line:
     def append(self, message: Message) -> None:
         """Let a message go out after what is ready."""
         self._ready.append(message)
-        self._count(message)
+        self._count(1, message.size)
 
-    def _count(self, message: Message) -> None:
-        self.count += 1
-        self.size += message.size
+    def _count(self, number: int, size: int) -> None:
+        self.count += number
+        self.size += size
+        self._waiting.change(number)
 
     def append_early(self, message: Message) -> None:
         """Keep a message apart."""
         self._early.append(message)
-        self._count(message)
+        self._count(1, message.size)
 
     def append_row(self, row: int, message: Message, *, after: float) -> None:
         """Let a row that was fetched go out in its place.
@@ -109,12 +128,12 @@ class Line:
         if not self._early:
             self._boundary = None
         self._ready.append(message)
-        self._count(message)
+        self._count(1, message.size)
 
     def put_back(self, message: Message) -> None:
         """Let a message that was not finished go out first."""
         self._returned.appendleft(message)
-        self._count(message)
+        self._count(1, message.size)
 
     def note_stored(self, row: int) -> None:
         """Note that this worker has stored a row after all that is here."""
@@ -130,16 +149,14 @@ class Line:
     def pop(self) -> Message:
         """Take out the next one."""
         message = (self._returned or self._ready).popleft()
-        self.count -= 1
-        self.size -= message.size
+        self._count(-1, -message.size)
         return message
 
     def drop(self, is_to_go: Callable[[Message], bool]) -> list[Message]:
         """Take out some; return them in their order."""
         gone = [message for message in self if is_to_go(message)]
-        self.count -= len(gone)
-        self.size -= sum(message.size for message in gone)
         if gone:
+            self._count(-len(gone), -sum(message.size for message in gone))
             for line in (self._returned, self._ready, self._early):
                 kept = [message for message in line if not is_to_go(message)]
                 line.clear()

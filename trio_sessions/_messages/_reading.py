@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import trio
 
 from trio_sessions._claims import Claims
-from trio_sessions._edge import Edge
+from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._messages._inbox import Asked, Inbox
 from trio_sessions._messages._inboxes import Inboxes
@@ -23,6 +23,7 @@ __all__ = ["Reading"]
 
 _BATCH = 200  # sessions fetched by one operation
 _FETCHED = 32 * 1024 * 1024  # bytes fetched by one operation; but one message for each session
+_SLICE = 1000  # sessions wanted before the event loop gets its turn
 _LIVED = 5.0  # seconds after which a bell has worked, though it had nothing to tell
 _ROW_PAUSES = (0.1, 5.0)  # seconds until an unwritten row is tried again, first and longest
 
@@ -64,9 +65,11 @@ class Reading:
         self._wanted.pop(inbox, None)
         self._unwritten.pop(inbox, None)
 
-    def _want_all(self, session_ids: Iterable[str]) -> None:
-        for session_id in session_ids:
-            self.want(self._inboxes.get(session_id))
+    async def _want_all(self, session_ids: Iterable[str]) -> None:
+        for part in chunked(list(session_ids), _SLICE):
+            for session_id in part:
+                self.want(self._inboxes.get(session_id))
+            await trio.lowlevel.checkpoint()
 
     # ---- the loops ----
 
@@ -85,7 +88,7 @@ class Reading:
                     worked()
                     if rung is None:
                         self.look()
-                    self._want_all(rung or ())
+                    await self._want_all(rung or ())
             finally:
                 if trio.current_time() >= opened + _LIVED:
                     worked()
@@ -127,7 +130,7 @@ class Reading:
     async def _look_for_all(self) -> None:
         self._look = False
         try:
-            self._want_all(await self._edge.waiting())
+            await self._want_all(await self._edge.waiting())
         except SessionsError:
             self._look = True
             raise

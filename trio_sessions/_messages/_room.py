@@ -166,7 +166,7 @@ class Messages:
         if swept:
             self._inboxes.swept()  # before more expires, which the next sweep will drop
         await self._forwarding.forward_what_is_left()
-        self._inboxes.drop_expired()
+        await self._inboxes.drop_expired()
         self._reading.look()
 
     async def close(self) -> None:
