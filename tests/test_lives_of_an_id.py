@@ -3,6 +3,7 @@
 Each promise here was broken once without any test of then noticing it.
 """
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,11 +14,12 @@ from conftest import Shared
 from gates import Gate, GatedStore
 from readers import finish_writing, read
 from test_pieces import pile_up
+from witnesses import open_witnessed
 
-from trio_sessions import SessionRegistry
+from trio_sessions import SessionRegistry, StoreUnavailable
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.writes import Batch, Claim, Committed, Delete
+from trio_sessions.writes import Batch, Claim, Claimed, Committed, Delete, Outcome
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
@@ -288,3 +290,106 @@ async def test_all_that_was_said_of_a_session_outlives_a_rewind(shared: Shared, 
         assert shared.backdoor.owners() == {"s": "alice"}
         assert await registry.get_client_capabilities("s") == {"elicitation": {}}
         assert await registry.has_elicitation_capability("s")
+
+
+async def test_what_was_said_last_outlives_a_rewind(shared: Shared) -> None:
+    """Also if it was said in an outage, and only what was said before had been written."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.set_session_owner("s", "old")
+        await registry.store_client_capabilities("s", {"old": {}})
+        store.fail()
+        await registry.add_session("s", FakeTransport())
+        for say in (
+            registry.set_session_owner("s", "new"),
+            registry.store_client_capabilities("s", {"new": {}}),
+        ):
+            with contextlib.suppress(StoreUnavailable):
+                await say
+        shared.backdoor.go_back(None)
+        store.heal()
+        await registry.cleanup()
+        assert registry.statistics().database_rewinds == 1
+        assert shared.backdoor.owners() == {"s": "new"}
+        assert await registry.get_client_capabilities("s") == {"new": {}}
+
+
+async def test_what_was_said_outlives_a_rewind_that_is_noticed_by_adding_again(
+    shared: Shared,
+) -> None:
+    """Clients come back at once after a fail-over, before any stamp: it is the same session."""
+    async with shared.open() as registry, shared.open() as other:
+        await registry.add_session("s", FakeTransport())
+        await registry.set_session_owner("s", "alice")
+        await registry.store_client_capabilities("s", {"elicitation": {}})
+        await registry.broadcast("s", "in memory")
+        shared.backdoor.go_back(None)
+        await registry.add_session("s", FakeTransport())
+        assert registry.statistics().database_rewinds == 1
+        assert shared.backdoor.owners() == {"s": "alice"}
+        assert await registry.get_client_capabilities("s") == {"elicitation": {}}
+        assert await other.claim_session_owner("s", "thief") in {"alice", None}
+        assert await read(registry, "s", 1) == ["in memory"]
+        assert registry.statistics().messages_dropped == 0
+
+
+async def test_what_was_said_does_not_outlive_a_lease_that_was_lost(shared: Shared) -> None:
+    """The session had ended when its row was swept; who is added then is another one."""
+    async with shared.open() as registry, shared.open() as other:
+        await other.cleanup()
+        await registry.add_session("s", FakeTransport())
+        await registry.set_session_owner("s", "alice")
+        shared.backdoor.age(4000.0)
+        shared.backdoor.age_workers(4000.0, registry.worker_id)
+        assert (await other.cleanup()).expired == 1
+        await registry.add_session("s", FakeTransport())
+        assert registry.statistics().database_rewinds == 0
+        assert shared.backdoor.owners() == {"s": None}
+
+
+async def test_messages_of_a_session_that_is_added_again_while_it_is_restored(
+    shared: Shared,
+) -> None:
+    """The database went back, and gives ids to others that the inbox knows as its own."""
+    store, transport = FaultyStore(shared.make_store()), FakeTransport()
+    async with shared.open(store=store) as one, shared.open() as other:
+        await one.add_session("s", transport)
+        empty = shared.backdoor.copy()
+        async with one.open_inbox("s") as inbox:
+            for number in range(3):
+                await other.broadcast("s", f"old {number}")
+            assert await anext(inbox) == "old 0"
+            with trio.fail_after(40):
+                while one.statistics().messages_in_memory < 2:
+                    await trio.sleep(0.01)
+            await one.add_session("stamped", FakeTransport())  # so that a stamp is lost
+            shared.backdoor.go_back(empty)
+            shared.backdoor.number_messages_anew()
+            store.fail(Fault.FAILS, "Claim")
+            await one.cleanup()
+            assert one.statistics().database_rewinds == 1
+            await one.add_session("s", transport)
+            store.heal()
+            assert sorted((await one.cleanup()).restored) == ["s", "stamped"]
+            await other.cleanup()
+            for number in range(3):
+                await other.broadcast("s", f"new {number}")
+            await one.cleanup()  # the bell of a file goes by ids, and these are no higher
+            with trio.fail_after(40):
+                received = [await anext(inbox) for _ in range(5)]
+        assert received == ["old 1", "old 2", "new 0", "new 1", "new 2"]
+
+
+async def test_a_claim_that_is_repeated_makes_its_session_no_older(shared: Shared) -> None:
+    """Whoever comes with a connection from between the two has lost."""
+    async with (
+        open_witnessed(shared.make_store, "one") as one,
+        open_witnessed(shared.make_store, "other") as other,
+    ):
+        for age in (0.0, 30.0):
+            await one.commit(Claim(session_id="s", generation=1, age=age))
+        [claimed] = (await other.commit(Claim(session_id="s", generation=1, age=10.0))).answers
+        assert isinstance(claimed, Claimed)
+        assert claimed.outcome is Outcome.LOST
+        assert shared.backdoor.rows() == {"s": "one"}

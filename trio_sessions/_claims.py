@@ -161,6 +161,9 @@ class Claims:
         """Return the claim of an entry as it is now; None: it is not held any more."""
         if not self._table.holds(entry):
             return None
+        if not self._witness.has_lapsed:
+            # It may have been added again before anybody noticed that the database went back.
+            entry.recall(self._witness.known.history)
         return Claim(
             session_id=entry.session_id,
             generation=entry.generation,

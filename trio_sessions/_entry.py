@@ -151,6 +151,7 @@ class Entry:
         "_holder",
         "_is_certain",
         "_row",
+        "_told_in",
         "_was_forgotten",
         "added_at",
         "generation",
@@ -190,6 +191,10 @@ class Entry:
         self._confirmed_by = _NEVER
         self._holder: Holder | None = None
         self._capabilities: Capabilities | None = None
+        self._told_in = ""
+        """The history in which these were told; "": they were not, or are noted already."""
+        if replaced is not None:
+            self._holder, self._capabilities, self._told_in = replaced.told
         self.has_ended = False
         """It has left the table; a pass may ask this of all that are missing at once."""
         self._ended: trio.Event | None = None
@@ -217,6 +222,11 @@ class Entry:
         """False while a claim that failed may still have been carried out: its answer was lost."""
         return self._is_certain
 
+    @property
+    def told(self) -> tuple[Holder | None, Capabilities | None, str]:
+        """What the store has said of the session last, and in which history."""
+        return self._holder, self._capabilities, self._told_in
+
     def claim(self) -> None:
         """Note that a claim is on its way."""
         self._go(Row.WRITING)
@@ -242,6 +252,7 @@ class Entry:
         if not lost:
             self._born = claimed.born
             self._holder, self._capabilities = claimed.holder, claimed.capabilities
+            self._told_in = stamp.history
         self._confirmed_by = stamp
         self._is_certain, self._was_forgotten = True, False
         self._answer(Row.LOST if lost else Row.CONFIRMED, None)
@@ -258,11 +269,24 @@ class Entry:
 
     def forget(self) -> None:
         """Note that the database may have forgotten the row: it is to be written anew."""
+        self._say_again()
+        self._go(Row.UNWRITTEN)
+
+    def recall(self, history: str) -> None:
+        """Let the row bring what is known, if the database has gone back since that was told.
+
+        Args:
+            history: the present one, begun because the database went back.
+        """
+        if self._told_in not in {"", history}:
+            self._say_again()
+
+    def _say_again(self) -> None:
         if self._holder is not None:
             self.pending.note_again(self._holder, self._capabilities)
         self._born = None  # it may get another birth, and is the same session all the same
         self._was_forgotten = True
-        self._go(Row.UNWRITTEN)
+        self._told_in = ""
 
     def lapse(self, stamp: Stamp) -> None:
         """Note that the row was swept, for this worker had lost its lease.

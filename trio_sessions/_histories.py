@@ -42,8 +42,6 @@ class Histories:
     def __init__(
         self, *, edge: Edge, witness: Witness, presence: Presence, counters: Counters
     ) -> None:
-        self.has_lapsed = False
-        """The present one was begun because the worker had lost its lease."""
         self._edge = edge
         self._witness = witness
         self._presence = presence
@@ -85,10 +83,11 @@ class Histories:
     async def _begin(self, *, after: str | None) -> None:
         history = secrets.token_hex(16)
         begun = await self._edge.begin(history, self._presence, after=after)
-        self.has_lapsed = begun.was_swept
         self._begun_at = trio.current_time()
-        self._witness.begin(history, doubtful_until=self._begun_at + begun.doubt)
-        if self.has_lapsed:
+        self._witness.begin(
+            history, has_lapsed=begun.was_swept, doubtful_until=self._begun_at + begun.doubt
+        )
+        if begun.was_swept:
             logger.warning(
                 "this worker has lost its lease: it has not reached the database, or no pass of it "
                 "has ended, for more than session_ttl (%g s); what others have swept or taken over "

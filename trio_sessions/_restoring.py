@@ -62,7 +62,7 @@ class Restorer:
         for entry in entries:
             if entry.confirmed_by.history == history:
                 continue
-            if not self._histories.has_lapsed:
+            if not self._witness.has_lapsed:
                 if self._claims.write_anew(entry):
                     self._restoring.append(entry)
             elif entry.row in {Row.CONFIRMED, Row.LOST}:

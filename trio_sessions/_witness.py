@@ -93,6 +93,7 @@ class Witness:
         """Beats that were acknowledged while a flight was out that was lost."""
         self._contradicted = trio.Event()
         self._doubtful_until = float("-inf")
+        self._has_lapsed = False
 
     @property
     def standing(self) -> Standing:
@@ -114,14 +115,23 @@ class Witness:
         """The database went back a while ago, and others may not have written their rows anew."""
         return trio.current_time() < self._doubtful_until
 
-    def begin(self, history: str, *, doubtful_until: float = float("-inf")) -> None:
+    @property
+    def has_lapsed(self) -> bool:
+        """The present history was begun because the worker had lost its lease."""
+        return self._has_lapsed
+
+    def begin(
+        self, history: str, *, has_lapsed: bool = False, doubtful_until: float = float("-inf")
+    ) -> None:
         """Note that the database has begun this history for us.
 
         Args:
             history: the history.
+            has_lapsed: it is because the worker had lost its lease.
             doubtful_until: on Trio's clock; see `is_in_doubt`.
         """
         self._go(Standing.STEADY)
+        self._has_lapsed = has_lapsed
         self._doubtful_until = doubtful_until
         self._known = Stamp(history=history, beat=1)
         self._suspect.clear()
