@@ -1,7 +1,7 @@
 """Cures that are turned off, one at a time: with each of them the simulated fleet must fail."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,9 +10,14 @@ from trio_sessions import _brake, _cleanup, _estimate, _verdicts, _witness
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._entry import Entry, Row
+from trio_sessions._strays import Strays
+from trio_sessions._table import LocalTable
+from trio_sessions.abc import Worker
+from trio_sessions.stores.memory._rows import Rows
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.types import RowAnswers, Stamp
+from trio_sessions.writes import Claim, Claimed, Unfinished
 
 __all__ = ["SWITCHES", "Switch"]
 
@@ -134,6 +139,50 @@ def _rewind_without_a_grace(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Workers, "begin", begin)
 
 
+def _beats_counted_twice(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_witness.Witness, "is_suspect", lambda self, confirmed: False)
+
+
+def _generations_ignored(patch: pytest.MonkeyPatch) -> None:
+    original = Rows._claim
+
+    def claim(
+        self: Rows, worker: Worker, claim: Claim, now: float, taken_at: float
+    ) -> Claimed | Unfinished:
+        row = self._living(worker, claim.session_id, claim.ended)
+        if row is not None and row.is_of(worker):
+            row.generation = min(row.generation, claim.generation)
+        return original(self, worker, claim, now, taken_at)
+
+    patch.setattr(Rows, "_claim", claim)
+
+
+def _strays_not_looked_for(patch: pytest.MonkeyPatch) -> None:
+    async def delete(self: Strays, rows: int | None) -> None: ...
+
+    patch.setattr(Strays, "delete", delete)
+
+
+def _removal_by_id(patch: pytest.MonkeyPatch) -> None:
+    def discard(self: LocalTable, entry: Entry) -> bool:
+        held = self._entries.pop(entry.session_id, None)
+        if held is not None:
+            held.end()
+        return held is not None
+
+    patch.setattr(LocalTable, "discard", discard)
+
+
+def _age_not_told(patch: pytest.MonkeyPatch) -> None:
+    original = Claims.make
+
+    def make(self: Claims, entry: Entry) -> Claim | None:
+        claim = original(self, entry)
+        return None if claim is None else replace(claim, age=0.0)
+
+    patch.setattr(Claims, "make", make)
+
+
 SWITCHES = [
     Switch("the witness is not judged", _witness_not_judged, "0"),
     Switch("a batch is carried out whatever stamp it names", _stamp_in_any_case, "0"),
@@ -150,4 +199,9 @@ SWITCHES = [
     Switch("unknown is gone", _unknown_is_gone, "0"),
     Switch("what was never written is judged", _unwritten_is_judged, "1"),
     Switch("a transport that does not answer is disconnected", _silence_is_an_answer, "0"),
+    Switch("beats that are counted twice are believed", _beats_counted_twice, "8", mix="beats"),
+    Switch("generations are ignored", _generations_ignored, "0", mix="overlaps"),
+    Switch("stray rows are not looked for", _strays_not_looked_for, "31", mix="returns"),
+    Switch("a removal is by id", _removal_by_id, "0", mix="overlaps"),
+    Switch("the age of a claim is not told", _age_not_told, "4", mix="moves"),
 ]

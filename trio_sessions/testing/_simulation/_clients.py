@@ -67,6 +67,8 @@ class Client:
     connections: list[Connection] = field(default_factory=list)
     blurred_until: float = float("-inf")
     """The database's clock was set while it moved: until then no order is promised."""
+    is_restless: bool = False
+    """It comes and goes by itself."""
     sent: int = 0
     received: list[tuple[int, int, int]] = field(default_factory=list)
 

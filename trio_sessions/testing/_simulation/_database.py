@@ -72,6 +72,8 @@ class Database(MemoryStore):
         self.weather = Weather()
         self.truth = Truth()
         self.commits = 0
+        self.claimed = trio.Event()
+        """Set when the next row is written for a worker that did not hold it."""
         self._workers.server = self.server
         self._states: deque[tuple[Table, Fleet]] = deque(maxlen=_KEPT)
         self._begun: set[str] = set()
@@ -154,6 +156,9 @@ class Database(MemoryStore):
                 continue
             if old:
                 self.truth.ended(old, session_id, "taken over" if new else kind, now)
+            if kind == "commit" and new:
+                self.claimed.set()
+                self.claimed = trio.Event()
             if self._listener is not None:
                 self._listener(Change(kind, by, session_id, old, new))
 

@@ -15,6 +15,13 @@ from trio_sessions.testing._simulation._workers import SimulatedWorker
 __all__ = ["APART", "Disasters"]
 
 APART = 8.0  # seconds between two connections of one session: more than the longest margin
+_OF_ALL_STATEMENTS = (
+    LinkFault.REFUSES,
+    LinkFault.HANGS,
+    LinkFault.SLOW,
+    LinkFault.LOSES,
+    LinkFault.LATE,
+)
 
 
 class Disasters:
@@ -63,12 +70,25 @@ class Disasters:
     # ---- the database ----
 
     def _some_fault(self) -> LinkFault:
-        return self._chance.choice([one for one in LinkFault if one is not LinkFault.NONE])
+        return self._chance.choice(_OF_ALL_STATEMENTS)
 
     def break_link(self) -> bool:
         """One worker alone is cut off, or suffers otherwise."""
         worker = self._chance.choice(self._judge.workers)
         worker.link.fault = fault = self._some_fault()
+        return self._fault(f"one worker: {fault.value}", f"database {fault.value}", worker.number)
+
+    def hold_up(self) -> bool:
+        """What one worker sends arrives in any order, and much of it is told as lost."""
+        return self._hold_up(LinkFault.UNSTEADY)
+
+    def hold_up_stamps(self) -> bool:
+        """The stamps of one worker arrive later than what it sends after them."""
+        return self._hold_up(LinkFault.HOLDS_STAMPS)
+
+    def _hold_up(self, fault: LinkFault) -> bool:
+        worker = self._chance.choice(self._judge.workers)
+        worker.link.fault = fault
         return self._fault(f"one worker: {fault.value}", f"database {fault.value}", worker.number)
 
     def break_database(self) -> bool:
@@ -94,6 +114,22 @@ class Disasters:
         self._network.drop_what_is_astray()
         self._database.go_back(lost)
         return self._fault("fail-over", f"fails over, {lost} commits are lost")
+
+    def lose_the_next(self) -> bool:
+        """Another server goes on as soon as the next claim is answered, and without it."""
+        self._nursery.start_soon(self._lose_the_next)
+        return True
+
+    async def _lose_the_next(self) -> None:
+        database, before = self._database, self._database.server
+        await database.claimed.wait()
+        kept = database.commits
+        await trio.sleep(self._chance.uniform(0.0, 0.3))
+        if database.server == before:
+            self._network.drop_what_is_astray()
+            lost = database.commits - kept + 1
+            database.go_back(lost)
+            self._fault("fail-over", f"fails over, {lost} commits are lost, a claim first")
 
     def restore(self) -> bool:
         """An older copy is restored."""

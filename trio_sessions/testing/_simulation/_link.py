@@ -29,6 +29,9 @@ __all__ = ["PATIENCE", "Link", "LinkFault", "Network"]
 T = TypeVar("T")
 
 PATIENCE = 2.0  # seconds after which an operation is given up
+_A_MOMENT = 0.035  # seconds: less than the shortest margin, and more than the longest latency
+_HELD_UP = 1.0  # seconds that a statement is held up, at most: less than the longest margin
+_LOST, _UNANSWERED = 0.4, 0.3  # of those: told as lost at once, or done and not answered
 _FAR = 5 * PATIENCE  # seconds ahead: no last moment lies there that was reckoned by the right clock
 
 
@@ -41,6 +44,20 @@ class LinkFault(enum.Enum):
     SLOW = "answers late"
     LOSES = "loses the answer"
     LATE = "executes late"
+    UNSTEADY = "holds up, and loses"
+    """Statements arrive some time later, in any order; callers may be told that they are lost."""
+    OVERTAKES = "is overtaken"
+    """Batches are told as lost at once, and arrive a moment later, still in time."""
+    HOLDS_STAMPS = "holds up stamps"
+    """Stamps alone arrive some time later, and are not answered."""
+
+
+_ALONE = {
+    LinkFault.OVERTAKES: ("commit",),
+    LinkFault.HOLDS_STAMPS: ("stamp", "sweep"),
+}
+"""Faults of some kinds of statements alone."""
+_OVERTAKEN = frozenset({LinkFault.UNSTEADY, LinkFault.OVERTAKES, LinkFault.HOLDS_STAMPS})
 
 
 class Network:
@@ -163,6 +180,8 @@ class Link(SessionStore):
         if self.is_dead:
             raise StoreUnavailable("the process has died")
         fault = self.fault if self.fault is not LinkFault.NONE else self._network.fault
+        if kind not in _ALONE.get(fault, (kind,)):
+            fault = LinkFault.NONE
         if fault is not LinkFault.NONE:
             self._count(fault)
         answer = await self._meet(fault, statement, may_land_late=may_land_late)
@@ -191,10 +210,38 @@ class Link(SessionStore):
                 network.send_astray(delay, statement)
             await trio.sleep(chance.uniform(0.0, PATIENCE))
             raise StoreUnavailable("the connection was lost")
+        if fault in _OVERTAKEN:
+            return await self._arrive_late(fault, statement, may_land_late=may_land_late)
         await self._travel(0.45 if fault is LinkFault.SLOW else network.latency)
         answer = await statement()
         await self._travel(0.45 if fault is LinkFault.SLOW else network.latency)
         if fault is LinkFault.LOSES:
+            raise StoreUnavailable("the connection was lost after COMMIT")
+        return answer
+
+    async def _arrive_late(
+        self, fault: LinkFault, statement: Callable[[], Awaitable[T]], *, may_land_late: bool
+    ) -> T:
+        """Carry a statement out behind others that were sent later."""
+        chance = self._network.chance
+        if fault is LinkFault.OVERTAKES:
+            if may_land_late:
+                self._network.send_astray(_A_MOMENT, statement)
+            await trio.lowlevel.checkpoint()
+            raise StoreUnavailable("the connection was lost")
+        if fault is LinkFault.HOLDS_STAMPS:
+            await trio.sleep(chance.uniform(0.0, _HELD_UP))
+            await statement()
+            raise StoreUnavailable("the connection was lost after COMMIT")
+        delay = chance.uniform(0.0, _HELD_UP)
+        if may_land_late and chance.random() < _LOST:
+            self._network.send_astray(delay, statement)
+            await self._travel(_HELD_UP / 20)
+            raise StoreUnavailable("the connection was lost")
+        await trio.sleep(delay)
+        answer = await statement()
+        await self._travel(_HELD_UP / 5)
+        if chance.random() < _UNANSWERED:
             raise StoreUnavailable("the connection was lost after COMMIT")
         return answer
 

@@ -48,9 +48,40 @@ _MOVES = {
     "break_database": 3,
     "heal": 10,
 }
+_BEATS = {
+    "connect": 24,
+    "die": 4,
+    "remove": 4,
+    "pass_now": 16,
+    "hold_up_stamps": 12,
+    "heal": 4,
+    "fail_over": 1,
+    "lose_the_next": 12,
+}
+"""Stamps are held up while a server loses its last commits: they are counted a second time."""
+_RETURNS = {
+    "connect": 30,
+    "come_back": 60,
+    "change_answers": 4,
+    "pass_now": 10,
+    "hold_up": 12,
+    "heal": 3,
+}
+"""Sessions of one id follow each other on one worker, and so do what they have written."""
+_OVERLAPS = {
+    "connect": 30,
+    "come_back": 10,
+    "return_during_a_pass": 30,
+    "old_writes_land": 30,
+    "change_answers": 10,
+}
+"""Sessions end and come back while a pass waits for transports that hang, or writes overtake."""
 MIXES: Mapping[str, Mapping[str, int]] = {
     "all": WEIGHTS,
     "moves": _MOVES,
     "losses": {**_MOVES, "connect": 20, "fail_over": 14, "move": 8},
+    "beats": _BEATS,
+    "returns": _RETURNS,
+    "overlaps": _OVERLAPS,
 }
 """Where everything happens, little of one kind does."""

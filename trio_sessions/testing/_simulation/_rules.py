@@ -8,13 +8,15 @@ import trio
 from trio_sessions.errors import SessionNotFound, SessionsError
 from trio_sessions.testing._simulation._clients import Client, Connection
 from trio_sessions.testing._simulation._disasters import Disasters
-from trio_sessions.testing._simulation._link import Link
-from trio_sessions.testing._simulation._workers import SimulatedWorker, start_worker
+from trio_sessions.testing._simulation._link import Link, LinkFault
+from trio_sessions.testing._simulation._workers import CHECK_TIMEOUT, SimulatedWorker, start_worker
 
 __all__ = ["Rules"]
 
 MOST = 30  # sessions at a time
 _FLOOD = 40  # questions at once
+_TURNS = 8  # of a client that comes and goes
+_ABSENCES = (0.0, 0.05, 0.1, 0.3)  # seconds
 
 
 class Rules(Disasters):
@@ -50,6 +52,9 @@ class Rules(Disasters):
         return True
 
     def _connect(self, client: Client, worker: SimulatedWorker) -> None:
+        self._nursery.start_soon(self._add, self._make_connection(client, worker))
+
+    def _make_connection(self, client: Client, worker: SimulatedWorker) -> Connection:
         self._connections += 1
         connection = Connection(
             client,
@@ -63,7 +68,7 @@ class Rules(Disasters):
                 one.was_ended = True
         client.connections.append(connection)
         self._log.note(worker.number, f"add {client.session_id}")
-        self._nursery.start_soon(self._add, connection)
+        return connection
 
     async def _add(self, connection: Connection) -> None:
         registry = connection.worker.opened
@@ -126,9 +131,93 @@ class Rules(Disasters):
 
     async def _remove(self, connection: Connection) -> None:
         try:
-            await connection.worker.opened.remove_session(connection.client.session_id)
+            await connection.worker.opened.remove_session(
+                connection.client.session_id, transport=connection
+            )
         except SessionsError:
             return  # its worker is gone
+
+    def come_back(self) -> bool:
+        """A session ends, and others of its id begin and end at the same worker, in quick turns."""
+        workers = self._workers()
+        known = [one for one in self._alive() if one.newest.is_added and not one.is_restless]
+        here = [one for one in known if one.newest.worker in workers]
+        if not here:
+            return False
+        held_up = [one for one in here if one.newest.worker.link.fault is LinkFault.UNSTEADY]
+        client = self._chance.choice(held_up or here)
+        client.is_restless = True
+        self._nursery.start_soon(self._come_and_go, client, client.newest.worker)
+        return True
+
+    async def _come_and_go(self, client: Client, worker: SimulatedWorker) -> None:
+        for _ in range(self._chance.randint(1, _TURNS)):
+            last = client.newest
+            client.leave()
+            if self._chance.random() < 0.5:  # noqa: PLR2004 -- a coin
+                last.was_ended = True
+                self._log.note(worker.number, f"remove {client.session_id}")
+                self._nursery.start_soon(self._remove, last)
+            else:
+                self._log.note(worker.number, f"{client.session_id} dies")
+            await trio.sleep(self._chance.choice(_ABSENCES))
+            if not worker.is_open or self._chance.random() < 0.15:  # noqa: PLR2004 -- some stay away
+                break
+            self._connect(client, worker)
+            await trio.sleep(self._chance.choice(_ABSENCES))
+        client.is_restless = False
+
+    def old_writes_land(self) -> bool:
+        """A session begins, ends and begins again; what is written first arrives last."""
+        workers = [one for one in self._workers() if one.link.fault is LinkFault.NONE]
+        known = [one for one in self._alive() if one.newest.is_added and not one.is_restless]
+        here = [one for one in known if one.newest.worker in workers]
+        if not here:
+            return False
+        client = self._chance.choice(here)
+        client.is_restless = True
+        self._nursery.start_soon(self._let_old_writes_land, client, client.newest.worker)
+        return True
+
+    async def _let_old_writes_land(self, client: Client, worker: SimulatedWorker) -> None:
+        worker.link.fault = fault = LinkFault.OVERTAKES
+        self._fault(f"one worker: {fault.value}", f"database {fault.value}", worker.number)
+        await self._add(self._make_connection(client, worker))
+        last = client.newest
+        client.leave()
+        last.was_ended = True
+        self._log.note(worker.number, f"remove {client.session_id}")
+        await self._remove(last)
+        if worker.link.fault is fault:
+            worker.link.fault = LinkFault.NONE
+        if worker.is_open:
+            self._connect(client, worker)
+        client.is_restless = False
+
+    def return_during_a_pass(self) -> bool:
+        """A connection breaks, a pass finds that out, and its client is back before it ends."""
+        workers = self._workers()
+        known = [one for one in self._alive() if one.newest.is_added and not one.is_restless]
+        here = [one for one in known if one.newest.worker in workers]
+        if not here:
+            return False
+        client = self._chance.choice(here)
+        worker = client.newest.worker
+        for other in here:
+            if other is not client and other.newest.worker is worker:
+                other.newest.answers = "hangs"  # so that the pass waits
+        client.leave()
+        self._log.note(worker.number, f"{client.session_id} dies")
+        self._nursery.start_soon(self._clean_up, worker)
+        client.is_restless = True
+        self._nursery.start_soon(self._return, client, worker)
+        return True
+
+    async def _return(self, client: Client, worker: SimulatedWorker) -> None:
+        await trio.sleep(self._chance.uniform(0.0, CHECK_TIMEOUT))
+        if worker.is_open:
+            self._connect(client, worker)
+        client.is_restless = False
 
     def change_answers(self) -> bool:
         """A transport hangs, raises, or answers again."""

@@ -10,7 +10,7 @@ from trio_sessions import SessionRegistry, serve_registry
 from trio_sessions.errors import SessionsError
 from trio_sessions.testing._simulation._link import Link
 
-__all__ = ["SETTINGS", "SimulatedWorker", "start_worker"]
+__all__ = ["CHECK_TIMEOUT", "SETTINGS", "SimulatedWorker", "start_worker"]
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     {"session_ttl": 60.0, "cleanup_interval": 10.0, "batch_size": 1000},
@@ -23,6 +23,7 @@ SETTINGS: tuple[Mapping[str, Any], ...] = (
 than that cannot be told from silence (docs/explanation.md)."""
 
 STORE_TIMEOUT = 4.0
+CHECK_TIMEOUT = 2.0
 
 
 @dataclass(eq=False, slots=True)
@@ -109,7 +110,7 @@ async def _serve_registry(
         worker.link,
         worker_id=f"worker-{worker.number}",
         store_timeout=STORE_TIMEOUT,
-        check_timeout=2.0,
+        check_timeout=CHECK_TIMEOUT,
         disconnect_timeout=2.0,
         message_ttl=600.0,
         task_status=task_status,
