@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,13 +18,14 @@ from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, RegistryMachine
-from trio_sessions.types import RowAnswers, Sent, Stamp, Swept
-from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome, Send
+from trio_sessions.types import RowAnswers, Sent, Stamp, StoredMessage, Swept, Wanted
+from trio_sessions.writes import Batch, Claim, Claimed, Committed, Delete, Outcome, Send
 
 # Measuring would double the time of long searches; others reach the same code.
 pytestmark = pytest.mark.no_cover
 
 REMOVED = "has had its row confirmed|has removed session"
+DEFAULT = settings.get_profile("default").max_examples
 SEARCH_ONLY = (Phase.explicit, Phase.generate)
 
 
@@ -181,6 +182,33 @@ class DropsMessages(Rewriting):
             del self._rows[write.session_id].messages[answer.id]
 
 
+class IgnoresGenerations(Rewriting):
+    """A claim that lands behind a later one of its worker is written all the same."""
+
+    def rewrite(self, worker: Worker, write: Any) -> Any:
+        row = self._rows.get(write.session_id)
+        if isinstance(write, Claim) and row is not None and row.is_of(worker):
+            row.generation = min(row.generation, write.generation)
+        return write
+
+
+class DeletesAnyGeneration(Rewriting):
+    """A deletion takes the row of whatever session of the worker has the id by now."""
+
+    def rewrite(self, worker: Worker, write: Any) -> Any:
+        return dataclasses.replace(write, up_to=2**40) if isinstance(write, Delete) else write
+
+
+class ReversesMessages(MemoryStore):
+    """What waits is handed out newest first."""
+
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        found = await super().fetch(worker, wanted)
+        return {session_id: messages[::-1] for session_id, messages in found.items()}
+
+
 class LosesOwners(Rewriting):
     """Who takes a session over begins without its owner."""
 
@@ -193,6 +221,9 @@ BROKEN: list[tuple[type[MemoryStore], str]] = [
     (CallsAFailureGone, f"{REMOVED}|held by"),
     (ForgetsClaims, REMOVED),
     (LosesLeases, REMOVED),
+    (IgnoresGenerations, "the row is gone"),
+    (DeletesAnyGeneration, "the row is gone"),
+    (ReversesMessages, "which were sent later"),
 ]
 
 
@@ -201,11 +232,24 @@ BROKEN: list[tuple[type[MemoryStore], str]] = [
     ("store", "complaint"), BROKEN, ids=lambda one: getattr(one, "__name__", "")
 )
 def test_a_broken_store_is_found(store: type[MemoryStore], complaint: str) -> None:
-    """Within a few hundred histories, and what it says is what is wrong."""
+    """Within the histories that Hypothesis plays by default, and it says what is wrong."""
     machine = type(f"On{store.__name__}", (InMemory,), {"make_shared": store})
     with pytest.raises(AssertionError, match=complaint) as found:
-        search(machine, 400)
+        search(machine, DEFAULT)
     assert any("state.begin(" in note for note in found.value.__notes__)
+
+
+@pytest.mark.timeout(180)
+def test_what_is_printed_is_short_and_fails_again_where_it_is_pasted() -> None:
+    """Hypothesis shrinks it: to what a store that forgets claims must be asked for at least."""
+    machine = type("OnForgetful", (InMemory,), {"make_shared": ForgetsClaims})
+    with pytest.raises(AssertionError, match=REMOVED) as found:
+        search(machine, DEFAULT, (*SEARCH_ONLY, Phase.shrink))
+    code = [line for line in found.value.__notes__ if line.startswith("state")]
+    assert len(code) <= 6
+    with pytest.raises(AssertionError, match=REMOVED):
+        exec("\n".join(code), {machine.__name__: machine})
+    trio.run(trio.lowlevel.checkpoint)
 
 
 def older_claim(state: RegistryMachine) -> None:

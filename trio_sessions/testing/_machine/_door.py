@@ -1,5 +1,6 @@
 """The way of one worker to what is shared: it can be cut, held up, or made slow."""
 
+import contextlib
 import enum
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -7,6 +8,7 @@ from typing import TypeVar
 import trio
 
 from trio_sessions.abc import SessionStore
+from trio_sessions.errors import SessionsError
 from trio_sessions.testing._faults import Fault, FaultyStore
 
 __all__ = ["Door", "Reach"]
@@ -54,6 +56,23 @@ class Door(FaultyStore):
         self.reach = Reach.WELL
         self._lateness = lateness
         self._let_go = trio.Event()
+        self._is_leading_astray = False
+        self._astray: list[Callable[[], Awaitable[object]]] = []
+
+    def lead_astray(self) -> None:
+        """Let writes from now on be told as failed, and be done by `arrive`, not before."""
+        self._is_leading_astray = True
+
+    def lead_straight(self) -> None:
+        """Let writes go their way again; those that are astray still are."""
+        self._is_leading_astray = False
+
+    async def arrive(self) -> None:
+        """Do what was led astray, in the order in which it was sent; nobody hears of it."""
+        astray, self._astray = self._astray, []
+        for write in astray:
+            with contextlib.suppress(SessionsError):
+                await write()
 
     def set_reach(self, reach: Reach) -> None:
         """Change how the worker reaches it; what was held goes on, unless it still is."""
@@ -70,6 +89,10 @@ class Door(FaultyStore):
     async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
         if self.reach is Reach.HELD:
             await self._let_go.wait()
+        if self._is_leading_astray and name == "commit":
+            self._astray.append(operation)
+            await trio.lowlevel.checkpoint()
+            raise self.error
         is_slow = self.reach is Reach.SLOW
         answer = await super()._through(name, operation, *kinds)
         if is_slow:

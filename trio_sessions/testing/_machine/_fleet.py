@@ -170,6 +170,28 @@ class Fleet:
             row = await self.stranger.row(session_id)
             require(row is None, f"session {session_id!r} was removed, and its row is there")
 
+    async def let_old_writes_land(
+        self, number: int, session_id: str, first: Transport, second: Transport
+    ) -> None:
+        """Add a session, remove it, and add it again; what was written first arrives last.
+
+        It is still in time: of what a worker writes, the generation says what came later.
+        """
+        worker = self._live.get(number)
+        if worker is None or worker.door.reach is not Reach.WELL:
+            return
+        self._doubt(session_id)
+        worker.door.lead_astray()
+        for transport in (first, second):
+            line = Line(transport)
+            self.model.added(worker.name, session_id, line)
+            await worker.registry.add_session(session_id, line)
+            if transport is first:
+                self.model.removed(worker.name, session_id)
+                await worker.registry.remove_session(session_id)
+                worker.door.lead_straight()
+        await worker.door.arrive()
+
     async def change_transport(self, number: int, session_id: str, state: LineState) -> None:
         """Let something happen to the connection of a session."""
         line = self._line(number, session_id)
@@ -206,6 +228,13 @@ class Fleet:
             message, number, is_certain=is_certain, in_memory=in_memory
         )
 
+    async def send_and_read(self, number: int, session_id: str, count: int) -> None:
+        """Read what there is, send some messages while nobody reads, and read them."""
+        await self.read(session_id)
+        for _ in range(count):
+            await self.broadcast(number, session_id, durable=True)
+        await self.read(session_id)
+
     async def read(self, session_id: str) -> None:
         """Read what has come to a session, by an inbox."""
         await self._read(session_id, self._read_inbox)
@@ -231,6 +260,8 @@ class Fleet:
             await reader(worker, mailbox, patience)
         lost = list(mailbox.must_come) if is_certain else []
         require(not lost, f"messages {lost} were accepted for session {session_id!r}, and are lost")
+        if is_certain:
+            mailbox.calm_down()
 
     async def _read_inbox(self, worker: LiveWorker, mailbox: Mailbox, patience: float) -> None:
         async with worker.registry.open_inbox(mailbox.session_id) as inbox:

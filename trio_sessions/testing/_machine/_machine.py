@@ -225,6 +225,16 @@ class RegistryMachine(RuleBasedStateMachine):
         """Remove a session from the worker."""
         self._play(self._running.remove, worker, session)
 
+    async def _let_old_writes_land(self, worker: int, session: str) -> None:
+        await self._running.let_old_writes_land(
+            worker, session, self.make_transport(), self.make_transport()
+        )
+
+    @rule(worker=workers, session=sessions)
+    def old_writes_land(self, worker: int, session: str) -> None:
+        """Add a session, remove it and add it again; what was written first arrives last."""
+        self._play(self._let_old_writes_land, worker, session)
+
     @rule(worker=workers, session=sessions, to=st.sampled_from([one.value for one in LineState]))
     def change_transport(self, worker: int, session: str, to: str) -> None:
         """Let the transport die, hang, raise, or live again."""
@@ -302,6 +312,11 @@ class RegistryMachine(RuleBasedStateMachine):
     def read(self, session: str) -> None:
         """Read the session's messages where it is held, by ``open_inbox``."""
         self._play(self._running.read, session)
+
+    @rule(worker=workers, session=sessions, count=st.integers(2, 4))
+    def send_and_read(self, worker: int, session: str, count: int) -> None:
+        """Send so many messages from the worker while nobody reads them, and read them."""
+        self._play(self._running.send_and_read, worker, session, count)
 
     @rule(session=sessions)
     def respond(self, session: str) -> None:

@@ -26,6 +26,8 @@ class Mailbox:
     handled: list[int] = field(default_factory=list)
     is_disturbed: bool = False
     """Its holder changed, or could not acknowledge: messages may come twice, or late."""
+    past: int = 0
+    """The last message that was sent before all was calm: of those it may still be so."""
 
     def sent(self, message: int, sender: int, *, is_certain: bool, in_memory: bool) -> None:
         """Note a message that was accepted, or perhaps accepted."""
@@ -40,6 +42,11 @@ class Mailbox:
     def disturb(self) -> None:
         """Let messages come twice from now on."""
         self.is_disturbed = True
+
+    def calm_down(self) -> None:
+        """Let those that are sent from now on come once, and in order."""
+        self.is_disturbed = False
+        self.past = max(self.senders, default=0)
 
     def lose_memory(self) -> None:
         """Let those that only the holder knew be lost."""
@@ -80,10 +87,11 @@ class Mailbox:
             again or message in self.must_come or message in self.may_come,
             f"{what}, which has begun after its end",
         )
-        require(not again or self.is_disturbed, f"{what} twice, and nothing was wrong")
+        may_be_late = self.is_disturbed or message <= self.past
+        require(not again or may_be_late, f"{what} twice, and nothing was wrong")
         sender = self.senders[message]
         later = [one for one in self.handled if self.senders[one] == sender and one > message]
-        require(not later or self.is_disturbed, f"{what} after {later}, which were sent later")
+        require(not later or may_be_late, f"{what} after {later}, which were sent later")
         if not again:
             self.handled.append(message)
         self.must_come.pop(message, None)
