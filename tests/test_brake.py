@@ -204,6 +204,28 @@ async def test_everybody_missing_at_once_is_held_for_a_pass(
         assert everywhere.backdoor.rows() == {}
 
 
+async def test_who_leaves_while_others_are_held_is_not_reported_as_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The report names whom the next pass will ask for again."""
+    monkeypatch.setattr("trio_sessions._cleanup._SLICE", 4)
+    store = MemoryStore()
+    async with open_registry(store) as registry, trio.open_nursery() as nursery:
+        transports = await add(registry, 12)
+        last = list(transports)[-1]
+        brake = registry._house.passes._brake
+        decide = brake.decide
+
+        def decide_and_remove() -> Decision:
+            nursery.start_soon(registry.remove_session, last)
+            return decide()
+
+        monkeypatch.setattr(brake, "decide", decide_and_remove)
+        MemoryBackdoor(store).delete(*transports)
+        report = await registry.cleanup()
+        assert sorted(report.held) == sorted(set(transports) - {last})
+
+
 async def empty_the_table(shared: Shared, statement: str, batch_size: int) -> None:
     async with shared.open(batch_size=batch_size) as registry:
         transports = await add(registry, 30)

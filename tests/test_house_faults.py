@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 from conftest import Shared
-from readers import read
+from readers import finish_writing, read
 from trio.testing import MockClock
 
 from trio_sessions import (
@@ -162,14 +162,17 @@ async def test_what_a_former_reader_could_not_finish_goes_before_what_follows(
         assert received == [1, 2]
 
 
+@pytest.mark.parametrize("durable", [False, True])
 async def test_a_former_reader_that_does_not_finish_holds_up_the_next_for_a_while_only(
     autojump_clock: MockClock,
+    durable: bool,  # noqa: FBT001 -- a parameter of the test
 ) -> None:
     """Then its message is dropped, if it is not handled after all, and counted."""
-    async with open_registry(disconnect_timeout=3.0) as registry:
+    store = MemoryStore()
+    async with open_registry(store, disconnect_timeout=3.0) as registry:
         await registry.add_session("s", FakeTransport())
         for number in (1, 2):
-            await registry.broadcast("s", number)
+            await registry.broadcast("s", number, durable=durable)
         with pytest.raises(KeyError):
             async with registry.open_inbox("s") as inbox:
                 assert await anext(inbox) == 1
@@ -181,6 +184,9 @@ async def test_a_former_reader_that_does_not_finish_holds_up_the_next_for_a_whil
         assert registry.statistics().messages_dropped == 1
         await registry.broadcast("s", 3)
         assert await read(registry, "s", 1) == [3]
+        await finish_writing(registry)
+        await trio.sleep(0.1)
+        assert store._rows["s"].messages == {}
 
 
 async def test_closing_with_many_calls_under_way_takes_one_timeout(

@@ -4,8 +4,11 @@ import pytest
 import trio
 from conftest import Shared
 from readers import read
+from trio.testing import MockClock
 
+from trio_sessions import open_registry
 from trio_sessions._messages._inbox import Inbox, Message
+from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import StoredMessage
 
@@ -46,6 +49,18 @@ def test_what_is_stored_during_a_fetch_that_finds_nothing_still_waits() -> None:
     inbox.answer(asked, [stored(5)], 0.4)
     assert inbox.accept('"later"', 0.5)
     assert [take(inbox, 0.6), take(inbox, 0.6), take(inbox, 0.6)] == ['"row 5"', '"later"', None]
+
+
+def test_a_row_of_ones_own_that_was_fetched_waits_no_more() -> None:
+    """However much of others still does: what is sent here needs no store."""
+    inbox = make_inbox()
+    inbox.note_row(5)
+    asked = inbox.ask(10, 0.0)
+    assert asked is not None
+    assert not inbox.accept('"follows its row"', 0.1)
+    inbox.answer(asked, [stored(4), stored(5)], 0.2)
+    assert inbox.should_fetch, "there may be more"
+    assert inbox.accept('"here"', 0.3)
 
 
 @pytest.mark.parametrize("is_other", [True, False])
@@ -110,3 +125,46 @@ async def test_what_was_handled_elsewhere_is_not_delivered_where_the_session_com
         assert (await one.cleanup()).restored == ("s",)
         await one.broadcast("s", "2")
         assert await read(one, "s", 1) == ["2"]
+
+
+async def test_what_is_too_old_is_not_fetched_again_before_it_is_swept(
+    autojump_clock: MockClock,
+) -> None:
+    """However many passes that takes; then it is counted, once."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store, message_ttl=60.0) as registry:
+        await registry.add_session("s", FakeTransport())
+        async with registry.open_inbox("s"):
+            for number in range(3):
+                await registry.broadcast("s", number, durable=True)
+            await trio.sleep(1)
+            assert registry.statistics().messages_in_memory == 3
+            await trio.sleep(60)
+            store.fail(Fault.FAILS, "sweep")
+            for _ in range(3):
+                await registry.cleanup()
+                await trio.sleep(1)
+                assert registry.statistics().messages_in_memory == 0
+            store.heal()
+            await registry.cleanup()
+        assert registry.statistics().messages_dropped == 3
+
+
+async def test_what_is_sent_on_is_as_old_as_it_was(autojump_clock: MockClock) -> None:
+    """``message_ttl`` counts from when it was accepted, wherever its session goes."""
+    store = MemoryStore()
+    async with (
+        open_registry(store, message_ttl=100.0) as one,
+        open_registry(store, message_ttl=100.0) as other,
+    ):
+        await one.add_session("s", FakeTransport())
+        await one.broadcast("s", "old")
+        await trio.sleep(90)
+        await other.add_session("s", FakeTransport())
+        assert (await one.cleanup()).taken_over == ("s",)
+        [message] = store._rows["s"].messages.values()
+        assert trio.current_time() - message.stored_at == pytest.approx(90)
+        await trio.sleep(20)
+        await other.cleanup()
+        assert store._rows["s"].messages == {}
+        assert other.statistics().messages_dropped == 1

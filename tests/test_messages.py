@@ -311,6 +311,18 @@ async def test_what_cannot_follow_a_session_is_dropped_and_counted(
         store.heal()
 
 
+async def test_what_closing_cannot_send_on_is_counted() -> None:
+    """The store takes no messages any more: who looks afterwards knows how many were lost."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store) as registry:
+        for session_id in ("s", "t"):
+            await registry.add_session(session_id, FakeTransport())
+            await registry.broadcast(session_id, "for nobody")
+        store.fail(Fault.FAILS, "Send")
+    assert store.faults["Send"] > 0
+    assert registry.statistics().messages_dropped == 2
+
+
 async def test_many_dead_sessions_cost_one_statement(shared: Shared) -> None:
     """Older fault: sessions were removed one by one."""
     store = FaultyStore(shared.make_store())

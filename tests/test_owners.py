@@ -20,8 +20,11 @@ from trio_sessions import (
     Transport,
     open_registry,
 )
+from trio_sessions._entry import Pending
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import Capabilities
+from trio_sessions.writes import Claim
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
@@ -591,6 +594,23 @@ async def test_who_can_be_asked_is_known_to_every_worker(everywhere: Shared) -> 
             assert await b.has_elicitation_capability(name) is (name in ("yes", "form"))
         await a.store_client_capabilities("yes", {})
         assert await b.get_elicitation_capable_sessions() == ["form"]
+
+
+def test_what_is_said_behind_a_claim_is_not_forgotten_with_it() -> None:
+    """The claim has written what was known when it left; what came since is still to be written."""
+    pending = Pending()
+    first, second = (Capabilities(encoded=one, elicitation=False) for one in ("{}", "[]"))
+    pending.note_owner("first")
+    pending.note_capabilities(first)
+    claim = Claim(session_id="s", generation=1, age=0.0, owner="first", capabilities=first)
+    pending.note_owner("second")
+    pending.note_capabilities(second)
+    pending.forget(claim)
+    assert (pending.owner, pending.capabilities) == ("second", second)
+    pending.note_owner("first")
+    pending.note_capabilities(first)
+    pending.forget(claim)
+    assert pending.is_empty
 
 
 async def test_bad_owners_and_capabilities_are_refused_at_the_door() -> None:

@@ -1,10 +1,11 @@
 """What a pass concludes at its edges, each as a promise of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 import trio
 from backdoors import MemoryBackdoor
+from trio.testing import MockClock
 
 from trio_sessions import OperationTooLong, RowUnavailable, StoreUnavailable, open_registry
 from trio_sessions.abc import SessionStore, Worker
@@ -35,6 +36,26 @@ async def test_what_an_unwritten_row_s_claim_says_of_the_database(
         assert registry.statistics().incomplete_passes == (not sweeps)
 
 
+async def test_an_unwritten_session_that_leaves_during_a_pass_is_none_of_its_failures(
+    autojump_clock: MockClock,
+) -> None:
+    """Why its row could not be written says nothing of the database as it is now."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store, check_timeout=5.0) as registry:
+        await registry.add_session("slow", FakeTransport("hangs"))
+        store.fail(Fault.FAILS, "Claim")
+        await registry.add_session("s", FakeTransport())
+        store.heal()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(registry.cleanup)
+            await trio.sleep(1)
+            await registry.remove_session("s")
+        report = registry.statistics().last_report
+        assert report is not None
+        assert (report.checked, dict(report.refresh_failures)) == (2, {})
+        assert registry.statistics().incomplete_passes == 0
+
+
 class OneTakesForEver(FaultyStore):
     """Cannot refresh one row in time, whatever comes with it."""
 
@@ -63,6 +84,48 @@ async def test_one_row_that_takes_for_ever_teaches_nothing_of_the_others() -> No
             assert report.refreshed == 15
             assert store.asked == [16, 8, 8, 4, 4, 2, 1, 1, 2] or max(store.asked) == 16
             assert store.asked[0] == 16
+
+
+class WrittenAnewMeanwhile(FaultyStore):
+    """Refreshes one row at a time, and lets what is missing be written before that is answered."""
+
+    def __init__(self, store: SessionStore) -> None:
+        super().__init__(store)
+        self.write: Callable[[], Awaitable[None]] | None = None
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        if self.write is not None and len(session_ids) > 1:
+            await trio.lowlevel.checkpoint()
+            raise OperationTooLong("too many")
+        answers = await super().refresh(worker, session_ids)
+        if self.write is not None and not answers.held:
+            await self.write()
+        return answers
+
+
+async def test_halves_of_a_chunk_are_judged_by_the_older_of_their_answers() -> None:
+    """What is confirmed after the first half was read cannot be missing in it."""
+    memory = MemoryStore()
+    store = WrittenAnewMeanwhile(memory)
+    transports = {name: FakeTransport() for name in ("a", "b")}
+    async with open_registry(store) as registry:
+        for name, transport in transports.items():
+            await registry.add_session(name, transport)
+        house = registry._house
+        entry = house.table.get("a")
+        assert entry is not None
+
+        async def write() -> None:
+            store.write = None
+            assert house.passes._claims.write_anew(entry)
+            await entry.answered()
+
+        store.write = write
+        MemoryBackdoor(memory).delete("a")
+        one = house.passes.new_pass()
+        report = await one.run()
+        assert (report.missing, list(report.refresh_failures)) == ((), ["a"])
+        assert [transport.disconnects for transport in transports.values()] == [0, 0]
 
 
 async def test_what_was_missing_before_a_rewind_is_not_removed_after_it() -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import trio
+from backdoors import MemoryBackdoor
 from conftest import Shared
 from gates import GatedStore
 from trio.testing import MockClock
 
-from trio_sessions import SessionRegistry, StoreUnavailable, open_registry
+from trio_sessions import RowUnavailable, SessionRegistry, StoreUnavailable, open_registry
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
@@ -388,6 +389,26 @@ async def test_a_row_that_a_late_statement_has_written_goes(shared: Shared) -> N
         assert store.calls["own_rows"] == 0
 
 
+async def test_what_is_left_over_is_not_looked_for_and_hides_no_stray() -> None:
+    """Nor does a session hide one whose row could not be written."""
+    shared = MemoryStore()
+    store = FaultyStore(shared)
+    store.error = RowUnavailable("refused")
+    async with open_registry(store) as a:
+        await add(a, names(3))
+        store.fail(Fault.FAILS, "Delete")
+        await a.remove_session("s02")
+        store.calls.clear()
+        await a.cleanup()
+        assert (a.statistics().leftover_rows, store.calls["own_rows"]) == (1, 0)
+        store.fail(Fault.FAILS, "Claim")
+        await add(a, ["unwritten"])
+        MemoryBackdoor(shared).insert_late("late", like="s00")
+        await a.cleanup()
+        assert shared._rows.keys() == {"s00", "s01"}
+        assert a.statistics().unconfirmed == 1
+
+
 async def test_messages_are_delivered_at_least_once(shared: Shared) -> None:
     """What was fetched is not lost with its row, and an id used again is another message."""
     async with shared.open() as a, shared.open() as b:
@@ -466,7 +487,9 @@ async def test_an_estimate_refuses_and_never_convicts(autojump_clock: MockClock)
         assert estimate._reading is not None
         estimate._reading -= 600.0
         store.calls.clear()
+        start = trio.current_time()
         await a.add_session("s", FakeTransport())
         assert store.calls["Claim"] == 2, "it was refused once"
+        assert trio.current_time() == start, "and went again at once"
         assert await b.locate_session("s") is not None
         assert shared._rows["s"].worker_id == a.worker_id

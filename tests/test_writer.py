@@ -303,6 +303,28 @@ async def test_a_refused_batch_is_split(autojump_clock: MockClock) -> None:
         await writer.finish(trio.current_time() + 1)
 
 
+class SlowToRefuse(Recorder):
+    """Takes a second for each refusal, as long as a lock is waited for."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        await trio.sleep(1)
+        return await super().commit(worker, batch)
+
+
+async def test_a_flood_of_refused_rows_is_not_split_without_end(autojump_clock: MockClock) -> None:
+    """After fifteen seconds those that are left share one answer: others wait behind them."""
+    store = SlowToRefuse()
+    store.refused = {f"s{number}" for number in range(64)}
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        orders = [writer.give(One(one)) for one in sorted(store.refused)]
+        await settle_all(orders)
+        assert 15 <= trio.current_time() <= 25
+        assert all(isinstance(order.error, RowUnavailable) for order in orders)
+        await writer.finish(trio.current_time() + 1)
+
+
 class LockedOnce(Recorder):
     """Refuses a batch as a whole, and then says that the row of its first half is locked."""
 
@@ -375,6 +397,52 @@ async def test_when_much_waits_callers_wait_in_order(
         assert sorted(sent) == list(range(100))
         await writer.finish(trio.current_time() + 1)
     assert store.payloads == [str(number) for number in range(100)]
+
+
+async def test_who_comes_when_room_is_made_waits_behind_those_who_have_waited(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the very step in which it is made, before any of them has been told."""
+    monkeypatch.setattr("trio_sessions._writer._ROOM", (1, 1000))
+    store = Recorder()
+    store.gate = trio.Event()
+    writer = make_writer(store)
+
+    async def send_two() -> None:
+        await writer.do(Many("s", name="first"))
+        await writer.do(Many("s", name="third"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        async with trio.open_nursery() as senders:
+            senders.start_soon(send_two)
+            await trio.testing.wait_all_tasks_blocked()
+            senders.start_soon(writer.do, Many("s", name="second"))
+            await trio.testing.wait_all_tasks_blocked()
+            store.gate.set()
+        await writer.finish(trio.current_time() + 1)
+    assert store.payloads == ["first", "second", "third"]
+
+
+async def test_bytes_keep_callers_outside_as_their_number_does(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few large messages are as much to keep as many small ones."""
+    monkeypatch.setattr("trio_sessions._writer._ROOM", (1000, 25))
+    store = Recorder()
+    store.gate = trio.Event()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        async with trio.open_nursery() as senders:
+            for number in range(5):
+                senders.start_soon(writer.do, Many("s", size=10, name=str(number)))
+                await trio.testing.wait_all_tasks_blocked()
+            assert writer.is_full
+            assert writer.waiting == 2, "one is out, and two wait outside"
+            store.gate.set()
+        await writer.finish(trio.current_time() + 1)
+    assert store.payloads == list("01234")
 
 
 async def test_whoever_leaves_makes_room_for_those_outside(

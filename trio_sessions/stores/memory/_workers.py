@@ -65,7 +65,7 @@ class Workers:
         swept, _ = self._gone.get(worker.incarnation, ("", now))
         if after is None or swept == after:
             return Begun(was_swept=after is not None, clock=now)
-        self._doubtful_until = max(self._doubtful_until, now + self._doubt())
+        self._doubtful_until = now + self._doubt()
         self._set_doubt_right(now)
         self._unbroken_since = now  # stamps of others may be forgotten
         return Begun(was_swept=False, doubt=self._doubtful_until - now, clock=now)
