@@ -8,6 +8,7 @@ import sqlalchemy as sa
 import trio
 from backdoors import DatabaseBackdoor, MemoryBackdoor
 from conftest import Shared
+from witnesses import open_witnessed
 
 from trio_sessions.testing import FakeTransport
 
@@ -142,3 +143,19 @@ async def test_many_rows_in_the_future_are_set_right_by_one_pass(
         await a.cleanup()
         pass_time(shared, 601.0)
         assert (await a.cleanup()).expired == 20
+
+
+async def test_each_stamp_sets_the_end_of_the_last_pass_right(shared: Shared) -> None:
+    """Else a worker whose passes have stopped would keep its lease: it goes on to stamp."""
+    async with (
+        open_witnessed(shared.make_store, "one") as one,
+        open_witnessed(shared.make_store, "other") as other,
+    ):
+        await other.sweep()
+        await one.claim("s")
+        shared.backdoor.age_workers(-HOUR, "one")
+        await one.claim("t")
+        shared.backdoor.age_workers(700.0, "one")
+        shared.backdoor.age(700.0)
+        await one.stamp()
+        assert (await other.sweep()).sessions == 2

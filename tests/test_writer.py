@@ -23,7 +23,16 @@ from trio_sessions._writer import Writer
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore
-from trio_sessions.writes import Batch, Committed, Send, SetOwner, Write
+from trio_sessions.writes import (
+    Batch,
+    Committed,
+    Delete,
+    Send,
+    SetOwner,
+    Unfinished,
+    Verdict,
+    Write,
+)
 
 
 class One(Order[Any]):
@@ -300,6 +309,68 @@ async def test_a_refused_batch_is_split(autojump_clock: MockClock) -> None:
         await settle_all(orders)
         assert [order.session_id for order in orders if order.error is not None] == ["s7"]
         assert len(store.batches) < 20
+        await writer.finish(trio.current_time() + 1)
+
+
+class Deletion(One):
+    def make(self) -> Write[Any] | None:
+        return Delete(session_id=self.session_id, up_to=1)
+
+
+class PieceByPiece(Recorder):
+    """Does a second's worth of a deletion at a time; then its row is locked for a moment."""
+
+    pieces = 5
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        await trio.sleep(1)
+        committed = await super().commit(worker, batch)
+        answer: Any = Unfinished(dropped=1) if len(self.batches) <= self.pieces else 0
+        if len(self.batches) == self.pieces + 1:
+            answer = RowUnavailable("locked")
+        return replace(committed, answers=[answer])
+
+
+async def test_what_goes_piece_by_piece_has_patience_for_the_next_piece(
+    autojump_clock: MockClock,
+) -> None:
+    """A lock that it meets at last is waited for as if it had just been given."""
+    store = PieceByPiece()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        order = writer.give(Deletion("s"))
+        await order.settled()
+        assert order.error is None
+        assert len(store.batches) == store.pieces + 2
+        await writer.finish(trio.current_time() + 1)
+
+
+class AlwaysLate(Recorder):
+    """Whatever comes has come too late."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        await trio.sleep(1)
+        return Committed(answers=(), verdict=Verdict.LATE, clock=trio.current_time())
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_what_always_comes_late_is_told_in_the_end(
+    autojump_clock: MockClock,
+    closes: bool,  # noqa: FBT001 -- a parameter of the test
+) -> None:
+    """After one timeout, or when the registry closes."""
+    writer = make_writer(AlwaysLate(), store_timeout=10.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        order = writer.give(One("s"))
+        if closes:
+            await trio.sleep(0.5)
+            await writer.finish(trio.current_time() + 5)
+        with trio.fail_after(20):
+            await order.settled()
+        assert isinstance(order.error, StoreUnavailable)
+        assert trio.current_time() <= (2 if closes else 11)
         await writer.finish(trio.current_time() + 1)
 
 

@@ -1,0 +1,135 @@
+"""What is asked of the store for those who read, and how much of it at once."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, cast
+
+import outcome
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trio_sessions import open_registry
+from trio_sessions._messages._inbox import Inbox
+from trio_sessions._messages._receipts import Receipts
+from trio_sessions._orders import Order
+from trio_sessions._writer import Writer
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.stores.memory._rows import Message
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import StoredMessage, Wanted
+from trio_sessions.writes import Acknowledge
+
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
+
+class Asked(FaultyStore):
+    """Notes what is fetched."""
+
+    def __init__(self, store: SessionStore) -> None:
+        super().__init__(store)
+        self.fetched: list[Sequence[Wanted]] = []
+
+    async def fetch(
+        self, worker: Worker, wanted: Sequence[Wanted]
+    ) -> Mapping[str, Sequence[StoredMessage]]:
+        self.fetched.append(wanted)
+        return await super().fetch(worker, wanted)
+
+
+async def read_all(store: Asked, *, while_away: float = 0.0) -> None:
+    """Let ten sessions be read, for each of which another worker has stored two messages.
+
+    Args:
+        store: of whoever reads.
+        while_away: seconds for which nothing can be fetched at first.
+    """
+    ids = [f"s{number}" for number in range(10)]
+    async with (
+        open_registry(store) as registry,
+        open_registry(store._store) as other,
+        AsyncExitStack() as inboxes,
+    ):
+        for one in ids:
+            await registry.add_session(one, FakeTransport())
+            for _ in range(2):
+                await other.broadcast(one, 100 * "m")
+        if while_away:
+            store.fail(Fault.FAILS, "fetch")
+        for one in ids:
+            await inboxes.enter_async_context(registry.open_inbox(one))
+        if while_away:
+            await trio.sleep(while_away)
+            store.heal()
+            store.fetched.clear()
+        with trio.fail_after(100):
+            while registry.statistics().messages_in_memory < 2 * len(ids):
+                await trio.sleep(0.1)
+
+
+async def test_what_is_fetched_at_once_is_bounded_in_bytes(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all sessions together: each is asked for its part."""
+    monkeypatch.setattr("trio_sessions._messages._reading._FETCHED", 1000)
+    store = Asked(MemoryStore())
+    await read_all(store)
+    assert max(len(wanted) for wanted in store.fetched) > 1
+    assert max(sum(one.size for one in wanted) for wanted in store.fetched) <= 1000
+
+
+async def test_after_an_outage_many_sessions_share_a_fetch_again(
+    autojump_clock: MockClock,
+) -> None:
+    """One that cannot be fetched is found by asking for ever fewer; that is no state to stay in."""
+    store = Asked(MemoryStore())
+    await read_all(store, while_away=30.0)
+    sizes = [len(wanted) for wanted in store.fetched]
+    assert sizes[:3] == [1, 2, 4]
+
+
+async def test_a_look_that_failed_is_made_again_soon(autojump_clock: MockClock) -> None:
+    """No bell has rung for what it would have found, and the next pass is far."""
+    memory = MemoryStore()
+    store = FaultyStore(memory)
+    async with open_registry(store, session_ttl=7200.0, cleanup_interval=3600.0) as registry:
+        await registry.add_session("s", FakeTransport())
+        async with registry.open_inbox("s") as inbox:
+            await trio.sleep(10)
+            memory._rows["s"].messages[7] = Message(
+                payload='"silent"', stored_at=trio.current_time()
+            )
+            store.fail(Fault.FAILS, "waiting", times=1)
+            await registry.cleanup()
+            with trio.fail_after(10):
+                assert await anext(inbox) == "silent"
+        assert store.faults["waiting"] == 1
+
+
+class Taken:
+    """A writer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.orders: list[Order[Any]] = []
+
+    def give(self, order: Order[Any]) -> None:
+        self.orders.append(order)
+
+
+def test_an_acknowledgement_is_bounded() -> None:
+    """What is more follows in the next one: a batch may have as many sessions as writes."""
+    writer = Taken()
+    receipts = Receipts(cast("Writer", writer))
+    inbox = Inbox("s", size=1000, message_ttl=60.0, storing={})
+    for row in range(1200):
+        receipts.note(inbox, row)
+    acknowledged: list[int] = []
+    while writer.orders:
+        order = writer.orders.pop()
+        write = order.make()
+        assert isinstance(write, Acknowledge)
+        assert len(write.message_ids) <= 500
+        acknowledged += write.message_ids
+        order.conclude(outcome.Value(True))
+    assert acknowledged == list(range(1200))
