@@ -58,6 +58,20 @@ async def test_without_a_row_of_its_holder_the_longest_ttl_counts(shared: Shared
         assert (await a.sweep()).sessions == 1
 
 
+async def test_a_short_ttl_is_not_made_longer_by_those_of_others(shared: Shared) -> None:
+    """What its holder has said of itself counts, whoever sweeps."""
+    async with (
+        open_witnessed(shared.make_store, "a", session_ttl=6000.0) as a,
+        open_witnessed(shared.make_store, "b", session_ttl=60.0) as b,
+    ):
+        await a.sweep()
+        await b.claim("s")
+        for seconds, swept in ((50.0, 0), (50.0, 1)):
+            shared.backdoor.age(seconds)
+            shared.backdoor.age_workers(seconds, "b")
+            assert (await a.sweep()).sessions == swept
+
+
 @pytest.mark.parametrize(("silence", "swept"), [(1000.0, 1), (3000.0, 0)])
 async def test_a_gap_is_a_share_of_the_longest_ttl_known(
     shared: Shared, silence: float, swept: int
