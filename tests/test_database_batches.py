@@ -4,8 +4,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 import sqlalchemy as sa
 import trio
@@ -17,6 +19,8 @@ from statements import noting_engine
 from trio_sessions import RowUnavailable, StoreUnavailable
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database.portable._plan import decide
+from trio_sessions.stores.database.postgresql._batch import _parameters
 from trio_sessions.stores.database.postgresql._listen import _sessions
 from trio_sessions.types import Capabilities, Sent
 from trio_sessions.writes import (
@@ -401,3 +405,33 @@ async def test_a_batch_rings_each_holder_once(postgresql: Shared) -> None:
 def test_a_single_session_is_told_of_by_its_id(session_id: str) -> None:
     """Which may look like anything."""
     assert session_id in _sessions(session_id)
+
+
+# ---- what has passed on the way ----
+
+
+@pytest.mark.parametrize(
+    ("waited", "outcome"),
+    [(0.0, Outcome.TAKEN_OVER), (2.9, Outcome.TAKEN_OVER), (3.1, Outcome.LOST)],
+)
+def test_a_claim_grows_older_while_it_waits_for_a_connection(
+    waited: float, outcome: Outcome
+) -> None:
+    """Its age was told when it was handed over; somebody may have come since."""
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+    row = SimpleNamespace(
+        worker_id="other",
+        incarnation="other",
+        generation=1,
+        owner=None,
+        capabilities=None,
+        elicitation=False,
+        taken=8.0,
+        taken_ahead=False,
+    )
+    batch = Batch(writes=[Claim(session_id="s", generation=1, age=5.0)])
+    plan = decide(worker, batch, {"s": row}, waited, in_doubt=False)
+    assert plan.claimed == [(0, "s", outcome)]
+    told = _parameters(worker, batch, waited)["claims"]
+    assert told is not None
+    assert orjson.loads(told)[0]["age"] == pytest.approx(5.0 + waited)

@@ -10,7 +10,7 @@ __all__ = ["RUN", "simulate"]
 RUN = 150
 """Steps in one run; then all faults stop, and the fleet has to come to rest."""
 _FEWEST = 2
-_MIXES = ("all", "all", "moves", "all", "losses")
+_MIXES = ("all", "all", "moves", "all", "losses", "returns", "all", "beats", "overlaps")
 
 
 def simulate(
