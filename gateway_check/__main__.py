@@ -41,7 +41,7 @@ def parse_options() -> argparse.Namespace:
         "--idle-queries",
         type=float,
         default=0.2,
-        help="queries a second that one worker may cost while all are idle",
+        help="stamps a second that one worker may cost while all are idle",
     )
     parser.add_argument("--patience", type=float, default=300.0, help="seconds for one case")
     return parser.parse_args()
