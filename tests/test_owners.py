@@ -671,3 +671,20 @@ async def test_a_row_of_ones_own_that_is_not_ones_own_says_nothing() -> None:
         store._rows["s"] = now
         assert await a.session_exists("s") is True
         assert await a.locate_session("s") == b.worker_id
+
+
+async def test_what_was_set_in_an_outage_and_lost_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A newer connection elsewhere has won the session: nothing is dropped in silence."""
+    shared = MemoryStore()
+    store = FaultyStore(shared)
+    async with open_registry(store) as a, open_registry(shared) as b:
+        store.fail()
+        await a.add_session("s", FakeTransport())
+        await a.set_session_owner("s", "alice")
+        await trio.sleep(0.1)
+        await b.add_session("s", FakeTransport())
+        store.heal()
+        assert (await a.cleanup()).taken_over == ("s",)
+        assert await b.get_session_owner("s") is None
+    [told] = [one for one in caplog.messages if "set them once more" in one]
+    assert "alice" not in told

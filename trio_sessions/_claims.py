@@ -4,6 +4,7 @@ Whoever follows the claims is told of each that is answered, in the same step in
 is: so nobody acts on a row that is not known to be this session's.
 """
 
+import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,9 +21,12 @@ from trio_sessions._table import LocalTable
 from trio_sessions._witness import Witness
 from trio_sessions._writer import Writer
 from trio_sessions.errors import RowDoubtful
-from trio_sessions.writes import Claim, Claimed, Delete, Outcome, Unfinished
+from trio_sessions.types import fingerprint
+from trio_sessions.writes import Claim, Claimed, Delete, Keep, Outcome, Unfinished
 
 __all__ = ["ClaimComparison", "ClaimListener", "Claims", "wait_all"]
+
+logger = logging.getLogger("trio_sessions.rows")
 
 _SLICE = 1000  # deletions before the event loop gets its turn
 _LOST_IN_DOUBT = (
@@ -186,6 +190,13 @@ class Claims:
         self.dropped(claimed.dropped)
         entry.pending.forget(claim)
         entry.confirm(claimed, self._witness.known)
+        brings = claim.owner is not Keep.OWNER or claim.capabilities is not None
+        if brings and entry.row is Row.LOST and not was_forgotten:
+            logger.warning(
+                "owner or capabilities of session %s, set while its row could not be written, are "
+                "dropped: another worker holds a newer connection of it; set them once more",
+                fingerprint(entry.session_id),
+            )
         if entry.row is Row.CONFIRMED and self._table.holds(entry):
             comparison = ClaimComparison(
                 is_other=before is not None and before != claimed.born,
