@@ -204,6 +204,16 @@ class View:
     async def get_elicitation_capable_sessions(self) -> Any:
         return await in_asyncio(self._facade.get_elicitation_capable_sessions)
 
+    async def list_sessions(self, **options: Any) -> Any:
+        return await in_asyncio(partial(self._facade.list_sessions, **options))
+
+    async def describe_session(self, *args: Any) -> Any:
+        return await in_asyncio(self._facade.describe_session, *args)
+
+    @property
+    def workers(self) -> "_WorkersView":
+        return _WorkersView(self._facade)
+
     async def broadcast(self, *args: Any, **options: Any) -> None:
         await in_asyncio(partial(self._facade.broadcast, *args, **options))
 
@@ -218,6 +228,19 @@ class View:
 
     def open_inbox(self, session_id: str) -> "_InboxView":
         return _InboxView(self._facade.open_inbox(session_id))
+
+
+class _WorkersView:
+    """The facade's workers."""
+
+    def __init__(self, facade: aio.SessionRegistry) -> None:
+        self._facade = facade
+
+    async def list(self) -> Any:
+        return await in_asyncio(self._facade.workers.list)
+
+    async def set_data(self, data: Any) -> None:
+        await in_asyncio(self._facade.workers.set_data, data)
 
 
 class _InboxView:  # what it returns on entering is itself

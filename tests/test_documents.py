@@ -285,7 +285,8 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
     del parameters["store"]
     listed = dict(settings_in_readme())
     assert listed.pop("worker_id") == "made fresh"
-    assert parameters.pop("worker_id").default is None
+    assert listed.pop("worker_data") == "nothing"
+    assert parameters.pop("worker_id").default is parameters.pop("worker_data").default is None
     assert {name: float(value.replace(",", "")) for name, value in listed.items()} == {
         name: parameter.default for name, parameter in parameters.items()
     }

@@ -9,6 +9,7 @@ Layers, lower never imports higher (checked by import-linter)::
     testing | transports     use the public names
     _open, _keeper           opening and closing; the task that holds a registry open
     _registry                what users call
+    _operators               what of it is about all workers
     _house                   the parts of one registry, put together
     _passes                  when a pass runs
     _cleanup | _pacing       what a pass does
@@ -19,6 +20,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _sessions                what has to happen when a session comes or goes
     _leaving                 sessions on their way out
     _messages | _owners      their messages, one room; what is said of them
+    _inspection              what operators ask
     _claims                  the rows of the sessions held here
     _writer | _departures    all that is written; what removed sessions have left behind
     _histories               a worker's histories, begun and begun anew
@@ -27,8 +29,9 @@ Layers, lower never imports higher (checked by import-linter)::
     _witness | _estimate     whether the database has forgotten nothing; what its clock may say
     _table | stores          siblings
     _entry                   one session, and what is known of its row
-    abc, _settings, _json    contracts, settings, encoding
+    abc, _settings           contracts, settings
     _background, _one_call   tasks; one call of a transport's method
+    inspection, _json        what operators are told; encoding
     writes, _process, _forked_run, _interrupts, _library  what is written; forks, Ctrl-C
     types, errors            values
 """
@@ -40,6 +43,7 @@ from trio_sessions.errors import (
     InvalidSessionId,
     MessageTooLarge,
     MissingDependency,
+    NotSupported,
     OperationTooLong,
     RegistryClosed,
     RowLocked,
@@ -50,6 +54,7 @@ from trio_sessions.errors import (
     StoreSchemaError,
     StoreUnavailable,
 )
+from trio_sessions.inspection import SessionInfo, WorkerInfo, WorkerState
 from trio_sessions.types import CleanupReport, RegistryStatistics, fingerprint
 
 __all__ = [
@@ -57,11 +62,13 @@ __all__ = [
     "InvalidSessionId",
     "MessageTooLarge",
     "MissingDependency",
+    "NotSupported",
     "OperationTooLong",
     "RegistryClosed",
     "RegistryStatistics",
     "RowLocked",
     "RowUnavailable",
+    "SessionInfo",
     "SessionNotFound",
     "SessionRegistry",
     "SessionStore",
@@ -70,6 +77,8 @@ __all__ = [
     "StoreSchemaError",
     "StoreUnavailable",
     "Transport",
+    "WorkerInfo",
+    "WorkerState",
     "fingerprint",
     "open_registry",
     "serve_registry",

@@ -15,7 +15,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import outcome
 import trio
@@ -25,9 +25,15 @@ from trio_sessions._interrupts import lone_interrupt
 from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
 from trio_sessions._witness import Witness
-from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.abc import Bell, InspectionStore, Part, SessionStore, Worker
 from trio_sessions.abc._workers import MAX_GAP
-from trio_sessions.errors import RegistryClosed, RowUnavailable, SessionsError, StoreUnavailable
+from trio_sessions.errors import (
+    NotSupported,
+    RegistryClosed,
+    RowUnavailable,
+    SessionsError,
+    StoreUnavailable,
+)
 from trio_sessions.types import (
     Begun,
     Holder,
@@ -354,6 +360,10 @@ class Edge:
             lambda: self._store.locate(self.worker, session_id), Holder | None
         )
 
+    def is_incarnation(self, incarnation: str) -> bool:
+        """Say whether it is this worker's."""
+        return incarnation == self.worker.incarnation
+
     def is_own(self, holder: Holder) -> bool:
         """Say whether a row is held by this incarnation."""
         own = self.worker.worker_id, self.worker.incarnation
@@ -368,6 +378,24 @@ class Edge:
     async def elicitation_capable(self) -> list[str]:
         """Return the ids of all sessions that can be asked."""
         return await self._question(lambda: self._store.elicitation_capable(self.worker), list)
+
+    async def inspect(
+        self, question: Callable[[InspectionStore, Worker], Awaitable[T]], kind: Any
+    ) -> T:
+        """Ask what only operators ask.
+
+        Raises:
+            NotSupported: the store lacks that part of the contract.
+        """
+        store = self._store
+        if Part.INSPECTION not in store.parts:
+            raise NotSupported(
+                f"{type(store).__name__} does not keep the part of the contract for this: "
+                "trio_sessions.abc.InspectionStore"
+            )
+        return await self._question(
+            lambda: question(cast("InspectionStore", store), self.worker), kind
+        )
 
     async def waiting(self) -> list[str]:
         """Return the ids of sessions of this worker for which messages are stored."""

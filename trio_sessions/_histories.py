@@ -7,6 +7,7 @@ time. See docs/decisions/0010-evidence.md.
 
 import logging
 import secrets
+from dataclasses import replace
 
 import trio
 
@@ -79,6 +80,30 @@ class Histories:
                 self._pause = _next_pause(self._pause) if has_lasted < _SHORT else 0.0
                 await trio.sleep(self._pause)
                 await self._begin(after=self._witness.known.history)
+
+    async def announce(self, *, data: str | None = None, draining: bool | None = None) -> None:
+        """Replace what this worker says of itself to the others; the next history begins with it.
+
+        Args:
+            data: a JSON object; None: as before.
+            draining: it takes no new sessions; None: as before.
+
+        Raises:
+            StoreUnavailable: the store may have been told, or not.
+        """
+        async with self._turn:
+            presence = self._presence
+            self._presence = presence = replace(
+                presence,
+                data=presence.data if data is None else data,
+                draining=presence.draining if draining is None else draining,
+            )
+            await self._edge.inspect(
+                lambda store, worker: store.announce(
+                    worker, data=presence.data, draining=presence.draining
+                ),
+                bool,
+            )
 
     async def _begin(self, *, after: str | None) -> None:
         history = secrets.token_hex(16)

@@ -22,6 +22,7 @@ from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Row
 from trio_sessions._histories import Histories
+from trio_sessions._inspection import Inspection, Workers
 from trio_sessions._leaving import Leaving
 from trio_sessions._messages import Messages
 from trio_sessions._owners import Owners
@@ -84,6 +85,8 @@ class House:
         self.owners = Owners(
             edge=edge, writer=writer, claims=claims, table=table, departures=departures
         )
+        self.inspection = Inspection(edge=edge, claims=claims, table=table, departures=departures)
+        self.workers = Workers(edge, histories)
         self.sessions = Sessions(
             table=table,
             calls=calls,

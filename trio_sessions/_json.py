@@ -29,8 +29,14 @@ def size_of(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def encode(value: object, *, what: str, limit: int) -> str:
+def encode(value: object, *, what: str, limit: int, limit_name: str = "max_message_bytes") -> str:
     """Return ``value`` as JSON.
+
+    Args:
+        value: what is to be encoded.
+        what: names it in errors.
+        limit: bytes that it may take.
+        limit_name: names that in errors.
 
     Raises:
         TypeError: JSON cannot carry it; also a key that is no `str`, and text that is no UTF-8.
@@ -40,11 +46,9 @@ def encode(value: object, *, what: str, limit: int) -> str:
     try:
         encoded = orjson.dumps(value, option=_STRICT)
     except orjson.JSONEncodeError:
-        encoded = _encode_slowly(value, what, limit)
+        encoded = _encode_slowly(value, what, limit, limit_name)
     if len(encoded) > limit:
-        raise MessageTooLarge(
-            f"{what} would take {len(encoded)} bytes, max_message_bytes is {limit}"
-        )
+        raise MessageTooLarge(f"{what} would take {len(encoded)} bytes, {limit_name} is {limit}")
     _check(value, what)
     return encoded.decode()
 
@@ -88,7 +92,7 @@ def _check(value: object, what: str) -> None:
 # ---- the slow way ----
 
 
-def _encode_slowly(value: object, what: str, limit: int) -> bytes:
+def _encode_slowly(value: object, what: str, limit: int, limit_name: str) -> bytes:
     """Encode what nests deeper, or counts further, than orjson can."""
     pieces: list[str] = []
     size = 0
@@ -109,7 +113,7 @@ def _encode_slowly(value: object, what: str, limit: int) -> bytes:
             pieces.append(_scalar(item, what))
         size += len(pieces[-1])
         if size > limit:
-            raise MessageTooLarge(f"{what} takes more than max_message_bytes, which is {limit}")
+            raise MessageTooLarge(f"{what} takes more than {limit_name}, which is {limit}")
         following = None
         while open_ and following is None:
             items, end, identity = open_[-1]

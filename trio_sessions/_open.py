@@ -3,9 +3,9 @@
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
@@ -43,6 +43,7 @@ def open_registry(
     max_message_bytes: int = 1_048_576,
     store_timeout: float = 30.0,
     mass_missing_brake: float = 0.5,
+    worker_data: Mapping[str, Any] | None = None,
 ) -> AbstractAsyncContextManager[SessionRegistry]:
     """Open a registry for the length of an ``async with`` block.
 
@@ -79,6 +80,8 @@ def open_registry(
             pass has an answer for, and at least ten, are newly gone without another holder,
             their sessions are kept until the next pass, and removed only if their rows are
             missing in that one, too. 1.0 turns it off.
+        worker_data: a JSON object of at most 65,536 bytes that other workers may read, an address
+            for instance; see `SessionRegistry.workers`.
 
     Raises:
         TypeError, ValueError: at the call: a setting is wrong; the message names it.
@@ -103,6 +106,7 @@ def open_registry(
         max_message_bytes=max_message_bytes,
         store_timeout=store_timeout,
         mass_missing_brake=mass_missing_brake,
+        worker_data=worker_data,
     )
     return open_with(resolve_store(store), settings)
 
@@ -122,6 +126,7 @@ async def serve_registry(
     max_message_bytes: int = 1_048_576,
     store_timeout: float = 30.0,
     mass_missing_brake: float = 0.5,
+    worker_data: Mapping[str, Any] | None = None,
     task_status: "trio.TaskStatus[SessionRegistry]" = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve a registry until cancelled: ``registry = await nursery.start(serve_registry, store)``.
@@ -145,6 +150,7 @@ async def serve_registry(
         max_message_bytes=max_message_bytes,
         store_timeout=store_timeout,
         mass_missing_brake=mass_missing_brake,
+        worker_data=worker_data,
     )
     async with opening as registry:
         task_status.started(registry)

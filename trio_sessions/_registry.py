@@ -13,15 +13,15 @@ import trio
 
 from trio_sessions._background import is_cancellation
 from trio_sessions._calls import check_transport
-from trio_sessions._edge import INHERITED
 from trio_sessions._entry import Entry
 from trio_sessions._house import House
 from trio_sessions._interrupts import interruptible, uninterrupted
 from trio_sessions._json import encode
 from trio_sessions._library import check_trio
 from trio_sessions._messages import OpenInbox
+from trio_sessions._operators import OperatorMethods
 from trio_sessions.abc import Transport
-from trio_sessions.errors import RegistryClosed, SessionNotFound, SessionsError
+from trio_sessions.errors import SessionNotFound, SessionsError
 from trio_sessions.types import (
     Capabilities,
     CleanupReport,
@@ -37,7 +37,7 @@ logger = logging.getLogger("trio_sessions.registry")
 
 
 @uninterrupted
-class SessionRegistry:
+class SessionRegistry(OperatorMethods):
     """The sessions of one worker. Made by `open_registry` or `serve_registry`.
 
     All its methods belong to one Trio run. Those named ``*_sync`` and `statistics` never
@@ -51,16 +51,8 @@ class SessionRegistry:
 
     def __init__(self, house: House) -> None:
         """Not for users: `open_registry` puts the parts together."""
+        super().__init__(house)
         self.worker_id = house.worker_id
-        self._house = house
-
-    def _check_open(self) -> None:
-        if self._house.is_closed:
-            raise RegistryClosed(
-                "the registry is closed: use it inside the `async with open_registry(...)` block"
-            )
-        if self._house.is_inherited:
-            raise RegistryClosed(INHERITED)
 
     # ---- sessions ----
 

@@ -1,14 +1,18 @@
 """The settings of a registry, checked at the door."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+from trio_sessions._json import encode
 from trio_sessions.types import Presence, check_session_id
 
-__all__ = ["Settings", "seconds"]
+__all__ = ["Settings", "encode_worker_data", "seconds"]
 
 _STAMP_INTERVAL = 5.0  # seconds: whoever misses three stamps is late
+_WORKER_DATA = 65_536  # bytes: every worker may read it of every other one
 _STAMP_SHARE = 0.1  # of session_ttl: a healthy worker's silence must not look like an outage
 
 
@@ -51,6 +55,18 @@ def _share(name: str, value: object) -> float:
     return float(value)
 
 
+def encode_worker_data(name: str, data: object) -> str:
+    """Return what a worker tells others of itself, given as ``name``, if it is a JSON object.
+
+    Raises:
+        TypeError, ValueError: JSON cannot carry it.
+        MessageTooLarge: it has more than 65,536 bytes.
+    """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{name} must be a mapping that JSON can carry, not {type(data).__name__}")
+    return encode(dict(data), what=name, limit=_WORKER_DATA, limit_name="the limit")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What `open_registry` takes besides the store; each field is explained there.
@@ -71,6 +87,7 @@ class Settings:
     max_message_bytes: int = 1_048_576
     store_timeout: float = 30.0
     mass_missing_brake: float = 0.5
+    worker_data: Mapping[str, Any] | None = None
 
     def presence(self) -> Presence:
         """Return what a worker with these settings says of itself to the others."""
@@ -79,6 +96,7 @@ class Settings:
             cleanup_interval=self.cleanup_interval,
             stamp_interval=self.stamp_interval,
             version=_version(),
+            data=encode_worker_data("worker_data", self.worker_data or {}),
         )
 
     @property
@@ -99,6 +117,8 @@ class Settings:
             object.__setattr__(self, name, seconds(name, getattr(self, name)))
         for name in ("max_concurrent", "batch_size", "max_message_bytes"):
             _count(name, getattr(self, name))
+        if self.worker_data is not None:
+            encode_worker_data("worker_data", self.worker_data)
         share = _share("mass_missing_brake", self.mass_missing_brake)
         object.__setattr__(self, "mass_missing_brake", share)
         if self.cleanup_interval > self.session_ttl / 2:

@@ -6,6 +6,7 @@ __all__ = [
     "InvalidSessionId",
     "MessageTooLarge",
     "MissingDependency",
+    "NotSupported",
     "OperationTooLong",
     "RegistryClosed",
     "RowDoubtful",
@@ -63,6 +64,10 @@ class RowDoubtful(RowUnavailable):
 
     Until every worker has had the time to write its rows anew, nobody can say more.
     """
+
+
+class NotSupported(SessionsError, NotImplementedError):
+    """The store lacks the part of the contract that this call needs; nothing else is amiss."""
 
 
 class StoreInUse(StoreUnavailable, RuntimeError):

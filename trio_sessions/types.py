@@ -238,6 +238,8 @@ class Presence:
     """That of trio_sessions."""
     data: str = "{}"
     """A JSON object."""
+    draining: bool = False
+    """It takes no new sessions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ needs, and says in `Store.parts` which others. ``trio_sessions.testing`` holds i
 part.
 """
 
+from trio_sessions.abc._inspection import InspectionStore
 from trio_sessions.abc._messages import Bell, MessageStore
 from trio_sessions.abc._rows import RowStore
 from trio_sessions.abc._stem import Part, Store, Worker
@@ -15,6 +16,7 @@ from trio_sessions.abc._workers import WorkerStore
 
 __all__ = [
     "Bell",
+    "InspectionStore",
     "MessageStore",
     "Part",
     "RowStore",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from trio_sessions.abc._stem import Store, Worker
+from trio_sessions.abc._stem import Part, Store, Worker
 from trio_sessions.types import StoredMessage, Wanted
 
 __all__ = ["Bell", "MessageStore"]
@@ -26,6 +26,8 @@ class Bell(Protocol):
 
 class MessageStore(Store):
     """Messages that wait for the session of a row, and go with it; stored by `Store.commit`."""
+
+    part = Part.MESSAGES
 
     @abc.abstractmethod
     async def waiting(self, worker: Worker) -> list[str]:

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Sequence
 
-from trio_sessions.abc._stem import Store, Worker
+from trio_sessions.abc._stem import Part, Store, Worker
 from trio_sessions.types import Holder, RowAnswers, Stamp, Swept
 
 __all__ = ["RowStore"]
@@ -16,6 +16,8 @@ class RowStore(Store):
     the capabilities of its client, the moments of its creation, of its taking (by the present
     holder) and of its last refresh. They are written by `Store.commit`.
     """
+
+    part = Part.ROWS
 
     @abc.abstractmethod
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:

@@ -3,6 +3,7 @@
 import abc
 import enum
 from dataclasses import dataclass
+from typing import ClassVar
 
 import trio
 
@@ -20,6 +21,8 @@ class Part(enum.Enum):
     """`MessageStore`."""
     WORKERS = "workers"
     """`WorkerStore`."""
+    INSPECTION = "inspection"
+    """`InspectionStore`; a registry works without it, and says so when it is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +59,13 @@ class Store(abc.ABC):
     - When it is cancelled, the operation may or may not have happened.
     """
 
+    part: ClassVar[Part]
+    """Each class that is a part of the contract says which."""
+
     @property
     def parts(self) -> frozenset[Part]:
         """The parts of the contract that it keeps. A store that wraps another one asks that."""
-        return frozenset(Part)
+        return frozenset(one.__dict__["part"] for one in type(self).__mro__ if "part" in vars(one))
 
     @property
     def may_outlast_cancellation(self) -> bool:

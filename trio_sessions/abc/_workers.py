@@ -2,7 +2,7 @@
 
 import abc
 
-from trio_sessions.abc._stem import Store, Worker
+from trio_sessions.abc._stem import Part, Store, Worker
 from trio_sessions.types import Begun, Presence, Stamp, Stamped
 
 __all__ = ["MAX_GAP", "WorkerStore"]
@@ -40,6 +40,8 @@ class WorkerStore(Store):
     with `RowDoubtful`, and so is a `ClaimOwner` of a session of another incarnation that has no
     owner. A refresh is not concerned, for its worker has its own witness.
     """
+
+    part = Part.WORKERS
 
     @abc.abstractmethod
     async def begin(

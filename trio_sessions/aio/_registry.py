@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
@@ -17,6 +17,7 @@ from trio_sessions.abc import SessionStore, Transport
 from trio_sessions.aio._generate import binding
 from trio_sessions.aio._inbox import AsyncioInbox
 from trio_sessions.aio._life import State
+from trio_sessions.aio._operators import OperatorMethods
 from trio_sessions.aio._service import Service
 from trio_sessions.aio._waiting import wait_out
 from trio_sessions.errors import RegistryClosed
@@ -41,7 +42,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         raise wrong_library() from None
 
 
-class SessionRegistry:
+class SessionRegistry(OperatorMethods):
     """The sessions of one worker of an asyncio program; a Trio core does the work.
 
     It may be built at import time, before a fork and without a loop. `initialize` and
@@ -82,6 +83,7 @@ class SessionRegistry:
         max_message_bytes: int = 1_048_576,
         store_timeout: float = 30.0,
         mass_missing_brake: float = 0.5,
+        worker_data: Mapping[str, Any] | None = None,
     ) -> None:
         self._settings = Settings(
             worker_id=worker_id,
@@ -95,6 +97,7 @@ class SessionRegistry:
             max_message_bytes=max_message_bytes,
             store_timeout=store_timeout,
             mass_missing_brake=mass_missing_brake,
+            worker_data=worker_data,
         )
         self._store = resolve_store(store)
         self._service: Service | None = None

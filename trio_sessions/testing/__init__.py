@@ -3,6 +3,7 @@
 from trio_sessions.testing._conformance import (
     Connection,
     conformance_tests,
+    inspection_conformance,
     message_conformance,
     row_conformance,
     store_conformance,
@@ -23,6 +24,7 @@ __all__ = [
     "RegistryMachine",
     "SimulationReport",
     "conformance_tests",
+    "inspection_conformance",
     "message_conformance",
     "row_conformance",
     "simulate",

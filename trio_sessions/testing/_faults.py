@@ -6,12 +6,13 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import trio
 
-from trio_sessions.abc import Bell, Part, SessionStore, Worker
+from trio_sessions.abc import Bell, InspectionStore, Part, SessionStore, Worker
 from trio_sessions.errors import StoreUnavailable
+from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.types import (
     Begun,
     Holder,
@@ -31,7 +32,8 @@ T = TypeVar("T")
 
 _OPERATIONS = frozenset(
     name
-    for name, value in inspect.getmembers(SessionStore, inspect.isfunction)
+    for contract in (SessionStore, InspectionStore)
+    for name, value in inspect.getmembers(contract, inspect.isfunction)
     if not name.startswith("_")
 )
 _KINDS = frozenset(kind.__name__ for kind in Write.__subclasses__())
@@ -70,7 +72,7 @@ class _PausedBell:
         return rung
 
 
-class FaultyStore(SessionStore):
+class FaultyStore(SessionStore, InspectionStore):
     """Wraps a store; one for each worker makes a fault that only this worker sees.
 
     `fail` makes all operations, some, or only the next few run into a fault; `heal` ends it.
@@ -270,6 +272,34 @@ class FaultyStore(SessionStore):
         return await self._through(
             "elicitation_capable", lambda: self._store.elicitation_capable(worker)
         )
+
+    @property
+    def _inspected(self) -> InspectionStore:
+        return cast("InspectionStore", self._store)
+
+    async def announce(self, worker: Worker, *, data: str, draining: bool) -> bool:
+        """Replace what the worker says, or fail; see `InspectionStore.announce`."""
+        return await self._through(
+            "announce",
+            lambda: self._inspected.announce(worker, data=data, draining=draining),
+        )
+
+    async def list_workers(self, worker: Worker) -> list[WorkerInfo]:
+        """List workers, or fail; see `InspectionStore.list_workers`."""
+        return await self._through("list_workers", lambda: self._inspected.list_workers(worker))
+
+    async def list_sessions(
+        self, worker: Worker, selection: Selection, *, after: str, limit: int
+    ) -> list[SessionInfo]:
+        """List sessions, or fail; see `InspectionStore.list_sessions`."""
+        return await self._through(
+            "list_sessions",
+            lambda: self._inspected.list_sessions(worker, selection, after=after, limit=limit),
+        )
+
+    async def describe(self, worker: Worker, session_id: str) -> SessionInfo | None:
+        """Describe a session, or fail; see `InspectionStore.describe`."""
+        return await self._through("describe", lambda: self._inspected.describe(worker, session_id))
 
     async def waiting(self, worker: Worker) -> list[str]:
         """List sessions with messages, or fail; see `SessionStore.waiting`."""

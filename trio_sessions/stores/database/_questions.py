@@ -93,14 +93,12 @@ class Questions:
             else_=_KNOWN,
         )
         once = sa.select(sa.literal_column("1").label("once")).subquery("once")
-        asked = once.outerjoin(
+        self._asked = once.outerjoin(
             tables.sessions, row.session_id == sa.bindparam("asked_id", type_=sa.String)
         )
-        if_absent = sa.case((row.session_id.is_(None), why), else_=_KNOWN).label("if_absent")
-        self._holder = sa.select(row.worker_id, row.incarnation, row.owner, if_absent).select_from(
-            asked
-        )
-        self._capabilities = sa.select(row.capabilities, if_absent).select_from(asked)
+        self._if_absent = sa.case((row.session_id.is_(None), why), else_=_KNOWN).label("if_absent")
+        self._holder = self.about(row.worker_id, row.incarnation, row.owner)
+        self._capabilities = self.about(row.capabilities)
         self._elicitation = sa.union_all(
             sa.select(row.session_id, sa.literal_column(str(_KNOWN)).label("if_absent")).where(
                 row.elicitation
@@ -124,9 +122,21 @@ class Questions:
         self._newest = sa.select(sa.func.coalesce(sa.func.max(message.id), 0))
         self._waiting_since = self._waiting.where(message.id > sa.bindparam("seen"))
 
+    def about(
+        self, *columns: sa.ColumnElement[Any], beside: tuple[sa.Table, Any] | None = None
+    ) -> sa.Select[Any]:
+        """Return the select of columns of one session's row, for `ask`.
+
+        Args:
+            columns: what is asked for.
+            beside: another table with some of these columns, and how its rows belong to the row.
+        """
+        asked = self._asked if beside is None else self._asked.outerjoin(*beside)
+        return sa.select(*columns, self._if_absent).select_from(asked)
+
     def locate(self, connection: sa.Connection, asker: Asker, session_id: str) -> Holder | None:
         """Return who holds a session."""
-        worker_id, incarnation, owner = self._ask(connection, self._holder, asker, session_id)
+        worker_id, incarnation, owner, _ = self.ask(connection, self._holder, asker, session_id)
         if incarnation is None:
             return None
         return Holder(worker_id=worker_id, incarnation=incarnation, owner=owner)
@@ -136,7 +146,7 @@ class Questions:
     ) -> str | None:
         """Return a session's capabilities, encoded."""
         encoded: str | None
-        [encoded] = self._ask(connection, self._capabilities, asker, session_id)
+        encoded, _ = self.ask(connection, self._capabilities, asker, session_id)
         return encoded
 
     def elicitation_capable(self, connection: sa.Connection, asker: Asker) -> list[str]:
@@ -153,17 +163,21 @@ class Questions:
         parameters = {**identity(worker), "after": after, "limit": limit}
         return [(row[0], row[1]) for row in connection.execute(self._own_rows, parameters)]
 
-    def _ask(
+    def ask(
         self,
         connection: sa.Connection,
         question: sa.Select[Any],
         asker: Asker,
         session_id: str,
     ) -> Any:
-        """Return what a session's row says; nothing but None if there is none, for sure."""
+        """Return what a session's row says; nothing but None if there is none, for sure.
+
+        Raises:
+            StoreUnavailable: there is none, and the database is in doubt.
+        """
         parameters = {**identity(asker.worker), "asked_id": session_id}
-        *answer, if_absent = connection.execute(question, parameters).one()
-        _check(if_absent, asker)
+        answer = connection.execute(question, parameters).one()
+        _check(answer.if_absent, asker)
         return answer
 
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:

@@ -106,6 +106,18 @@ def tables(prefix: str) -> Tables:
     sa.Index(f"ix_{prefix}messages_session_id_id", messages.c.session_id, messages.c.id)
     # To count and find the rows of one incarnation; a refresh does not touch it.
     sa.Index(f"ix_{prefix}sessions_incarnation", sessions.c.incarnation, info=_LATER)
+    # To list the sessions of an owner by id; those without one are not in it.
+    sa.Index(
+        f"ix_{prefix}sessions_owner",
+        sessions.c.owner,
+        sessions.c.session_id,
+        **_options(
+            {f"{one.name}_where": sessions.c.owner.is_not(None)}
+            for one in databases
+            if one.has_partial_indexes
+        ),
+        info=_LATER,
+    )
     fleet = sa.Table(
         f"{prefix}fleet",
         meta,
@@ -130,6 +142,7 @@ def tables(prefix: str) -> Tables:
         sa.Column("started_at", moment, nullable=False, server_default=now()),
         sa.Column("version", sa.String(64), nullable=False, server_default=""),
         sa.Column("data", sa.Text, nullable=False, server_default="{}"),
+        sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.false(), info=_LATER),
         **_options(database.workers_options for database in databases),
     )
     gone = sa.Table(

@@ -9,10 +9,12 @@ import sqlalchemy as sa
 import trio
 
 from trio_sessions._settings import seconds
-from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.abc import Bell, InspectionStore, SessionStore, Worker
+from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.database._connections import Connections, note_process
 from trio_sessions.stores.database._database import find
+from trio_sessions.stores.database._inspection import Inspection
 from trio_sessions.stores.database._questions import Asker, Questions
 from trio_sessions.stores.database._schema import check_tables, is_complete, tables
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
@@ -34,7 +36,7 @@ __all__ = ["DatabaseStore"]
 T = TypeVar("T")
 
 
-class DatabaseStore(SessionStore):
+class DatabaseStore(SessionStore, InspectionStore):
     """Rows in SQLite or PostgreSQL, one operation, one thread, one transaction.
 
     The engine is made when the first registry opens the store, never earlier, so the
@@ -117,6 +119,7 @@ class DatabaseStore(SessionStore):
         self._operations = self._database.operations(self._tables, listens=listen)
         doubt = self._database.doubt
         self._questions = Questions(self._tables, None if doubt is None else doubt(self._tables))
+        self._inspection = Inspection(self._tables, self._questions)
         self._begun: set[str] = set()
         """The incarnations that must have a row: they have begun a history, and do not leave."""
         self._opened = OneRun(self._connections, f"the store on {masked(self._url)}")
@@ -258,6 +261,39 @@ class DatabaseStore(SessionStore):
         return await self._ask(
             worker,
             lambda connection: self._questions.elicitation_capable(connection, self._asker(worker)),
+        )
+
+    # ---- for operators ----
+
+    async def announce(self, worker: Worker, *, data: str, draining: bool) -> bool:
+        """Replace what the worker says of itself; see `InspectionStore.announce`."""
+        return await self.run(
+            worker,
+            lambda connection: self._inspection.announce(
+                connection, worker, data=data, draining=draining
+            ),
+        )
+
+    async def list_workers(self, worker: Worker) -> list[WorkerInfo]:
+        """Return the workers; see `InspectionStore.list_workers`."""
+        return await self._ask(worker, self._inspection.list_workers)
+
+    async def list_sessions(
+        self, worker: Worker, selection: Selection, *, after: str, limit: int
+    ) -> list[SessionInfo]:
+        """Return sessions by id; see `InspectionStore.list_sessions`."""
+        return await self._ask(
+            worker,
+            lambda connection: self._inspection.list_sessions(connection, selection, after, limit),
+        )
+
+    async def describe(self, worker: Worker, session_id: str) -> SessionInfo | None:
+        """Return what is known of a session; see `InspectionStore.describe`."""
+        return await self._ask(
+            worker,
+            lambda connection: self._inspection.describe(
+                connection, self._asker(worker), session_id
+            ),
         )
 
     # ---- messages ----

@@ -1,17 +1,21 @@
 """A store in the memory of one process, for a single worker and for tests."""
 
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
 
 import trio
 
-from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.abc import Bell, InspectionStore, SessionStore, Worker
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import StoreUnavailable
+from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.stores._doubt import IN_DOUBT
 from trio_sessions.stores._one_run import OneRun
+from trio_sessions.stores.memory._inspection import inform, page
 from trio_sessions.stores.memory._rows import Row, Rows
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.types import (
@@ -57,7 +61,7 @@ class _Run:
         self.bells: dict[str, _Bell] = {}
 
 
-class MemoryStore(SessionStore):
+class MemoryStore(SessionStore, InspectionStore):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
     Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
@@ -70,6 +74,8 @@ class MemoryStore(SessionStore):
         self._opened = OneRun(_Run, "the memory store")
         self._workers = Workers()
         self._clock: object = None
+        self._beginning = datetime.now(UTC)
+        """Of the clock, on the calendar."""
 
     @property
     def may_outlast_cancellation(self) -> bool:
@@ -119,6 +125,7 @@ class MemoryStore(SessionStore):
     def _restart_clock(self) -> None:
         """Take up a clock that has nothing to do with the one before."""
         now = self._now()
+        self._beginning = datetime.now(UTC) - timedelta(seconds=now)
         for row in self._rows.values():
             row.created_at = row.taken_at = row.last_accessed = now
             for message in row.messages.values():
@@ -245,6 +252,45 @@ class MemoryStore(SessionStore):
                 if row.capabilities is not None and row.capabilities.elicitation
             ]
         )
+
+    # ---- for operators ----
+
+    async def announce(self, worker: Worker, *, data: str, draining: bool) -> bool:
+        """Replace what the worker says of itself; see `InspectionStore.announce`."""
+        await self._begin()
+        return await self._answer(self._workers.announce(worker, data=data, draining=draining))
+
+    async def list_workers(self, worker: Worker) -> list[WorkerInfo]:
+        """Return the workers; see `InspectionStore.list_workers`."""
+        await self._begin()
+        sessions = Counter(row.incarnation for row in self._rows.values())
+        return await self._answer(self._workers.list(self._now(), sessions, self._moment))
+
+    async def list_sessions(
+        self, worker: Worker, selection: Selection, *, after: str, limit: int
+    ) -> list[SessionInfo]:
+        """Return sessions by id; see `InspectionStore.list_sessions`."""
+        await self._begin()
+        now = self._now()
+        found = page(self._rows, selection, now, after=after, limit=limit)
+        return await self._answer([self._inform(one, row, now) for one, row in found])
+
+    async def describe(self, worker: Worker, session_id: str) -> SessionInfo | None:
+        """Return what is known of a session; see `InspectionStore.describe`."""
+        await self._begin()
+        row = self._rows.get(session_id)
+        if row is None and self._is_in_doubt(worker, self._now()):
+            await self._refuse_in_doubt()
+        return await self._answer(
+            None if row is None else self._inform(session_id, row, self._now())
+        )
+
+    def _inform(self, session_id: str, row: Row, now: float) -> SessionInfo:
+        return inform(session_id, row, self._workers, now, self._moment)
+
+    def _moment(self, moment: float) -> datetime:
+        """Return a moment of Trio's clock on the calendar: that clock begins anywhere."""
+        return self._beginning + timedelta(seconds=moment)
 
     # ---- messages ----
 

@@ -1,9 +1,13 @@
 """The workers in memory: their stamps, their leases, and the doubt. Synchronous, no clock."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from trio_sessions.abc import Worker
+from trio_sessions.abc._workers import MAX_GAP
+from trio_sessions.inspection import WorkerInfo, WorkerState, state_of
 from trio_sessions.stores._lease import DOUBT, REMEMBERED
 from trio_sessions.types import Begun, Presence, Stamp
 
@@ -15,6 +19,7 @@ class _Row:
     worker_id: str
     presence: Presence
     stamp: Stamp
+    started_at: float
     stamped_at: float
     passed_at: float
 
@@ -43,7 +48,7 @@ class Workers:
     def restart_clock(self, now: float, *, has_rows: bool) -> None:
         """Take up a clock that has nothing to do with the one before."""
         for row in self._rows.values():
-            row.stamped_at = row.passed_at = now
+            row.started_at = row.stamped_at = row.passed_at = now
         self._gone = {one: (history, now) for one, (history, _) in self._gone.items()}
         self._vouched_at = None
         if has_rows:
@@ -55,10 +60,12 @@ class Workers:
         self, worker: Worker, history: str, presence: Presence, now: float, *, after: str | None
     ) -> Begun:
         """Write a worker's row anew; see `WorkerStore.begin`."""
+        before = self._rows.get(worker.incarnation)
         self._rows[worker.incarnation] = _Row(
             worker_id=worker.worker_id,
             presence=presence,
             stamp=Stamp(history=history, beat=1),
+            started_at=now if before is None else before.started_at,
             stamped_at=now,
             passed_at=now,
         )
@@ -104,6 +111,63 @@ class Workers:
     def is_in_doubt(self, now: float) -> bool:
         """Say whether sessions may have been forgotten."""
         return now < self._doubtful_until
+
+    # ---- for operators ----
+
+    def announce(self, worker: Worker, *, data: str, draining: bool) -> bool:
+        """Replace what a worker says of itself; say whether it has a row."""
+        row = self._rows.get(worker.incarnation)
+        if row is not None:
+            row.presence = replace(row.presence, data=data, draining=draining)
+        return row is not None
+
+    def state(self, incarnation: str, now: float) -> WorkerState | None:
+        """Say whether a worker lives; None: it has no row."""
+        row = self._rows.get(incarnation)
+        if row is None:
+            return None
+        ttl = row.presence.session_ttl
+        return state_of(
+            silence=now - row.stamped_at,
+            stamp_interval=row.presence.stamp_interval,
+            has_lapsed=row.has_lapsed(now) and self._is_unbroken(now, ttl),
+        )
+
+    def _is_unbroken(self, now: float, ttl: float) -> bool:
+        """Say whether the series of vouchings goes on, and is so many seconds old."""
+        if self._vouched_at is None or now - self._vouched_at > self.longest_ttl(0.0) * MAX_GAP:
+            return False
+        return now - self._unbroken_since >= ttl
+
+    def list(
+        self, now: float, sessions: Mapping[str, int], moment: Callable[[float], datetime]
+    ) -> list[WorkerInfo]:
+        """Return the workers, the oldest first.
+
+        Args:
+            now: the moment.
+            sessions: how many each incarnation holds.
+            moment: makes a moment of this clock one of the calendar.
+        """
+        rows = sorted(self._rows.items(), key=lambda item: (item[1].started_at, item[0]))
+        return [
+            WorkerInfo(
+                worker_id=row.worker_id,
+                incarnation=incarnation,
+                state=self.state(incarnation, now) or WorkerState.GONE,
+                started=moment(row.started_at),
+                last_stamp=moment(row.stamped_at),
+                last_pass=moment(row.passed_at),
+                silence=max(0.0, now - row.stamped_at),
+                sessions=sessions.get(incarnation, 0),
+                session_ttl=row.presence.session_ttl,
+                cleanup_interval=row.presence.cleanup_interval,
+                version=row.presence.version,
+                data=json.loads(row.presence.data),
+                draining=row.presence.draining,
+            )
+            for incarnation, row in rows
+        ]
 
     # ---- the lease ----
 

@@ -2,6 +2,7 @@
 
 from trio_sessions.testing._conformance._claims import claim_checks
 from trio_sessions.testing._conformance._doubt import doubt_checks
+from trio_sessions.testing._conformance._inspection import inspection_checks
 from trio_sessions.testing._conformance._leases import lease_checks
 from trio_sessions.testing._conformance._manners import manner_checks
 from trio_sessions.testing._conformance._messages import message_checks
@@ -20,6 +21,7 @@ from trio_sessions.testing._conformance._workers import worker_checks
 __all__ = [
     "Connection",
     "conformance_tests",
+    "inspection_conformance",
     "message_conformance",
     "row_conformance",
     "store_conformance",
@@ -53,6 +55,9 @@ Each check is an async function that is called with ``make_store``: a function t
 on what workers share, the same one at each call or another on the same rows. What is shared must
 be empty when a check begins. For pytest, `conformance_tests` makes a test of them in one line.
 """
+
+inspection_conformance: tuple[Check, ...] = inspection_checks
+"""`InspectionStore`, one check a rule, for a store that keeps this part, too; as the others."""
 
 transport_conformance: tuple[TransportCheck, ...] = transport_checks
 """The contract of a `Transport`, one check a rule, which is its docstring.

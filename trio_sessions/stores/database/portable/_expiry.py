@@ -19,7 +19,7 @@ from trio_sessions.stores.database._questions import all_own
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._fleet import is_ahead
 
-__all__ = ["expired", "forgettable", "found_by_sweep", "lapsed"]
+__all__ = ["expired", "forgettable", "found_by_sweep", "has_gone", "lapsed"]
 
 
 def expired(tables: Tables) -> sa.ColumnElement[bool]:
@@ -76,6 +76,14 @@ def lapsed(tables: Tables) -> sa.Select[Any]:
     )
 
 
+def has_gone(tables: Tables, max_gap: sa.ColumnElement[float]) -> sa.ColumnElement[bool]:
+    """Return "a sweep would find the worker's lease to have run out, if it asked now"."""
+    unbroken = _unbroken_since(
+        tables, ago(tables.workers.c.session_ttl), tables.workers, gap=max_gap
+    )
+    return sa.and_(_has_lapsed(tables), unbroken)
+
+
 def forgettable(tables: Tables) -> sa.ColumnElement[bool]:
     """Return "the incarnation went so long ago that it need not be known any more"."""
     return tables.gone.c.gone_at < ago(sa.literal(REMEMBERED, sa.Float))
@@ -95,7 +103,10 @@ def _of_all_ttls(tables: Tables, which: Any) -> sa.ScalarSelect[Any]:
 
 
 def _unbroken_since(
-    tables: Tables, moment: sa.ColumnElement[Any], *of: sa.FromClause
+    tables: Tables,
+    moment: sa.ColumnElement[Any],
+    *of: sa.FromClause,
+    gap: sa.ColumnElement[float] | None = None,
 ) -> sa.ColumnElement[bool]:
     """Return "the series of vouchings goes on, and began by then, or has no beginning".
 
@@ -103,8 +114,10 @@ def _unbroken_since(
         tables: the tables.
         moment: the moment.
         of: the table whose row the moment is of.
+        gap: seconds of silence that the series outlives; None: the bind parameter max_gap.
     """
     fleet = tables.fleet.c
     old_enough = sa.or_(fleet.unbroken_since.is_(None), fleet.unbroken_since <= moment)
-    goes_on = fleet.vouched_at >= ago(sa.bindparam("max_gap", type_=sa.Float))
+    max_gap = sa.bindparam("max_gap", type_=sa.Float) if gap is None else gap
+    goes_on = fleet.vouched_at >= ago(max_gap)
     return sa.exists(sa.select(fleet.id).where(goes_on, old_enough).correlate(*of))

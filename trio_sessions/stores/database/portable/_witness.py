@@ -68,7 +68,14 @@ class Witness:
         self._stamp_and_pass = stamp.values({**stamped, "passed_at": now()})
         self._vouch = vouch(tables, grammar.insert(fleet))
 
-        said = ("session_ttl", "cleanup_interval", "stamp_interval", "version", "data")
+        said = (
+            "session_ttl",
+            "cleanup_interval",
+            "stamp_interval",
+            "version",
+            "data",
+            "draining",
+        )
         begun = {
             **{name: sa.bindparam(name) for name in ("worker_id", "history", *said)},
             "beat": 1,
@@ -173,6 +180,7 @@ class Witness:
                 "stamp_interval": presence.stamp_interval,
                 "version": presence.version,
                 "data": presence.data,
+                "draining": presence.draining,
             },
         )
         if after is None:

@@ -129,7 +129,14 @@ def _begin(names: Names) -> str:
                     CAST(%(cleanup_interval)s AS float8),
                     (SELECT max(each.cleanup_interval) FROM {names.workers} AS each)
                 )"""
-    presence = ("session_ttl", "cleanup_interval", "stamp_interval", "version", "data")
+    presence = (
+        "session_ttl",
+        "cleanup_interval",
+        "stamp_interval",
+        "version",
+        "data",
+        "draining",
+    )
     values = {
         "worker_id": OWN["worker_id"],
         "history": "%(history)s",
@@ -192,6 +199,7 @@ class Workers:
             "stamp_interval": float(presence.stamp_interval),
             "version": presence.version,
             "data": presence.data,
+            "draining": presence.draining,
             "after": after,
         }
         statements = [_lock(self._names), _begin(self._names)]

@@ -1,0 +1,73 @@
+"""The part of the public surface for asyncio that is about all workers, for operators."""
+
+import abc
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar, TypeVarTuple
+
+from trio_sessions._registry import SessionRegistry as TrioRegistry
+from trio_sessions.inspection import SessionInfo, WorkerInfo
+
+__all__ = ["OperatorMethods", "Workers"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+Call = Callable[[Callable[[TrioRegistry], Awaitable[Any]]], Awaitable[Any]]
+
+
+class Workers:
+    """The workers of one database, as `trio_sessions.aio.SessionRegistry.workers`."""
+
+    def __init__(self, call: Call) -> None:
+        """Not for users."""
+        self._call = call
+
+    async def list(self) -> list[WorkerInfo]:
+        """Return the workers, the oldest first; as the same method of Trio's."""
+        found: list[WorkerInfo] = await self._call(lambda core: core.workers.list())
+        return found
+
+    async def set_data(self, data: Mapping[str, Any]) -> None:
+        """Replace what this worker tells the others of itself; as the same method of Trio's."""
+        await self._call(lambda core: core.workers.set_data(data))
+
+
+class OperatorMethods(abc.ABC):
+    """What `trio_sessions.aio.SessionRegistry` can be asked about all workers."""
+
+    @abc.abstractmethod
+    async def _call(self, method: Callable[[TrioRegistry, *Ts], Awaitable[T]], *args: *Ts) -> T:
+        """Await a method of the Trio registry."""
+
+    @property
+    def workers(self) -> Workers:
+        """The workers of this database; see `trio_sessions.SessionRegistry.workers`."""
+        return Workers(self._call)
+
+    async def list_sessions(
+        self,
+        *,
+        owner: str | None = None,
+        worker_id: str | None = None,
+        older_than: float | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[SessionInfo]:
+        """Return sessions of all workers; see `trio_sessions.SessionRegistry.list_sessions`."""
+        ask = partial(
+            TrioRegistry.list_sessions,
+            owner=owner,
+            worker_id=worker_id,
+            older_than=older_than,
+            after=after,
+            limit=limit,
+        )
+        return await self._call(ask)
+
+    async def describe_session(self, session_id: str) -> SessionInfo | None:
+        """Return what is known of a session; None: there is none.
+
+        See `trio_sessions.SessionRegistry.describe_session`.
+        """
+        return await self._call(TrioRegistry.describe_session, session_id)

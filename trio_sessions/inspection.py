@@ -1,0 +1,159 @@
+"""What operators are told of workers and sessions: values, and the words for a worker's state.
+
+Nothing here does I/O. Moments are on the store's clock, in UTC; durations are seconds.
+See docs/decisions/0012-operate.md.
+"""
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from trio_sessions.types import check_owner
+
+__all__ = [
+    "Selection",
+    "SessionInfo",
+    "WorkerInfo",
+    "WorkerState",
+    "check_limit",
+    "select",
+    "state_of",
+]
+
+_MOST = 10_000  # sessions in one answer
+_MISSED = 3  # stamps that a worker may miss before it is late
+
+
+class WorkerState(enum.Enum):
+    """Whether a worker lives, as its stamps say."""
+
+    ALIVE = "alive"
+    """It has stamped its row within three of its stamp intervals."""
+    LATE = "late"
+    """It has not, and its lease goes on: it may be slow, cut off, paused or dead."""
+    GONE = "gone"
+    """Its lease has run out: the next sweep takes its rows."""
+
+
+def state_of(*, silence: float, stamp_interval: float, has_lapsed: bool) -> WorkerState:
+    """Return the state of a worker.
+
+    Args:
+        silence: seconds since its last stamp.
+        stamp_interval: seconds between two of its stamps, at most.
+        has_lapsed: a sweep may take its rows now (`trio_sessions.abc.RowStore.sweep`).
+    """
+    if has_lapsed:
+        return WorkerState.GONE
+    return WorkerState.LATE if silence > _MISSED * stamp_interval else WorkerState.ALIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """One opening of one registry, as the database knows it."""
+
+    worker_id: str
+    """Its name; users may have chosen it, and two workers may have the same."""
+    incarnation: str
+    """Made fresh at each opening."""
+    state: WorkerState
+    started: datetime
+    """When its row was written first."""
+    last_stamp: datetime
+    """When it last said that it lives."""
+    last_pass: datetime
+    """When its last pass ended."""
+    silence: float
+    """Seconds since its last stamp."""
+    sessions: int
+    """Rows of sessions that it holds."""
+    session_ttl: float
+    cleanup_interval: float
+    version: str
+    """Its version of trio_sessions."""
+    data: Mapping[str, Any]
+    """What it tells others of itself: ``worker_data`` of `trio_sessions.open_registry`."""
+    draining: bool
+    """It takes no new sessions, and will close."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionInfo:
+    """One session, as its row says."""
+
+    session_id: str
+    """The real one: a credential, not for logs."""
+    worker_id: str
+    """Who holds it."""
+    incarnation: str
+    """Which opening of that worker."""
+    worker_state: WorkerState | None
+    """Whether the holder lives; None: it has no row (a worker of an earlier version has none)."""
+    owner: str | None
+    created: datetime
+    """When the session was added first, by whatever worker."""
+    last_accessed: datetime
+    """When its row was last refreshed."""
+    age: float
+    """Seconds since it was created."""
+    idle: float
+    """Seconds since it was refreshed: a pass of its holder does that, not its traffic."""
+    waiting: int
+    """Messages that are stored for it."""
+
+    @property
+    def worker_alive(self) -> bool:
+        """Whether the holder lives: it has missed no three stamps."""
+        return self.worker_state is WorkerState.ALIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which sessions are meant: those of which everything that is said here is true."""
+
+    owner: str | None = None
+    worker_id: str | None = None
+    older_than: float | None = None
+    """Created more than so many seconds ago."""
+
+
+def select(*, owner: object, worker_id: object, older_than: object) -> Selection:
+    """Return which sessions are meant by these arguments, each of which may be None.
+
+    Raises:
+        TypeError, ValueError: one of them cannot be what it is to be; the message names it.
+    """
+    if worker_id is not None and not isinstance(worker_id, str):
+        raise TypeError(f"worker_id must be a str, not {type(worker_id).__name__}")
+    if older_than is not None:
+        if isinstance(older_than, bool) or not isinstance(older_than, int | float):
+            raise TypeError(
+                f"older_than must be a number of seconds, not {type(older_than).__name__}"
+            )
+        if not 0 <= older_than < math.inf:
+            raise ValueError(
+                f"older_than must be a finite number of seconds, 0 or more, not {older_than!r}"
+            )
+        older_than = float(older_than)
+    return Selection(
+        owner=None if owner is None else check_owner(owner),
+        worker_id=worker_id,
+        older_than=older_than,
+    )
+
+
+def check_limit(limit: object) -> int:
+    """Return ``limit`` if it may be one.
+
+    Raises:
+        TypeError: it is no `int`.
+        ValueError: it is not from 1 to 10,000.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit must be an int, not {type(limit).__name__}")
+    if not 1 <= limit <= _MOST:
+        raise ValueError(f"limit must be from 1 to {_MOST}, not {limit}")
+    return limit
