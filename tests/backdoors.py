@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import itertools
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ import trio
 
 from trio_sessions.stores.database import metadata
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.stores.memory._rows import Row, Rows
+from trio_sessions.stores.memory._rows import Numbers, Row, Rows
 from trio_sessions.stores.memory._workers import Workers
 
 
@@ -148,7 +147,7 @@ class MemoryBackdoor:
 
     def number_messages_anew(self) -> None:
         rows = self._store._rows
-        rows._message_ids = itertools.count(
+        rows._message_ids = Numbers(
             1 + max((m for r in rows.values() for m in r.messages), default=0)
         )
 

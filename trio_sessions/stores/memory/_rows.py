@@ -1,7 +1,7 @@
 """The rows in memory, and what each kind of write does with one. Synchronous, no clock."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from trio_sessions.abc import Worker
@@ -24,7 +24,7 @@ from trio_sessions.writes import (
     Write,
 )
 
-__all__ = ["Message", "Row", "Rows"]
+__all__ = ["Message", "Numbers", "Row", "Rows"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,13 +59,24 @@ class Row:
         return self.incarnation == worker.incarnation and self.worker_id == worker.worker_id
 
 
+class Numbers:
+    """Counts up, says where it stands, and can be copied."""
+
+    def __init__(self, following: int = 1) -> None:
+        self.following = following
+
+    def __next__(self) -> int:
+        self.following += 1
+        return self.following - 1
+
+
 class Rows(dict[str, Row]):
     """The rows by session id."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._births: Iterator[int] = itertools.count(1)
-        self._message_ids: Iterator[int] = itertools.count(1)
+        self._births = Numbers()
+        self._message_ids = Numbers()
 
     def own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, Row]]:
         """Return those of these rows that are there and are held by this incarnation."""

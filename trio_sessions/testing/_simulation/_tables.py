@@ -3,24 +3,10 @@
 import copy
 
 from trio_sessions.abc import Worker
-from trio_sessions.stores.memory._rows import Row, Rows
+from trio_sessions.stores.memory._rows import Numbers, Row, Rows
 from trio_sessions.stores.memory._workers import Workers
 
 __all__ = ["Fleet", "Table"]
-
-
-class _Numbers:
-    """Counts up, and says where it stands."""
-
-    def __init__(self, following: int = 1) -> None:
-        self.following = following
-
-    def __iter__(self) -> "_Numbers":
-        return self
-
-    def __next__(self) -> int:
-        self.following += 1
-        return self.following - 1
 
 
 def _copy_row(row: Row) -> Row:
@@ -47,21 +33,20 @@ class Table(Rows):
             database went back; ids of messages begin again, as a restored sequence does.
     """
 
-    def __init__(self, births: _Numbers | None = None) -> None:
+    def __init__(self, births: Numbers | None = None) -> None:
         super().__init__()
-        self._births = self._all_births = births or _Numbers()
-        self._message_ids = self._numbers = _Numbers()
+        self._births = births or Numbers()
 
     def copy(self) -> "Table":
         """Return the table as it stands."""
-        copied = Table(self._all_births)
-        copied._message_ids = copied._numbers = _Numbers(self._numbers.following)
+        copied = Table(self._births)
+        copied._message_ids = Numbers(self._message_ids.following)
         copied.update((session_id, _copy_row(row)) for session_id, row in self.items())
         return copied
 
     def emptied(self) -> "Table":
         """Return the table of another database, which is empty."""
-        return Table(self._all_births)
+        return Table(self._births)
 
 
 class Fleet(Workers):
