@@ -19,7 +19,7 @@ from trio_sessions.testing import FakeTransport
 BAD_URLS = {
     "mysql://user:s3cret@host/db": "mysql",
     "mysql+pymysql://user:s3cret@host/db": "mysql",
-    "postgres://user:s3cret@host/db": "postgres",
+    "postgres://user:s3cret@host/db": "'postgres': write 'postgresql'",
     "oracle://user:s3cret@host/db": "oracle",
     "s3cret": "cannot be read",
     "": "cannot be read",

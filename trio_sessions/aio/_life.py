@@ -68,6 +68,12 @@ class Life:
         # By identity: this is asked for each message, and to hash a member is slow before 3.12.
         return not (self.state is State.OPEN or self.state is State.OPENING)
 
+    @property
+    def was_shut_down(self) -> bool:
+        """It was asked to end, and nothing else has ended it."""
+        is_ending = self.state is State.CLOSING or self.state is State.CLOSED
+        return is_ending and self.crash is None
+
     def go(self, to: State) -> bool:
         """Go on to another state; where that is not allowed, stay and return False."""
         if to not in _NEXT[self.state]:

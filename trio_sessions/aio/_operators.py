@@ -1,17 +1,14 @@
 """The part of the public surface for asyncio that is about all workers, for operators."""
 
-import abc
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any
 
 from trio_sessions._registry import SessionRegistry as TrioRegistry
+from trio_sessions.aio._asking import Asking
 from trio_sessions.inspection import SessionInfo, WorkerInfo
 
 __all__ = ["OperatorMethods", "Workers"]
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 Call = Callable[[Callable[[TrioRegistry], Awaitable[Any]]], Awaitable[Any]]
 
@@ -33,12 +30,8 @@ class Workers:
         await self._call(lambda core: core.workers.set_data(data))
 
 
-class OperatorMethods(abc.ABC):
+class OperatorMethods(Asking):
     """What `trio_sessions.aio.SessionRegistry` can be asked about all workers."""
-
-    @abc.abstractmethod
-    async def _call(self, method: Callable[[TrioRegistry, *Ts], Awaitable[T]], *args: *Ts) -> T:
-        """Await a method of the Trio registry."""
 
     @property
     def workers(self) -> Workers:

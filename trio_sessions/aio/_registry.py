@@ -18,6 +18,7 @@ from trio_sessions.aio._generate import binding
 from trio_sessions.aio._inbox import AsyncioInbox
 from trio_sessions.aio._life import State
 from trio_sessions.aio._operators import OperatorMethods
+from trio_sessions.aio._owners import OwnerMethods
 from trio_sessions.aio._service import Service
 from trio_sessions.aio._waiting import wait_out
 from trio_sessions.errors import RegistryClosed
@@ -42,7 +43,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         raise wrong_library() from None
 
 
-class SessionRegistry(OperatorMethods):
+class SessionRegistry(OwnerMethods, OperatorMethods):
     """The sessions of one worker of an asyncio program; a Trio core does the work.
 
     It may be built at import time, before a fork and without a loop. `initialize` and
@@ -183,6 +184,11 @@ class SessionRegistry(OperatorMethods):
         with self._claiming:
             return self._turns.setdefault(loop, asyncio.Lock())
 
+    def _has_closed(self) -> bool:
+        """Say whether it was open, and was shut down."""
+        service = self._service
+        return service is not None and not service.is_inherited and service.life.was_shut_down
+
     def _opened(self) -> Service:
         service = self._service
         if service is not None and service.is_open:
@@ -252,8 +258,11 @@ class SessionRegistry(OperatorMethods):
                 whatever holds it.
 
         The tasks tied to it by `register_respond_task` are cancelled and awaited, within
-        ``disconnect_timeout``; but not one that calls this itself.
+        ``disconnect_timeout``; but not one that calls this itself. After `shutdown` there is
+        nothing to end, and nothing is raised: streams that are still open then may call this.
         """
+        if self._has_closed():
+            return
         service = self._opened()
         is_next = service.crossing.is_next(session_id)
         if not is_next and service.core.get_session_sync(session_id) is None:
@@ -265,8 +274,11 @@ class SessionRegistry(OperatorMethods):
     async def session_exists(self, session_id: str) -> bool | None:
         """Say whether any worker holds the session: True, False, or None, not verifiable.
 
-        Does not wait for a session that is held here.
+        Does not wait for a session that is held here. None after `shutdown`, too.
         """
+        if self._has_closed():
+            check_session_id(session_id)
+            return None
         if self.get_session_sync(session_id) is not None:
             return True
         return await self._call(TrioRegistry.session_exists, session_id)
@@ -284,42 +296,6 @@ class SessionRegistry(OperatorMethods):
         if self.get_session_sync(session_id) is not None:
             return self.worker_id
         return await self._call(TrioRegistry.locate_session, session_id)
-
-    # ---- owners and capabilities ----
-
-    async def set_session_owner(self, session_id: str, owner: str | None) -> None:
-        """Set who owns a session; see `trio_sessions.SessionRegistry.set_session_owner`."""
-        await self._call(TrioRegistry.set_session_owner, session_id, owner)
-
-    async def claim_session_owner(self, session_id: str, owner: str) -> str | None:
-        """Set who owns a session unless it is owned: the first claim of all workers wins.
-
-        Returns:
-            The owner that the session has now; None if that cannot be verified.
-        """
-        return await self._call(TrioRegistry.claim_session_owner, session_id, owner)
-
-    async def get_session_owner(self, session_id: str) -> str | None:
-        """Return who owns a session; None: nobody, or there is no such session."""
-        return await self._call(TrioRegistry.get_session_owner, session_id)
-
-    async def store_client_capabilities(
-        self, session_id: str, capabilities: dict[str, Any]
-    ) -> None:
-        """Replace what the client of a session can do, for all workers to see."""
-        await self._call(TrioRegistry.store_client_capabilities, session_id, capabilities)
-
-    async def get_client_capabilities(self, session_id: str) -> dict[str, Any] | None:
-        """Return what the client of a session can do; None if nothing was stored."""
-        return await self._call(TrioRegistry.get_client_capabilities, session_id)
-
-    async def has_elicitation_capability(self, session_id: str) -> bool:
-        """Say whether the client's capabilities have ``elicitation``, be it an empty dict."""
-        return await self._call(TrioRegistry.has_elicitation_capability, session_id)
-
-    async def get_elicitation_capable_sessions(self) -> list[str]:
-        """Return the ids of all sessions, of all workers, whose clients have ``elicitation``."""
-        return await self._call(TrioRegistry.get_elicitation_capable_sessions)
 
     # ---- messages ----
 

@@ -158,6 +158,8 @@ class Database:
 
     name: str
     """That of its dialect in SQLAlchemy, and of its folder."""
+    aka: frozenset[str] = frozenset()
+    """Other names that people write in URLs, and that SQLAlchemy does not know."""
     driver: str
     """The only one that is supported."""
     check: Callable[[sa.URL], None]
@@ -201,12 +203,12 @@ class Database:
     """The type of the column, if it is to be another than a string."""
     message_id: sa.types.TypeEngine[Any] | None = None
     """The type of the column, if it is to be another than a big integer."""
-    sessions_options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments for the `sqlalchemy.Table` of sessions."""
+    sessions_storage: str = ""
+    """What follows ALTER TABLE once the table of sessions is created."""
     messages_options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the `sqlalchemy.Table` of messages."""
-    workers_options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments for the `sqlalchemy.Table` of workers."""
+    workers_storage: str = ""
+    """What follows ALTER TABLE once the table of workers is created."""
 
     operations: MakeOperations
 

@@ -62,8 +62,11 @@ def check_driver(backend: str, driver: str) -> Database:
     """Return the database if it is supported, with this driver; raises `ValueError`."""
     database = known().get(backend)
     if database is None:
+        meant = next(
+            (f": write {one.name!r}" for one in known().values() if backend in one.aka), ""
+        )
         raise ValueError(
-            f"store has the URL scheme {backend!r}; supported are "
+            f"store has the URL scheme {backend!r}{meant}; supported are "
             + " and ".join(f"'{one.name}+{one.driver}'" for one in known().values())
         )
     if driver not in ("", database.driver):

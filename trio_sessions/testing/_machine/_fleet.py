@@ -17,6 +17,7 @@ from trio_sessions.testing._machine._lines import Line, LineState
 from trio_sessions.testing._machine._model import FleetModel, Seen, require
 from trio_sessions.testing._machine._pace import Pace
 from trio_sessions.testing._machine._said import Mailbox, Owner
+from trio_sessions.testing._machine._settled import check_all_is_well
 from trio_sessions.testing._machine._workers import LiveWorker, Stranger
 from trio_sessions.types import Holder
 
@@ -380,41 +381,17 @@ class Fleet:
         if self.pace.until_all_dead_are_swept and self._live:
             await trio.sleep(self.pace.until_all_dead_are_swept)
             await self.look()
-        self._check_all_is_well()
+        check_all_is_well(
+            self.model,
+            {one.name: one.registry.statistics() for one in self._live.values()},
+            self._ids,
+            dead_are_swept=bool(self.pace.until_all_dead_are_swept),
+        )
         for session_id in self._ids:
             await self.read(session_id)
         await self.look()
         for number in list(self._live):
             await self.close(number)
-
-    def _check_all_is_well(self) -> None:
-        for worker in self._live.values():
-            statistics = worker.registry.statistics()
-            left = statistics.unconfirmed, statistics.leftover_rows
-            require(
-                left == (0, 0),
-                f"all is well again, but {worker.name} has (unconfirmed, leftover rows) {left}",
-            )
-            for session_id, add in self.model.workers[worker.name].holds.items():
-                row = self.model.row(session_id)
-                require(
-                    isinstance(row, Holder) and row.worker_id == worker.name,
-                    f"all is well again, but session {session_id!r} is held by {worker.name}, "
-                    f"and its row is {row}",
-                )
-                require(
-                    add.line.state is LineState.LIVES,
-                    f"session {session_id!r} is held by {worker.name}; its transport is dead",
-                )
-        for session_id in self._ids:
-            row = self.model.row(session_id)
-            is_live = isinstance(row, Holder) and row.worker_id in self.model.workers
-            if isinstance(row, Holder) and (is_live or self.pace.until_all_dead_are_swept):
-                require(
-                    not self._live or any(True for _ in self.model.holders(session_id)),
-                    f"all is well again, but the row of session {session_id!r}, which nobody "
-                    f"holds, is there, of {row.worker_id}",
-                )
 
     async def stop(self) -> None:
         """Close what runs, whatever has happened."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from trio_sessions.errors import StoreInUse
+from trio_sessions.errors import StoreInUse, StoreUnavailable
 
 __all__ = ["PATH", "has_closed", "leads_elsewhere", "opens", "path_of"]
 
@@ -74,6 +74,13 @@ def opens(opening: object, url: sa.URL) -> None:
             f"{path} was open when this process was forked, and SQLite keeps its locks by the "
             "process: what is written here could be lost. Open the store after the fork only, "
             "start the process by 'spawn', or use PostgreSQL"
+        )
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise StoreUnavailable(
+            f"the folder {folder} of the SQLite file {Path(path).name} does not exist, and only "
+            "the file is made here: create the folder, or look whether the path is right (three "
+            "slashes begin a relative one, four an absolute one)"
         )
     _files.open[opening] = path
 
