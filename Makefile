@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # `finally` (ours are shielded and bounded a call further down, which the tool cannot see).
 ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,ASYNC123,ASYNC125
 
-.PHONY: help demo test test-all check format lint types layers docs bench soak gateway-check constraints clean
+.PHONY: help demo test test-all check format lint types layers docs bench soak reliability gateway-check constraints clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -60,7 +60,15 @@ soak: $(VENV)/.dev ## the property suites for much longer, trials by the thousan
 	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 \
 		tests/test_properties.py tests/test_message_histories.py \
 		tests/test_message_interleavings.py tests/test_bells.py tests/test_trials.py \
-		tests/test_fleet_soak.py tests/test_fuzz.py tests/test_simulation.py
+		tests/test_fleet_soak.py tests/test_fuzz.py tests/test_simulation.py tests/faults
+
+# Each fault as often as TRIO_SESSIONS_FAULT_ROUNDS says, 5 times if it says nothing.
+RECORDS := docs/_build/faults.jsonl
+reliability: $(VENV)/.dev ## break real servers in every way there is, and write docs/reliability of what was lost
+	mkdir -p $(dir $(RECORDS))
+	rm -f $(RECORDS)
+	TRIO_SESSIONS_SOAK=1 TRIO_SESSIONS_RELIABILITY=$(RECORDS) $(BIN)/python -m pytest tests/faults/test_matrix.py
+	PYTHONPATH=tests $(BIN)/python -m faults.report $(RECORDS) docs/reliability/faults.md
 
 # Its packages are many and want other versions than ours, hence another environment. Run by hand only.
 $(GATEWAY_VENV)/.made: pyproject.toml examples/constraints-contextforge.txt

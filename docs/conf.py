@@ -13,7 +13,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinxcontrib_trio",  # shows "await" before what is awaited
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "reliability"]  # the latter is included in reliability.md
 
 html_theme = "furo"
 html_title = f"trio_sessions {release}"

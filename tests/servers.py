@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -180,8 +180,13 @@ class Server:
 
     # ---- its life ----
 
-    def start(self, **options: str) -> None:
-        """Start it, and wait until it takes connections."""
+    def start(self, environment: Mapping[str, str] | None = None, /, **options: str) -> None:
+        """Start it, and wait until it takes connections.
+
+        Args:
+            environment: is added to ours.
+            options: of the server, by name.
+        """
         assert self._keeper is None
         given = {**_OPTIONS, "unix_socket_directories": str(self.folder), **options}
         self._keeper = subprocess.Popen(
@@ -193,6 +198,7 @@ class Server:
             stderr=subprocess.DEVNULL,  # "Killed"
             user=_user(),
             cwd=self.folder,
+            env={**os.environ, **(environment or {})},
         )
         self.wait()
 

@@ -1,0 +1,95 @@
+"""Faults of the network between workers and a PostgreSQL server."""
+
+from collections.abc import AsyncIterator
+
+import trio
+from fleets import in_thread, rows
+
+from faults.matrix import Database, fault
+from faults.world import WITHIN, World
+
+PG = Database.POSTGRESQL
+
+
+@fault(PG)
+async def the_network_is_cut(world: World) -> AsyncIterator[str]:
+    """Every connection is closed, and new ones are refused."""
+    async with world.incomplete_passes():
+        for proxy in world.proxies:
+            await proxy.refuse()
+    assert [proxy.connections for proxy in world.proxies] == [0, 0]
+    yield "no connection was left, and a pass of each worker was incomplete"
+    for proxy in world.proxies:
+        await proxy.heal()
+
+
+@fault(PG, session_ttl=4.0)
+async def the_network_is_cut_for_longer_than_the_ttl(world: World) -> AsyncIterator[str]:
+    """The same, with a `session_ttl` of 4 s, until all rows are older than that."""
+    for proxy in world.proxies:
+        await proxy.refuse()
+    with trio.fail_after(WITHIN):
+        while await world.age() <= 1.25 * world.session_ttl:
+            await trio.sleep(0.1)
+    yield "all rows were older than session_ttl"
+    for proxy in world.proxies:
+        await proxy.heal()
+
+
+@fault(PG)
+async def the_network_swallows_everything(world: World) -> AsyncIterator[str]:
+    """Nothing arrives any more, in either direction, and no connection is closed."""
+    async with world.incomplete_passes():
+        for proxy in world.proxies:
+            proxy.held_back = 0
+            proxy.fall_silent()
+    assert all(proxy.held_back for proxy in world.proxies)
+    yield "it held back bytes of each worker, and a pass of each was incomplete"
+    for proxy in world.proxies:
+        await proxy.heal()
+
+
+@fault(PG)
+async def the_network_of_one_worker_swallows_everything(world: World) -> AsyncIterator[str]:
+    """The same, for one worker of the two; the other one goes on."""
+    proxy = world.proxies[0]
+    async with world.incomplete_passes(0):
+        proxy.held_back = 0
+        proxy.fall_silent()
+    assert proxy.held_back
+    yield "it held back its bytes, and a pass of it was incomplete"
+    await proxy.heal()
+
+
+@fault(PG)
+async def the_network_is_slow(world: World) -> AsyncIterator[str]:
+    """Each packet takes 0.2 s, in each direction."""
+    for proxy in world.proxies:
+        proxy.delay = 0.2
+    await world.until_passed(lambda report: report.duration > 0.4)
+    yield "a pass of each worker took more than one round trip of 0.4 s"
+    for proxy in world.proxies:
+        proxy.delay = 0.0
+
+
+@fault(PG)
+async def the_connection_is_cut_between_commit_and_its_answer(
+    world: World,
+) -> AsyncIterator[str]:
+    """The answer to the batch of a session that is added is held back, then the connection is
+    cut."""
+    proxy = world.proxies[0]
+    for _ in range(10):
+        proxy.fall_silent("answers")
+        client = world.crowd.come(0)
+        with trio.move_on_after(1.0):
+            while client.session_id not in await in_thread(rows, world.url):
+                await trio.sleep(0.02)
+            if client.is_busy:
+                break
+        await proxy.heal()  # another batch was under way, and the session waits for the next
+    else:
+        raise AssertionError("no row was seen before the answer had come")
+    proxy.cut()
+    yield "the row was committed, and whoever had added the session had no answer"
+    await proxy.heal()
