@@ -78,11 +78,13 @@ class RowCounts:
 class Pending:
     """Owner and capabilities that are to be written with a row, however often it is claimed."""
 
-    __slots__ = ("_capabilities", "_owner")
+    __slots__ = ("_capabilities", "_capabilities_again", "_owner", "_owner_again")
 
     def __init__(self) -> None:
         self._owner: str | Keep | None = Keep.OWNER
         self._capabilities: Capabilities | None = None
+        self._owner_again: str | None = None
+        self._capabilities_again: Capabilities | None = None
 
     @property
     def owner(self) -> str | Keep | None:
@@ -106,18 +108,36 @@ class Pending:
 
     def note_owner(self, owner: str | None) -> None:
         """Write this owner with the row."""
-        self._owner = owner
+        self._owner, self._owner_again = owner, None
 
     def note_capabilities(self, capabilities: Capabilities) -> None:
         """Write these capabilities with the row."""
-        self._capabilities = capabilities
+        self._capabilities, self._capabilities_again = capabilities, None
 
     def note_again(self, holder: Holder, capabilities: Capabilities | None) -> None:
         """Write what is known with the row once more, unless something else is to be written."""
         if self._owner is Keep.OWNER and holder.owner is not None:  # else somebody may have set one
-            self._owner = holder.owner
+            self._owner = self._owner_again = holder.owner
         if self._capabilities is None:
-            self._capabilities = capabilities
+            self._capabilities = self._capabilities_again = capabilities
+
+    # A new history may have its first batch under way when all is noted once more. What that batch
+    # says of the session is newer than what is noted, and its answer comes before the next claim.
+
+    @property
+    def owner_again(self) -> str | None:
+        """The owner to be written once more, as the row had it before; None: there is none."""
+        return self._owner_again if self._owner == self._owner_again else None
+
+    def supersede_owner(self, owner: str | None) -> None:
+        """Write this owner instead of one that is to be written once more."""
+        if self.owner_again is not None:
+            self._owner, self._owner_again = owner, None
+
+    def supersede_capabilities(self, capabilities: Capabilities) -> None:
+        """Write these capabilities instead of some that are to be written once more."""
+        if self._capabilities is not None and self._capabilities is self._capabilities_again:
+            self._capabilities, self._capabilities_again = capabilities, None
 
     def forget(self, claim: Claim) -> None:
         """Forget what a claim has written, unless something else has been said meanwhile."""

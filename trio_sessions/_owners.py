@@ -80,10 +80,14 @@ class _SayOrder(Order[Holder | None]):
         entry = self._owners.held(self.session_id)
         if entry is not None and entry.pending is self._pending:
             entry.learn(holder, self._capabilities_written())
+            self._supersede(entry.pending)
 
     def _capabilities_written(self) -> Capabilities | None:
         """Return what is known of the capabilities now."""
         return None
+
+    def _supersede(self, pending: Pending) -> None:
+        """Have this written where what was known before is to be written once more."""
 
     @abc.abstractmethod
     def _write(self, ended: int) -> Write[Holder | None]:
@@ -107,13 +111,18 @@ class _SetOwner(_SayOrder):
     def _note(self, entry: Entry) -> None:
         entry.pending.note_owner(self._owner)
 
+    def _supersede(self, pending: Pending) -> None:
+        pending.supersede_owner(self._owner)
+
 
 class _ClaimOwner(_SayOrder):
-    __slots__ = ("_owner",)
+    __slots__ = ("_owner", "is_doubtful")
 
     def __init__(self, owners: "Owners", session_id: str, owner: str) -> None:
         super().__init__(owners, session_id)
         self._owner = owner
+        self.is_doubtful = False
+        """The answer is the owner in an older copy, not the session's."""
 
     def _write(self, ended: int) -> ClaimOwner:
         return ClaimOwner(session_id=self.session_id, owner=self._owner, ended=ended)
@@ -123,8 +132,22 @@ class _ClaimOwner(_SayOrder):
 
     def conclude(self, result: outcome.Outcome[Holder | None] | None) -> None:
         """Note nothing: a first claim cannot be, `Owners.claim_owner` asks again."""
-        if isinstance(result, outcome.Value) and result.value is not None:
+        if not isinstance(result, outcome.Value) or result.value is None:
+            return
+        if self._is_contradicted(result.value):
+            self.is_doubtful = True
+        else:
             self._learn(result.value)
+
+    def _is_contradicted(self, holder: Holder) -> bool:
+        """Say whether the session had another owner, which is to be written once more.
+
+        The database went back, and this was in a batch that was under way when that was noted.
+        """
+        entry = self._owners.held(self.session_id)
+        if entry is None or entry.pending is not self._pending:
+            return False
+        return entry.pending.owner_again not in {None, holder.owner}
 
 
 class _SetCapabilities(_SayOrder):
@@ -144,6 +167,9 @@ class _SetCapabilities(_SayOrder):
 
     def _capabilities_written(self) -> Capabilities:
         return self._capabilities
+
+    def _supersede(self, pending: Pending) -> None:
+        pending.supersede_capabilities(self._capabilities)
 
 
 class Owners:
@@ -205,12 +231,13 @@ class Owners:
         """See `SessionRegistry.claim_session_owner`."""
         while True:
             entry = self.held(session_id)
+            order = _ClaimOwner(self, session_id, owner)
             try:
-                holder = await self._give(_ClaimOwner(self, session_id, owner))
+                holder = await self._give(order)
             except SessionsError:
                 return None
             if holder is not None:
-                return holder.owner
+                return None if order.is_doubtful else holder.owner
             if self.held(session_id) in {None, entry}:
                 return None
             # It was added again meanwhile: this time it is asked behind that claim.
