@@ -25,6 +25,14 @@ __all__ = [
 
 ACTS_BEFORE, ACTS_MEANWHILE = 5, 10  # of the crowd
 
+_WORDS = {
+    "pgbouncer": "PgBouncer",
+    "ttl": "TTL",
+    "read only": "read-only",
+    "fail over": "fail-over",
+}
+"""How words are written that stand in the names of functions."""
+
 Strike: TypeAlias = Callable[[World], AsyncIterator[str]]
 
 
@@ -89,8 +97,11 @@ def fault(
 
     def declare(strike: Strike) -> Fault:
         assert strike.__doc__
+        words = strike.__name__.replace("_", " ")
+        for lower, proper in _WORDS.items():
+            words = words.replace(lower, proper)
         declared = Fault(
-            name=strike.__name__.replace("_", " ").replace("sqlite", "SQLite").capitalize(),
+            name=words[0].upper() + words[1:],
             how=" ".join(strike.__doc__.split()).rstrip("."),
             database=database,
             strike=asynccontextmanager(strike),

@@ -23,7 +23,11 @@ SQLITE = Database.SQLITE
 _LOCK = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
-connection.execute("BEGIN EXCLUSIVE")
+while not connection.in_transaction:
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as exc:  # somebody is quicker, again and again
+        print(exc, file=sys.stderr)
 print("locked", flush=True)
 sys.stdin.read()
 """

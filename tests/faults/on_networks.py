@@ -39,12 +39,14 @@ async def the_network_is_cut_for_longer_than_the_ttl(world: World) -> AsyncItera
 @fault(PG)
 async def the_network_swallows_everything(world: World) -> AsyncIterator[str]:
     """Nothing arrives any more, in either direction, and no connection is closed."""
-    async with world.incomplete_passes():
-        for proxy in world.proxies:
-            proxy.held_back = 0
-            proxy.fall_silent()
-    assert all(proxy.held_back for proxy in world.proxies)
-    yield "it held back bytes of each worker, and a pass of each was incomplete"
+    world.listen()
+    for proxy in world.proxies:
+        proxy.held_back = 0
+        proxy.fall_silent()
+    for proxy in world.proxies:
+        await world.until_said("did not answer within operation_timeout", f":{proxy.url.port}/")
+        assert proxy.held_back
+    yield "it held back bytes of each worker, whose operations were not answered in time"
     for proxy in world.proxies:
         await proxy.heal()
 
@@ -53,11 +55,12 @@ async def the_network_swallows_everything(world: World) -> AsyncIterator[str]:
 async def the_network_of_one_worker_swallows_everything(world: World) -> AsyncIterator[str]:
     """The same, for one worker of the two; the other one goes on."""
     proxy = world.proxies[0]
-    async with world.incomplete_passes(0):
-        proxy.held_back = 0
-        proxy.fall_silent()
+    world.listen()
+    proxy.held_back = 0
+    proxy.fall_silent()
+    await world.until_said("did not answer within operation_timeout", f":{proxy.url.port}/")
     assert proxy.held_back
-    yield "it held back its bytes, and a pass of it was incomplete"
+    yield "it held back its bytes, and its operations were not answered in time"
     await proxy.heal()
 
 

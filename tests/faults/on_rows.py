@@ -38,8 +38,8 @@ async def every_other_row_is_locked(world: World) -> AsyncIterator[str]:
     async with _transaction(
         world,
         "SELECT FROM trio_sessions WHERE session_id IN (SELECT session_id FROM (SELECT session_id,"
-        " row_number() OVER (ORDER BY session_id) AS n FROM trio_sessions) AS s WHERE mod(n, 2) = 0)"
-        " FOR UPDATE",
+        " row_number() OVER (ORDER BY session_id) AS n FROM trio_sessions) AS s"
+        " WHERE mod(n, 2) = 0) FOR UPDATE",
     ):
         for _ in range(2):
             await world.until_passed(lambda report: bool(report.refresh_failures))

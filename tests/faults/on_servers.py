@@ -47,13 +47,14 @@ async def the_server_is_restarted(world: World) -> AsyncIterator[str]:
 
 @fault(PG)
 async def the_server_hangs(world: World) -> AsyncIterator[str]:
-    """SIGSTOP to all its processes, SIGCONT when a pass of each worker was incomplete."""
+    """SIGSTOP to all its processes, SIGCONT later."""
     processes = await in_thread(world.server.processes)
+    world.listen()
     with frozen(*processes):
-        async with world.incomplete_passes():
-            pass
+        for proxy in world.proxies:
+            await world.until_said("did not answer within operation_timeout", f":{proxy.url.port}/")
         assert {state(one) for one in processes} == {"T"}
-        yield "its processes stood still, and a pass of each worker was incomplete"
+        yield "its processes stood still, and answered no worker in time"
 
 
 # ---- it forgets ----

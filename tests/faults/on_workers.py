@@ -31,7 +31,6 @@ async def a_worker_is_killed(world: World) -> AsyncIterator[str]:
     for number, session_id in enumerate(had[::2]):
         world.crowd.come_as(session_id, number % len(world.registries))
     yield "the process had ended, and its rows were there"
-    await _until_swept(world, worker)
 
 
 @fault(PG, session_ttl=TTL)

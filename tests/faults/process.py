@@ -90,11 +90,16 @@ class Worker:
 
     async def held(self) -> list[str]:
         """Return the sessions that it holds; none, if it has ended."""
-        if self._process.returncode is not None:
+        if not self.is_running:
             return []
         held = (await self.status())["held"]
         assert isinstance(held, list)
         return held
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.returncode is None
 
     async def kill(self) -> set[str]:
         """Kill it; return the sessions that it had."""

@@ -62,6 +62,25 @@ async def a_row_stays(world: World) -> AsyncIterator[str]:
     yield "there is a row of nobody"
 
 
+async def a_message_stays(world: World) -> AsyncIterator[str]:
+    await in_thread(
+        run_sql,
+        world.url,
+        "INSERT INTO trio_messages (session_id, payload) VALUES ('nobody', '1')",
+    )
+    yield "there is a message to nobody"
+
+
+async def a_worker_stays(world: World) -> AsyncIterator[str]:
+    await in_thread(
+        run_sql,
+        world.url,
+        "UPDATE trio_workers SET worker_id = 'nobody' WHERE worker_id ="
+        f" '{world.registries[0].worker_id}'",
+    )
+    yield "there is a worker who is not there"
+
+
 async def messages_go(world: World) -> AsyncIterator[str]:
     """One that was accepted, it is said, and is not there."""
     world.crowd.staying[0].accepted.append(0)
@@ -99,6 +118,8 @@ async def test_a_fault_without_a_witness_fails(tmp_path: Path) -> None:
     [
         (rows_move, "live sessions were disconnected"),
         (a_row_stays, "something was left over"),
+        (a_message_stays, r"'messages': \[\('nobody',\)\]"),
+        (a_worker_stays, "'workers': .*'nobody'"),
         (messages_go, "messages that have not come"),
         (somebody_is_told_no, "told that it does not exist"),
         (an_owner_changes, "nobody has written this"),

@@ -97,13 +97,12 @@ class World:
     # ---- how faults are witnessed ----
 
     @asynccontextmanager
-    async def incomplete_passes(self, *workers: int) -> AsyncIterator[None]:
-        """Leave the block when each worker, or those named, has had a pass without all answers."""
-        concerned = [self.registries[one] for one in workers] or self.registries
-        before = [one.statistics().incomplete_passes for one in concerned]
+    async def incomplete_passes(self) -> AsyncIterator[None]:
+        """Leave the block when each worker has had a pass that had not all answers."""
+        before = [one.statistics().incomplete_passes for one in self.registries]
         yield
         with trio.fail_after(WITHIN):
-            for registry, so_far in zip(concerned, before, strict=True):
+            for registry, so_far in zip(self.registries, before, strict=True):
                 while registry.statistics().incomplete_passes <= so_far:
                     await trio.sleep(0.02)
 
@@ -156,6 +155,10 @@ class World:
             lives |= dict.fromkeys(process.lives, process.worker_id)
         return lives
 
+    def _workers(self) -> set[str]:
+        running = [one.worker_id for one in self.processes if one.is_running]
+        return {one.worker_id for one in self.registries} | set(running)
+
     async def _held(self) -> list[tuple[str, str]]:
         held = [
             (session_id, registry.worker_id)
@@ -177,6 +180,8 @@ class World:
         """Compare what is held, what is stored and what lives; say where they differ."""
         try:
             stored, owned = await in_thread(rows, self.url), await in_thread(owners, self.url)
+            messages = await in_thread(query, self.url, "SELECT session_id FROM trio_messages")
+            workers = await in_thread(query, self.url, "SELECT worker_id FROM trio_workers")
         except sa.exc.OperationalError as exc:
             return {"the database": str(exc)}
         lives, held = self._lives(), await self._held()
@@ -188,6 +193,8 @@ class World:
             "stored": dict(stored.items() - lives.items()),
             "to be deleted": sum(one.statistics().leftover_rows for one in self.registries),
             "unconfirmed": sum(one.statistics().unconfirmed for one in self.registries),
+            "messages": messages,
+            "workers": {one for (one,) in workers} ^ self._workers(),
             "under way": self.crowd.is_busy,
         }
         for client in self.crowd.staying:
