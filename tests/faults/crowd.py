@@ -134,6 +134,14 @@ class Crowd:
         """Those that do not move."""
         return [one for one in self.alive.values() if one.session_id.startswith("stays")]
 
+    def adding(self, worker: int) -> list[Client]:
+        """Return those that connect to a worker now."""
+        return [
+            one
+            for one in self.alive.values()
+            if one.worker == worker and one.is_busy and not one.session_id.startswith("stays")
+        ]
+
     @property
     def is_busy(self) -> bool:
         """Whether something that it has begun has not ended yet."""

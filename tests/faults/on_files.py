@@ -15,7 +15,7 @@ from fleets import in_thread, quick_store, rows
 
 from faults.full import ballast, small_disk
 from faults.matrix import Database, Memory, fault
-from faults.world import OPERATION, World
+from faults.world import OPERATION, World, create_tables
 from trio_sessions.stores.database import DatabaseStore
 
 SQLITE = Database.SQLITE
@@ -28,7 +28,8 @@ while not connection.in_transaction:
         connection.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as exc:  # somebody is quicker, again and again
         print(exc, file=sys.stderr)
-print("locked", flush=True)
+sys.stdout.write("locked\\n")
+sys.stdout.flush()
 sys.stdin.read()
 """
 
@@ -100,9 +101,7 @@ async def the_file_is_deleted(world: World) -> AsyncIterator[str]:
 async def an_empty_file_takes_the_place_of_the_file(world: World) -> AsyncIterator[str]:
     """Another database, which has the tables, and nothing in them."""
     other = _file(world).with_name("other.db")
-    engine = sa.create_engine(f"sqlite:///{other}")
-    DatabaseStore(world.url)._tables.sessions.metadata.create_all(engine)
-    engine.dispose()
+    await in_thread(create_tables, world.url.set(database=str(other)))
     world.listen()
     await in_thread(_put_over, other, world)
     await world.until_said("deleted or replaced")

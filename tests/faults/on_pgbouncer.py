@@ -83,9 +83,9 @@ def _behind_pgbouncer(world: World) -> Iterator[_PgBouncer]:
         pytest.skip("PGBOUNCER IS MISSING: install Debian's package pgbouncer")
     run_sql(  # as docs/howto/pgbouncer.md says
         world.url,
-        "ALTER ROLE postgres SET statement_timeout = '2.4s'",
+        "ALTER ROLE postgres SET statement_timeout = '3.2s'",
         "ALTER ROLE postgres SET lock_timeout = '0.5s'",
-        "ALTER ROLE postgres SET idle_in_transaction_session_timeout = '3s'",
+        "ALTER ROLE postgres SET idle_in_transaction_session_timeout = '4s'",
     )
     world.make_store = partial(
         quick_store, operation_timeout=OPERATION, server_timeouts=False, listen=False

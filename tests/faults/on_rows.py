@@ -11,8 +11,7 @@ from fleets import in_thread, quick_store
 from servers import make_role, query, run_sql
 
 from faults.matrix import Database, fault
-from faults.world import OPERATION, WITHIN, World
-from trio_sessions.stores.database import metadata
+from faults.world import OPERATION, WITHIN, World, create_tables
 
 PG = Database.POSTGRESQL
 
@@ -98,9 +97,7 @@ async def a_deadlock(world: World) -> AsyncIterator[str]:
 
 @contextmanager
 def _role(world: World) -> Iterator[None]:
-    engine = sa.create_engine(world.url, poolclass=sa.NullPool)
-    metadata().create_all(engine)
-    engine.dispose()
+    create_tables(world.url)
     with make_role(world.url) as url:
         run_sql(
             world.url,

@@ -51,20 +51,23 @@ async def a_worker_sleeps_for_longer_than_its_lease(world: World) -> AsyncIterat
 
 @fault(PG, session_ttl=TTL)
 async def all_workers_are_cut_off_or_asleep(world: World) -> AsyncIterator[str]:
-    """SIGSTOP to one, silent networks for the others, for longer than `session_ttl`: nobody
+    """SIGSTOP to some, silent networks for the others, for longer than `session_ttl`: nobody
     sweeps meanwhile."""
-    worker = await world.enlist()
+    await world.enlist()
     for proxy in world.proxies:
         proxy.fall_silent()
-    await worker.pause()
+    for worker in world.processes:
+        await worker.pause()
     with trio.fail_after(WITHIN):
         while await world.age() <= 1.25 * TTL:
             await trio.sleep(0.1)
     yield "all rows were older than session_ttl"
-    worker.go_on()
+    for worker in world.processes:
+        worker.go_on()
     for proxy in world.proxies:
         await proxy.heal()
-    assert (await worker.status())["rewinds"] == 0
+    for worker in world.processes:
+        assert (await worker.status())["rewinds"] == 0
 
 
 @fault(PG)

@@ -16,16 +16,17 @@ from servers import Server, query
 from faults.crowd import Crowd
 from faults.process import Worker
 from trio_sessions import CleanupReport, SessionRegistry, open_registry
-from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database import DatabaseStore, metadata
 
-__all__ = ["Arrange", "World", "is_complete", "nothing", "open_world"]
+__all__ = ["Arrange", "World", "create_tables", "is_complete", "nothing", "open_world"]
 
 Arrange: TypeAlias = "Callable[[World], AbstractContextManager[object]]"
 
 INTERVAL = 1.0  # seconds between two passes
+MESSAGE_TTL = 6 * 3600.0  # seconds; a clock that steps by less makes no message too old
 BATCHES = (7, 1000)  # batch_size of each worker
 WITHIN = 60.0  # seconds; all is well much sooner, but on a machine that is very busy
-OPERATION = 3.0  # seconds that an operation may take
+OPERATION = 4.0  # seconds that an operation may take
 
 
 class World:
@@ -237,6 +238,13 @@ def _refreshes(proxy: Proxy) -> bool:
     return any("UPDATE trio_sessions SET last_accessed" in one for one in proxy.round_trips)
 
 
+def create_tables(url: sa.URL) -> None:
+    """Create all tables of a database that are missing."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    metadata().create_all(engine)
+    engine.dispose()
+
+
 @contextmanager
 def nothing(world: World) -> Iterator[None]:
     """Leave a world as it is."""
@@ -281,6 +289,7 @@ async def open_world(
     async with world.stack as stack:
         stack.enter_context(_heard(world.log))
         world.arranged = stack.enter_context(arrange(world))
+        await in_thread(create_tables, world.url)  # the workers have little time for it
         for batch_size in BATCHES:
             entrance = world.entrance
             if server is not None:
@@ -290,6 +299,7 @@ async def open_world(
                 world.make_store(entrance),
                 session_ttl=session_ttl,
                 cleanup_interval=INTERVAL,
+                message_ttl=MESSAGE_TTL,
                 batch_size=batch_size,
             )
             world.registries.append(await stack.enter_async_context(registry))
