@@ -17,6 +17,7 @@ import trio
 from trio_sessions import SessionsError
 from trio_sessions.cli._database import check_database
 from trio_sessions.cli._demo import run_demo
+from trio_sessions.cli._operators import COMMANDS
 from trio_sessions.cli._show import Screen
 from trio_sessions.cli._verdict import Verdict
 
@@ -136,6 +137,10 @@ def demo(sessions: int, workers: int, database_url: str | None, *, verbose: bool
         story = partial(run_demo, opened, sessions=sessions, workers=workers, screen=screen)
         verdict = trio.run(until_signalled, story, 60.0 + 0.05 * sessions)
     return conclude(screen, verdict)
+
+
+for _command in COMMANDS:
+    commands.add_command(_command)
 
 
 def conclude(screen: Screen, verdict: Verdict) -> int:

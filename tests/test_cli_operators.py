@@ -1,0 +1,164 @@
+"""`trio-sessions workers`, `list` and `show`, on databases in use."""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner, Result
+from conftest import Shared
+from fleets import in_thread
+from test_cli import clean_environment
+
+from trio_sessions import SessionRegistry, fingerprint
+from trio_sessions.cli._main import commands
+from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.testing import FakeTransport
+
+SECRET = "a-session-id-that-is-a-credential"
+
+
+def run(*arguments: str, url: sa.URL | str, width: int = 120) -> Result:
+    text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
+    environment = {**clean_environment(), "TRIO_SESSIONS_DATABASE_URL": text, "COLUMNS": str(width)}
+    return CliRunner().invoke(commands, list(arguments), env=environment)
+
+
+def url_of(database: Shared) -> sa.URL:
+    store = database.make_store()
+    assert isinstance(store, DatabaseStore)
+    return store._url
+
+
+async def fill(registry: SessionRegistry) -> None:
+    for session_id in (SECRET, "b", "c"):
+        await registry.add_session(session_id, FakeTransport())
+    await registry.set_session_owner("b", "alice [bold]\x1b[31m")
+    await registry.broadcast("c", "hello", durable=True)
+
+
+async def test_workers_are_listed(database: Shared) -> None:
+    async with database.open(worker_data={"port": 8000}) as a, database.open() as b:
+        await fill(a)
+        plain = await in_thread(lambda: run("workers", url=url_of(database)))
+        assert plain.exit_code == 0
+        assert a.worker_id in plain.stdout
+        assert b.worker_id in plain.stdout
+        assert re.search(r"alive +3 ", plain.stdout)
+        assert plain.stdout.endswith("2 workers\n")
+        told = json.loads(
+            (await in_thread(lambda: run("workers", "--json", url=url_of(database)))).stdout
+        )
+        assert [one["worker_id"] for one in told] == [a.worker_id, b.worker_id]
+        assert (told[0]["state"], told[0]["sessions"], told[0]["data"]) == (
+            "alive",
+            3,
+            {"port": 8000},
+        )
+    empty = await in_thread(lambda: run("workers", url=url_of(database)))
+    assert empty.stdout.endswith("0 workers\n")
+
+
+async def test_sessions_are_listed_by_fingerprint(database: Shared) -> None:
+    """An id is shown only to who asks for it; nothing in a name is obeyed by the terminal."""
+    async with database.open() as a:
+        await fill(a)
+        listed = await in_thread(lambda: run("list", url=url_of(database)))
+        assert listed.exit_code == 0
+        assert listed.stdout.endswith("3 sessions\n")
+        assert fingerprint(SECRET) in listed.stdout
+        assert SECRET not in listed.stdout
+        assert "alice [bold]" in listed.stdout
+        assert "\x1b" not in listed.stdout
+        full = await in_thread(lambda: run("list", "--full-ids", url=url_of(database)))
+        assert SECRET in full.stdout
+        one = await in_thread(lambda: run("list", "--limit", "1", url=url_of(database)))
+        assert one.stdout.endswith("1 session\n")
+        page = await in_thread(
+            lambda: run("list", "--after", "b", "--json", "--full-ids", url=url_of(database))
+        )
+        [told] = json.loads(page.stdout)
+        assert (told["session_id"], told["waiting"], told["worker_alive"]) == ("c", 1, True)
+        assert told["created"].endswith("+00:00")
+        mine = await in_thread(
+            lambda: run("list", "--worker-id", "nobody", "--json", url=url_of(database))
+        )
+        assert json.loads(mine.stdout) == []
+
+
+@pytest.mark.parametrize("width", [60, 120])
+async def test_a_narrow_terminal_is_enough(sqlite: Shared, width: int) -> None:
+    """No line is longer, and nothing is cut off."""
+    async with sqlite.open(worker_id="a-worker-with-a-rather-long-name-of-its-own") as a:
+        await fill(a)
+        for arguments in (["workers"], ["list"], ["list", "--full-ids"]):
+            found = await in_thread(partial(run, *arguments, url=url_of(sqlite), width=width))
+            assert max(map(len, found.stdout.splitlines())) <= width
+            assert "…" not in found.stdout
+
+
+async def test_one_session_is_shown(database: Shared) -> None:
+    async with database.open() as a:
+        await fill(a)
+        shown = await in_thread(lambda: run("show", SECRET, url=url_of(database)))
+        assert shown.exit_code == 0
+        assert SECRET not in shown.stdout
+        assert re.search(rf"^session +{fingerprint(SECRET)}$", shown.stdout, re.MULTILINE)
+        assert re.search(rf"^worker +{a.worker_id}$", shown.stdout, re.MULTILINE)
+        assert re.search(r"^owner +nobody$", shown.stdout, re.MULTILINE)
+        told = json.loads(
+            (await in_thread(lambda: run("show", "c", "--json", url=url_of(database)))).stdout
+        )
+        assert (told["session"], told["waiting"]) == (fingerprint("c"), 1)
+        nobody = await in_thread(lambda: run("show", "nobody", url=url_of(database)))
+        assert nobody.exit_code == 1
+        assert "no worker holds" in nobody.output
+
+
+async def test_looking_leaves_no_trace(database: Shared) -> None:
+    """No worker, no row, no table: whoever looks is none of the workers."""
+    async with database.open() as a:
+        await fill(a)
+        before = database.backdoor.workers()
+        for arguments in (["workers"], ["list"], ["show", "c"]):
+            assert (await in_thread(partial(run, *arguments, url=url_of(database)))).exit_code == 0
+        assert database.backdoor.workers().keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "says"),
+    [
+        (["list", "--limit", "0"], 2, "limit must be from 1"),
+        (["list", "--older-than", "-1"], 2, "older_than must be"),
+        (["list", "--older-than", "soon"], 2, "not a valid float"),
+        (["list", "--owner", ""], 2, "owner must have"),
+        (["show"], 2, "Missing argument"),
+        (["show", "x" * 256], 2, "256"),
+        (["workers", "--table-prefix", "1;"], 2, "table_prefix"),
+        (["workers", "--database-url", "mysql://host/db"], 2, "mysql"),
+    ],
+)
+def test_a_user_s_mistake_is_told(
+    arguments: list[str], exit_code: int, says: str, tmp_path: Path
+) -> None:
+    found = run(*arguments, url=f"sqlite:///{tmp_path / 'sessions.db'}")
+    assert found.exit_code == exit_code
+    assert says in found.output
+    assert not list(tmp_path.iterdir()), "it has made a file"
+
+
+def test_a_database_without_our_tables_is_left_as_it_is(tmp_path: Path) -> None:
+    """And who has mistyped the name of a file learns that."""
+    from trio_sessions.cli._main import guarded
+
+    url = f"sqlite:///{tmp_path / 'sessions.db'}"
+    assert (
+        guarded(lambda: commands.main(["list", "--database-url", url], standalone_mode=False)) == 1
+    )
+    nowhere = f"sqlite:///{tmp_path / 'nowhere' / 'sessions.db'}"
+    assert (
+        guarded(lambda: commands.main(["list", "--database-url", nowhere], standalone_mode=False))
+        == 1
+    )

@@ -1,0 +1,200 @@
+"""``workers``, ``list`` and ``show``: what operators ask of a database that gateways share.
+
+They only read: no table is made, no row is written, and no worker notices.
+"""
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+import trio
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trio_sessions.abc import Worker
+from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo, WorkerState
+from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.types import fingerprint
+
+__all__ = [
+    "Visitor",
+    "as_json",
+    "open_visitor",
+    "session_facts",
+    "show_session",
+    "show_sessions",
+    "show_workers",
+    "worker_facts",
+]
+
+_STYLES = {
+    WorkerState.ALIVE: "green",
+    WorkerState.LATE: "yellow",
+    WorkerState.GONE: "red",
+    None: "dim",
+}
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
+
+
+class Visitor:
+    """Asks a database, and is none of its workers."""
+
+    def __init__(self, store: DatabaseStore, worker: Worker) -> None:
+        self._store = store
+        self._worker = worker
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Return the workers that have a row."""
+        return await self._store.list_workers(self._worker)
+
+    async def sessions(self, selection: Selection, *, after: str, limit: int) -> list[SessionInfo]:
+        """Return sessions by id."""
+        return await self._store.list_sessions(self._worker, selection, after=after, limit=limit)
+
+    async def session(self, session_id: str) -> SessionInfo | None:
+        """Return what is known of a session."""
+        return await self._store.describe(self._worker, session_id)
+
+
+@asynccontextmanager
+async def open_visitor(url: str, *, table_prefix: str) -> AsyncIterator[Visitor]:
+    """Open a database for questions.
+
+    Raises:
+        StoreUnavailable: it cannot be reached.
+        StoreSchemaError: it has not our tables.
+        ValueError: the URL or the prefix cannot be one.
+    """
+    store = DatabaseStore(url, table_prefix=table_prefix, create_tables=False, listen=False)
+    worker = Worker(
+        worker_id="trio-sessions",
+        incarnation=secrets.token_hex(8),
+        limiter=trio.CapacityLimiter(1),
+    )
+    await store.open(worker)
+    try:
+        yield Visitor(store, worker)
+    finally:
+        with trio.CancelScope(shield=True):
+            await store.close(worker)
+
+
+# ---- as JSON ----
+
+
+def worker_facts(worker: WorkerInfo) -> dict[str, Any]:
+    """Return what JSON says of a worker."""
+    return asdict(worker)
+
+
+def session_facts(session: SessionInfo, *, full_ids: bool) -> dict[str, Any]:
+    """Return what JSON says of a session; its id is a credential, and said only if asked for."""
+    facts = asdict(session)
+    session_id = facts.pop("session_id")
+    name = {"session_id": session_id} if full_ids else {"session": fingerprint(session_id)}
+    return {**name, "worker_alive": session.worker_alive, **facts}
+
+
+def as_json(facts: object) -> str:
+    """Return facts as JSON, with moments in ISO 8601."""
+    return json.dumps(facts, indent=2, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"JSON cannot carry a {type(value).__name__}")
+
+
+# ---- for people ----
+
+
+def show_workers(console: Console, workers: Sequence[WorkerInfo]) -> None:
+    """Print a table of workers."""
+    rows = [
+        (
+            _text(one.worker_id),
+            _state(one.state, ", draining" if one.draining else ""),
+            _text(one.sessions),
+            _text(f"{duration(one.silence)} ago"),
+            _text(duration(one.session_ttl)),
+            _text(one.version),
+        )
+        for one in workers
+    ]
+    _print(console, ("worker", "state", "sessions", "stamped", "ttl", "version"), rows)
+    console.print(count(len(workers), "worker"))
+
+
+def show_sessions(console: Console, sessions: Sequence[SessionInfo], *, full_ids: bool) -> None:
+    """Print a table of sessions."""
+    rows = [
+        (
+            _text(one.session_id if full_ids else fingerprint(one.session_id)),
+            _text(one.worker_id),
+            _state(one.worker_state),
+            _text(one.owner or ""),
+            _text(duration(one.age)),
+            _text(f"{duration(one.idle)} ago"),
+            _text(one.waiting),
+        )
+        for one in sessions
+    ]
+    _print(console, ("session", "worker", "state", "owner", "age", "refreshed", "waiting"), rows)
+    console.print(count(len(sessions), "session"))
+
+
+def show_session(console: Console, session: SessionInfo, *, full_ids: bool) -> None:
+    """Print what is known of one session, a fact a line."""
+    created = f"{session.created:%Y-%m-%d %H:%M:%S} UTC, {duration(session.age)} ago"
+    for name, value in (
+        ("session", _text(session.session_id if full_ids else fingerprint(session.session_id))),
+        ("worker", _text(session.worker_id)),
+        ("state", _state(session.worker_state)),
+        ("owner", _text(session.owner or "nobody")),
+        ("created", _text(created)),
+        ("refreshed", _text(f"{duration(session.idle)} ago")),
+        ("waiting", _text(count(session.waiting, "message"))),
+    ):
+        console.print(Text(f"{name:<10} ") + value, soft_wrap=True)
+
+
+def _print(console: Console, heads: Sequence[str], rows: Iterable[Sequence[Text]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _text(value: object) -> Text:
+    """Return a value as it is: no markup, and nothing that a terminal would obey."""
+    return Text(
+        "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(value))
+    )
+
+
+def _state(state: WorkerState | None, more: str = "") -> Text:
+    return Text(("unknown" if state is None else state.value) + more, style=_STYLES[state])
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the unit that people would use."""
+    for unit, name in _UNITS:
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.1f} s"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
