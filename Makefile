@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # `finally` (ours are shielded and bounded a call further down, which the tool cannot see).
 ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,ASYNC123,ASYNC125
 
-.PHONY: help demo test test-all check format lint types layers docs bench soak reliability gateway-check constraints clean
+.PHONY: help demo test test-all check format lint types layers docs bench soak reliability mutants gateway-check constraints clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -70,6 +70,9 @@ reliability: $(VENV)/.dev ## break real servers in every way there is, and write
 	TRIO_SESSIONS_SOAK=1 TRIO_SESSIONS_RELIABILITY=$(RECORDS) $(BIN)/python -m pytest tests/faults/test_matrix.py
 	PYTHONPATH=tests $(BIN)/python -m faults.report $(RECORDS) docs/reliability/faults.md
 
+mutants: $(VENV)/.dev ## put small faults into the code, one by one; fails unless tests notice them
+	PYTHONPATH=tests $(BIN)/python -m mutants --report docs/reliability/mutants.md $(MUTANTS_ARGS)
+
 # Its packages are many and want other versions than ours, hence another environment. Run by hand only.
 $(GATEWAY_VENV)/.made: pyproject.toml examples/constraints-contextforge.txt
 	python="$(GATEWAY_PYTHON)"; [ -n "$$python" ] || python=$$(sh gateway_check/find_python.sh) \
@@ -85,4 +88,4 @@ constraints: $(VENV)/.dev ## pin what is installed now, by name and version
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
 clean: ## remove what the commands here have made
-	rm -rf $(VENV) .venv-3.* $(GATEWAY_VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-3.* $(GATEWAY_VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .mutants

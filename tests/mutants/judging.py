@@ -1,0 +1,117 @@
+"""What the results say: which survivors are explained, and the figures."""
+
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mutants.making import Mutant
+from mutants.running import Result
+
+__all__ = ["LEAST", "Explained", "Judgement", "read_explained"]
+
+LEAST = 0.95
+"""The share that has to be killed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """A mutant that changes nothing that anybody could notice, and why."""
+
+    module: str
+    function: str
+    mutation: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.module} {self.function}: {self.mutation}"
+
+
+def read_explained(path: Path) -> list[Explained]:
+    """Read the list; each entry needs all four."""
+    return [Explained(**one) for one in tomllib.loads(path.read_text("utf-8")).get("mutant", [])]
+
+
+class Judgement:
+    """Judge what became of the mutants that were run.
+
+    Args:
+        made: all mutants of the modules that were asked for.
+        results: of those that were run.
+        explained: the whole list, of other modules too.
+    """
+
+    def __init__(
+        self,
+        made: Sequence[Mutant],
+        results: Mapping[Mutant, Result],
+        explained: Iterable[Explained],
+    ) -> None:
+        self._made, self._results = made, results
+        modules = {mutant.module for mutant in made}
+        names = {str(mutant) for mutant in made}
+        explained = list(explained)
+        self._explained = {str(one) for one in explained}
+        self.stale = [one for one in explained if one.module in modules and str(one) not in names]
+        """Explanations of what is not in the code any more."""
+        self.open = [
+            mutant
+            for mutant, result in results.items()
+            if not result.is_killed and str(mutant) not in self._explained
+        ]
+        """Survivors that nobody has explained."""
+
+    @property
+    def score(self) -> float:
+        """The share of the mutants that were run and killed; explained ones are not killed."""
+        killed = sum(result.is_killed for result in self._results.values())
+        return killed / len(self._results) if self._results else 0.0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the command succeeds."""
+        return not self.stale and not self.open and self.score >= LEAST
+
+    @property
+    def summary(self) -> str:
+        """The figures in one line."""
+        return (
+            f"{len(self._results)} of {len(self._made)} mutants run, {self.score:.1%} killed (at "
+            f"least {LEAST:.0%} have to be), {len(self.open)} open, {len(self.stale)} stale"
+        )
+
+    def report(self, *, seed: int) -> str:
+        """Return the figures as Markdown, by module and by kind of fault."""
+        ran, all_ = len(self._results), len(self._made)
+        sample = f"{ran:,}, a sample stratified by module of seed {seed}," if ran < all_ else "all"
+        text = (
+            f"Of {all_:,} small faults, {sample} were put into the code one by one. "
+            f"{self.score:.1%} were noticed by the tests that meet their lines, in memory and on "
+            f"SQLite; of the others, {len(self.open)} are open, and the rest is explained in "
+            "`tests/mutants/explained.toml`. A fault that makes a test hang is noticed, too."
+        )
+        by_module = self._table("module", lambda mutant: f"`{mutant.module}`")
+        by_kind = self._table("kind of fault", lambda mutant: mutant.operator)
+        head = ["<!-- Written by `make mutants`. -->", "## Mutation score", "", text, ""]
+        return "\n".join([*head, *by_module, "", *by_kind, ""])
+
+    def _table(self, what: str, name: Callable[[Mutant], str]) -> list[str]:
+        made = Counter(name(mutant) for mutant in self._made)
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for mutant, result in self._results.items():
+            verdict = result.verdict
+            if not result.is_killed:
+                verdict = "explained" if str(mutant) in self._explained else "open"
+            counts[name(mutant)].update([verdict, "ran"])
+        columns = ["ran", "killed", "timeout", "explained", "open"]
+        rows = {one: [made[one], *(counts[one][column] for column in columns)] for one in made}
+        rows = dict(sorted(rows.items())) | {
+            "**all**": [sum(at) for at in zip(*rows.values(), strict=True)]
+        }
+        head = [what, "made", "run", "killed", "hung", "explained", "open"]
+        return [
+            f"| {' | '.join(head)} |",
+            f"| --- |{' ---: |' * 6}",
+            *(f"| {one} | {' | '.join(map(str, row))} |" for one, row in rows.items()),
+        ]

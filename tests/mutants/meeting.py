@@ -1,0 +1,99 @@
+"""Which tests meet which lines, and how long they take: recorded once, outside of git."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from coverage import CoverageData
+
+from mutants.making import Mutant
+
+__all__ = ["Meeting", "digest"]
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """Return a short word for the content of files."""
+    return sha256(b"\0".join(path.read_bytes() for path in sorted(paths))).hexdigest()[:12]
+
+
+@dataclass(kw_only=True)
+class Meeting:
+    """What was recorded."""
+
+    code: str = ""
+    """The digest of the package; lines of another one lie elsewhere."""
+    files: dict[str, str] = field(default_factory=dict)
+    """The digests of the files of tests."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each test takes that has passed."""
+    postgresql: list[str] = field(default_factory=list)
+    """The tests that need a server, which come last."""
+    lines: dict[str, dict[int, list[str]]] = field(default_factory=dict)
+    """The tests that meet a line, by module and line."""
+
+    @classmethod
+    def load(cls, path: Path) -> "Meeting":
+        """Read what was recorded; nothing was, if there is no file."""
+        if not path.exists():
+            return cls()
+        read = cls(**json.loads(path.read_text("utf-8")))
+        read.lines = {
+            module: {int(line): tests for line, tests in lines.items()}
+            for module, lines in read.lines.items()
+        }
+        return read
+
+    def save(self, path: Path) -> None:
+        """Write what was recorded."""
+        path.write_text(json.dumps(asdict(self)), "utf-8")
+
+    def forget(self, files: Iterable[str]) -> None:
+        """Drop what was recorded of these files of tests, because they have changed."""
+        gone = tuple(f"{file}::" for file in files)
+        self.seconds = {t: s for t, s in self.seconds.items() if not t.startswith(gone)}
+        for lines in self.lines.values():
+            for line, tests in lines.items():
+                lines[line] = [test for test in tests if not test.startswith(gone)]
+
+    def add(self, data: Path, root: Path, postgresql: Iterable[str]) -> None:
+        """Take over what coverage has recorded, of tests that have passed."""
+        passed = json.loads(data.with_suffix(".json").read_text("utf-8"))
+        self.seconds |= passed
+        self.postgresql = sorted({*self.postgresql, *postgresql})
+        read = CoverageData(str(data))
+        read.read()
+        for file in read.measured_files():
+            module = Path(file).relative_to(root).as_posix()
+            lines = self.lines.setdefault(module, {})
+            for line, tests in read.contexts_by_lineno(file).items():
+                lines.setdefault(line, []).extend(test for test in tests if test in passed)
+
+    def tests(self, mutant: Mutant, *, patience: float) -> list[str]:
+        """Return the tests that meet the lines of a mutant, up to so many seconds in all.
+
+        The fastest are first, those that need a server last. A line that runs at the import is met
+        by whoever meets the module.
+        """
+        lines = self.lines.get(mutant.module, {})
+        met = {test for line in mutant.lines for test in lines.get(line, ())}
+        if not met and not mutant.in_function:
+            met = {test for tests in lines.values() for test in tests}
+        postgresql = set(self.postgresql)
+        ordered = sorted(met, key=lambda one: (one in postgresql, self.seconds[one], one))
+        chosen, left = list[str](), patience
+        for test in ordered:
+            left -= self.seconds[test]
+            if left < 0 and chosen:
+                break
+            chosen.append(test)
+        return chosen
+
+    def file_of(self, test: str) -> str:
+        """Return the digest of the file that a test is in."""
+        return self.files[test.partition("::")[0]]
+
+    def limits(self, tests: Iterable[str]) -> Mapping[str, float]:
+        """Return the seconds after which each of these tests hangs."""
+        return {test: 20 + 10 * self.seconds.get(test, 30.0) for test in tests}

@@ -1,0 +1,294 @@
+"""How mutants are run: in copies of the tree, in a fixed order, until the time is up."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from mutants.making import Mutant
+from mutants.meeting import Meeting, digest
+
+__all__ = ["Copy", "Results", "in_order", "record"]
+
+_COLLECTING = 180.0  # seconds
+_LEFT_OUT = {
+    # They start programs, whose lines nobody records, or read documents.
+    "test_aio_processes.py",
+    "test_benchmarks.py",
+    "test_cli.py",
+    "test_documents.py",
+    "test_examples.py",
+    "test_forks.py",
+    "test_interrupts.py",
+    "test_mutants.py",
+    "test_public_surface.py",
+    "test_trials.py",
+}
+
+
+def in_order(mutants: Iterable[Mutant], seed: int) -> list[Mutant]:
+    """Order mutants so that the first ones, however many, are a sample stratified by module."""
+    modules = defaultdict(list)
+    for mutant in mutants:
+        lot = sha256(f"{seed} {mutant}".encode()).digest()  # others may come and go
+        modules[mutant.module].append((lot, mutant))
+    placed = [
+        ((place + 0.5) / len(found), module, mutant)
+        for module, found in modules.items()
+        for place, (_, mutant) in enumerate(sorted(found, key=lambda one: one[0]))
+    ]
+    return [mutant for _, _, mutant in sorted(placed, key=lambda one: one[:2])]
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What became of a mutant."""
+
+    mutant: str
+    verdict: str
+    """killed, timeout, survived, or unmet: no test meets its lines."""
+    module: str
+    """The digest of its module's text."""
+    by: str = ""
+    """The test that noticed it."""
+    ran: list[str] = field(default_factory=list)
+    """The digests of the files of tests that a survivor has survived."""
+    seconds: float = 0.0
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether a test has noticed it."""
+        return self.verdict in {"killed", "timeout"}
+
+
+class Results:
+    """What is known, in a file to which lines are added: whoever is stopped goes on there."""
+
+    def __init__(self, path: Path, modules: dict[str, str]) -> None:
+        """Read what was found; it holds for modules whose digests are as they were."""
+        self._path, self._known, self._modules = path, dict[str, Result](), modules
+        if path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                result = Result(**json.loads(line))
+                self._known[result.mutant] = result
+
+    def find(self, mutant: Mutant) -> Result | None:
+        """Return what is known of a mutant."""
+        found = self._known.get(str(mutant))
+        return found if found and found.module == self._modules[mutant.module] else None
+
+    def of(self, mutants: Iterable[Mutant]) -> dict[Mutant, Result]:
+        """Return what is known of these."""
+        found = ((mutant, self.find(mutant)) for mutant in mutants)
+        return {mutant: result for mutant, result in found if result is not None}
+
+    def note(self, mutant: Mutant, **what: Any) -> Result:
+        """Keep what became of a mutant."""
+        result = Result(mutant=str(mutant), module=self._modules[mutant.module], **what)
+        self._known[result.mutant] = result
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+        return result
+
+
+class _Running:
+    """A server of forks, and the pipes to it."""
+
+    def __init__(self, root: Path, files: Iterable[str]) -> None:
+        theirs, self._jobs = os.pipe()
+        self._answers, ours = os.pipe()
+        environment = os.environ | {"PYTHONPATH": f"{root}:{Path(__file__).parent.parent}"}
+        self._log = root / ".log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mutants.server", str(theirs), str(ours), *files],
+                cwd=root,
+                env=environment,
+                pass_fds=(theirs, ours),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the command, which ends it
+            )
+        os.close(theirs)
+        os.close(ours)
+        self._left = b""
+        try:
+            self.tests: dict[str, dict[str, Any]] = self._read(_COLLECTING)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, timeout: float | None = None) -> Any:
+        while b"\n" not in self._left:
+            if not select.select([self._answers], [], [], timeout)[0]:
+                raise TimeoutError("the tests are not collected in time")
+            if not (read := os.read(self._answers, 1 << 16)):
+                raise EOFError(f"the server has ended:\n{self._log.read_text()[-2000:]}")
+            self._left += read
+        line, _, self._left = self._left.partition(b"\n")
+        return json.loads(line)
+
+    def ask(self, **job: Any) -> Any:
+        """Have a job done."""
+        os.write(self._jobs, (json.dumps(job) + "\n").encode())
+        return self._read()
+
+    def close(self) -> None:
+        """End the server, and what it has started."""
+        os.close(self._jobs)
+        os.close(self._answers)
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
+
+
+class Copy:
+    """A copy of the tree, in which faults are made, and its server."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.path = folder
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        names = subprocess.run(listed, cwd=root, check=True, capture_output=True, text=True).stdout
+        for name in filter(None, names.split("\0")):
+            if (root / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(root / name, folder / name)
+        self._texts: dict[str, str] = {}
+        self._clock = 1_000_000_000
+        self._server: _Running | None = None
+
+    def files(self) -> list[str]:
+        """Return the files of tests."""
+        found = sorted((self.path / "tests").glob("test_*.py"))
+        return [f"tests/{path.name}" for path in found if path.name not in _LEFT_OUT]
+
+    def close(self) -> None:
+        """End the server."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    @property
+    def server(self) -> _Running:
+        """The server that has collected everything."""
+        if self._server is None:
+            self._server = _Running(self.path, self.files())
+        return self._server
+
+    def text(self, module: str) -> str:
+        """Return the text of a module, without any fault."""
+        return self._texts.setdefault(module, (self.path / module).read_text("utf-8"))
+
+    def _write(self, module: str, text: str) -> str:
+        """Write the text of a module, for programs that tests start; return its path."""
+        path = self.path / module
+        path.write_text(text, "utf-8")
+        self._clock += 1  # else what was compiled for the last mutant might pass for it
+        os.utime(path, (self._clock, self._clock))
+        return str(path)
+
+    def run(self, mutant: Mutant, tests: list[str], limits: Any) -> dict[str, Any]:
+        """Put a fault in, run these tests until one fails, and take it out again."""
+        self.text(mutant.module)
+        path = self._write(mutant.module, mutant.source)
+        job = {"path": path, "tests": tests, "limits": limits, "record": None}
+        try:
+            answer = self.server.ask(text=mutant.source, **job)
+            if answer["verdict"] == "elsewhere":
+                files = dict.fromkeys(test.partition("::")[0] for test in tests)
+                try:
+                    server = _Running(self.path, files)
+                except (EOFError, TimeoutError):
+                    return {"verdict": "killed", "by": "the import"}
+                try:
+                    answer = server.ask(text=None, **job)
+                finally:
+                    server.close()
+        finally:
+            self._write(mutant.module, self.text(mutant.module))
+        found: dict[str, Any] = answer
+        return found
+
+
+def record(copy: Copy, kept: Path, *, postgresql: bool) -> Meeting:
+    """Find out which tests meet which lines, of files of tests of which that is not known."""
+    path = kept / "meeting.json"
+    meeting = Meeting.load(path)
+    code = digest((copy.path / "trio_sessions").rglob("*.py")) + " postgresql" * postgresql
+    if meeting.code != code:
+        meeting = Meeting(code=code)
+    files = {file: digest([copy.path / file]) for file in copy.files()}
+    changed = [file for file in files if meeting.files.get(file) != files[file]]
+    if not changed:
+        return meeting
+    meeting.forget(changed)
+    of_changed = tuple(f"{file}::" for file in changed)
+    tests = [
+        test
+        for test, about in copy.server.tests.items()
+        if test.startswith(of_changed)
+        and "no_cover" not in about["marks"]
+        and (postgresql or not about["postgresql"])
+    ]
+    data = (kept / "coverage").absolute()
+    data.unlink(missing_ok=True)
+    limits = dict.fromkeys(tests, 310.0)  # pytest's own is 300
+    answer = copy.server.ask(text=None, path="", tests=tests, limits=limits, record=str(data))
+    if answer["verdict"] != "survived":
+        raise RuntimeError(f"recording stopped at {answer['by']}: {answer['verdict']}")
+    needing = [test for test, about in copy.server.tests.items() if about["postgresql"]]
+    meeting.add(data, copy.path, needing)
+    meeting.files |= files
+    meeting.save(path)
+    return meeting
+
+
+class Runner:
+    """Runs one mutant after the other, with the tests that meet its lines."""
+
+    def __init__(self, copy: Copy, meeting: Meeting, results: Results, patience: float) -> None:
+        self._copy, self._meeting, self._results = copy, meeting, results
+        self._patience = patience
+
+    def _tests(self, mutant: Mutant) -> list[str]:
+        """Return the tests that have not had their say: a survivor has to meet new ones only."""
+        known = self._results.find(mutant)
+        if known is not None and known.is_killed:
+            return []
+        had = set() if known is None else set(known.ran)
+        return [
+            test
+            for test in self._meeting.tests(mutant, patience=self._patience)
+            if self._meeting.file_of(test) not in had
+        ]
+
+    def knows(self, mutant: Mutant) -> bool:
+        """Say whether there is nothing to run."""
+        return self._results.find(mutant) is not None and not self._tests(mutant)
+
+    def run(self, mutant: Mutant) -> Result:
+        """Find out what becomes of a mutant."""
+        known, tests = self._results.find(mutant), self._tests(mutant)
+        if known is not None and not tests:
+            return known
+        if not tests:
+            return self._results.note(mutant, verdict="unmet")
+        started = time.monotonic()
+        answer = self._copy.run(mutant, tests, self._meeting.limits(tests))
+        ran = {self._meeting.file_of(test) for test in tests}
+        return self._results.note(
+            mutant,
+            verdict=answer["verdict"],
+            by=answer["by"],
+            ran=sorted(ran | set(known.ran if known else ())),
+            seconds=time.monotonic() - started,
+        )

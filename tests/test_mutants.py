@@ -1,0 +1,214 @@
+"""`make mutants`: the faults that it makes, the order, what notices them, and when it fails."""
+
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mutants.judging import Explained, Judgement
+from mutants.making import Mutant, make_mutants
+from mutants.running import Copy, Result, Results, Runner, in_order, record
+
+CODE = """\
+MOST = 2
+
+
+class Box:
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.kept) >= MOST
+
+    def put(self, what: int) -> None:
+        while self.is_full:
+            self.kept.pop(0)
+        self.kept.append(what)
+
+    def hint(self) -> int:
+        return self.kept[0] or 0
+"""
+TESTS = """\
+from trio_sessions.box import Box
+
+
+def test_a_box_keeps_two():
+    box = Box()
+    for what in (1, 2, 3):
+        box.put(what)
+    assert box.kept == [2, 3]
+
+
+def test_a_box_gives_a_hint():
+    box = Box()
+    box.put(7)
+    box.hint()
+"""
+
+
+def mutations(text: str) -> list[str]:
+    return [f"{one.function}: {one.mutation}" for one in make_mutants("one.py", text)]
+
+
+def test_every_kind_of_fault_is_made_where_it_makes_sense() -> None:
+    """Conditions, constants, statements and arguments change; types, decorators, logs do not."""
+    assert mutations(
+        "import logging\n"
+        "logger = logging.getLogger(3)\n"
+        "@keep(1)\n"
+        "def find(one: int | 2, n: int = 4):\n"
+        '    """Say 1."""\n'
+        "    assert one != 1\n"
+        "    if one and not n:\n"
+        '        logger.info("%d of %d", one, 5)\n'
+        "        one.two = call(one, n, three=True)\n"
+        "    for x in one:\n"
+        "        break\n"
+        "    raise ValueError(6)\n"
+    ) == [
+        ": logger = logging.getLogger(3) => logger = logging.getLogger(4)",
+        "find: def find(one: int | 2, n: int = 4): => def find(one: int | 2, n: int = 5):",
+        "find: if one and not n: => if not (one and not n):",
+        "find: if one and not n: => if one or not n:",
+        "find: if one and not n: => if one and n:",
+        'find: logger.info("%d of %d", one, 5) => pass',
+        "find: one.two = call(one, n, three=True) => pass",
+        "find: one.two = call(one, n, three=True) => one.two = call(n, one, three=True)",
+        "find: one.two = call(one, n, three=True) => one.two = call(one, n, )",
+        "find: one.two = call(one, n, three=True) => one.two = call(one, n, three=False)",
+        "find: break => continue",
+        "find: raise ValueError(6) => pass",
+    ]
+
+
+def test_a_fault_is_known_again_by_its_text() -> None:
+    """Lines before it and comments may change; the second of the same text is told apart."""
+    before = mutations("def f():\n    a(\n        1,\n    )\n    a(1)\n    a(1)\n")
+    after = mutations(
+        '"""New."""\n\ndef f():\n    a(\n        1,\n    )\n    a(1)  # why\n    a(1)\n'
+    )
+    assert after == before
+    assert before == [
+        "f: a( 1, ) => pass",
+        "f: 1, => 2,",
+        "f: a(1) => pass",
+        "f: a(1) => a(2)",
+        "f: a(1) => pass (2)",
+        "f: a(1) => a(2) (2)",
+    ]
+
+
+def test_what_is_left_out_leaves_the_lines_where_they_are() -> None:
+    """Functions are known again by their first line, and coverage by all of them."""
+    text = "def f():\n    a(\n        1,\n        b=2,\n    )\n\ndef g():\n    pass\n"
+    for one in make_mutants("one.py", text):
+        compile(one.source, "one.py", "exec")
+        assert one.source.splitlines().index("def g():") == 6, str(one)
+        assert one.lines == range(2, 6), "the tests of a statement meet all of it"
+
+
+def test_the_first_of_the_order_are_a_sample_of_each_module() -> None:
+    """Whatever time there is: the modules have their share; the seed alone decides which."""
+    long, short = ("def f():\n" + "    a(1)\n" * n for n in (60, 15))
+    made = make_mutants("long.py", long) + make_mutants("short.py", short)
+    assert len(made) == 150
+    order = in_order(made, 1)
+    assert Counter(one.module for one in order[:50]) == {"long.py": 40, "short.py": 10}
+    assert order == in_order(reversed(made), 1) != in_order(made, 2)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with a module, a test that looks, and one that does not."""
+    root = tmp_path / "project"
+    (root / "trio_sessions").mkdir(parents=True)
+    (root / "tests").mkdir()
+    (root / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    (root / "trio_sessions" / "__init__.py").write_text("")
+    (root / "trio_sessions" / "box.py").write_text(CODE)
+    (root / "tests" / "test_box.py").write_text(TESTS)
+    subprocess.run(["git", "init", "--quiet", root], check=True)
+    return root
+
+
+@pytest.fixture
+def copy(project: Path, tmp_path: Path) -> Iterator[Copy]:
+    with closing(Copy(project, tmp_path / "copy")) as copy:
+        yield copy
+
+
+def test_each_fault_meets_the_tests_of_its_lines(project: Path, tmp_path: Path, copy: Copy) -> None:
+    """What is noticed, what survives, what hangs; what is known is not run again."""
+    made = {one.mutation: one for one in make_mutants("trio_sessions/box.py", CODE)}
+    meeting = record(copy, tmp_path, postgresql=False)
+    assert list(meeting.seconds) == [
+        "tests/test_box.py::test_a_box_keeps_two",
+        "tests/test_box.py::test_a_box_gives_a_hint",
+    ]
+    path = tmp_path / "results.jsonl"
+    results = Results(path, {"trio_sessions/box.py": "as it is"})
+    runner = Runner(copy, meeting, results, 60.0)
+
+    def run(mutation: str) -> tuple[str, str]:
+        result = runner.run(made[mutation])
+        return result.verdict, result.by.partition("::")[2]
+
+    full = "return len(self.kept) >= MOST => return len(self.kept) > MOST"
+    assert run(full) == ("killed", "test_a_box_keeps_two")
+    assert run("return self.kept[0] or 0 => return self.kept[0] or 1")[0] == "survived"
+    assert run("return self.kept[0] or 0 => return self.kept[1] or 0") == (
+        "killed",
+        "test_a_box_gives_a_hint",
+    )
+    assert run("MOST = 2 => MOST = 3") == ("killed", "test_a_box_keeps_two"), "needs an import"
+    hangs = made["self.kept.pop(0) => pass"]
+    tests = meeting.tests(hangs, patience=60.0)
+    assert copy.run(hangs, tests, dict.fromkeys(tests, 0.5))["verdict"] == "timeout"
+    assert copy.run(made[full], tests, {})["verdict"] == "killed", "the server goes on"
+
+    again = Runner(copy, meeting, Results(path, {"trio_sessions/box.py": "as it is"}), 60.0)
+    assert again.knows(made[full])
+    other = Runner(copy, meeting, Results(path, {"trio_sessions/box.py": "changed"}), 60.0)
+    assert not other.knows(made[full])
+
+
+def judge(made: list[Mutant], survivors: int, *explained: Explained) -> Judgement:
+    verdicts = ["survived" if at < survivors else "killed" for at in range(len(made))]
+    results = {
+        one: Result(mutant=str(one), verdict=verdict, module="")
+        for one, verdict in zip(made, verdicts, strict=True)
+    }
+    return Judgement(made, results, explained)
+
+
+def explain(mutant: Mutant, **changes: str) -> Explained:
+    about = {"module": mutant.module, "function": mutant.function, "mutation": mutant.mutation}
+    return Explained(**about | changes, why="nobody reads it")
+
+
+def test_it_fails_on_whatever_is_not_explained() -> None:
+    """Survivors have to be explained, explanations to be of what is there, and 95 % are killed."""
+    made = make_mutants("one.py", "def f():\n" + "    a(1)\n" * 50)
+    assert judge(made, 0).is_good
+    assert judge(made, 1).open == made[:1]
+    assert not judge(made, 1).is_good
+    assert judge(made, 1, explain(made[0])).is_good
+    gone = explain(made[0], function="g")
+    assert judge(made, 1, explain(made[0]), gone).stale == [gone]
+    assert not judge(made, 1, explain(made[0]), gone).is_good
+    assert judge(made, 1, explain(made[0]), explain(made[0], module="other.py")).is_good
+    explained = [explain(one) for one in made]
+    assert judge(made, 5, *explained).is_good
+    assert not judge(made, 6, *explained).is_good, "94 %"
+
+
+def test_the_report_has_the_figures_of_each_module() -> None:
+    """The rows of a table add up."""
+    made = make_mutants("one.py", "def f():\n" + "    a(1)\n" * 50)
+    report = judge(made, 2, explain(made[0])).report(seed=3)
+    assert "| `one.py` | 100 | 100 | 98 | 0 | 1 | 1 |" in report
+    assert "| **all** | 100 | 100 | 98 | 0 | 1 | 1 |" in report
+    assert "98.0%" in report
