@@ -151,6 +151,7 @@ def test_each_fault_meets_the_tests_of_its_lines(project: Path, tmp_path: Path, 
     path = tmp_path / "results.jsonl"
     results = Results(path, {"trio_sessions/box.py": "as it is"})
     runner = Runner(copy, meeting, results, 60.0)
+    copy.close()  # as if it had been recorded before
 
     def run(mutation: str) -> tuple[str, str]:
         result = runner.run(made[mutation])

@@ -198,11 +198,12 @@ class Copy:
 
     def run(self, mutant: Mutant, tests: list[str], limits: Any) -> dict[str, Any]:
         """Put a fault in, run these tests until one fails, and take it out again."""
+        everything = self.server  # it imports what is there, and that must have no fault yet
         self.text(mutant.module)
         path = self._write(mutant.module, mutant.source)
         job = {"path": path, "tests": tests, "limits": limits, "record": None}
         try:
-            answer = self.server.ask(text=mutant.source, **job)
+            answer = everything.ask(text=mutant.source, **job)
             if answer["verdict"] == "elsewhere":
                 files = dict.fromkeys(test.partition("::")[0] for test in tests)
                 try:
