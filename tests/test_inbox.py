@@ -1,0 +1,296 @@
+"""One inbox at its edges: where its bounds are, what goes before what, who is woken."""
+
+import pytest
+import trio
+import trio.testing
+
+from trio_sessions._messages import _inbox
+from trio_sessions._messages._inbox import MOST, Asked, Inbox, State
+from trio_sessions.types import StoredMessage
+
+SIZE = 1000
+
+
+def make_inbox(*, is_read: bool = True) -> Inbox:
+    inbox = Inbox("s", size=SIZE, message_ttl=60.0, storing={})
+    if is_read:
+        inbox.open(object(), 0.0)
+    return inbox
+
+
+def row(number: int, age: float = 0.0, payload: str | None = None) -> StoredMessage:
+    return StoredMessage(id=number, payload=payload or f"{number}", age=age)
+
+
+def ask(inbox: Inbox, now: float = 0.0, most: int = SIZE) -> Asked:
+    asked = inbox.ask(most, now)
+    assert asked is not None
+    return asked
+
+
+def fill(inbox: Inbox, *rows: StoredMessage, now: float = 0.0) -> None:
+    """Have rows fetched, and nothing else be there."""
+    inbox.answer(ask(inbox, now), rows, now)
+
+
+def take_all(inbox: Inbox, now: float = 0.0) -> list[str]:
+    taken = []
+    while (message := inbox.take(now)) is not None:
+        inbox.finish(message)
+        taken.append(message.payload)
+    return taken
+
+
+# ---- what is fetched ----
+
+
+def test_more_is_fetched_when_half_of_the_memory_is_free() -> None:
+    """So that a reader need not wait, and no fetch is for one message."""
+    inbox = make_inbox()
+    fill(inbox, *(row(number) for number in range(1, MOST // 2 + 2)))
+    assert inbox.state is State.CAUGHT_UP
+    assert not inbox.should_fetch, "nothing is waiting"
+    inbox.expect_more()
+    assert not inbox.should_fetch, "one too many is here"
+    message = inbox.take(0.0)
+    assert message is not None
+    assert inbox.should_fetch
+    inbox.put_back(message)
+    assert not inbox.should_fetch
+
+
+def test_what_is_early_takes_no_room_from_older_rows() -> None:
+    """Nothing goes out before them: so they are fetched, however much is kept apart."""
+    inbox = make_inbox()
+    for number in range(MOST):
+        assert inbox.accept(f"{number}", 0.0)
+    assert not inbox.accept("one too many", 0.0)
+    assert inbox.should_fetch
+    assert ask(inbox).wanted.count == MOST
+
+
+def test_nobody_reads_and_nothing_is_fetched() -> None:
+    """Nor by two at once, nor of a session that has ended."""
+    assert not make_inbox(is_read=False).should_fetch
+    inbox = make_inbox()
+    assert inbox.should_fetch
+    asked = ask(inbox)
+    assert not inbox.should_fetch
+    assert inbox.ask(SIZE, 0.0) is None
+    inbox.give_up_fetch(asked)
+    assert inbox.should_fetch
+    inbox.end()
+    assert not inbox.should_fetch
+    assert inbox.ask(SIZE, 0.0) is None
+
+
+def test_a_fetch_asks_for_what_there_is_room_for() -> None:
+    """In messages and in bytes; what is here already is named."""
+    inbox = make_inbox()
+    fill(inbox, row(1, payload="x" * 300), row(2, payload="y" * 100))
+    inbox.expect_more()
+    wanted = ask(inbox, most=SIZE).wanted
+    assert (wanted.session_id, wanted.held) == ("s", {1, 2})
+    assert (wanted.count, wanted.size) == (MOST - 2, SIZE - 400)
+    other = make_inbox()
+    assert ask(other, most=10).wanted.size == 10
+
+
+def test_where_there_is_no_room_it_is_asked_again_later() -> None:
+    """A single message may be larger than the room; then nothing is fetched until it is gone."""
+    inbox = make_inbox()
+    fill(inbox, row(1, payload="x" * SIZE))
+    assert inbox.ask(SIZE, 0.0) is None
+    assert inbox.should_fetch, "what may be in the store is not forgotten"
+    assert take_all(inbox) == ["x" * SIZE]
+    assert ask(inbox).wanted.size == SIZE
+
+
+def test_a_whole_answer_may_not_have_been_all() -> None:
+    """As many messages, or as many bytes, as were asked for: there may be more."""
+    full, fat, all_ = make_inbox(), make_inbox(), make_inbox()
+    full.answer(ask(full), [row(number) for number in range(1, MOST + 1)], 0.0)
+    fat.answer(ask(fat), [row(1, payload="x" * SIZE)], 0.0)
+    all_.answer(ask(all_), [row(1, payload="x" * (SIZE - 1))], 0.0)
+    assert [one.state for one in (full, fat, all_)] == [
+        State.BEHIND,
+        State.BEHIND,
+        State.CAUGHT_UP,
+    ]
+
+
+def test_a_bell_during_a_fetch_is_for_what_came_later() -> None:
+    """An answer that was all has not seen it."""
+    inbox = make_inbox()
+    asked = ask(inbox)
+    inbox.expect_more()
+    inbox.answer(asked, [], 0.0)
+    assert inbox.should_fetch
+    fill(inbox)
+    assert not inbox.should_fetch
+
+
+def test_an_answer_that_comes_too_late_is_not_taken() -> None:
+    """Nor ends its failure the fetch that was begun since."""
+    inbox = make_inbox()
+    late = ask(inbox)
+    inbox.add_again(detach=False, seal=False, until=0.0)
+    asked = ask(inbox)
+    inbox.give_up_fetch(late)
+    inbox.answer(late, [row(1)], 0.0)
+    assert len(inbox) == 0
+    inbox.answer(asked, [row(2), row(2)], 0.0)
+    assert take_all(inbox) == ["2"]
+
+
+def test_what_is_not_acknowledged_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing is fetched, until something is; and its reader is told."""
+    monkeypatch.setattr(_inbox, "_UNACKNOWLEDGED", 3)
+    inbox = make_inbox()
+    fill(inbox, row(1), row(2))
+    assert take_all(inbox) == ["1", "2"]
+    inbox.expect_more()
+    assert inbox.should_fetch
+    fill(inbox, row(3))
+    assert take_all(inbox) == ["3"]
+    inbox.expect_more()
+    assert not inbox.should_fetch
+    arrival = inbox.arrival()
+    inbox.forget([3])
+    assert arrival.is_set()
+    assert inbox.should_fetch
+    quiet = inbox.arrival()
+    inbox.forget([2])
+    assert not quiet.is_set(), "its reader had no need to wait"
+    assert inbox.held == {1}
+
+
+# ---- what goes out ----
+
+
+@pytest.mark.parametrize(("age", "order"), [(0.95, ["1", "early"]), (0.85, ["early", "1"])])
+def test_a_row_that_is_younger_for_sure_goes_later(age: float, order: list[str]) -> None:
+    """A tenth of a second is not sure: clocks are rounded."""
+    inbox = make_inbox()
+    assert inbox.accept("early", 1.0)  # the row was stored 0.05 s later, or 0.15 s
+    fill(inbox, row(1, age=age), now=2.0)
+    assert take_all(inbox, 2.0) == order
+
+
+def test_rows_of_this_worker_that_were_stored_later_go_later() -> None:
+    """By their ids: the first that was stored since is the boundary."""
+    inbox = make_inbox()
+    assert inbox.accept("early", 0.0)
+    inbox.note_row(5)
+    inbox.note_row(7)
+    fill(inbox, row(4, age=100.0), row(5, age=100.0), row(7, age=100.0))
+    assert take_all(inbox) == ["4", "early", "5", "7"]
+
+
+def test_what_was_put_back_goes_first() -> None:
+    """Before rows that were fetched meanwhile, and before what is early."""
+    inbox = make_inbox()
+    fill(inbox, row(1), row(2))
+    message = inbox.take(0.0)
+    assert message is not None
+    inbox.open(object(), 0.0)
+    assert inbox.accept("early", 0.0)
+    assert inbox.put_back(message)
+    fill(inbox, row(3, age=50.0))
+    assert take_all(inbox) == ["1", "2", "3", "early"]
+
+
+def test_in_a_silent_store_what_is_here_waits_for_a_second() -> None:
+    """From the opening, and from each answer; a failure ends the wait."""
+    inbox = make_inbox()
+    assert inbox.accept("early", 0.0)
+    assert not inbox.can_take(0.99)
+    assert inbox.may_change_at(0.5) == 1.0
+    assert inbox.can_take(1.0)
+    assert inbox.may_change_at(1.0) == float("inf")
+    full = [row(number, age=50.0) for number in range(1, MOST + 1)]
+    inbox.answer(ask(inbox, 0.9), full, 0.9)
+    assert take_all(inbox, 1.8) == [f"{number}" for number in range(1, MOST + 1)]
+    assert not inbox.can_take(1.8)
+    inbox.give_up_fetch(ask(inbox, 1.8))
+    assert inbox.can_take(1.8)
+    assert inbox.take(1.8) is not None
+    assert inbox.state is State.CAUGHT_UP
+
+
+def test_the_next_reader_waits_for_what_the_former_has_in_hand() -> None:
+    """Until that is back, or too late."""
+    inbox = make_inbox()
+    fill(inbox, row(1), row(2))
+    former = inbox.take(0.0)
+    assert former is not None
+    assert inbox.row_in_hand == 1
+    assert inbox.handed_out() == {1}
+    inbox.add_again(detach=True, seal=False, until=5.0)
+    inbox.open(object(), 0.0)
+    fill(inbox)
+    assert not inbox.can_take(4.9)
+    assert inbox.may_change_at(0.0) == 5.0
+    assert inbox.can_take(5.0)
+    overtaken = inbox.take(5.0)
+    assert overtaken is not None
+    assert overtaken.payload == "2"
+    assert not inbox.put_back(former), "it is too late"
+    assert inbox.row_in_hand == 2, "the hand is the other one's"
+    assert inbox.put_back(overtaken)
+    assert inbox.row_in_hand is None
+
+
+def test_what_has_expired_is_taken_out() -> None:
+    """Equality is not expired."""
+    inbox = make_inbox()
+    fill(inbox)
+    assert inbox.accept("a", 1.0)
+    assert inbox.accept("b", 2.0)
+    assert inbox.expired(61.0) == []
+    assert [one.payload for one in inbox.expired(61.1)] == ["a"]
+    assert (len(inbox), take_all(inbox, 61.1)) == (1, ["b"])
+
+
+def test_after_the_end_nothing_is_taken() -> None:
+    """Nor accepted, nor put back, nor waited for."""
+    inbox = make_inbox()
+    fill(inbox, row(1), row(2))
+    message = inbox.take(0.0)
+    assert message is not None
+    assert inbox.is_current(message)
+    arrival = inbox.arrival()
+    inbox.end()
+    assert arrival.is_set()
+    assert (inbox.state, inbox.reader) == (State.ENDED, None)
+    assert not inbox.accept("later", 0.0)
+    assert not inbox.can_take(0.0)
+    assert not inbox.is_current(message)
+    assert not inbox.put_back(message)
+    inbox.note_row(9)
+    assert [one.payload for one in inbox.clear()] == ["2"]
+
+
+@pytest.mark.parametrize("what", ["accept", "finish", "put back", "answer", "claimed"])
+async def test_whoever_waits_is_woken(what: str) -> None:
+    """By everything after which there may be something to take."""
+    inbox = make_inbox()
+    fill(inbox, row(1))
+    message = inbox.take(0.0)
+    assert message is not None
+    asked = ask(inbox)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(inbox.arrival().wait)
+            await trio.testing.wait_all_tasks_blocked()
+            match what:
+                case "accept":
+                    assert inbox.accept("new", 0.0)
+                case "finish":
+                    inbox.finish(message)
+                case "put back":
+                    inbox.put_back(message)
+                case "answer":
+                    inbox.answer(asked, [], 0.0)
+                case "claimed":
+                    inbox.claimed(is_other=False, has_moved=False, now=0.0)
