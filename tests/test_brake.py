@@ -124,6 +124,16 @@ def test_a_pass_that_was_cut_leaves_no_evidence() -> None:
     assert (decision.hold, decision.answers) == (all_, 12)
 
 
+def test_nothing_is_kept_of_sessions_that_have_ended() -> None:
+    """They would be kept for ever: nobody asks for their rows any more."""
+    brake, all_ = Brake(0.5), entries(12)
+    assert decide(brake, all_).hold == all_
+    for entry in all_[1:]:
+        entry.end()
+    brake.begin()
+    assert brake._suspected == {all_[0]}
+
+
 STATES = ("there", "taken over", "gone", "unknown")
 
 

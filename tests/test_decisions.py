@@ -11,7 +11,7 @@ from trio_sessions._edge import chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._pacing import pause_after
 from trio_sessions._table import LocalTable
-from trio_sessions._verdicts import Leases, judge_connection, judge_rows
+from trio_sessions._verdicts import Leases, judge_claims, judge_connection, judge_rows
 from trio_sessions._witness import WentBack, Witness
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.testing import FakeTransport
@@ -26,6 +26,21 @@ STAMP = Stamp(history="h", beat=5)
 
 def entry(session_id: str) -> Entry:
     return Entry(session_id, FakeTransport(), 1, 0.0)
+
+
+def test_a_claim_is_judged_by_its_answer() -> None:
+    """One that was not answered is unknown if there was an error, and not spoken of if not."""
+    there, lost, failed, waiting, untouched = (entry(name) for name in "abcde")
+    for one in (there, lost, failed, waiting):
+        one.claim()
+    for one, what in ((there, Outcome.KEPT), (lost, Outcome.LOST)):
+        holder = Holder(worker_id="w", incarnation="i")
+        one.confirm(Claimed(outcome=what, holder=holder, capabilities=None, born="b"), STAMP)
+    error = OSError()
+    failed.fail(error)
+    verdict = judge_claims([there, lost, failed, waiting, untouched])
+    assert (verdict.there, verdict.taken_over, verdict.gone) == ([there], [lost], [])
+    assert verdict.unknown == {"c": error}
 
 
 def test_only_a_plain_false_is_disconnected() -> None:

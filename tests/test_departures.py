@@ -68,3 +68,11 @@ def test_a_stray_does_not_make_less_of_what_is_known() -> None:
     departures.find("t", 3)
     assert departures.all() == {"s": 7, "t": 3}
     assert departures.due() == ["t"]
+
+
+def test_where_no_row_is_left_nothing_is_left_over() -> None:
+    """As where the worker has lost its lease, and others have swept."""
+    departures = Departures()
+    departures.begin([entry("s", 7)])
+    departures.forget_all()
+    assert (departures.all(), departures.ended("s")) == ({}, 0)

@@ -294,3 +294,260 @@ async def test_whoever_waits_is_woken(what: str) -> None:
                     inbox.answer(asked, [], 0.0)
                 case "claimed":
                     inbox.claimed(is_other=False, has_moved=False, now=0.0)
+
+
+# ---- how much room there is, exactly ----
+
+
+@pytest.mark.parametrize(("here", "should_fetch"), [(MOST // 2, True), (MOST // 2 + 1, False)])
+def test_rows_of_before_are_fetched_when_half_is_free(*, here: int, should_fetch: bool) -> None:
+    """The same where it is opened anew, and older rows may wait."""
+    inbox = make_inbox()
+    fill(inbox, *(row(number) for number in range(1, here + 1)))
+    inbox.open(object(), 0.0)
+    assert inbox.state is State.BEHIND
+    assert inbox.should_fetch is should_fetch
+
+
+def test_the_last_place_and_the_last_byte_are_used() -> None:
+    """And no more than that."""
+    inbox = make_inbox()
+    fill(inbox, *(row(number) for number in range(1, MOST)))
+    inbox.expect_more()
+    wanted = ask(inbox, most=10_000).wanted
+    assert wanted.count == 1
+    inbox.answer(Asked(wanted, 0.0, 0, 0), [], 0.0)  # another one's
+    full = make_inbox()
+    full.answer(ask(full), [row(number) for number in range(1, MOST + 1)], 0.0)
+    assert full.ask(SIZE, 0.0) is None
+    fat = make_inbox()
+    fill(fat, row(1, payload="x" * (SIZE - 1)))
+    fat.expect_more()
+    assert ask(fat).wanted.size == 1
+
+
+def let_silence_pass(inbox: Inbox) -> None:
+    """Have something early go out, for the store says nothing."""
+    take_all(inbox)
+    assert inbox.accept("early", 0.0)
+    assert take_all(inbox, 100.0) == ["early"]
+    assert inbox.state is State.CAUGHT_UP
+
+
+def test_what_may_wait_in_the_store_outlasts_its_silence() -> None:
+    """After an answer that was not all, where there was no room, and after a claim."""
+    full, fat, claimed = make_inbox(), make_inbox(), make_inbox()
+    for inbox in (full, fat, claimed):
+        fill(inbox, row(1, payload="x" * (SIZE - 1)))
+        assert not inbox.should_fetch
+        assert inbox.accept("xx", 0.0)
+        inbox.add_again(detach=False, seal=False, until=0.0)
+    assert fat.ask(SIZE, 0.0) is None
+    take_all(fat)
+    take_all(full)
+    full.answer(ask(full), [row(number) for number in range(2, MOST + 2)], 0.0)
+    claimed.claimed(is_other=False, has_moved=False, now=0.0)
+    for inbox in (full, fat, claimed):
+        let_silence_pass(inbox)
+        assert inbox.should_fetch
+
+
+# ---- rows of this worker ----
+
+
+def test_a_row_of_this_worker_is_fetched_before_anything_is_accepted() -> None:
+    """It goes out in its turn; the newest of them is enough, for they become visible in order."""
+    inbox = make_inbox()
+    fill(inbox)
+    inbox.note_row(5)
+    inbox.note_row(7)
+    inbox.note_row(6)
+    assert inbox.should_fetch
+    others = [row(number) for number in range(100, 100 + MOST)]
+    inbox.answer(ask(inbox), [row(5), *others[1:]], 0.0)
+    take_all(inbox)
+    assert not inbox.accept("later", 0.0)
+    inbox.answer(ask(inbox), [row(7), *others[1:]], 0.0)
+    assert inbox.accept("later", 0.0)
+
+
+def test_a_row_that_was_fetched_before_its_id_was_known_waits_no_more() -> None:
+    """The answer to the write came after that to the fetch."""
+    inbox = make_inbox()
+    fill(inbox, row(5))
+    inbox.note_row(5)
+    assert not inbox.should_fetch
+    assert inbox.accept("later", 0.0)
+    assert take_all(inbox) == ["5", "later"]
+
+
+# ---- when the session is added again ----
+
+
+def test_a_reader_is_detached_by_another_transport_only() -> None:
+    """And leaves by itself only while it reads."""
+    reader, inbox = object(), make_inbox(is_read=False)
+    inbox.open(reader, 0.0)
+    inbox.leave(object())
+    assert inbox.reader is reader
+    inbox.add_again(detach=False, seal=False, until=0.0)
+    assert inbox.reader is reader
+    arrival = inbox.arrival()
+    inbox.add_again(detach=True, seal=False, until=0.0)
+    assert inbox.reader is None
+    assert arrival.is_set()
+    inbox.open(reader, 0.0)
+    inbox.leave(reader)
+    assert inbox.reader is None
+
+
+@pytest.mark.parametrize(
+    ("seal", "filled", "state"),
+    [
+        (True, True, State.SEALED),
+        (True, False, State.BEHIND),
+        (False, True, State.BEHIND),
+    ],
+)
+def test_what_is_in_memory_may_be_another_sessions(
+    *, seal: bool, filled: bool, state: State
+) -> None:
+    """Then nothing goes out until the claim has been answered."""
+    inbox = make_inbox()
+    fill(inbox)
+    if filled:
+        assert inbox.accept("a", 0.0)
+    inbox.add_again(detach=False, seal=seal, until=0.0)
+    assert inbox.state is state
+    assert inbox.should_fetch is (state is State.BEHIND)
+    inbox.claimed(is_other=False, has_moved=False, now=5.0)
+    assert inbox.state is State.BEHIND
+    if not filled:
+        assert inbox.accept("early", 5.0)
+        assert not inbox.can_take(5.9), "the store has a second from the claim on"
+        assert inbox.can_take(6.0)
+
+
+@pytest.mark.parametrize("is_other", [True, False])
+def test_what_came_after_the_session_was_added_again_is_its_own(*, is_other: bool) -> None:
+    """What came before is dropped if that was another session; so is what is in hand."""
+    inbox = make_inbox()
+    fill(inbox, row(1), row(2))
+    inbox.note_row(9)
+    former = inbox.take(0.0)
+    assert former is not None
+    inbox.add_again(detach=False, seal=False, until=float("inf"))
+    assert not inbox.accept("behind the row", 0.0)
+    dropped = inbox.claimed(is_other=is_other, has_moved=False, now=0.0)
+    assert [one.payload for one in dropped] == (["2"] if is_other else [])
+    assert inbox.held == (frozenset() if is_other else {1, 2})
+    assert inbox.accept("new", 0.0) is is_other, "the row that waited was the former's"
+    assert inbox.row_in_hand == (None if is_other else 1)
+    inbox.add_again(detach=False, seal=False, until=0.0)
+    assert inbox.claimed(is_other=False, has_moved=False, now=0.0) == []
+    assert inbox.put_back(former) is not is_other
+
+
+def test_what_the_new_session_has_in_hand_stays_there() -> None:
+    """Only what was handed out before it was added is not its own."""
+    inbox = make_inbox()
+    inbox.add_again(detach=False, seal=False, until=0.0)
+    fill(inbox, row(3))
+    message = inbox.take(0.0)
+    assert message is not None
+    inbox.claimed(is_other=True, has_moved=False, now=0.0)
+    assert inbox.row_in_hand == 3
+    assert inbox.put_back(message)
+
+
+def test_rows_that_another_worker_may_have_handled_are_asked_for_again() -> None:
+    """Nothing goes out before; those that are not there any more have been handled."""
+    inbox = make_inbox()
+    fill(inbox, *(row(number) for number in range(1, 61)))
+    inbox.claimed(is_other=False, has_moved=True, now=0.0)
+    assert not inbox.can_take(100.0)
+    assert inbox.should_fetch
+    asked = ask(inbox)
+    assert asked.wanted.held == frozenset()
+    inbox.answer(asked, [row(number) for number in range(1, 56)], 0.0)
+    assert inbox.held == set(range(1, 56))
+    inbox.open(object(), 0.0)
+    assert not inbox.should_fetch, "nothing is in doubt any more, and much is here"
+    assert ask(inbox).wanted.held == set(range(1, 56))
+
+
+def test_what_is_in_doubt_takes_no_room() -> None:
+    """All of it can come back, and one more that tells that there is more."""
+    inbox = make_inbox()
+    fill(inbox, row(1), row(2))
+    for text in "abc":
+        assert inbox.accept(text, 0.0)
+    inbox.claimed(is_other=False, has_moved=True, now=0.0)
+    wanted = ask(inbox).wanted
+    assert (wanted.count, wanted.size) == (MOST - 3, SIZE)
+    full = make_inbox()
+    full.answer(ask(full), [row(number) for number in range(1, MOST + 1)], 0.0)
+    full.claimed(is_other=False, has_moved=True, now=0.0)
+    wanted = ask(full, most=50).wanted
+    assert (wanted.count, wanted.size) == (MOST + 1, 50)
+
+
+def test_after_a_rewind_an_id_says_nothing_any_more() -> None:
+    """What is here is in memory only; the same ids may be given to other messages."""
+    inbox = make_inbox()
+    fill(inbox, row(1), row(2))
+    in_hand = inbox.take(0.0)
+    assert in_hand is not None
+    inbox.note_row(9)
+    late = ask(inbox)
+    inbox.forget_rows()
+    assert inbox.held == frozenset()
+    assert not inbox.finish(in_hand), "there is no row to acknowledge"
+    inbox.answer(late, [row(1, payload="of before")], 0.0)
+    assert inbox.accept("new", 0.0), "no row of this worker waits"
+    inbox.expect_more()
+    fill(inbox, row(1, payload="another"))
+    assert take_all(inbox) == ["2", "new", "another"]
+
+
+# ---- the door to the store ----
+
+
+@pytest.mark.parametrize(
+    ("early", "asked", "waits"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+async def test_a_message_waits_for_a_fetch_that_might_find_it(
+    *, early: bool, asked: bool, waits: bool
+) -> None:
+    """While something is early without a boundary; whoever comes later waits behind it."""
+    inbox = make_inbox()
+    if early:
+        assert inbox.accept("early", 0.0)
+    fetch = ask(inbox) if asked else None
+    through: list[str] = []
+
+    async def store(name: str) -> None:
+        await inbox.wait_until_may_store()
+        through.append(name)
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store, "a")
+            await trio.testing.wait_all_tasks_blocked()
+            assert through == ([] if waits else ["a"])
+            if fetch is not None:
+                inbox.give_up_fetch(fetch)
+            await store("b")
+        assert through == ["a", "b"]
+
+
+def test_what_is_taken_out_is_in_order() -> None:
+    """What was put back, what is ready, what is early."""
+    inbox = make_inbox()
+    fill(inbox, row(1), row(2))
+    message = inbox.take(0.0)
+    assert message is not None
+    inbox.open(object(), 0.0)
+    assert inbox.accept("early", 0.0)
+    inbox.put_back(message)
+    assert [one.payload for one in inbox.clear()] == ["1", "2", "early"]

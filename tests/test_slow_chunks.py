@@ -186,7 +186,7 @@ def test_a_pass_that_was_not_answered_ends_the_series() -> None:
     assert portions.size == 500
 
 
-@pytest.mark.parametrize(("most", "least"), [(1, 1), (7, 1), (64, 1), (1000, 15)])
+@pytest.mark.parametrize(("most", "least"), [(1, 1), (7, 1), (64, 1), (1000, 15), (6400, 100)])
 def test_it_never_asks_row_by_row_because_of_one(most: int, least: int) -> None:
     """There is a floor, which with small batches is one row."""
     portions = Portions(most)

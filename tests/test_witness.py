@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -82,6 +83,67 @@ def test_a_lower_beat_is_shown_by_a_snapshot_that_is_older() -> None:
     assert not witness.vouches(stamp(1), stamp(2)), (
         "but it does not vouch for what was confirmed since"
     )
+
+
+def test_a_question_of_an_earlier_history_decides_nothing() -> None:
+    """Neither before the next one has begun, nor after."""
+    witness = steady()
+    before, after = witness.depart(counts=False), witness.depart(counts=False)
+    with pytest.raises(WentBack):
+        witness.land(witness.depart(), None)
+    with pytest.raises(WentBack, match="the database has gone back"):
+        witness.show(before, stamp(1))
+    witness.begin("later")
+    with pytest.raises(WentBack):
+        witness.show(after, stamp(1))
+    assert witness.is_steady
+
+
+def test_a_beat_may_have_been_counted_for_what_was_not_answered() -> None:
+    """While that is out, and for ever if it is lost; a question counts none."""
+    witness = steady()
+    question, lost, landed = witness.depart(counts=False), witness.depart(), witness.depart()
+    witness.land(landed, stamp(2))
+    assert witness.is_suspect(stamp(2))
+    witness.lose(lost)
+    witness.lose(lost)
+    assert witness.is_suspect(stamp(2))
+    assert not witness.vouches(stamp(9), stamp(2))
+    assert not witness.is_suspect(stamp(1))
+    witness.land(witness.depart(), stamp(3))
+    assert not witness.is_suspect(stamp(3)), "only the question is out"
+    witness.lose(question)
+    assert not witness.is_suspect(stamp(3))
+    assert witness.vouches(stamp(3), stamp(3))
+    with pytest.raises(WentBack):
+        witness.show(witness.depart(counts=False), None)
+    witness.begin("later")
+    assert not witness.is_suspect(stamp(2, "later")), "beats begin again with the history"
+    assert not witness._flights, "nothing is kept of what has come back"
+
+
+async def test_whoever_waits_for_a_contradiction_is_told() -> None:
+    """At once where there is one; again with the next."""
+    witness = steady()
+    for history in ("second", "third"):
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(witness.contradicted)
+                await trio.testing.wait_all_tasks_blocked()
+                assert nursery.child_tasks
+                with pytest.raises(WentBack):
+                    witness.show(witness.depart(), None)
+            await witness.contradicted()
+        witness.begin(history)
+
+
+async def test_a_doubt_ends_with_its_time(autojump_clock: MockClock) -> None:
+    """At that very moment."""
+    witness = Witness()
+    witness.begin("h", doubtful_until=trio.current_time() + 5.0)
+    assert witness.is_in_doubt
+    await trio.sleep(5.0)
+    assert not witness.is_in_doubt
 
 
 @dataclass
