@@ -32,6 +32,8 @@ class Box:
         return self.kept[0] or 0
 """
 TESTS = """\
+from pathlib import Path
+
 from trio_sessions.box import Box
 
 
@@ -46,6 +48,10 @@ def test_a_box_gives_a_hint():
     box = Box()
     box.put(7)
     box.hint()
+    chance = Path("chance")
+    if chance.exists():
+        chance.unlink()
+        raise AssertionError("only this time")
 """
 
 
@@ -159,7 +165,9 @@ def test_each_fault_meets_the_tests_of_its_lines(project: Path, tmp_path: Path, 
 
     full = "return len(self.kept) >= MOST => return len(self.kept) > MOST"
     assert run(full) == ("killed", "test_a_box_keeps_two")
+    (copy.path / "chance").touch()
     assert run("return self.kept[0] or 0 => return self.kept[0] or 1")[0] == "survived"
+    assert not (copy.path / "chance").exists(), "that a test fails by chance notices nothing"
     assert run("return self.kept[0] or 0 => return self.kept[1] or 0") == (
         "killed",
         "test_a_box_gives_a_hint",
