@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mutants.judging import Explained, Judgement
 from mutants.making import Mutant, make_mutants
+from mutants.meeting import Meeting
 from mutants.running import Copy, Result, Results, Runner, in_order, record
 
 CODE = """\
@@ -124,6 +125,27 @@ def test_the_first_of_the_order_are_a_sample_of_each_module() -> None:
     order = in_order(made, 1)
     assert Counter(one.module for one in order[:50]) == {"long.py": 40, "short.py": 10}
     assert order == in_order(reversed(made), 1) != in_order(made, 2)
+
+
+def test_the_tests_of_a_line_are_the_quick_and_close_ones_first(tmp_path: Path) -> None:
+    """Up to the patience, those with a server last; what is kept is read as it was."""
+    [mutant] = make_mutants("one.py", "def f():\n    break\n")
+    meeting = Meeting(
+        files={"tests/test_a.py": "as it is"},
+        seconds={f"tests/test_a.py::{name}": 1.0 for name in ("wide", "close", "far", "pg")}
+        | {"tests/test_a.py::slow": 9.0},
+        postgresql=["tests/test_a.py::pg"],
+    )
+    wide, close, far, pg, slow = meeting.seconds
+    meeting.lines = {"one.py": {1: [wide], 2: [slow, pg, wide, close]}, "two.py": {1: [far]}}
+    assert meeting.tests(mutant, patience=60.0) == [close, wide, slow, pg]
+    assert meeting.tests(mutant, patience=2.0) == [close, wide]
+    assert meeting.tests(mutant, patience=0.1) == [close], "one at least"
+    meeting.save(tmp_path / "meeting.json")
+    assert Meeting.load(tmp_path / "meeting.json") == meeting
+    assert meeting.mark(wide) != meeting.mark(close)
+    meeting.forget(["tests/test_a.py"])
+    assert meeting.tests(mutant, patience=60.0) == []
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 """Which tests meet which lines, and how long they take: recorded once, outside of git."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 from coverage import CoverageData
@@ -53,7 +56,8 @@ class Meeting:
             module: {line: [numbers[test] for test in tests] for line, tests in lines.items()}
             for module, lines in self.lines.items()
         }
-        path.write_text(json.dumps({**vars(self), "lines": lines}), "utf-8")
+        known = {one.name: getattr(self, one.name) for one in fields(self)}
+        path.write_text(json.dumps({**known, "lines": lines}), "utf-8")
 
     def forget(self, files: Iterable[str]) -> None:
         """Drop what was recorded of these files of tests, because they have changed."""
@@ -79,15 +83,16 @@ class Meeting:
     def tests(self, mutant: Mutant, *, patience: float) -> list[str]:
         """Return the tests that meet the lines of a mutant, up to so many seconds in all.
 
-        The fastest are first, those that need a server last. A line that runs at the import is met
-        by whoever meets the module.
+        The fastest are first, and of these the ones that meet little else: they look more closely
+        than those for which the line is one of many. Those that need a server are last. A line that
+        runs at the import is met by whoever meets the module.
         """
         lines = self.lines.get(mutant.module, {})
         met = {test for line in mutant.lines for test in lines.get(line, ())}
         if not met and not mutant.in_function:
             met = {test for tests in lines.values() for test in tests}
         postgresql = set(self.postgresql)
-        ordered = sorted(met, key=lambda one: (one in postgresql, self.seconds[one], one))
+        ordered = sorted(met, key=lambda one: (one in postgresql, self._costs[one], one))
         chosen, left = list[str](), patience
         for test in ordered:
             left -= self.seconds[test]
@@ -96,9 +101,16 @@ class Meeting:
             chosen.append(test)
         return chosen
 
-    def file_of(self, test: str) -> str:
-        """Return the digest of the file that a test is in."""
-        return self.files[test.partition("::")[0]]
+    @cached_property
+    def _costs(self) -> dict[str, float]:
+        """How dear a test is for what it may notice: its seconds, times the lines that it meets."""
+        met = Counter(chain.from_iterable(t for m in self.lines.values() for t in m.values()))
+        return {test: seconds * met[test] for test, seconds in self.seconds.items()}
+
+    def mark(self, test: str) -> str:
+        """Return a short word for a test as it stands in its file now."""
+        file = self.files[test.partition("::")[0]]
+        return sha256(f"{file} {test}".encode()).hexdigest()[:8]
 
     def limits(self, tests: Iterable[str]) -> Mapping[str, float]:
         """Return the seconds after which each of these tests hangs."""

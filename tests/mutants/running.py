@@ -62,7 +62,7 @@ class Result:
     by: str = ""
     """The test that noticed it."""
     ran: list[str] = field(default_factory=list)
-    """The digests of the files of tests that a survivor has survived."""
+    """The marks of the tests that a survivor has survived."""
     seconds: float = 0.0
 
     @property
@@ -269,7 +269,7 @@ class Runner:
         return [
             test
             for test in self._meeting.tests(mutant, patience=self._patience)
-            if self._meeting.file_of(test) not in had
+            if self._meeting.mark(test) not in had
         ]
 
     def knows(self, mutant: Mutant) -> bool:
@@ -285,12 +285,12 @@ class Runner:
             return self._results.note(mutant, verdict="unmet")
         started = time.monotonic()
         answer = self._ask(mutant, tests)
-        ran = {self._meeting.file_of(test) for test in tests}
+        ran = set(known.ran if known else ()).union(map(self._meeting.mark, tests))
         return self._results.note(
             mutant,
             verdict=answer["verdict"],
             by=answer["by"],
-            ran=sorted(ran | set(known.ran if known else ())),
+            ran=sorted(ran) if answer["verdict"] == "survived" else [],
             seconds=time.monotonic() - started,
         )
 
