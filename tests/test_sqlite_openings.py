@@ -251,3 +251,14 @@ async def test_tables_that_must_not_be_created_are_not(sqlite_url: sa.URL) -> No
             report = await registry.cleanup()
             assert (report.missing, set(report.refresh_failures)) == ((), {"s"})
         assert await registry.session_exists("s")
+
+
+async def test_an_opening_that_is_cancelled_leaves_nothing_open(sqlite_url: sa.URL) -> None:
+    """Neither a connection nor a place that nobody gives back."""
+    store = DatabaseStore(sqlite_url)
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await store.open(worker)
+    assert scope.cancelled_caught
+    assert not store._opened.is_open
