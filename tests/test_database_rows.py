@@ -1,6 +1,7 @@
 """Locks, triggers and deadlocks: one bad row costs only itself, a bad table costs nobody."""
 
 import contextlib
+import logging
 import time
 import traceback
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -415,3 +416,19 @@ async def test_an_error_names_no_session_and_no_values(
         error = report.refresh_failures["session-002"]
         assert "session-0" not in f"{error!r} {error.__cause__!r} {caplog.text}"
         assert "refused by a trigger" in caplog.text
+
+
+async def test_the_engine_s_own_log_has_no_ids(
+    database: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever lets SQLAlchemy log its statements sees the statements, and not of whom they are."""
+    caplog.set_level(logging.INFO, "sqlalchemy.engine")
+    async with database.open() as registry:
+        await registry.add_session("a credential", FakeTransport())
+        await registry.set_session_owner("a credential", "somebody")
+        await registry.cleanup()
+        assert await registry.session_exists("a credential")
+    assert "trio_sessions" in caplog.text, "the statements are logged"
+    assert "hide_parameters" in caplog.text
+    assert "a credential" not in caplog.text
+    assert "somebody" not in caplog.text
