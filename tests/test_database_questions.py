@@ -10,7 +10,10 @@ import trio.testing
 from proxy import Proxy
 
 from trio_sessions import open_registry
+from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database._questions import Questions
+from trio_sessions.stores.database._schema import tables
 from trio_sessions.testing import FakeTransport
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
@@ -117,3 +120,36 @@ async def test_a_question_whose_caller_has_left_reaches_no_thread(
                     await trio.sleep(0.01)
             assert sum(map(is_question, proxy.round_trips)) == 2
             assert registry.statistics().incomplete_passes == 0
+
+
+def test_a_look_without_news_is_one_question(sqlite_url: sa.URL) -> None:
+    """Each worker looks all the time; whose messages there are is asked only if some are new."""
+    ours = tables("trio_")
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+    asked: list[str] = []
+    engine = sa.create_engine(sqlite_url)
+    try:
+        with engine.begin() as connection:
+            ours.metadata.create_all(connection)
+            for session_id, incarnation in (("mine", "i"), ("other", "j")):
+                connection.exec_driver_sql(
+                    "INSERT INTO trio_sessions (session_id, worker_id, incarnation, generation, "
+                    "created_at, taken_at, last_accessed) VALUES (?, 'w', ?, 1, 0, 0, 0)",
+                    (session_id, incarnation),
+                )
+                connection.exec_driver_sql(
+                    "INSERT INTO trio_messages (session_id, payload, created_at) "
+                    "VALUES (?, '1', 0)",
+                    (session_id,),
+                )
+            sa.event.listen(engine, "before_cursor_execute", lambda *event: asked.append(event[2]))
+            look = Questions(ours).news
+            assert look(connection, worker, 0) == (2, {"mine"})
+            assert len(asked) == 2
+            assert look(connection, worker, 1) == (2, frozenset())
+            assert len(asked) == 4
+            for seen in (2, 3):  # the file may have been replaced by an older one
+                assert look(connection, worker, seen) == (seen, frozenset())
+            assert len(asked) == 6
+    finally:
+        engine.dispose()
