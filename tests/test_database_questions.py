@@ -144,7 +144,7 @@ def test_a_look_without_news_is_one_question(sqlite_url: sa.URL) -> None:
                 )
             sa.event.listen(engine, "before_cursor_execute", lambda *event: asked.append(event[2]))
             look = Questions(ours).news
-            assert look(connection, worker, 0) == (2, {"mine"})
+            assert look(connection, worker, 0) == (2, frozenset({"mine"}))
             assert len(asked) == 2
             assert look(connection, worker, 1) == (2, frozenset())
             assert len(asked) == 4

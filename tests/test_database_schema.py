@@ -11,6 +11,7 @@ from trio_sessions import StoreSchemaError, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.testing import FakeTransport
 
+TABLES = metadata().sorted_tables
 OURS = {"trio_sessions", "trio_messages", "trio_fleet", "trio_workers", "trio_gone"}
 
 
@@ -375,3 +376,61 @@ async def test_a_table_in_a_schema_out_of_sight(postgresql_schema: sa.URL) -> No
         await open_and_add(DatabaseStore(database.url))
     finally:
         database.execute(f"DROP SCHEMA {other} CASCADE")
+
+
+# ---- what is promised to migrations ----
+
+
+def test_which_columns_may_be_empty_and_which_have_a_default() -> None:
+    """Migrations are made from this: another nullability or default would be another schema."""
+    columns = {f"{one.table.name}.{one.name}": one for t in TABLES for one in t.columns}
+    assert {name for name, one in columns.items() if one.nullable} == {
+        "trio_sessions.owner",
+        "trio_sessions.capabilities",
+        "trio_fleet.unbroken_since",
+        "trio_fleet.doubtful_until",
+        "trio_fleet.server",
+    }
+    assert {name for name, one in columns.items() if one.server_default is not None} == {
+        "trio_sessions.incarnation",
+        "trio_sessions.generation",
+        "trio_sessions.elicitation",
+        "trio_sessions.created_at",
+        "trio_sessions.taken_at",
+        "trio_sessions.last_accessed",
+        "trio_messages.created_at",
+        "trio_workers.started_at",
+        "trio_workers.version",
+        "trio_workers.data",
+        "trio_gone.history",
+        "trio_gone.gone_at",
+    }
+    assert {name for name, one in columns.items() if one.primary_key} == {
+        "trio_sessions.session_id",
+        "trio_messages.id",
+        "trio_fleet.id",
+        "trio_workers.incarnation",
+        "trio_gone.incarnation",
+    }
+
+
+def test_how_long_a_text_may_be() -> None:
+    """As long as what is checked at the door, and an incarnation's random word."""
+    lengths = {
+        f"{table.name}.{one.name}": one.type.length
+        for table in TABLES
+        for one in table.columns
+        if isinstance(one.type, sa.String) and one.type.length is not None
+    }
+    assert {name: length for name, length in lengths.items() if "session_id" not in name} == {
+        "trio_sessions.worker_id": 255,
+        "trio_sessions.incarnation": 32,
+        "trio_sessions.owner": 320,
+        "trio_fleet.server": 255,
+        "trio_workers.incarnation": 32,
+        "trio_workers.worker_id": 255,
+        "trio_workers.history": 32,
+        "trio_workers.version": 64,
+        "trio_gone.incarnation": 32,
+        "trio_gone.history": 32,
+    }

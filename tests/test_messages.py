@@ -175,6 +175,26 @@ async def test_a_message_that_was_not_finished_is_delivered_again(
         await no_row_is_left(everywhere)
 
 
+async def test_what_is_put_back_is_counted_and_expires_like_all_others(
+    autojump_clock: MockClock,
+) -> None:
+    """Also if a pass has found nothing in memory while its reader had it in hand."""
+    async with open_registry(MemoryStore(), message_ttl=50.0) as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 1)
+        with pytest.raises(KeyError):
+            async with registry.open_inbox("s") as inbox:
+                assert await anext(inbox) == 1
+                await registry.cleanup()
+                assert registry.statistics().messages_in_memory == 0
+                raise KeyError
+        assert registry.statistics().messages_in_memory == 1
+        await trio.sleep(51.0)
+        await registry.cleanup()
+        statistics = registry.statistics()
+        assert (statistics.messages_in_memory, statistics.messages_dropped) == (0, 1)
+
+
 async def test_leaving_the_loop_acknowledges(everywhere: Shared) -> None:
     """`break` leaves the block normally."""
     async with everywhere.open() as registry:
