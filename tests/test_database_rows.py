@@ -432,3 +432,28 @@ async def test_the_engine_s_own_log_has_no_ids(
     assert "hide_parameters" in caplog.text
     assert "a credential" not in caplog.text
     assert "somebody" not in caplog.text
+
+
+async def test_a_row_that_is_refused_costs_no_connection(sqlite: Shared) -> None:
+    """The connection is good: only what was lost, or leads to the wrong server, is thrown away."""
+    engine = sa.create_engine(back(sqlite).engine.url)
+    closed = 0
+
+    @sa.event.listens_for(engine, "close")
+    def count(*_: object) -> None:
+        nonlocal closed
+        closed += 1
+
+    async with open_registry(DatabaseStore(engine), cleanup_interval=1800.0) as registry:
+        await registry.add_session("good", FakeTransport())
+        back(sqlite).execute(
+            sa.text(
+                "CREATE TRIGGER refuse BEFORE INSERT ON trio_sessions "
+                "WHEN NEW.session_id = 'bad' BEGIN SELECT RAISE(ABORT, 'refused'); END"
+            )
+        )
+        await registry.add_session("bad", FakeTransport())
+        assert list((await registry.cleanup()).refresh_failures) == ["bad"]
+        await registry.add_session("good too", FakeTransport())
+        assert closed == 0
+    engine.dispose()
