@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import trio.lowlevel
 
 from trio_sessions import StoreUnavailable, open_registry
 from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database._errors import hide_values
 from trio_sessions.testing import FakeTransport
 
 
@@ -261,3 +263,31 @@ def test_ctrl_c_does_not_cut_a_write_that_has_begun(sqlite_url: sa.URL) -> None:
     assert isinstance(caught.value.exceptions[0], KeyboardInterrupt)
     with contextlib.closing(sqlite3.connect(str(sqlite_url.database))) as connection:
         assert connection.execute("SELECT * FROM trio_sessions").fetchall() == []
+
+
+def test_no_error_in_a_chain_shows_values() -> None:
+    """However deep the driver's is below ours; frames hold them too."""
+    secret = "a credential"
+
+    def execute(session_id: str) -> None:
+        raise sa.exc.DBAPIError(f"INSERT {len(session_id)}", {"id": session_id}, OSError("full"))
+
+    try:
+        try:
+            execute(secret)
+        except sa.exc.DBAPIError as exc:
+            driver = exc
+            raise ValueError("in between")  # noqa: B904 -- a context, no cause
+    except ValueError as exc:
+        error = StoreUnavailable("away")
+        error.__cause__ = exc
+    assert secret in str(driver)
+    hide_values(error)
+    assert driver.params is None
+    assert secret not in "".join(traceback.format_exception(error))
+    assert "full" in str(driver), "what is no value is kept"
+    innermost = driver.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    assert innermost is not None
+    assert innermost.tb_frame.f_locals == {}
