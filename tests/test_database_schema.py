@@ -11,7 +11,6 @@ from trio_sessions import StoreSchemaError, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.testing import FakeTransport
 
-TABLES = metadata().sorted_tables
 OURS = {"trio_sessions", "trio_messages", "trio_fleet", "trio_workers", "trio_gone"}
 
 
@@ -383,7 +382,9 @@ async def test_a_table_in_a_schema_out_of_sight(postgresql_schema: sa.URL) -> No
 
 def test_which_columns_may_be_empty_and_which_have_a_default() -> None:
     """Migrations are made from this: another nullability or default would be another schema."""
-    columns = {f"{one.table.name}.{one.name}": one for t in TABLES for one in t.columns}
+    columns = {
+        f"{one.table.name}.{one.name}": one for t in metadata().sorted_tables for one in t.columns
+    }
     assert {name for name, one in columns.items() if one.nullable} == {
         "trio_sessions.owner",
         "trio_sessions.capabilities",
@@ -418,7 +419,7 @@ def test_how_long_a_text_may_be() -> None:
     """As long as what is checked at the door, and an incarnation's random word."""
     lengths = {
         f"{table.name}.{one.name}": one.type.length
-        for table in TABLES
+        for table in metadata().sorted_tables
         for one in table.columns
         if isinstance(one.type, sa.String) and one.type.length is not None
     }
