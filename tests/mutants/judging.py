@@ -89,7 +89,8 @@ class Judgement:
             f"Of {all_:,} small faults, {sample} were put into the code one by one. "
             f"{self.score:.1%} were noticed by the tests that meet their lines, in memory and on "
             f"SQLite; of the others, {len(self.open)} are open, and the rest is explained in "
-            "`tests/mutants/explained.toml`. A fault that makes a test hang is noticed, too."
+            "`tests/mutants/explained.toml`. A fault that makes a test hang is noticed, too. "
+            "One is given up after some seconds of tests, so a slow test may notice what is open."
         )
         by_module = self._table("module", lambda mutant: f"`{mutant.module}`")
         by_kind = self._table("kind of fault", lambda mutant: mutant.operator)
