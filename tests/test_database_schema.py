@@ -403,6 +403,7 @@ def test_which_columns_may_be_empty_and_which_have_a_default() -> None:
         "trio_workers.started_at",
         "trio_workers.version",
         "trio_workers.data",
+        "trio_workers.draining",
         "trio_gone.history",
         "trio_gone.gone_at",
     }

@@ -15,7 +15,7 @@ ABLE = Capabilities(encoded='{"elicitation":{}}', elicitation=True)
 
 
 def make_entry(replaced: Entry | None = None, transport: FakeTransport | None = None) -> Entry:
-    return Entry("s", transport or FakeTransport(), 1, 0.0, replaced)
+    return Entry("s", transport or FakeTransport(), 1, 0.0, replaced=replaced)
 
 
 def answer(
@@ -208,7 +208,7 @@ def test_an_entry_leaves_the_table_by_identity_only() -> None:
     assert (table.holds(first), table.holds(second)) == (False, True)
     assert ("s" in table, len(table), table.ids(), table.snapshot()) == (True, 1, ["s"], [second])
     table.put("t", transport, 3.0)[0].claim()
-    assert (table.count([Row.UNWRITTEN]), table.count([Row.WRITING, Row.UNWRITTEN])) == (1, 2)
+    assert (table.count(Row.UNWRITTEN), table.count(Row.WRITING, Row.UNWRITTEN)) == (1, 2)
     assert table.discard(second)
     assert second.has_ended
     assert table.get("s") is None

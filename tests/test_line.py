@@ -45,7 +45,7 @@ def message(text: str, expires_at: float = 0.0) -> Message:
 
 def test_a_boundary_ends_with_what_is_early() -> None:
     """Whatever way that goes: what is early next has none until a row is stored behind it."""
-    joined, dropped, overtaken = Line(), Line(), Line()
+    joined, dropped, overtaken = Line(Waiting()), Line(Waiting()), Line(Waiting())
     for line in (joined, dropped, overtaken):
         line.note_stored(1)
         line.append_early(message("early"))
@@ -66,7 +66,7 @@ def test_a_boundary_ends_with_what_is_early() -> None:
 @pytest.mark.parametrize(("row", "order"), [(4, ["row", "early"]), (5, ["early", "row"])])
 def test_rows_before_the_boundary_go_first(row: int, order: list[str]) -> None:
     """The boundary itself goes after what is early."""
-    line = Line()
+    line = Line(Waiting())
     line.append_early(message("early"))
     line.note_stored(5)
     line.append_row(row, message("row"), after=0.0)
@@ -78,7 +78,7 @@ def test_rows_before_the_boundary_go_first(row: int, order: list[str]) -> None:
 
 def test_what_was_put_back_is_first_and_is_counted() -> None:
     """The last that was put back first; sizes are in bytes."""
-    line = Line()
+    line = Line(Waiting())
     assert (line.first, line.count, line.size) == (None, 0, 0)
     one, two, three = message("a"), message("éé"), message("ccc")
     line.append(three)

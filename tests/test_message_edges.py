@@ -168,3 +168,18 @@ async def test_what_is_sent_on_is_as_old_as_it_was(autojump_clock: MockClock) ->
         await other.cleanup()
         assert store._rows["s"].messages == {}
         assert other.statistics().messages_dropped == 1
+
+
+async def test_a_fetch_that_failed_is_repeated(shared: Shared) -> None:
+    """Nobody rings for the message once more, and the next pass is far."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as one, shared.open() as other:
+        await one.add_session("s", FakeTransport())
+        store.fail(Fault.FAILS, "fetch")
+        with trio.fail_after(20):
+            async with one.open_inbox("s") as inbox:
+                await other.broadcast("s", 1)
+                while not one.statistics().messages_in_memory and store.faults["fetch"] < 3:
+                    await trio.sleep(0.01)
+                store.heal()
+                assert await anext(inbox) == 1
