@@ -94,7 +94,7 @@ class Judgement:
         )
         by_module = self._table("module", lambda mutant: f"`{mutant.module}`")
         by_kind = self._table("kind of fault", lambda mutant: mutant.operator)
-        head = ["<!-- Written by `make mutants`. -->", "## Mutation score", "", text, ""]
+        head = ["<!-- Written by `make mutants`. -->", "", text, ""]
         return "\n".join([*head, *by_module, "", *by_kind, ""])
 
     def _table(self, what: str, name: Callable[[Mutant], str]) -> list[str]:
