@@ -9,6 +9,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What ruff does not know. Left out: rules about timeouts as arguments, and about awaits in
 # `finally` (ours are shielded and bounded a call further down, which the tool cannot see).
 ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,ASYNC123,ASYNC125
+# What `fault` of tests/faults decorates becomes a context manager.
+ASYNC_MANAGERS := --transform-async-generator-decorators=fault
 
 .PHONY: help demo test test-all check format lint types layers docs bench soak reliability mutants gateway-check constraints clean
 
@@ -42,7 +44,7 @@ format: $(VENV)/.dev ## fail unless the code is formatted
 
 lint: $(VENV)/.dev ## ruff and flake8-async
 	$(BIN)/ruff check .
-	$(BIN)/flake8-async --enable=$(ASYNC_RULES) $$(git ls-files "*.py")
+	$(BIN)/flake8-async --enable=$(ASYNC_RULES) $(ASYNC_MANAGERS) $$(git ls-files "*.py")
 
 types: $(VENV)/.dev ## mypy, strict, tests and examples too
 	$(BIN)/mypy trio_sessions tests benchmarks examples gateway_check
