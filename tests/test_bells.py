@@ -97,10 +97,10 @@ async def test_idle_sessions_cost_no_round_trip(proxy: Proxy, postgresql_schema:
         await b.broadcast("s7", "hello")
         await reader.until(1)
         assert reader.received["s7"] == ["hello"]
-        assert len(proxy.round_trips) == 1
-        await b.broadcast("s8", "hello")  # when the first was acknowledged, and the second fetched
+        assert len(proxy.round_trips) <= 2  # fetched, and perhaps acknowledged already
+        await b.broadcast("s8", "hello")
         await reader.until(2)
-        assert len(proxy.round_trips) <= 3
+        assert len(proxy.round_trips) <= 4  # the same for each
 
 
 async def test_a_listening_connection_that_is_cut_is_made_again(
