@@ -321,7 +321,7 @@ async def plans_of_the_hot_path(
                 for statement, parameters in list(seen.items())
                 if "trio_" in statement
                 and "pg_catalog" not in statement
-                and not statement.lstrip().startswith(("CREATE", "SHOW", "ANALYZE"))
+                and not statement.lstrip().startswith(("CREATE", "ALTER", "SHOW", "ANALYZE"))
             }
 
 
