@@ -467,6 +467,25 @@ except* KeyboardInterrupt:  # the program's own nursery makes a group
 BY_PYTHON = "ignore:coroutine 'OpenInbox.__aexit__' was never awaited:RuntimeWarning"
 
 
+# A press that hits Python in a callback of the garbage collector is told there, and lost.
+SWALLOWED = "Exception ignored in: <function _collection_gced"
+
+
+def communicate(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """Return what a program has printed; press once more where Python has lost a press."""
+    try:
+        out, err = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired as exc:
+        if SWALLOWED.encode() not in (exc.stderr or b""):
+            raise
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    if SWALLOWED in err:
+        assert err.count("Traceback") == err.count(SWALLOWED), err
+        err = ""
+    return out, err
+
+
 @pytest.mark.parametrize("url", ["memory:", "sqlite:///sessions.db"])
 @pytest.mark.parametrize("presses", [1, 3])
 @pytest.mark.timeout(3600 if SOAK else 300)
@@ -487,7 +506,7 @@ def test_ctrl_c_at_random_moments(tmp_path: Path, url: str, presses: int) -> Non
                 for _ in range(presses):
                     time.sleep(chance.uniform(0.0, 0.2 / presses))  # the moment is random
                     process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=10)
+                out, err = communicate(process)
             finally:
                 process.kill()
         assert (process.returncode, out.replace("ready\n", ""), err) == (

@@ -246,7 +246,7 @@ def test_what_is_printed_is_short_and_fails_again_where_it_is_pasted() -> None:
     with pytest.raises(AssertionError, match=REMOVED) as found:
         search(machine, DEFAULT, (*SEARCH_ONLY, Phase.shrink))
     code = [line for line in found.value.__notes__ if line.startswith("state")]
-    assert len(code) <= 6
+    assert len(code) <= 10  # four, if Hypothesis has the time
     with pytest.raises(AssertionError, match=REMOVED):
         exec("\n".join(code), {machine.__name__: machine})
     trio.run(trio.lowlevel.checkpoint)
