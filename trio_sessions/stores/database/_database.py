@@ -203,12 +203,12 @@ class Database:
     """The type of the column, if it is to be another than a string."""
     message_id: sa.types.TypeEngine[Any] | None = None
     """The type of the column, if it is to be another than a big integer."""
-    sessions_storage: str = ""
-    """What follows ALTER TABLE once the table of sessions is created."""
+    sessions_options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for the `sqlalchemy.Table` of sessions."""
     messages_options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the `sqlalchemy.Table` of messages."""
-    workers_storage: str = ""
-    """What follows ALTER TABLE once the table of workers is created."""
+    workers_options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for the `sqlalchemy.Table` of workers."""
 
     operations: MakeOperations
 

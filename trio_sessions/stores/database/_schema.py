@@ -80,6 +80,7 @@ def tables(prefix: str) -> Tables:
         sa.Column("created_at", moment, nullable=False, server_default=now()),
         sa.Column("taken_at", moment, nullable=False, server_default=now()),
         sa.Column("last_accessed", moment, nullable=False, server_default=now()),
+        **_options(database.sessions_options for database in databases),
     )
     messages = sa.Table(
         f"{prefix}messages",
@@ -142,6 +143,7 @@ def tables(prefix: str) -> Tables:
         sa.Column("version", sa.String(64), nullable=False, server_default=""),
         sa.Column("data", sa.Text, nullable=False, server_default="{}"),
         sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.false(), info=_LATER),
+        **_options(database.workers_options for database in databases),
     )
     gone = sa.Table(
         f"{prefix}gone",
@@ -150,17 +152,7 @@ def tables(prefix: str) -> Tables:
         sa.Column("history", sa.String(32), nullable=False, server_default=""),
         sa.Column("gone_at", moment, nullable=False, server_default=now()),
     )
-    for database in databases:
-        _store_as(sessions, database.sessions_storage, database)
-        _store_as(workers, database.workers_storage, database)
     return Tables(meta, sessions, messages, fleet, workers, gone)
-
-
-def _store_as(table: sa.Table, storage: str, database: Database) -> None:
-    """Say how a table is stored, once it is created: SQLAlchemy 2.0 has no argument for that."""
-    if storage:
-        statement = sa.DDL(f"ALTER TABLE %(fullname)s {storage}")  # type: ignore[no-untyped-call]
-        sa.event.listen(table, "after_create", statement.execute_if(dialect=database.name))
 
 
 def _session_id(databases: Iterable[Database]) -> _Type:

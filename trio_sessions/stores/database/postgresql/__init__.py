@@ -97,8 +97,8 @@ DATABASE = Database(
     # In the order of code points everywhere, so that two transactions lock in the same order.
     session_id=sa.String(255, collation="C"),
     # Room in each page for HOT updates of the column that every pass updates.
-    sessions_storage="SET (fillfactor = 70)",
+    sessions_options={"postgresql_with": {"fillfactor": 70}},
     # Each of its few rows is updated with every batch: a page is room for many versions of one.
-    workers_storage="SET (fillfactor = 10)",
+    workers_options={"postgresql_with": {"fillfactor": 10}},
     operations=_operations,
 )
