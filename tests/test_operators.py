@@ -1,6 +1,7 @@
 """What operators ask of a registry: who holds what, and who lives."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import trio
@@ -16,7 +17,7 @@ from trio_sessions import (
     WorkerState,
     open_registry,
 )
-from trio_sessions.abc import Part
+from trio_sessions.abc import Part, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
@@ -104,6 +105,32 @@ async def test_a_worker_that_is_cut_off_is_late_and_then_gone(autojump_clock: Mo
         cut_off.heal()
 
 
+class AsInAThread(MemoryStore):
+    """What it was told goes on when its caller has left, and takes a while the first time."""
+
+    pauses: ClassVar[list[float]] = [0.2, 0.0]
+
+    @property
+    def may_outlast_cancellation(self) -> bool:
+        return True
+
+    async def announce(self, worker: Worker, *, data: str, draining: bool) -> bool:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self.pauses.pop(0))
+            has_row = await super().announce(worker, data=data, draining=draining)
+        return has_row  # noqa: RET504 -- a scope may swallow a cancellation, says mypy
+
+
+async def test_data_whose_caller_has_left_lands_behind_nothing(autojump_clock: MockClock) -> None:
+    """What is told later is what stands in the end."""
+    async with open_registry(AsInAThread()) as registry:
+        with trio.move_on_after(0.1):
+            await registry.workers.set_data({"n": 1})
+        await registry.workers.set_data({"n": 2})
+        await trio.sleep(1.0)
+        assert (await registry.workers.list())[0].data == {"n": 2}
+
+
 # ---- sessions ----
 
 
@@ -151,13 +178,17 @@ async def test_what_is_added_in_an_outage_is_unknown_and_not_absent() -> None:
         assert (await registry.describe_session("s")) is not None
 
 
-async def test_the_store_is_away_is_no_answer(everywhere: Shared) -> None:
+async def test_who_has_closed_is_told_so(everywhere: Shared) -> None:
     async with everywhere.open() as a, everywhere.open() as b:
         await a.add_session("s", FakeTransport())
     with pytest.raises(RegistryClosed):
         await b.describe_session("s")
     with pytest.raises(RegistryClosed):
         await b.list_sessions()
+    with pytest.raises(RegistryClosed):
+        await b.workers.list()
+    with pytest.raises(RegistryClosed):
+        await b.workers.set_data({})
 
 
 async def test_an_outage_is_told() -> None:

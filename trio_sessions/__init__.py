@@ -36,6 +36,7 @@ Layers, lower never imports higher (checked by import-linter)::
     types, errors            values
 """
 
+from trio_sessions._inspection import Workers
 from trio_sessions._open import open_registry, serve_registry
 from trio_sessions._registry import SessionRegistry
 from trio_sessions.abc import SessionStore, Transport
@@ -79,6 +80,7 @@ __all__ = [
     "Transport",
     "WorkerInfo",
     "WorkerState",
+    "Workers",
     "fingerprint",
     "open_registry",
     "serve_registry",

@@ -380,9 +380,18 @@ class Edge:
         return await self._question(lambda: self._store.elicitation_capable(self.worker), list)
 
     async def inspect(
-        self, question: Callable[[InspectionStore, Worker], Awaitable[T]], kind: Any
+        self,
+        question: Callable[[InspectionStore, Worker], Awaitable[T]],
+        kind: Any,
+        *,
+        may_leave: bool = True,
     ) -> T:
         """Ask what only operators ask.
+
+        Args:
+            question: what is asked of the store.
+            kind: of this class is the answer.
+            may_leave: it changes nothing, so the caller may leave while a thread is at work.
 
         Raises:
             NotSupported: the store lacks that part of the contract.
@@ -394,7 +403,9 @@ class Edge:
                 "trio_sessions.abc.InspectionStore"
             )
         return await self._question(
-            lambda: question(cast("InspectionStore", store), self.worker), kind
+            lambda: question(cast("InspectionStore", store), self.worker),
+            kind,
+            may_leave=may_leave,
         )
 
     async def waiting(self) -> list[str]:

@@ -60,19 +60,18 @@ class RowCounts:
     __slots__ = ("_numbers",)
 
     def __init__(self) -> None:
-        self._numbers = [0] * (len(Row) + 1)
+        self._numbers = dict.fromkeys(Row, 0)
 
     def of(self, *rows: Row) -> int:
         """Return how many have it in one of these states."""
-        return sum(self._numbers[row.value] for row in rows)
+        return sum(self._numbers[row] for row in rows)
 
     def change(self, before: Row | None, after: Row | None) -> None:
         """Note that the row of an entry goes on to another state; None: it is in no table."""
-        # By place: to hash a member is slow before Python 3.12.
         if before is not None:
-            self._numbers[before._value_] -= 1
+            self._numbers[before] -= 1
         if after is not None:
-            self._numbers[after._value_] += 1
+            self._numbers[after] += 1
 
 
 class Pending:

@@ -103,6 +103,7 @@ class Histories:
                     worker, data=presence.data, draining=presence.draining
                 ),
                 bool,
+                may_leave=False,  # or it would land behind what is said next
             )
 
     async def _begin(self, *, after: str | None) -> None:

@@ -5,8 +5,8 @@ row is still to be written, and a row that a removed session has left.
 See docs/decisions/0012-operate.md.
 """
 
-import builtins
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from trio_sessions._claims import Claims
@@ -17,6 +17,7 @@ from trio_sessions._histories import Histories
 from trio_sessions._library import check_trio
 from trio_sessions._settings import encode_worker_data
 from trio_sessions._table import LocalTable
+from trio_sessions.abc import InspectionStore, Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 
@@ -64,12 +65,12 @@ class Inspection:
     def _known(self, session_id: str) -> tuple[Entry | None, int]:
         return self._table.get(session_id), self._departures.ended(session_id)
 
-    async def list(
-        self, selection: Selection, *, after: str, limit: int
-    ) -> builtins.list[SessionInfo]:
+    async def page(self, selection: Selection, *, after: str, limit: int) -> list[SessionInfo]:
         """See `SessionRegistry.list_sessions`."""
         while True:
-            page = await self._page(selection, after, limit)
+            page = await self._edge.inspect(
+                partial(_ask_for_page, selection=selection, after=after, limit=limit), list
+            )
             held = [
                 one
                 for one in page
@@ -79,13 +80,11 @@ class Inspection:
                 return held
             after = page[-1].session_id
 
-    async def _page(
-        self, selection: Selection, after: str, limit: int
-    ) -> builtins.list[SessionInfo]:
-        return await self._edge.inspect(
-            lambda store, worker: store.list_sessions(worker, selection, after=after, limit=limit),
-            list,
-        )
+
+async def _ask_for_page(
+    store: InspectionStore, worker: Worker, *, selection: Selection, after: str, limit: int
+) -> list[SessionInfo]:
+    return await store.list_sessions(worker, selection, after=after, limit=limit)
 
 
 class Workers:
@@ -121,7 +120,8 @@ class Workers:
             StoreUnavailable: the database is away, and may have been told or not: ask again.
             RegistryClosed: the registry is closed.
 
-        Cancellation: it may or may not have been replaced.
+        Cancellation: it may or may not have been replaced; whoever leaves waits for a thread that
+        is at work on it, so that it does not land behind what is said next.
         """
         check_trio()
         await self._histories.announce(data=encode_worker_data("data", data))

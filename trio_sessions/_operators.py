@@ -67,7 +67,7 @@ class OperatorMethods:
         if after is not None:
             check_session_id(after)
         self._check_open()
-        return await self._house.inspection.list(selection, after=after or "", limit=limit)
+        return await self._house.inspection.page(selection, after=after or "", limit=limit)
 
     async def describe_session(self, session_id: str) -> SessionInfo | None:
         """Return what the database knows of a session, whoever holds it; None: there is none.

@@ -107,7 +107,7 @@ class Crowd:
             self._act()
             self._acted.set()
             self._acted = trio.Event()
-            await trio.sleep(self._chance.uniform(0.0, PAUSE))
+            await trio.sleep(self._chance.uniform(0.0, PAUSE))  # the pace of clients, not a wait
 
     async def until_acted(self, times: int) -> None:
         """Wait until it has done so many things more."""
@@ -263,7 +263,7 @@ class Crowd:
                 client.is_busy = True
                 await self._send(client)
                 client.is_busy = False
-            await trio.sleep(0.1)
+            await trio.sleep(0.1)  # a client tries again after a while
 
     async def _read(self, client: Client) -> None:
         async with self._registries[client.worker].open_inbox(client.session_id) as inbox:

@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,27 +111,30 @@ async def an_empty_file_takes_the_place_of_the_file(world: World) -> AsyncIterat
 @fault(SQLITE, memory=Memory.LOST)
 async def an_older_copy_is_put_over_the_file(world: World) -> AsyncIterator[str]:
     """SQLite's own backup; sessions come, move and end; the copy takes the place of the file."""
-    copy = await in_thread(_copy, world)
-    before = await in_thread(rows, world.url)
-    await world.crowd.until_acted(15)
-    assert before != await in_thread(rows, world.url)
-    world.listen()
-    await in_thread(_put_over, copy, world)
-    await world.until_said("deleted or replaced")
+    async with _older_copy(world) as copy:
+        await in_thread(_put_over, copy, world)
+        await world.until_said("deleted or replaced")
     yield "the rows that came and went since were others than in the copy"
 
 
 @fault(SQLITE, memory=Memory.LOST)
 async def an_older_copy_is_written_into_the_file(world: World) -> AsyncIterator[str]:
     """The same, but the file stays the same: what is in it is replaced, in one transaction."""
+    async with _older_copy(world) as copy:
+        await in_thread(_write_into, copy, world)
+        await world.until_said("the database has gone back")
+    yield "the rows that came and went since were others than in the copy"
+
+
+@asynccontextmanager
+async def _older_copy(world: World) -> AsyncIterator[Path]:
+    """Give a copy of the file which sessions have come to, moved in and left since."""
     copy = await in_thread(_copy, world)
     before = await in_thread(rows, world.url)
     await world.crowd.until_acted(15)
     assert before != await in_thread(rows, world.url)
     world.listen()
-    await in_thread(_write_into, copy, world)
-    await world.until_said("the database has gone back")
-    yield "the rows that came and went since were others than in the copy"
+    yield copy
 
 
 def _write_into(copy: Path, world: World) -> None:

@@ -30,7 +30,7 @@ async def the_network_is_cut_for_longer_than_the_ttl(world: World) -> AsyncItera
         await proxy.refuse()
     with trio.fail_after(WITHIN):
         while await world.age() <= 1.25 * world.session_ttl:
-            await trio.sleep(0.1)
+            await trio.sleep(0.1)  # the database tells nobody how old its rows are
     yield "all rows were older than session_ttl"
     for proxy in world.proxies:
         await proxy.heal()
@@ -87,12 +87,12 @@ async def the_connection_is_cut_between_commit_and_its_answer(
         client = world.crowd.come(0)
         with trio.move_on_after(2.0):
             while not (unanswered := await _unanswered(world)):
-                await trio.sleep(0.02)
+                await trio.sleep(0.02)  # nor of what it has committed
         if unanswered:
             break
         await proxy.heal()  # the batch that was under way added nobody
         while client.is_busy:
-            await trio.sleep(0.02)
+            await trio.sleep(0.02)  # until its add has ended
     else:
         raise AssertionError("no row was seen before the answer had come")
     proxy.cut()

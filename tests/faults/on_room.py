@@ -74,7 +74,7 @@ async def _take_all_connections(
             refused += 1
             if refused == 10:  # the server does not notice at once that a connection was cut
                 task_status.started()
-            await trio.sleep(0.02)
+            await trio.sleep(0.02)  # the server tells nobody that a place is free
 
 
 @contextmanager
@@ -102,7 +102,7 @@ async def the_disk_of_the_whole_server_is_full(world: World) -> AsyncIterator[st
             while "PANIC" not in world.server.log():
                 with contextlib.suppress(sa.exc.OperationalError):
                     await in_thread(run_sql, world.url, "SELECT pg_switch_wal()")
-                await trio.sleep(0.05)
+                await trio.sleep(0.05)  # until the log has filled the disk
         assert "No space left on device" in world.server.log()
         yield "the server said: PANIC, no space left; a pass of each worker was incomplete"
     await in_thread(_start_again, world.server)

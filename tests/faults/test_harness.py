@@ -54,20 +54,14 @@ async def rows_move(world: World) -> AsyncIterator[str]:
 
 
 async def a_row_stays(world: World) -> AsyncIterator[str]:
-    await in_thread(
-        run_sql,
-        world.url,
-        "INSERT INTO trio_sessions (session_id, worker_id) VALUES ('nobody', 'another')",
-    )
+    row = "INSERT INTO trio_sessions (session_id, worker_id) VALUES ('nobody', 'another')"
+    await in_thread(run_sql, world.url, row)
     yield "there is a row of nobody"
 
 
 async def a_message_stays(world: World) -> AsyncIterator[str]:
-    await in_thread(
-        run_sql,
-        world.url,
-        "INSERT INTO trio_messages (session_id, payload) VALUES ('nobody', '1')",
-    )
+    message = "INSERT INTO trio_messages (session_id, payload) VALUES ('nobody', '1')"
+    await in_thread(run_sql, world.url, message)
     yield "there is a message to nobody"
 
 

@@ -1,9 +1,9 @@
 """The messages of one session that is held here: in memory within bounds, in order.
 
-No I/O. A message is in memory only, or it is a row of the store, of which memory may
-have a copy. What goes out is one line, first in, first out; rows join it in the order in which they
-are fetched. A sender's rows become visible in order, so that keeps every sender's order, but for
-what *this* worker sends: that may go to memory or to the store. Three rules keep it in order too:
+No I/O. A message is in memory only, or a row of the store, of which memory may have a copy. What
+goes out is one line, first in, first out; rows join it as they are fetched. A sender's rows become
+visible in order, which keeps its order, but for what *this* worker sends: that may go to memory or
+to the store. Three rules keep it in order too:
 
 1. While rows of this worker wait in the store, or are on their way to it, nothing is accepted
    into memory: it follows them through the writer.
@@ -12,12 +12,11 @@ what *this* worker sends: that may go to memory or to the store. Three rules kee
    the boundary go before what is early, others after, and so do those that were stored later
    for sure; see `trio_sessions._messages._line`.
 3. While something is early and there is no boundary, a fetch and the storing of a message exclude
-   each other: its row might be found before its id is known. Neither can wait for ever: a fetch
-   ends within its timeout; what is stored gives a boundary; and if all storing fails, what is
-   early goes out after `PATIENCE` (`take`).
+   each other: its row might be found before its id is known. Neither waits for ever: a fetch ends
+   within its timeout, what is stored gives a boundary, else `PATIENCE` ends (`take`).
 
-The states stand in `trio_sessions._messages._state`. Over 400 lines, a third of them prose: the
-rules and the code that keeps them belong together. See docs/decisions/0009-one-writer.md.
+The states stand in `_state`. Over 400 lines, a third of them prose: the rules and what keeps them
+belong together. See docs/decisions/0009-one-writer.md.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -309,7 +308,6 @@ class Inbox:
 
     def can_take(self, now: float) -> bool:
         """Say whether there is a next message that may go out."""
-        # By identity: to hash a member is slow before Python 3.12.
         if self._state is State.SEALED or self._state is State.ENDED:
             return False
         if now < self._hand.until:

@@ -17,7 +17,10 @@ __all__ = ["NEXT", "State"]
 
 
 class State(enum.Enum):
-    """How far an inbox is; see the drawing above."""
+    """How far an inbox is; see the drawing above.
+
+    Compare by identity: to hash a member is slow before Python 3.12.
+    """
 
     BEHIND = enum.auto()
     CAUGHT_UP = enum.auto()
