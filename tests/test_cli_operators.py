@@ -1,7 +1,9 @@
 """`trio-sessions workers`, `list` and `show`, on databases in use."""
 
+import contextlib
 import json
 import re
+import sqlite3
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from fleets import in_thread
 from test_cli import clean_environment
 
 from trio_sessions import SessionRegistry, fingerprint
-from trio_sessions.cli._main import commands
+from trio_sessions.cli._main import commands, guarded
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport
 
@@ -149,16 +151,32 @@ def test_a_user_s_mistake_is_told(
     assert not list(tmp_path.iterdir()), "it has made a file"
 
 
-def test_a_database_without_our_tables_is_left_as_it_is(tmp_path: Path) -> None:
-    """And who has mistyped the name of a file learns that."""
-    from trio_sessions.cli._main import guarded
+def test_a_database_without_our_tables_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another program's file stays as it is, to the byte."""
+    path = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("CREATE TABLE theirs (id INTEGER)")
+    before = path.read_bytes()
+    assert complaint(f"sqlite:///{path}") == 1
+    said = capsys.readouterr().err
+    assert "--table-prefix" in said
+    assert said.count("\n") == 1
+    assert path.read_bytes() == before
 
-    url = f"sqlite:///{tmp_path / 'sessions.db'}"
-    assert (
-        guarded(lambda: commands.main(["list", "--database-url", url], standalone_mode=False)) == 1
-    )
-    nowhere = f"sqlite:///{tmp_path / 'nowhere' / 'sessions.db'}"
-    assert (
-        guarded(lambda: commands.main(["list", "--database-url", nowhere], standalone_mode=False))
-        == 1
-    )
+
+@pytest.mark.parametrize("name", ["typo.db", "nowhere/sessions.db"])
+def test_a_mistyped_file_is_told_and_not_made(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert complaint(f"sqlite:///{tmp_path / name}") == 1
+    assert f"there is no file {tmp_path / name}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def complaint(url: str) -> int:
+    """Return the exit code, as a shell gets it."""
+    arguments = ["list", "--database-url", url]
+    return guarded(lambda: commands.main(arguments, standalone_mode=False))

@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 import trio
 from conftest import Shared
+from proxy import Proxy
 from trio.testing import MockClock
 
 from trio_sessions import (
@@ -18,6 +19,7 @@ from trio_sessions import (
     open_registry,
 )
 from trio_sessions.abc import Part, Worker
+from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
@@ -276,6 +278,23 @@ async def test_a_question_is_one_operation(database: Shared) -> None:
         await registry.list_sessions()
         await registry.workers.list()
         assert sum(store.calls.values()) == before + 4
+
+
+async def test_a_question_is_one_round_trip(proxy: Proxy) -> None:
+    """As the network sees it."""
+    async with open_registry(DatabaseStore(proxy.url)) as registry:
+        await registry.add_session("s", FakeTransport())
+        for ask in (
+            lambda: registry.describe_session("s"),
+            lambda: registry.describe_session("elsewhere"),
+            lambda: registry.list_sessions(owner="alice"),
+            registry.workers.list,
+            lambda: registry.workers.set_data({"port": 1}),
+        ):
+            await ask()
+            proxy.reset()
+            await ask()
+            assert len(proxy.round_trips) == 1
 
 
 # ---- a store without this part ----

@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import datetime
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 import trio
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +21,9 @@ from rich.text import Text
 
 from trio_sessions.abc import Worker
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo, WorkerState
-from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database import DatabaseStore, metadata
+from trio_sessions.stores.database._urls import check_url
+from trio_sessions.stores.database.sqlite._files import path_of
 from trio_sessions.types import fingerprint
 
 __all__ = [
@@ -64,14 +68,18 @@ class Visitor:
 
 @asynccontextmanager
 async def open_visitor(url: str, *, table_prefix: str) -> AsyncIterator[Visitor]:
-    """Open a database for questions.
+    """Open a database for questions; an SQLite file for reading only, so that none is made.
 
     Raises:
+        FileNotFoundError: there is no such SQLite file.
         StoreUnavailable: it cannot be reached.
         StoreSchemaError: it has not our tables.
         ValueError: the URL or the prefix cannot be one.
     """
-    store = DatabaseStore(url, table_prefix=table_prefix, create_tables=False, listen=False)
+    metadata(table_prefix)  # is it one? Before anybody looks for a file
+    store = DatabaseStore(
+        _read_only(check_url(url)), table_prefix=table_prefix, create_tables=False, listen=False
+    )
     worker = Worker(
         worker_id="trio-sessions",
         incarnation=secrets.token_hex(8),
@@ -83,6 +91,17 @@ async def open_visitor(url: str, *, table_prefix: str) -> AsyncIterator[Visitor]
     finally:
         with trio.CancelScope(shield=True):
             await store.close(worker)
+
+
+def _read_only(url: sa.URL) -> sa.URL:
+    if url.get_backend_name() != "sqlite":
+        return url
+    path = path_of(url)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}: look at --database-url")
+    return sa.URL.create(
+        url.drivername, database=f"file:{path}", query={"mode": "ro", "uri": "true"}
+    )
 
 
 # ---- as JSON ----

@@ -17,6 +17,7 @@ from trio_sessions.cli._inspect import (
     show_workers,
     worker_facts,
 )
+from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import check_limit, select
 from trio_sessions.types import check_session_id, fingerprint
 
@@ -71,6 +72,11 @@ def _ask(url: str, prefix: str, question: Callable[[Visitor], Awaitable[T]]) -> 
         trio.run(main)
     except (TypeError, ValueError) as exc:
         raise click.BadParameter(str(exc), param_hint="--database-url, --table-prefix") from exc
+    except StoreSchemaError as exc:
+        raise click.ClickException(
+            f"these are not the tables of a registry, and this command makes none: look at "
+            f"--database-url and --table-prefix ({exc})"
+        ) from exc
     if not answers:
         raise click.ClickException(f"the database did not answer within {_PATIENCE:g} seconds")
     return answers[0]
