@@ -291,3 +291,47 @@ def test_workers_that_are_spawned_while_it_is_open(tmp_path: Path) -> None:
     backdoor = DatabaseBackdoor(url)
     assert backdoor.rows() == {}
     backdoor.close()
+
+
+# ---- timers of the loop ----
+
+
+class _HastyLoop(asyncio.SelectorEventLoop):
+    """Counts its timers, and lets each come 5 ms early, as loops may that count in ticks."""
+
+    timers = 0
+
+    def call_later(  # type: ignore[override]  # handed on as it is
+        self, delay: float, *args: Any, **kwargs: Any
+    ) -> asyncio.TimerHandle:
+        self.timers += 1
+        return super().call_later(max(0.0, delay - 0.005), *args, **kwargs)
+
+
+def test_a_timer_that_comes_early_is_set_again() -> None:
+    """Passes go on by deadlines, and nothing else wakes Trio here."""
+
+    async def main() -> None:
+        async with SessionRegistry(session_ttl=60.0, cleanup_interval=0.03) as registry:
+            while registry.statistics().passes < 5:
+                await asyncio.sleep(0.01)
+
+    with asyncio.Runner(loop_factory=_HastyLoop) as runner:
+        runner.run(asyncio.wait_for(main(), 20))
+
+
+def test_calls_set_no_timer_each() -> None:
+    """The one that is set comes first, and finds out what is next."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, _HastyLoop)
+        async with SessionRegistry(session_ttl=7200.0, cleanup_interval=3600.0) as registry:
+            await registry.locate_session("nobody")
+            before = loop.timers
+            for _ in range(100):
+                await registry.locate_session("nobody")
+            assert loop.timers - before < 10
+
+    with asyncio.Runner(loop_factory=_HastyLoop) as runner:
+        runner.run(main())

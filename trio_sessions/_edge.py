@@ -56,6 +56,10 @@ INHERITED = (
     "the registry was opened before this process was forked, and is its parent's: "
     "open one of your own"
 )
+# Made once: `Holder | None` makes a union each time that it is met.
+_HOLDER_OR_NONE = (Holder, type(None))
+_STR_OR_NONE = (str, type(None))
+
 _FREE = 2  # tokens of the limiter that no question gets: for the pass, and for the writer
 
 
@@ -357,7 +361,7 @@ class Edge:
     async def locate(self, session_id: str) -> Holder | None:
         """Return what a session's row says, whoever holds it."""
         return await self._question(
-            lambda: self._store.locate(self.worker, session_id), Holder | None
+            lambda: self._store.locate(self.worker, session_id), _HOLDER_OR_NONE
         )
 
     def is_incarnation(self, incarnation: str) -> bool:
@@ -372,7 +376,7 @@ class Edge:
     async def get_capabilities(self, session_id: str) -> str | None:
         """Return a session's capabilities, encoded."""
         return await self._question(
-            lambda: self._store.get_capabilities(self.worker, session_id), str | None
+            lambda: self._store.get_capabilities(self.worker, session_id), _STR_OR_NONE
         )
 
     async def elicitation_capable(self) -> list[str]:

@@ -206,11 +206,12 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
         *args: *Ts,
     ) -> T:
         """Await a method of the Trio registry."""
-        _running_loop()
+        loop = _running_loop()
         service = self._service
-        if service is not None and service.life.has_ended and service.is_on_running_loop():
-            raise await service.why_ended()
-        service = self._opened()
+        if service is None or not service.is_open:
+            if service is not None and service.life.has_ended and service.loop is loop:
+                raise await service.why_ended()
+            service = self._opened()
         service.check_loop()
         try:
             about = str(args[0]) if args else None
