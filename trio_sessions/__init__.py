@@ -56,7 +56,7 @@ from trio_sessions.errors import (
     StoreUnavailable,
 )
 from trio_sessions.inspection import SessionInfo, WorkerInfo, WorkerState
-from trio_sessions.types import CleanupReport, RegistryStatistics, fingerprint
+from trio_sessions.types import CleanupReport, RegistryStatistics, RemovalReason, fingerprint
 
 __all__ = [
     "CleanupReport",
@@ -67,6 +67,7 @@ __all__ = [
     "OperationTooLong",
     "RegistryClosed",
     "RegistryStatistics",
+    "RemovalReason",
     "RowLocked",
     "RowUnavailable",
     "SessionInfo",

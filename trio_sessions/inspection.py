@@ -27,7 +27,7 @@ _MOST = 10_000  # sessions in one answer
 _MISSED = 3  # stamps that a worker may miss before it is late
 
 
-class WorkerState(enum.Enum):
+class WorkerState(enum.StrEnum):
     """Whether a worker lives, as its stamps say."""
 
     ALIVE = "alive"

@@ -3,6 +3,7 @@
 Nothing here does I/O. Every value is frozen; durations are seconds.
 """
 
+import enum
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ __all__ = [
     "Holder",
     "Presence",
     "RegistryStatistics",
+    "RemovalReason",
     "RowAnswers",
     "Sent",
     "Stamp",
@@ -93,6 +95,32 @@ def check_owner(owner: object) -> str:
             f"owner cannot be encoded as UTF-8: a lone surrogate at index {exc.start}"
         ) from None
     return owner
+
+
+class RemovalReason(enum.StrEnum):
+    """Why a session has ended here; a transport may tell its client, by a close code for instance.
+
+    It is handed to ``disconnect(reason)`` where a transport's method takes an argument.
+    """
+
+    DISCONNECTED = "disconnected"
+    """The transport said that it is not connected."""
+    MISSING = "missing"
+    """The database confirmed that its row is gone."""
+    TAKEN_OVER = "taken_over"
+    """Its id was added again: a newer connection holds the session, here or at another worker."""
+    REVOKED = "revoked"
+    """`SessionRegistry.revoke` ended it, from whichever worker or from the command line."""
+    IDLE = "idle"
+    """Nothing was heard of it for ``limits.idle_timeout``."""
+    AGED = "aged"
+    """It was older than ``limits.max_age``."""
+    DRAINED = "drained"
+    """This worker is being drained: the client may connect to another one at once."""
+    REMOVED = "removed"
+    """`SessionRegistry.remove_session` was called."""
+    CLOSED = "closed"
+    """The registry was closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
