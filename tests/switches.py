@@ -16,7 +16,7 @@ from trio_sessions.abc import Worker
 from trio_sessions.stores.memory._rows import Rows
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.testing._simulation._database import Database
-from trio_sessions.types import RowAnswers, Stamp
+from trio_sessions.types import RemovalReason, RowAnswers, Stamp
 from trio_sessions.writes import Claim, Claimed, Unfinished
 
 __all__ = ["SWITCHES", "Switch"]
@@ -164,10 +164,10 @@ def _strays_not_looked_for(patch: pytest.MonkeyPatch) -> None:
 
 
 def _removal_by_id(patch: pytest.MonkeyPatch) -> None:
-    def discard(self: LocalTable, entry: Entry) -> bool:
+    def discard(self: LocalTable, entry: Entry, reason: RemovalReason) -> bool:
         held = self._entries.pop(entry.session_id, None)
         if held is not None:
-            held.end()
+            held.end(reason)
         return held is not None
 
     patch.setattr(LocalTable, "discard", discard)

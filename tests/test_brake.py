@@ -18,7 +18,7 @@ from trio_sessions._entry import Entry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
-from trio_sessions.types import RowAnswers
+from trio_sessions.types import RemovalReason, RowAnswers
 
 # ---- the decision ----
 
@@ -71,7 +71,7 @@ def test_what_is_missing_again_goes_whatever_the_share() -> None:
     second = decide(brake, all_[:19], there=all_[19:])
     assert (second.remove, second.hold, second.brakes) == (all_[:19], (), False)
     for entry in all_[:19]:
-        entry.end()
+        entry.end(RemovalReason.MISSING)
     others = entries(9, "other")
     assert decide(brake, [*others, all_[19]]).hold == [*others, all_[19]]
 
@@ -93,7 +93,7 @@ def test_two_floods_do_not_hide_behind_each_other() -> None:
     decision = decide(brake, [*first, *second[:30]], there=second[30:])
     assert (decision.remove, decision.hold, decision.answers) == (first, second[:30], 40)
     for entry in first:
-        entry.end()
+        entry.end(RemovalReason.MISSING)
     assert decide(brake, second[:30], there=second[30:]).remove == second[:30]
 
 
@@ -110,7 +110,7 @@ def test_who_has_left_meanwhile_does_not_count() -> None:
     brake.begin()
     brake.note(there=staying[1:], taken_over=[], gone=[*leaving, staying[0]])
     for entry in leaving:
-        entry.end()
+        entry.end(RemovalReason.MISSING)
     decision = brake.decide()
     assert (decision.remove, decision.hold, decision.answers) == ([staying[0]], (), 30)
 
@@ -129,7 +129,7 @@ def test_nothing_is_kept_of_sessions_that_have_ended() -> None:
     brake, all_ = Brake(0.5), entries(12)
     assert decide(brake, all_).hold == all_
     for entry in all_[1:]:
-        entry.end()
+        entry.end(RemovalReason.MISSING)
     brake.begin()
     assert brake._suspected == {all_[0]}
 
@@ -167,7 +167,7 @@ def test_nobody_goes_but_by_the_rule(share: float, passes: list[list[str]], chun
         assert decision.answers == answers
         suspected = suspected - set(found["there"]) | set(decision.hold)
         for entry in [*decision.remove, *found["taken over"]]:
-            entry.end()
+            entry.end(RemovalReason.MISSING)
         here = [entry for entry in here if not entry.has_ended]
         suspected &= set(here)
 

@@ -657,7 +657,7 @@ class SlowToPart(FakeTransport):
         super().__init__("closed")
         self.may_part = trio.Event()
 
-    async def disconnect(self) -> None:
+    async def disconnect(self, reason: object = None) -> None:
         await self.may_part.wait()
         await super().disconnect()
 

@@ -15,7 +15,7 @@ from trio_sessions._verdicts import Leases, judge_claims, judge_connection, judg
 from trio_sessions._witness import WentBack, Witness
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.testing import FakeTransport
-from trio_sessions.types import Holder, RowAnswers, Stamp, fingerprint
+from trio_sessions.types import Holder, RemovalReason, RowAnswers, Stamp, fingerprint
 from trio_sessions.writes import Claimed, Outcome
 
 ids = st.text(min_size=1, max_size=3, alphabet="abc")
@@ -204,10 +204,10 @@ def test_an_entry_leaves_the_table_only_by_identity() -> None:
     assert nothing is None
     assert replaced is old
     assert new.generation > old.generation
-    assert not table.discard(old)
+    assert not table.discard(old, RemovalReason.MISSING)
     assert table.get("s") is new
-    assert table.discard(new)
-    assert not table.discard(new)
+    assert table.discard(new, RemovalReason.MISSING)
+    assert not table.discard(new, RemovalReason.MISSING)
     assert len(table) == 0
 
 

@@ -7,7 +7,7 @@ import trio.testing
 from trio_sessions._entry import Entry, Pending, Row
 from trio_sessions._table import LocalTable
 from trio_sessions.testing import FakeTransport
-from trio_sessions.types import Capabilities, Holder, Stamp
+from trio_sessions.types import Capabilities, Holder, RemovalReason, Stamp
 from trio_sessions.writes import Claim, Claimed, Keep, Outcome
 
 STAMP = Stamp(history="h", beat=7)
@@ -117,7 +117,7 @@ async def test_the_end_is_told_to_whoever_asks_before_or_after() -> None:
     assert not before.ended.is_set()
     for entry in (before, after):
         assert not entry.has_ended
-        entry.end()
+        entry.end(RemovalReason.MISSING)
         assert entry.has_ended
         assert entry.ended.is_set()
         assert entry.ended is entry.ended
@@ -204,11 +204,11 @@ def test_an_entry_leaves_the_table_by_identity_only() -> None:
     assert (nobody, replaced, first.has_ended, second.has_ended) == (None, first, True, False)
     assert (first.generation, second.generation, second.added_at) == (1, 2, 2.5)
     assert second.tenure is first.tenure, "it has been told whom it replaces"
-    assert not table.discard(first)
+    assert not table.discard(first, RemovalReason.MISSING)
     assert (table.holds(first), table.holds(second)) == (False, True)
     assert ("s" in table, len(table), table.ids(), table.snapshot()) == (True, 1, ["s"], [second])
     table.put("t", transport, 3.0)[0].claim()
     assert (table.count(Row.UNWRITTEN), table.count(Row.WRITING, Row.UNWRITTEN)) == (1, 2)
-    assert table.discard(second)
+    assert table.discard(second, RemovalReason.MISSING)
     assert second.has_ended
     assert table.get("s") is None

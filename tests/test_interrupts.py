@@ -256,7 +256,7 @@ class Presses(FakeTransport):
         await self._press("is_connected")
         return await super().is_connected()
 
-    async def disconnect(self) -> None:
+    async def disconnect(self, reason: object = None) -> None:
         await self._press("disconnect")
         await super().disconnect()
 

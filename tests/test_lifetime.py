@@ -24,6 +24,7 @@ from trio_sessions import (
 )
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import RemovalReason
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ async def test_leaving_disconnects_everything_and_deletes_every_row(shared: Shar
             await registry.add_session(f"s{number}", transport)
         await other.add_session("elsewhere", FakeTransport())
         registry._house.table.discard(
-            registry._house.table._entries["s3"]
+            registry._house.table._entries["s3"], RemovalReason.MISSING
         )  # as if it had been lost
         await registry_closed(registry)
         assert shared.backdoor.rows() == {"elsewhere": "other"}
@@ -239,7 +240,7 @@ class HangsInANursery(FakeTransport):
             await self._hang()
         return await super().is_connected()
 
-    async def disconnect(self) -> None:
+    async def disconnect(self, reason: object = None) -> None:
         if self.method == "disconnect":
             await self._hang()
         await super().disconnect()
@@ -318,7 +319,7 @@ async def test_the_callers_context_is_seen_by_the_transport() -> None:
     seen = []
 
     class Seeing(FakeTransport):
-        async def disconnect(self) -> None:
+        async def disconnect(self, reason: object = None) -> None:
             seen.append(variable.get())
 
     async with open_registry() as registry:

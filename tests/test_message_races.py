@@ -35,7 +35,7 @@ class SlowTransport(FakeTransport):
         super().__init__()
         self.is_ending, self.may_end = trio.Event(), trio.Event()
 
-    async def disconnect(self) -> None:
+    async def disconnect(self, reason: object = None) -> None:
         self.is_ending.set()
         await self.may_end.wait()
 

@@ -118,26 +118,26 @@ class NeverAnswers(FakeTransport):
 
 
 class ClosesOnce(FakeTransport):
-    async def disconnect(self) -> None:
+    async def disconnect(self, reason: object = None) -> None:
         if self.disconnects:
             raise trio.ClosedResourceError
         await super().disconnect()
 
 
 class ClosesOnceAtOnce(FakeTransport):
-    async def disconnect(self) -> None:
+    async def disconnect(self, reason: object = None) -> None:
         if self.disconnects and self.state == "connected":
             raise trio.BusyResourceError
         await super().disconnect()
 
 
 class StaysOpen(FakeTransport):
-    async def disconnect(self) -> None:
+    async def disconnect(self, reason: object = None) -> None:
         await trio.lowlevel.checkpoint()
 
 
 class IgnoresItsCancellation(FakeTransport):
-    async def disconnect(self) -> None:
+    async def disconnect(self, reason: object = None) -> None:
         with trio.CancelScope(shield=True):
             await trio.sleep(3600)
         await super().disconnect()
@@ -150,7 +150,7 @@ class LeavesATask(FakeTransport):
 
 
 class LeavesATaskAtTheEnd(FakeTransport):
-    async def disconnect(self) -> None:
+    async def disconnect(self, reason: object = None) -> None:
         trio.lowlevel.spawn_system_task(trio.sleep_forever)
         await super().disconnect()
 

@@ -28,6 +28,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _rounds | _counters      one method called on many transports
     _witness | _estimate     whether the database has forgotten nothing; what its clock may say
     _table | stores          siblings
+    _farewell                what is said when a session has ended
     _entry                   one session, and what is known of its row
     abc, _settings           contracts, settings
     _background, _one_call   tasks; one call of a transport's method

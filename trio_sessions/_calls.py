@@ -12,11 +12,13 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import trio
 
 from trio_sessions._entry import Entry
+from trio_sessions._farewell import disconnecting, telling
 from trio_sessions._one_call import Enter, interruptibly, to_its_end
 from trio_sessions._rounds import (
     Answer,
@@ -26,7 +28,7 @@ from trio_sessions._rounds import (
     Running,
     Scope,
 )
-from trio_sessions.types import fingerprint
+from trio_sessions.types import OnRemoved, fingerprint
 
 __all__ = [
     "PARTING",
@@ -198,14 +200,14 @@ class TransportCalls:
         """
         accompanied = self._companions and self._companions.accompanied(entries)
         if not accompanied:
-            await self._ask("disconnect", entries, timeout, to_its_end, listener)
+            await self._disconnect(entries, timeout, listener)
             return
         async with trio.open_nursery() as nursery:
             for entry in accompanied:
                 nursery.start_soon(self._disconnect_accompanied, entry, timeout, listener)
             rest = [entry for entry in entries if entry not in accompanied]
             if rest:
-                await self._ask("disconnect", rest, timeout, to_its_end, listener)
+                await self._disconnect(rest, timeout, listener)
 
     async def _disconnect_accompanied(
         self, entry: Entry, timeout: float, listener: Listener
@@ -213,8 +215,23 @@ class TransportCalls:
         assert self._companions is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._companions.end, entry, timeout)
-            answers = await self._ask("disconnect", [entry], timeout, to_its_end)
+            answers = await self._disconnect([entry], timeout)
         listener.answered(entry, answers[entry])
+
+    async def _disconnect(
+        self, entries: Sequence[Entry], timeout: float, listener: Listener | None = None
+    ) -> dict[Entry, Answer]:
+        return await self._ask(
+            "disconnect", entries, timeout, to_its_end, listener=listener, method=disconnecting
+        )
+
+    async def tell(
+        self, on_removed: OnRemoved, entries: Sequence[Entry], timeout: float
+    ) -> dict[Entry, Answer]:
+        """Tell of sessions that have ended; it returns, raises and is cancelled as `check`."""
+        return await self._ask(
+            "on_removed", entries, timeout, to_its_end, method=partial(telling, on_removed)
+        )
 
     async def _ask(
         self,
@@ -222,10 +239,19 @@ class TransportCalls:
         entries: Sequence[Entry],
         timeout: float,
         enter: Enter,
+        *,
         listener: Listener | None = None,
+        method: Callable[[Entry], Callable[[], object]] | None = None,
     ) -> dict[Entry, Answer]:
         one = Round(
-            self._host, self._running, name, entries, timeout, enter=enter, listener=listener
+            self._host,
+            self._running,
+            name,
+            entries,
+            timeout,
+            enter=enter,
+            listener=listener,
+            method=method,
         )
         return await one.ask()
 

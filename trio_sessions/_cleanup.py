@@ -8,6 +8,7 @@ in, verdicts out. What is here acts on them: asynchronous, no decisions of its o
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
@@ -39,7 +40,7 @@ from trio_sessions._verdicts import (
 )
 from trio_sessions._witness import WentBack, Witness
 from trio_sessions.errors import OperationTooLong, RowUnavailable, SessionsError
-from trio_sessions.types import CleanupReport, RowAnswers
+from trio_sessions.types import CleanupReport, RemovalReason, RowAnswers
 
 __all__ = ["Pass"]
 
@@ -53,10 +54,8 @@ _SPLITTING = 0.5  # of cleanup_interval: a flood of bad rows must not keep the p
 class _Tally:
     checked: int = 0
     refreshed: int = 0
-    disconnected: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    ended: dict[RemovalReason, list[str]] = field(default_factory=lambda: defaultdict(list))
     restored: list[str] = field(default_factory=list)
-    taken_over: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     check_failures: dict[str, Exception] = field(default_factory=dict)
     refresh_failures: dict[str, Exception] = field(default_factory=dict)
@@ -170,7 +169,7 @@ class Pass:
                 if verdict is not True:  # unknown: keep it, and keep its lease
                     self._tally.check_failures[entry.session_id] = verdict
                 leases.add(entry)
-            self._end(disconnected, self._tally.disconnected, removals, moved=False)
+            self._end(disconnected, RemovalReason.DISCONNECTED, removals)
             await trio.lowlevel.checkpoint()
         return leases
 
@@ -244,10 +243,10 @@ class Pass:
             self._counters.count_brake()
             _log_brake(decision, self._settings.mass_missing_brake)
         for part in chunked(decision.remove, _SLICE):
-            self._end(part, self._tally.missing, removals, moved=True)
+            self._end(part, RemovalReason.MISSING, removals)
             await trio.lowlevel.checkpoint()
         for part in chunked(self._taken_over, _SLICE):
-            self._end(part, self._tally.taken_over, removals, moved=True)
+            self._end(part, RemovalReason.TAKEN_OVER, removals)
             await trio.lowlevel.checkpoint()
         for part in chunked(decision.hold, _SLICE):
             self._tally.held += [one.session_id for one in part if self._table.holds(one)]
@@ -302,13 +301,11 @@ class Pass:
             ),
         )
 
-    def _end(
-        self, entries: Sequence[Entry], ended: list[str], removals: trio.Nursery, *, moved: bool
-    ) -> None:
+    def _end(self, entries: Sequence[Entry], reason: RemovalReason, removals: trio.Nursery) -> None:
         """End the sessions that are still the ones of the snapshot, and wait for it at the end."""
-        leaving = self._sessions.end(entries, moved=moved)
+        leaving = self._sessions.end(entries, reason)
         if leaving is not None:
-            ended += [entry.session_id for entry in leaving.entries]
+            self._tally.ended[reason] += [entry.session_id for entry in leaving.entries]
             removals.start_soon(leaving.gone)
 
     def _report(self, duration: float) -> CleanupReport:
@@ -316,10 +313,10 @@ class Pass:
         return CleanupReport(
             checked=tally.checked,
             refreshed=tally.refreshed,
-            disconnected=tuple(tally.disconnected),
-            missing=(*tally.missing, *tally.taken_over),
+            disconnected=tuple(tally.ended[RemovalReason.DISCONNECTED]),
+            missing=(*tally.ended[RemovalReason.MISSING], *tally.ended[RemovalReason.TAKEN_OVER]),
             restored=tuple(tally.restored),
-            taken_over=tuple(tally.taken_over),
+            taken_over=tuple(tally.ended[RemovalReason.TAKEN_OVER]),
             held=tuple(tally.held),
             check_failures=dict(tally.check_failures),
             refresh_failures=dict(tally.refresh_failures),

@@ -20,7 +20,7 @@ import trio
 
 from trio_sessions._json import size_of
 from trio_sessions.abc import Transport
-from trio_sessions.types import Capabilities, Holder, Stamp
+from trio_sessions.types import Capabilities, Holder, RemovalReason, Stamp
 from trio_sessions.writes import Claim, Claimed, Keep, Outcome
 
 __all__ = ["Entry", "Pending", "Row", "RowCounts"]
@@ -176,6 +176,7 @@ class Entry:
         "generation",
         "has_ended",
         "pending",
+        "removal",
         "session_id",
         "tenure",
         "transport",
@@ -216,6 +217,8 @@ class Entry:
             self._holder, self._capabilities, self._told_in = replaced.told
         self.has_ended = False
         """It has left the table; a pass may ask this of all that are missing at once."""
+        self.removal: RemovalReason | None = None
+        """Why it has ended; None: it has not."""
         self._ended: trio.Event | None = None
         self._answered: trio.Event | None = None
 
@@ -349,10 +352,11 @@ class Entry:
                 self._ended.set()
         return self._ended
 
-    def end(self) -> None:
-        """Tell whoever waits for it that the entry has left the table."""
+    def end(self, reason: RemovalReason) -> None:
+        """Tell whoever waits for it that the entry has left the table, and note why."""
         if not self.has_ended:
             self._counts.change(self._row, None)
+            self.removal = reason
         self.has_ended = True
         if self._ended is not None:
             self._ended.set()

@@ -32,16 +32,21 @@ def to_its_end(function: Callable[..., T], *args: Any) -> T:
 
 
 def begin(
-    transport: object, name: str, enter: Enter
+    method: Callable[[], object], name: str, enter: Enter
 ) -> tuple[Coroutine[Any, Any, object] | None, object]:
     """Call a transport's method, and insist on something that can be awaited.
+
+    Args:
+        method: of one transport.
+        name: the method's, in messages.
+        enter: how to call into a transport.
 
     Returns:
         None, and what it has answered without waiting; or what waits, and what it asks of the loop:
         `go_on` must follow.
     """
     coroutine: Coroutine[Any, Any, object]
-    called = enter(getattr(transport, name))
+    called = enter(method)
     if iscoroutine(called):
         coroutine = called
     elif isawaitable(called):

@@ -22,6 +22,7 @@ from trio_sessions._witness import Witness
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.errors import bare
 from trio_sessions.stores import resolve_store
+from trio_sessions.types import OnRemoved
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -44,6 +45,7 @@ def open_registry(
     store_timeout: float = 30.0,
     mass_missing_brake: float = 0.5,
     worker_data: Mapping[str, Any] | None = None,
+    on_removed: OnRemoved | None = None,
 ) -> AbstractAsyncContextManager[SessionRegistry]:
     """Open a registry for the length of an ``async with`` block.
 
@@ -82,6 +84,10 @@ def open_registry(
             missing in that one, too. 1.0 turns it off.
         worker_data: a JSON object of at most 65,536 bytes that other workers may read, an address
             for instance; see `SessionRegistry.workers`.
+        on_removed: an async function of a session's id and a `RemovalReason`, called when a
+            session has ended here and its transport was disconnected, at most once for each, and
+            several at a time. It gets ``disconnect_timeout``, what it raises is logged. It is not
+            called when a session is added again here with another transport: the session goes on.
 
     Raises:
         TypeError, ValueError: at the call: a setting is wrong; the message names it.
@@ -107,6 +113,7 @@ def open_registry(
         store_timeout=store_timeout,
         mass_missing_brake=mass_missing_brake,
         worker_data=worker_data,
+        on_removed=on_removed,
     )
     return open_with(resolve_store(store), settings)
 
@@ -127,6 +134,7 @@ async def serve_registry(
     store_timeout: float = 30.0,
     mass_missing_brake: float = 0.5,
     worker_data: Mapping[str, Any] | None = None,
+    on_removed: OnRemoved | None = None,
     task_status: "trio.TaskStatus[SessionRegistry]" = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve a registry until cancelled: ``registry = await nursery.start(serve_registry, store)``.
@@ -151,6 +159,7 @@ async def serve_registry(
         store_timeout=store_timeout,
         mass_missing_brake=mass_missing_brake,
         worker_data=worker_data,
+        on_removed=on_removed,
     )
     async with opening as registry:
         task_status.started(registry)

@@ -30,6 +30,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 import outcome
@@ -129,6 +130,7 @@ class Round:
         timeout: seconds for one call that has to wait.
         enter: how to call into a transport.
         listener: is told of each answer.
+        method: what is called for an entry, if it is not its transport's method of that name.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class Round:
         *,
         enter: Enter = interruptibly,
         listener: Listener | None = None,
+        method: Callable[[Entry], Callable[[], object]] | None = None,
     ) -> None:
         self._answers: dict[Entry, Answer] = {}
         self._escaping: BaseException | None = None
@@ -159,6 +162,7 @@ class Round:
         self._host = host
         self._running = running
         self._name = name
+        self._method = method or attrgetter(f"transport.{name}")
         self._entries = entries
         self._remaining = deque(entries)
         self._timeout = timeout
@@ -265,7 +269,7 @@ class Round:
         waited = False
         answer: Answer
         try:
-            coroutine, answer = begin(entry.transport, self._name, self._enter)
+            coroutine, answer = begin(self._method(entry), self._name, self._enter)
             if coroutine is not None:
                 waited = True
                 self._host.limit(scope, self._timeout)

@@ -8,6 +8,7 @@ row) goes on by itself, whoever waits for it.
 import logging
 from collections.abc import Sequence
 
+import outcome
 import trio
 
 from trio_sessions._background import Background
@@ -23,12 +24,15 @@ from trio_sessions._orders import Order
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import Transport
-from trio_sessions.types import fingerprint
+from trio_sessions.types import OnRemoved, RemovalReason, fingerprint
 from trio_sessions.writes import Claimed
 
 __all__ = ["Sessions"]
 
 logger = logging.getLogger("trio_sessions.registry")
+
+_MOVED = {RemovalReason.MISSING, RemovalReason.TAKEN_OVER}
+"""Their rows are gone or another worker's, as the store has confirmed."""
 
 _SLICE = 1000  # sessions ended before the event loop gets its turn
 
@@ -101,33 +105,33 @@ class Sessions:
         if entry is None or (transport is not None and entry.transport is not transport):
             await trio.lowlevel.checkpoint()
             return
-        self._table.discard(entry)
+        self._table.discard(entry, RemovalReason.REMOVED)
         if self._boarding is None:
             self._boarding = self._start_leaving()
         await wait_all(self._see_off([entry], self._boarding, moved=False))
 
-    def end(self, entries: Sequence[Entry], *, moved: bool) -> Leaving | None:
+    def end(self, entries: Sequence[Entry], reason: RemovalReason) -> Leaving | None:
         """End those of these sessions that are still the ones published.
 
         Args:
             entries: sessions that were held here.
-            moved: their rows are gone or another worker's, as the store has confirmed.
+            reason: why.
 
         Returns:
             Those sessions on their way out; None: none of them was.
         """
-        gone = [entry for entry in entries if self._table.discard(entry)]
+        gone = [entry for entry in entries if self._table.discard(entry, reason)]
         if not gone:
             return None
         leaving = self._start_leaving()
-        self._see_off(gone, leaving, moved=moved)
+        self._see_off(gone, leaving, moved=reason in _MOVED)
         return leaving
 
     async def end_all(self) -> list[Leaving]:
         """End every session, when none can be added any more."""
         ended = list[Leaving]()
         for part in chunked(self._table.snapshot(), _SLICE):
-            leaving = self.end(part, moved=False)
+            leaving = self.end(part, RemovalReason.CLOSED)
             if leaving is not None:
                 ended.append(leaving)
             await trio.lowlevel.checkpoint()
@@ -153,6 +157,8 @@ class Sessions:
         try:
             await self._calls.disconnect(leaving.entries, timeout, leaving)
         finally:
+            if self._settings.on_removed is not None:
+                self._background.start_job(self._tell, self._settings.on_removed, leaving.entries)
             error = await leaving.finish()
             self._departures.finish(leaving.entries)
         leaving.log_failures()
@@ -161,6 +167,20 @@ class Sessions:
                 "rows of %d removed sessions are kept for the next pass: %s",
                 len(leaving.entries),
                 error,
+            )
+
+    async def _tell(self, on_removed: OnRemoved, entries: Sequence[Entry]) -> None:
+        """Tell whoever follows the removals."""
+        timeout = self._settings.disconnect_timeout
+        answers = await self._calls.tell(on_removed, entries, timeout)
+        failures = [one.error for one in answers.values() if isinstance(one, outcome.Error)]
+        if failures:
+            logger.warning(
+                "on_removed failed for %d of %d sessions; the first error is %r",
+                len(failures),
+                len(entries),
+                failures[0],
+                exc_info=failures[0] if logger.isEnabledFor(logging.DEBUG) else None,
             )
 
     async def _disconnect(self, replaced: Entry) -> None:

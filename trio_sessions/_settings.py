@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from trio_sessions._json import encode
-from trio_sessions.types import Presence, check_session_id
+from trio_sessions.types import OnRemoved, Presence, check_session_id
 
 __all__ = ["Settings", "encode_worker_data", "seconds"]
 
@@ -88,6 +88,7 @@ class Settings:
     store_timeout: float = 30.0
     mass_missing_brake: float = 0.5
     worker_data: Mapping[str, Any] | None = None
+    on_removed: OnRemoved | None = None
 
     def presence(self) -> Presence:
         """Return what a worker with these settings says of itself to the others."""
@@ -119,6 +120,11 @@ class Settings:
             _count(name, getattr(self, name))
         if self.worker_data is not None:
             encode_worker_data("worker_data", self.worker_data)
+        if self.on_removed is not None and not callable(self.on_removed):
+            raise TypeError(
+                "on_removed must be an async function of a session id and a RemovalReason, not "
+                f"{type(self.on_removed).__name__}"
+            )
         share = _share("mass_missing_brake", self.mass_missing_brake)
         object.__setattr__(self, "mass_missing_brake", share)
         if self.cleanup_interval > self.session_ttl / 2:

@@ -2,6 +2,7 @@
 
 from trio_sessions._entry import Entry, Row, RowCounts
 from trio_sessions.abc import Transport
+from trio_sessions.types import RemovalReason
 
 __all__ = ["LocalTable"]
 
@@ -41,19 +42,19 @@ class LocalTable:
         )
         self._entries[session_id] = entry
         if replaced is not None:
-            replaced.end()
+            replaced.end(RemovalReason.TAKEN_OVER)
         return entry, replaced
 
     def holds(self, entry: Entry) -> bool:
         """Say whether ``entry`` is the one published."""
         return self._entries.get(entry.session_id) is entry
 
-    def discard(self, entry: Entry) -> bool:
+    def discard(self, entry: Entry, reason: RemovalReason) -> bool:
         """Take ``entry`` out if it is still the one published; say whether it was."""
         if not self.holds(entry):
             return False
         del self._entries[entry.session_id]
-        entry.end()
+        entry.end(reason)
         return True
 
     def count(self, *rows: Row) -> int:

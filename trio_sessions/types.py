@@ -5,7 +5,7 @@ Nothing here does I/O. Every value is frozen; durations are seconds.
 
 import enum
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from trio_sessions.errors import InvalidSessionId
@@ -15,6 +15,7 @@ __all__ = [
     "Capabilities",
     "CleanupReport",
     "Holder",
+    "OnRemoved",
     "Presence",
     "RegistryStatistics",
     "RemovalReason",
@@ -121,6 +122,10 @@ class RemovalReason(enum.StrEnum):
     """`SessionRegistry.remove_session` was called."""
     CLOSED = "closed"
     """The registry was closed."""
+
+
+OnRemoved = Callable[[str, RemovalReason], Awaitable[object]]
+"""Is told of each removal: the session's id, and why it has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,5 +29,9 @@ class Transport(Protocol):
         Called when the session leaves the registry, whatever the reason. It must be
         harmless on a connection that is already closed. An exception is logged; after
         ``disconnect_timeout`` the call is cancelled.
+
+        It may take one argument, ``reason: RemovalReason | None = None``, and is told then why:
+        a WebSocket can tell its client by the close code. An argument that is not called
+        ``reason`` is given it if it has no default, or None.
         """
         ...

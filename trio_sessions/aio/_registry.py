@@ -23,7 +23,13 @@ from trio_sessions.aio._service import Service
 from trio_sessions.aio._waiting import wait_out
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.stores import resolve_store
-from trio_sessions.types import CleanupReport, RegistryStatistics, check_session_id, fingerprint
+from trio_sessions.types import (
+    CleanupReport,
+    OnRemoved,
+    RegistryStatistics,
+    check_session_id,
+    fingerprint,
+)
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -85,6 +91,7 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
         store_timeout: float = 30.0,
         mass_missing_brake: float = 0.5,
         worker_data: Mapping[str, Any] | None = None,
+        on_removed: OnRemoved | None = None,
     ) -> None:
         self._settings = Settings(
             worker_id=worker_id,
@@ -99,6 +106,7 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
             store_timeout=store_timeout,
             mass_missing_brake=mass_missing_brake,
             worker_data=worker_data,
+            on_removed=on_removed,
         )
         self._store = resolve_store(store)
         self._service: Service | None = None

@@ -1,9 +1,12 @@
 """A transport of asyncio for a registry of Trio, by trio-asyncio."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from trio_sessions._calls import check_transport
+from trio_sessions._farewell import takes_reason
 from trio_sessions.abc import Transport
+from trio_sessions.types import RemovalReason
 
 __all__ = ["asyncio_transport"]
 
@@ -54,6 +57,7 @@ class _AsyncioTransport:
         """Ask the transport, on asyncio's side."""
         return await self._cross(self._transport.is_connected)  # type: ignore[return-value]
 
-    async def disconnect(self) -> None:
-        """Disconnect the transport, on asyncio's side."""
-        await self._cross(self._transport.disconnect)
+    async def disconnect(self, reason: RemovalReason | None = None) -> None:
+        """Disconnect the transport, on asyncio's side, and tell it why if it takes that."""
+        disconnect: Callable[..., Awaitable[object]] = self._transport.disconnect
+        await self._cross(partial(disconnect, reason) if takes_reason(disconnect) else disconnect)

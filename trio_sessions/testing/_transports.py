@@ -4,6 +4,8 @@ from typing import Literal, get_args
 
 import trio
 
+from trio_sessions.types import RemovalReason
+
 __all__ = ["FakeTransport", "State"]
 
 State = Literal["connected", "closed", "hangs", "raises"]
@@ -47,6 +49,7 @@ class FakeTransport:
         "checks",
         "disconnects",
         "error",
+        "reasons",
         "sent",
     )
 
@@ -62,6 +65,8 @@ class FakeTransport:
         self.error = error if error is not None else OSError("the fake transport is broken")
         self.checks = 0
         self.disconnects = 0
+        self.reasons: list[RemovalReason | None] = []
+        """Why it was disconnected, each time."""
         self.sent: list[object] = []
 
     @property
@@ -111,9 +116,10 @@ class FakeTransport:
             raise trio.ClosedResourceError if self.disconnects else trio.BrokenResourceError
         self.sent.append(message)
 
-    async def disconnect(self) -> None:
-        """Do what ``on_disconnect`` says."""
+    async def disconnect(self, reason: RemovalReason | None = None) -> None:
+        """Do what ``on_disconnect`` says, and note the reason."""
         self.disconnects += 1
+        self.reasons.append(reason)
         await trio.lowlevel.checkpoint()
         if self.on_disconnect == "hangs":
             await _hang()
