@@ -21,7 +21,7 @@ import trio
 from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from trio_sessions import open_registry
+from trio_sessions import Limits, open_registry
 from trio_sessions.transports import StreamTransport
 
 ROOT = Path(__file__).parent.parent
@@ -284,12 +284,12 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
     parameters = dict(inspect.signature(open_registry).parameters)
     del parameters["store"]
     listed = dict(settings_in_readme())
-    assert listed.pop("worker_id") == "made fresh"
-    assert listed.pop("worker_data") == "nothing"
-    assert parameters.pop("worker_id").default is parameters.pop("worker_data").default is None
-    assert {name: float(value.replace(",", "")) for name, value in listed.items()} == {
-        name: parameter.default for name, parameter in parameters.items()
+    words = {"made fresh": None, "nothing": None, "none": Limits(), "no": False}
+    defaults = {
+        name: words[value] if value in words else float(value.replace(",", ""))
+        for name, value in listed.items()
     }
+    assert defaults == {name: parameter.default for name, parameter in parameters.items()}
 
 
 def test_the_picture_is_what_its_script_draws(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,8 +77,9 @@ METHODS = {
     "open_inbox": ["session_id"],
     "respond": ["session_id", "handler"],
     "statistics": [],
+    "touch": ["session_id"],
 }
-SYNC_METHODS = {"get_session_sync", "statistics", "open_inbox", "accept"}
+SYNC_METHODS = {"get_session_sync", "statistics", "open_inbox", "accept", "touch"}
 
 
 def public_functions(cls: type) -> Iterator[tuple[str, object]]:
@@ -209,6 +210,9 @@ def test_a_report_has_its_fields() -> None:
         "restored",
         "taken_over",
         "held",
+        "revoked",
+        "idle",
+        "aged",
         "check_failures",
         "refresh_failures",
         "expired",

@@ -27,6 +27,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
     _rounds | _counters      one method called on many transports
     _witness | _estimate     whether the database has forgotten nothing; what its clock may say
+    _admission, _limiting    who may come in; who has been here for too long
     _table | stores          siblings
     _farewell                what is said when a session has ended
     _entry                   one session, and what is known of its row
@@ -48,25 +49,31 @@ from trio_sessions.errors import (
     NotSupported,
     OperationTooLong,
     RegistryClosed,
+    RegistryDraining,
     RowLocked,
     RowUnavailable,
     SessionNotFound,
+    SessionRevoked,
     SessionsError,
     StoreInUse,
     StoreSchemaError,
     StoreUnavailable,
+    TooManySessions,
 )
 from trio_sessions.inspection import SessionInfo, WorkerInfo, WorkerState
+from trio_sessions.limits import Limits
 from trio_sessions.types import CleanupReport, RegistryStatistics, RemovalReason, fingerprint
 
 __all__ = [
     "CleanupReport",
     "InvalidSessionId",
+    "Limits",
     "MessageTooLarge",
     "MissingDependency",
     "NotSupported",
     "OperationTooLong",
     "RegistryClosed",
+    "RegistryDraining",
     "RegistryStatistics",
     "RemovalReason",
     "RowLocked",
@@ -74,11 +81,13 @@ __all__ = [
     "SessionInfo",
     "SessionNotFound",
     "SessionRegistry",
+    "SessionRevoked",
     "SessionStore",
     "SessionsError",
     "StoreInUse",
     "StoreSchemaError",
     "StoreUnavailable",
+    "TooManySessions",
     "Transport",
     "WorkerInfo",
     "WorkerState",

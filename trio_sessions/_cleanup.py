@@ -9,7 +9,7 @@ in, verdicts out. What is here acts on them: asynchronous, no decisions of its o
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import islice
@@ -24,6 +24,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._limiting import over_limits
 from trio_sessions._portions import Portions
 from trio_sessions._restoring import Restorer
 from trio_sessions._sessions import Sessions
@@ -81,6 +82,7 @@ class Pass:
         strays: Strays,
         witness: Witness,
         sweeper: Sweeper,
+        is_busy: Callable[[Entry], bool],
         settings: Settings,
     ) -> None:
         self.database_answered = True
@@ -98,6 +100,7 @@ class Pass:
         self._strays = strays
         self._witness = witness
         self._sweeper = sweeper
+        self._is_busy = is_busy
         self._settings = settings
         self._tally = _Tally()
         self._taken_over: list[Entry] = []
@@ -113,6 +116,7 @@ class Pass:
         self._split_until = start + self._settings.cleanup_interval * _SPLITTING
         await self._notice_rewinds()
         async with trio.open_nursery() as removals:
+            await self._end_over_limits(removals)
             leases = await self._check_connections(removals)
             self._brake.begin()
             self._history = self._witness.known.history
@@ -152,6 +156,17 @@ class Pass:
             await self._edge.stamp(passed=True)
         except SessionsError as exc:
             logger.warning("the end of a pass could not be stamped: %s", exc)
+
+    async def _end_over_limits(self, removals: trio.Nursery) -> None:
+        """End the sessions that have been here for too long, or silent."""
+        limits = self._settings.limits
+        if limits.max_age is None and limits.idle_timeout is None:
+            return
+        for part in chunked(self._table.snapshot(), _SLICE):
+            over = over_limits(part, limits, trio.current_time(), self._is_busy)
+            self._end(over.aged, RemovalReason.AGED, removals)
+            self._end(over.idle, RemovalReason.IDLE, removals)
+            await trio.lowlevel.checkpoint()
 
     async def _check_connections(self, removals: trio.Nursery) -> Leases:
         """Ask every transport; remove the disconnected, lease the others."""
@@ -320,6 +335,9 @@ class Pass:
             held=tuple(tally.held),
             check_failures=dict(tally.check_failures),
             refresh_failures=dict(tally.refresh_failures),
+            revoked=tuple(tally.ended[RemovalReason.REVOKED]),
+            idle=tuple(tally.ended[RemovalReason.IDLE]),
+            aged=tuple(tally.ended[RemovalReason.AGED]),
             expired=tally.expired,
             duration=duration,
         )

@@ -172,9 +172,11 @@ class Entry:
         "_row",
         "_told_in",
         "_was_forgotten",
+        "active_at",
         "added_at",
         "generation",
         "has_ended",
+        "held_since",
         "pending",
         "removal",
         "session_id",
@@ -196,6 +198,10 @@ class Entry:
         self.transport = transport
         self.generation = generation
         self.added_at = added_at
+        self.active_at = added_at
+        """When it was heard of last."""
+        self.held_since: float = added_at if replaced is None else replaced.held_since
+        """When its id was first added here."""
         self.pending: Pending = Pending() if replaced is None else replaced.pending
         goes_on = replaced is not None and replaced.transport is transport
         self.tenure: object = replaced.tenure if replaced is not None and goes_on else object()

@@ -14,6 +14,7 @@ from functools import partial
 
 import trio
 
+from trio_sessions._admission import Admission
 from trio_sessions._background import Background
 from trio_sessions._calls import TransportCalls
 from trio_sessions._claims import Claims
@@ -58,6 +59,7 @@ class House:
         self.settings = settings
         self.table = table
         self.background = background
+        self.admission = Admission(table, settings.limits)
         self._edge = edge
         self._calls = calls
         self._counters = counters = Counters()

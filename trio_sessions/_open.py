@@ -21,6 +21,7 @@ from trio_sessions._table import LocalTable
 from trio_sessions._witness import Witness
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.errors import bare
+from trio_sessions.limits import NO_LIMITS, Limits
 from trio_sessions.stores import resolve_store
 from trio_sessions.types import OnRemoved
 
@@ -44,6 +45,7 @@ def open_registry(
     max_message_bytes: int = 1_048_576,
     store_timeout: float = 30.0,
     mass_missing_brake: float = 0.5,
+    limits: Limits = NO_LIMITS,
     worker_data: Mapping[str, Any] | None = None,
     on_removed: OnRemoved | None = None,
 ) -> AbstractAsyncContextManager[SessionRegistry]:
@@ -82,6 +84,7 @@ def open_registry(
             pass has an answer for, and at least ten, are newly gone without another holder,
             their sessions are kept until the next pass, and removed only if their rows are
             missing in that one, too. 1.0 turns it off.
+        limits: how many sessions this worker takes, and when it ends some by itself; see `Limits`.
         worker_data: a JSON object of at most 65,536 bytes that other workers may read, an address
             for instance; see `SessionRegistry.workers`.
         on_removed: an async function of a session's id and a `RemovalReason`, called when a
@@ -112,6 +115,7 @@ def open_registry(
         max_message_bytes=max_message_bytes,
         store_timeout=store_timeout,
         mass_missing_brake=mass_missing_brake,
+        limits=limits,
         worker_data=worker_data,
         on_removed=on_removed,
     )
@@ -133,6 +137,7 @@ async def serve_registry(
     max_message_bytes: int = 1_048_576,
     store_timeout: float = 30.0,
     mass_missing_brake: float = 0.5,
+    limits: Limits = NO_LIMITS,
     worker_data: Mapping[str, Any] | None = None,
     on_removed: OnRemoved | None = None,
     task_status: "trio.TaskStatus[SessionRegistry]" = trio.TASK_STATUS_IGNORED,
@@ -158,6 +163,7 @@ async def serve_registry(
         max_message_bytes=max_message_bytes,
         store_timeout=store_timeout,
         mass_missing_brake=mass_missing_brake,
+        limits=limits,
         worker_data=worker_data,
         on_removed=on_removed,
     )

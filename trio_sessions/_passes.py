@@ -122,6 +122,7 @@ class Passes:
             strays=self._strays,
             witness=self._witness,
             sweeper=self._sweeper,
+            is_busy=self._messages.is_busy,
             settings=self._settings,
         )
 
@@ -178,8 +179,15 @@ def _log(report: CleanupReport) -> None:
             len(report.missing),
             report.expired,
         )
+    if report.revoked or report.idle or report.aged:
+        logger.info(
+            "ended %d revoked, %d idle and %d aged sessions",
+            len(report.revoked),
+            len(report.idle),
+            len(report.aged),
+        )
     if logger.isEnabledFor(logging.DEBUG):
-        for what in ("disconnected", "missing", "restored", "held"):
+        for what in ("disconnected", "missing", "restored", "held", "revoked", "idle", "aged"):
             for session_id in getattr(report, what):
                 logger.debug("%s: session %s", what, fingerprint(session_id))
     for what, failures in (

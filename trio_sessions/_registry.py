@@ -73,6 +73,8 @@ class SessionRegistry(OperatorMethods):
         Raises:
             InvalidSessionId: as for every method.
             TypeError: ``transport`` lacks ``is_connected()`` or ``disconnect()``.
+            TooManySessions: ``limits.max_sessions`` lets no new one in; nothing was written.
+            RegistryDraining: this worker is being drained, and takes no new one.
             RegistryClosed: the registry is closed.
 
         Cancellation: the session stays added, and its row is written all the same.
@@ -81,6 +83,7 @@ class SessionRegistry(OperatorMethods):
         check_session_id(session_id)
         check_transport(transport)
         self._check_open()
+        self._house.admission.check(session_id)
         await self._house.sessions.add(session_id, transport)
 
     async def get_session(self, session_id: str) -> Transport | None:
@@ -116,6 +119,16 @@ class SessionRegistry(OperatorMethods):
         check_session_id(session_id)
         self._check_open()
         await self._house.sessions.remove(session_id, transport)
+
+    def touch(self, session_id: str) -> None:
+        """Note that a session held here was heard of, for ``limits.idle_timeout``.
+
+        Synchronous, no checkpoint; an id that is not held here is no error. The end of each
+        message that is handled counts by itself.
+        """
+        entry = self._house.table.get(check_session_id(session_id))
+        if entry is not None:
+            entry.active_at = trio.current_time()
 
     async def session_exists(self, session_id: str) -> bool | None:
         """Say whether any worker holds the session.
@@ -352,7 +365,17 @@ class SessionRegistry(OperatorMethods):
         Cancellation: no message is lost.
         """
         check_session_id(session_id)
-        return OpenInbox(self._house.messages, partial(self._entry_to_read, session_id))
+        return self._reader(session_id, streams=True)
+
+    def _reader(self, session_id: str, *, streams: bool) -> OpenInbox:
+        """Return an inbox to be opened; see `open_inbox`.
+
+        Args:
+            session_id: the session.
+            streams: it is not idle as long as this is open.
+        """
+        find = partial(self._entry_to_read, session_id)
+        return OpenInbox(self._house.messages, find, streams=streams)
 
     def _entry_to_read(self, session_id: str) -> Entry:
         self._check_open()
@@ -381,7 +404,7 @@ class SessionRegistry(OperatorMethods):
         check_session_id(session_id)
         if not callable(handler):
             raise TypeError(f"handler must be an async function, not {type(handler).__name__}")
-        async with self.open_inbox(session_id) as inbox:
+        async with self._reader(session_id, streams=False) as inbox:
             assert inbox.transport is not None
             async for message in inbox:
                 try:

@@ -1,40 +1,20 @@
 """The settings of a registry, checked at the door."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from trio_sessions._checks import count, seconds, share
 from trio_sessions._json import encode
+from trio_sessions.limits import NO_LIMITS, Limits
 from trio_sessions.types import OnRemoved, Presence, check_session_id
 
-__all__ = ["Settings", "encode_worker_data", "seconds"]
+__all__ = ["Settings", "encode_worker_data"]
 
 _STAMP_INTERVAL = 5.0  # seconds: whoever misses three stamps is late
 _WORKER_DATA = 65_536  # bytes: every worker may read it of every other one
 _STAMP_SHARE = 0.1  # of session_ttl: a healthy worker's silence must not look like an outage
-
-
-def seconds(name: str, value: object) -> float:
-    """Return a duration given as ``name``, if it is one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    try:
-        duration = float(value)
-    except OverflowError:
-        duration = math.inf
-    if not 0 < duration < math.inf:
-        raise ValueError(f"{name} must be a positive, finite number of seconds, not {duration!r}")
-    return duration
-
-
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value!r}")
-    return value
 
 
 @cache
@@ -45,14 +25,6 @@ def _version() -> str:
         return version("trio_sessions")
     except PackageNotFoundError:  # it is run from its sources
         return ""
-
-
-def _share(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number from 0.0 to 1.0, not {type(value).__name__}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be from 0.0 to 1.0 (1.0: off), not {value!r}")
-    return float(value)
 
 
 def encode_worker_data(name: str, data: object) -> str:
@@ -87,6 +59,7 @@ class Settings:
     max_message_bytes: int = 1_048_576
     store_timeout: float = 30.0
     mass_missing_brake: float = 0.5
+    limits: Limits = NO_LIMITS
     worker_data: Mapping[str, Any] | None = None
     on_removed: OnRemoved | None = None
 
@@ -117,7 +90,11 @@ class Settings:
         ):
             object.__setattr__(self, name, seconds(name, getattr(self, name)))
         for name in ("max_concurrent", "batch_size", "max_message_bytes"):
-            _count(name, getattr(self, name))
+            count(name, getattr(self, name))
+        if not isinstance(self.limits, Limits):
+            raise TypeError(
+                f"limits must be trio_sessions.Limits(...), not {type(self.limits).__name__}"
+            )
         if self.worker_data is not None:
             encode_worker_data("worker_data", self.worker_data)
         if self.on_removed is not None and not callable(self.on_removed):
@@ -125,8 +102,8 @@ class Settings:
                 "on_removed must be an async function of a session id and a RemovalReason, not "
                 f"{type(self.on_removed).__name__}"
             )
-        share = _share("mass_missing_brake", self.mass_missing_brake)
-        object.__setattr__(self, "mass_missing_brake", share)
+        brake = share("mass_missing_brake", self.mass_missing_brake)
+        object.__setattr__(self, "mass_missing_brake", brake)
         if self.cleanup_interval > self.session_ttl / 2:
             raise ValueError(
                 f"cleanup_interval ({self.cleanup_interval:g} s) must be at most half of "

@@ -9,14 +9,17 @@ __all__ = [
     "NotSupported",
     "OperationTooLong",
     "RegistryClosed",
+    "RegistryDraining",
     "RowDoubtful",
     "RowLocked",
     "RowUnavailable",
     "SessionNotFound",
+    "SessionRevoked",
     "SessionsError",
     "StoreInUse",
     "StoreSchemaError",
     "StoreUnavailable",
+    "TooManySessions",
     "bare",
 ]
 
@@ -106,6 +109,18 @@ class MessageTooLarge(SessionsError, ValueError):
 
 class RegistryClosed(SessionsError):
     """The registry is closed or closing, and the call would change something, or ask the store."""
+
+
+class RegistryDraining(SessionsError):
+    """The worker is being drained: it takes no new sessions, another one may."""
+
+
+class TooManySessions(SessionsError):
+    """A limit does not let another session in; nothing was written. The message names it."""
+
+
+class SessionRevoked(SessionsError):
+    """The session was revoked, and its id is refused for ``limits.revocation_ttl``."""
 
 
 class MissingDependency(SessionsError, ImportError):

@@ -147,6 +147,12 @@ class CleanupReport:
     won the session, or has swept them after this worker had lost its lease."""
     held: tuple[str, ...] = ()
     """Kept by the brake: missing in this pass, and asked for again in the next one."""
+    revoked: tuple[str, ...] = ()
+    """Removed since the last pass: `SessionRegistry.revoke` has ended them, from wherever."""
+    idle: tuple[str, ...] = ()
+    """Removed: nothing was heard of them for ``limits.idle_timeout``."""
+    aged: tuple[str, ...] = ()
+    """Removed: this worker has held them for longer than ``limits.max_age``."""
     check_failures: Mapping[str, Exception] = field(default_factory=dict)
     """Kept: ``is_connected()`` raised this, or timed out (`TimeoutError`)."""
     refresh_failures: Mapping[str, Exception] = field(default_factory=dict)

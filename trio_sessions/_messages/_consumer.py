@@ -22,7 +22,11 @@ __all__ = ["OpenInbox"]
 class OpenInbox:
     """The messages of one session, for one reader; made by `SessionRegistry.open_inbox`."""
 
-    def __init__(self, messages: Messages, entry: Callable[[], Entry]) -> None:
+    def __init__(
+        self, messages: Messages, entry: Callable[[], Entry], *, streams: bool = True
+    ) -> None:
+        self._streams = streams
+        """The session is in use as long as it is open, and not only while there is a message."""
         self._messages = messages
         self._find_entry = entry
         self._inbox: Inbox | None = None
@@ -50,7 +54,7 @@ class OpenInbox:
     def open(self) -> None:
         """Open it. Synchronous, for `__aenter__` here and on asyncio's side."""
         entry = self._find_entry()
-        self._inbox = self._messages.open(entry, self)
+        self._inbox = self._messages.open(entry, self, streams=self._streams)
         self._transport = entry.transport
 
     def close(self, *, finished: bool) -> None:
@@ -63,6 +67,7 @@ class OpenInbox:
             message, self._reading = self._reading, None
             self._messages.put_back(self._opened, message)
         self.finish()
+        self._messages.touch(self._opened)
         self._opened.leave(self)
 
     def finish(self) -> None:

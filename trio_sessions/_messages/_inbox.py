@@ -69,6 +69,7 @@ class Inbox:
         "_state",
         "_stored",
         "_storing",
+        "_streams",
         "_ttl",
         "session_id",
     )
@@ -88,6 +89,7 @@ class Inbox:
         self._ttl = message_ttl
         self._state = State.BEHIND
         self._reader: object = None
+        self._streams = False
         self._line = Line(waiting or Waiting())
         self._hand = Hand()
         self._held: set[int] = set()
@@ -283,9 +285,14 @@ class Inbox:
         """Who reads it."""
         return self._reader
 
-    def open(self, reader: object, now: float) -> None:
+    @property
+    def is_busy(self) -> bool:
+        """Whether a message is in hand, or it is open and keeps its session in use by that."""
+        return bool(self._hand) or (self._reader is not None and self._streams)
+
+    def open(self, reader: object, now: float, *, streams: bool = False) -> None:
         """Begin to be read: what was stored before is to be fetched first."""
-        self._reader = reader
+        self._reader, self._streams = reader, streams
         self._quiet_until = now + PATIENCE
         self.expect_more()
         if self._state is State.CAUGHT_UP:

@@ -183,8 +183,13 @@ class Messages:
 
     # ---- what readers do ----
 
-    def open(self, entry: Entry, reader: object) -> Inbox:
+    def open(self, entry: Entry, reader: object, *, streams: bool) -> Inbox:
         """Begin to read the messages of a session held here.
+
+        Args:
+            entry: the session.
+            reader: who reads; one at a time.
+            streams: the session is in use for as long as the inbox is open.
 
         Raises:
             RuntimeError: somebody reads them already.
@@ -195,7 +200,7 @@ class Messages:
                 f"the inbox of session {fingerprint(entry.session_id)} is open already: "
                 "messages stay in order only if one consumer reads them"
             )
-        inbox.open(reader, trio.current_time())
+        inbox.open(reader, trio.current_time(), streams=streams)
         self._reading.want(inbox)
         return inbox
 
@@ -211,6 +216,7 @@ class Messages:
 
     def finish(self, inbox: Inbox, message: Message) -> None:
         """Acknowledge a message that was handled."""
+        self.touch(inbox)
         if inbox.finish(message):
             assert message.row is not None
             self._acknowledge(inbox, message.row)
@@ -224,6 +230,18 @@ class Messages:
         elif inbox.is_current(message):  # its reader had it for so long that others overtook it
             self._counters.count_dropped(1)
             self._acknowledge(inbox, message.row)
+
+    def touch(self, inbox: Inbox) -> None:
+        """Note that a session was heard of, if anybody is to be ended for being silent."""
+        if self._settings.limits.idle_timeout is not None:
+            entry = self._table.get(inbox.session_id)
+            if entry is not None:
+                entry.active_at = trio.current_time()
+
+    def is_busy(self, entry: Entry) -> bool:
+        """Say whether a message of a session is being handled, or its inbox is open as a stream."""
+        inbox = self._inboxes.get(entry.session_id)
+        return inbox is not None and inbox.is_busy
 
     def _acknowledge(self, inbox: Inbox, row: int) -> None:
         if self._inboxes.get(inbox.session_id) is inbox:

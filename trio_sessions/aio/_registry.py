@@ -22,6 +22,7 @@ from trio_sessions.aio._owners import OwnerMethods
 from trio_sessions.aio._service import Service
 from trio_sessions.aio._waiting import wait_out
 from trio_sessions.errors import RegistryClosed
+from trio_sessions.limits import NO_LIMITS, Limits
 from trio_sessions.stores import resolve_store
 from trio_sessions.types import (
     CleanupReport,
@@ -90,6 +91,7 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
         max_message_bytes: int = 1_048_576,
         store_timeout: float = 30.0,
         mass_missing_brake: float = 0.5,
+        limits: Limits = NO_LIMITS,
         worker_data: Mapping[str, Any] | None = None,
         on_removed: OnRemoved | None = None,
     ) -> None:
@@ -105,6 +107,7 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
             max_message_bytes=max_message_bytes,
             store_timeout=store_timeout,
             mass_missing_brake=mass_missing_brake,
+            limits=limits,
             worker_data=worker_data,
             on_removed=on_removed,
         )
@@ -280,6 +283,12 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
         service.respond_tasks.spare_current()
         await self._call(partial(TrioRegistry.remove_session, transport=transport), session_id)
 
+    def touch(self, session_id: str) -> None:
+        """Note that a session was heard of; see `trio_sessions.SessionRegistry.touch`."""
+        service = self._opened()
+        service.check_loop()
+        service.core.touch(session_id)
+
     async def session_exists(self, session_id: str) -> bool | None:
         """Say whether any worker holds the session: True, False, or None, not verifiable.
 
@@ -330,8 +339,13 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
         ``async for`` of asyncio. A message that is there already is handed out without a
         crossing.
         """
+        return self._reader(session_id, streams=True)
+
+    def _reader(self, session_id: str, *, streams: bool) -> AsyncioInbox:
         service = self._opened()
-        return AsyncioInbox(service.core.open_inbox(session_id), service)
+        check_session_id(session_id)
+        reader = service.core._reader(session_id, streams=streams)  # noqa: SLF001 -- both facades share it
+        return AsyncioInbox(reader, service)
 
     # ---- cleanup ----
 
@@ -373,7 +387,7 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
         task = asyncio.current_task()
         assert task is not None
         cancellations = task.cancelling()
-        async with self.open_inbox(session_id) as inbox:
+        async with self._reader(session_id, streams=False) as inbox:
             async for message in inbox:
                 try:
                     await generate(message, transport, server_id, user)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 import trio
 
-from trio_sessions._settings import seconds
+from trio_sessions._checks import seconds
 from trio_sessions.abc import Bell, InspectionStore, SessionStore, Worker
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.stores._one_run import OneRun

@@ -1,0 +1,36 @@
+"""What is given as a setting, checked at the door; errors name it."""
+
+import math
+
+__all__ = ["count", "seconds", "share"]
+
+
+def seconds(name: str, value: object) -> float:
+    """Return a duration given as ``name``, if it is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    try:
+        duration = float(value)
+    except OverflowError:
+        duration = math.inf
+    if not 0 < duration < math.inf:
+        raise ValueError(f"{name} must be a positive, finite number of seconds, not {duration!r}")
+    return duration
+
+
+def count(name: str, value: object) -> int:
+    """Return a number of things given as ``name``, if it is one, and at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
+    return value
+
+
+def share(name: str, value: object) -> float:
+    """Return a share given as ``name``, if it is one: 0.0 to 1.0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number from 0.0 to 1.0, not {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0.0 to 1.0 (1.0: off), not {value!r}")
+    return float(value)

@@ -1,0 +1,51 @@
+"""How many sessions there may be, and for how long."""
+
+from dataclasses import dataclass
+
+from trio_sessions._checks import count, seconds
+from trio_sessions.errors import NotSupported
+
+__all__ = ["NO_LIMITS", "Limits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a registry refuses or ends by itself; None: no limit. Durations are seconds.
+
+    Raises:
+        TypeError, ValueError: a limit is none; the message names it.
+        NotSupported: ``max_sessions_per_owner`` is not there yet.
+    """
+
+    max_sessions: int | None = None
+    """Held by one worker at a time: one more is refused, `TooManySessions`. An id that is held
+    already may be added again."""
+    max_sessions_per_owner: int | None = None
+    """Of one owner, held by all workers. Planned: to be counted in the database, in one step with
+    the write. None is the only value that is taken now."""
+    idle_timeout: float | None = None
+    """A session of which nothing was heard for longer is ended by the next pass. Heard of is the
+    end of each message handled, and `SessionRegistry.touch`. While a message is being handled, or
+    `SessionRegistry.open_inbox` is open, a session is not idle."""
+    max_age: float | None = None
+    """A session that this worker has held for longer is ended by the next pass, whatever it does.
+    Adding its id again here does not make it younger; another worker begins to count anew."""
+    revocation_ttl: float = 3600.0
+    """For so long the id of a session that was revoked here is refused, `SessionRevoked`."""
+    log_ttl: float = 600.0
+    """Planned: for so long the log of a session is kept after its worker has died."""
+
+    def __post_init__(self) -> None:
+        """Check every limit; durations come out as `float`."""
+        if self.max_sessions is not None:
+            count("limits.max_sessions", self.max_sessions)
+        if self.max_sessions_per_owner is not None:
+            count("limits.max_sessions_per_owner", self.max_sessions_per_owner)
+            raise NotSupported("limits.max_sessions_per_owner is not there yet: leave it None")
+        for name in ("idle_timeout", "max_age", "revocation_ttl", "log_ttl"):
+            value = getattr(self, name)
+            if value is not None or name.endswith("_ttl"):
+                object.__setattr__(self, name, seconds(f"limits.{name}", value))
+
+
+NO_LIMITS = Limits()
