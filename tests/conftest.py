@@ -107,9 +107,10 @@ def sqlite_url(tmp_path: Path) -> sa.URL:
 
 @pytest.fixture
 def nothing_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that count what is asked of a store: no stamp comes by itself, nothing is late."""
+    """For tests that count what is asked of a store: no stamp or look comes by itself."""
     monkeypatch.setattr("trio_sessions._settings._STAMP_INTERVAL", 3600.0)
     monkeypatch.setattr("trio_sessions._estimate._LEAST", 60.0)
+    monkeypatch.setattr("trio_sessions._revoking._LOOK", 3600.0)
 
 
 class Shared:

@@ -64,7 +64,7 @@ async def test_the_error_has_the_grants_that_are_missing(server: Database, role:
     name = schema(role)
     assert f"GRANT {ALL} ON {name}.trio_sessions TO {role.username}" in grants
     assert f"GRANT USAGE ON SEQUENCE {name}.trio_messages_id_seq TO {role.username}" in grants
-    assert len(grants) == 6
+    assert len(grants) == 7
     server.execute(*grants)
     await open_and_add(store)
 
@@ -73,7 +73,7 @@ async def test_the_error_has_the_grants_that_are_missing(server: Database, role:
     ("table", "right"),
     [
         (table, right)
-        for table in ("sessions", "messages", "fleet", "workers", "gone")
+        for table in ("sessions", "messages", "fleet", "workers", "gone", "revoked")
         for right in ALL.split(", ")
         if (table, right) != ("fleet", "DELETE")  # nothing is deleted there
     ],

@@ -11,7 +11,14 @@ from trio_sessions import StoreSchemaError, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.testing import FakeTransport
 
-OURS = {"trio_sessions", "trio_messages", "trio_fleet", "trio_workers", "trio_gone"}
+OURS = {
+    "trio_sessions",
+    "trio_messages",
+    "trio_fleet",
+    "trio_workers",
+    "trio_gone",
+    "trio_revoked",
+}
 
 
 class Database:
@@ -210,7 +217,7 @@ async def test_tables_of_the_version_before_that_must_not_be_altered(database: D
     """Opening says what is missing, and alters nothing."""
     create_old_tables(database)
     before = database.tables()
-    with pytest.raises(StoreSchemaError, match=r"'trio_(fleet|workers|gone)'"):
+    with pytest.raises(StoreSchemaError, match=r"'trio_(fleet|workers|gone|revoked)'"):
         await open_and_add(DatabaseStore(database.url, create_tables=False))
     assert database.tables() == before
 
@@ -406,6 +413,8 @@ def test_which_columns_may_be_empty_and_which_have_a_default() -> None:
         "trio_workers.draining",
         "trio_gone.history",
         "trio_gone.gone_at",
+        "trio_revoked.revoked_at",
+        "trio_revoked.reason",
     }
     assert {name for name, one in columns.items() if one.primary_key} == {
         "trio_sessions.session_id",
@@ -413,6 +422,7 @@ def test_which_columns_may_be_empty_and_which_have_a_default() -> None:
         "trio_fleet.id",
         "trio_workers.incarnation",
         "trio_gone.incarnation",
+        "trio_revoked.session_id",
     }
 
 

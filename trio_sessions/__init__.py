@@ -18,6 +18,8 @@ Layers, lower never imports higher (checked by import-linter)::
     _strays | _stamping      rows that no session has; stamps between the passes
     _restoring               what a new history means for the sessions
     _sessions                what has to happen when a session comes or goes
+    _draining                sessions that leave for another worker
+    _revoking                sessions that somebody has ended for good
     _leaving                 sessions on their way out
     _messages | _owners      their messages, one room; what is said of them
     _inspection              what operators ask
@@ -62,10 +64,17 @@ from trio_sessions.errors import (
 )
 from trio_sessions.inspection import SessionInfo, WorkerInfo, WorkerState
 from trio_sessions.limits import Limits
-from trio_sessions.types import CleanupReport, RegistryStatistics, RemovalReason, fingerprint
+from trio_sessions.types import (
+    CleanupReport,
+    DrainReport,
+    RegistryStatistics,
+    RemovalReason,
+    fingerprint,
+)
 
 __all__ = [
     "CleanupReport",
+    "DrainReport",
     "InvalidSessionId",
     "Limits",
     "MessageTooLarge",

@@ -97,6 +97,11 @@ class Brake:
                 self._answers += 1
                 self._newly_missing.append(entry)
 
+    @property
+    def has_missing(self) -> bool:
+        """Whether the evidence of this pass has rows that are gone."""
+        return bool(self._newly_missing or self._missing_again)
+
     def decide(self) -> Decision:
         """Decide on the evidence of a whole pass."""
         newly = [entry for entry in self._newly_missing if not entry.has_ended]

@@ -5,7 +5,7 @@ is: so nobody acts on a row that is not known to be this session's.
 """
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -120,10 +120,15 @@ class Claims:
         self._table = table
         self._counters = counters
         self._listeners: list[ClaimListener] = []
+        self._refused: list[Callable[[Entry], None]] = []
 
     def notify(self, listener: ClaimListener) -> None:
         """Tell ``listener`` of every claim that is answered."""
         self._listeners.append(listener)
+
+    def notify_refused(self, listener: Callable[[Entry], None]) -> None:
+        """Tell ``listener`` of every claim that was refused because its id is revoked."""
+        self._refused.append(listener)
 
     # ---- writing ----
 
@@ -190,6 +195,10 @@ class Claims:
         self.dropped(claimed.dropped)
         entry.pending.forget(claim)
         entry.confirm(claimed, self._witness.known)
+        if entry.is_revoked:
+            for refused in self._refused:
+                refused(entry)
+            return
         brings = claim.owner is not Keep.OWNER or claim.capabilities is not None
         if brings and entry.row is Row.LOST and not was_forgotten:
             logger.warning(

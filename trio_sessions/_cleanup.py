@@ -27,6 +27,7 @@ from trio_sessions._interrupts import uninterrupted
 from trio_sessions._limiting import over_limits
 from trio_sessions._portions import Portions
 from trio_sessions._restoring import Restorer
+from trio_sessions._revoking import Revoking
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
 from trio_sessions._strays import Strays
@@ -40,7 +41,7 @@ from trio_sessions._verdicts import (
     judge_rows,
 )
 from trio_sessions._witness import WentBack, Witness
-from trio_sessions.errors import OperationTooLong, RowUnavailable, SessionsError
+from trio_sessions.errors import NotSupported, OperationTooLong, RowUnavailable, SessionsError
 from trio_sessions.types import CleanupReport, RemovalReason, RowAnswers
 
 __all__ = ["Pass"]
@@ -83,6 +84,7 @@ class Pass:
         witness: Witness,
         sweeper: Sweeper,
         is_busy: Callable[[Entry], bool],
+        revoking: Revoking,
         settings: Settings,
     ) -> None:
         self.database_answered = True
@@ -101,6 +103,7 @@ class Pass:
         self._witness = witness
         self._sweeper = sweeper
         self._is_busy = is_busy
+        self._revoking = revoking
         self._settings = settings
         self._tally = _Tally()
         self._taken_over: list[Entry] = []
@@ -126,6 +129,7 @@ class Pass:
             await self._remove_missing(removals)
         await self._claims.delete_what_is_due()
         await self._stamp_and_sweep()
+        self._tally.ended[RemovalReason.REVOKED] += self._revoking.take_ended()
         return self._report(trio.current_time() - start)
 
     async def _notice_rewinds(self) -> None:
@@ -252,6 +256,8 @@ class Pass:
 
     async def _remove_missing(self, removals: trio.Nursery) -> None:
         """Remove whose row is gone or another worker's, now that all chunks were answered."""
+        if self._brake.has_missing:
+            await self._look_for_revoked()
         self._drop_old_evidence()
         decision = self._brake.decide()
         if decision.brakes:
@@ -266,6 +272,15 @@ class Pass:
         for part in chunked(decision.hold, _SLICE):
             self._tally.held += [one.session_id for one in part if self._table.holds(one)]
             await trio.lowlevel.checkpoint()
+
+    async def _look_for_revoked(self) -> None:
+        """Let go of those of the missing that were revoked: they are no reason to brake."""
+        try:
+            await self._revoking.look()
+        except NotSupported:
+            return
+        except SessionsError as exc:
+            logger.warning("cannot tell which of the missing sessions were revoked: %s", exc)
 
     async def _ask(self, entries: Sequence[Entry]) -> RowAnswers:
         """Ask for one chunk, in one transaction.

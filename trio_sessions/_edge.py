@@ -25,7 +25,14 @@ from trio_sessions._interrupts import lone_interrupt
 from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
 from trio_sessions._witness import Witness
-from trio_sessions.abc import Bell, InspectionStore, Part, SessionStore, Worker
+from trio_sessions.abc import (
+    Bell,
+    InspectionStore,
+    Part,
+    RevocationStore,
+    SessionStore,
+    Worker,
+)
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import (
     NotSupported,
@@ -34,6 +41,7 @@ from trio_sessions.errors import (
     SessionsError,
     StoreUnavailable,
 )
+from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.types import (
     Begun,
     Holder,
@@ -400,17 +408,42 @@ class Edge:
         Raises:
             NotSupported: the store lacks that part of the contract.
         """
-        store = self._store
-        if Part.INSPECTION not in store.parts:
-            raise NotSupported(
-                f"{type(store).__name__} does not keep the part of the contract for this: "
-                "trio_sessions.abc.InspectionStore"
-            )
+        store = cast("InspectionStore", self._keeps(Part.INSPECTION, "InspectionStore"))
+        return await self._question(lambda: question(store, self.worker), kind, may_leave=may_leave)
+
+    async def revoke(self, revocation: Revocation, *, limit: int) -> Revoked:
+        """Mark ids as revoked, and delete their rows.
+
+        Raises:
+            NotSupported: the store lacks that part of the contract.
+        """
+        store = cast("RevocationStore", self._keeps(Part.REVOCATION, "RevocationStore"))
         return await self._question(
-            lambda: question(cast("InspectionStore", store), self.worker),
-            kind,
-            may_leave=may_leave,
+            lambda: store.revoke(self.worker, revocation, limit=limit), Revoked, may_leave=False
         )
+
+    async def revocations(self, within: float) -> list[Mark]:
+        """Return the marks that were made so many seconds ago or later.
+
+        Raises:
+            NotSupported: the store lacks that part of the contract.
+        """
+        store = cast("RevocationStore", self._keeps(Part.REVOCATION, "RevocationStore"))
+        return await self._question(
+            lambda: store.revocations(self.worker, within=within), list, may_leave=False
+        )
+
+    def keeps(self, part: Part) -> bool:
+        """Say whether the store keeps a part of the contract."""
+        return part in self._store.parts
+
+    def _keeps(self, part: Part, contract: str) -> SessionStore:
+        if not self.keeps(part):
+            raise NotSupported(
+                f"{type(self._store).__name__} does not keep the part of the contract for this: "
+                f"trio_sessions.abc.{contract}"
+            )
+        return self._store
 
     async def waiting(self) -> list[str]:
         """Return the ids of sessions of this worker for which messages are stored."""

@@ -177,6 +177,7 @@ class Entry:
         "generation",
         "has_ended",
         "held_since",
+        "is_revoked",
         "pending",
         "removal",
         "session_id",
@@ -223,6 +224,8 @@ class Entry:
             self._holder, self._capabilities, self._told_in = replaced.told
         self.has_ended = False
         """It has left the table; a pass may ask this of all that are missing at once."""
+        self.is_revoked = False
+        """Its claim was refused, because its id is revoked."""
         self.removal: RemovalReason | None = None
         """Why it has ended; None: it has not."""
         self._ended: trio.Event | None = None
@@ -276,7 +279,8 @@ class Entry:
             claimed: the answer.
             stamp: of this worker, not lower than the one that the claim's batch has set.
         """
-        lost = claimed.outcome is Outcome.LOST
+        self.is_revoked = claimed.outcome is Outcome.REVOKED
+        lost = self.is_revoked or claimed.outcome is Outcome.LOST
         if not lost:
             self._born = claimed.born
             self._holder, self._capabilities = claimed.holder, claimed.capabilities

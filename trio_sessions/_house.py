@@ -20,6 +20,7 @@ from trio_sessions._calls import TransportCalls
 from trio_sessions._claims import Claims
 from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
+from trio_sessions._draining import Draining
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Row
 from trio_sessions._histories import Histories
@@ -29,6 +30,7 @@ from trio_sessions._messages import Messages
 from trio_sessions._owners import Owners
 from trio_sessions._passes import Passes
 from trio_sessions._restoring import Restorer
+from trio_sessions._revoking import Revoking
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
 from trio_sessions._stamping import keep_stamping
@@ -36,6 +38,7 @@ from trio_sessions._strays import Strays
 from trio_sessions._table import LocalTable
 from trio_sessions._witness import Witness
 from trio_sessions._writer import Writer
+from trio_sessions.abc import Part
 from trio_sessions.types import RegistryStatistics
 
 __all__ = ["House"]
@@ -99,6 +102,22 @@ class House:
             counters=counters,
             settings=settings,
         )
+        self.draining = Draining(
+            admission=self.admission,
+            edge=edge,
+            histories=histories,
+            table=table,
+            messages=self.messages,
+            sessions=self.sessions,
+            departures=departures,
+        )
+        self.revoking = Revoking(
+            edge=edge,
+            table=table,
+            claims=claims,
+            sessions=self.sessions,
+            settings=settings,
+        )
         self.passes = Passes(
             table=table,
             calls=calls,
@@ -106,6 +125,7 @@ class House:
             claims=claims,
             sessions=self.sessions,
             messages=self.messages,
+            revoking=self.revoking,
             restorer=self._restorer,
             strays=Strays(edge=edge, claims=claims, departures=departures, table=table),
             witness=witness,
@@ -146,6 +166,9 @@ class House:
                 interval=self.settings.stamp_interval,
             )
         )
+
+        if self._edge.keeps(Part.REVOCATION):
+            self.background.start_lasting(self.revoking.keep_looking)
 
     def read_messages(self) -> None:
         """Start the loops that read messages, unless they run."""

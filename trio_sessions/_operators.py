@@ -1,15 +1,18 @@
 """The part of the registry's public surface that is about all workers, for operators."""
 
+from trio_sessions._checks import seconds
 from trio_sessions._edge import INHERITED
 from trio_sessions._house import House
 from trio_sessions._inspection import Workers
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._library import check_trio
 from trio_sessions.errors import RegistryClosed
-from trio_sessions.inspection import SessionInfo, check_limit, select
-from trio_sessions.types import check_session_id
+from trio_sessions.inspection import Selection, SessionInfo, check_limit, select
+from trio_sessions.types import DrainReport, check_session_id
 
 __all__ = ["OperatorMethods"]
+
+_REASON = 1000  # characters
 
 
 @uninterrupted
@@ -69,6 +72,83 @@ class OperatorMethods:
         self._check_open()
         return await self._house.inspection.page(selection, after=after or "", limit=limit)
 
+    async def drain(self, timeout: float) -> DrainReport:
+        """Let this worker's sessions leave for other workers, before it is stopped.
+
+        From now on `add_session` raises `RegistryDraining` for ids that are not held here, and
+        `workers.list()` shows it. Each session is told to leave (`RemovalReason.DRAINED`) as soon
+        as no message to it is being handled or waits in memory alone; those that are busy when the
+        time is over are cut. The row of a session that was told stays until its client comes back
+        at another worker, which gets the stored messages with it; the drain waits for that, too.
+        Close the registry afterwards: what nobody has come for is deleted then.
+
+        Args:
+            timeout: seconds, 0 or more; then it takes ``disconnect_timeout`` at most.
+
+        Raises:
+            TypeError, ValueError: ``timeout`` is no such number.
+            RegistryClosed: the registry is closed.
+
+        Cancellation: it stays closed to new sessions, and may be drained again.
+        """
+        check_trio()
+        if timeout != 0 or isinstance(timeout, bool):
+            timeout = seconds("timeout", timeout)
+        self._check_open()
+        return await self._house.draining.drain(timeout)
+
+    async def revoke(
+        self,
+        *session_ids: str,
+        owner: str | None = None,
+        worker_id: str | None = None,
+        older_than: float | None = None,
+        reason: str = "",
+    ) -> int:
+        """End sessions for good, whoever holds them, and refuse their ids for a time.
+
+        Their rows go with messages, owner and capabilities, in the same step in which the ids are
+        marked; this worker lets go of its own at once, every other one within a second, and
+        disconnects their transports with `RemovalReason.REVOKED`. For ``limits.revocation_ttl`` of
+        this worker nothing brings them back: `add_session` raises `SessionRevoked` at every worker.
+
+        Args:
+            session_ids: these sessions; an id without a session is marked, too.
+            owner: or: all sessions of this owner; with what follows, those that fit all of it.
+            worker_id: all sessions that a worker of this name holds.
+            older_than: all sessions that were created more than so many seconds ago.
+            reason: for whoever reads the table; at most 1,000 characters.
+
+        Returns:
+            How many sessions the database knew of them. Those of a selection are found by their
+            rows: one that could not be written yet is not among them.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong, or there are ids and a selection, or
+                neither: nobody is meant by everybody.
+            StoreUnavailable: the database is away, or a row is locked: some may have been revoked.
+                It may be asked for again.
+            NotSupported: the store lacks this part of the contract.
+            RegistryClosed: the registry is closed.
+
+        Cancellation: some may have been revoked.
+        """
+        check_trio()
+        for session_id in session_ids:
+            check_session_id(session_id)
+        selection = select(owner=owner, worker_id=worker_id, older_than=older_than)
+        is_selected = selection != Selection()
+        if is_selected is bool(session_ids):
+            raise ValueError(
+                "revoke() takes session ids, or at least one of owner, worker_id and older_than; "
+                "not both, and not neither"
+            )
+        _check_reason(reason)
+        self._check_open()
+        return await self._house.revoking.revoke(
+            session_ids, selection if is_selected else None, reason
+        )
+
     async def describe_session(self, session_id: str) -> SessionInfo | None:
         """Return what the database knows of a session, whoever holds it; None: there is none.
 
@@ -85,3 +165,10 @@ class OperatorMethods:
         check_session_id(session_id)
         self._check_open()
         return await self._house.inspection.describe(session_id)
+
+
+def _check_reason(reason: object) -> None:
+    if not isinstance(reason, str):
+        raise TypeError(f"reason must be a str, not {type(reason).__name__}")
+    if len(reason) > _REASON or "\0" in reason:
+        raise ValueError(f"reason must have at most {_REASON} characters, and no NUL")

@@ -15,6 +15,7 @@ from trio_sessions._messages import Messages
 from trio_sessions._pacing import keep_pace
 from trio_sessions._portions import Portions
 from trio_sessions._restoring import Restorer
+from trio_sessions._revoking import Revoking
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
 from trio_sessions._strays import Strays
@@ -53,6 +54,7 @@ class Passes:
         claims: Claims,
         sessions: Sessions,
         messages: Messages,
+        revoking: Revoking,
         restorer: Restorer,
         strays: Strays,
         witness: Witness,
@@ -66,6 +68,7 @@ class Passes:
         self._claims = claims
         self._sessions = sessions
         self._messages = messages
+        self._revoking = revoking
         self._restorer = restorer
         self._strays = strays
         self._witness = witness
@@ -123,6 +126,7 @@ class Passes:
             witness=self._witness,
             sweeper=self._sweeper,
             is_busy=self._messages.is_busy,
+            revoking=self._revoking,
             settings=self._settings,
         )
 

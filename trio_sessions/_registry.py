@@ -75,6 +75,7 @@ class SessionRegistry(OperatorMethods):
             TypeError: ``transport`` lacks ``is_connected()`` or ``disconnect()``.
             TooManySessions: ``limits.max_sessions`` lets no new one in; nothing was written.
             RegistryDraining: this worker is being drained, and takes no new one.
+            SessionRevoked: the id was revoked; the transport was disconnected.
             RegistryClosed: the registry is closed.
 
         Cancellation: the session stays added, and its row is written all the same.

@@ -24,6 +24,7 @@ from trio_sessions._orders import Order
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import Transport
+from trio_sessions.errors import SessionRevoked
 from trio_sessions.types import OnRemoved, RemovalReason, fingerprint
 from trio_sessions.writes import Claimed
 
@@ -68,6 +69,9 @@ class Sessions:
     async def add(self, session_id: str, transport: Transport) -> None:
         """Hold a session from now on, and wait until its row has been claimed, or could not be.
 
+        Raises:
+            SessionRevoked: its id is revoked; it is not held any more.
+
         Cancellation: all of it goes on.
         """
         entry, replaced = self._table.put(session_id, transport, trio.current_time())
@@ -80,6 +84,11 @@ class Sessions:
         await self._wait_claimed(entry, claim)
         if disconnecting is not None:
             await disconnecting.wait()
+        if entry.is_revoked:
+            raise SessionRevoked(
+                f"session {fingerprint(session_id)} was revoked, and its id is refused for "
+                "limits.revocation_ttl: its transport was disconnected"
+            )
 
     async def _wait_claimed(self, entry: Entry, claim: Order[Claimed]) -> None:
         await claim.settled()
@@ -127,6 +136,21 @@ class Sessions:
         self._see_off(gone, leaving, moved=reason in _MOVED)
         return leaving
 
+    def hand_over(self, entries: Sequence[Entry]) -> tuple[list[Entry], trio.Event | None]:
+        """End those of these sessions that are still here, for their clients to go elsewhere.
+
+        Their rows stay, as what has departed and is not due, until `Departures.finish` is told.
+
+        Returns:
+            Those sessions; and what is set when their transports have been disconnected.
+        """
+        gone = [one for one in entries if self._table.discard(one, RemovalReason.DRAINED)]
+        if not gone:
+            return gone, None
+        self._departures.begin(gone)
+        self._messages.depart(gone, moved=True)
+        return gone, self._background.start_job(self._part, gone)
+
     async def end_all(self) -> list[Leaving]:
         """End every session, when none can be added any more."""
         ended = list[Leaving]()
@@ -168,6 +192,15 @@ class Sessions:
                 len(leaving.entries),
                 error,
             )
+
+    async def _part(self, entries: Sequence[Entry]) -> None:
+        """Disconnect the transports of sessions that are handed over."""
+        disconnecting = Disconnecting(self._counters)
+        timeout = self._settings.disconnect_timeout
+        await self._calls.disconnect(entries, timeout, disconnecting)
+        disconnecting.log_failures()
+        if self._settings.on_removed is not None:
+            await self._tell(self._settings.on_removed, entries)
 
     async def _tell(self, on_removed: OnRemoved, entries: Sequence[Entry]) -> None:
         """Tell whoever follows the removals."""

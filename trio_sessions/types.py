@@ -14,6 +14,7 @@ __all__ = [
     "Begun",
     "Capabilities",
     "CleanupReport",
+    "DrainReport",
     "Holder",
     "OnRemoved",
     "Presence",
@@ -161,6 +162,22 @@ class CleanupReport:
     """Rows of other, dead workers that were swept."""
     duration: float
     """Seconds that the pass took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainReport:
+    """What a drain did. Session ids in it are the real ones: do not log it whole."""
+
+    drained: tuple[str, ...]
+    """Told to leave, with `RemovalReason.DRAINED`, when nothing was under way for them."""
+    left: tuple[str, ...]
+    """Gone by themselves meanwhile."""
+    cut: tuple[str, ...]
+    """Told so at the end, although a message was being handled, or waited in memory alone."""
+    waiting: int
+    """Sessions with stored messages that nobody has come for in time."""
+    duration: float
+    """Seconds that the drain took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

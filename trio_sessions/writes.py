@@ -24,6 +24,7 @@ from trio_sessions.types import Capabilities, Holder, Sent, Stamp
 
 __all__ = [
     "ANSWERS",
+    "REFUSED",
     "Acknowledge",
     "Answer",
     "Batch",
@@ -197,6 +198,9 @@ class Outcome(enum.Enum):
     """Another incarnation held the row; owner and messages of the session live on."""
     LOST = "lost"
     """Another incarnation holds the row and has taken it later. Nothing was changed."""
+    REVOKED = "revoked"
+    """The id was revoked, and is refused for a time (`trio_sessions.abc.RevocationStore`). Nothing
+    was changed; what the answer says of a row means nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +217,15 @@ class Claimed:
     was lost is told `Outcome.KEPT`, but the same birth."""
     dropped: int = 0
     """Messages of a session that had ended, which went with its row."""
+
+
+REFUSED = Claimed(
+    outcome=Outcome.REVOKED,
+    holder=Holder(worker_id="", incarnation=""),
+    capabilities=None,
+    born="",
+)
+"""The answer to the claim of an id that was revoked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -286,6 +286,11 @@ class Inbox:
         return self._reader
 
     @property
+    def is_quiet(self) -> bool:
+        """Whether no message is in hand, and none in memory that is not stored, too."""
+        return not self._hand and all(one.row is not None for one in self._line)
+
+    @property
     def is_busy(self) -> bool:
         """Whether a message is in hand, or it is open and keeps its session in use by that."""
         return bool(self._hand) or (self._reader is not None and self._streams)

@@ -243,6 +243,11 @@ class Messages:
         inbox = self._inboxes.get(entry.session_id)
         return inbox is not None and inbox.is_busy
 
+    def is_quiet(self, entry: Entry) -> bool:
+        """Say whether no message of a session is in hand, or in memory alone."""
+        inbox = self._inboxes.get(entry.session_id)
+        return inbox is None or inbox.is_quiet
+
     def _acknowledge(self, inbox: Inbox, row: int) -> None:
         if self._inboxes.get(inbox.session_id) is inbox:
             self._receipts.note(inbox, row)

@@ -8,6 +8,7 @@ part.
 
 from trio_sessions.abc._inspection import InspectionStore
 from trio_sessions.abc._messages import Bell, MessageStore
+from trio_sessions.abc._revocation import RevocationStore
 from trio_sessions.abc._rows import RowStore
 from trio_sessions.abc._stem import Part, Store, Worker
 from trio_sessions.abc._store import SessionStore
@@ -19,6 +20,7 @@ __all__ = [
     "InspectionStore",
     "MessageStore",
     "Part",
+    "RevocationStore",
     "RowStore",
     "SessionStore",
     "Store",

@@ -23,6 +23,8 @@ class Part(enum.Enum):
     """`WorkerStore`."""
     INSPECTION = "inspection"
     """`InspectionStore`; a registry works without it, and says so when it is asked."""
+    REVOCATION = "revocation"
+    """`RevocationStore`; likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

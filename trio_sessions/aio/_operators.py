@@ -7,6 +7,7 @@ from typing import Any
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions.aio._asking import Asking
 from trio_sessions.inspection import SessionInfo, WorkerInfo
+from trio_sessions.types import DrainReport
 
 __all__ = ["OperatorMethods", "Workers"]
 
@@ -57,6 +58,28 @@ class OperatorMethods(Asking):
             limit=limit,
         )
         return await self._call(ask)
+
+    async def drain(self, timeout: float) -> DrainReport:
+        """Let this worker's sessions leave; see `trio_sessions.SessionRegistry.drain`."""
+        return await self._call(lambda core: core.drain(timeout))
+
+    async def revoke(
+        self,
+        *session_ids: str,
+        owner: str | None = None,
+        worker_id: str | None = None,
+        older_than: float | None = None,
+        reason: str = "",
+    ) -> int:
+        """End sessions for good; see `trio_sessions.SessionRegistry.revoke`."""
+        revoke = partial(
+            TrioRegistry.revoke,
+            owner=owner,
+            worker_id=worker_id,
+            older_than=older_than,
+            reason=reason,
+        )
+        return await self._call(lambda core: revoke(core, *session_ids))
 
     async def describe_session(self, session_id: str) -> SessionInfo | None:
         """Return what is known of a session; None: there is none.

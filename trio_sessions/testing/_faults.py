@@ -10,9 +10,17 @@ from typing import TypeVar, cast
 
 import trio
 
-from trio_sessions.abc import Bell, InspectionStore, Part, SessionStore, Worker
+from trio_sessions.abc import (
+    Bell,
+    InspectionStore,
+    Part,
+    RevocationStore,
+    SessionStore,
+    Worker,
+)
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
+from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.types import (
     Begun,
     Holder,
@@ -32,7 +40,7 @@ T = TypeVar("T")
 
 _OPERATIONS = frozenset(
     name
-    for contract in (SessionStore, InspectionStore)
+    for contract in (SessionStore, InspectionStore, RevocationStore)
     for name, value in inspect.getmembers(contract, inspect.isfunction)
     if not name.startswith("_")
 )
@@ -72,7 +80,7 @@ class _PausedBell:
         return rung
 
 
-class FaultyStore(SessionStore, InspectionStore):
+class FaultyStore(SessionStore, InspectionStore, RevocationStore):
     """Wraps a store; one for each worker makes a fault that only this worker sees.
 
     `fail` makes all operations, some, or only the next few run into a fault; `heal` ends it.
@@ -300,6 +308,22 @@ class FaultyStore(SessionStore, InspectionStore):
     async def describe(self, worker: Worker, session_id: str) -> SessionInfo | None:
         """Describe a session, or fail; see `InspectionStore.describe`."""
         return await self._through("describe", lambda: self._inspected.describe(worker, session_id))
+
+    @property
+    def _revoker(self) -> RevocationStore:
+        return cast("RevocationStore", self._store)
+
+    async def revoke(self, worker: Worker, revocation: Revocation, *, limit: int) -> Revoked:
+        """Revoke, or fail; see `RevocationStore.revoke`."""
+        return await self._through(
+            "revoke", lambda: self._revoker.revoke(worker, revocation, limit=limit)
+        )
+
+    async def revocations(self, worker: Worker, *, within: float) -> list[Mark]:
+        """Return what was revoked, or fail; see `RevocationStore.revocations`."""
+        return await self._through(
+            "revocations", lambda: self._revoker.revocations(worker, within=within)
+        )
 
     async def waiting(self, worker: Worker) -> list[str]:
         """List sessions with messages, or fail; see `SessionStore.waiting`."""

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from trio_sessions.abc import Bell, Worker
 from trio_sessions.errors import RowUnavailable
+from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.stores.database._bell import BellSource
 from trio_sessions.types import (
     Begun,
@@ -148,6 +149,8 @@ class Operations:
     fetch: Callable[
         [sa.Connection, Worker, Sequence[Wanted]], Mapping[str, Sequence[StoredMessage]]
     ]
+    revoke: Callable[[sa.Connection, Revocation, int], Revoked]
+    revocations: Callable[[sa.Connection, float], list[Mark]]
     open_bell: Callable[[BellSource, Worker], AbstractAsyncContextManager[Bell]]
     """Return what tells of messages, by the best means that the database has."""
 

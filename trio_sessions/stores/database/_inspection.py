@@ -14,7 +14,7 @@ from trio_sessions.stores.database._questions import Asker, Questions
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._expiry import has_gone
 
-__all__ = ["Inspection"]
+__all__ = ["Inspection", "selected"]
 
 
 class Inspection:
@@ -75,7 +75,7 @@ class Inspection:
             waiting.label("waiting"),
             *life,
         )
-        self._row = row
+        self._tables = tables
         said: dict[str, Any] = {"data": sa.bindparam("data"), "draining": sa.bindparam("draining")}
         mine = worker.incarnation == sa.bindparam("own_incarnation")
         self._announce = sa.update(tables.workers).where(mine).values(said)
@@ -116,16 +116,22 @@ class Inspection:
 
     def page(self, selection: Selection, after: str, limit: int) -> sa.Select[Any]:
         """Return the select of one page of sessions; a plan test looks at it."""
-        row = self._row
-        question = self._sessions.where(row.session_id > after)
-        if selection.owner is not None:
-            question = question.where(row.owner == selection.owner)
-        if selection.worker_id is not None:
-            question = question.where(row.worker_id == selection.worker_id)
-        if selection.older_than is not None:
-            moment = ago(sa.literal(selection.older_than, sa.Float))
-            question = question.where(row.created_at < moment)
-        return question.order_by(row.session_id).limit(limit)
+        session_id = self._tables.sessions.c.session_id
+        question = selected(self._sessions.where(session_id > after), self._tables, selection)
+        return question.order_by(session_id).limit(limit)
+
+
+def selected(question: sa.Select[Any], tables: Tables, selection: Selection) -> sa.Select[Any]:
+    """Return a question for the sessions alone that are meant."""
+    row = tables.sessions.c
+    if selection.owner is not None:
+        question = question.where(row.owner == selection.owner)
+    if selection.worker_id is not None:
+        question = question.where(row.worker_id == selection.worker_id)
+    if selection.older_than is not None:
+        moment = ago(sa.literal(selection.older_than, sa.Float))
+        question = question.where(row.created_at < moment)
+    return question
 
 
 def _session(found: Any) -> SessionInfo:

@@ -38,6 +38,7 @@ class Tables:
     fleet: sa.Table
     workers: sa.Table
     gone: sa.Table
+    revoked: sa.Table
 
 
 def metadata(table_prefix: str = "trio_") -> sa.MetaData:
@@ -152,7 +153,15 @@ def tables(prefix: str) -> Tables:
         sa.Column("history", sa.String(32), nullable=False, server_default=""),
         sa.Column("gone_at", moment, nullable=False, server_default=now()),
     )
-    return Tables(meta, sessions, messages, fleet, workers, gone)
+    revoked = sa.Table(
+        f"{prefix}revoked",
+        meta,
+        sa.Column("session_id", session_id, primary_key=True),
+        sa.Column("revoked_at", moment, nullable=False, server_default=now(), index=True),
+        sa.Column("until", moment, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False, server_default=""),
+    )
+    return Tables(meta, sessions, messages, fleet, workers, gone, revoked)
 
 
 def _session_id(databases: Iterable[Database]) -> _Type:

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 import trio
 
 from trio_sessions._checks import seconds
-from trio_sessions.abc import Bell, InspectionStore, SessionStore, Worker
+from trio_sessions.abc import Bell, InspectionStore, RevocationStore, SessionStore, Worker
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
+from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.database._connections import Connections, note_process
 from trio_sessions.stores.database._database import find
@@ -36,7 +37,7 @@ __all__ = ["DatabaseStore"]
 T = TypeVar("T")
 
 
-class DatabaseStore(SessionStore, InspectionStore):
+class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
     """Rows in SQLite or PostgreSQL, one operation, one thread, one transaction.
 
     The engine is made when the first registry opens the store, never earlier, so the
@@ -294,6 +295,18 @@ class DatabaseStore(SessionStore, InspectionStore):
             lambda connection: self._inspection.describe(
                 connection, self._asker(worker), session_id
             ),
+        )
+
+    async def revoke(self, worker: Worker, revocation: Revocation, *, limit: int) -> Revoked:
+        """Mark ids, and delete their rows; see `RevocationStore.revoke`."""
+        return await self.run(
+            worker, lambda connection: self._operations.revoke(connection, revocation, limit)
+        )
+
+    async def revocations(self, worker: Worker, *, within: float) -> list[Mark]:
+        """Return ids that were marked lately; see `RevocationStore.revocations`."""
+        return await self._ask(
+            worker, lambda connection: self._operations.revocations(connection, within)
         )
 
     # ---- messages ----

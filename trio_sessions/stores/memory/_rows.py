@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from trio_sessions.abc import Worker
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores._pieces import PIECE
+from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.types import Capabilities, Holder, Sent
 from trio_sessions.writes import (
+    REFUSED,
     Acknowledge,
     Answer,
     Claim,
@@ -75,6 +77,7 @@ class Rows(dict[str, Row]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.marks = Marks()
         self._births = Numbers()
         self._message_ids = Numbers()
 
@@ -192,6 +195,8 @@ class Rows(dict[str, Row]):
     def _claim(
         self, worker: Worker, claim: Claim, now: float, taken_at: float
     ) -> Claimed | Unfinished:
+        if self.marks.has(claim.session_id, now):
+            return REFUSED
         dropped = 0
         row = self._living(worker, claim.session_id, claim.ended)
         if row is None:

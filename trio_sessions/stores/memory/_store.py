@@ -9,10 +9,11 @@ from typing import NoReturn, TypeVar
 
 import trio
 
-from trio_sessions.abc import Bell, InspectionStore, SessionStore, Worker
+from trio_sessions.abc import Bell, InspectionStore, RevocationStore, SessionStore, Worker
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
+from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.stores._doubt import IN_DOUBT
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.memory._inspection import inform, page
@@ -61,7 +62,7 @@ class _Run:
         self.bells: dict[str, _Bell] = {}
 
 
-class MemoryStore(SessionStore, InspectionStore):
+class MemoryStore(SessionStore, InspectionStore, RevocationStore):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
     Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
@@ -130,6 +131,7 @@ class MemoryStore(SessionStore, InspectionStore):
             row.created_at = row.taken_at = row.last_accessed = now
             for message in row.messages.values():
                 message.stored_at = now
+        self._rows.marks.restart_clock(now)
         self._workers.restart_clock(now, has_rows=bool(self._rows))
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
@@ -228,6 +230,29 @@ class MemoryStore(SessionStore, InspectionStore):
         """Raise, for what is not there may have been forgotten."""
         await self._answer(None)
         raise StoreUnavailable(IN_DOUBT)
+
+    async def revoke(self, worker: Worker, revocation: Revocation, *, limit: int) -> Revoked:
+        """Mark ids, and delete their rows; see `RevocationStore.revoke`."""
+        await self._begin()
+        now = self._now()
+        self._rows.marks.purge(now)
+        if revocation.session_ids is not None:
+            ids, more = list(dict.fromkeys(revocation.session_ids)), False
+        else:
+            assert revocation.selection is not None
+            chosen = page(self._rows, revocation.selection, now, after="", limit=limit)
+            ids = [session_id for session_id, _ in chosen]
+            more = len(ids) >= limit
+        gone = 0
+        for session_id in ids:
+            self._rows.marks.mark(session_id, now, revocation.ttl)
+            gone += self._rows.pop(session_id, None) is not None
+        return await self._answer(Revoked(sessions=gone, more=more))
+
+    async def revocations(self, worker: Worker, *, within: float) -> list[Mark]:
+        """Return ids that were marked lately; see `RevocationStore.revocations`."""
+        await self._begin()
+        return await self._answer(self._rows.marks.fresh(self._now(), within))
 
     # ---- owners and capabilities ----
 

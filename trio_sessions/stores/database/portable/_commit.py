@@ -4,7 +4,7 @@ One select reads the rows of all writes and locks them, Python decides, and the 
 carries it out. What was decided is still true then, because nobody else writes meanwhile.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,11 +17,13 @@ from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._clear import Clear
 from trio_sessions.stores.database.portable._grammar import Grammar
 from trio_sessions.stores.database.portable._plan import Plan, claimed, decide, rests_on_absence
+from trio_sessions.stores.database.portable._revocation import is_revoked
 from trio_sessions.stores.database.portable._witness import Witness, goes_on
 from trio_sessions.types import Sent, Stamp
 from trio_sessions.writes import (
     Answer,
     Batch,
+    Claim,
     Committed,
     Outcome,
     Verdict,
@@ -59,6 +61,8 @@ class Commit:
             .order_by(row.session_id)
             .with_for_update()
         )
+        marked = tables.revoked.c.session_id
+        self._marks = sa.select(marked).where(among(marked), is_revoked(tables))
         self._clear = Clear(tables, grammar)
         self._delete = sa.delete(tables.sessions).where(among(row.session_id))
         taken_at = ago(sa.bindparam("age", type_=sa.Float))
@@ -142,9 +146,15 @@ class Commit:
         in_doubt = any(
             rests_on_absence(worker, write, rows.get(write.session_id)) for write in batch.writes
         ) and bool(connection.execute(self._doubt).scalar())
-        plan = decide(worker, batch, rows, waited(), in_doubt=in_doubt)
+        revoked = self._revoked(connection, [claim.session_id for _, claim in batch.of(Claim)])
+        plan = decide(worker, batch, rows, waited(), revoked=revoked, in_doubt=in_doubt)
         self._carry_out(connection, plan)
         return plan.answers
+
+    def _revoked(self, connection: sa.Connection, session_ids: Sequence[str]) -> frozenset[str]:
+        if not session_ids:
+            return frozenset()
+        return frozenset(connection.execute(self._marks, self._among(session_ids)).scalars())
 
     def _among(self, session_ids: Iterable[str]) -> dict[str, Any]:
         return {"session_ids": self._encode_ids(sorted(set(session_ids)))}

@@ -8,6 +8,7 @@ from trio_sessions.abc import Worker
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.types import Capabilities, Holder
 from trio_sessions.writes import (
+    REFUSED,
     Acknowledge,
     Answer,
     Batch,
@@ -102,7 +103,13 @@ def rests_on_absence(worker: Worker, write: Write[object], row: Any) -> bool:
 
 
 def decide(
-    worker: Worker, batch: Batch, rows: Mapping[str, Any], waited: float, *, in_doubt: bool
+    worker: Worker,
+    batch: Batch,
+    rows: Mapping[str, Any],
+    waited: float,
+    *,
+    revoked: Collection[str],
+    in_doubt: bool,
 ) -> Plan:
     """Decide what a batch does to the rows that there are.
 
@@ -111,13 +118,15 @@ def decide(
         batch: the batch.
         rows: the rows by session id.
         waited: seconds since the ages were told that are in the batch.
+        revoked: ids that no claim may bring back.
         in_doubt: what is not there may have been forgotten.
     """
     plan = Plan(answers=[None] * len(batch.writes))
     for place, write in enumerate(batch.writes):
         row = rows.get(write.session_id)
-        if in_doubt and rests_on_absence(worker, write, row):
-            plan.answers[place] = doubtful()
+        refusal = _refusal(worker, write, row, revoked, in_doubt=in_doubt)
+        if refusal is not None:
+            plan.answers[place] = refusal
             continue
         match write:
             case Claim():
@@ -143,6 +152,15 @@ def decide(
                         {"which": write.session_id, "message_id": one} for one in write.message_ids
                     ]
     return plan
+
+
+def _refusal(
+    worker: Worker, write: Write[object], row: Any, revoked: Collection[str], *, in_doubt: bool
+) -> Answer:
+    """Return the answer to a write that may not be done whatever its row is; else None."""
+    if isinstance(write, Claim) and write.session_id in revoked:
+        return REFUSED
+    return doubtful() if in_doubt and rests_on_absence(worker, write, row) else None
 
 
 def _claim(plan: Plan, worker: Worker, claim: Claim, row: Any, waited: float) -> Outcome:

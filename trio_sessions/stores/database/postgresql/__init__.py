@@ -8,12 +8,14 @@ transaction mode (with ``server_timeouts=False, listen=False``).
 from contextlib import AbstractAsyncContextManager
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.database._bell import BellSource, poll
 from trio_sessions.stores.database._database import Database, Operations
 from trio_sessions.stores.database._questions import Questions
 from trio_sessions.stores.database._schema import Tables, create_missing
+from trio_sessions.stores.database.portable._revocation import Revocations
 from trio_sessions.stores.database.postgresql._batch import Commit
 from trio_sessions.stores.database.postgresql._connections import (
     Shutdown,
@@ -59,6 +61,7 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
 
         return listen(source, worker, f"{names.channels}{worker.incarnation}")
 
+    marks = Revocations(tables, insert=postgresql.insert, transaction=transaction)
     return Operations(
         check=check_opening(tables),
         create_tables=create_tables,
@@ -69,6 +72,8 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
         stamp=workers.stamp,
         sweep=Sweep(tables),
         fetch=Fetch(tables),
+        revoke=marks.revoke,
+        revocations=marks.revocations,
         open_bell=open_bell,
     )
 

@@ -15,7 +15,7 @@ from trio_sessions.stores.database.postgresql._kinds import (
     own,
 )
 from trio_sessions.types import Capabilities, Holder
-from trio_sessions.writes import Claim, Claimed, Delete, Keep, Outcome, Unfinished
+from trio_sessions.writes import REFUSED, Claim, Claimed, Delete, Keep, Outcome, Unfinished
 
 __all__ = ["CLAIMS", "DELETIONS"]
 
@@ -71,11 +71,16 @@ def _claims(names: Names) -> str:
     ``there`` and the lock are of one snapshot: what is there and cannot be locked is locked by
     somebody else, or was deleted just now. What is not there and cannot be inserted was
     inserted by somebody else just now. Both are to be asked again. ``late`` is a claim of an
-    earlier generation than that of the row.
+    earlier generation than that of the row. A revoked id is refused before anything is locked.
     """
-    return f"""{asked(names, "claims", _CLAIM)}, claim_locks AS MATERIALIZED (
+    return f"""{asked(names, "claims", _CLAIM)}, claim_revoked AS MATERIALIZED (
+            SELECT r.session_id AS id FROM {names.revoked} AS r
+            WHERE r.session_id = ANY (ARRAY(SELECT id FROM claims)) AND r.until > clock_timestamp()
+        ), claim_locks AS MATERIALIZED (
             SELECT s.* FROM {names.sessions} AS s
-            WHERE s.session_id = ANY (ARRAY(SELECT id FROM claims WHERE there))
+            WHERE s.session_id = ANY (ARRAY(
+                SELECT id FROM claims WHERE there AND id NOT IN (SELECT id FROM claim_revoked)
+            ))
             ORDER BY s.session_id FOR UPDATE SKIP LOCKED
         ), claim_found AS MATERIALIZED (
             SELECT c.*, CASE
@@ -121,7 +126,8 @@ def _claims(names: Names) -> str:
             )
             SELECT c.id, {OWN["worker_id"]}, {OWN["incarnation"]}, c.generation, c.owner,
                 c.capabilities, c.elicitation, clock_timestamp(), {_TAKEN_AT}, clock_timestamp()
-            FROM claims AS c WHERE NOT c.there ORDER BY c.id
+            FROM claims AS c
+            WHERE NOT c.there AND c.id NOT IN (SELECT id FROM claim_revoked) ORDER BY c.id
             ON CONFLICT (session_id) DO NOTHING
             RETURNING s.session_id, s.owner, s.capabilities, s.elicitation, {born("s")} AS born
         )"""
@@ -130,7 +136,8 @@ def _claims(names: Names) -> str:
 def _claim_answers(names: Names) -> str:
     return """
         SELECT 'claims', c.n,
-            CASE WHEN x.id IS NOT NULL AND EXISTS (SELECT FROM claim_drops) THEN 'unfinished'
+            CASE WHEN c.id IN (SELECT id FROM claim_revoked) THEN 'revoked'
+                WHEN x.id IS NOT NULL AND EXISTS (SELECT FROM claim_drops) THEN 'unfinished'
                 WHEN i.session_id IS NOT NULL THEN 'inserted'
                 WHEN u.session_id IS NOT NULL OR f.outcome = 'lost' THEN f.outcome
                 ELSE 'locked' END,
@@ -169,6 +176,8 @@ def _decode_claim(worker: Worker, row: Any) -> Claimed | Unfinished:
     if row.state == UNFINISHED:
         return Unfinished(dropped=row.number)
     outcome = Outcome(row.state)
+    if outcome is Outcome.REVOKED:
+        return REFUSED
     is_lost = outcome is Outcome.LOST
     return Claimed(
         outcome=outcome,

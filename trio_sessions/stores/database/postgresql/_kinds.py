@@ -56,6 +56,7 @@ class Names:
     fleet: str
     workers: str
     gone: str
+    revoked: str
     channels: str
     """What the names of the channels begin with; an incarnation follows."""
 
@@ -69,6 +70,7 @@ class Names:
             tables.fleet.name,
             tables.workers.name,
             tables.gone.name,
+            tables.revoked.name,
             sessions.removesuffix("sessions"),
         )
 

@@ -14,6 +14,7 @@ from trio_sessions.stores.database.portable._commit import Commit
 from trio_sessions.stores.database.portable._fetch import Fetch
 from trio_sessions.stores.database.portable._grammar import Grammar
 from trio_sessions.stores.database.portable._lease import Lease
+from trio_sessions.stores.database.portable._revocation import Revocations
 from trio_sessions.stores.database.sqlite._connections import (
     Interrupt,
     create_engine,
@@ -56,6 +57,7 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
         )
 
     lease, questions = Lease(tables, _GRAMMAR), Questions(tables)
+    marks = Revocations(tables, insert=sqlite.insert, transaction=transaction)
     return Operations(
         check=check_opening(tables),
         create_tables=create_tables,
@@ -66,6 +68,8 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
         stamp=lease.stamp,
         sweep=lease.sweep,
         fetch=Fetch(tables, _GRAMMAR),
+        revoke=marks.revoke,
+        revocations=marks.revocations,
         open_bell=open_bell,
     )
 

@@ -1,0 +1,137 @@
+"""Revocation: sessions that somebody has ended for good, wherever they are held.
+
+Whoever revokes marks ids in the store and deletes their rows, in one transaction. Each worker looks
+for fresh marks twice a second while it holds sessions, and lets go of those that are marked. A
+claim of a marked id is refused, so nothing late or old brings the session back; what is held here
+and refused is let go at once. See docs/decisions/0012-operate.md.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import trio
+
+from trio_sessions._claims import Claims
+from trio_sessions._edge import Edge, chunked
+from trio_sessions._entry import Entry
+from trio_sessions._interrupts import uninterrupted
+from trio_sessions._sessions import Sessions
+from trio_sessions._settings import Settings
+from trio_sessions._table import LocalTable
+from trio_sessions.errors import NotSupported, SessionsError
+from trio_sessions.inspection import Selection
+from trio_sessions.revocation import Mark, Revocation
+from trio_sessions.types import RemovalReason
+
+__all__ = ["Revoking"]
+
+logger = logging.getLogger("trio_sessions.registry")
+
+_LOOK = 0.5  # seconds between two looks for marks
+_LONGEST = 5.0  # seconds between two attempts in an outage
+_PIECE = 10_000  # rows revoked by one operation
+_SLICE = 1000  # sessions ended before the event loop gets its turn
+
+
+@uninterrupted
+class Revoking:
+    """The revocations of one worker, made and obeyed."""
+
+    def __init__(
+        self,
+        *,
+        edge: Edge,
+        table: LocalTable,
+        claims: Claims,
+        sessions: Sessions,
+        settings: Settings,
+    ) -> None:
+        self._edge = edge
+        self._table = table
+        self._sessions = sessions
+        self._settings = settings
+        self._looked = trio.current_time()
+        """When the last look began that was answered."""
+        self._ended: list[str] = []
+        claims.notify_refused(self.refused)
+
+    async def revoke(
+        self, session_ids: Sequence[str], selection: Selection | None, reason: str
+    ) -> int:
+        """Revoke sessions, those of this worker too; see `SessionRegistry.revoke`."""
+        ttl = self._settings.limits.revocation_ttl
+        count, size = 0, _PIECE
+        if selection is None:
+            for part in chunked(list(dict.fromkeys(session_ids)), size):
+                one = Revocation(session_ids=part, ttl=ttl, reason=reason)
+                count += (await self._edge.revoke(one, limit=size)).sessions
+        else:
+            meant = Revocation(selection=selection, ttl=ttl, reason=reason)
+            more = True
+            while more:
+                revoked = await self._edge.revoke(meant, limit=size)
+                count += revoked.sessions
+                more = revoked.more
+        await self.look()
+        return count
+
+    def refused(self, entry: Entry) -> None:
+        """Let go of a session whose claim was refused."""
+        self._end([entry])
+
+    def take_ended(self) -> list[str]:
+        """Return the ids of the sessions that were let go since this was last asked."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    async def look(self) -> None:
+        """Let go of what is held here and was revoked since the last look.
+
+        Raises:
+            StoreUnavailable: nothing is known.
+        """
+        asked = trio.current_time()
+        # A mark gets its moment when its transaction begins, and is seen when it has ended.
+        within = asked - self._looked + 2 * self._settings.store_timeout
+        marks = await self._edge.revocations(within)
+        self._looked, answered = asked, trio.current_time()
+        for part in chunked(marks, _SLICE):
+            self._end([entry for mark in part for entry in self._meant(mark, asked, answered)])
+            await trio.lowlevel.checkpoint()
+
+    def _meant(self, mark: Mark, asked: float, answered: float) -> Iterator[Entry]:
+        """Yield the session that a mark means, if it is held here.
+
+        One that was added after it may be held only if the mark's time is over. The mark was made
+        ``age`` seconds before the store looked, which was between ``asked`` and ``answered``.
+        """
+        entry = self._table.get(mark.session_id)
+        made = (asked if mark.is_over else answered) - mark.age
+        if entry is not None and entry.added_at <= made:
+            yield entry
+
+    async def keep_looking(self) -> None:
+        """Look again and again, while sessions are held here.
+
+        Cancellation: at any moment.
+        """
+        pause = _LOOK
+        while True:
+            await trio.sleep(pause)
+            if not len(self._table):
+                continue
+            try:
+                await self.look()
+            except NotSupported:
+                return
+            except SessionsError as exc:
+                logger.debug("cannot look for revoked sessions now: %s", exc)
+                pause = min(2 * pause, _LONGEST)
+            else:
+                pause = _LOOK
+
+    def _end(self, entries: Sequence[Entry]) -> None:
+        leaving = self._sessions.end(entries, RemovalReason.REVOKED)
+        if leaving is not None:
+            self._ended += [entry.session_id for entry in leaving.entries]
+            logger.info("let go of %d revoked sessions", len(leaving.entries))
