@@ -430,7 +430,7 @@ def test_a_claim_grows_older_while_it_waits_for_a_connection(
         taken_ahead=False,
     )
     batch = Batch(writes=[Claim(session_id="s", generation=1, age=5.0)])
-    plan = decide(worker, batch, {"s": row}, waited, in_doubt=False)
+    plan = decide(worker, batch, {"s": row}, waited, revoked=(), in_doubt=False)
     assert plan.claimed == [(0, "s", outcome)]
     told = _parameters(worker, batch, waited)["claims"]
     assert told is not None

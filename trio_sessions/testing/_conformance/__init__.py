@@ -7,6 +7,7 @@ from trio_sessions.testing._conformance._leases import lease_checks
 from trio_sessions.testing._conformance._manners import manner_checks
 from trio_sessions.testing._conformance._messages import message_checks
 from trio_sessions.testing._conformance._owners import owner_checks
+from trio_sessions.testing._conformance._revocation import revocation_checks
 from trio_sessions.testing._conformance._rows import row_checks
 from trio_sessions.testing._conformance._takeovers import takeover_checks
 from trio_sessions.testing._conformance._tests import conformance_tests
@@ -23,6 +24,7 @@ __all__ = [
     "conformance_tests",
     "inspection_conformance",
     "message_conformance",
+    "revocation_conformance",
     "row_conformance",
     "store_conformance",
     "transport_conformance",
@@ -58,6 +60,9 @@ be empty when a check begins. For pytest, `conformance_tests` makes a test of th
 
 inspection_conformance: tuple[Check, ...] = inspection_checks
 """`InspectionStore`, one check a rule, for a store that keeps this part, too; as the others."""
+
+revocation_conformance: tuple[Check, ...] = revocation_checks
+"""`RevocationStore`, one check a rule, likewise."""
 
 transport_conformance: tuple[TransportCheck, ...] = transport_checks
 """The contract of a `Transport`, one check a rule, which is its docstring.
