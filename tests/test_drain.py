@@ -1,6 +1,9 @@
 """A worker is emptied before it is stopped: sessions go to other workers, with their messages."""
 
 import contextlib
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -279,3 +282,51 @@ async def test_a_rolling_restart_loses_no_message(shared: Shared) -> None:
         }
         done.set()
         nursery.cancel_scope.cancel()
+
+
+_PROGRAM = """
+import signal
+import sys
+
+import trio
+
+from trio_sessions import open_registry
+from trio_sessions.testing import FakeTransport
+
+
+async def drain_on_sigterm(registry, scope):
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        await registry.add_session("s", FakeTransport())
+        print("ready", flush=True)
+        async for _ in signals:
+            report = await registry.drain(20.0)
+            print(f"drained {len(report.drained)}", flush=True)
+            scope.cancel()
+
+
+async def main():
+    async with open_registry(sys.argv[1]) as registry, trio.open_nursery() as nursery:
+        nursery.start_soon(drain_on_sigterm, registry, nursery.cancel_scope)
+        await trio.sleep_forever()
+
+
+trio.run(main)
+"""
+
+
+def test_sigterm_drains_a_trio_program(sqlite: Shared) -> None:
+    """As the how-to says: nothing of it stays, and it ends well."""
+    url = sqlite.backdoor.engine.url.render_as_string(hide_password=False)  # type: ignore[attr-defined]
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, url], stdout=subprocess.PIPE, text=True
+    ) as program:
+        try:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "ready\n"
+            assert set(sqlite.backdoor.rows()) == {"s"}
+            program.send_signal(signal.SIGTERM)
+            assert program.stdout.readline() == "drained 1\n"
+            assert program.wait(60) == 0
+        finally:
+            program.kill()
+    assert sqlite.backdoor.rows() == {}
