@@ -10,7 +10,13 @@ import pytest
 import trio
 from conftest import Shared
 
-from trio_sessions import RemovalReason, open_registry
+from trio_sessions import (
+    RegistryClosed,
+    RegistryDraining,
+    RemovalReason,
+    SessionRevoked,
+    open_registry,
+)
 from trio_sessions._farewell import takes_reason
 from trio_sessions.aio import SessionRegistry
 from trio_sessions.stores.memory import MemoryStore
@@ -235,5 +241,48 @@ def test_a_handler_of_asyncio_runs_on_its_loop() -> None:
             ("one", RemovalReason.REMOVED),
             ("other", RemovalReason.CLOSED),
         ]
+
+    asyncio.run(main())
+
+
+def test_asyncio_revokes_and_drains_likewise() -> None:
+    """The same words and errors as Trio's; the transports are told on asyncio's side."""
+
+    class Connection:
+        def __init__(self) -> None:
+            self.reasons: list[RemovalReason | None] = []
+
+        async def is_connected(self) -> bool:
+            return True
+
+        async def disconnect(self, reason: RemovalReason | None = None) -> None:
+            await asyncio.sleep(0)
+            self.reasons.append(reason)
+
+    async def main() -> None:
+        store, connections = MemoryStore(), {name: Connection() for name in "abc"}
+        async with SessionRegistry(store, **SLOW) as one, SessionRegistry(store, **SLOW) as other:
+            for name, connection in connections.items():
+                await one.add_session(name, connection)
+            assert await other.revoke("a", reason="test") == 1
+            async with asyncio.timeout(30):
+                while not connections["a"].reasons:
+                    await asyncio.sleep(0.02)
+            with pytest.raises(SessionRevoked):
+                await other.add_session("a", Connection())
+            with pytest.raises(ValueError, match="not both, and not neither"):
+                await other.revoke()
+            report = await one.drain(20.0)
+            assert set(report.drained) == {"b", "c"}
+            with pytest.raises(RegistryDraining):
+                await one.add_session("d", Connection())
+            assert {worker.draining for worker in await other.workers.list()} == {True, False}
+        assert [one.reasons for one in connections.values()] == [
+            [RemovalReason.REVOKED],
+            [RemovalReason.DRAINED],
+            [RemovalReason.DRAINED],
+        ]
+        with pytest.raises(RegistryClosed):
+            await one.drain(1.0)
 
     asyncio.run(main())
