@@ -147,12 +147,13 @@ class View:
         assert service is not None
         return getattr(service.core, name)
 
-    async def add_session(self, session_id: str, transport: Transport) -> None:
+    async def add_session(self, session_id: str, transport: Transport, **given_too: Any) -> None:
         given: Any = transport
         if callable(getattr(transport, "disconnect", None)):
             # The same transport gets the same wrapper, for what depends on identity.
             _, given = self._flavoured.setdefault(id(transport), (transport, _InTrio(transport)))
-        await in_asyncio(self._facade.add_session, session_id, given)
+        add = partial(self._facade.add_session, **given_too)
+        await in_asyncio(add, session_id, given)
 
     @staticmethod
     def _unwrapped(transport: Any) -> Transport | None:

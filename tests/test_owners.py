@@ -688,3 +688,36 @@ async def test_what_was_set_in_an_outage_and_lost_is_told(caplog: pytest.LogCapt
         assert await b.get_session_owner("s") is None
     [told] = [one for one in caplog.messages if "set them once more" in one]
     assert "alice" not in told
+
+
+# ---- an owner that comes with the session ----
+
+
+async def test_an_owner_is_written_with_the_row(everywhere: Shared) -> None:
+    """In the claim itself; None leaves what there is, another one replaces it."""
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport(), owner="alice")
+        assert everywhere.backdoor.owners() == {"s": "alice"}
+        await registry.add_session("s", FakeTransport())
+        assert await registry.get_session_owner("s") == "alice"
+        await registry.add_session("s", FakeTransport(), owner="bob")
+        assert await registry.claim_session_owner("s", "mallory") == "bob"
+
+
+async def test_an_owner_that_cannot_be_one_adds_nothing(everywhere: Shared) -> None:
+    async with everywhere.open() as registry:
+        for wrong, error in (("", ValueError), ("x" * 321, ValueError), (3, TypeError)):
+            with pytest.raises(error, match="owner"):
+                await registry.add_session("s", FakeTransport(), owner=wrong)  # type: ignore[arg-type]
+        assert registry.get_session_sync("s") is None
+
+
+async def test_an_owner_of_an_outage_is_written_later(shared: Shared) -> None:
+    """With the row, when the database is there again."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as registry:
+        store.fail()
+        await registry.add_session("s", FakeTransport(), owner="alice")
+        store.heal()
+        await registry.cleanup()
+        assert shared.backdoor.owners() == {"s": "alice"}

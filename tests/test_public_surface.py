@@ -58,7 +58,7 @@ SETTINGS = {
     "max_message_bytes": 1_048_576,
 }
 METHODS = {
-    "add_session": ["session_id", "transport"],
+    "add_session": ["session_id", "transport", "owner"],
     "get_session": ["session_id"],
     "get_session_sync": ["session_id"],
     "remove_session": ["session_id", "transport"],
@@ -78,6 +78,10 @@ METHODS = {
     "respond": ["session_id", "handler"],
     "statistics": [],
     "touch": ["session_id"],
+    "list_sessions": ["owner", "worker_id", "older_than", "after", "limit"],
+    "describe_session": ["session_id"],
+    "revoke": ["session_ids", "owner", "worker_id", "older_than", "reason"],
+    "drain": ["timeout"],
 }
 SYNC_METHODS = {"get_session_sync", "statistics", "open_inbox", "accept", "touch"}
 

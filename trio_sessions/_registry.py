@@ -56,7 +56,9 @@ class SessionRegistry(OperatorMethods):
 
     # ---- sessions ----
 
-    async def add_session(self, session_id: str, transport: Transport) -> None:
+    async def add_session(
+        self, session_id: str, transport: Transport, *, owner: str | None = None
+    ) -> None:
         """Hold ``session_id`` from now on, and write its row.
 
         The session is usable before this returns. If the id is held already, here or by
@@ -69,10 +71,13 @@ class SessionRegistry(OperatorMethods):
         Args:
             session_id: 1 to 255 characters, UTF-8, no NUL.
             transport: the live connection; the registry disconnects it from now on.
+            owner: written with the row, in one step, and in place of an owner that it had; None:
+                whatever it has stays.
 
         Raises:
             InvalidSessionId: as for every method.
             TypeError: ``transport`` lacks ``is_connected()`` or ``disconnect()``.
+            TypeError, ValueError: ``owner`` cannot be one.
             TooManySessions: ``limits.max_sessions`` lets no new one in; nothing was written.
             RegistryDraining: this worker is being drained, and takes no new one.
             SessionRevoked: the id was revoked; the transport was disconnected.
@@ -83,9 +88,11 @@ class SessionRegistry(OperatorMethods):
         check_trio()
         check_session_id(session_id)
         check_transport(transport)
+        if owner is not None:
+            check_owner(owner)
         self._check_open()
         self._house.admission.check(session_id)
-        await self._house.sessions.add(session_id, transport)
+        await self._house.sessions.add(session_id, transport, owner)
 
     async def get_session(self, session_id: str) -> Transport | None:
         """Return the transport of a session held here, else None. Never asks the database."""

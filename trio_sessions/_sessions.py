@@ -66,7 +66,7 @@ class Sessions:
 
     # ---- in ----
 
-    async def add(self, session_id: str, transport: Transport) -> None:
+    async def add(self, session_id: str, transport: Transport, owner: str | None = None) -> None:
         """Hold a session from now on, and wait until its row has been claimed, or could not be.
 
         Raises:
@@ -75,6 +75,8 @@ class Sessions:
         Cancellation: all of it goes on.
         """
         entry, replaced = self._table.put(session_id, transport, trio.current_time())
+        if owner is not None:
+            entry.pending.note_owner(owner)
         disconnecting: trio.Event | None = None
         if replaced is not None:
             self._messages.add_again(entry, replaced)

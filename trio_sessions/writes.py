@@ -24,7 +24,6 @@ from trio_sessions.types import Capabilities, Holder, Sent, Stamp
 
 __all__ = [
     "ANSWERS",
-    "REFUSED",
     "Acknowledge",
     "Answer",
     "Batch",
@@ -217,15 +216,6 @@ class Claimed:
     was lost is told `Outcome.KEPT`, but the same birth."""
     dropped: int = 0
     """Messages of a session that had ended, which went with its row."""
-
-
-REFUSED = Claimed(
-    outcome=Outcome.REVOKED,
-    holder=Holder(worker_id="", incarnation=""),
-    capabilities=None,
-    born="",
-)
-"""The answer to the claim of an id that was revoked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -240,18 +240,22 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
         """This worker, as the other workers see it; another one after each `initialize`."""
         return self._opened().core.worker_id
 
-    async def add_session(self, session_id: str, transport: Transport) -> None:
+    async def add_session(
+        self, session_id: str, transport: Transport, *, owner: str | None = None
+    ) -> None:
         """Hold ``session_id``; see `trio_sessions.SessionRegistry.add_session`.
 
         Args:
             session_id: 1 to 255 characters, UTF-8, no NUL.
             transport: its ``is_connected()`` and ``disconnect()`` are coroutines of
                 asyncio, awaited on the loop that called `initialize`.
+            owner: written with the row.
         """
         service = self._opened()
         _running_loop()
         service.respond_tasks.spare_current()
-        await self._call(TrioRegistry.add_session, session_id, transport)
+        add = partial(TrioRegistry.add_session, owner=owner)
+        await self._call(add, session_id, transport)
 
     async def get_session(self, session_id: str) -> Transport | None:
         """Return the transport of a session held here, else None. Does not wait."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from trio_sessions.abc import Worker
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores._pieces import PIECE
+from trio_sessions.stores._revoked import REFUSED
 from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.types import Capabilities, Holder, Sent
 from trio_sessions.writes import (
-    REFUSED,
     Acknowledge,
     Answer,
     Claim,

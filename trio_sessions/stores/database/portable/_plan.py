@@ -6,9 +6,9 @@ from typing import Any
 
 from trio_sessions.abc import Worker
 from trio_sessions.stores._doubt import doubtful
+from trio_sessions.stores._revoked import REFUSED
 from trio_sessions.types import Capabilities, Holder
 from trio_sessions.writes import (
-    REFUSED,
     Acknowledge,
     Answer,
     Batch,

@@ -4,6 +4,7 @@ from typing import Any
 
 from trio_sessions.abc import Worker
 from trio_sessions.stores._pieces import PIECE
+from trio_sessions.stores._revoked import REFUSED
 from trio_sessions.stores.database.postgresql._kinds import (
     OWN,
     UNFINISHED,
@@ -15,7 +16,7 @@ from trio_sessions.stores.database.postgresql._kinds import (
     own,
 )
 from trio_sessions.types import Capabilities, Holder
-from trio_sessions.writes import REFUSED, Claim, Claimed, Delete, Keep, Outcome, Unfinished
+from trio_sessions.writes import Claim, Claimed, Delete, Keep, Outcome, Unfinished
 
 __all__ = ["CLAIMS", "DELETIONS"]
 
