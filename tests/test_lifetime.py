@@ -573,6 +573,7 @@ async def crashing(store: FaultyStore) -> AsyncIterator[SessionRegistry]:
 # ---- statistics ----
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 async def test_statistics_say_how_it_goes(shared: Shared) -> None:
     """Frozen, and from the opening on."""
     store = FaultyStore(shared.make_store())

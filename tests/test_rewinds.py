@@ -269,6 +269,7 @@ async def test_what_others_hold_is_unknown_while_it_is_restored(shared: Shared) 
         assert await b.claim_session_owner("s", "thief") == "owner"
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 async def test_what_strangers_have_made_anew_says_nothing(database: Shared) -> None:
     """The database is empty, and vouched for by somebody who has come since."""
     async with database.open() as a, database.open() as b:
