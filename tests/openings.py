@@ -12,14 +12,15 @@ from trio_sessions.testing import FakeTransport
 __all__ = ["open_at_once"]
 
 
-def open_at_once(url: sa.URL, count: int = 8) -> list[BaseException]:
+def open_at_once(url: sa.URL, count: int = 8, *, migrate: bool = False) -> list[BaseException]:
     """Open, add and refresh in each thread, with a store of its own; return what failed."""
     errors: list[BaseException] = []
     together = threading.Barrier(count)
 
     async def open_and_add() -> None:
         async with open_registry(
-            DatabaseStore(url, lock_timeout=60, operation_timeout=100), store_timeout=100
+            DatabaseStore(url, lock_timeout=60, operation_timeout=100, migrate=migrate),
+            store_timeout=100,
         ) as registry:
             await registry.add_session(registry.worker_id, FakeTransport())
             assert (await registry.cleanup()).refreshed == 1

@@ -18,6 +18,7 @@ OURS = {
     "trio_workers",
     "trio_gone",
     "trio_revoked",
+    "trio_schema",
 }
 
 
@@ -39,7 +40,10 @@ class Database:
         inspector = sa.inspect(self.engine)
         return {
             name: (
-                [(c["name"], str(c["type"]), c["nullable"], c["default"]) for c in columns],
+                [
+                    (c["name"], str(c["type"]), c["nullable"], str(c["default"]).strip("()"))
+                    for c in columns  # SQLAlchemy 2.0 adds parentheses of its own
+                ],
                 inspector.get_pk_constraint(name)["constrained_columns"],
                 sorted(str(index["name"]) for index in inspector.get_indexes(name)),
             )
@@ -193,7 +197,7 @@ async def test_tables_of_the_version_before_are_upgraded(database: Database) -> 
     """They get what they lack, and keep what they have; a worker of that version may go on."""
     create_old_tables(database)
     write_as_before(database)
-    async with open_registry(DatabaseStore(database.url)) as registry:
+    async with open_registry(DatabaseStore(database.url, migrate=True)) as registry:
         assert await registry.locate_session("old") == "old"
         await registry.add_session("s", FakeTransport())
         write_as_before(database)
@@ -226,7 +230,7 @@ def test_workers_that_start_at_once_upgrade_the_tables_once(database: Database) 
     """Eight threads, each with a Trio run and a store of its own, as processes have."""
     create_old_tables(database)
     write_as_before(database)
-    assert open_at_once(database.url) == []
+    assert open_at_once(database.url, migrate=True) == []
     assert database.tables().keys() == OURS
 
 
@@ -415,6 +419,7 @@ def test_which_columns_may_be_empty_and_which_have_a_default() -> None:
         "trio_gone.gone_at",
         "trio_revoked.revoked_at",
         "trio_revoked.reason",
+        "trio_schema.applied_at",
     }
     assert {name for name, one in columns.items() if one.primary_key} == {
         "trio_sessions.session_id",
@@ -423,6 +428,7 @@ def test_which_columns_may_be_empty_and_which_have_a_default() -> None:
         "trio_workers.incarnation",
         "trio_gone.incarnation",
         "trio_revoked.session_id",
+        "trio_schema.version",
     }
 
 

@@ -91,21 +91,6 @@ async def test_the_readme_serves_connections_as_sessions(
         assert connection.execute("SELECT count(*) FROM trio_sessions").fetchone() == (0,)
 
 
-def test_the_helper_for_alembic_spares_our_tables_only() -> None:
-    """Our tables, and indexes on them, are left out; everything else is compared."""
-    include = run_blocks("docs/howto/migrations.md")["include_object"]
-
-    class Index:
-        def __init__(self, table: str) -> None:
-            self.table = type("Table", (), {"name": table})
-
-    reflected = True  # found in the database
-    assert not include(object(), "trio_sessions", "table", reflected, None)
-    assert not include(Index("trio_messages"), "ix", "index", reflected, None)
-    assert include(object(), "users", "table", reflected, None)
-    assert include(Index("users"), "ix", "index", reflected, None)
-
-
 # ---- the tutorial ----
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["count", "seconds", "share"]
+__all__ = ["count", "seconds", "share", "switch"]
 
 
 def seconds(name: str, value: object) -> float:
@@ -34,3 +34,10 @@ def share(name: str, value: object) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be from 0.0 to 1.0 (1.0: off), not {value!r}")
     return float(value)
+
+
+def switch(name: str, value: object) -> bool:
+    """Return a yes or no given as ``name``, if it is one: text that is true is none."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
+    return value

@@ -48,6 +48,7 @@ def open_registry(
     limits: Limits = NO_LIMITS,
     worker_data: Mapping[str, Any] | None = None,
     on_removed: OnRemoved | None = None,
+    migrate: bool = False,
 ) -> AbstractAsyncContextManager[SessionRegistry]:
     """Open a registry for the length of an ``async with`` block.
 
@@ -91,13 +92,17 @@ def open_registry(
             session has ended here and its transport was disconnected, at most once for each, and
             several at a time. It gets ``disconnect_timeout``, what it raises is logged. It is not
             called when a session is added again here with another transport: the session goes on.
+        migrate: bring the database's schema up to this version, if it is an older one, when the
+            block is entered, under a lock. Without it an older schema is refused. Stores that
+            have no schema do not look at it.
 
     Raises:
         TypeError, ValueError: at the call: a setting is wrong; the message names it.
         MissingDependency: at the call: the URL needs a driver that is not installed.
         StoreUnavailable: on entering: the database cannot be reached.
         StoreInUse: on entering: another Trio run has this very store object open.
-        StoreSchemaError: on entering: its tables are not ours.
+        StoreSchemaError: on entering: its tables are not ours, or are those of an older version
+            and ``migrate`` was not said; the message names the command that upgrades them.
 
     Cancellation: entering and leaving are checkpoints; leaving is shielded and bounded.
     Ctrl-C arrives at checkpoints only, and comes out bare; leaving goes on to its end, also
@@ -118,6 +123,7 @@ def open_registry(
         limits=limits,
         worker_data=worker_data,
         on_removed=on_removed,
+        migrate=migrate,
     )
     return open_with(resolve_store(store), settings)
 
@@ -140,6 +146,7 @@ async def serve_registry(
     limits: Limits = NO_LIMITS,
     worker_data: Mapping[str, Any] | None = None,
     on_removed: OnRemoved | None = None,
+    migrate: bool = False,
     task_status: "trio.TaskStatus[SessionRegistry]" = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve a registry until cancelled: ``registry = await nursery.start(serve_registry, store)``.
@@ -166,6 +173,7 @@ async def serve_registry(
         limits=limits,
         worker_data=worker_data,
         on_removed=on_removed,
+        migrate=migrate,
     )
     async with opening as registry:
         task_status.started(registry)
@@ -211,6 +219,7 @@ async def _open(
         worker_id=settings.worker_id or _fresh_worker_id(),
         incarnation=secrets.token_hex(8),
         limiter=trio.CapacityLimiter(settings.max_concurrent),
+        migrate=settings.migrate,
     )
     witness = Witness()
     edge = Edge(store, worker, witness, settings)

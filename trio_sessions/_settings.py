@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from trio_sessions._checks import count, seconds, share
+from trio_sessions._checks import count, seconds, share, switch
 from trio_sessions._json import encode
 from trio_sessions.limits import NO_LIMITS, Limits
 from trio_sessions.types import OnRemoved, Presence, check_session_id
@@ -62,6 +62,7 @@ class Settings:
     limits: Limits = NO_LIMITS
     worker_data: Mapping[str, Any] | None = None
     on_removed: OnRemoved | None = None
+    migrate: bool = False
 
     def presence(self) -> Presence:
         """Return what a worker with these settings says of itself to the others."""
@@ -97,6 +98,7 @@ class Settings:
             )
         if self.worker_data is not None:
             encode_worker_data("worker_data", self.worker_data)
+        switch("migrate", self.migrate)
         if self.on_removed is not None and not callable(self.on_removed):
             raise TypeError(
                 "on_removed must be an async function of a session id and a RemovalReason, not "

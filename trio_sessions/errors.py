@@ -85,8 +85,9 @@ class StoreInUse(StoreUnavailable, RuntimeError):
 class StoreSchemaError(SessionsError):
     """The database is not as the store needs it; nothing was altered.
 
-    It has tables of our names that are not our tables, or in which two ids may be one; or the role
-    lacks a right, is not shown all rows, or has a setting under which the store would go wrong.
+    It has tables of our names that are not our tables, or in which two ids may be one, or tables of
+    an older version that nobody has said to upgrade, or of a later one; or the role lacks a right,
+    is not shown all rows, or has a setting under which the store would go wrong.
     The message names it, and says what to do.
     """
 

@@ -38,6 +38,8 @@ class Worker:
     limiter: trio.CapacityLimiter
     """Every thread that a store starts for this worker is started with this limiter
     (``trio.to_thread.run_sync(..., limiter=worker.limiter)``); nobody else enters it."""
+    migrate: bool = False
+    """A store that keeps a schema may bring an older one up to its version when it opens."""
 
 
 class Store(abc.ABC):

@@ -94,6 +94,7 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
         limits: Limits = NO_LIMITS,
         worker_data: Mapping[str, Any] | None = None,
         on_removed: OnRemoved | None = None,
+        migrate: bool = False,
     ) -> None:
         self._settings = Settings(
             worker_id=worker_id,
@@ -110,6 +111,7 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
             limits=limits,
             worker_data=worker_data,
             on_removed=on_removed,
+            migrate=migrate,
         )
         self._store = resolve_store(store)
         self._service: Service | None = None

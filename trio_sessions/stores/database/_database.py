@@ -8,7 +8,7 @@ Each is a folder beside this file that is named like the dialect, with a `Databa
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,9 +34,11 @@ from trio_sessions.writes import Batch, Committed
 
 if TYPE_CHECKING:
     from trio_sessions.stores.database._schema import Tables
+    from trio_sessions.stores.database._upgrade import Lacking
 
 __all__ = [
     "BeginHistory",
+    "CheckAlterations",
     "CheckOpening",
     "Clock",
     "Cutter",
@@ -91,15 +93,15 @@ class MakeOperations(Protocol):
         ...
 
 
-class CheckOpening(Protocol):
-    """Looks at what tables alone do not show, before a store opens."""
+CheckAlterations = Callable[["Lacking"], None]
+"""Raise `StoreSchemaError` unless the role may add what is lacking."""
 
-    def __call__(self, connection: sa.Connection, *, may_create: bool) -> None:
-        """Raise `StoreSchemaError` unless session, rights and ids are what they must be.
+CheckOpening = Callable[[sa.Connection], CheckAlterations]
+"""Look, before a store opens, at what tables alone do not show.
 
-        ``may_create``: missing tables are to be created.
-        """
-        ...
+Raise `StoreSchemaError` unless session, rights and ids are what they must be; return the check
+of whoever then wants to add something.
+"""
 
 
 class BeginHistory(Protocol):
@@ -136,8 +138,8 @@ class Operations:
     """
 
     check: CheckOpening
-    create_tables: Callable[[sa.Connection], None]
-    """Create what is missing; harmless when several workers do it at once."""
+    creation: Callable[[sa.Connection], AbstractContextManager[None]]
+    """A transaction in which nobody else creates or alters tables."""
     commit: Callable[[sa.Connection, Worker, Batch, Callable[[], float]], Committed]
     """Carry out a batch; the last argument returns the seconds since its ages were told."""
     refresh: Callable[[sa.Connection, Worker, Sequence[str]], RowAnswers]
@@ -206,12 +208,11 @@ class Database:
     """The type of the column, if it is to be another than a string."""
     message_id: sa.types.TypeEngine[Any] | None = None
     """The type of the column, if it is to be another than a big integer."""
-    sessions_options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments for the `sqlalchemy.Table` of sessions."""
     messages_options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the `sqlalchemy.Table` of messages."""
-    workers_options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments for the `sqlalchemy.Table` of workers."""
+    storage: Mapping[str, str] = field(default_factory=dict)
+    """How tables are to be stored, by their names without the prefix. `sqlalchemy.Table` takes it
+    from 2.1 on only."""
 
     operations: MakeOperations
 

@@ -3,21 +3,25 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TypeVar
 
 import sqlalchemy as sa
 import trio
 
-from trio_sessions._checks import seconds
+from trio_sessions._checks import seconds, switch
 from trio_sessions.abc import Bell, InspectionStore, RevocationStore, SessionStore, Worker
+from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.database._connections import Connections, note_process
 from trio_sessions.stores.database._database import find
 from trio_sessions.stores.database._inspection import Inspection
+from trio_sessions.stores.database._preparing import Allowed, Preparation
 from trio_sessions.stores.database._questions import Asker, Questions
-from trio_sessions.stores.database._schema import check_tables, is_complete, tables
+from trio_sessions.stores.database._schema import tables
+from trio_sessions.stores.database._upgrade import Changes
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
 from trio_sessions.types import (
     Begun,
@@ -35,6 +39,11 @@ from trio_sessions.writes import Batch, Committed
 __all__ = ["DatabaseStore"]
 
 T = TypeVar("T")
+
+_CONTRADICTION = (
+    "migrate is True and create_tables is False: where your migrations create the tables they "
+    "upgrade them, too; leave migrate out"
+)
 
 
 class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
@@ -59,8 +68,12 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
             than its pool keeps connections, and but for two of them no questions; its overflow
             is left to you. Give it three connections or more.
         table_prefix: lower-case letters, digits and underscores, at most 38 of them.
-        create_tables: create missing tables when the store opens, and add to those of an earlier
-            version what they lack; nothing else is altered.
+        create_tables: create missing tables when the store opens; tables that exist are not
+            altered.
+        migrate: bring an older schema up to this version when the store opens, under a lock:
+            add the tables, columns and indexes that it lacks. Workers of the version before may
+            go on beside. Without it an older schema is refused. The same is said for one
+            registry by `open_registry(migrate=True) <trio_sessions.open_registry>`.
         connect_timeout: seconds to connect, for an engine made here; at least 2 count
             on PostgreSQL.
         operation_timeout: seconds for one operation. The server is told to stop a
@@ -91,6 +104,7 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
         *,
         table_prefix: str = "trio_",
         create_tables: bool = True,
+        migrate: bool = False,
         connect_timeout: float = 5.0,
         operation_timeout: float = 10.0,
         lock_timeout: float = 3.0,
@@ -107,7 +121,7 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
                 f"lock_timeout ({lock_timeout:g} s) must be shorter than "
                 f"operation_timeout ({operation_timeout:g} s)"
             )
-        self._create_tables = create_tables
+        self._allowed = _allowed(create_tables=create_tables, migrate=migrate)
         self._given_engine: sa.Engine | None = None
         if isinstance(url_or_engine, sa.Engine):
             self._given_engine = url_or_engine
@@ -121,8 +135,11 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
         doubt = self._database.doubt
         self._questions = Questions(self._tables, None if doubt is None else doubt(self._tables))
         self._inspection = Inspection(self._tables, self._questions)
+        self._preparation = Preparation(self._database, self._operations, self._tables, self._url)
         self._begun: set[str] = set()
         """The incarnations that must have a row: they have begun a history, and do not leave."""
+        self.changes = Changes()
+        """What the last opening has done to the schema; not for users."""
         self._opened = OneRun(self._connections, f"the store on {masked(self._url)}")
 
     def __repr__(self) -> str:
@@ -136,16 +153,20 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
     # ---- opening and closing ----
 
     async def open(self, worker: Worker) -> None:
-        """Connect, check the tables, create missing ones; see `SessionStore.open`.
+        """Connect, check the tables, create or upgrade what is missing; see `SessionStore.open`.
 
         Raises:
             StoreSchemaError: the tables, the role's rights or its settings are not what they
-                must be.
+                must be; or the schema is older than this version and ``migrate`` was not said, or
+                was said though ``create_tables`` is False.
             StoreInUse: another Trio run has it open.
         """
+        if worker.migrate and self._allowed is Allowed.NOTHING:
+            raise StoreSchemaError(_CONTRADICTION)
+        allowed = Allowed.UPGRADE if worker.migrate else self._allowed
         connections = self._opened.join(worker)
         try:
-            await connections.open(worker, self._prepare_tables)
+            await connections.open(worker, partial(self._prepare, allowed))
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self.close(worker)
@@ -162,17 +183,8 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
     def _connections(self, ended: Connections | None) -> Connections:
         return Connections(self._database, self._url, self._given_engine, self, ended)
 
-    def _prepare_tables(self, connection: sa.Connection) -> None:
-        self._operations.check(connection, may_create=self._create_tables)
-        inspector = sa.inspect(connection)
-        check_tables(
-            inspector,
-            self._tables,
-            may_create=self._create_tables,
-            has_time_zones=self._database.has_time_zones,
-        )
-        if self._create_tables and not is_complete(inspector, self._tables):
-            self._operations.create_tables(connection)
+    def _prepare(self, allowed: Allowed, connection: sa.Connection) -> None:
+        self.changes = self._preparation.prepare(connection, allowed)
 
     async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
         """Run ``work`` on a connection in a thread; not for users."""
@@ -347,3 +359,13 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
             worker,
             lambda connection: self._operations.sweep(connection, worker, durations, limit, stamp),
         )
+
+
+def _allowed(*, create_tables: bool, migrate: bool) -> Allowed:
+    switch("create_tables", create_tables)
+    switch("migrate", migrate)
+    if migrate and not create_tables:
+        raise ValueError(_CONTRADICTION)
+    if migrate:
+        return Allowed.UPGRADE
+    return Allowed.CREATE if create_tables else Allowed.NOTHING

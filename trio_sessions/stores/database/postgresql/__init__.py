@@ -5,7 +5,8 @@ without prepared statements, options and LISTEN, and so it runs behind PgBouncer
 transaction mode (with ``server_timeouts=False, listen=False``).
 """
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -14,7 +15,7 @@ from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.database._bell import BellSource, poll
 from trio_sessions.stores.database._database import Database, Operations
 from trio_sessions.stores.database._questions import Questions
-from trio_sessions.stores.database._schema import Tables, create_missing
+from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._revocation import Revocations
 from trio_sessions.stores.database.postgresql._batch import Commit
 from trio_sessions.stores.database.postgresql._connections import (
@@ -45,14 +46,16 @@ __all__ = ["DATABASE"]
 _CREATION_LOCK = 0x7472696F_73657373  # "triosess": workers that start at once take turns
 
 
+@contextmanager
+def _creation(connection: sa.Connection) -> Iterator[None]:
+    with transaction(connection):
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
+        yield
+
+
 def _operations(tables: Tables, *, listens: bool) -> Operations:
     lease, workers, names = Lease(tables), Workers(tables), Names.of(tables)
     questions = Questions(tables, in_doubt(tables))
-
-    def create_tables(connection: sa.Connection) -> None:
-        with transaction(connection):
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
-            create_missing(connection, tables)
 
     def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         if not listens:
@@ -64,7 +67,7 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
     marks = Revocations(tables, insert=postgresql.insert, transaction=transaction)
     return Operations(
         check=check_opening(tables),
-        create_tables=create_tables,
+        creation=_creation,
         commit=Commit(tables, rings=listens),
         refresh=lease.refresh,
         delete_all=lease.delete_all,
@@ -101,9 +104,11 @@ DATABASE = Database(
     has_partial_indexes=True,
     # In the order of code points everywhere, so that two transactions lock in the same order.
     session_id=sa.String(255, collation="C"),
-    # Room in each page for HOT updates of the column that every pass updates.
-    sessions_options={"postgresql_with": {"fillfactor": 70}},
-    # Each of its few rows is updated with every batch: a page is room for many versions of one.
-    workers_options={"postgresql_with": {"fillfactor": 10}},
+    storage={
+        # Room in each page for HOT updates of the column that every pass updates.
+        "sessions": "fillfactor = 70",
+        # Each of its few rows is updated with every batch: a page is room for many versions of one.
+        "workers": "fillfactor = 10",
+    },
     operations=_operations,
 )

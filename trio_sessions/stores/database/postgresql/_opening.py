@@ -6,20 +6,22 @@ See docs/decisions/0010-evidence.md.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
 from trio_sessions.errors import StoreSchemaError
-from trio_sessions.stores.database._database import CheckOpening
-from trio_sessions.stores.database._schema import Tables, upgrades
+from trio_sessions.stores.database._database import CheckAlterations, CheckOpening
+from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database._upgrade import Lacking
 
 __all__ = ["check_opening"]
 
 logger = logging.getLogger("trio_sessions.rows")
 
-_RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_RIGHTS = "SELECT INSERT UPDATE DELETE"
 
 _BOUNDS = {"statement_timeout": "8s", "lock_timeout": "3s"}  # as ours are by default
 
@@ -42,9 +44,8 @@ _LOOK = sa.text("""
         CAST(tables.relnamespace AS regnamespace) || '.' || quote_ident(tables.relname)
             AS full_name,
         ARRAY(
-            SELECT a_right FROM unnest(CAST(:rights AS text[])) AS a_right
+            SELECT a_right FROM unnest(string_to_array(wanted.rights, ' ')) AS a_right
             WHERE NOT has_table_privilege(tables.oid, a_right)
-                AND (a_right <> 'DELETE' OR wanted.name <> :never_deleted)
         ) AS lacking,
         ARRAY(
             SELECT CAST(sequence.relnamespace AS regnamespace) || '.'
@@ -63,7 +64,8 @@ _LOOK = sa.text("""
         kind.typcategory = 'S' AND coalesce(nullif(kind.typbasetype, 0), kind.oid)
             NOT IN (CAST('text' AS regtype), CAST('varchar' AS regtype)) AS may_be_one,
         CASE WHEN NOT rules.collisdeterministic THEN quote_ident(rules.collname) END AS collation
-    FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS wanted(name, place)
+    FROM unnest(CAST(:names AS text[]), CAST(:rights AS text[]))
+        WITH ORDINALITY AS wanted(name, rights, place)
     LEFT JOIN pg_class AS tables ON tables.oid = to_regclass(quote_ident(wanted.name))
     LEFT JOIN pg_attribute AS id ON id.attrelid = tables.oid AND id.attname = 'session_id'
         AND NOT id.attisdropped
@@ -76,27 +78,20 @@ _LOOK = sa.text("""
 def check_opening(tables: Tables) -> CheckOpening:
     """Return the check of these tables; see `Operations.check`."""
     names = [table.name for table in tables.metadata.sorted_tables]
+    lesser = {tables.fleet.name: "SELECT INSERT UPDATE", tables.schema.name: "SELECT"}
+    rights = [lesser.get(name, _RIGHTS) for name in names]
 
-    def check(connection: sa.Connection, *, may_create: bool) -> None:
-        found = connection.execute(
-            _LOOK,
-            {"names": names, "rights": list(_RIGHTS), "never_deleted": tables.fleet.name},
-        ).all()
-        _check_session(found[0])
+    def check(connection: sa.Connection) -> CheckAlterations:
+        found = connection.execute(_LOOK, {"names": names, "rights": rights}).all()
         there = [table for table in found if table.there]
-        _check_schemas(found, there, may_create=may_create)
+        _check_session(found[0])
+        _check_schemas(found[0], {table.schema: table for table in there})
+        _warn_of_a_later_schema(found[0], there)
         _check_rights(there)
-        inspector = sa.inspect(connection)
-        lacking = [
-            statement
-            for table in there
-            if not (may_create and table.owns)
-            for statement in upgrades(inspector, tables.metadata.tables[table.name])
-        ]
-        _check_upgrades(found[0], lacking, may_create=may_create)
         for table in there:
             _check_rows(table)
             _check_ids(table)
+        return partial(_check_alterations, found, connection.dialect)
 
     return check
 
@@ -132,19 +127,8 @@ def _check_session(session: Any) -> None:
         )
 
 
-def _check_schemas(found: Sequence[Any], there: Sequence[Any], *, may_create: bool) -> None:
-    """Raise where tables of two schemas would be one store, or where none can be created."""
-    session = found[0]
-    schemas = {table.schema: table for table in there}
-    missing = [table for table in found if not table.there]
-    if may_create and missing:
-        if session.here is None:
-            raise StoreSchemaError(
-                f"table {missing[0].name!r} does not exist, and no schema of search_path "
-                f"({session.path}) is there for role {session.role}: create one, or GRANT USAGE, "
-                f"CREATE ON SCHEMA ... TO {session.role}"
-            )
-        schemas.setdefault(session.here, missing[0])
+def _check_schemas(session: Any, schemas: Mapping[str, Any]) -> None:
+    """Raise where tables of two schemas would be one store."""
     if len(schemas) > 1:
         (one, in_one), (other, in_other) = list(schemas.items())[:2]
         raise StoreSchemaError(
@@ -152,12 +136,9 @@ def _check_schemas(found: Sequence[Any], there: Sequence[Any], *, may_create: bo
             f"{in_other.name!r} in schema {other}: they belong in one schema; set search_path to "
             "that, or use another table_prefix; nothing was created"
         )
-    if may_create and missing and not session.may_create:
-        raise StoreSchemaError(
-            f"table {missing[0].name!r} does not exist, and role {session.role} may not create it: "
-            f"GRANT CREATE ON SCHEMA {session.here} TO {session.role}, or create it by your "
-            "migrations (trio_sessions.stores.database.metadata)"
-        )
+
+
+def _warn_of_a_later_schema(session: Any, there: Sequence[Any]) -> None:
     if there and there[0].schema != session.here:
         logger.warning(
             "the tables are those of schema %s, which comes later in search_path (%s) than %s: "
@@ -166,6 +147,43 @@ def _check_schemas(found: Sequence[Any], there: Sequence[Any], *, may_create: bo
             there[0].schema,
             session.path,
             session.here,
+        )
+
+
+def _check_alterations(found: Sequence[Any], dialect: sa.Dialect, lacking: Lacking) -> None:
+    """Raise if the role may not add what is lacking, or would add it elsewhere."""
+    session = found[0]
+    there = [table for table in found if table.there]
+    if lacking.tables:
+        name = lacking.tables[0].name
+        if session.here is None:
+            raise StoreSchemaError(
+                f"table {name!r} does not exist, and no schema of search_path "
+                f"({session.path}) is there for role {session.role}: create one, or GRANT USAGE, "
+                f"CREATE ON SCHEMA ... TO {session.role}"
+            )
+        missing = next(table for table in found if table.name == name)
+        schemas = {table.schema: table for table in there}
+        schemas.setdefault(session.here, missing)
+        _check_schemas(session, schemas)
+        if not session.may_create:
+            raise StoreSchemaError(
+                f"table {name!r} does not exist, and role {session.role} may not create it: "
+                f"GRANT CREATE ON SCHEMA {session.here} TO {session.role}, or create it by your "
+                "migrations (trio_sessions.stores.database.metadata)"
+            )
+    not_owned = {table.name for table in there if not table.owns}
+    statements = [
+        statement
+        for name, of_table in lacking.alterations(dialect).items()
+        if name in not_owned
+        for statement in of_table
+    ]
+    if statements:
+        raise StoreSchemaError(
+            "the tables are those of an earlier version, and are not those of role "
+            f"{session.role}, which may not alter them: let their owner run "
+            f"{'; '.join(statements)}"
         )
 
 
@@ -182,25 +200,6 @@ def _check_rights(there: Sequence[Any]) -> None:
     ]
     if grants:
         raise StoreSchemaError(f"role {there[0].role} lacks rights: {'; '.join(grants)}")
-
-
-def _check_upgrades(session: Any, lacking: Sequence[str], *, may_create: bool) -> None:
-    """Raise if tables are to be altered here, and the role may not.
-
-    Args:
-        session: who asks.
-        lacking: the statements that would alter them, where it is not ours to do so.
-        may_create: what is missing is to be added; else a column is a fault that whoever looks
-            at the columns names, and an index only makes it slow.
-    """
-    if may_create and lacking:
-        raise StoreSchemaError(
-            "the tables are those of an earlier version, and are not those of role "
-            f"{session.role}, which may not alter them: let their owner run {'; '.join(lacking)}"
-        )
-    for statement in lacking:
-        if statement.startswith("CREATE INDEX"):
-            logger.warning("an index is missing, without which it is slow: %s", statement)
 
 
 def _check_rows(table: Any) -> None:

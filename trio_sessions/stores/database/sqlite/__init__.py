@@ -9,7 +9,7 @@ from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.database._bell import BellSource, look_at_the_file
 from trio_sessions.stores.database._database import Database, Operations
 from trio_sessions.stores.database._questions import Questions
-from trio_sessions.stores.database._schema import Tables, create_missing
+from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._commit import Commit
 from trio_sessions.stores.database.portable._fetch import Fetch
 from trio_sessions.stores.database.portable._grammar import Grammar
@@ -47,10 +47,6 @@ _GRAMMAR = Grammar(
 
 
 def _operations(tables: Tables, *, listens: bool) -> Operations:
-    def create_tables(connection: sa.Connection) -> None:
-        with transaction(connection):
-            create_missing(connection, tables)
-
     def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         return look_at_the_file(
             source, worker, lambda connection, seen: questions.news(connection, worker, seen)
@@ -60,7 +56,7 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
     marks = Revocations(tables, insert=sqlite.insert, transaction=transaction)
     return Operations(
         check=check_opening(tables),
-        create_tables=create_tables,
+        creation=transaction,
         commit=Commit(tables, _GRAMMAR),
         refresh=lease.refresh,
         delete_all=lease.delete_all,
