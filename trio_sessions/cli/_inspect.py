@@ -20,9 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from trio_sessions.abc import Worker
+from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo, WorkerState
 from trio_sessions.stores.database import DatabaseStore, metadata
-from trio_sessions.stores.database._urls import check_url
+from trio_sessions.stores.database._urls import check_url, masked
 from trio_sessions.stores.database.sqlite._files import path_of
 from trio_sessions.types import fingerprint
 
@@ -77,15 +78,19 @@ async def open_visitor(url: str, *, table_prefix: str) -> AsyncIterator[Visitor]
         ValueError: the URL or the prefix cannot be one.
     """
     metadata(table_prefix)  # is it one? Before anybody looks for a file
-    store = DatabaseStore(
-        _read_only(check_url(url)), table_prefix=table_prefix, create_tables=False, listen=False
-    )
+    checked = check_url(url)
+    read_only = _read_only(checked)
+    store = DatabaseStore(read_only, table_prefix=table_prefix, create_tables=False, listen=False)
     worker = Worker(
         worker_id="trio-sessions",
         incarnation=secrets.token_hex(8),
         limiter=trio.CapacityLimiter(1),
     )
-    await store.open(worker)
+    try:
+        await store.open(worker)
+    except StoreSchemaError as exc:  # what it says to do, nobody can do with a URL for reading only
+        said = str(exc).replace(masked(read_only), masked(checked))
+        raise StoreSchemaError(said) from exc
     try:
         yield Visitor(store, worker)
     finally:
