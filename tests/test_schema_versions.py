@@ -229,6 +229,31 @@ async def test_what_a_dead_worker_of_the_version_before_has_left(older: Older) -
         assert await new.session_exists("a") is False
 
 
+async def test_columns_that_a_later_version_adds_while_workers_run(older: Older) -> None:
+    """No statement that the server has prepared, and none that names no columns, breaks by it."""
+    async with open_registry(older.url) as a, open_registry(older.url) as b:
+        for session_id in ("s", "t"):
+            await a.add_session(session_id, FakeTransport())
+
+        async def use_everything() -> None:
+            for _ in range(2):
+                report = await a.cleanup()
+                assert (report.refreshed, report.refresh_failures) == (2, {})
+                assert await b.locate_session("s") == a.worker_id
+                assert len(await b.workers.list()) == len(await b.list_sessions()) == 2
+                await b.set_session_owner("t", "alice")
+                await b.add_session("x", FakeTransport())
+                await a.broadcast("x", "hello", durable=True)
+                async with b.open_inbox("x") as inbox:
+                    assert await anext(inbox) == "hello"
+                await b.remove_session("x")
+
+        await use_everything()
+        older.execute(*(f"ALTER TABLE {name} ADD COLUMN later VARCHAR(9)" for name in sorted(OURS)))
+        await use_everything()
+    await open_and_add(DatabaseStore(older.url))
+
+
 # ---- versions that are noted ----
 
 
