@@ -30,7 +30,10 @@ from trio_sessions.types import fingerprint
 __all__ = [
     "Visitor",
     "as_json",
+    "count",
+    "duration",
     "open_visitor",
+    "printable",
     "session_facts",
     "show_session",
     "show_sessions",
@@ -145,12 +148,12 @@ def show_workers(console: Console, workers: Sequence[WorkerInfo]) -> None:
     """Print a table of workers."""
     rows = [
         (
-            _text(one.worker_id),
+            printable(one.worker_id),
             _state(one.state, ", draining" if one.draining else ""),
-            _text(one.sessions),
-            _text(f"{duration(one.silence)} ago"),
-            _text(duration(one.session_ttl)),
-            _text(one.version),
+            printable(one.sessions),
+            printable(f"{duration(one.silence)} ago"),
+            printable(duration(one.session_ttl)),
+            printable(one.version),
         )
         for one in workers
     ]
@@ -162,13 +165,13 @@ def show_sessions(console: Console, sessions: Sequence[SessionInfo], *, full_ids
     """Print a table of sessions."""
     rows = [
         (
-            _text(one.session_id if full_ids else fingerprint(one.session_id)),
-            _text(one.worker_id),
+            printable(one.session_id if full_ids else fingerprint(one.session_id)),
+            printable(one.worker_id),
             _state(one.worker_state),
-            _text(one.owner or ""),
-            _text(duration(one.age)),
-            _text(f"{duration(one.idle)} ago"),
-            _text(one.waiting),
+            printable(one.owner or ""),
+            printable(duration(one.age)),
+            printable(f"{duration(one.idle)} ago"),
+            printable(one.waiting),
         )
         for one in sessions
     ]
@@ -180,13 +183,13 @@ def show_session(console: Console, session: SessionInfo, *, full_ids: bool) -> N
     """Print what is known of one session, a fact a line."""
     created = f"{session.created:%Y-%m-%d %H:%M:%S} UTC, {duration(session.age)} ago"
     for name, value in (
-        ("session", _text(session.session_id if full_ids else fingerprint(session.session_id))),
-        ("worker", _text(session.worker_id)),
+        ("session", printable(session.session_id if full_ids else fingerprint(session.session_id))),
+        ("worker", printable(session.worker_id)),
         ("state", _state(session.worker_state)),
-        ("owner", _text(session.owner or "nobody")),
-        ("created", _text(created)),
-        ("refreshed", _text(f"{duration(session.idle)} ago")),
-        ("waiting", _text(count(session.waiting, "message"))),
+        ("owner", printable(session.owner or "nobody")),
+        ("created", printable(created)),
+        ("refreshed", printable(f"{duration(session.idle)} ago")),
+        ("waiting", printable(count(session.waiting, "message"))),
     ):
         console.print(Text(f"{name:<10} ") + value, soft_wrap=True)
 
@@ -200,7 +203,7 @@ def _print(console: Console, heads: Sequence[str], rows: Iterable[Sequence[Text]
     console.print(table)
 
 
-def _text(value: object) -> Text:
+def printable(value: object) -> Text:
     """Return a value as it is: no markup, and nothing that a terminal would obey."""
     return Text(
         "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(value))

@@ -17,6 +17,7 @@ import trio
 from trio_sessions import SessionsError
 from trio_sessions.cli._database import check_database
 from trio_sessions.cli._demo import run_demo
+from trio_sessions.cli._doctor._command import doctor
 from trio_sessions.cli._operators import COMMANDS
 from trio_sessions.cli._schema import init_db
 from trio_sessions.cli._show import Screen
@@ -140,7 +141,7 @@ def demo(sessions: int, workers: int, database_url: str | None, *, verbose: bool
     return conclude(screen, verdict)
 
 
-for _command in (*COMMANDS, init_db):
+for _command in (*COMMANDS, init_db, doctor):
     commands.add_command(_command)
 
 

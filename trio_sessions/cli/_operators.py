@@ -1,93 +1,24 @@
 """The commands ``workers``, ``list`` and ``show``: their options, and what they print."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
-
 import click
-import trio
-from rich.console import Console
 
 from trio_sessions.cli._inspect import (
-    Visitor,
     as_json,
-    open_visitor,
     session_facts,
     show_session,
     show_sessions,
     show_workers,
     worker_facts,
 )
-from trio_sessions.errors import StoreSchemaError
+from trio_sessions.cli._options import ask, asks_a_database, console, full_ids
 from trio_sessions.inspection import check_limit, select
 from trio_sessions.types import check_session_id, fingerprint
 
 __all__ = ["COMMANDS"]
 
-T = TypeVar("T")
-
-_PATIENCE = 60.0  # seconds for one command; the store bounds its operations well below that
-
-
-def _asks_a_database(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of every command that asks a database."""
-    for option in (
-        click.option("--json", "plain", is_flag=True, help="Print JSON, for programs."),
-        click.option(
-            "--table-prefix",
-            default="trio_",
-            show_default=True,
-            metavar="PREFIX",
-            help="As given to DatabaseStore.",
-        ),
-        click.option(
-            "--database-url",
-            envvar="TRIO_SESSIONS_DATABASE_URL",
-            show_envvar=True,
-            required=True,
-            metavar="URL",
-            help="sqlite:///file.db or postgresql+psycopg://user:password@host/name",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-_full_ids = click.option(
-    "--full-ids",
-    is_flag=True,
-    help="Print session ids, which are credentials, and not their fingerprints.",
-)
-
-
-def _ask(url: str, prefix: str, question: Callable[[Visitor], Awaitable[T]]) -> T:
-    """Open the database, ask, and close it."""
-    answers: list[T] = []
-
-    async def main() -> None:
-        with trio.move_on_after(_PATIENCE):
-            async with open_visitor(url, table_prefix=prefix) as visitor:
-                answers.append(await question(visitor))
-
-    try:
-        trio.run(main)
-    except (TypeError, ValueError) as exc:
-        raise click.BadParameter(str(exc), param_hint="--database-url, --table-prefix") from exc
-    except StoreSchemaError as exc:
-        raise click.ClickException(
-            f"these are not the tables of a registry, and this command makes none: look at "
-            f"--database-url and --table-prefix ({exc})"
-        ) from exc
-    if not answers:
-        raise click.ClickException(f"the database did not answer within {_PATIENCE:g} seconds")
-    return answers[0]
-
-
-def _console() -> Console:
-    return Console(highlight=False, emoji=False, markup=False)
-
 
 @click.command(name="workers", short_help="List the workers, and whether they live.")
-@_asks_a_database
+@asks_a_database
 def list_workers(database_url: str, table_prefix: str, *, plain: bool) -> int:
     """List the workers that share a database: who lives, what each holds and says of itself.
 
@@ -97,11 +28,11 @@ def list_workers(database_url: str, table_prefix: str, *, plain: bool) -> int:
     Example:
       trio-sessions workers --database-url sqlite:///sessions.db
     """  # noqa: D301 -- click: do not wrap what follows
-    workers = _ask(database_url, table_prefix, lambda visitor: visitor.workers())
+    workers = ask(database_url, table_prefix, lambda visitor: visitor.workers())
     if plain:
         click.echo(as_json([worker_facts(one) for one in workers]))
     else:
-        show_workers(_console(), workers)
+        show_workers(console(), workers)
     return 0
 
 
@@ -113,8 +44,8 @@ def list_workers(database_url: str, table_prefix: str, *, plain: bool) -> int:
 )
 @click.option("--after", metavar="ID", help="Only sessions with a greater id: the next page.")
 @click.option("--limit", type=int, default=100, show_default=True, help="At most so many.")
-@_full_ids
-@_asks_a_database
+@full_ids
+@asks_a_database
 def list_sessions(
     database_url: str,
     table_prefix: str,
@@ -139,7 +70,7 @@ def list_sessions(
         check_limit(limit)
     except (TypeError, ValueError) as exc:
         raise click.UsageError(str(exc)) from exc
-    found = _ask(
+    found = ask(
         database_url,
         table_prefix,
         lambda visitor: visitor.sessions(selection, after=after or "", limit=limit),
@@ -147,14 +78,14 @@ def list_sessions(
     if plain:
         click.echo(as_json([session_facts(one, full_ids=full_ids) for one in found]))
     else:
-        show_sessions(_console(), found, full_ids=full_ids)
+        show_sessions(console(), found, full_ids=full_ids)
     return 0
 
 
 @click.command(name="show", short_help="Show one session.")
 @click.argument("session_id", metavar="ID")
-@_full_ids
-@_asks_a_database
+@full_ids
+@asks_a_database
 def describe_session(
     session_id: str, database_url: str, table_prefix: str, *, full_ids: bool, plain: bool
 ) -> int:
@@ -170,13 +101,13 @@ def describe_session(
         check_session_id(session_id)
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="ID") from exc
-    found = _ask(database_url, table_prefix, lambda visitor: visitor.session(session_id))
+    found = ask(database_url, table_prefix, lambda visitor: visitor.session(session_id))
     if found is None:
         raise click.ClickException(f"no worker holds session {fingerprint(session_id)}")
     if plain:
         click.echo(as_json(session_facts(found, full_ids=full_ids)))
     else:
-        show_session(_console(), found, full_ids=full_ids)
+        show_session(console(), found, full_ids=full_ids)
     return 0
 
 

@@ -17,15 +17,24 @@ from trio_sessions.stores.database._database import CheckAlterations, CheckOpeni
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database._upgrade import Lacking
 
-__all__ = ["check_opening"]
+__all__ = [
+    "BOUNDS",
+    "CARRY_EVERY_ID",
+    "check_ids",
+    "check_opening",
+    "check_rights",
+    "check_rows",
+    "check_schemas",
+    "look",
+]
 
 logger = logging.getLogger("trio_sessions.rows")
 
 _RIGHTS = "SELECT INSERT UPDATE DELETE"
 
-_BOUNDS = {"statement_timeout": "8s", "lock_timeout": "3s"}  # as ours are by default
+BOUNDS = {"statement_timeout": "8s", "lock_timeout": "3s"}  # as ours are by default
 
-_CARRY_EVERY_ID = ("UTF8", "SQL_ASCII")
+CARRY_EVERY_ID = ("UTF8", "SQL_ASCII")
 
 # A row for each table, in their order. What an identity column counts by needs no right.
 _LOOK = sa.text("""
@@ -75,22 +84,27 @@ _LOOK = sa.text("""
 """)
 
 
-def check_opening(tables: Tables) -> CheckOpening:
-    """Return the check of these tables; see `Operations.check`."""
+def look(connection: sa.Connection, tables: Tables) -> Sequence[Any]:
+    """Return a row for each table, in their order, with the session's own facts in each."""
     names = [table.name for table in tables.metadata.sorted_tables]
     lesser = {tables.fleet.name: "SELECT INSERT UPDATE", tables.schema.name: "SELECT"}
     rights = [lesser.get(name, _RIGHTS) for name in names]
+    return connection.execute(_LOOK, {"names": names, "rights": rights}).all()
+
+
+def check_opening(tables: Tables) -> CheckOpening:
+    """Return the check of these tables; see `Operations.check`."""
 
     def check(connection: sa.Connection) -> CheckAlterations:
-        found = connection.execute(_LOOK, {"names": names, "rights": rights}).all()
+        found = look(connection, tables)
         there = [table for table in found if table.there]
         _check_session(found[0])
-        _check_schemas(found[0], {table.schema: table for table in there})
+        check_schemas(found[0], {table.schema: table for table in there})
         _warn_of_a_later_schema(found[0], there)
-        _check_rights(there)
+        check_rights(there)
         for table in there:
-            _check_rows(table)
-            _check_ids(table)
+            check_rows(table)
+            check_ids(table)
         return partial(_check_alterations, found, connection.dialect)
 
     return check
@@ -114,11 +128,11 @@ def _check_session(session: Any) -> None:
             "give them to your engine",
             " and no ".join(session.unbounded),
             "; ".join(
-                f"ALTER ROLE {session.role} SET {name} = '{_BOUNDS[name]}'"
+                f"ALTER ROLE {session.role} SET {name} = '{BOUNDS[name]}'"
                 for name in session.unbounded
             ),
         )
-    if session.server_encoding not in _CARRY_EVERY_ID:
+    if session.server_encoding not in CARRY_EVERY_ID:
         logger.warning(
             "database %s has the encoding %s, which cannot carry every session id: other workers "
             "do not learn of sessions whose ids it cannot carry; UTF8 carries all",
@@ -127,7 +141,7 @@ def _check_session(session: Any) -> None:
         )
 
 
-def _check_schemas(session: Any, schemas: Mapping[str, Any]) -> None:
+def check_schemas(session: Any, schemas: Mapping[str, Any]) -> None:
     """Raise where tables of two schemas would be one store."""
     if len(schemas) > 1:
         (one, in_one), (other, in_other) = list(schemas.items())[:2]
@@ -165,7 +179,7 @@ def _check_alterations(found: Sequence[Any], dialect: sa.Dialect, lacking: Lacki
         missing = next(table for table in found if table.name == name)
         schemas = {table.schema: table for table in there}
         schemas.setdefault(session.here, missing)
-        _check_schemas(session, schemas)
+        check_schemas(session, schemas)
         if not session.may_create:
             raise StoreSchemaError(
                 f"table {name!r} does not exist, and role {session.role} may not create it: "
@@ -187,7 +201,7 @@ def _check_alterations(found: Sequence[Any], dialect: sa.Dialect, lacking: Lacki
         )
 
 
-def _check_rights(there: Sequence[Any]) -> None:
+def check_rights(there: Sequence[Any]) -> None:
     """Raise if a right is missing, with the GRANT of all that are."""
     grants = [
         f"GRANT {', '.join(table.lacking)} ON {table.full_name} TO {table.role}"
@@ -202,7 +216,8 @@ def _check_rights(there: Sequence[Any]) -> None:
         raise StoreSchemaError(f"role {there[0].role} lacks rights: {'; '.join(grants)}")
 
 
-def _check_rows(table: Any) -> None:
+def check_rows(table: Any) -> None:
+    """Raise if rows may be hidden from the role."""
     if table.hides_rows:
         raise StoreSchemaError(
             f"row level security hides rows of table {table.name!r} from role {table.role}, and a "
@@ -211,7 +226,7 @@ def _check_rows(table: Any) -> None:
         )
 
 
-def _check_ids(table: Any) -> None:
+def check_ids(table: Any) -> None:
     """Raise if two ids could be one."""
     if table.may_be_one or table.collation is not None:
         how = f" with the collation {table.collation}" if table.collation else ""

@@ -1,0 +1,76 @@
+"""What the commands that ask a database have in common: options, and how they ask."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import click
+import trio
+from rich.console import Console
+
+from trio_sessions.cli._inspect import Visitor, open_visitor
+from trio_sessions.errors import StoreSchemaError
+
+__all__ = ["ask", "asks_a_database", "console", "full_ids"]
+
+T = TypeVar("T")
+
+_PATIENCE = 60.0  # seconds for one command; the store bounds its operations well below that
+
+
+def asks_a_database(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command that asks a database."""
+    for option in (
+        click.option("--json", "plain", is_flag=True, help="Print JSON, for programs."),
+        click.option(
+            "--table-prefix",
+            default="trio_",
+            show_default=True,
+            metavar="PREFIX",
+            help="As given to DatabaseStore.",
+        ),
+        click.option(
+            "--database-url",
+            envvar="TRIO_SESSIONS_DATABASE_URL",
+            show_envvar=True,
+            required=True,
+            metavar="URL",
+            help="sqlite:///file.db or postgresql+psycopg://user:password@host/name",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+full_ids = click.option(
+    "--full-ids",
+    is_flag=True,
+    help="Print session ids, which are credentials, and not their fingerprints.",
+)
+
+
+def ask(url: str, prefix: str, question: Callable[[Visitor], Awaitable[T]]) -> T:
+    """Open the database, ask, and close it."""
+    answers: list[T] = []
+
+    async def main() -> None:
+        with trio.move_on_after(_PATIENCE):
+            async with open_visitor(url, table_prefix=prefix) as visitor:
+                answers.append(await question(visitor))
+
+    try:
+        trio.run(main)
+    except (TypeError, ValueError) as exc:
+        raise click.BadParameter(str(exc), param_hint="--database-url, --table-prefix") from exc
+    except StoreSchemaError as exc:
+        raise click.ClickException(
+            f"these are not the tables of a registry, and this command makes none: look at "
+            f"--database-url and --table-prefix ({exc})"
+        ) from exc
+    if not answers:
+        raise click.ClickException(f"the database did not answer within {_PATIENCE:g} seconds")
+    return answers[0]
+
+
+def console() -> Console:
+    """Return a console that prints text as it is."""
+    return Console(highlight=False, emoji=False, markup=False)
