@@ -1,17 +1,17 @@
 """``workers``, ``list`` and ``show``: what operators ask of a database that gateways share.
 
-They only read: no table is made, no row is written, and no worker notices.
+They only read: no table is made, no row is written, and no worker notices. Who sweeps may write.
 """
 
+import enum
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import datetime
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import trio
@@ -25,9 +25,10 @@ from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo, WorkerS
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.stores.database._urls import check_url, masked
 from trio_sessions.stores.database.sqlite._files import path_of
-from trio_sessions.types import fingerprint
+from trio_sessions.types import Swept, fingerprint
 
 __all__ = [
+    "Access",
     "Visitor",
     "as_json",
     "count",
@@ -41,6 +42,8 @@ __all__ = [
     "worker_facts",
 ]
 
+T = TypeVar("T")
+
 _STYLES = {
     WorkerState.ALIVE: "green",
     WorkerState.LATE: "yellow",
@@ -48,6 +51,14 @@ _STYLES = {
     None: "dim",
 }
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
+
+
+class Access(enum.Enum):
+    """What a visitor may do."""
+
+    READ = enum.auto()
+    """An SQLite file is opened for reading only, so that none is made."""
+    WRITE = enum.auto()
 
 
 class Visitor:
@@ -69,10 +80,30 @@ class Visitor:
         """Return what is known of a session."""
         return await self._store.describe(self._worker, session_id)
 
+    async def ask(self, question: Callable[[sa.Connection, Worker], T]) -> T:
+        """Ask for what the store itself has no question for."""
+        return await self._store.run(
+            self._worker, lambda connection: question(connection, self._worker)
+        )
+
+    async def sweep(
+        self, *, session_ttl: float, message_ttl: float, max_gap: float, limit: int
+    ) -> Swept:
+        """Delete a piece of what has expired; see `trio_sessions.abc.RowStore.sweep`."""
+        return await self._store.sweep(
+            self._worker,
+            session_ttl=session_ttl,
+            message_ttl=message_ttl,
+            max_gap=max_gap,
+            limit=limit,
+        )
+
 
 @asynccontextmanager
-async def open_visitor(url: str, *, table_prefix: str) -> AsyncIterator[Visitor]:
-    """Open a database for questions; an SQLite file for reading only, so that none is made.
+async def open_visitor(
+    url: str, *, table_prefix: str, access: Access = Access.READ
+) -> AsyncIterator[Visitor]:
+    """Open a database that is there; nothing is created.
 
     Raises:
         FileNotFoundError: there is no such SQLite file.
@@ -82,8 +113,8 @@ async def open_visitor(url: str, *, table_prefix: str) -> AsyncIterator[Visitor]
     """
     metadata(table_prefix)  # is it one? Before anybody looks for a file
     checked = check_url(url)
-    read_only = _read_only(checked)
-    store = DatabaseStore(read_only, table_prefix=table_prefix, create_tables=False, listen=False)
+    opened = _existing(checked, access)
+    store = DatabaseStore(opened, table_prefix=table_prefix, create_tables=False, listen=False)
     worker = Worker(
         worker_id="trio-sessions",
         incarnation=secrets.token_hex(8),
@@ -92,7 +123,7 @@ async def open_visitor(url: str, *, table_prefix: str) -> AsyncIterator[Visitor]
     try:
         await store.open(worker)
     except StoreSchemaError as exc:  # what it says to do, nobody can do with a URL for reading only
-        said = str(exc).replace(masked(read_only), masked(checked))
+        said = str(exc).replace(masked(opened), masked(checked))
         raise StoreSchemaError(said) from exc
     try:
         yield Visitor(store, worker)
@@ -101,12 +132,14 @@ async def open_visitor(url: str, *, table_prefix: str) -> AsyncIterator[Visitor]
             await store.close(worker)
 
 
-def _read_only(url: sa.URL) -> sa.URL:
+def _existing(url: sa.URL, access: Access) -> sa.URL:
     if url.get_backend_name() != "sqlite":
         return url
     path = path_of(url)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}: look at --database-url")
+    if access is Access.WRITE:
+        return url
     return sa.URL.create(
         url.drivername, database=f"file:{path}", query={"mode": "ro", "uri": "true"}
     )
@@ -136,7 +169,7 @@ def as_json(facts: object) -> str:
 def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, Enum):
+    if isinstance(value, enum.Enum):
         return value.value
     raise TypeError(f"JSON cannot carry a {type(value).__name__}")
 

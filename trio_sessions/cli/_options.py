@@ -7,7 +7,7 @@ import click
 import trio
 from rich.console import Console
 
-from trio_sessions.cli._inspect import Visitor, open_visitor
+from trio_sessions.cli._inspect import Access, Visitor, open_visitor
 from trio_sessions.errors import StoreSchemaError
 
 __all__ = ["ask", "asks_a_database", "console", "full_ids"]
@@ -48,13 +48,28 @@ full_ids = click.option(
 )
 
 
-def ask(url: str, prefix: str, question: Callable[[Visitor], Awaitable[T]]) -> T:
-    """Open the database, ask, and close it."""
+def ask(
+    url: str,
+    prefix: str,
+    question: Callable[[Visitor], Awaitable[T]],
+    *,
+    access: Access = Access.READ,
+    patience: float = _PATIENCE,
+) -> T:
+    """Open the database, ask, and close it.
+
+    Args:
+        url: where it is.
+        prefix: of its tables.
+        question: what is asked.
+        access: what that may do.
+        patience: seconds for all of it.
+    """
     answers: list[T] = []
 
     async def main() -> None:
-        with trio.move_on_after(_PATIENCE):
-            async with open_visitor(url, table_prefix=prefix) as visitor:
+        with trio.move_on_after(patience):
+            async with open_visitor(url, table_prefix=prefix, access=access) as visitor:
                 answers.append(await question(visitor))
 
     try:
@@ -67,7 +82,7 @@ def ask(url: str, prefix: str, question: Callable[[Visitor], Awaitable[T]]) -> T
             f"--database-url and --table-prefix ({exc})"
         ) from exc
     if not answers:
-        raise click.ClickException(f"the database did not answer within {_PATIENCE:g} seconds")
+        raise click.ClickException(f"the database did not answer within {patience:g} seconds")
     return answers[0]
 
 
