@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,10 +17,12 @@ import pytest
 import sqlalchemy as sa
 import trio
 
+import trio_sessions
 from trio_sessions import CleanupReport, fingerprint
+from trio_sessions._version import _of_a_checkout
 from trio_sessions.cli import main
 from trio_sessions.cli._demo import run_demo
-from trio_sessions.cli._main import conclude, guarded, until_signalled
+from trio_sessions.cli._main import commands, conclude, guarded, until_signalled
 from trio_sessions.cli._show import Screen
 from trio_sessions.cli._stage import Stage
 from trio_sessions.cli._verdict import Deeds, Finding, Outcome, Verdict, compare, expect
@@ -255,6 +259,55 @@ def test_help_is_there(arguments: list[str]) -> None:
     if len(arguments) > 1:
         wanted = ["--sessions", "--workers", "--database-url", "TRIO_SESSIONS_DATABASE_URL"]
     assert all(word in done.stdout for word in wanted)
+
+
+def test_each_command_shows_examples() -> None:
+    """A line that can be copied says more than a list of options."""
+    for name, each in {"": commands, **commands.commands}.items():
+        assert "trio-sessions " in (each.help or "").partition("Example")[2], f"{name} has none"
+        assert name in (each.help or "")
+
+
+def test_the_version_is_that_of_the_code(tmp_path: Path) -> None:
+    """In a checkout whatever is installed, and where nothing is; it is not asked for at import."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert trio_sessions.__version__ == wanted
+    done = command("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"trio-sessions {wanted}\n", "")
+    assert _of_a_checkout(tmp_path / "pyproject.toml") == ""
+    for text in ("no toml", "[tool]", "project = 1", '[project]\nname = "other"\nversion = "9"'):
+        (tmp_path / "pyproject.toml").write_text(text)
+        assert _of_a_checkout(tmp_path / "pyproject.toml") == ""
+    looked = "import sys, trio_sessions; sys.exit('trio_sessions._version' in vars(trio_sessions))"
+    assert command(start=("-c", looked)).returncode == 0
+    with pytest.raises(AttributeError, match="has no attribute '__verson__'"):
+        getattr(trio_sessions, "__verson__")  # noqa: B009 -- it is not there
+
+
+def test_the_installed_version_is_told_where_there_are_no_sources(tmp_path: Path) -> None:
+    """By a copy of the package without its pyproject.toml, beside what pip notes of it."""
+    shutil.copytree(ROOT / "trio_sessions", tmp_path / "trio_sessions")
+    told = tmp_path / "trio_sessions-7.8.9.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: trio_sessions\nVersion: 7.8.9\n")
+    program = "import trio_sessions; print(trio_sessions.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=clean_environment(PYTHONPATH=str(tmp_path)),
+    )
+    assert done.stdout == "7.8.9\n"
+
+
+def test_a_shell_can_complete_commands() -> None:
+    """As docs/howto/watching.md says."""
+    done = command(
+        _TRIO_SESSIONS_COMPLETE="bash_complete", COMP_WORDS="trio-sessions do", COMP_CWORD="1"
+    )
+    assert done.stdout == "plain,doctor\n"
 
 
 # ---- the verdict ----

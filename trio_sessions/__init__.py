@@ -37,8 +37,10 @@ Layers, lower never imports higher (checked by import-linter)::
     _background, _one_call   tasks; one call of a transport's method
     inspection, _json        what operators are told; encoding
     writes, _process, _forked_run, _interrupts, _library  what is written; forks, Ctrl-C
-    types, errors            values
+    types, errors, _version  values
 """
+
+from typing import TYPE_CHECKING
 
 from trio_sessions._inspection import Workers
 from trio_sessions._open import open_registry, serve_registry
@@ -105,3 +107,15 @@ __all__ = [
     "open_registry",
     "serve_registry",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """Return ``__version__``, which is looked up in files: not at each import."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from trio_sessions._version import version
+
+        return version()

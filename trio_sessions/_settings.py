@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from trio_sessions._checks import count, seconds, share, switch
 from trio_sessions._json import encode
+from trio_sessions._version import version
 from trio_sessions.limits import NO_LIMITS, Limits
 from trio_sessions.types import OnRemoved, Presence, check_session_id
 
@@ -15,16 +15,6 @@ __all__ = ["Settings", "encode_worker_data"]
 _STAMP_INTERVAL = 5.0  # seconds: whoever misses three stamps is late
 _WORKER_DATA = 65_536  # bytes: every worker may read it of every other one
 _STAMP_SHARE = 0.1  # of session_ttl: a healthy worker's silence must not look like an outage
-
-
-@cache
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("trio_sessions")
-    except PackageNotFoundError:  # it is run from its sources
-        return ""
 
 
 def encode_worker_data(name: str, data: object) -> str:
@@ -70,7 +60,7 @@ class Settings:
             session_ttl=self.session_ttl,
             cleanup_interval=self.cleanup_interval,
             stamp_interval=self.stamp_interval,
-            version=_version(),
+            version=version(),
             data=encode_worker_data("worker_data", self.worker_data or {}),
         )
 

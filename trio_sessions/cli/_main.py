@@ -15,6 +15,7 @@ import sqlalchemy as sa
 import trio
 
 from trio_sessions import SessionsError
+from trio_sessions._version import version
 from trio_sessions.cli._database import check_database
 from trio_sessions.cli._demo import run_demo
 from trio_sessions.cli._doctor._command import doctor
@@ -90,9 +91,30 @@ def _complain(message: str, exit_code: int) -> int:
     return exit_code
 
 
+def _show_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 -- click calls it
+    if wanted:
+        click.echo(f"trio-sessions {version()}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def commands() -> None:
-    """Look at, and try out, the sessions that gateways share in a database."""
+    """Look at, and try out, the sessions that gateways share in a database.
+
+    \b
+    Examples:
+      trio-sessions demo
+      trio-sessions workers --database-url sqlite:///sessions.db
+      trio-sessions doctor --help
+    """  # noqa: D301 -- click: do not wrap what follows
 
 
 @commands.command(short_help="Show on real connections what a cleanup pass does.")
@@ -127,7 +149,12 @@ def demo(sessions: int, workers: int, database_url: str | None, *, verbose: bool
     Clients vanish, hang and move, rows are deleted, the database goes away and returns;
     after each of these every worker runs a pass. The exit code is 1 if one session too
     many or too few is gone.
-    """
+
+    \b
+    Examples:
+      trio-sessions demo
+      trio-sessions demo --sessions 1000 --database-url postgresql+psycopg://me@host/name
+    """  # noqa: D301 -- click: do not wrap what follows
     _configure_logging(verbose=verbose)
     url = _checked(database_url)
     _allow_descriptors(2 * sessions + _SPARE_DESCRIPTORS, sessions)

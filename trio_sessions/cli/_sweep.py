@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from trio_sessions._settings import seconds
+from trio_sessions._checks import seconds
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.cli._inspect import Access, Visitor, as_json, count, printable
 from trio_sessions.cli._options import ask, asks_a_database, console
