@@ -14,7 +14,7 @@ from conftest import Shared
 from fleets import in_thread
 from test_cli import clean_environment
 
-from trio_sessions import SessionRegistry, fingerprint
+from trio_sessions import SessionRegistry, fingerprint, open_registry
 from trio_sessions.cli._main import commands, guarded
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport
@@ -180,3 +180,20 @@ def complaint(url: str) -> int:
     """Return the exit code, as a shell gets it."""
     arguments = ["list", "--database-url", url]
     return guarded(lambda: commands.main(arguments, standalone_mode=False))
+
+
+@pytest.mark.parametrize("name", ["sessions.db", "50% of #1.db"])
+async def test_a_file_that_nobody_has_open_is_left_alone(name: str, tmp_path: Path) -> None:
+    """SQLite would make a log and an index beside it, and leave them there."""
+    url = sa.URL.create("sqlite", database=str(tmp_path / name))
+    async with open_registry(url):
+        pass
+    before = [(one.name, one.read_bytes()) for one in files_in(tmp_path)]
+    for arguments in (["workers"], ["list"], ["sweep", "--dry-run"]):
+        found = await in_thread(partial(run, *arguments, url=url))
+        assert found.exit_code == 0, found.output
+    assert [(one.name, one.read_bytes()) for one in files_in(tmp_path)] == before
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())

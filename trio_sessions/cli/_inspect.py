@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trio_sessions.abc import Worker
+from trio_sessions.cli._read_only import read_only
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo, WorkerState
 from trio_sessions.stores.database import DatabaseStore, metadata
@@ -138,11 +139,7 @@ def _existing(url: sa.URL, access: Access) -> sa.URL:
     path = path_of(url)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}: look at --database-url")
-    if access is Access.WRITE:
-        return url
-    return sa.URL.create(
-        url.drivername, database=f"file:{path}", query={"mode": "ro", "uri": "true"}
-    )
+    return url if access is Access.WRITE else read_only(url)
 
 
 # ---- as JSON ----

@@ -10,8 +10,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from trio_sessions.cli._doctor._findings import Case, Check, Finding, fail, ok, warn
-from trio_sessions.cli._doctor._patient import is_at_rest
 from trio_sessions.cli._doctor._tables import told
+from trio_sessions.cli._read_only import is_at_rest
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database.sqlite._files import path_of
 from trio_sessions.stores.database.sqlite._opening import check_opening

@@ -6,26 +6,23 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
 
 import sqlalchemy as sa
 import trio
 
 from trio_sessions.abc import Worker
+from trio_sessions.cli._read_only import read_only
 from trio_sessions.stores.database._connections import Connections, note_process
 from trio_sessions.stores.database._database import find
-from trio_sessions.stores.database.sqlite._files import path_of
 
-__all__ = ["Patient", "is_at_rest", "open_patient"]
+__all__ = ["Patient", "open_patient"]
 
 T = TypeVar("T")
 
 _CONNECT = 5  # seconds
 _WAIT = 1.0  # seconds for a lock
 _STATEMENT = 4  # seconds; below the bound of an operation, so that the server's own word comes
-_WAL = 2  # https://www.sqlite.org/fileformat.html#file_format_version_numbers
 
 
 @dataclass(slots=True)
@@ -80,7 +77,7 @@ def _engine(url: sa.URL) -> sa.Engine:
     """Make an engine whose connections are told nothing that PgBouncer would not take."""
     if url.get_backend_name() == "sqlite":
         return sa.create_engine(
-            _read_only(url),
+            read_only(url),
             poolclass=sa.NullPool,
             hide_parameters=True,
             connect_args={"timeout": _WAIT},
@@ -95,28 +92,6 @@ def _engine(url: sa.URL) -> sa.Engine:
         hide_parameters=True,
         connect_args={**timeout, "prepare_threshold": None},
     )
-
-
-def _read_only(url: sa.URL) -> sa.URL:
-    """Return the URL that opens the file for reading, and makes none beside it.
-
-    A file in WAL mode that nobody has open gets a log and an index as soon as somebody reads it,
-    unless that one says that it does not change.
-    """
-    path = Path(path_of(url))
-    query = {"mode": "ro", "uri": "true"}
-    if is_at_rest(path):
-        query["immutable"] = "1"
-    return sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
-
-
-def is_at_rest(path: Path) -> bool:
-    """Say whether a file is in WAL mode, and nobody has it open."""
-    if path.with_name(f"{path.name}-shm").exists():
-        return False
-    # It is not open in this process either: closing it would lose the locks that SQLite has on it.
-    with path.open("rb") as file:
-        return file.read(20)[18:20] == bytes((_WAL, _WAL))
 
 
 def _reading(look: Callable[[sa.Connection], T], connection: sa.Connection) -> T:
