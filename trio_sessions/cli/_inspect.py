@@ -40,6 +40,7 @@ __all__ = [
     "show_session",
     "show_sessions",
     "show_workers",
+    "state_text",
     "worker_facts",
 ]
 
@@ -179,7 +180,7 @@ def show_workers(console: Console, workers: Sequence[WorkerInfo]) -> None:
     rows = [
         (
             printable(one.worker_id),
-            _state(one.state, ", draining" if one.draining else ""),
+            state_text(one.state, ", draining" if one.draining else ""),
             printable(one.sessions),
             printable(f"{duration(one.silence)} ago"),
             printable(duration(one.session_ttl)),
@@ -197,7 +198,7 @@ def show_sessions(console: Console, sessions: Sequence[SessionInfo], *, full_ids
         (
             printable(one.session_id if full_ids else fingerprint(one.session_id)),
             printable(one.worker_id),
-            _state(one.worker_state),
+            state_text(one.worker_state),
             printable(one.owner or ""),
             printable(duration(one.age)),
             printable(f"{duration(one.idle)} ago"),
@@ -215,7 +216,7 @@ def show_session(console: Console, session: SessionInfo, *, full_ids: bool) -> N
     for name, value in (
         ("session", printable(session.session_id if full_ids else fingerprint(session.session_id))),
         ("worker", printable(session.worker_id)),
-        ("state", _state(session.worker_state)),
+        ("state", state_text(session.worker_state)),
         ("owner", printable(session.owner or "nobody")),
         ("created", printable(created)),
         ("refreshed", printable(f"{duration(session.idle)} ago")),
@@ -240,7 +241,8 @@ def printable(value: object) -> Text:
     )
 
 
-def _state(state: WorkerState | None, more: str = "") -> Text:
+def state_text(state: WorkerState | None, more: str = "") -> Text:
+    """Return a worker's state in its colour."""
     return Text(("unknown" if state is None else state.value) + more, style=_STYLES[state])
 
 

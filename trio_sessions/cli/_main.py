@@ -23,6 +23,7 @@ from trio_sessions.cli._operators import COMMANDS
 from trio_sessions.cli._schema import init_db
 from trio_sessions.cli._show import Screen
 from trio_sessions.cli._sweep import sweep
+from trio_sessions.cli._top import top
 from trio_sessions.cli._verdict import Verdict
 
 __all__ = ["conclude", "guarded", "run", "until_signalled"]
@@ -169,7 +170,7 @@ def demo(sessions: int, workers: int, database_url: str | None, *, verbose: bool
     return conclude(screen, verdict)
 
 
-for _command in (*COMMANDS, init_db, sweep, doctor):
+for _command in (*COMMANDS, init_db, sweep, top, doctor):
     commands.add_command(_command)
 
 

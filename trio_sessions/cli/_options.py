@@ -10,7 +10,14 @@ from rich.console import Console
 from trio_sessions.cli._inspect import Access, Visitor, open_visitor
 from trio_sessions.errors import StoreSchemaError
 
-__all__ = ["ask", "asks_a_database", "console", "full_ids"]
+__all__ = [
+    "ask",
+    "asks_a_database",
+    "console",
+    "full_ids",
+    "names_a_database",
+    "run_asking",
+]
 
 T = TypeVar("T")
 
@@ -18,9 +25,14 @@ _PATIENCE = 60.0  # seconds for one command; the store bounds its operations wel
 
 
 def asks_a_database(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of every command that asks a database."""
+    """Add the options of every command that asks a database, and prints what it says."""
+    as_json = click.option("--json", "plain", is_flag=True, help="Print JSON, for programs.")
+    return names_a_database(as_json(command))
+
+
+def names_a_database(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where the tables are."""
     for option in (
-        click.option("--json", "plain", is_flag=True, help="Print JSON, for programs."),
         click.option(
             "--table-prefix",
             default="trio_",
@@ -72,6 +84,14 @@ def ask(
             async with open_visitor(url, table_prefix=prefix, access=access) as visitor:
                 answers.append(await question(visitor))
 
+    run_asking(main)
+    if not answers:
+        raise click.ClickException(f"the database did not answer within {patience:g} seconds")
+    return answers[0]
+
+
+def run_asking(main: Callable[[], Awaitable[object]]) -> None:
+    """Run what opens a database, and tell a user's mistakes as such."""
     try:
         trio.run(main)
     except (TypeError, ValueError) as exc:
@@ -81,9 +101,6 @@ def ask(
             f"these are not the tables of a registry, and this command makes none: look at "
             f"--database-url and --table-prefix ({exc})"
         ) from exc
-    if not answers:
-        raise click.ClickException(f"the database did not answer within {patience:g} seconds")
-    return answers[0]
 
 
 def console() -> Console:
