@@ -2,16 +2,21 @@
 
 import json
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import trio
 from conftest import Shared
 from fleets import in_thread
+from rich.console import Console
 from test_cli_operators import run, url_of
+from trio.testing import MockClock
 
 from trio_sessions.cli._main import commands, guarded
+from trio_sessions.cli._sweep import _progress
 from trio_sessions.testing import FakeTransport
 
 AGE = 7200.0  # seconds, twice the workers' session_ttl
@@ -111,3 +116,22 @@ def test_a_mistake_is_bad_usage(arguments: list[str], says: str, tmp_path: Path)
     assert found.exit_code == 2
     assert says in found.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_terminal", "is_shown"),
+    [(2.0, True, True), (0.5, True, False), (9.0, False, False)],
+)
+async def test_a_bar_is_shown_for_what_takes_longer_than_a_second(
+    seconds: float, autojump_clock: MockClock, *, is_terminal: bool, is_shown: bool
+) -> None:
+    """In a terminal only; a moment's work leaves it alone."""
+    out = Console(file=StringIO(), force_terminal=is_terminal, width=60)
+    async with _progress(10, out) as advance:
+        advance(1)
+        await trio.sleep(seconds)
+        advance(3)
+    written = out.file
+    assert isinstance(written, StringIO)
+    assert ("4/10" in written.getvalue()) is is_shown
+    assert bool(written.getvalue()) is is_shown

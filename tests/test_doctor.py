@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -69,7 +70,7 @@ async def test_it_survives_any_table_that_is_missing(
         run_sql(make_tables(url), f"DROP TABLE {missing}{cascade}")
         found = await look(url)
         [failed] = [one for one in found if one.level is Level.FAIL]
-        assert (failed.check, failed.says) == ("schema", f"missing: {missing}")
+        assert (failed.check, failed.says) == ("schema", f"table {missing} missing")
         others = [one for one in found if one.level is Level.WARN and one.check != "journal"]
         assert all("not looked at" in one.says for one in others), others
 
@@ -104,11 +105,15 @@ ALIVE = WORKER.format("i", "w", "now()", "now()", 3600, 300)
         ),
         (
             ["ALTER TABLE trio_workers DROP COLUMN draining"],
-            "schema", Level.FAIL, "columns are missing", "ADD COLUMN draining",
+            "schema", Level.FAIL, "column trio_workers.draining missing", "trio-sessions init-db",
         ),
         (
             ["ALTER TABLE trio_messages ALTER COLUMN payload TYPE integer USING 1"],
             "schema", Level.FAIL, "'payload'", "migrate the table",
+        ),
+        (
+            ["INSERT INTO trio_schema (version, needs) VALUES (99, 98)"],
+            "schema", Level.FAIL, "has version 99, and needs", "a later trio_sessions",
         ),
         (
             ["DROP INDEX ix_trio_sessions_owner"],
@@ -196,7 +201,7 @@ async def test_it_finds_rights_that_are_missing(
 ) -> None:
     url = make_tables(postgresql_schema)
     with make_role(url) as role:
-        others = "trio_sessions, trio_fleet, trio_workers, trio_gone"
+        others = ", ".join(tables("trio_").metadata.tables.keys() - {"trio_messages"})
         run_sql(
             url,
             f"GRANT USAGE ON SCHEMA {schema_of(url)} TO {role.username}",
@@ -306,6 +311,30 @@ async def test_it_tells_of_a_server_that_is_not_there(tmp_path: Path) -> None:
     found = await look(url)
     only(found, "connection", Level.FAIL, says="postgresql", todo="--database-url")
     assert "secret" not in found[0].says
+
+
+async def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
+    """It takes the connection, and never answers."""
+    path = tmp_path / ".s.PGSQL.5432"
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        url = sa.make_url(f"postgresql+psycopg://me@/db?host={tmp_path}&connect_timeout=2")
+        only(await look(url), "connection", Level.FAIL, says="timeout", todo="--database-url")
+
+
+async def test_a_table_that_is_locked_costs_a_moment(postgresql_schema: sa.URL) -> None:
+    """Who needs it says so; the others are not kept."""
+    url = make_tables(postgresql_schema)
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("LOCK TABLE trio_workers IN ACCESS EXCLUSIVE MODE")
+        found = await look(url)
+    assert {one.level for one in found} == {Level.WARN}, found
+    assert all("looked at" in one.says for one in found), found
+    assert any("lock timeout" in one.says for one in found), found
+    assert "worker ids" in {one.check for one in found}
+    assert not {"rights", "listen", "connections"} & {one.check for one in found}
 
 
 POOLER = """

@@ -124,7 +124,7 @@ async def _sweep(
     before = await _overdue(visitor, ours, ttl, message_ttl)
     sessions = messages = 0
     more = True
-    async with _progress(before.sessions) as advance:
+    async with _progress(before.sessions, Console(stderr=True)) as advance:
         while more:
             piece = await visitor.sweep(
                 session_ttl=ttl, message_ttl=message_ttl, max_gap=ttl * MAX_GAP, limit=_PIECE
@@ -150,10 +150,10 @@ async def _overdue(
 
 
 @contextlib.asynccontextmanager
-async def _progress(total: int) -> AsyncIterator[Callable[[int], None]]:
-    """Show a bar on stderr, if that is a terminal and it takes long enough to look at one."""
+async def _progress(total: int, out: Console) -> AsyncIterator[Callable[[int], None]]:
+    """Show a bar, if that is a terminal and it takes long enough to look at one."""
     columns = (TextColumn("sweeping"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+    bar = Progress(*columns, console=out, auto_refresh=False, transient=True)
     task = bar.add_task("sweep", total=total)
 
     async def show() -> None:
@@ -166,7 +166,7 @@ async def _progress(total: int) -> AsyncIterator[Callable[[int], None]]:
         bar.refresh()
 
     async with trio.open_nursery() as nursery:
-        if bar.console.is_terminal:
+        if out.is_terminal:
             nursery.start_soon(show)
         yield advance
         nursery.cancel_scope.cancel()

@@ -51,7 +51,8 @@ async def _looks(patient: Patient, case: Case) -> AsyncIterator[list[Finding]]:
     try:
         case = replace(case, there=await patient.ask(partial(_there, case=case)))
     except (StoreUnavailable, SQLAlchemyError) as exc:
-        yield _named("schema", [_unknown(exc)])
+        says = f"could not be looked at: {exc}"
+        yield _named("schema", [fail(says, "is this the database of the registry?")])
     if not _lacking(case, ("workers", "sessions", "fleet")):
         try:
             case = replace(case, workers=await patient.ask(partial(_workers.workers, case=case)))
