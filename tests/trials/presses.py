@@ -221,6 +221,7 @@ class PressTrial:
             return
         except BaseException as exc:  # noqa: BLE001 -- it is looked at
             ended = exc
+            self._presses.disarm()  # a press may have come in the middle of it
         in_order = ended is None and (self._finished or not self.made)
         if not (in_order or _is_interrupt(ended) or (not self._is_one and _is_asyncios(ended))):
             raise Wrong(f"after {self.made} presses it ended by {ended!r}") from ended

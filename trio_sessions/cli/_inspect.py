@@ -1,6 +1,7 @@
 """``workers``, ``list`` and ``show``: what operators ask of a database that gateways share.
 
-They only read: no table is made, no row is written, and no worker notices. Who sweeps may write.
+They only read: no table is made, no row is written, and no worker notices. Who sweeps or
+revokes may write.
 """
 
 import enum
@@ -23,6 +24,7 @@ from trio_sessions.abc import Worker
 from trio_sessions.cli._read_only import read_only
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo, WorkerState
+from trio_sessions.revocation import Revocation, Revoked
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.stores.database._urls import check_url, masked
 from trio_sessions.stores.database.sqlite._files import path_of
@@ -87,6 +89,10 @@ class Visitor:
         return await self._store.run(
             self._worker, lambda connection: question(connection, self._worker)
         )
+
+    async def revoke(self, revocation: Revocation, *, limit: int) -> Revoked:
+        """Mark ids, and delete their rows; see `trio_sessions.abc.RevocationStore`."""
+        return await self._store.revoke(self._worker, revocation, limit=limit)
 
     async def sweep(
         self, *, session_ttl: float, message_ttl: float, max_gap: float, limit: int

@@ -20,6 +20,7 @@ from trio_sessions.cli._database import check_database
 from trio_sessions.cli._demo import run_demo
 from trio_sessions.cli._doctor._command import doctor
 from trio_sessions.cli._operators import COMMANDS
+from trio_sessions.cli._revoke import revoke
 from trio_sessions.cli._schema import init_db
 from trio_sessions.cli._show import Screen
 from trio_sessions.cli._sweep import sweep
@@ -170,7 +171,7 @@ def demo(sessions: int, workers: int, database_url: str | None, *, verbose: bool
     return conclude(screen, verdict)
 
 
-for _command in (*COMMANDS, init_db, sweep, top, doctor):
+for _command in (*COMMANDS, init_db, revoke, sweep, top, doctor):
     commands.add_command(_command)
 
 
