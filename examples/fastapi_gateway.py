@@ -1,4 +1,4 @@
-"""A gateway on FastAPI: events to clients by SSE, messages to them by POST.
+"""A gateway on FastAPI: events to clients by SSE, messages to them by POST; or all by WebSocket.
 
 With two workers, on an SQLite file unless DATABASE_URL names another database::
 
@@ -6,55 +6,24 @@ With two workers, on an SQLite file unless DATABASE_URL names another database::
 """
 
 import asyncio
-import json
 import os
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import fields
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, HTTPException
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from fastapi import Body, FastAPI, HTTPException, WebSocket
+from sse_starlette import EventSourceResponse
 
-from trio_sessions import InvalidSessionId, SessionNotFound, StoreUnavailable, aio
-
-
-class EventTransport:
-    """One client's events. Its methods are coroutines of asyncio."""
-
-    def __init__(self) -> None:
-        self._events: asyncio.Queue[str] = asyncio.Queue(maxsize=100)
-        self._connected = True
-
-    async def is_connected(self) -> bool:
-        """Answer the pass. What the web server notices ends the stream at once anyway."""
-        return self._connected
-
-    async def disconnect(self) -> None:
-        """End the stream: the registry has removed the session."""
-        self._connected = False
-        if self._events.empty():
-            self._events.put_nowait("")  # wakes the stream up
-
-    async def send(self, message: Any) -> None:
-        """Send an event. A client that leaves 100 of them unread is given up."""
-        self._connected = self._connected and not self._events.full()
-        if self._connected:  # else the next pass removes the session
-            self._events.put_nowait(json.dumps(message))
-
-    async def stream(self, session_id: str) -> AsyncIterator[ServerSentEvent]:
-        """Hold the session as long as its client takes events; the first tells its id."""
-        try:
-            await registry.add_session(session_id, self)
-            task = asyncio.create_task(registry.respond(None, None, session_id))
-            registry.register_respond_task(session_id, task)  # it ends with the session
-            hello = {"session": session_id, "worker": registry.worker_id}
-            yield ServerSentEvent(json.dumps(hello), event="session")
-            while (event := await self._events.get()) and self._connected:
-                yield ServerSentEvent(event, event="message")
-        finally:
-            await registry.remove_session(session_id, transport=self)
+from trio_sessions import (
+    InvalidSessionId,
+    SessionNotFound,
+    SessionsError,
+    StoreUnavailable,
+    aio,
+)
+from trio_sessions.aio.transports import SSETransport, WebSocketTransport
 
 
 class Registry(aio.SessionRegistry):
@@ -64,7 +33,8 @@ class Registry(aio.SessionRegistry):
         self, message: Any, transport: Any, server_id: str | None, user: Any
     ) -> None:
         """Answer one message: here, echo it."""
-        await transport.send({"echo": message})
+        with suppress(ConnectionError):  # the client has gone, or was given up: so does the session
+            await transport.send({"echo": message})
 
 
 ttl = float(os.environ.get("SESSION_TTL", "3600"))  # seconds; the same in all workers
@@ -85,10 +55,45 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
+async def respond(session_id: str) -> dict[str, str]:
+    """Answer the messages of a session until it is removed; return what its client is told."""
+    task = asyncio.create_task(registry.respond(None, None, session_id))
+    registry.register_respond_task(session_id, task)
+    return {"session": session_id, "worker": registry.worker_id}
+
+
+async def events() -> AsyncIterator[bytes]:
+    """Hold a session as long as its client takes events; the first tells its id."""
+    session_id, transport = secrets.token_urlsafe(), SSETransport(send_timeout=2)
+    try:
+        await registry.add_session(session_id, transport)
+        await transport.send(await respond(session_id), event="session")
+        async for event in transport.stream():
+            yield event
+    finally:
+        await registry.remove_session(session_id, transport=transport)
+
+
 @app.get("/sse")
 async def open_stream() -> EventSourceResponse:
-    """Open a session."""
-    return EventSourceResponse(EventTransport().stream(secrets.token_urlsafe()))
+    """Open a session of server-sent events."""
+    return EventSourceResponse(events())
+
+
+@app.websocket("/ws")
+async def talk(websocket: WebSocket) -> None:
+    """Hold a session as long as its WebSocket is open; its client may send messages to it."""
+    await websocket.accept()
+    session_id, transport = secrets.token_urlsafe(), WebSocketTransport(websocket, send_timeout=2)
+    try:
+        await registry.add_session(session_id, transport)
+        await transport.send(await respond(session_id))
+        async for message in transport:
+            await registry.broadcast(session_id, message)
+    except (SessionsError, ValueError, ConnectionError):
+        pass  # the session or its client has gone meanwhile, or has sent what is no JSON
+    finally:
+        await registry.remove_session(session_id, transport=transport)
 
 
 @app.post("/messages/{session_id}", status_code=202)

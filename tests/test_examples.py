@@ -21,15 +21,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
+import trio
 from backdoors import DatabaseBackdoor
 from conftest import make_schema
 from httpx_sse import connect_sse
+from trio_websocket import ConnectionClosed, open_websocket_url
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 90.0  # seconds for anything that should come soon
@@ -363,6 +366,34 @@ def test_a_client_that_does_not_read_is_removed_by_the_pass(gateway: Gateway) ->
     wait_until(lambda: gateway.post(deaf, "1", 202, 404) == 404)
     wait_until(lambda: gateway.sessions() == held_by(others))
     wait_until(lambda: gateway.statistics()[deaf.worker]["removed_disconnected"] == before + 1)
+
+
+@pytest.mark.parametrize("running", ["uvloop, postgresql"], indirect=True)
+def test_a_websocket_is_a_session_too(gateway: Gateway) -> None:
+    """It echoes what its client says, and what others post to it; it ends with its client."""
+    [server] = gateway.servers
+    url = f"{server.url}/ws".replace("http", "ws")
+
+    async def talk(last: str) -> None:
+        async with open_websocket_url(url) as client:
+            hello = json.loads(await client.get_message())
+            server.pids.add(pid_of(hello["worker"]))
+            await client.send_message('["said"]')
+            assert await client.get_message() == '{"echo":["said"]}'
+            post = partial(gateway.http.post, f"{server.url}/messages/{hello['session']}", json=1)
+            assert (await trio.to_thread.run_sync(post)).status_code == 202
+            assert await client.get_message() == '{"echo":1}'
+            await client.send_message(last)
+            if last == "no JSON":
+                with pytest.raises(ConnectionClosed) as closed:
+                    await client.get_message()
+                assert closed.value.reason is not None
+                assert closed.value.reason.code == 1000
+            await trio.aclose_forcefully(client._stream)  # a client leaves that to its server
+
+    for last in ("1", "no JSON"):
+        trio.run(talk, last)
+        wait_until(lambda: gateway.sessions() == {})
 
 
 @pytest.mark.parametrize("running", ["uvloop, postgresql"], indirect=True)

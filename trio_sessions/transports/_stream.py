@@ -8,6 +8,7 @@ import trio
 
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions.errors import MessageTooLarge
+from trio_sessions.transports._wire import parse
 
 __all__ = ["StreamTransport"]
 
@@ -124,7 +125,7 @@ class StreamTransport:
             line = bytes(self._unread[:end])
             del self._unread[: end + 1]
             self._searched = 0
-            return _parse(line)
+            return parse(line, what="the line")
 
     def _too_large(self, size: str) -> MessageTooLarge:
         return MessageTooLarge(
@@ -150,17 +151,6 @@ class StreamTransport:
             self._unread += received
         else:
             self._peer_closed = True
-
-
-def _parse(line: bytes) -> object:
-    try:
-        return json.loads(line.decode(), parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("the line is nested too deeply for JSON") from None
-
-
-def _refuse(constant: str) -> object:
-    raise ValueError(f"the line is not JSON: {constant}")
 
 
 def _socket_under(stream: object) -> trio.SocketStream | None:
