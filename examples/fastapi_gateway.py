@@ -10,10 +10,10 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, HTTPException, WebSocket
+from fastapi import Body, FastAPI, HTTPException, Response, WebSocket
 from sse_starlette import EventSourceResponse
 
 from trio_sessions import (
@@ -114,3 +114,20 @@ async def statistics() -> dict[str, Any]:
     """Return counters and gauges; the last report holds session ids, which are secret."""
     now = registry.statistics()
     return {f.name: getattr(now, f.name) for f in fields(now) if f.name != "last_report"}
+
+
+@app.get("/livez")
+async def live(response: Response) -> dict[str, Any]:
+    """Say 503 if this process should be restarted: an outage of the database is no reason."""
+    health = registry.health()  # asks nobody, and never waits
+    response.status_code = 503 if health.closed else 200
+    return asdict(health)
+
+
+@app.get("/readyz")
+async def ready(response: Response) -> dict[str, Any]:
+    """Say 503 if new clients should go elsewhere; those that are here stay."""
+    health = registry.health()
+    takes_clients = health.database_answers and not (health.draining or health.closed)
+    response.status_code = 200 if takes_clients else 503
+    return asdict(health)

@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import trio
@@ -127,11 +127,26 @@ async def statistics(request: Request) -> Response:
     )
 
 
+async def live(request: Request) -> Response:
+    """Say 503 if this process should be restarted: an outage of the database is no reason."""
+    health = request.state.registry.health()  # asks nobody, and never waits
+    return JSONResponse(asdict(health), 503 if health.closed else 200)
+
+
+async def ready(request: Request) -> Response:
+    """Say 503 if new clients should go elsewhere; those that are here stay."""
+    health = request.state.registry.health()
+    takes_clients = health.database_answers and not (health.draining or health.closed)
+    return JSONResponse(asdict(health), 200 if takes_clients else 503)
+
+
 app = Starlette(
     routes=[
         Route("/sse", open_stream),
         Route("/messages/{session_id}", post_message, methods=["POST"]),
         Route("/statistics", statistics),
+        Route("/livez", live),
+        Route("/readyz", ready),
     ],
     lifespan=lifespan,
 )

@@ -337,6 +337,17 @@ def test_clients_connect_exchange_and_leave(gateway: Gateway) -> None:
     gateway.exchange(stays, "still here")
 
 
+def test_probes_are_answered(gateway: Gateway) -> None:
+    """Each worker is alive and ready, and says what it knows of itself: no id of a session."""
+    client = gateway.connect()
+    for server in gateway.servers:
+        for path in ("/livez", "/readyz"):
+            answer = gateway.http.get(f"{server.url}{path}")
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["database_answers"] is True
+            assert client.id not in answer.text
+
+
 def test_killed_clients_are_removed_and_nobody_else(gateway: Gateway) -> None:
     """A killed process and reset connections lose their sessions; the next passes take no more."""
     survivors, dropped = gateway.connect_to_each(), gateway.connect_to_each()

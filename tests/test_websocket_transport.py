@@ -259,7 +259,16 @@ async def test_a_reader_ends_when_the_session_is_removed() -> None:
             nursery.start_soon(read)
             await trio.testing.wait_all_tasks_blocked()
             await registry.remove_session("alice")
-        assert (await closes(pair))[0] in {1000, close_code(RemovalReason.REMOVED)}
+        assert await closes(pair) == (1000, "removed")
+
+
+async def test_a_client_is_told_that_another_has_taken_its_session_over() -> None:
+    """By the registry, which hands the reason on."""
+    async with bounded(), connected() as older, connected() as newer, open_registry() as registry:
+        await registry.add_session("alice", older.transport)
+        await registry.add_session("alice", newer.transport)
+        assert await closes(older) == (4409, "taken_over")
+        assert await newer.transport.is_connected() is True
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:

@@ -28,6 +28,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _histories               a worker's histories, begun and begun anew
     _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
     _rounds | _counters      one method called on many transports
+    _contact, _lag           whether the store answers; how late the loop is
     _witness | _estimate     whether the database has forgotten nothing; what its clock may say
     _admission, _limiting    who may come in; who has been here for too long
     _table | stores          siblings
@@ -69,6 +70,7 @@ from trio_sessions.limits import Limits
 from trio_sessions.types import (
     CleanupReport,
     DrainReport,
+    RegistryHealth,
     RegistryStatistics,
     RemovalReason,
     fingerprint,
@@ -85,6 +87,7 @@ __all__ = [
     "OperationTooLong",
     "RegistryClosed",
     "RegistryDraining",
+    "RegistryHealth",
     "RegistryStatistics",
     "RemovalReason",
     "RowLocked",

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 import outcome
 import trio
 
+from trio_sessions._contact import Contact
 from trio_sessions._estimate import ClockEstimate
 from trio_sessions._interrupts import lone_interrupt
 from trio_sessions._process import this_process
@@ -94,6 +95,7 @@ class Edge:
         self, store: SessionStore, worker: Worker, witness: Witness, settings: Settings
     ) -> None:
         self.worker = worker
+        self.contact = Contact()
         self._store = store
         self._witness = witness
         self._estimate = ClockEstimate(
@@ -126,28 +128,29 @@ class Edge:
             raise RegistryClosed(INHERITED)
         scope = scope or trio.CancelScope()
         scope.relative_deadline = self._settings.store_timeout
-        try:
-            with scope:
-                answer = await operation()
-                if not isinstance(answer, kind):
-                    raise _breach(f"it answered with {type(answer).__name__}")
-                return answer
-        except SessionsError:
-            raise
-        except Exception as exc:
-            logger.exception("the store failed in a way that it does not promise")
+        with self.contact:
+            try:
+                with scope:
+                    answer = await operation()
+                    if not isinstance(answer, kind):
+                        raise _breach(f"it answered with {type(answer).__name__}")
+                    return answer
+            except SessionsError:
+                raise
+            except Exception as exc:
+                logger.exception("the store failed in a way that it does not promise")
+                raise StoreUnavailable(
+                    f"the store failed with {type(exc).__name__}; see the cause"
+                ) from exc
+            except BaseExceptionGroup as group:
+                interrupt = lone_interrupt(group)
+                if interrupt is not None:  # it came while the store waited in a nursery
+                    raise interrupt from None
+                raise
             raise StoreUnavailable(
-                f"the store failed with {type(exc).__name__}; see the cause"
-            ) from exc
-        except BaseExceptionGroup as group:
-            interrupt = lone_interrupt(group)
-            if interrupt is not None:  # it came while the store waited in a nursery
-                raise interrupt from None
-            raise
-        raise StoreUnavailable(
-            f"the store did not answer within store_timeout ({self._settings.store_timeout:g} s)"
-            + self._clock_that_jumps()
-        )
+                "the store did not answer within store_timeout "
+                f"({self._settings.store_timeout:g} s){self._clock_that_jumps()}"
+            )
 
     def _clock_that_jumps(self) -> str:
         """Say so if the time that has passed is no time: threads cannot keep up with it."""
@@ -461,13 +464,17 @@ class Edge:
         if self.is_inherited:
             raise RegistryClosed(INHERITED)
         try:
+            self.contact.bell_alive = False
             async with self._store.open_bell(self.worker) as bell:
+                self.contact.bell_alive = True
                 yield bell
         except SessionsError:
             raise
         except Exception as exc:
             logger.exception("the store's bell broke in a way that it does not promise")
             raise StoreUnavailable(f"the bell broke with {type(exc).__name__}") from exc
+        finally:
+            self.contact.bell_alive = False
 
 
 def _breach(what: str) -> StoreUnavailable:

@@ -25,6 +25,7 @@ from trio_sessions._edge import Edge
 from trio_sessions._entry import Row
 from trio_sessions._histories import Histories
 from trio_sessions._inspection import Inspection, Workers
+from trio_sessions._lag import LoopLag
 from trio_sessions._leaving import Leaving
 from trio_sessions._messages import Messages
 from trio_sessions._owners import Owners
@@ -39,7 +40,7 @@ from trio_sessions._table import LocalTable
 from trio_sessions._witness import Witness
 from trio_sessions._writer import Writer
 from trio_sessions.abc import Part
-from trio_sessions.types import RegistryStatistics
+from trio_sessions.types import RegistryHealth, RegistryStatistics
 
 __all__ = ["House"]
 
@@ -136,6 +137,10 @@ class House:
         self._reads = False
         """The loops that read messages have been started; most programs need none."""
         self._is_closed = False
+        self._lag = LoopLag()
+        self._measures = False
+        """The task that measures the loop has been started; only who asks pays for it."""
+        self._clock = trio.lowlevel.current_clock()  # is asked after the end of the run, too
 
     @property
     def worker_id(self) -> str:
@@ -233,4 +238,24 @@ class House:
             + self._writer.waiting,
             last_report=self.passes.last_report,
             **asdict(self._counters),
+        )
+
+    def health(self) -> RegistryHealth:
+        """See `SessionRegistry.health`."""
+        is_settled = self._measures or self._is_closed or self._edge.is_inherited
+        if not is_settled and trio.lowlevel.in_trio_run():  # of no foreign thread
+            self._measures = True
+            self.background.start_lasting(self._lag.measure)
+        now = self._clock.current_time()
+        contact, report = self._edge.contact, self.passes.last_report
+        return RegistryHealth(
+            worker_id=self.worker_id,
+            closed=self._is_closed,
+            draining=self.admission.is_draining,
+            database_answers=contact.answers,
+            database_away=contact.away(now),
+            since_good_pass=self.passes.since_good(now),
+            held=0 if report is None else len(report.held),
+            bell_alive=contact.bell_alive,
+            loop_lag=self._lag.seconds(now),
         )

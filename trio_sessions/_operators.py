@@ -8,7 +8,7 @@ from trio_sessions._interrupts import uninterrupted
 from trio_sessions._library import check_trio
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.inspection import Selection, SessionInfo, check_limit, select
-from trio_sessions.types import DrainReport, check_session_id
+from trio_sessions.types import DrainReport, RegistryHealth, check_session_id
 
 __all__ = ["OperatorMethods"]
 
@@ -35,6 +35,14 @@ class OperatorMethods:
     def workers(self) -> Workers:
         """The workers of this database: who lives, what each holds and tells of itself."""
         return self._house.workers
+
+    def health(self) -> RegistryHealth:
+        """Return how this registry is now: facts, for probes. No checkpoint, no database.
+
+        The first call begins to measure the loop, by a task that wakes once a second. Another
+        thread may call it, too, as a server of metrics does; that begins nothing.
+        """
+        return self._house.health()
 
     async def list_sessions(
         self,

@@ -81,11 +81,16 @@ class Passes:
         self._running: _Running | None = None
         self._last_report: CleanupReport | None = None
         self._logged_as_dropped = 0
+        self._last_good: float | None = None
 
     @property
     def last_report(self) -> CleanupReport | None:
         """What the last pass did that ran to its end."""
         return self._last_report
+
+    def since_good(self, now: float) -> float | None:
+        """Return the seconds since a pass ended for which the database answered; None: none has."""
+        return None if self._last_good is None else now - self._last_good
 
     @property
     def running(self) -> trio.Event | None:
@@ -156,6 +161,8 @@ class Passes:
             raise
         else:
             running.complete = one.database_answered
+            if running.complete:
+                self._last_good = trio.current_time()
             self._counters.count_pass(running.report, complete=running.complete)
             self.log_dropped()
             _log(running.report)

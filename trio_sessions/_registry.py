@@ -40,8 +40,8 @@ logger = logging.getLogger("trio_sessions.registry")
 class SessionRegistry(OperatorMethods):
     """The sessions of one worker. Made by `open_registry` or `serve_registry`.
 
-    All its methods belong to one Trio run. Those named ``*_sync`` and `statistics` never
-    wait; every async method is a checkpoint.
+    All its methods belong to one Trio run. Those named ``*_sync``, `statistics` and `health`
+    never wait; every async method is a checkpoint.
 
     A ``session_id`` that cannot be one raises `InvalidSessionId`, whatever the method.
     """

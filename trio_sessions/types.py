@@ -18,6 +18,7 @@ __all__ = [
     "Holder",
     "OnRemoved",
     "Presence",
+    "RegistryHealth",
     "RegistryStatistics",
     "RemovalReason",
     "RowAnswers",
@@ -226,6 +227,32 @@ class RegistryStatistics:
     """Database operations that wait for a token."""
     last_report: CleanupReport | None
     """The last pass that ran to its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryHealth:
+    """How a registry is at one moment: facts, from which you decide what is alive, and ready."""
+
+    worker_id: str
+    closed: bool
+    """It is closed, or closing."""
+    draining: bool
+    """It takes no new sessions, and lets those that it has leave."""
+    database_answers: bool
+    """Whether the last operation that has ended was answered, be it with a "cannot"."""
+    database_away: float
+    """Seconds since an operation first ended without an answer; 0.0 while the database answers."""
+    since_good_pass: float | None
+    """Seconds since a pass ended in which the database answered for all; None: none has yet."""
+    held: int
+    """Sessions that the last pass held by ``mass_missing_brake``: the brake is on while it is above
+    0."""
+    bell_alive: bool | None
+    """Whether the worker hears at once what others have for it, else at its next look; None: it
+    has not begun to listen, for nothing here reads messages."""
+    loop_lag: float | None
+    """Seconds: the longest delay of a task in the last ten seconds; None: not measured yet, which
+    begins with the first call on the registry's own thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

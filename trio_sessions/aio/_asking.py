@@ -18,3 +18,7 @@ class Asking(abc.ABC):
     @abc.abstractmethod
     async def _call(self, method: Callable[[TrioRegistry, *Ts], Awaitable[T]], *args: *Ts) -> T:
         """Await a method of the Trio registry."""
+
+    @abc.abstractmethod
+    def _core(self) -> TrioRegistry:
+        """Return the Trio registry, also after its end; `RegistryClosed`: it has never opened."""

@@ -7,7 +7,7 @@ from typing import Any
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions.aio._asking import Asking
 from trio_sessions.inspection import SessionInfo, WorkerInfo
-from trio_sessions.types import DrainReport
+from trio_sessions.types import DrainReport, RegistryHealth, RegistryStatistics
 
 __all__ = ["OperatorMethods", "Workers"]
 
@@ -38,6 +38,17 @@ class OperatorMethods(Asking):
     def workers(self) -> Workers:
         """The workers of this database; see `trio_sessions.SessionRegistry.workers`."""
         return Workers(self._call)
+
+    def statistics(self) -> RegistryStatistics:
+        """Return counters and gauges; after `shutdown`, as they were at the end."""
+        return self._core().statistics()
+
+    def health(self) -> RegistryHealth:
+        """Return facts for probes; see `trio_sessions.SessionRegistry.health`.
+
+        After `shutdown` it is ``closed``; before the first `initialize`, `RegistryClosed`.
+        """
+        return self._core().health()
 
     async def list_sessions(
         self,

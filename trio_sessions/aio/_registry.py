@@ -27,7 +27,6 @@ from trio_sessions.stores import resolve_store
 from trio_sessions.types import (
     CleanupReport,
     OnRemoved,
-    RegistryStatistics,
     check_session_id,
     fingerprint,
 )
@@ -362,10 +361,9 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
         """
         return await self._call(TrioRegistry.cleanup)
 
-    def statistics(self) -> RegistryStatistics:
-        """Return counters and gauges; after `shutdown`, as they were at the end."""
+    def _core(self) -> TrioRegistry:
         service = self._opened() if self._service is None else self._service
-        return service.core.statistics()
+        return service.core
 
     # ---- responding ----
 
