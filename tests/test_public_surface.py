@@ -37,6 +37,7 @@ MODULES = [
     "trio_sessions.aio",
     "trio_sessions.aio.transports",
     "trio_sessions.errors",
+    "trio_sessions.otel",
     "trio_sessions.stores",
     "trio_sessions.stores.database",
     "trio_sessions.stores.memory",
@@ -280,7 +281,15 @@ def test_a_transport_needs_two_methods() -> None:
 
 def test_importing_loads_neither_a_database_nor_another_loop() -> None:
     """The core needs Trio alone; a URL loads what it needs."""
-    heavy = ["sqlalchemy", "asyncio", "psycopg", "pytest", "hypothesis", "trio_websocket"]
+    heavy = [
+        "sqlalchemy",
+        "asyncio",
+        "psycopg",
+        "pytest",
+        "hypothesis",
+        "trio_websocket",
+        "opentelemetry",
+    ]
     program = f"import sys, trio_sessions; print([m for m in {heavy} if m in sys.modules])"
     loaded = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

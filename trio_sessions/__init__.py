@@ -6,7 +6,7 @@ database has confirmed that its row is gone. Whatever is unknown is kept.
 Layers, lower never imports higher (checked by import-linter)::
 
     cli | aio                for operators, for programs on asyncio
-    testing | transports     use the public names
+    testing, transports, otel  use the public names
     _open, _keeper           opening and closing; the task that holds a registry open
     _registry                what users call
     _operators               what of it is about all workers

@@ -1,0 +1,216 @@
+"""Metrics: what the SDK collects, what Prometheus scrapes, and what dashboards may name."""
+
+import asyncio
+import gc
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from backdoors import MemoryBackdoor
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from prometheus_client import REGISTRY, start_http_server
+
+from trio_sessions import aio, open_registry
+from trio_sessions.otel import instrument
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+
+ROOT = Path(__file__).parent.parent
+OBSERVABILITY = ROOT / "docs/observability"
+
+Points = dict[str, dict[str, Any]]
+
+
+class Collector:
+    """An SDK of its own, which keeps what it collects in memory."""
+
+    def __init__(self) -> None:
+        self._reader = InMemoryMetricReader()
+        self.provider = MeterProvider([self._reader])
+
+    def collect(self) -> Points:
+        """Return values by metric and attribute; of a histogram its points."""
+        data = self._reader.get_metrics_data()
+        found: Points = {}
+        for resource in data.resource_metrics if data else ():
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    points = found.setdefault(metric.name, {})
+                    for point in metric.data.data_points:
+                        label = ",".join(map(str, (point.attributes or {}).values()))
+                        points[label] = getattr(point, "value", point)
+        return found
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    one = Collector()
+    yield one
+    one.provider.shutdown()
+
+
+async def test_the_metrics_say_what_the_registry_has_done(collector: Collector) -> None:
+    """Sessions by state, passes by outcome, removals by reason, failures by kind."""
+    store = FaultyStore(memory := MemoryStore())
+    async with open_registry(store) as registry:
+        instrument(registry, collector.provider)
+        gone, broken = FakeTransport("closed"), FakeTransport("raises")
+        for session_id, transport in (
+            ("gone", gone),
+            ("broken", broken),
+            ("lost", FakeTransport()),
+            ("kept", FakeTransport()),
+        ):
+            await registry.add_session(session_id, transport)
+        MemoryBackdoor(memory).delete("lost")
+        await registry.cleanup()
+        store.fail(Fault.FAILS)
+        await registry.add_session("unconfirmed", FakeTransport())
+        await registry.cleanup()
+        assert store.faults
+        found = collector.collect()
+        assert found["trio_sessions.passes"] == {"complete": 2, "incomplete": 1, "failed": 0}
+        assert found["trio_sessions.session.removals"] == {"disconnected": 1, "missing": 1}
+        assert found["trio_sessions.failures"]["check"] == 2
+        assert found["trio_sessions.failures"]["refresh"] >= 2
+        assert found["trio_sessions.session.count"] == {"confirmed": 2, "unconfirmed": 1}
+        assert found["trio_sessions.database.away"][""] > 0
+        assert found["trio_sessions.pass.age"][""] > 0
+        store.heal()
+
+
+async def test_each_pass_that_is_collected_is_one_duration(collector: Collector) -> None:
+    """However often it is collected in between."""
+
+    def count() -> int:
+        found: int = collector.collect()["trio_sessions.pass.duration"][""].count
+        return found
+
+    async with open_registry() as registry:
+        instrument(registry, collector.provider)
+        collector.collect()  # what is recorded meanwhile may come with the next one
+        assert [count(), count()] == [1, 1]
+        await registry.cleanup()
+        collector.collect()
+        assert [count(), count()] == [2, 2]
+
+
+async def test_no_id_is_ever_an_attribute(collector: Collector) -> None:
+    """Neither a session's nor a worker's nor an owner's."""
+    async with open_registry(worker_id="the-worker") as registry:
+        instrument(registry, collector.provider)
+        await registry.add_session("the-session", FakeTransport())
+        await registry.set_session_owner("the-session", "the-owner")
+        await registry.cleanup()
+        found = collector.collect()
+    assert len(found) == 17  # the loop is not measured yet
+    for one in ("the-worker", "the-session", "the-owner"):
+        assert one not in repr(found)
+
+
+async def test_a_closed_registry_has_no_metrics_and_is_let_go(collector: Collector) -> None:
+    """So nobody sees sessions that are gone; and nothing keeps it in memory."""
+    async with open_registry() as registry:
+        instrument(registry, collector.provider)
+        assert collector.collect()["trio_sessions.session.count"]
+    assert not any(collector.collect().get("trio_sessions.session.count", {}))
+    del registry
+    gc.collect()
+    assert not any(collector.collect().get("trio_sessions.session.count", {}))
+
+
+def test_it_may_be_called_before_the_registry_is_open(collector: Collector) -> None:
+    """A registry of asyncio is made at import time."""
+    registry = aio.SessionRegistry()
+    instrument(registry, collector.provider)
+
+    async def main() -> Points:
+        assert collector.collect() == {}
+        async with registry:
+            return await asyncio.to_thread(collector.collect)
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        assert runner.run(main())["trio_sessions.passes"]["complete"] == 1
+
+
+# ---- Prometheus ----
+
+
+@pytest.fixture
+def scrape() -> Iterator[tuple[MeterProvider, Callable[[], str]]]:
+    """Serve the metrics of a provider by HTTP, as a program does."""
+    reader = PrometheusMetricReader()
+    provider = MeterProvider([reader])
+    server, thread = start_http_server(0, "127.0.0.1")
+
+    def get() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as answer:
+            text: str = answer.read().decode()
+            return text
+
+    yield provider, get
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    provider.shutdown()
+    assert "trio_sessions" not in repr(list(REGISTRY.collect()))
+
+
+def named(text: str) -> set[str]:
+    return set(re.findall(r"\btrio_sessions_\w+", text))
+
+
+async def test_dashboards_and_alerts_name_what_prometheus_scrapes(
+    scrape: tuple[MeterProvider, Callable[[], str]],
+) -> None:
+    """Metrics and labels, of a real scrape from another thread; and each alert says what to do."""
+    provider, get = scrape
+    async with open_registry() as registry:
+        instrument(registry, provider)
+        await registry.add_session("alice", FakeTransport())
+        while (text := await trio.to_thread.run_sync(get)).count("loop_lag_seconds") < 3:
+            await trio.sleep(0.1)  # it is measured once a second
+    known = named(text)
+    assert "trio_sessions_session_count{" in text
+    assert 'trio_sessions_session_state="confirmed"} 1.0' in text
+    dashboard = (OBSERVABILITY / "grafana-dashboard.json").read_text("utf-8")
+    alerts = (OBSERVABILITY / "prometheus-alerts.yml").read_text("utf-8")
+    howto = (ROOT / "docs/howto/metrics.md").read_text("utf-8")
+    assert json.loads(dashboard)["panels"]
+    for document in (dashboard, alerts, howto):
+        assert named(document)
+        assert named(document) <= known
+    assert alerts.count("- alert:") == alerts.count("description:") == alerts.count("expr:") > 3
+
+
+def test_the_howto_lists_every_metric() -> None:
+    """By its name in OpenTelemetry."""
+    from trio_sessions.otel import _METRICS
+
+    howto = (ROOT / "docs/howto/metrics.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| `(trio_sessions\.[\w.]+)`", howto, re.MULTILINE))
+    assert listed == {metric.name for metric in _METRICS} | {"trio_sessions.pass.duration"}
+
+
+def test_a_missing_package_is_named_with_its_extra() -> None:
+    """And importing the module, or the package, does not need it."""
+    program = (
+        "import sys; sys.modules['opentelemetry'] = None\n"
+        "import trio_sessions, trio_sessions.otel\n"
+        "try: trio_sessions.otel.instrument(object())\n"
+        "except Exception as exc: print(type(exc).__name__, exc)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith("MissingDependency instrument() needs opentelemetry-api")
+    assert "pip install 'trio_sessions[otel]'" in ran.stdout
