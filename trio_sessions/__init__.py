@@ -27,6 +27,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _writer | _departures    all that is written; what removed sessions have left behind
     _histories               a worker's histories, begun and begun anew
     _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
+    _asking                  how a store is asked: with a deadline, at a gate
     _rounds | _counters      one method called on many transports
     _contact, _lag           whether the store answers; how late the loop is
     _witness | _estimate     whether the database has forgotten nothing; what its clock may say

@@ -1,29 +1,19 @@
-"""The edge between the registry and its store.
+"""The edge between the registry and its store: what a worker asks of it, operation by operation.
 
-Here every operation of the store gets a deadline, foreign errors become `StoreUnavailable`, and
-questions wait at a gate of their own: however many there are, a thread is left for the refresh and
-the sweep, and one for the writer's batch (invariant 17). Whoever leaves before a thread is at work
-on its question has asked nothing. A caller that is cancelled while a thread works returns at once,
-and the question keeps its place at the gate until it ends::
-
-    caller ── waits for ──> task: gate ── store: limiter ── thread ──> answer
-       └── leaves: cancels ──────┴──────────────┘  but no thread
+How it asks, with a deadline and at a gate, stands in `trio_sessions._asking`. What an answer says
+of the database's memory is shown to the witness here, and what it says of its clock to the
+estimate.
 """
 
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, TypeVar, cast
 
-import outcome
 import trio
 
-from trio_sessions._contact import Contact
+from trio_sessions._asking import INHERITED, Asking, breach
 from trio_sessions._estimate import ClockEstimate
-from trio_sessions._interrupts import lone_interrupt
-from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
 from trio_sessions._witness import Witness
 from trio_sessions.abc import (
@@ -36,7 +26,6 @@ from trio_sessions.abc import (
 )
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import (
-    NotSupported,
     RegistryClosed,
     RowUnavailable,
     SessionsError,
@@ -55,21 +44,15 @@ from trio_sessions.types import (
 )
 from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Verdict, Write
 
-__all__ = ["INHERITED", "Edge", "Late", "chunked"]
+__all__ = ["Edge", "Late", "chunked"]
 
 logger = logging.getLogger("trio_sessions.rows")
 
 T = TypeVar("T")
 
-INHERITED = (
-    "the registry was opened before this process was forked, and is its parent's: "
-    "open one of your own"
-)
 # Made once: `Holder | None` makes a union each time that it is met.
 _HOLDER_OR_NONE = (Holder, type(None))
 _STR_OR_NONE = (str, type(None))
-
-_FREE = 2  # tokens of the limiter that no question gets: for the pass, and for the writer
 
 
 def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -81,7 +64,7 @@ class Late(StoreUnavailable):
     """A batch came later to the store than it may, and did nothing: ask again."""
 
 
-class Edge:
+class Edge(Asking):
     """One worker's way to its store.
 
     Args:
@@ -94,131 +77,12 @@ class Edge:
     def __init__(
         self, store: SessionStore, worker: Worker, witness: Witness, settings: Settings
     ) -> None:
+        super().__init__(store, settings)
         self.worker = worker
-        self.contact = Contact()
-        self._store = store
         self._witness = witness
         self._estimate = ClockEstimate(
             min(settings.store_timeout, store.gives_up_after or settings.store_timeout)
         )
-        self._settings = settings
-        self._process = this_process()
-        self._gate = trio.Semaphore(max(1, settings.max_concurrent - _FREE))
-        self._is_closed = False
-
-    @property
-    def is_inherited(self) -> bool:
-        """Whether this is a forked child: then rows and transports are its parent's."""
-        return self._process is not this_process()
-
-    async def _ask(
-        self,
-        operation: Callable[[], Awaitable[T]],
-        kind: Any,
-        scope: trio.CancelScope | None = None,
-    ) -> T:
-        """Await one operation, within ``store_timeout``; insist on its kind of answer.
-
-        Args:
-            operation: what is asked of the store.
-            kind: of this class is the answer.
-            scope: a new one, by which the caller may give up earlier.
-        """
-        if self.is_inherited:
-            raise RegistryClosed(INHERITED)
-        scope = scope or trio.CancelScope()
-        scope.relative_deadline = self._settings.store_timeout
-        with self.contact:
-            try:
-                with scope:
-                    answer = await operation()
-                    if not isinstance(answer, kind):
-                        raise _breach(f"it answered with {type(answer).__name__}")
-                    return answer
-            except SessionsError:
-                raise
-            except Exception as exc:
-                logger.exception("the store failed in a way that it does not promise")
-                raise StoreUnavailable(
-                    f"the store failed with {type(exc).__name__}; see the cause"
-                ) from exc
-            except BaseExceptionGroup as group:
-                interrupt = lone_interrupt(group)
-                if interrupt is not None:  # it came while the store waited in a nursery
-                    raise interrupt from None
-                raise
-            raise StoreUnavailable(
-                "the store did not answer within store_timeout "
-                f"({self._settings.store_timeout:g} s){self._clock_that_jumps()}"
-            )
-
-    def _clock_that_jumps(self) -> str:
-        """Say so if the time that has passed is no time: threads cannot keep up with it."""
-        clock = trio.lowlevel.current_clock()  # a MockClock, but trio.testing is not imported here
-        if getattr(clock, "autojump_threshold", math.inf) == math.inf:
-            return ""
-        if not self._store.may_outlast_cancellation:
-            return ""
-        return (
-            ": the clock of this run jumps while the store's threads are at work; put "
-            "`with trio_sessions.testing.virtual_time():` around what is tested"
-        )
-
-    async def _through_gate(self, operation: Callable[[], Awaitable[T]]) -> T:
-        try:
-            self._gate.acquire_nowait()  # no turn of the loop where nobody waits
-        except trio.WouldBlock:
-            await self._gate.acquire()
-        try:
-            if self._is_closed:
-                raise RegistryClosed("the registry was closed before the store was asked")
-            return await operation()
-        finally:
-            self._gate.release()
-
-    async def _through_gate_alone(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Ask in a task of its own: a caller that leaves does not wait for a thread."""
-        answer: outcome.Outcome[T] | None = None
-        answered = trio.Event()
-        scope = trio.CancelScope()
-
-        async def ask() -> None:
-            nonlocal answer
-            with scope:
-                answer = await outcome.acapture(self._through_gate, operation)
-            answered.set()
-
-        trio.lowlevel.spawn_system_task(ask)
-        try:
-            await answered.wait()
-        finally:
-            scope.cancel()
-        assert answer is not None
-        return answer.unwrap()
-
-    async def _question(
-        self, operation: Callable[[], Awaitable[T]], kind: Any, *, may_leave: bool = True
-    ) -> T:
-        """Ask at the gate; who has not been answered when the store is closed never will.
-
-        Args:
-            operation: what is asked of the store.
-            kind: of this class is the answer.
-            may_leave: whether the caller may leave while a thread is at work.
-        """
-        alone = may_leave and self._store.may_outlast_cancellation
-        through = self._through_gate_alone if alone else self._through_gate
-        try:
-            return await self._ask(partial(through, operation), kind)
-        except StoreUnavailable as exc:
-            if self._is_closed:
-                raise RegistryClosed("the registry was closed while the store was asked") from exc
-            raise
-
-    @property
-    def questions_waiting(self) -> int:
-        """Count those who wait at the gate."""
-        return self._gate.statistics().tasks_waiting
 
     async def open(self) -> None:
         """Open the store."""
@@ -260,15 +124,15 @@ class Edge:
             if late:
                 raise Late("the batch came too late to the store, and did nothing")
             if committed.verdict is Verdict.DONE and committed.stamp is None:
-                raise _breach("it has set no stamp")
+                raise breach("it has set no stamp")
             self._witness.land(flight, committed.stamp)
         finally:
             self._witness.lose(flight)
         if len(committed.answers) != len(writes):
-            raise _breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
+            raise breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
         for write, answer in zip(writes, committed.answers, strict=True):
             if not isinstance(answer, (*ANSWERS[type(write)], RowUnavailable)):
-                raise _breach(f"it answered a {type(write).__name__} with {type(answer).__name__}")
+                raise breach(f"it answered a {type(write).__name__} with {type(answer).__name__}")
         return committed.answers
 
     async def refresh(self, session_ids: Sequence[str]) -> RowAnswers:
@@ -361,7 +225,7 @@ class Edge:
                 Swept,
             )
             if swept.stamped is None:
-                raise _breach("it has set no stamp")
+                raise breach("it has set no stamp")
             self._witness.land(flight, swept.stamped.stamp)
         finally:
             self._witness.lose(flight)
@@ -436,18 +300,6 @@ class Edge:
             lambda: store.revocations(self.worker, within=within), list, may_leave=False
         )
 
-    def keeps(self, part: Part) -> bool:
-        """Say whether the store keeps a part of the contract."""
-        return part in self._store.parts
-
-    def _keeps(self, part: Part, contract: str) -> SessionStore:
-        if not self.keeps(part):
-            raise NotSupported(
-                f"{type(self._store).__name__} does not keep the part of the contract for this: "
-                f"trio_sessions.abc.{contract}"
-            )
-        return self._store
-
     async def waiting(self) -> list[str]:
         """Return the ids of sessions of this worker for which messages are stored."""
         return await self._question(lambda: self._store.waiting(self.worker), list, may_leave=False)
@@ -475,7 +327,3 @@ class Edge:
             raise StoreUnavailable(f"the bell broke with {type(exc).__name__}") from exc
         finally:
             self.contact.bell_alive = False
-
-
-def _breach(what: str) -> StoreUnavailable:
-    return StoreUnavailable(f"the store broke its contract: {what}")

@@ -1,7 +1,7 @@
 """The part of the registry's public surface that is about all workers, for operators."""
 
+from trio_sessions._asking import INHERITED
 from trio_sessions._checks import seconds
-from trio_sessions._edge import INHERITED
 from trio_sessions._house import House
 from trio_sessions._inspection import Workers
 from trio_sessions._interrupts import uninterrupted

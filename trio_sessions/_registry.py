@@ -71,17 +71,13 @@ class SessionRegistry(OperatorMethods):
         Args:
             session_id: 1 to 255 characters, UTF-8, no NUL.
             transport: the live connection; the registry disconnects it from now on.
-            owner: written with the row, in one step, and in place of an owner that it had; None:
-                whatever it has stays.
+            owner: written with the row, in place of one that it had; None: that stays.
 
         Raises:
             InvalidSessionId: as for every method.
-            TypeError: ``transport`` lacks ``is_connected()`` or ``disconnect()``.
-            TypeError, ValueError: ``owner`` cannot be one.
-            TooManySessions: ``limits.max_sessions`` lets no new one in; nothing was written.
-            RegistryDraining: this worker is being drained, and takes no new one.
+            TypeError, ValueError: ``transport`` or ``owner`` cannot be one.
+            TooManySessions, RegistryDraining, RegistryClosed: it was not let in, nothing written.
             SessionRevoked: the id was revoked; the transport was disconnected.
-            RegistryClosed: the registry is closed.
 
         Cancellation: the session stays added, and its row is written all the same.
         """

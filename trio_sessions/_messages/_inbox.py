@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import trio
 
 from trio_sessions._json import size_of
+from trio_sessions._messages._arrivals import Arrivals
 from trio_sessions._messages._asked import Asked
 from trio_sessions._messages._hand import Hand
 from trio_sessions._messages._line import Line, Message, Waiting
@@ -38,7 +39,7 @@ _UNACKNOWLEDGED = 2000  # rows in memory, or handled and not acknowledged; then 
 PATIENCE = 1.0  # seconds for which what is in memory waits for older rows in a silent store
 
 
-class Inbox:
+class Inbox(Arrivals):
     """See the head of this file. It stays when its session is added again; removal ends it.
 
     Args:
@@ -50,7 +51,6 @@ class Inbox:
     """
 
     __slots__ = (
-        "_arrived",
         "_asked",
         "_door",
         "_floor",
@@ -83,6 +83,7 @@ class Inbox:
         storing: Mapping[str, int],
         waiting: Waiting | None = None,
     ) -> None:
+        super().__init__()
         self.session_id = session_id
         self._door = trio.StrictFIFOLock()
         self._limit = size
@@ -109,7 +110,6 @@ class Inbox:
         self._stored = 0
         self._storing = storing
         self._quiet_until = float("-inf")
-        self._arrived: trio.Event | None = None
 
     def __len__(self) -> int:
         return self._line.count
@@ -445,17 +445,3 @@ class Inbox:
     def row_in_hand(self) -> int | None:
         """The row that somebody has in hand."""
         return None if self._hand.message is None else self._hand.message.row
-
-    # ---- waiting ----
-
-    def arrival(self) -> trio.Event:
-        """Return an event that is set when something may have changed."""
-        if self._arrived is None:
-            self._arrived = trio.Event()
-        return self._arrived
-
-    def wake(self) -> None:
-        """Let whoever waits look again."""
-        if self._arrived is not None:
-            self._arrived.set()
-            self._arrived = None

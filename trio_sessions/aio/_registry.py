@@ -212,11 +212,7 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
             )
         raise service.cut_off()
 
-    async def _call(
-        self,
-        method: Callable[[TrioRegistry, *Ts], Awaitable[T]],
-        *args: *Ts,
-    ) -> T:
+    async def _call(self, method: Callable[[TrioRegistry, *Ts], Awaitable[T]], *args: *Ts) -> T:
         """Await a method of the Trio registry."""
         loop = _running_loop()
         service = self._service
@@ -248,8 +244,7 @@ class SessionRegistry(OwnerMethods, OperatorMethods):
 
         Args:
             session_id: 1 to 255 characters, UTF-8, no NUL.
-            transport: its ``is_connected()`` and ``disconnect()`` are coroutines of
-                asyncio, awaited on the loop that called `initialize`.
+            transport: its methods are coroutines of asyncio, awaited on the loop of `initialize`.
             owner: written with the row.
         """
         service = self._opened()

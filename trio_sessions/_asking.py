@@ -1,0 +1,191 @@
+"""Asking a store: each operation with a deadline, questions at a gate of their own.
+
+Foreign errors become `StoreUnavailable`. However many questions there are, a thread is left for the
+refresh and the sweep, and one for the writer's batch (invariant 17). Whoever leaves before a thread
+is at work on its question has asked nothing. A caller that is cancelled while a thread works
+returns at once, and the question keeps its place at the gate until it ends::
+
+    caller ── waits for ──> task: gate ── store: limiter ── thread ──> answer
+       └── leaves: cancels ──────┴──────────────┘  but no thread
+"""
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import outcome
+import trio
+
+from trio_sessions._contact import Contact
+from trio_sessions._interrupts import lone_interrupt
+from trio_sessions._process import this_process
+from trio_sessions._settings import Settings
+from trio_sessions.abc import Part, SessionStore
+from trio_sessions.errors import (
+    NotSupported,
+    RegistryClosed,
+    SessionsError,
+    StoreUnavailable,
+)
+
+__all__ = ["INHERITED", "Asking", "breach"]
+
+logger = logging.getLogger("trio_sessions.rows")
+
+T = TypeVar("T")
+
+INHERITED = (
+    "the registry was opened before this process was forked, and is its parent's: "
+    "open one of your own"
+)
+
+_FREE = 2  # tokens of the limiter that no question gets: for the pass, and for the writer
+
+
+class Asking:
+    """How one worker asks its store.
+
+    Args:
+        store: the store.
+        settings: ``store_timeout`` and ``max_concurrent``.
+    """
+
+    def __init__(self, store: SessionStore, settings: Settings) -> None:
+        self.contact = Contact()
+        self._store = store
+        self._settings = settings
+        self._process = this_process()
+        self._gate = trio.Semaphore(max(1, settings.max_concurrent - _FREE))
+        self._is_closed = False
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child: then rows and transports are its parent's."""
+        return self._process is not this_process()
+
+    async def _ask(
+        self,
+        operation: Callable[[], Awaitable[T]],
+        kind: Any,
+        scope: trio.CancelScope | None = None,
+    ) -> T:
+        """Await one operation, within ``store_timeout``; insist on its kind of answer.
+
+        Args:
+            operation: what is asked of the store.
+            kind: of this class is the answer.
+            scope: a new one, by which the caller may give up earlier.
+        """
+        if self.is_inherited:
+            raise RegistryClosed(INHERITED)
+        scope = scope or trio.CancelScope()
+        scope.relative_deadline = self._settings.store_timeout
+        with self.contact:
+            try:
+                with scope:
+                    answer = await operation()
+                    if not isinstance(answer, kind):
+                        raise breach(f"it answered with {type(answer).__name__}")
+                    return answer
+            except SessionsError:
+                raise
+            except Exception as exc:
+                logger.exception("the store failed in a way that it does not promise")
+                raise StoreUnavailable(
+                    f"the store failed with {type(exc).__name__}; see the cause"
+                ) from exc
+            except BaseExceptionGroup as group:
+                interrupt = lone_interrupt(group)
+                if interrupt is not None:  # it came while the store waited in a nursery
+                    raise interrupt from None
+                raise
+            raise StoreUnavailable(
+                "the store did not answer within store_timeout "
+                f"({self._settings.store_timeout:g} s){self._clock_that_jumps()}"
+            )
+
+    def _clock_that_jumps(self) -> str:
+        """Say so if the time that has passed is no time: threads cannot keep up with it."""
+        clock = trio.lowlevel.current_clock()  # a MockClock, but trio.testing is not imported here
+        if getattr(clock, "autojump_threshold", math.inf) == math.inf:
+            return ""
+        if not self._store.may_outlast_cancellation:
+            return ""
+        return (
+            ": the clock of this run jumps while the store's threads are at work; put "
+            "`with trio_sessions.testing.virtual_time():` around what is tested"
+        )
+
+    async def _through_gate(self, operation: Callable[[], Awaitable[T]]) -> T:
+        try:
+            self._gate.acquire_nowait()  # no turn of the loop where nobody waits
+        except trio.WouldBlock:
+            await self._gate.acquire()
+        try:
+            if self._is_closed:
+                raise RegistryClosed("the registry was closed before the store was asked")
+            return await operation()
+        finally:
+            self._gate.release()
+
+    async def _through_gate_alone(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Ask in a task of its own: a caller that leaves does not wait for a thread."""
+        answer: outcome.Outcome[T] | None = None
+        answered = trio.Event()
+        scope = trio.CancelScope()
+
+        async def ask() -> None:
+            nonlocal answer
+            with scope:
+                answer = await outcome.acapture(self._through_gate, operation)
+            answered.set()
+
+        trio.lowlevel.spawn_system_task(ask)
+        try:
+            await answered.wait()
+        finally:
+            scope.cancel()
+        assert answer is not None
+        return answer.unwrap()
+
+    async def _question(
+        self, operation: Callable[[], Awaitable[T]], kind: Any, *, may_leave: bool = True
+    ) -> T:
+        """Ask at the gate; who has not been answered when the store is closed never will.
+
+        Args:
+            operation: what is asked of the store.
+            kind: of this class is the answer.
+            may_leave: whether the caller may leave while a thread is at work.
+        """
+        alone = may_leave and self._store.may_outlast_cancellation
+        through = self._through_gate_alone if alone else self._through_gate
+        try:
+            return await self._ask(partial(through, operation), kind)
+        except StoreUnavailable as exc:
+            if self._is_closed:
+                raise RegistryClosed("the registry was closed while the store was asked") from exc
+            raise
+
+    @property
+    def questions_waiting(self) -> int:
+        """Count those who wait at the gate."""
+        return self._gate.statistics().tasks_waiting
+
+    def keeps(self, part: Part) -> bool:
+        """Say whether the store keeps a part of the contract."""
+        return part in self._store.parts
+
+    def _keeps(self, part: Part, contract: str) -> SessionStore:
+        if not self.keeps(part):
+            raise NotSupported(
+                f"{type(self._store).__name__} does not keep the part of the contract for this: "
+                f"trio_sessions.abc.{contract}"
+            )
+        return self._store
+
+
+def breach(what: str) -> StoreUnavailable:
+    return StoreUnavailable(f"the store broke its contract: {what}")
