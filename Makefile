@@ -51,9 +51,8 @@ test-all: ## the suite on each Python from 3.11 on that is present, and what is 
 	sh tests/all_pythons.sh
 	$(MAKE) test-oldest
 
-check: format lint types layers docs ## the whole gate: all of these, then the tests with branch coverage
+check: format lint types layers docs test-oldest ## the whole gate: all of these, then the tests with branch coverage
 	$(MAKE) test PYTEST_ARGS='--cov --cov-report=term --cov-fail-under=95'
-	$(MAKE) test-oldest
 
 format: $(VENV)/.dev ## fail unless the code is formatted
 	$(BIN)/ruff format --check .
