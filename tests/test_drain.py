@@ -34,9 +34,9 @@ async def test_sessions_are_told_to_leave(shared: Shared) -> None:
         transports = {name: FakeTransport() for name in ("a", "b")}
         for name, transport in transports.items():
             await registry.add_session(name, transport)
-        report = await registry.drain(30.0)
+        report = await registry.drain(0.5)
         assert (set(report.drained), report.left, report.cut) == ({"a", "b"}, (), ())
-        assert (report.waiting, await registry.get_all_session_ids()) == (0, [])
+        assert (report.waiting, await registry.get_all_session_ids()) == (2, [])
         for transport in transports.values():
             assert transport.reasons == [RemovalReason.DRAINED]
         refused = FakeTransport()
@@ -70,7 +70,7 @@ async def test_a_message_that_is_handled_is_waited_for(shared: Shared) -> None:
         reports: list[DrainReport] = []
 
         async def drain() -> None:
-            reports.append(await registry.drain(60.0))
+            reports.append(await registry.drain(2.0))
 
         nursery.start_soon(drain)
         await trio.sleep(0.3)
@@ -162,6 +162,107 @@ async def test_stored_messages_go_along_with_the_client(shared: Shared) -> None:
         async with new.open_inbox("s") as inbox:
             assert [await anext(inbox) for _ in range(4)] == [0, 1, 2, 3]
         assert await new.get_session_owner("s") == "alice"
+
+
+async def test_the_owner_is_there_when_the_client_comes_back(shared: Shared) -> None:
+    """Without a message that would hold anything up: nobody may claim the session meanwhile."""
+    async with shared.open() as new, trio.open_nursery() as nursery:
+        reports: list[DrainReport] = []
+
+        async def serve(task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+            async with shared.open() as old:
+                await old.add_session("s", FakeTransport(), owner="alice")
+                await old.store_client_capabilities("s", {"elicitation": {}})
+                task_status.started(old)
+                reports.append(await old.drain(30.0))
+
+        old = await nursery.start(serve)
+        with trio.fail_after(30):
+            while old.get_session_sync("s") is not None:
+                await trio.sleep(0.01)
+        assert await new.claim_session_owner("s", "mallory") == "alice"
+        await trio.sleep(0.5)
+        await new.add_session("s", FakeTransport())
+        with trio.fail_after(30):
+            while not reports:
+                await trio.sleep(0.01)
+        assert reports[0].waiting == 0
+    async with shared.open() as new:
+        await new.cleanup()
+
+
+async def test_a_session_that_comes_again_is_told_again(shared: Shared) -> None:
+    """Adding a held id is always possible; its drain does not last for that."""
+    begun, may_end = trio.Event(), trio.Event()
+
+    async def handler(message: Any, transport: Any) -> None:
+        begun.set()
+        await may_end.wait()
+
+    async with shared.open() as registry, trio.open_nursery() as nursery:
+        first, second = FakeTransport(), FakeTransport()
+        await registry.add_session("s", first)
+        nursery.start_soon(registry.respond, "s", handler)
+        await registry.broadcast("s", "work")
+        await begun.wait()
+        reports: list[DrainReport] = []
+
+        async def drain() -> None:
+            reports.append(await registry.drain(2.0))
+
+        nursery.start_soon(drain)
+        await trio.sleep(0.2)
+        await registry.add_session("s", second)
+        may_end.set()
+        with trio.fail_after(30):
+            while not reports:
+                await trio.sleep(0.01)
+        assert (reports[0].drained, reports[0].cut) == (("s",), ())
+        assert first.reasons == [RemovalReason.TAKEN_OVER]
+        assert second.reasons == [RemovalReason.DRAINED]
+
+
+async def test_what_a_cut_session_had_in_memory_waits_in_its_row(shared: Shared) -> None:
+    """Its client finds it at the next worker."""
+    begun = trio.Event()
+
+    async def handler(message: Any, transport: Any) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    async with shared.open() as old, shared.open() as new, trio.open_nursery() as nursery:
+        await old.add_session("s", FakeTransport())
+        nursery.start_soon(old.respond, "s", handler)
+        for number in range(3):
+            await old.broadcast("s", number)
+        await begun.wait()
+        report = await old.drain(0.2)
+        assert report.cut == ("s",)
+        await new.add_session("s", FakeTransport())
+        with trio.fail_after(30):
+            async with new.open_inbox("s") as inbox:
+                assert [await anext(inbox) for _ in range(2)] == [1, 2]
+        nursery.cancel_scope.cancel()
+
+
+async def test_two_drains_take_turns(shared: Shared) -> None:
+    """The second finds nothing left to do, and says so."""
+    async with shared.open() as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        reports: list[DrainReport] = []
+
+        async def drain() -> None:
+            reports.append(await registry.drain(0.3))
+
+        nursery.start_soon(drain)
+        nursery.start_soon(drain)
+        with trio.fail_after(30):
+            while len(reports) < 2:
+                await trio.sleep(0.01)
+        assert [(one.drained, one.left, one.cut) for one in reports] == [
+            (("s",), (), ()),
+            ((), (), ()),
+        ]
 
 
 async def test_what_nobody_comes_for_is_told_and_goes(shared: Shared) -> None:

@@ -1,5 +1,7 @@
 """Sessions that are ended for good, from anywhere, and do not come back."""
 
+import contextlib
+from functools import partial
 from typing import Any
 
 import pytest
@@ -163,6 +165,53 @@ async def test_nobody_is_meant_by_everybody(
         assert registry.get_session_sync("s") is not None
     with pytest.raises(RegistryClosed):
         await registry.revoke("s")
+
+
+async def test_a_claim_that_has_not_seen_the_mark_is_found(shared: Shared) -> None:
+    """The mark was made before the session was added, and committed while its claim was on its way.
+
+    Then both stand side by side. While a mark counts, nobody may hold its id.
+    """
+    async with shared.open() as holder, shared.open() as other:
+        await other.revoke("s")
+        shared.backdoor.insert("s", "nobody")  # as if the claim had not seen it
+        entry, _ = holder._house.table.put("s", FakeTransport(), trio.current_time())
+        assert holder._house.table.holds(entry)
+        await holder._house.revoking.look()
+        assert holder.get_session_sync("s") is None
+
+
+async def test_a_client_that_tries_again_is_reported_once(shared: Shared) -> None:
+    """However often it is refused between two passes."""
+    async with shared.open() as registry:
+        await registry.revoke("s")
+        for _ in range(5):
+            with pytest.raises(SessionRevoked):
+                await registry.add_session("s", FakeTransport())
+        assert (await registry.cleanup()).revoked == ("s",)
+
+
+async def test_claims_and_revocations_at_once_leave_no_session(shared: Shared) -> None:
+    """Whichever comes first, and however they cross: the revoked end, and nobody is stuck."""
+    async with shared.open() as holder, shared.open() as other:
+        ids = [f"s{number}" for number in range(40)]
+
+        async def add(session_id: str) -> None:
+            with contextlib.suppress(SessionRevoked):
+                await holder.add_session(session_id, FakeTransport(), owner="mallory")
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for number, session_id in enumerate(ids):
+                    nursery.start_soon(add, session_id)
+                    if number % 10 == 5:
+                        nursery.start_soon(other.revoke, *ids)
+                        nursery.start_soon(partial(other.revoke, owner="mallory"))
+            await other.revoke(*ids)
+            await holder._house.revoking.look()
+        assert await holder.get_all_session_ids() == []
+        await holder.cleanup()
+        assert shared.backdoor.rows() == {}
 
 
 # ---- what belongs to a session, and the brake ----

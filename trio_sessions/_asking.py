@@ -65,6 +65,12 @@ class Asking:
         """Whether this is a forked child: then rows and transports are its parent's."""
         return self._process is not this_process()
 
+    @property
+    def gives_up_after(self) -> float:
+        """Seconds after which an operation of the store is given up, by it or by the registry."""
+        timeout = self._settings.store_timeout
+        return min(timeout, self._store.gives_up_after or timeout)
+
     async def _ask(
         self,
         operation: Callable[[], Awaitable[T]],

@@ -8,17 +8,18 @@
               ── its client leaves, it is removed ────> left
 
 Whoever is told to leave may come back at another worker at once. Its row stays this worker's until
-it does, with the messages that are stored for it, so they go along; the drain waits for that, too,
-as long as it has time. What nobody has come for is deleted afterwards.
+it does, with its owner and the messages that are stored for it; the drain waits for that, too, as
+long as it has time. What nobody has come for is deleted afterwards.
 See docs/decisions/0012-operate.md.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from trio_sessions._admission import Admission
+from trio_sessions._background import Background
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry
@@ -34,7 +35,7 @@ __all__ = ["Draining"]
 
 logger = logging.getLogger("trio_sessions.registry")
 
-_LOOK = 0.1  # seconds between two looks
+_LOOK, _LONGEST = 0.1, 1.0  # seconds between two looks, the first and the longest
 _SLICE = 1000  # sessions told to leave before the event loop gets its turn
 
 
@@ -52,6 +53,8 @@ class Draining:
         messages: Messages,
         sessions: Sessions,
         departures: Departures,
+        background: Background,
+        is_closed: Callable[[], bool],
     ) -> None:
         self._admission = admission
         self._edge = edge
@@ -60,24 +63,35 @@ class Draining:
         self._messages = messages
         self._sessions = sessions
         self._departures = departures
+        self._background = background
+        self._is_closed = is_closed
+        self._turn = trio.Lock()
 
     async def drain(self, timeout: float) -> DrainReport:
         """See `SessionRegistry.drain`."""
         start = trio.current_time()
         self._admission.drain()
+        async with self._turn:
+            return await self._drain(start, timeout)
+
+    async def _drain(self, start: float, timeout: float) -> DrainReport:
         held = self._table.snapshot()
         drained, cut, parting = list[Entry](), list[Entry](), list[trio.Event]()
         waiting = 0
+        self._background.start_job(self._announce)
         try:
             with trio.move_on_at(start + timeout):
-                await self._announce()
-                while True:
-                    quiet = [one for one in held if self._messages.is_quiet(one)]
+                pause = _LOOK
+                while not self._is_closed():
+                    here = self._table.snapshot()
+                    quiet = [one for one in here if self._messages.is_quiet(one)]
                     await self._tell(quiet, drained, parting)
-                    waiting = await self._waiting()
+                    waiting = len(drained)  # until the store has said
+                    waiting = await self._count_rows(drained)
                     if not len(self._table) and not waiting:
                         break
-                    await trio.sleep(_LOOK)
+                    await trio.sleep(pause)
+                    pause = min(pause * 1.5, _LONGEST)
             await self._tell(self._table.snapshot(), cut, parting)
             for event in parting:
                 await event.wait()
@@ -86,13 +100,14 @@ class Draining:
         told = {entry.session_id for entry in (*drained, *cut)}
         if cut or waiting:
             logger.warning(
-                "the drain was cut after %g s: %d sessions were busy, messages wait for %d",
+                "the drain was cut after %g s: %d sessions were busy, and the clients of %d had "
+                "not come back anywhere",
                 timeout,
                 len(cut),
                 waiting,
             )
         return DrainReport(
-            drained=tuple(one.session_id for one in drained),
+            drained=tuple(dict.fromkeys(one.session_id for one in drained)),
             left=tuple(one.session_id for one in held if one.session_id not in told),
             cut=tuple(one.session_id for one in cut),
             waiting=waiting,
@@ -116,12 +131,19 @@ class Draining:
                 parting.append(parted)
             await trio.lowlevel.checkpoint()
 
-    async def _waiting(self) -> int:
-        """Count the sessions with stored messages whose rows are still this worker's.
+    async def _count_rows(self, drained: Sequence[Entry]) -> int:
+        """Count the rows that still wait for their client to come back at another worker.
 
-        Where the store cannot say, it is one: the drain goes on for as long as it may.
+        Where the store cannot say, it is all of them: the drain goes on for as long as it may.
         """
+        if not drained:
+            return 0
+        told = {entry.session_id for entry in drained}
+        found, last = 0, ""
         try:
-            return len(await self._edge.waiting())
+            while page := await self._edge.rows_left(last):
+                found += sum(session_id in told for session_id, _ in page)
+                last = page[-1][0]
         except SessionsError:
-            return 1
+            return len(told)
+        return found

@@ -80,9 +80,7 @@ class Edge(Asking):
         super().__init__(store, settings)
         self.worker = worker
         self._witness = witness
-        self._estimate = ClockEstimate(
-            min(settings.store_timeout, store.gives_up_after or settings.store_timeout)
-        )
+        self._estimate = ClockEstimate(self.gives_up_after)
 
     async def open(self) -> None:
         """Open the store."""
@@ -184,6 +182,13 @@ class Edge(Asking):
         """Return ids and generations of rows of this incarnation, by id, those after ``after``."""
         limit = self._settings.batch_size
         return await self._ask(
+            lambda: self._store.own_rows(self.worker, after=after, limit=limit), list
+        )
+
+    async def rows_left(self, after: str) -> list[tuple[str, int]]:
+        """Return `own_rows` as a question, which its caller may leave."""
+        limit = self._settings.batch_size
+        return await self._question(
             lambda: self._store.own_rows(self.worker, after=after, limit=limit), list
         )
 

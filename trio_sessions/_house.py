@@ -111,6 +111,8 @@ class House:
             messages=self.messages,
             sessions=self.sessions,
             departures=departures,
+            background=background,
+            is_closed=lambda: self._is_closed,
         )
         self.revoking = Revoking(
             edge=edge,

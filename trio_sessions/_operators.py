@@ -87,11 +87,13 @@ class OperatorMethods:
         `workers.list()` shows it. Each session is told to leave (`RemovalReason.DRAINED`) as soon
         as no message to it is being handled or waits in memory alone; those that are busy when the
         time is over are cut. The row of a session that was told stays until its client comes back
-        at another worker, which gets the stored messages with it; the drain waits for that, too.
-        Close the registry afterwards: what nobody has come for is deleted then.
+        at another worker, which gets owner and stored messages with it; the drain waits for that,
+        too, so it lasts as long as it may where a client does not come back. Close the registry
+        afterwards: what nobody has come for is deleted then.
 
         Args:
-            timeout: seconds, 0 or more; then it takes ``disconnect_timeout`` at most.
+            timeout: seconds, 0 or more; then it takes ``disconnect_timeout`` at most. One that is
+                called while another runs waits for that one first.
 
         Raises:
             TypeError, ValueError: ``timeout`` is no such number.

@@ -29,6 +29,7 @@ logger = logging.getLogger("trio_sessions.registry")
 
 _LOOK = 0.5  # seconds between two looks for marks
 _LONGEST = 5.0  # seconds between two attempts in an outage
+_MARKS = 10_000  # a second, at most
 _PIECE = 10_000  # rows revoked by one operation
 _SLICE = 1000  # sessions ended before the event loop gets its turn
 
@@ -52,7 +53,7 @@ class Revoking:
         self._settings = settings
         self._looked = trio.current_time()
         """When the last look began that was answered."""
-        self._ended: list[str] = []
+        self._ended: dict[str, None] = {}
         claims.notify_refused(self.refused)
 
     async def revoke(
@@ -81,33 +82,38 @@ class Revoking:
 
     def take_ended(self) -> list[str]:
         """Return the ids of the sessions that were let go since this was last asked."""
-        ended, self._ended = self._ended, []
-        return ended
+        ended, self._ended = self._ended, {}
+        return list(ended)
 
-    async def look(self) -> None:
+    async def look(self) -> int:
         """Let go of what is held here and was revoked since the last look.
+
+        Returns:
+            How many marks were looked at.
 
         Raises:
             StoreUnavailable: nothing is known.
         """
         asked = trio.current_time()
-        # A mark gets its moment when its transaction begins, and is seen when it has ended.
-        within = asked - self._looked + 2 * self._settings.store_timeout
+        # A mark gets its moment in its transaction, and is seen when that has ended.
+        within = asked - self._looked + 2 * self._edge.gives_up_after
         marks = await self._edge.revocations(within)
-        self._looked, answered = asked, trio.current_time()
+        self._looked = asked
         for part in chunked(marks, _SLICE):
-            self._end([entry for mark in part for entry in self._meant(mark, asked, answered)])
+            self._end([entry for mark in part for entry in self._meant(mark, asked)])
             await trio.lowlevel.checkpoint()
+        return len(marks)
 
-    def _meant(self, mark: Mark, asked: float, answered: float) -> Iterator[Entry]:
+    def _meant(self, mark: Mark, asked: float) -> Iterator[Entry]:
         """Yield the session that a mark means, if it is held here.
 
-        One that was added after it may be held only if the mark's time is over. The mark was made
-        ``age`` seconds before the store looked, which was between ``asked`` and ``answered``.
+        While a mark counts, nobody may hold its id; a claim that was under way when the mark was
+        committed may not have seen it. When its time is over, another session may: then it means
+        those alone that were added before it was made, ``age`` seconds before the store looked.
         """
         entry = self._table.get(mark.session_id)
-        made = (asked if mark.is_over else answered) - mark.age
-        if entry is not None and entry.added_at <= made:
+        latest = asked - mark.age if mark.is_over else asked
+        if entry is not None and entry.added_at <= latest:
             yield entry
 
     async def keep_looking(self) -> None:
@@ -121,17 +127,18 @@ class Revoking:
             if not len(self._table):
                 continue
             try:
-                await self.look()
+                marks = await self.look()
             except NotSupported:
                 return
             except SessionsError as exc:
                 logger.debug("cannot look for revoked sessions now: %s", exc)
                 pause = min(2 * pause, _LONGEST)
             else:
-                pause = _LOOK
+                # The same marks are seen again for a while: many of them are not asked for often.
+                pause = min(max(_LOOK, marks / _MARKS), _LONGEST)
 
     def _end(self, entries: Sequence[Entry]) -> None:
         leaving = self._sessions.end(entries, RemovalReason.REVOKED)
         if leaving is not None:
-            self._ended += [entry.session_id for entry in leaving.entries]
-            logger.info("let go of %d revoked sessions", len(leaving.entries))
+            self._ended.update(dict.fromkeys(entry.session_id for entry in leaving.entries))
+            logger.debug("let go of %d revoked sessions", len(leaving.entries))

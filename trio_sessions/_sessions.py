@@ -150,7 +150,7 @@ class Sessions:
         if not gone:
             return gone, None
         self._departures.begin(gone)
-        self._messages.depart(gone, moved=True)
+        self._messages.depart(gone, moved=True, stays=True)
         return gone, self._background.start_job(self._part, gone)
 
     async def end_all(self) -> list[Leaving]:
@@ -202,7 +202,7 @@ class Sessions:
         await self._calls.disconnect(entries, timeout, disconnecting)
         disconnecting.log_failures()
         if self._settings.on_removed is not None:
-            await self._tell(self._settings.on_removed, entries)
+            self._background.start_job(self._tell, self._settings.on_removed, entries)
 
     async def _tell(self, on_removed: OnRemoved, entries: Sequence[Entry]) -> None:
         """Tell whoever follows the removals."""

@@ -176,7 +176,8 @@ class DrainReport:
     cut: tuple[str, ...]
     """Told so at the end, although a message was being handled, or waited in memory alone."""
     waiting: int
-    """Sessions with stored messages that nobody has come for in time."""
+    """Of ``drained``: those that have not come back at another worker in time. Their rows, with
+    owner and stored messages, are deleted by the next pass, or by closing."""
     duration: float
     """Seconds that the drain took."""
 

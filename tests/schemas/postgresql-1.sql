@@ -24,6 +24,8 @@ CREATE TABLE trio_revoked (
 
 CREATE INDEX ix_trio_revoked_revoked_at ON trio_revoked (revoked_at);
 
+CREATE INDEX ix_trio_revoked_until ON trio_revoked (until);
+
 CREATE TABLE trio_schema (
     version INTEGER NOT NULL,
     needs INTEGER NOT NULL,

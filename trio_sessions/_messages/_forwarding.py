@@ -79,14 +79,20 @@ class Forwarding:
         self._message_ttl = message_ttl
         self._unsent: list[_Forwarded] = []
 
-    def forward(self, entry: Entry, messages: Sequence[Message]) -> None:
-        """Forward the messages of a session that is not held here any more."""
+    def forward(self, entry: Entry, messages: Sequence[Message], *, stays: bool = False) -> None:
+        """Forward the messages of a session that is not held here any more.
+
+        Args:
+            entry: the session.
+            messages: what nobody has handled.
+            stays: its row is still this worker's, and takes them for the next holder.
+        """
         for message in messages:
             letter = _Forwarded(
                 session_id=entry.session_id,
                 payload=message.payload,
                 born=entry.born,
-                generation=entry.generation,
+                generation=0 if stays else entry.generation,
                 sent_at=message.expires_at - self._message_ttl,
                 expires_at=message.expires_at,
             )

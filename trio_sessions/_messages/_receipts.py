@@ -99,6 +99,10 @@ class Receipts:
         else:
             done[row] = None
 
+    def has(self, inbox: Inbox) -> bool:
+        """Say whether something of an inbox is still to be acknowledged."""
+        return inbox in self._done
+
     def close(self, inbox: Inbox, in_hand: set[int]) -> None:
         """Acknowledge what was handled, and what is in hand, a last time."""
         rows = {*self._done.pop(inbox, ()), *in_hand}

@@ -137,12 +137,13 @@ class Messages:
                 until=trio.current_time() + self._settings.disconnect_timeout,
             )
 
-    def depart(self, entries: Sequence[Entry], *, moved: bool) -> None:
+    def depart(self, entries: Sequence[Entry], *, moved: bool, stays: bool = False) -> None:
         """Forward what is unread of sessions that have ended here, and acknowledge the rest.
 
         Args:
             entries: the sessions.
             moved: they may be held elsewhere now, and what is in hand be delivered there.
+            stays: their rows are still this worker's, and wait for the next holder.
         """
         for entry in entries:
             inbox = self._inboxes.get(entry.session_id)
@@ -154,7 +155,7 @@ class Messages:
                 in_hand.discard(inbox.row_in_hand)
             self._inboxes.end(entry.session_id)
             unread = [one for one in inbox.clear() if one.row is None]
-            self._forwarding.forward(entry, unread)
+            self._forwarding.forward(entry, unread, stays=stays)
             self._receipts.close(inbox, in_hand)
 
     async def after_pass(self, *, swept: bool) -> None:
@@ -244,9 +245,9 @@ class Messages:
         return inbox is not None and inbox.is_busy
 
     def is_quiet(self, entry: Entry) -> bool:
-        """Say whether no message of a session is in hand, or in memory alone."""
+        """Say whether nothing of a session is in hand, in memory alone, or to be acknowledged."""
         inbox = self._inboxes.get(entry.session_id)
-        return inbox is None or inbox.is_quiet
+        return inbox is None or (inbox.is_quiet and not self._receipts.has(inbox))
 
     def _acknowledge(self, inbox: Inbox, row: int) -> None:
         if self._inboxes.get(inbox.session_id) is inbox:

@@ -146,7 +146,7 @@ def tables(prefix: str) -> Tables:
         meta,
         sa.Column("session_id", session_id, primary_key=True),
         sa.Column("revoked_at", moment, nullable=False, server_default=now(), index=True),
-        sa.Column("until", moment, nullable=False),
+        sa.Column("until", moment, nullable=False, index=True),
         sa.Column("reason", sa.Text, nullable=False, server_default=""),
     )
     schema = sa.Table(
