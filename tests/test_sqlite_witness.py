@@ -374,7 +374,8 @@ async def test_what_is_asked_of_the_file(noting: tuple[Make, list[str]]) -> None
         await a.claim("s")
         assert noted == [
             *("BEGIN", "SELECT"),  # the worker's row
-            *("SELECT", "DELETE", "INSERT", "SELECT"),
+            *("SELECT", "SELECT"),  # the row, and whether the id is revoked
+            *("DELETE", "INSERT", "SELECT"),
             *("UPDATE", "COMMIT"),  # the stamp
         ]
         noted.clear()
