@@ -141,16 +141,20 @@ def test_two_presses_of_ctrl_c_while_closing_end_the_program(tmp_path: Path, gap
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep({gap})
             os.kill(os.getpid(), signal.SIGINT)
+            if not ended.wait(5):  # plain asyncio, too, may need one more
+                os.kill(os.getpid(), signal.SIGINT)
         async def main():
             async with registry:
                 await asyncio.gather(*(registry.add_session(f"s{{i}}", Slow()) for i in range(40)))
                 thread.start()
                 await asyncio.sleep(3600)
+        ended = threading.Event()
         thread = threading.Thread(target=press_twice)
         try:
             asyncio.run(main())
         except KeyboardInterrupt:
             print("interrupted", flush=True)
+        ended.set()
         thread.join()
         """,
         count=True,

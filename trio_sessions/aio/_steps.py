@@ -203,11 +203,13 @@ class Steps:
         now = time.perf_counter()
         if idle_until == math.inf or now < self._wakes_at <= idle_until:
             return
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._wakes_at = idle_until
         delay = max(0.0, idle_until - now)
-        self._deadline = self._loop.call_later(delay, self._on_deadline, context=self._context)
+        timer = self._loop.call_later(delay, self._on_deadline, context=self._context)
+        # Ctrl-C may come between any two of these: what is relied on is there before and after.
+        earlier, self._deadline = self._deadline, timer
+        self._wakes_at = idle_until
+        if earlier is not None:
+            earlier.cancel()
 
     def _unpark(self) -> None:
         if self._parked is not None:
