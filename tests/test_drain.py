@@ -4,6 +4,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from trio_sessions import (
     SessionsError,
     open_registry,
 )
+from trio_sessions.abc import Worker
+from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
 
 
@@ -289,6 +292,21 @@ async def test_a_drain_in_an_outage_ends(shared: Shared) -> None:
         assert (report.drained, transport.reasons) == (("s",), [RemovalReason.DRAINED])
         store.heal()
     assert shared.backdoor.rows() == {}
+
+
+async def test_a_thread_that_is_at_work_does_not_hold_a_drain() -> None:
+    """The other workers are told beside it: nothing there can be cancelled."""
+    may_end = threading.Event()
+
+    class Slow(MemoryStore):
+        async def announce(self, worker: Worker, *, data: str, draining: bool) -> bool:
+            await trio.to_thread.run_sync(may_end.wait, 60)
+            return await super().announce(worker, data=data, draining=draining)
+
+    async with open_registry(Slow()) as registry:
+        await registry.add_session("s", FakeTransport())
+        assert (await registry.drain(0.1)).drained == ("s",)
+        may_end.set()
 
 
 async def test_a_drain_of_no_time_cuts_at_once() -> None:

@@ -209,19 +209,20 @@ async def test_what_cannot_be_a_handler_is_refused() -> None:
         open_registry(on_removed=3)  # type: ignore[arg-type]
 
 
+class Connection:
+    def __init__(self) -> None:
+        self.reasons: list[RemovalReason | None] = []
+
+    async def is_connected(self) -> bool:
+        return True
+
+    async def disconnect(self, reason: RemovalReason | None = None) -> None:
+        await asyncio.sleep(0)
+        self.reasons.append(reason)
+
+
 def test_a_handler_of_asyncio_runs_on_its_loop() -> None:
     """And so does a transport that is told why."""
-
-    class Connection:
-        def __init__(self) -> None:
-            self.reasons: list[RemovalReason | None] = []
-
-        async def is_connected(self) -> bool:
-            return True
-
-        async def disconnect(self, reason: RemovalReason | None = None) -> None:
-            await asyncio.sleep(0)
-            self.reasons.append(reason)
 
     async def main() -> None:
         told: list[tuple[str, RemovalReason]] = []
@@ -247,17 +248,6 @@ def test_a_handler_of_asyncio_runs_on_its_loop() -> None:
 
 def test_asyncio_revokes_and_drains_likewise() -> None:
     """The same words and errors as Trio's; the transports are told on asyncio's side."""
-
-    class Connection:
-        def __init__(self) -> None:
-            self.reasons: list[RemovalReason | None] = []
-
-        async def is_connected(self) -> bool:
-            return True
-
-        async def disconnect(self, reason: RemovalReason | None = None) -> None:
-            await asyncio.sleep(0)
-            self.reasons.append(reason)
 
     async def main() -> None:
         store, connections = MemoryStore(), {name: Connection() for name in "abc"}

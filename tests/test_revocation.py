@@ -23,7 +23,7 @@ from trio_sessions import (
 from trio_sessions.abc import Part
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.testing import FakeTransport, FaultyStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
 
 async def until_gone(registry: SessionRegistry, session_id: str) -> None:
@@ -264,6 +264,18 @@ async def test_a_session_that_could_not_be_written_does_not_come_back(shared: Sh
         await shared.settle()
         assert transport.reasons == [RemovalReason.REVOKED]
         assert shared.backdoor.rows() == {}
+
+
+async def test_what_was_revoked_is_told_though_the_look_fails(shared: Shared) -> None:
+    """The database goes away just then: the sessions are revoked, and found by a later look."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as registry:
+        await registry.add_session("s", FakeTransport())
+        store.fail(Fault.FAILS, "revocations")
+        assert await registry.revoke("s") == 1
+        assert registry.get_session_sync("s") is not None
+        store.heal()
+        await until_gone(registry, "s")
 
 
 async def test_an_outage_delays_it_and_nothing_else(shared: Shared) -> None:

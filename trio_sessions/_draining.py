@@ -85,8 +85,9 @@ class Draining:
                 while not self._is_closed():
                     here = self._table.snapshot()
                     quiet = [one for one in here if self._messages.is_quiet(one)]
+                    told_before = len(drained)
                     await self._tell(quiet, drained, parting)
-                    waiting = len(drained)  # until the store has said
+                    waiting += len(drained) - told_before  # until the store has said
                     waiting = await self._count_rows(drained)
                     if not len(self._table) and not waiting:
                         break

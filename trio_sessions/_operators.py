@@ -118,9 +118,10 @@ class OperatorMethods:
         """End sessions for good, whoever holds them, and refuse their ids for a time.
 
         Their rows go with messages, owner and capabilities, in the same step in which the ids are
-        marked; this worker lets go of its own at once, every other one within a second, and
-        disconnects their transports with `RemovalReason.REVOKED`. For ``limits.revocation_ttl`` of
-        this worker nothing brings them back: `add_session` raises `SessionRevoked` at every worker.
+        marked; this worker lets go of its own at once, every other one within a second (where tens
+        of thousands were revoked just now, within five), and disconnects their transports with
+        `RemovalReason.REVOKED`. For ``limits.revocation_ttl`` of this worker nothing brings them
+        back: `add_session` raises `SessionRevoked` at every worker.
 
         Args:
             session_ids: these sessions; an id without a session is marked, too.

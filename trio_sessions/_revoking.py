@@ -73,7 +73,10 @@ class Revoking:
                 revoked = await self._edge.revoke(meant, limit=size)
                 count += revoked.sessions
                 more = revoked.more
-        await self.look()
+        try:
+            await self.look()
+        except SessionsError as exc:  # they are revoked all the same, and the next look finds them
+            logger.debug("cannot look for revoked sessions now: %s", exc)
         return count
 
     def refused(self, entry: Entry) -> None:
