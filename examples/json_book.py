@@ -217,7 +217,7 @@ class Book:
         row["generation"] = claim.generation
         is_ahead = row["taken_at"] > self.now
         row["taken_at"] = taken_at if is_ahead else max(row["taken_at"], taken_at)
-        if claim.owner is not Keep.OWNER:
+        if claim.owner is not Keep.AS_IS:
             row["owner"] = claim.owner
         if claim.capabilities is not None:
             row["capabilities"] = asdict(claim.capabilities)

@@ -161,7 +161,7 @@ def test_what_was_learnt_since_is_what_is_written_once_more() -> None:
     other = confirmed()
     other.learn(Holder(worker_id="w", incarnation="i"), ABLE)
     other.forget()
-    assert (other.pending.owner, other.pending.capabilities) == (Keep.OWNER, ABLE)
+    assert (other.pending.owner, other.pending.capabilities) == (Keep.AS_IS, ABLE)
 
 
 def test_what_is_to_be_written_already_comes_first() -> None:

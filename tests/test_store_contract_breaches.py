@@ -213,7 +213,7 @@ class ForgetsWhoCanBeAsked(Meddles):
 
 class DropsTheOwnerInATakeover(Meddles):
     def meddle(self, write: Write[object], answer: Answer, row: Row, was: Row) -> None:
-        if is_takeover(answer) and isinstance(write, Claim) and write.owner is Keep.OWNER:
+        if is_takeover(answer) and isinstance(write, Claim) and write.owner is Keep.AS_IS:
             row.owner = None
 
 

@@ -9,6 +9,7 @@ Layers, lower never imports higher (checked by import-linter)::
     testing, transports, otel  use the public names
     _open, _keeper           opening and closing; the task that holds a registry open
     _registry                what users call
+    _adapters                what of it is for adapters of protocols
     _operators               what of it is about all workers
     _house                   the parts of one registry, put together
     _passes                  when a pass runs
@@ -49,6 +50,7 @@ from trio_sessions._open import open_registry, serve_registry
 from trio_sessions._registry import SessionRegistry
 from trio_sessions.abc import SessionStore, Transport
 from trio_sessions.errors import (
+    CallFailed,
     InvalidSessionId,
     MessageTooLarge,
     MissingDependency,
@@ -65,12 +67,14 @@ from trio_sessions.errors import (
     StoreSchemaError,
     StoreUnavailable,
     TooManySessions,
+    WorkerGone,
 )
 from trio_sessions.inspection import SessionInfo, WorkerInfo, WorkerState
 from trio_sessions.limits import Limits
 from trio_sessions.types import (
     CleanupReport,
     DrainReport,
+    LogEntry,
     RegistryHealth,
     RegistryStatistics,
     RemovalReason,
@@ -78,10 +82,12 @@ from trio_sessions.types import (
 )
 
 __all__ = [
+    "CallFailed",
     "CleanupReport",
     "DrainReport",
     "InvalidSessionId",
     "Limits",
+    "LogEntry",
     "MessageTooLarge",
     "MissingDependency",
     "NotSupported",
@@ -104,6 +110,7 @@ __all__ = [
     "StoreUnavailable",
     "TooManySessions",
     "Transport",
+    "WorkerGone",
     "WorkerInfo",
     "WorkerState",
     "Workers",

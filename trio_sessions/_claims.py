@@ -199,7 +199,7 @@ class Claims:
             for refused in self._refused:
                 refused(entry)
             return
-        brings = claim.owner is not Keep.OWNER or claim.capabilities is not None
+        brings = claim.owner is not Keep.AS_IS or claim.capabilities is not None
         if brings and entry.row is Row.LOST and not was_forgotten:
             logger.warning(
                 "owner or capabilities of session %s, set while its row could not be written, are "

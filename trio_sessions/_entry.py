@@ -80,7 +80,7 @@ class Pending:
     __slots__ = ("_capabilities", "_capabilities_again", "_owner", "_owner_again")
 
     def __init__(self) -> None:
-        self._owner: str | Keep | None = Keep.OWNER
+        self._owner: str | Keep | None = Keep.AS_IS
         self._capabilities: Capabilities | None = None
         self._owner_again: str | None = None
         self._capabilities_again: Capabilities | None = None
@@ -103,7 +103,7 @@ class Pending:
     @property
     def is_empty(self) -> bool:
         """Nothing is to be written."""
-        return self._owner is Keep.OWNER and self._capabilities is None
+        return self._owner is Keep.AS_IS and self._capabilities is None
 
     def note_owner(self, owner: str | None) -> None:
         """Write this owner with the row."""
@@ -115,7 +115,7 @@ class Pending:
 
     def note_again(self, holder: Holder, capabilities: Capabilities | None) -> None:
         """Write what is known with the row once more, unless something else is to be written."""
-        if self._owner is Keep.OWNER and holder.owner is not None:  # else somebody may have set one
+        if self._owner is Keep.AS_IS and holder.owner is not None:  # else somebody may have set one
             self._owner = self._owner_again = holder.owner
         if self._capabilities is None:
             self._capabilities = self._capabilities_again = capabilities
@@ -141,7 +141,7 @@ class Pending:
     def forget(self, claim: Claim) -> None:
         """Forget what a claim has written, unless something else has been said meanwhile."""
         if self._owner == claim.owner:
-            self._owner = Keep.OWNER
+            self._owner = Keep.AS_IS
         if self._capabilities is claim.capabilities:
             self._capabilities = None
 

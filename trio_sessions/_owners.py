@@ -308,7 +308,7 @@ class Owners:
     async def get_owner(self, session_id: str) -> str | None:
         """See `SessionRegistry.get_session_owner`."""
         entry = await self._noted(session_id)
-        if entry is not None and entry.pending.owner is not Keep.OWNER:
+        if entry is not None and entry.pending.owner is not Keep.AS_IS:
             return entry.pending.owner
         holder, is_left_over = await self._locate(session_id)
         if holder is None or is_left_over:

@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from trio_sessions._adapters import AdapterMethods
 from trio_sessions._background import is_cancellation
 from trio_sessions._calls import check_transport
 from trio_sessions._entry import Entry
@@ -19,7 +20,6 @@ from trio_sessions._interrupts import interruptible, uninterrupted
 from trio_sessions._json import encode
 from trio_sessions._library import check_trio
 from trio_sessions._messages import OpenInbox
-from trio_sessions._operators import OperatorMethods
 from trio_sessions.abc import Transport
 from trio_sessions.errors import SessionNotFound, SessionsError
 from trio_sessions.types import (
@@ -37,7 +37,7 @@ logger = logging.getLogger("trio_sessions.registry")
 
 
 @uninterrupted
-class SessionRegistry(OperatorMethods):
+class SessionRegistry(AdapterMethods):
     """The sessions of one worker. Made by `open_registry` or `serve_registry`.
 
     All its methods belong to one Trio run. Those named ``*_sync``, `statistics` and `health`

@@ -124,6 +124,14 @@ class SessionRevoked(SessionsError):
     """The session was revoked, and its id is refused for ``limits.revocation_ttl``."""
 
 
+class WorkerGone(SessionsError):
+    """The worker that was called does not live: it has closed, or has missed three stamps."""
+
+
+class CallFailed(SessionsError):
+    """What was called at another worker raised, or is not there; the message says what it was."""
+
+
 class MissingDependency(SessionsError, ImportError):
     """An optional package is missing; the message names the extra that brings it."""
 

@@ -7,6 +7,7 @@ import enum
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from trio_sessions.errors import InvalidSessionId
 
@@ -16,6 +17,7 @@ __all__ = [
     "CleanupReport",
     "DrainReport",
     "Holder",
+    "LogEntry",
     "OnRemoved",
     "Presence",
     "RegistryHealth",
@@ -25,6 +27,7 @@ __all__ = [
     "Sent",
     "Stamp",
     "Stamped",
+    "StoredEntry",
     "StoredMessage",
     "Swept",
     "Wanted",
@@ -364,6 +367,29 @@ class StoredMessage:
     """Its JSON."""
     age: float
     """Seconds since it was stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEntry:
+    """An entry of a session's log, as a store has it."""
+
+    id: int
+    event: str
+    """Its JSON."""
+    age: float
+    """Seconds since it was appended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """An entry of a session's log."""
+
+    id: int
+    """Greater than that of every earlier entry of the session."""
+    event: Any
+    """What was appended: any JSON value."""
+    age: float
+    """Seconds since it was appended, by the database's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ __all__ = [
     "ANSWERS",
     "Acknowledge",
     "Answer",
+    "Append",
     "Batch",
     "Claim",
     "ClaimOwner",
@@ -34,8 +35,10 @@ __all__ = [
     "Delete",
     "Keep",
     "Outcome",
+    "Post",
     "Send",
     "SetCapabilities",
+    "SetData",
     "SetOwner",
     "Unfinished",
     "Verdict",
@@ -49,7 +52,7 @@ W = TypeVar("W", bound="Write[object]")
 class Keep(enum.Enum):
     """Leave what is there, where None would say that there is nothing."""
 
-    OWNER = "owner"
+    AS_IS = "as is"
 
 
 # ---- what is asked ----
@@ -73,10 +76,16 @@ class Claim(Write["Claimed"]):
     adds the time for which the claim then waits for a thread or a lock."""
     ended: int = 0
     """See the head of `trio_sessions.writes`; less than ``generation``."""
-    owner: str | Keep | None = Keep.OWNER
+    owner: str | Keep | None = Keep.AS_IS
     """To be written with the row; None: nobody."""
     capabilities: Capabilities | None = None
     """To be written with the row; None: leave what is there."""
+    data: str | Keep | None = Keep.AS_IS
+    """JSON, to be written with the row; None: nothing."""
+    only_from: str | None = None
+    """Adopt the session: only if another incarnation of this name, or of this worker id, holds its
+    row, however lately it was taken. Otherwise nothing is done (`Outcome.LOST`), also where there
+    is no row. None: as `trio_sessions.abc.Store.commit` says of any claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +130,17 @@ class SetCapabilities(Write[Holder | None]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetData(Write[Holder | None]):
+    """Replace a session's data, whoever holds it; answered as `SetOwner`."""
+
+    data: str | None
+    """A JSON object; None: nothing."""
+    merge: bool = False
+    """Replace only the members that ``data`` names, in one step with what is there."""
+    ended: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Send(Write[Sent | None]):
     """Store a message for a session, whoever holds it, and tell its holder.
 
@@ -151,11 +171,43 @@ class Acknowledge(Write[bool]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Append(Write[int | None]):
+    """Append an event to a session's log, whoever holds it.
+
+    Answered with its id, which is greater than that of every entry of this session that was ever
+    seen; None: there is no such session. Like `Send` it must not be repeated.
+    """
+
+    event: str
+    """Its JSON."""
+    ended: int = 0
+    keep: int | None = None
+    """Of this session's entries, keep as many as this, the newest; None: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post(Write[int]):
+    """Leave a letter for one worker, or for all that listen to a topic, and ring for each.
+
+    Answered with the number of workers that it was left for; those that are late (three stamps
+    missed) get none. Its ``session_id`` names no session but the line in which letters stay in
+    order; a store does not look at it. Like `Send` it must not be repeated.
+    """
+
+    payload: str
+    """JSON."""
+    to: str | None = None
+    """An incarnation, or the id of a worker; of several that have it, the one that began last."""
+    topic: str | None = None
+    """Or everybody who listens to it, the sender too if it does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Writes that are committed together.
 
-    For one session there is one kind of write in it: a single one, or several `Send`, which
-    are stored in the order in which they stand here.
+    For one session there is one kind of write in it: a single one, or several `Send` or several
+    `Append`, which are stored in the order in which they stand here; as are all `Post`.
     """
 
     writes: Sequence[Write[object]]
@@ -211,6 +263,8 @@ class Claimed:
     """This worker, unless the claim is lost; with the owner that the session has now."""
     capabilities: Capabilities | None
     """Those that the session has now."""
+    data: str | None = None
+    """That which the session has now, JSON."""
     born: str
     """The session's birth: to be compared, not read. A claim that is repeated after its answer
     was lost is told `Outcome.KEPT`, but the same birth."""
@@ -236,6 +290,9 @@ ANSWERS: Mapping[type[Write[object]], tuple[type, ...]] = {
     SetOwner: (Holder, type(None)),
     ClaimOwner: (Holder, type(None)),
     SetCapabilities: (Holder, type(None)),
+    SetData: (Holder, type(None)),
+    Append: (int, type(None)),
+    Post: (int,),
     Send: (Sent, type(None)),
     Acknowledge: (bool,),
 }

@@ -6,7 +6,10 @@ needs, and says in `Store.parts` which others. ``trio_sessions.testing`` holds i
 part.
 """
 
+from trio_sessions.abc._data import DataStore
 from trio_sessions.abc._inspection import InspectionStore
+from trio_sessions.abc._logs import LogStore
+from trio_sessions.abc._mail import MailStore
 from trio_sessions.abc._messages import Bell, MessageStore
 from trio_sessions.abc._revocation import RevocationStore
 from trio_sessions.abc._rows import RowStore
@@ -17,7 +20,10 @@ from trio_sessions.abc._workers import WorkerStore
 
 __all__ = [
     "Bell",
+    "DataStore",
     "InspectionStore",
+    "LogStore",
+    "MailStore",
     "MessageStore",
     "Part",
     "RevocationStore",

@@ -25,6 +25,12 @@ class Part(enum.Enum):
     """`InspectionStore`; a registry works without it, and says so when it is asked."""
     REVOCATION = "revocation"
     """`RevocationStore`; likewise."""
+    DATA = "data"
+    """`DataStore`; likewise, and adoption of sessions."""
+    LOGS = "logs"
+    """`LogStore`; likewise."""
+    MAIL = "mail"
+    """`MailStore`; likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,10 @@ from trio_sessions._library import wrong_library
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions.abc import SessionStore, Transport
+from trio_sessions.aio._adapters import AdapterMethods
 from trio_sessions.aio._generate import binding
 from trio_sessions.aio._inbox import AsyncioInbox
 from trio_sessions.aio._life import State
-from trio_sessions.aio._operators import OperatorMethods
 from trio_sessions.aio._owners import OwnerMethods
 from trio_sessions.aio._service import Service
 from trio_sessions.aio._waiting import wait_out
@@ -49,7 +49,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         raise wrong_library() from None
 
 
-class SessionRegistry(OwnerMethods, OperatorMethods):
+class SessionRegistry(OwnerMethods, AdapterMethods):
     """The sessions of one worker of an asyncio program; a Trio core does the work.
 
     It may be built at import time, before a fork and without a loop. `initialize` and

@@ -29,6 +29,9 @@ class Tables:
     gone: sa.Table
     revoked: sa.Table
     schema: sa.Table
+    logs: sa.Table
+    mail: sa.Table
+    topics: sa.Table
 
 
 def metadata(table_prefix: str = "trio_") -> sa.MetaData:
@@ -71,6 +74,7 @@ def tables(prefix: str) -> Tables:
         sa.Column("created_at", moment, nullable=False, server_default=now()),
         sa.Column("taken_at", moment, nullable=False, server_default=now()),
         sa.Column("last_accessed", moment, nullable=False, server_default=now()),
+        sa.Column("data", sa.Text),
     )
     messages = sa.Table(
         f"{prefix}messages",
@@ -156,7 +160,53 @@ def tables(prefix: str) -> Tables:
         sa.Column("needs", sa.Integer, nullable=False),
         sa.Column("applied_at", moment, nullable=False, server_default=now()),
     )
-    return Tables(prefix, meta, sessions, messages, fleet, workers, gone, revoked, schema)
+    # Ids of entries ascend and are never used again: "after this one" means the same for ever.
+    logs = sa.Table(
+        f"{prefix}logs",
+        meta,
+        sa.Column("id", message_id, primary_key=True, autoincrement=True),
+        sa.Column(
+            "session_id",
+            session_id,
+            sa.ForeignKey(sessions.c.session_id, ondelete="CASCADE"),
+            nullable=False,
+        ),
+        sa.Column("event", sa.Text, nullable=False),
+        sa.Column("created_at", moment, nullable=False, server_default=now(), index=True),
+        **_options(database.messages_options for database in databases),
+    )
+    sa.Index(f"ix_{prefix}logs_session_id_id", logs.c.session_id, logs.c.id)
+    # No foreign keys to workers: whoever leaves a letter must wait for no worker's row.
+    mail = sa.Table(
+        f"{prefix}mail",
+        meta,
+        sa.Column("id", message_id, primary_key=True, autoincrement=True),
+        sa.Column("incarnation", sa.String(32), nullable=False),
+        sa.Column("payload", sa.Text, nullable=False),
+        sa.Column("created_at", moment, nullable=False, server_default=now(), index=True),
+        **_options(database.messages_options for database in databases),
+    )
+    sa.Index(f"ix_{prefix}mail_incarnation_id", mail.c.incarnation, mail.c.id)
+    topics = sa.Table(
+        f"{prefix}topics",
+        meta,
+        sa.Column("topic", session_id, primary_key=True),
+        sa.Column("incarnation", sa.String(32), primary_key=True, index=True),
+    )
+    return Tables(
+        prefix,
+        meta,
+        sessions,
+        messages,
+        fleet,
+        workers,
+        gone,
+        revoked,
+        schema,
+        logs,
+        mail,
+        topics,
+    )
 
 
 def _session_id(databases: Iterable[Database]) -> _Type:

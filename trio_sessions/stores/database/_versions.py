@@ -38,6 +38,12 @@ STEPS = (
         columns=("fleet.doubtful_until", "fleet.server", "workers.draining"),
         indexes=("sessions_incarnation", "sessions_owner"),
     ),
+    Step(
+        version=2,
+        summary="data of sessions, their logs, and mail and topics between workers",
+        tables=("logs", "mail", "topics"),
+        columns=("sessions.data",),
+    ),
 )
 """In their order. Version 0 is whatever was there before versions were counted."""
 

@@ -224,7 +224,7 @@ class Rows(dict[str, Row]):
             if row.generation <= claim.generation:
                 row.generation = claim.generation
                 row.taken_at = taken_at if row.taken_at > now else max(row.taken_at, taken_at)
-                row.owner = row.owner if claim.owner is Keep.OWNER else claim.owner
+                row.owner = row.owner if claim.owner is Keep.AS_IS else claim.owner
                 row.capabilities = claim.capabilities or row.capabilities
         return Claimed(
             outcome=outcome,

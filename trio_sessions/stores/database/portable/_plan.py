@@ -194,7 +194,7 @@ def _claim(plan: Plan, worker: Worker, claim: Claim, row: Any, waited: float) ->
         # It comes late: a later generation of the session has been written.
         values |= {"generation": row.generation, "age": max(row.taken, 0.0)}
     else:
-        if claim.owner is not Keep.OWNER:
+        if claim.owner is not Keep.AS_IS:
             values["owner"] = claim.owner
         if claim.capabilities is not None:
             values["capabilities"] = claim.capabilities.encoded

@@ -160,7 +160,7 @@ def _claim_answers(names: Names) -> str:
 
 def _encode_claim(claim: Claim) -> dict[str, Any]:
     capabilities = claim.capabilities
-    says = claim.owner is not Keep.OWNER
+    says = claim.owner is not Keep.AS_IS
     return {
         "id": claim.session_id,
         "generation": claim.generation,

@@ -57,6 +57,9 @@ class Names:
     workers: str
     gone: str
     revoked: str
+    logs: str
+    mail: str
+    topics: str
     channels: str
     """What the names of the channels begin with; an incarnation follows."""
 
@@ -71,6 +74,9 @@ class Names:
             tables.workers.name,
             tables.gone.name,
             tables.revoked.name,
+            tables.logs.name,
+            tables.mail.name,
+            tables.topics.name,
             sessions.removesuffix("sessions"),
         )
 

@@ -1,0 +1,44 @@
+"""The part of a store's contract that is about mail between workers."""
+
+import abc
+from collections.abc import Sequence
+
+from trio_sessions.abc._stem import Part, Store, Worker
+
+__all__ = ["MAIL", "MailStore"]
+
+MAIL = ""
+"""What a `Bell` says of mail, among the ids of sessions: no session has this id."""
+
+
+class MailStore(Store):
+    """Letters to workers, at most once each, and who listens to which topic.
+
+    Left by `trio_sessions.writes.Post`. The recipient's bell (`MessageStore.open_bell`) rings, and
+    says `MAIL`. Nothing is promised to a worker that is late, has gone, or has begun anew.
+    """
+
+    part = Part.MAIL
+
+    @abc.abstractmethod
+    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+        """Take away the letters to this incarnation, the oldest first, and return their payloads.
+
+        At most ``limit`` of them. A letter that was returned, or whose answer was lost, is never
+        returned again. Letters of one sender come in the order in which they were left.
+        """
+
+    @abc.abstractmethod
+    async def listen(self, worker: Worker, topics: Sequence[str]) -> None:
+        """Add topics to those that this incarnation listens to; those that are there stay."""
+
+    @abc.abstractmethod
+    async def unlisten(self, worker: Worker, topics: Sequence[str]) -> None:
+        """Remove topics from those that this incarnation listens to."""
+
+    @abc.abstractmethod
+    async def expire_mail(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        """Delete letters older than so many seconds, at most ``limit``; return how many.
+
+        And the topics of incarnations that have no row.
+        """
