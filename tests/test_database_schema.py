@@ -19,6 +19,9 @@ OURS = {
     "trio_gone",
     "trio_revoked",
     "trio_schema",
+    "trio_logs",
+    "trio_mail",
+    "trio_topics",
 }
 
 
@@ -400,6 +403,7 @@ def test_which_columns_may_be_empty_and_which_have_a_default() -> None:
         "trio_sessions.owner",
         "trio_sessions.capabilities",
         "trio_fleet.unbroken_since",
+        "trio_sessions.data",
         "trio_fleet.doubtful_until",
         "trio_fleet.server",
     }
@@ -420,6 +424,8 @@ def test_which_columns_may_be_empty_and_which_have_a_default() -> None:
         "trio_revoked.revoked_at",
         "trio_revoked.reason",
         "trio_schema.applied_at",
+        "trio_logs.created_at",
+        "trio_mail.created_at",
     }
     assert {name for name, one in columns.items() if one.primary_key} == {
         "trio_sessions.session_id",
@@ -429,6 +435,10 @@ def test_which_columns_may_be_empty_and_which_have_a_default() -> None:
         "trio_gone.incarnation",
         "trio_revoked.session_id",
         "trio_schema.version",
+        "trio_logs.id",
+        "trio_mail.id",
+        "trio_topics.topic",
+        "trio_topics.incarnation",
     }
 
 
@@ -451,4 +461,7 @@ def test_how_long_a_text_may_be() -> None:
         "trio_workers.version": 64,
         "trio_gone.incarnation": 32,
         "trio_gone.history": 32,
+        "trio_mail.incarnation": 32,
+        "trio_topics.incarnation": 32,
+        "trio_topics.topic": 255,
     }
