@@ -181,6 +181,19 @@ async def test_a_claim_that_has_not_seen_the_mark_is_found(shared: Shared) -> No
         assert holder.get_session_sync("s") is None
 
 
+async def test_whoever_is_let_go_before_the_claim_is_answered_is_told(autojump_clock: object) -> None:
+    """The look for marks was quicker than the claim: the caller must not take it for added."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store) as registry:
+        await registry.revoke("s")
+        store.fail(Fault.BEGINS_LATE, "commit", seconds=2.0)
+        transport = FakeTransport()
+        with pytest.raises(SessionRevoked):
+            await registry.add_session("s", transport)
+        assert transport.reasons == [RemovalReason.REVOKED]
+        assert registry.get_session_sync("s") is None
+
+
 async def test_a_client_that_tries_again_is_reported_once(shared: Shared) -> None:
     """However often it is refused between two passes."""
     async with shared.open() as registry:

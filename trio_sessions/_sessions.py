@@ -86,7 +86,7 @@ class Sessions:
         await self._wait_claimed(entry, claim)
         if disconnecting is not None:
             await disconnecting.wait()
-        if entry.is_revoked:
+        if entry.removal is RemovalReason.REVOKED:  # by its claim, or by a look that was quicker
             raise SessionRevoked(
                 f"session {fingerprint(session_id)} was revoked, and its id is refused for "
                 "limits.revocation_ttl: its transport was disconnected"

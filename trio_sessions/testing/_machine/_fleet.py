@@ -16,6 +16,7 @@ from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._lines import Line, LineState
 from trio_sessions.testing._machine._model import FleetModel, Seen, require
 from trio_sessions.testing._machine._pace import Pace
+from trio_sessions.testing._machine._revocations import Revocations
 from trio_sessions.testing._machine._said import Mailbox, Owner
 from trio_sessions.testing._machine._settled import check_all_is_well
 from trio_sessions.testing._machine._workers import LiveWorker, Stranger
@@ -48,6 +49,7 @@ class Fleet:
         self.pace = pace
         self.model = FleetModel(pace.session_ttl)
         self.stranger = Stranger("stranger", make_store)
+        self._revocations = Revocations(self.model, pace.revocation_ttl)
         self._nursery = nursery
         self._make_store = make_store
         self._ids = session_ids
@@ -148,8 +150,7 @@ class Fleet:
         elif row is None:  # a new session
             mailbox.end()
             self._owners[session_id].may_be = frozenset({None})
-        model.added(worker.name, session_id, line)
-        await self._go(worker, worker.registry.add_session, session_id, line)
+        await self._go(worker, self._revocations.add(worker, session_id, line))
         for holder, _ in holders if is_certain else ():
             if holder.name != worker.name:  # it learns of the move, and sends on what it knows
                 await self._named(holder.name).registry.cleanup()
@@ -185,8 +186,7 @@ class Fleet:
         worker.door.lead_astray()
         for transport in (first, second):
             line = Line(transport)
-            self.model.added(worker.name, session_id, line)
-            await worker.registry.add_session(session_id, line)
+            await self._revocations.add(worker, session_id, line)()
             if transport is first:
                 self.model.removed(worker.name, session_id)
                 await worker.registry.remove_session(session_id)
@@ -200,6 +200,13 @@ class Fleet:
             line.state = state
             if state is LineState.DIED:
                 self._doubt(session_id)
+
+    async def revoke(self, number: int, session_id: str) -> None:
+        """Let a worker end a session for good, whoever holds it."""
+        worker = self._live.get(number)
+        if worker is not None:
+            self._doubt(session_id)
+            await self._revocations.revoke(worker, session_id)
 
     async def delete_row(
         self, session_id: str, delete_row: Callable[[str], Awaitable[None]]

@@ -60,6 +60,7 @@ class RegistryMachine(RuleBasedStateMachine):
     - nobody was removed whose transport lives, and whose row was not confirmed to be gone,
     - a row that was confirmed is there, unless its session has ended or its lease has run out,
     - whoever was removed was disconnected, and nobody else,
+    - whoever was revoked goes, and nobody with its id comes while that is refused,
     - of messages and owners that were accepted while all was well, none is lost.
 
     At the end everything heals, and what is held, what is stored and what lives must be the same.
@@ -244,6 +245,11 @@ class RegistryMachine(RuleBasedStateMachine):
     def row_vanishes(self, session: str) -> None:
         """Delete the session's row behind everybody's back."""
         self._play(self._running.delete_row, session, self.delete_row)
+
+    @rule(worker=workers, session=sessions)
+    def revoke(self, worker: int, session: str) -> None:
+        """Revoke the session from the worker, whoever holds it; its id is refused for a while."""
+        self._play(self._running.revoke, worker, session)
 
     # ---- workers, and their way to the store ----
 

@@ -48,6 +48,8 @@ class Add:
     line: Line
     excuse: str | None = None
     """Why it may be removed although its transport lives."""
+    must_go: bool = False
+    """It was revoked, and nothing can bring it back."""
 
 
 @dataclass(eq=False)
@@ -95,6 +97,7 @@ class FleetModel:
         self._ttl = session_ttl
         self._parted: list[tuple[str, Add]] = []
         self._adds = 0
+        self._refused_until: dict[str, float] = {}
         self._seen: Seen | None = None
 
     # ---- what is done ----
@@ -109,21 +112,43 @@ class FleetModel:
         worker = self.workers.pop(name)
         self._parted += [(name, add) for add in worker.holds.values()]
 
-    def added(self, name: str, session_id: str, line: Line) -> None:
+    def added(self, name: str, session_id: str, line: Line, *, now: float) -> None:
         """Note that a worker was given a session: it is the newest."""
         self._adds += 1
         worker = self.workers[name]
         before = worker.holds.get(session_id)
         if before is not None and before.line is not line:
             self._parted.append((name, before))
-        worker.holds[session_id] = Add(session_id, self._adds, line)
+        add = worker.holds[session_id] = Add(session_id, self._adds, line)
         self.newest[session_id] = self._adds
+        if self.may_be_refused(session_id, now):
+            add.excuse = "its id is revoked"
 
     def removed(self, name: str, session_id: str) -> None:
         """Note that a worker was told to remove a session."""
         add = self.workers[name].holds.pop(session_id, None)
         if add is not None:
             self._parted.append((name, add))
+
+    def refused(self, name: str, session_id: str, line: Line) -> None:
+        """Note that a worker was not let have the session that it was given."""
+        worker = self.workers.get(name)
+        add = None if worker is None else worker.holds.get(session_id)
+        if add is not None and add.line is line:
+            self.removed(name, session_id)
+
+    def revoked(self, session_id: str, *, until: float) -> None:
+        """Note that a session was ended for good; its id may be refused until then."""
+        self._refused_until[session_id] = until
+        for worker in self.workers.values():
+            add = worker.holds.get(session_id)
+            if add is not None:
+                add.excuse = "it was revoked"
+                add.must_go = self._seen is not None and worker.name in self._seen.confirmed
+
+    def may_be_refused(self, session_id: str, now: float) -> bool:
+        """Say whether a mark may count still."""
+        return now < self._refused_until.get(session_id, 0.0)
 
     def row_deleted(self, session_id: str) -> None:
         """Note that a row was deleted behind everybody's back."""

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 import trio.testing
+
+from trio_sessions.limits import Limits
 
 __all__ = ["REAL", "VIRTUAL", "Pace"]
 
@@ -28,12 +31,14 @@ class Pace:
     """To wait for what must come."""
     until_all_dead_are_swept: float
     """0.0: no lease runs out."""
+    revocation_ttl: float
+    """For which a revoked id is refused: a few rules, so that its session may come again."""
 
     def make_clock(self) -> trio.abc.Clock | None:
         """Return the clock of a run; None: the real one."""
         return trio.testing.MockClock(autojump_threshold=0) if self.is_virtual else None
 
-    def settings(self) -> Mapping[str, float]:
+    def settings(self) -> Mapping[str, Any]:
         """Return the settings of each registry; no message is ever too old."""
         return {
             "session_ttl": self.session_ttl,
@@ -42,6 +47,7 @@ class Pace:
             "disconnect_timeout": self.check_timeout,
             "store_timeout": self.store_timeout,
             "message_ttl": 1e6,
+            "limits": Limits(revocation_ttl=self.revocation_ttl),
         }
 
 
@@ -55,6 +61,7 @@ VIRTUAL = Pace(
     moment=0.5,
     patience=60.0,
     until_all_dead_are_swept=220.0,
+    revocation_ttl=1.0,
 )
 REAL = Pace(
     is_virtual=False,
@@ -66,4 +73,5 @@ REAL = Pace(
     moment=0.01,
     patience=10.0,
     until_all_dead_are_swept=0.0,
+    revocation_ttl=0.05,
 )

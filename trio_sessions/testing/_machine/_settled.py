@@ -33,6 +33,11 @@ def check_all_is_well(
         for session_id, add in model.workers[name].holds.items():
             row = model.row(session_id)
             require(
+                not add.must_go,
+                f"all is well again, but session {session_id!r}, which was revoked, is held by "
+                f"{name}",
+            )
+            require(
                 isinstance(row, Holder) and row.worker_id == name,
                 f"all is well again, but session {session_id!r} is held by {name}, "
                 f"and its row is {row}",
