@@ -15,8 +15,10 @@ from hypothesis.stateful import run_state_machine_as_test
 from soak import TIMES
 
 from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.revocation import Revocation, Revoked
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.testing import FakeTransport, RegistryMachine
 from trio_sessions.types import RowAnswers, Sent, Stamp, StoredMessage, Swept, Wanted
 from trio_sessions.writes import Batch, Claim, Claimed, Committed, Delete, Outcome, Send
@@ -217,6 +219,25 @@ class LosesOwners(Rewriting):
             self._rows[write.session_id].owner = None
 
 
+class LetsRevokedComeBack(MemoryStore):
+    """A claim does not look for marks."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        self._rows.marks = Marks()
+        return await super().commit(worker, batch)
+
+
+class RevokesHalf(MemoryStore):
+    """Ids are marked, and their rows stay."""
+
+    async def revoke(self, worker: Worker, revocation: Revocation, *, limit: int) -> Revoked:
+        rows = dict(self._rows)
+        revoked = await super().revoke(worker, revocation, limit=limit)
+        self._rows.update(rows)
+        self._rows.marks = Marks()
+        return revoked
+
+
 BROKEN: list[tuple[type[MemoryStore], str]] = [
     (CallsAFailureGone, f"{REMOVED}|held by"),
     (ForgetsClaims, REMOVED),
@@ -272,9 +293,22 @@ def owner(state: RegistryMachine) -> None:
     state.move(session="a")
 
 
+def revoked(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+    state.revoke(session="a", worker=1)
+    state.add(session="a", worker=1)
+
+
+def revoked_elsewhere(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+    state.revoke(session="a", worker=1)
+
+
 @pytest.mark.parametrize(
     ("store", "history", "complaint"),
     [
+        (LetsRevokedComeBack, revoked, "is revoked, and"),
+        (RevokesHalf, revoked_elsewhere, "which was revoked, is held by"),
         (LetsTheOlderClaimWin, older_claim, REMOVED),
         (DropsMessages, messages, "are lost"),
         (LosesOwners, owner, "the owner of session"),

@@ -181,7 +181,9 @@ async def test_a_claim_that_has_not_seen_the_mark_is_found(shared: Shared) -> No
         assert holder.get_session_sync("s") is None
 
 
-async def test_whoever_is_let_go_before_the_claim_is_answered_is_told(autojump_clock: object) -> None:
+async def test_whoever_is_let_go_before_the_claim_is_answered_is_told(
+    autojump_clock: object,
+) -> None:
     """The look for marks was quicker than the claim: the caller must not take it for added."""
     store = FaultyStore(MemoryStore())
     async with open_registry(store) as registry:
