@@ -13,6 +13,7 @@ from trio_sessions._entry import Entry, Row
 from trio_sessions._strays import Strays
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import Worker
+from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.stores.memory._rows import Rows
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.testing._simulation._database import Database
@@ -71,6 +72,10 @@ def _lease_of_the_row(patch: pytest.MonkeyPatch) -> None:
         return now - last_accessed > ttl and now - self._unbroken_since >= ttl
 
     patch.setattr(Workers, "has_expired", has_expired)
+
+
+def _no_marks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Marks, "mark", lambda self, session_id, now, ttl: None)
 
 
 def _no_gap(patch: pytest.MonkeyPatch) -> None:
@@ -202,6 +207,7 @@ SWITCHES = [
     Switch("beats that are counted twice are believed", _beats_counted_twice, "8", mix="beats"),
     Switch("generations are ignored", _generations_ignored, "0", mix="overlaps"),
     Switch("stray rows are not looked for", _strays_not_looked_for, "31", mix="returns"),
+    Switch("revoked ids are not marked", _no_marks, "1", steps=100, mix="revokes"),
     Switch("a removal is by id", _removal_by_id, "0", mix="overlaps"),
     Switch("the age of a claim is not told", _age_not_told, "4", mix="moves"),
 ]

@@ -1,6 +1,6 @@
 """The marks of revoked sessions in memory. Synchronous, no clock."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trio_sessions.abc._revocation import KEPT
 from trio_sessions.revocation import Mark
@@ -19,6 +19,12 @@ class Marks:
 
     def __init__(self) -> None:
         self._marks: dict[str, _Mark] = {}
+
+    def copy(self) -> "Marks":
+        """Return the marks as they stand."""
+        copied = Marks()
+        copied._marks = {one: replace(mark) for one, mark in self._marks.items()}
+        return copied
 
     def mark(self, session_id: str, now: float, ttl: float) -> None:
         """Refuse an id from now on, for ``ttl`` seconds at least."""

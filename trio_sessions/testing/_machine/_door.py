@@ -63,6 +63,11 @@ class Door(FaultyStore):
         """Let writes from now on be told as failed, and be done by `arrive`, not before."""
         self._is_leading_astray = True
 
+    @property
+    def is_straight(self) -> bool:
+        """Whether what is written arrives, and is answered, as it should be."""
+        return self.reach is Reach.WELL and not self._is_leading_astray
+
     def lead_straight(self) -> None:
         """Let writes go their way again; those that are astray still are."""
         self._is_leading_astray = False

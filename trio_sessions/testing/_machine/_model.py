@@ -254,10 +254,7 @@ class FleetModel:
                 add.excuse or not self._is_newest(add),
                 f"{removed}; nobody has ended it, deleted its row, or added it elsewhere",
             )
-        require(
-            add.line.disconnects > 0,
-            f"{worker.name} has removed session {add.session_id!r}, and not disconnected it",
-        )
+        self._parted.append((worker.name, add))  # it may be about to be disconnected
 
     def _judge_rows(self, worker: WorkerModel, seen: Seen) -> None:
         if worker.name not in seen.confirmed:

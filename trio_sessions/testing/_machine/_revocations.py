@@ -33,7 +33,7 @@ class Revocations:
     def add(self, worker: LiveWorker, session_id: str, line: Line) -> Callable[[], Awaitable[None]]:
         """Note that a worker is given a session; return what gives it to the worker."""
         self._model.added(worker.name, session_id, line, now=trio.current_time())
-        is_well = worker.door.reach is Reach.WELL
+        is_well = worker.door.is_straight
 
         async def add() -> None:
             try:

@@ -23,7 +23,7 @@ __all__ = ["Change", "Database"]
 
 T = TypeVar("T")
 
-_WRITES = frozenset({"commit", "refresh", "delete_all", "begin", "stamp", "sweep"})
+_WRITES = frozenset({"commit", "refresh", "delete_all", "begin", "stamp", "sweep", "revoke"})
 _KEPT = 3000  # states
 
 

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import trio
 
-from trio_sessions.abc import Bell, SessionStore, Worker
+from trio_sessions.abc import Bell, Part, RevocationStore, SessionStore, Worker
 from trio_sessions.errors import SessionsError, StoreUnavailable
+from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.types import (
     Begun,
@@ -77,6 +78,8 @@ class Network:
         self.latency = latency
         self.fault = LinkFault.NONE
         """Of the database as such: for everybody."""
+        self.revokes = False
+        """Sessions are revoked, so that workers look for it: more is under way."""
         self.late_executed = 0
         self._nursery: trio.Nursery | None = None
         self._era = 0
@@ -109,7 +112,7 @@ class Network:
         self._era += 1
 
 
-class Link(SessionStore):
+class Link(SessionStore, RevocationStore):
     """The store of one worker."""
 
     def __init__(self, network: Network, *, in_threads: bool = False) -> None:
@@ -122,6 +125,11 @@ class Link(SessionStore):
         self._database = network.database
         self._running = trio.Event()
         self._running.set()
+
+    @property
+    def parts(self) -> frozenset[Part]:
+        """All that it has methods for; revocation only where it is played."""
+        return super().parts - (frozenset() if self._network.revokes else {Part.REVOCATION})
 
     @property
     def may_outlast_cancellation(self) -> bool:
@@ -316,6 +324,18 @@ class Link(SessionStore):
         """See `RowStore.elicitation_capable`."""
         return await self._ask(
             "elicitation_capable", worker, lambda: self._database.elicitation_capable(worker)
+        )
+
+    async def revoke(self, worker: Worker, revocation: Revocation, *, limit: int) -> Revoked:
+        """See `RevocationStore.revoke`."""
+        return await self._ask(
+            "revoke", worker, lambda: self._database.revoke(worker, revocation, limit=limit)
+        )
+
+    async def revocations(self, worker: Worker, *, within: float) -> list[Mark]:
+        """See `RevocationStore.revocations`."""
+        return await self._ask(
+            "revocations", worker, lambda: self._database.revocations(worker, within=within)
         )
 
     async def waiting(self, worker: Worker) -> list[str]:

@@ -76,6 +76,21 @@ _OVERLAPS = {
     "change_answers": 10,
 }
 """Sessions end and come back while a pass waits for transports that hang, or writes overtake."""
+_REVOKES = {
+    "connect": 30,
+    "revoke": 14,
+    "move": 16,
+    "reconnect": 10,
+    "pass_now": 6,
+    "break_link": 14,
+    "break_database": 3,
+    "heal": 10,
+    "pause": 2,
+    "resume": 3,
+    "crash": 1,
+    "leave": 1,
+}
+"""Sessions are ended for good while they move, and while their workers cannot hear of it."""
 MIXES: Mapping[str, Mapping[str, int]] = {
     "all": WEIGHTS,
     "moves": _MOVES,
@@ -83,5 +98,6 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "beats": _BEATS,
     "returns": _RETURNS,
     "overlaps": _OVERLAPS,
+    "revokes": _REVOKES,
 }
 """Where everything happens, little of one kind does."""

@@ -5,7 +5,12 @@ Each rule is a method; `_mixes` says how often. A rule that has nothing to do sa
 
 import trio
 
-from trio_sessions.errors import SessionNotFound, SessionsError
+from trio_sessions.errors import (
+    RegistryClosed,
+    SessionNotFound,
+    SessionsError,
+    StoreUnavailable,
+)
 from trio_sessions.testing._simulation._clients import Client, Connection
 from trio_sessions.testing._simulation._disasters import Disasters
 from trio_sessions.testing._simulation._link import Link, LinkFault
@@ -15,6 +20,7 @@ __all__ = ["Rules"]
 
 MOST = 30  # sessions at a time
 _FLOOD = 40  # questions at once
+_AGAIN = 1.0  # seconds until an operator asks again
 _TURNS = 8  # of a client that comes and goes
 _ABSENCES = (0.0, 0.05, 0.1, 0.3)  # seconds
 
@@ -136,6 +142,30 @@ class Rules(Disasters):
             )
         except SessionsError:
             return  # its worker is gone
+
+    def revoke(self) -> bool:
+        """An operator ends a session for good; its transports live, so nothing else removes it."""
+        known = [one for one in self._free() if one.newest.is_added]
+        if not known or not self._workers():
+            return False
+        client = self._chance.choice(known)
+        for one in client.connections:
+            one.was_ended = True
+        self._log.note(client.newest.worker.number, f"revoke {client.session_id}")
+        self._nursery.start_soon(self._revoke, client)
+        return True
+
+    async def _revoke(self, client: Client) -> None:
+        while True:
+            workers = self._workers()
+            if workers:
+                try:
+                    await self._chance.choice(workers).opened.revoke(client.session_id)
+                except (StoreUnavailable, RegistryClosed):
+                    pass  # it may be done all the same
+                else:
+                    return
+            await trio.sleep(_AGAIN)
 
     def come_back(self) -> bool:
         """A session ends, and others of its id begin and end at the same worker, in quick turns."""

@@ -108,6 +108,7 @@ def run_once(
     async def main() -> None:
         nonlocal made, ended_at
         network = Network(database, random.Random(f"{seed} network"), latency=0.01)  # noqa: S311
+        network.revokes = "revoke" in MIXES[mix]
         async with network.running(), trio.open_nursery() as nursery:
             rules = Rules(nursery=nursery, network=network, judge=judge, log=log, chance=chance)
             for number in range(workers):

@@ -41,6 +41,7 @@ class Table(Rows):
         """Return the table as it stands."""
         copied = Table(self._births)
         copied._message_ids = Numbers(self._message_ids.following)
+        copied.marks = self.marks.copy()
         copied.update((session_id, _copy_row(row)) for session_id, row in self.items())
         return copied
 
