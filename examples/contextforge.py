@@ -73,7 +73,7 @@ class GatewayRegistry(aio.SessionRegistry):
         it off; initialising alone is five. Its own registry is too slow to notice.
         """
         answer: Any = _Theirs.generate_response  # it wants no more of `self` than is here
-        await answer(self, message, transport, server_id, user)
+        await answer(self, message=message, transport=transport, server_id=server_id, user=user)
         transport.answers = getattr(transport, "answers", 0) + 1
         if transport.answers % 4 == 0:
             await asyncio.sleep(0.11)
