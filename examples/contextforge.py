@@ -11,8 +11,9 @@ who owns it, and how a message gets there is done by `trio_sessions`.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import mcpgateway.cache.session_registry as gateway
@@ -22,7 +23,9 @@ from mcpgateway.services.upstream_session_registry import (
     get_upstream_session_registry,
 )
 
-from trio_sessions import SessionNotFound, StoreUnavailable, Transport, aio
+from trio_sessions import SessionNotFound, StoreUnavailable, Transport, aio, fingerprint
+
+logger = logging.getLogger("contextforge")
 
 _Theirs = gateway.SessionRegistry
 
@@ -48,8 +51,14 @@ class GatewayRegistry(aio.SessionRegistry):
                 f"CACHE_TYPE={backend} is not for trio_sessions: "
                 "set CACHE_TYPE=database, or CACHE_TYPE=memory for a single worker"
             )
+        store = "memory:" if backend == "memory" else database_url
+        if not store:
+            raise ValueError(
+                "CACHE_TYPE=database needs a database_url (DATABASE_URL): without one each worker "
+                "would keep its sessions to itself"
+            )
         super().__init__(
-            database_url or "memory:",
+            store,
             session_ttl=session_ttl,
             message_ttl=message_ttl,
             cleanup_interval=min(300.0, session_ttl / 2),
@@ -64,7 +73,7 @@ class GatewayRegistry(aio.SessionRegistry):
         it off; initialising alone is five. Its own registry is too slow to notice.
         """
         answer: Any = _Theirs.generate_response  # it wants no more of `self` than is here
-        await answer(self, message, transport, server_id, user)
+        await answer(self, message=message, transport=transport, server_id=server_id, user=user)
         transport.answers = getattr(transport, "answers", 0) + 1
         if transport.answers % 4 == 0:
             await asyncio.sleep(0.11)
@@ -74,8 +83,7 @@ class GatewayRegistry(aio.SessionRegistry):
         try:
             await super().remove_session(session_id, transport=transport)
         finally:
-            with suppress(RegistryNotInitializedError):
-                await get_upstream_session_registry().evict_session(session_id)
+            await _end_upstream(session_id)
 
     async def set_session_owner(self, session_id: str, owner: str | None) -> None:
         """Say who owns a session that was just added; without an owner it does not stay.
@@ -99,6 +107,16 @@ class GatewayRegistry(aio.SessionRegistry):
         """Send, and tell the client of the gateway why where that cannot be done."""
         with _told_by_http():
             await super().broadcast(session_id, message, durable=durable)
+
+
+async def _end_upstream(session_id: str) -> None:
+    """Close what a session has open at the servers behind the gateway; log what fails."""
+    try:
+        await get_upstream_session_registry().evict_session(session_id)
+    except RegistryNotInitializedError:
+        pass
+    except Exception:  # it is the other servers' code that fails, in whatever way
+        logger.exception("cannot close what session %s has upstream", fingerprint(session_id))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from gateway_check.clients import Timings, hit_and_run, hold_idle, measure, quick_client
 from gateway_check.common import TABLES
 from gateway_check.process import Gateway, register_tool, start_gateway, wait_until_up
+from gateway_check.stopwatch import processes_of_group
 from gateway_check.surroundings import DATABASES, Database, echo_server, statements
 
 
@@ -60,12 +61,13 @@ async def use_gateway(
 ) -> None:
     """Do everything that clients do, and note what was seen."""
     registry = case.registry
+    pids = processes_of_group(gateway.process.pid)
     patience = 10.0 if registry == "ours" else 3.0
     if registry == "ours":
-        case.timings = await measure(gateway.url, options.rounds, case.workers)
+        case.timings = await measure(gateway.url, options.rounds, case.workers, pids)
         case.quick_answers = await quick_client(gateway.url)
     else:  # where a call arrives makes no difference to one that waits for a poll
-        case.timings = await measure(gateway.url, min(options.rounds, 5), 1)
+        case.timings = await measure(gateway.url, min(options.rounds, 5), 1, pids)
     case.rows_after_sessions = await rows_left(database, registry, patience)
     for start in range(0, 30, 5):
         await asyncio.gather(*(hit_and_run(gateway.url, start + i) for i in range(5)))

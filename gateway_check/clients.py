@@ -3,9 +3,8 @@
 import asyncio
 import contextlib
 import json
-import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +14,15 @@ import mcp
 from mcp.client.sse import sse_client
 
 from gateway_check.common import CALLS, QUICK_CALLS, WORKER_HEADER
+from gateway_check.stopwatch import Stopwatch
 
 
 @dataclass
 class Timings:
-    """Seconds of each call, by where the request arrived: at the session's worker or not."""
+    """Seconds of each call, by where the request arrived: at the session's worker or not.
+
+    As `Stopwatch` counts them: without the wait for a core.
+    """
 
     same: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     other: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -63,14 +66,20 @@ class Watch:
         )
 
 
-async def one_session(url: str, timings: Timings) -> None:
-    """Initialise, list the tools, call one, disconnect; add the times to ``timings``."""
+async def one_session(url: str, timings: Timings, pids: Collection[int]) -> None:
+    """Initialise, list the tools, call one, disconnect; add the times to ``timings``.
+
+    Args:
+        url: of the gateway.
+        timings: what is added to.
+        pids: the gateway's processes.
+    """
     watch = Watch()
 
     async def timed(call: str, action: Awaitable[Any]) -> Any:
-        start = time.perf_counter()
+        watch_of_call = Stopwatch(pids)
         result = await action
-        seconds = time.perf_counter() - start
+        seconds = watch_of_call.seconds()
         here = watch.request_worker[call] == watch.session_worker
         (timings.same if here else timings.other)[call].append(seconds)
         return result
@@ -101,12 +110,12 @@ async def quick_client(url: str) -> int:
     return answers
 
 
-async def measure(url: str, rounds: int, places: int) -> Timings:
+async def measure(url: str, rounds: int, places: int, pids: Collection[int]) -> Timings:
     """Run sessions until each call was measured often enough in each place, but not for ever."""
     timings = Timings()
-    await one_session(url, Timings())  # the first one warms the gateway up
+    await one_session(url, Timings(), pids)  # the first one warms the gateway up
     for _ in range(rounds if places == 1 else rounds * 15):
-        await one_session(url, timings)
+        await one_session(url, timings, pids)
         if timings.enough(rounds, places):
             break
     return timings
