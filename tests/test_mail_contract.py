@@ -1,7 +1,7 @@
 """The stores keep the part of the contract by which workers write to each other."""
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -100,8 +100,11 @@ class BoxesOfTheDead(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self._workers.alive = lambda now: iter(self._workers.incarnations())  # type: ignore[method-assign]
+        self._workers.alive = self._all  # type: ignore[method-assign]
         self._workers.addressee = self._addressee  # type: ignore[method-assign]
+
+    def _all(self, now: float) -> Iterator[str]:
+        return iter(self._workers.incarnations())
 
     def _addressee(self, to: str, now: float) -> str | None:
         rows = self._workers._rows
@@ -181,7 +184,10 @@ class ByTheNameOfTheWorker(MemoryStore):
 class KeepsWhatIsLeft(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
-        self._mail.forget = lambda incarnation: None  # type: ignore[method-assign]
+        self._mail.forget = self._keep  # type: ignore[method-assign]
+
+    def _keep(self, incarnation: str) -> None:
+        pass
 
 
 class ExpiresAll(MemoryStore):
