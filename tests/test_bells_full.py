@@ -156,7 +156,7 @@ async def test_while_the_queue_is_full_letters_are_left_without_a_bell(small_que
             )
             assert fill(connection) == 0, "the queue has room again"
         assert answers[::2] == [1, 1]
-        assert await store.collect(b.worker, limit=10) == ["1", "3"]
+        assert await store.collect(b.worker, limit=10, size=10**9) == ["1", "3"]
         assert await b.payloads("s") == ["2"]
     engine.dispose()
 

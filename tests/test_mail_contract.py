@@ -42,22 +42,48 @@ async def test_the_memory_store_keeps_it(autojump_clock: MockClock, check: Check
 class Returns(MemoryStore):
     """A letter whose answer may have been lost is returned again."""
 
-    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
         box = list(self._mail._letters.get(worker.incarnation, ()))
-        taken = await super().collect(worker, limit=limit)
+        taken = await super().collect(worker, limit=limit, size=size)
         if box:
             self._mail._letters[worker.incarnation] = deque(box)
         return taken
 
 
 class TheNewestFirst(MemoryStore):
-    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
-        return list(reversed(await super().collect(worker, limit=limit)))
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
+        return list(reversed(await super().collect(worker, limit=limit, size=size)))
 
 
 class TakesThemAllAway(MemoryStore):
-    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
-        return (await super().collect(worker, limit=10**9))[:limit]
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
+        return (await super().collect(worker, limit=10**9, size=size))[:limit]
+
+
+class TakesAnySize(MemoryStore):
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
+        return await super().collect(worker, limit=limit, size=10**9)
+
+
+class CountsCharacters(MemoryStore):
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
+        taken = list[str]()
+        while sum(map(len, taken)) < size:
+            one = await super().collect(worker, limit=1, size=1)
+            if not one:
+                break
+            taken += one
+        return taken
+
+
+class NeverMoreThanTheSize(MemoryStore):
+    """A letter that is larger is in the way of all others, for ever."""
+
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
+        box = self._mail._letters.get(worker.incarnation)
+        if box and len(box[0].payload) > size:
+            return await super().collect(worker, limit=0, size=size)
+        return await super().collect(worker, limit=limit, size=size)
 
 
 class RingsForNoMail(MemoryStore):
@@ -171,14 +197,14 @@ class StopsListeningAtAll(MemoryStore):
 class ByTheNameOfTheWorker(MemoryStore):
     """A box for each worker id: whoever begins under it reads the letters of the one before."""
 
-    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
         for incarnation, row in self._workers._rows.items():
             if row.worker_id == worker.worker_id:
-                taken = self._mail.collect(incarnation, limit)
+                taken = self._mail.collect(incarnation, limit, size)
                 if taken:
-                    await super().collect(worker, limit=0)
+                    await super().collect(worker, limit=0, size=0)
                     return taken
-        return await super().collect(worker, limit=limit)
+        return await super().collect(worker, limit=limit, size=size)
 
 
 class KeepsWhatIsLeft(MemoryStore):
@@ -230,6 +256,9 @@ class PostsFirst(MemoryStore):
         (Returns, "letters_are_collected_once_and_in_their_order"),
         (TheNewestFirst, "letters_are_collected_once_and_in_their_order"),
         (TakesThemAllAway, "letters_are_collected_once_and_in_their_order"),
+        (TakesAnySize, "letters_are_collected_until_they_are_large"),
+        (CountsCharacters, "letters_are_collected_until_they_are_large"),
+        (NeverMoreThanTheSize, "letters_are_collected_until_they_are_large"),
         (RingsForNoMail, "the_bell_says_mail"),
         (TheFirstOfTheName, "a_letter_goes_to_the_worker_that_is_meant"),
         (ByTheWorkerIdAlone, "a_letter_goes_to_the_worker_that_is_meant"),
@@ -269,6 +298,6 @@ async def test_so_many_letters_wait_in_memory_at_most(autojump_clock: MockClock)
         posts = [Post(session_id="", payload=str(n), to="b") for n in range(10_010)]
         answers = await a.commit(*posts, Post(session_id="", payload="news", topic="news"))
         assert answers == [1] * 10_000 + [0] * 10 + [1]
-        assert await store.collect(b.worker, limit=2) == ["0", "1"]
-        assert await store.collect(c.worker, limit=2) == ["news"]
+        assert await store.collect(b.worker, limit=2, size=100) == ["0", "1"]
+        assert await store.collect(c.worker, limit=2, size=100) == ["news"]
         assert await a.commit(*posts[:3]) == [1, 1, 0]

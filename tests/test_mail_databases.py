@@ -41,7 +41,10 @@ def post(payload: object, *, to: str | None = None, topic: str | None = None) ->
 
 async def collect(client: Client, limit: int = 100_000) -> list[Any]:
     assert isinstance(client.store, DatabaseStore)
-    return [json.loads(one) for one in await client.store.collect(client.worker, limit=limit)]
+    return [
+        json.loads(one)
+        for one in await client.store.collect(client.worker, limit=limit, size=10**9)
+    ]
 
 
 async def listen(client: Client, *topics: str) -> None:

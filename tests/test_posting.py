@@ -64,7 +64,7 @@ async def test_letters_leave_in_the_order_of_the_calls(shared: Shared) -> None:
             await edge.unlisten(["news"])
             assert await writer.do(PostOrder("1", topic="news")) == 0
             assert await edge.expire_mail(older_than=LONG, limit=10) == 0
-        theirs = await b.store.collect(b.worker, limit=1000)  # type: ignore[attr-defined]
+        theirs = await b.store.collect(b.worker, limit=1000, size=10**9)  # type: ignore[attr-defined]
         assert list(theirs) == [str(number) for number in range(250) if number % 3]
 
 
@@ -102,7 +102,7 @@ async def test_a_letter_of_a_batch_that_is_not_there_is_left_again(
             memory._workers.remove(a.worker)
             assert await writer.do(PostOrder("1", to="b")) == 1
             assert counters.database_rewinds == 1
-        assert await memory.collect(b.worker, limit=10) == ["1"]
+        assert await memory.collect(b.worker, limit=10, size=10**9) == ["1"]
 
 
 async def test_a_letter_that_was_withdrawn_is_not_left(autojump_clock: MockClock) -> None:
