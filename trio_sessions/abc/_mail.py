@@ -15,17 +15,21 @@ class MailStore(Store):
     """Letters to workers, at most once each, and who listens to which topic.
 
     Left by `trio_sessions.writes.Post`. The recipient's bell (`MessageStore.open_bell`) rings, and
-    says `MAIL`. Nothing is promised to a worker that is late, has gone, or has begun anew.
+    says ``""`` among the ids of sessions. Nothing is promised to a worker that is late, has gone,
+    or has begun anew. Letters and topics go with the worker's row (`RowStore.delete_all`,
+    `RowStore.sweep`), and need none to be there.
     """
 
     part = Part.MAIL
 
     @abc.abstractmethod
-    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
         """Take away the letters to this incarnation, the oldest first, and return their payloads.
 
-        At most ``limit`` of them. A letter that was returned, or whose answer was lost, is never
-        returned again. Letters of one sender come in the order in which they were left.
+        At most ``limit`` of them, and none after those that together reach ``size`` bytes of
+        UTF-8: there are no more if neither is reached. A letter that was returned, or whose answer
+        was lost, is never returned again. Letters of one sender come in the order in which they
+        were left.
         """
 
     @abc.abstractmethod
