@@ -14,6 +14,7 @@ from trio_sessions.abc import (
     Bell,
     InspectionStore,
     Part,
+    Pool,
     RevocationStore,
     SessionStore,
     Worker,
@@ -128,6 +129,10 @@ class FaultyStore(SessionStore, InspectionStore, RevocationStore):
     def gives_up_after(self) -> float | None:
         """As of the store that it wraps."""
         return self._store.gives_up_after
+
+    def connections(self) -> Pool | None:
+        """As of the store that it wraps."""
+        return self._store.connections()
 
     def fail(
         self,

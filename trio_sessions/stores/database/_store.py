@@ -10,7 +10,7 @@ import sqlalchemy as sa
 import trio
 
 from trio_sessions._checks import seconds, switch
-from trio_sessions.abc import Bell, InspectionStore, RevocationStore, SessionStore, Worker
+from trio_sessions.abc import Bell, InspectionStore, Pool, RevocationStore, SessionStore, Worker
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
@@ -149,6 +149,10 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
     def gives_up_after(self) -> float:
         """Of an operation that has a connection, ``operation_timeout``."""
         return self.operation_timeout
+
+    def connections(self) -> Pool | None:
+        """Return how the engine's pool is, if it is one that counts."""
+        return self._opened.state.pool() if self._opened.is_open else None
 
     # ---- opening and closing ----
 
