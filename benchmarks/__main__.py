@@ -15,6 +15,7 @@ from benchmarks import (
     latency,
     loop,
     messages,
+    metrics,
     refresh,
     writes,
 )
@@ -32,6 +33,7 @@ _BENCHMARKS = {
     "hot_updates": hot_updates.run,
     "writes": writes.run,
     "messages": messages.run,
+    "metrics": metrics.run,
     "before": before.run,
 }
 

@@ -29,6 +29,7 @@ COLUMNS_OF_RATIOS = {
     "messages": 3,
     "messages_of_one": 3,
     "messages_offered": 0,
+    "metrics": 3,
     "before": 4,
 }
 """Every table, in the order in which they are printed."""

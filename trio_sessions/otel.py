@@ -10,6 +10,8 @@ The names follow OpenTelemetry's semantic conventions. No attribute ever has an 
 of a session nor of a worker: give each process a ``service.instance.id`` in its resource.
 """
 
+import math
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Watched", "instrument"]
 
+_FRESH = 1.0  # seconds within which a collection is over
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
@@ -92,6 +95,9 @@ def instrument(
         registry.trace(Spans(tracer, slow_operation))
 
 
+_Read = tuple[RegistryStatistics, RegistryHealth]
+
+
 class _Instruments:
     """The instruments of one registry; their callbacks keep this alive, and not the registry."""
 
@@ -113,6 +119,8 @@ class _Instruments:
             description="How long the phases of passes took.",
             explicit_bucket_boundaries_advisory=_BUCKETS,
         )
+        self._read: _Read | None = None
+        self._read_at = -math.inf
         for metric in METRICS:
             make = getattr(meter, metric.kind)
             make(metric.name, [self._callback(metric)], metric.unit, metric.description)
@@ -120,7 +128,7 @@ class _Instruments:
 
     def _callback(self, metric: Metric) -> "Callable[[CallbackOptions], Iterable[Observation]]":
         def observe(_: "CallbackOptions") -> "Iterator[Observation]":
-            now = self._now()
+            now = self._now_for(metric)
             if now is None:
                 return
             self._record(now[0].last_report)
@@ -130,7 +138,16 @@ class _Instruments:
 
         return observe
 
-    def _now(self) -> tuple[RegistryStatistics, RegistryHealth] | None:
+    def _now_for(self, metric: Metric) -> "_Read | None":
+        """Read the registry for the first metric of a collection, and for others if they are alone.
+
+        An SDK collects them in the order in which they were made.
+        """
+        if metric is METRICS[0] or time.monotonic() > self._read_at + _FRESH:
+            self._read, self._read_at = self._now(), time.monotonic()
+        return self._read
+
+    def _now(self) -> "_Read | None":
         registry = self._registry()
         if registry is None:
             return None
