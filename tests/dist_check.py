@@ -35,7 +35,7 @@ def check(wheel: Path, extras: str) -> None:
     if extras == "extras":
         from trio_sessions.testing import FakeTransport, store_conformance
 
-        assert FakeTransport, store_conformance
+        assert all(map(callable, (FakeTransport, store_conformance)))
     use()
     print(f"{len(imported)} modules can be imported, with what is {extras}")  # noqa: T201 -- a script that prints
 
@@ -47,7 +47,7 @@ def is_ours(name: str, version: str) -> bool:
 
 
 def modules(found: Path, leave_out: tuple[str, ...]) -> Iterator[str]:
-    for one in pkgutil.walk_packages([str(found)], "trio_sessions.", onerror=lambda name: None):
+    for one in pkgutil.walk_packages([str(found)], "trio_sessions.", onerror=lambda _: None):
         short = one.name.removeprefix("trio_sessions.")
         left_out = any(short == name or short.startswith(f"{name}.") for name in leave_out)
         if not left_out and not short.endswith("__main__"):
