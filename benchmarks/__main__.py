@@ -11,6 +11,7 @@ from benchmarks import (
     before,
     crossing,
     delivery,
+    fleet,
     hot_updates,
     latency,
     loop,
@@ -34,6 +35,7 @@ _BENCHMARKS = {
     "writes": writes.run,
     "messages": messages.run,
     "metrics": metrics.run,
+    "fleet": fleet.run,
     "before": before.run,
 }
 

@@ -33,7 +33,8 @@ _MOST = 100_000  # sessions; each is a row, and some kilobytes here
 _LONGEST = 600.0  # seconds
 _AT_ONCE = 1000  # sessions that are added together
 _QUESTIONS, _PASSES, _MESSAGES = 300, 3, 100
-_PATIENCE = 10.0  # seconds for the first few messages, however little time there is
+_FEW = 3  # messages, however little time there is
+_PATIENCE = 10.0  # seconds for these
 _SHARES = {"questions": 0.1, "crowd": 0.4, "passes": 0.3, "messages": 0.1}  # of the time
 
 
@@ -279,7 +280,7 @@ async def _send(
         async with holder.open_inbox(session_id) as inbox:
             await sender.broadcast(session_id, "the first one, for it may have to connect")
             await anext(inbox)
-            while len(taken) < _MESSAGES and (len(taken) < 3 or time.perf_counter() < until):
+            while len(taken) < _MESSAGES and (len(taken) < _FEW or time.perf_counter() < until):
                 start = time.perf_counter()
                 await sender.broadcast(session_id, len(taken))
                 await anext(inbox)
