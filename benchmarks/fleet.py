@@ -18,6 +18,7 @@ from benchmarks._database import connect_raw, postgresql_schema
 from benchmarks._proxy import SlowNetwork
 from benchmarks._tables import Table, ms
 from benchmarks._workers import hold_sessions
+from trio_sessions import open_registry
 from trio_sessions.stores.database import DatabaseStore
 
 __all__ = ["run"]
@@ -37,6 +38,11 @@ async def _serve(url: str, name: str, sessions: int) -> None:
             report = await registry.cleanup()
             assert report.refreshed == sessions, "not every row was confirmed"
             _say(seconds=report.duration, cpu=time.process_time() - began)
+
+
+async def _create_tables(url: sa.URL) -> None:
+    async with open_registry(url):
+        pass
 
 
 def _say(**facts: float) -> None:
@@ -156,6 +162,7 @@ def run(server: sa.URL, *, quick: bool) -> list[Table]:
     with postgresql_schema(server) as url:
         statements, trips = trio.run(_count, url, sessions)
     with postgresql_schema(server) as url:
+        trio.run(_create_tables, url)  # before ten workers want to at once
         fleet = _Workers(url, workers, sessions)
         try:
             started = fleet.listen()
