@@ -13,7 +13,7 @@ ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,AS
 # What `fault` of tests/faults decorates becomes a context manager.
 ASYNC_MANAGERS := --transform-async-generator-decorators=fault
 
-.PHONY: help demo test test-oldest test-all check format lint types layers docs bench soak reliability mutants gateway-check constraints clean
+.PHONY: help demo test test-oldest test-all check format lint types layers docs bench soak reliability mutants gateway-check dist-check constraints clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -50,6 +50,9 @@ test-oldest: $(OLDEST_VENV)/.made ## the contract of the stores, and the schema,
 test-all: ## the suite on each Python from 3.11 on that is present, and what is on the oldest SQLAlchemy
 	sh tests/all_pythons.sh
 	$(MAKE) test-oldest
+
+dist-check: $(VENV)/.dev ## build the wheel, install it on each Python that is present, and look at it there
+	sh tests/dist_check.sh $(BIN)/python
 
 check: format lint types layers docs test-oldest ## the whole gate: all of these, then the tests with branch coverage
 	$(MAKE) test PYTEST_ARGS='--cov --cov-report=term --cov-fail-under=95'

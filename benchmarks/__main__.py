@@ -11,10 +11,12 @@ from benchmarks import (
     before,
     crossing,
     delivery,
+    fleet,
     hot_updates,
     latency,
     loop,
     messages,
+    metrics,
     refresh,
     writes,
 )
@@ -32,6 +34,8 @@ _BENCHMARKS = {
     "hot_updates": hot_updates.run,
     "writes": writes.run,
     "messages": messages.run,
+    "metrics": metrics.run,
+    "fleet": fleet.run,
     "before": before.run,
 }
 

@@ -29,6 +29,8 @@ COLUMNS_OF_RATIOS = {
     "messages": 3,
     "messages_of_one": 3,
     "messages_offered": 0,
+    "metrics": 3,
+    "fleet": 0,
     "before": 4,
 }
 """Every table, in the order in which they are printed."""

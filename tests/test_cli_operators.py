@@ -101,6 +101,30 @@ async def test_a_narrow_terminal_is_enough(sqlite: Shared, width: int) -> None:
             assert "…" not in found.stdout
 
 
+@pytest.mark.parametrize("width", [60, 120])
+async def test_only_names_are_folded(sqlite: Shared, width: int) -> None:
+    """However long they are, what is short stands in one piece on the line of its session."""
+    owner = "somebody-with-a-rather-long-name@an-organisation.example.org"
+    async with sqlite.open(worker_id="a-worker-with-a-rather-long-name-of-its-own") as a:
+        await a.add_session("s", FakeTransport(), owner=owner)
+        found = await in_thread(partial(run, "list", url=url_of(sqlite), width=width))
+    head, first, *_ = found.stdout.splitlines()
+    assert head.split()[:6] == ["session", "worker", "state", "owner", "age", "waiting"]
+    assert (head.split()[-1] == "refreshed") is (width >= 80)
+    assert re.match(rf"{fingerprint('s')} .* alive .* [\d.]+ (ms|s) +0\b", first)
+
+
+@pytest.mark.parametrize("width", [60, 120])
+async def test_revoke_and_doctor_fit_too(sqlite: Shared, width: int) -> None:
+    async with sqlite.open(worker_id="a-worker-with-a-rather-long-name-of-its-own") as a:
+        await fill(a)
+        for arguments in (["revoke", "--owner", "nobody", "--dry-run"], ["doctor"]):
+            found = await in_thread(partial(run, *arguments, url=url_of(sqlite), width=width))
+            assert found.exit_code == 0, found.output
+            assert max(map(len, found.stdout.splitlines())) <= width
+            assert "…" not in found.stdout
+
+
 async def test_one_session_is_shown(database: Shared) -> None:
     async with database.open() as a:
         await fill(a)

@@ -16,7 +16,7 @@ from test_cli_operators import run, url_of
 from trio.testing import MockClock
 
 from trio_sessions.cli._main import commands, guarded
-from trio_sessions.cli._sweep import _progress
+from trio_sessions.cli._sweep import progress
 from trio_sessions.testing import FakeTransport
 
 AGE = 7200.0  # seconds, twice the workers' session_ttl
@@ -127,7 +127,7 @@ async def test_a_bar_is_shown_for_what_takes_longer_than_a_second(
 ) -> None:
     """In a terminal only; a moment's work leaves it alone."""
     out = Console(file=StringIO(), force_terminal=is_terminal, width=60)
-    async with _progress(10, out) as advance:
+    async with progress(10, out) as advance:
         advance(1)
         await trio.sleep(seconds)
         advance(3)

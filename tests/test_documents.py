@@ -259,6 +259,20 @@ def test_the_figures_of_the_readme_were_measured() -> None:
         assert float(figure) in {round(ratio, digits) for ratio in measured}, figure
 
 
+def test_the_figures_of_scaling_were_measured() -> None:
+    """What is computed beyond begins with what the benchmark has printed."""
+    printed, text = read("docs/scaling.txt"), read("docs/scaling.md")
+    for pattern in (
+        r"one after the other .* ([\d.,]+ ms)$",
+        r"in use: ([\d,]+) bytes",
+        r"process: ([\d,]+ MiB)",
+        r"worker: (\d+) statements",
+    ):
+        figure = re.search(pattern, printed, re.MULTILINE)
+        assert figure is not None, pattern
+        assert figure[1] in text, figure[1]
+
+
 def settings_in_readme() -> Iterator[tuple[str, str]]:
     section = read("README.md").partition("## Settings at a glance")[2].partition("\n## ")[0]
     yield from re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE)

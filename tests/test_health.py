@@ -48,6 +48,8 @@ async def test_a_new_registry_is_well(store: FaultyStore, autojump_clock: MockCl
             database_away=0.0,
             since_good_pass=health.since_good_pass,
             held=0,
+            unknown_transport=0.0,
+            unknown_row=0.0,
             bell_alive=None,
             loop_lag=None,
         )

@@ -223,6 +223,9 @@ def test_a_report_has_its_fields() -> None:
         "refresh_failures",
         "expired",
         "duration",
+        "checking",
+        "refreshing",
+        "sweeping",
     ]
     report = CleanupReport(
         checked=0, refreshed=0, disconnected=(), missing=(), restored=(), expired=0, duration=0.0

@@ -231,10 +231,11 @@ def make_writer(store: FaultyStore, **settings: Any) -> Writer:
     witness, checked = Witness(), Settings(**settings)
     witness.begin("a history")
     edge = Edge(store, worker, witness, checked)
+    counters = Counters()
     histories = Histories(
-        edge=edge, witness=witness, presence=checked.presence(), counters=Counters()
+        edge=edge, witness=witness, presence=checked.presence(), counters=counters
     )
-    return Writer(edge, histories, rows=100, timeout=checked.store_timeout)
+    return Writer(edge, histories, counters, rows=100, timeout=checked.store_timeout)
 
 
 async def settle_all(orders: Sequence[Order[Any]]) -> None:

@@ -7,6 +7,7 @@ Layers, lower never imports higher (checked by import-linter)::
 
     cli | aio                for operators, for programs on asyncio
     testing, transports, otel  use the public names
+    _otel_metrics, _otel_spans  which metrics there are; spans
     _open, _keeper           opening and closing; the task that holds a registry open
     _registry                what users call
     _adapters                what of it is for adapters of protocols
@@ -32,6 +33,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _asking                  how a store is asked: with a deadline, at a gate
     _rounds | _counters      one method called on many transports
     _contact, _lag           whether the store answers; how late the loop is
+    _unknown                 for how long something of a session is unknown
     _witness | _estimate     whether the database has forgotten nothing; what its clock may say
     _admission, _limiting    who may come in; who has been here for too long
     _table | stores          siblings
@@ -39,9 +41,11 @@ Layers, lower never imports higher (checked by import-linter)::
     _entry                   one session, and what is known of its row
     abc, _settings           contracts, settings
     _background, _one_call   tasks; one call of a transport's method
+    _tracing                 who is told of what the registry does
     inspection, _json        what operators are told; encoding
     writes, _process, _forked_run, _interrupts, _library  what is written; forks, Ctrl-C
     types, errors, _version  values
+    _reports                 of them: what a registry says of itself
 """
 
 from typing import TYPE_CHECKING

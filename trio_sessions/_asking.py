@@ -12,6 +12,7 @@ returns at once, and the question keeps its place at the gate until it ends::
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from trio_sessions._contact import Contact
 from trio_sessions._interrupts import lone_interrupt
 from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
-from trio_sessions.abc import Part, SessionStore
+from trio_sessions.abc import Part, Pool, SessionStore
 from trio_sessions.errors import (
     NotSupported,
     RegistryClosed,
@@ -54,11 +55,16 @@ class Asking:
 
     def __init__(self, store: SessionStore, settings: Settings) -> None:
         self.contact = Contact()
-        self._store = store
+        self._bare_store = store
         self._settings = settings
         self._process = this_process()
         self._gate = trio.Semaphore(max(1, settings.max_concurrent - _FREE))
         self._is_closed = False
+
+    @property
+    def _store(self) -> SessionStore:
+        """The store, to be asked once."""
+        return self._settings.tracing.watch(self._bare_store)
 
     @property
     def is_inherited(self) -> bool:
@@ -148,7 +154,8 @@ class Asking:
                 answer = await outcome.acapture(self._through_gate, operation)
             answered.set()
 
-        trio.lowlevel.spawn_system_task(ask)
+        context = copy_context() if self._settings.tracing.is_used else None
+        trio.lowlevel.spawn_system_task(ask, context=context)
         try:
             await answered.wait()
         finally:
@@ -179,6 +186,10 @@ class Asking:
     def questions_waiting(self) -> int:
         """Count those who wait at the gate."""
         return self._gate.statistics().tasks_waiting
+
+    def connections(self) -> Pool | None:
+        """Return how the store's pool of connections is, if it has one."""
+        return self._bare_store.connections()
 
     def keeps(self, part: Part) -> bool:
         """Say whether the store keeps a part of the contract."""

@@ -33,6 +33,7 @@ from trio_sessions._settings import Settings
 from trio_sessions._strays import Strays
 from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
+from trio_sessions._tracing import Phase
 from trio_sessions._verdicts import (
     Leases,
     RowVerdict,
@@ -62,6 +63,9 @@ class _Tally:
     check_failures: dict[str, Exception] = field(default_factory=dict)
     refresh_failures: dict[str, Exception] = field(default_factory=dict)
     expired: int = 0
+    checking: float = 0.0
+    refreshing: float = 0.0
+    sweeping: float = 0.0
 
 
 @uninterrupted
@@ -117,20 +121,34 @@ class Pass:
         """Check, refresh, sweep: in this order."""
         start = trio.current_time()
         self._split_until = start + self._settings.cleanup_interval * _SPLITTING
-        await self._notice_rewinds()
-        async with trio.open_nursery() as removals:
-            await self._end_over_limits(removals)
-            leases = await self._check_connections(removals)
-            self._brake.begin()
-            self._history = self._witness.known.history
-            await self._refresh(leases)
-            self._portions.end_pass(complete=self.database_answered)
-            await self._restore_the_forgotten()
-            await self._remove_missing(removals)
-        await self._claims.delete_what_is_due()
-        await self._stamp_and_sweep()
-        self._tally.ended[RemovalReason.REVOKED] += self._revoking.take_ended()
-        return self._report(trio.current_time() - start)
+        tracing, tally = self._settings.tracing, self._tally
+        with tracing.span("pass") as span:
+            await self._notice_rewinds()
+            async with trio.open_nursery() as removals:
+                with Phase(tracing, "check") as phase:
+                    await self._end_over_limits(removals)
+                    leases = await self._check_connections(removals)
+                tally.checking = phase.seconds
+                with Phase(tracing, "refresh") as phase:
+                    await self._judge(leases, removals)
+                tally.refreshing = phase.seconds
+            with Phase(tracing, "sweep") as phase:
+                await self._claims.delete_what_is_due()
+                await self._stamp_and_sweep()
+            tally.sweeping = phase.seconds
+            tally.ended[RemovalReason.REVOKED] += self._revoking.take_ended()
+            report = self._report(trio.current_time() - start)
+            span.note(checked=report.checked, refreshed=report.refreshed, expired=report.expired)
+        return report
+
+    async def _judge(self, leases: Leases, removals: trio.Nursery) -> None:
+        """Ask for the rows, and act on what the store has said of all of them."""
+        self._brake.begin()
+        self._history = self._witness.known.history
+        await self._refresh(leases)
+        self._portions.end_pass(complete=self.database_answered)
+        await self._restore_the_forgotten()
+        await self._remove_missing(removals)
 
     async def _notice_rewinds(self) -> None:
         """Begin a new history, and have all rows written anew, if the database went back."""
@@ -355,6 +373,9 @@ class Pass:
             aged=tuple(tally.ended[RemovalReason.AGED]),
             expired=tally.expired,
             duration=duration,
+            checking=tally.checking,
+            refreshing=tally.refreshing,
+            sweeping=tally.sweeping,
         )
 
 

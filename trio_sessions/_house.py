@@ -9,7 +9,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 
 import trio
@@ -73,7 +72,7 @@ class House:
             edge=edge, witness=witness, presence=settings.presence(), counters=counters
         )
         self._writer = writer = Writer(
-            edge, histories, rows=settings.batch_size, timeout=settings.store_timeout
+            edge, histories, counters, rows=settings.batch_size, timeout=settings.store_timeout
         )
         claims = Claims(
             writer=writer, witness=witness, table=table, departures=departures, counters=counters
@@ -225,6 +224,7 @@ class House:
     def statistics(self) -> RegistryStatistics:
         """See `SessionRegistry.statistics`."""
         limiter = self._edge.worker.limiter.statistics()
+        pool = self._edge.connections()
         return RegistryStatistics(
             worker_id=self.worker_id,
             closed=self._is_closed,
@@ -238,8 +238,11 @@ class House:
             operations_waiting=limiter.tasks_waiting
             + self._edge.questions_waiting
             + self._writer.waiting,
+            operations_limit=int(limiter.total_tokens),
+            connections_in_use=None if pool is None else pool.in_use,
+            connections_idle=None if pool is None else pool.idle,
             last_report=self.passes.last_report,
-            **asdict(self._counters),
+            **self._counters.frozen(),
         )
 
     def health(self) -> RegistryHealth:
@@ -258,6 +261,8 @@ class House:
             database_away=contact.away(now),
             since_good_pass=self.passes.since_good(now),
             held=0 if report is None else len(report.held),
+            unknown_transport=self.passes.unknown_transport.longest(now),
+            unknown_row=self.passes.unknown_row.longest(now),
             bell_alive=contact.bell_alive,
             loop_lag=self._lag.seconds(now),
         )

@@ -6,6 +6,7 @@ from trio_sessions._house import House
 from trio_sessions._inspection import Workers
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._library import check_trio
+from trio_sessions._tracing import Tracer
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.inspection import Selection, SessionInfo, check_limit, select
 from trio_sessions.types import DrainReport, RegistryHealth, check_session_id
@@ -43,6 +44,10 @@ class OperatorMethods:
         thread may call it, too, as a server of metrics does; that begins nothing.
         """
         return self._house.health()
+
+    def trace(self, tracer: Tracer) -> None:
+        """Let what this registry does be traced; `trio_sessions.otel.instrument` calls it."""
+        self._house.settings.tracing.use(tracer)
 
     async def list_sessions(
         self,
@@ -105,7 +110,10 @@ class OperatorMethods:
         if timeout != 0 or isinstance(timeout, bool):
             timeout = seconds("timeout", timeout)
         self._check_open()
-        return await self._house.draining.drain(timeout)
+        with self._house.settings.tracing.span("drain") as span:
+            report = await self._house.draining.drain(timeout)
+            span.note(drained=len(report.drained), left=len(report.left), cut=len(report.cut))
+        return report
 
     async def revoke(
         self,
@@ -156,9 +164,12 @@ class OperatorMethods:
             )
         _check_reason(reason)
         self._check_open()
-        return await self._house.revoking.revoke(
-            session_ids, selection if is_selected else None, reason
-        )
+        with self._house.settings.tracing.span("revoke") as span:
+            revoked = await self._house.revoking.revoke(
+                session_ids, selection if is_selected else None, reason
+            )
+            span.note(sessions=revoked)
+        return revoked
 
     async def describe_session(self, session_id: str) -> SessionInfo | None:
         """Return what the database knows of a session, whoever holds it; None: there is none.

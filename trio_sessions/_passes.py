@@ -21,6 +21,7 @@ from trio_sessions._settings import Settings
 from trio_sessions._strays import Strays
 from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
+from trio_sessions._unknown import Unknown
 from trio_sessions._witness import Witness
 from trio_sessions.errors import RegistryClosed, bare
 from trio_sessions.types import CleanupReport, fingerprint
@@ -82,6 +83,8 @@ class Passes:
         self._last_report: CleanupReport | None = None
         self._logged_as_dropped = 0
         self._last_good: float | None = None
+        self.unknown_transport = Unknown(table)
+        self.unknown_row = Unknown(table)
 
     @property
     def last_report(self) -> CleanupReport | None:
@@ -164,11 +167,17 @@ class Passes:
             if running.complete:
                 self._last_good = trio.current_time()
             self._counters.count_pass(running.report, complete=running.complete)
+            self._note_unknown(running.report)
             self.log_dropped()
             _log(running.report)
         finally:
             self._running = None
             running.ended.set()
+
+    def _note_unknown(self, report: CleanupReport) -> None:
+        began = trio.current_time() - report.duration
+        self.unknown_transport.note(report.check_failures, began)
+        self.unknown_row.note(report.refresh_failures, began)
 
     def log_dropped(self) -> None:
         """Say how many messages were dropped since this was last said."""

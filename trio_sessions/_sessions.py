@@ -117,6 +117,7 @@ class Sessions:
             await trio.lowlevel.checkpoint()
             return
         self._table.discard(entry, RemovalReason.REMOVED)
+        self._counters.count_removals(RemovalReason.REMOVED, 1)
         if self._boarding is None:
             self._boarding = self._start_leaving()
         await wait_all(self._see_off([entry], self._boarding, moved=False))
@@ -134,6 +135,7 @@ class Sessions:
         gone = [entry for entry in entries if self._table.discard(entry, reason)]
         if not gone:
             return None
+        self._counters.count_removals(reason, len(gone))
         leaving = self._start_leaving()
         self._see_off(gone, leaving, moved=reason in _MOVED)
         return leaving
@@ -149,6 +151,7 @@ class Sessions:
         gone = [one for one in entries if self._table.discard(one, RemovalReason.DRAINED)]
         if not gone:
             return gone, None
+        self._counters.count_removals(RemovalReason.DRAINED, len(gone))
         self._departures.begin(gone)
         self._messages.depart(gone, moved=True, stays=True)
         return gone, self._background.start_job(self._part, gone)
@@ -210,6 +213,7 @@ class Sessions:
         answers = await self._calls.tell(on_removed, entries, timeout)
         failures = [one.error for one in answers.values() if isinstance(one, outcome.Error)]
         if failures:
+            self._counters.count_listener_failures(len(failures))
             logger.warning(
                 "on_removed failed for %d of %d sessions; the first error is %r",
                 len(failures),

@@ -1,11 +1,12 @@
 """The settings of a registry, checked at the door."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trio_sessions._checks import count, seconds, share, switch
 from trio_sessions._json import encode
+from trio_sessions._tracing import Tracing
 from trio_sessions._version import version
 from trio_sessions.limits import NO_LIMITS, Limits
 from trio_sessions.types import OnRemoved, Presence, check_session_id
@@ -53,6 +54,8 @@ class Settings:
     worker_data: Mapping[str, Any] | None = None
     on_removed: OnRemoved | None = None
     migrate: bool = False
+    tracing: Tracing = field(default_factory=Tracing, compare=False)
+    """Who is told of what the registry does; here, for it may be said before it is open."""
 
     def presence(self) -> Presence:
         """Return what a worker with these settings says of itself to the others."""

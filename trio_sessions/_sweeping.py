@@ -63,6 +63,7 @@ class Sweeper:
                     logger.info("more has expired than there is time for, the next pass goes on")
                     break
         except SessionsError as exc:
+            self._counters.count_sweep_failure()
             if not isinstance(exc, RowUnavailable):  # else somebody else is at it
                 self._limit = max(1, self._limit // _SMALLER)
             logger.warning("the sweep did not finish, the next pass goes on: %s", exc)

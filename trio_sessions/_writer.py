@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import outcome
 import trio
 
+from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
 from trio_sessions._orders import Lines, Order, Stage
@@ -64,13 +65,17 @@ class Writer:
     Args:
         edge: the way to the store.
         histories: where another one must be begun before anything is written.
+        counters: count batches, and what failed.
         rows: writes in one batch, at most.
         timeout: seconds for which an order waits behind batches that fail.
     """
 
-    def __init__(self, edge: Edge, histories: Histories, *, rows: int, timeout: float) -> None:
+    def __init__(
+        self, edge: Edge, histories: Histories, counters: Counters, *, rows: int, timeout: float
+    ) -> None:
         self._edge = edge
         self._histories = histories
+        self._counters = counters
         self._timeout = timeout
         self._lines = Lines(rows=rows, size=_SIZE)
         self._work = trio.Event()
@@ -203,7 +208,7 @@ class Writer:
                 parts += at_once
                 again += later
             except SessionsError as exc:
-                _fail(part, exc)
+                self._fail(part, exc)
                 self._give_up_waiting(exc)
         if again:
             self._ask_again(again)
@@ -226,8 +231,14 @@ class Writer:
             return [orders[middle:], orders[:middle]], ()
         if isinstance(error, RowLocked) and self._may_ask_again(orders[0]):
             return [], orders
-        _fail(orders, error)
+        self._fail(orders, error)
         return [], ()
+
+    def _fail(self, orders: Sequence[Order[Any]], error: SessionsError) -> None:
+        for order in orders:
+            if order.stage is Stage.OUT:
+                order.settle(outcome.Error(error))
+                self._counters.count_write_failures(1)
 
     async def _commit(self, orders: Sequence[Order[Any]]) -> list[Order[Any]]:
         """Commit orders; return those that are to go again after a pause: their rows are locked."""
@@ -243,6 +254,7 @@ class Writer:
                 await trio.lowlevel.checkpoint()
                 return []
             answers = await self._edge.commit(writes, self._new_scope())
+            self._counters.count_batch(len(writes))
         except StoreUnavailable as exc:
             if self._gives_up:
                 raise _closed() from exc
@@ -259,6 +271,7 @@ class Writer:
                 locked.append(order)
             else:
                 order.settle(outcome.Error(answer))
+                self._counters.count_write_failures(1)
         return locked
 
     def _new_scope(self) -> trio.CancelScope:
@@ -339,12 +352,6 @@ def _apart(
     waiting = {order.session_id for order in again}
     behind = [order for order in orders if order.session_id in waiting]
     return [order for order in orders if order.session_id not in waiting], behind
-
-
-def _fail(orders: Sequence[Order[Any]], error: SessionsError) -> None:
-    for order in orders:
-        if order.stage is Stage.OUT:
-            order.settle(outcome.Error(error))
 
 
 def _closed() -> StoreUnavailable:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import trio
 
 from trio_sessions._claims import Claims
+from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._messages._inbox import Asked, Inbox
@@ -31,8 +32,17 @@ _ROW_PAUSES = (0.1, 5.0)  # seconds until an unwritten row is tried again, first
 class Reading:
     """What is to be fetched."""
 
-    def __init__(self, *, edge: Edge, claims: Claims, table: LocalTable, inboxes: Inboxes) -> None:
+    def __init__(
+        self,
+        *,
+        edge: Edge,
+        claims: Claims,
+        table: LocalTable,
+        inboxes: Inboxes,
+        counters: Counters,
+    ) -> None:
         self._edge = edge
+        self._counters = counters
         self._claims = claims
         self._table = table
         self._inboxes = inboxes
@@ -170,7 +180,9 @@ class Reading:
                     inbox.give_up_fetch(one)
         now = trio.current_time()
         for inbox, one in asked.items():
-            inbox.answer(one, found.get(inbox.session_id, ()), now)
+            messages = found.get(inbox.session_id, ())
+            self._counters.count_fetched(message.age for message in messages)
+            inbox.answer(one, messages, now)
             self._inboxes.note(inbox)
             if inbox.should_fetch:
                 self.want(inbox)

@@ -56,7 +56,9 @@ class Messages:
         self._inboxes = Inboxes(settings, counters)
         self._receipts = Receipts(writer)
         self._forwarding = Forwarding(writer, counters, settings.message_ttl)
-        self._reading = Reading(edge=edge, claims=claims, table=table, inboxes=self._inboxes)
+        self._reading = Reading(
+            edge=edge, claims=claims, table=table, inboxes=self._inboxes, counters=counters
+        )
         claims.notify(self)
 
     # ---- sending ----
@@ -71,6 +73,7 @@ class Messages:
         inbox = self._inboxes.of(session_id)
         accepted = inbox.accept(payload, trio.current_time())
         if accepted:
+            self._counters.count_kept()
             self._inboxes.note(inbox)
         return accepted
 
@@ -92,6 +95,8 @@ class Messages:
                     return
             order = self._store(session_id, payload)
         sent = await self._writer.answer(order)
+        if sent is not None:
+            self._counters.count_stored()
         self._reading.want(self._inboxes.get(session_id))
         is_held = session_id in self._table
         if sent is None or (not is_held and self._edge.is_own(sent.holder)):

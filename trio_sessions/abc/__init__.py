@@ -13,7 +13,7 @@ from trio_sessions.abc._mail import MailStore
 from trio_sessions.abc._messages import Bell, MessageStore
 from trio_sessions.abc._revocation import RevocationStore
 from trio_sessions.abc._rows import RowStore
-from trio_sessions.abc._stem import Part, Store, Worker
+from trio_sessions.abc._stem import Part, Pool, Store, Worker
 from trio_sessions.abc._store import SessionStore
 from trio_sessions.abc._transport import Transport
 from trio_sessions.abc._workers import WorkerStore
@@ -26,6 +26,7 @@ __all__ = [
     "MailStore",
     "MessageStore",
     "Part",
+    "Pool",
     "RevocationStore",
     "RowStore",
     "SessionStore",

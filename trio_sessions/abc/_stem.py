@@ -9,7 +9,7 @@ import trio
 
 from trio_sessions.writes import Batch, Committed
 
-__all__ = ["Part", "Store", "Worker"]
+__all__ = ["Part", "Pool", "Store", "Worker"]
 
 
 class Part(enum.Enum):
@@ -46,6 +46,14 @@ class Worker:
     (``trio.to_thread.run_sync(..., limiter=worker.limiter)``); nobody else enters it."""
     migrate: bool = False
     """A store that keeps a schema may bring an older one up to its version when it opens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Connections that a store keeps for all who have it open."""
+
+    in_use: int
+    idle: int
 
 
 class Store(abc.ABC):
@@ -92,6 +100,13 @@ class Store(abc.ABC):
 
         A write that reaches what the store rests on later than that does nothing
         (`trio_sessions.writes.Batch.not_after`), for its caller was told that it failed.
+        """
+        return None
+
+    def connections(self) -> Pool | None:
+        """Return how its pool of connections is; None: it has none, or is not open.
+
+        Synchronous, and asks nobody: any thread may call it.
         """
         return None
 

@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any
 
 from trio_sessions._registry import SessionRegistry as TrioRegistry
+from trio_sessions._settings import Settings
+from trio_sessions._tracing import Tracer
 from trio_sessions.aio._asking import Asking
 from trio_sessions.inspection import SessionInfo, WorkerInfo
 from trio_sessions.types import DrainReport, RegistryHealth, RegistryStatistics
@@ -34,6 +36,8 @@ class Workers:
 class OperatorMethods(Asking):
     """What `trio_sessions.aio.SessionRegistry` can be asked about all workers."""
 
+    _settings: Settings
+
     @property
     def workers(self) -> Workers:
         """The workers of this database; see `trio_sessions.SessionRegistry.workers`."""
@@ -49,6 +53,10 @@ class OperatorMethods(Asking):
         After `shutdown` it is ``closed``; before the first `initialize`, `RegistryClosed`.
         """
         return self._core().health()
+
+    def trace(self, tracer: Tracer) -> None:
+        """Let what this registry does be traced; `trio_sessions.otel.instrument` calls it."""
+        self._settings.tracing.use(tracer)
 
     async def list_sessions(
         self,

@@ -16,7 +16,7 @@ from trio_sessions import StoreSchemaError, StoreUnavailable, open_registry
 from trio_sessions.cli._proxy import Proxy
 from trio_sessions.stores.database import DatabaseStore, metadata
 
-__all__ = ["Database", "DatabaseRow", "check_database", "open_database"]
+__all__ = ["Database", "DatabaseRow", "check_database", "drop_tables", "open_database"]
 
 T = TypeVar("T")
 
@@ -129,7 +129,16 @@ async def open_database(url: sa.URL, *, table_prefix: str) -> AsyncIterator[Data
     finally:
         if not there_before:
             with trio.CancelScope(shield=True):
-                await _in_thread(partial(metadata(table_prefix).drop_all, _engine(url)))
+                await drop_tables(url, table_prefix)
+
+
+async def drop_tables(url: sa.URL, table_prefix: str) -> None:
+    """Drop tables that a command has made for itself.
+
+    Raises:
+        StoreUnavailable: they may still be there.
+    """
+    await _in_thread(partial(metadata(table_prefix).drop_all, _engine(url)))
 
 
 @asynccontextmanager

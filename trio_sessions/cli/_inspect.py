@@ -54,6 +54,8 @@ _STYLES = {
     WorkerState.GONE: "red",
     None: "dim",
 }
+_NARROW = 80  # columns
+_LONG = {"session", "worker", "owner"}  # what may be so long that it must be folded
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
@@ -207,12 +209,14 @@ def show_sessions(console: Console, sessions: Sequence[SessionInfo], *, full_ids
             state_text(one.worker_state),
             printable(one.owner or ""),
             printable(duration(one.age)),
-            printable(f"{duration(one.idle)} ago"),
             printable(one.waiting),
+            printable(f"{duration(one.idle)} ago"),
         )
         for one in sessions
     ]
-    _print(console, ("session", "worker", "state", "owner", "age", "refreshed", "waiting"), rows)
+    heads = ("session", "worker", "state", "owner", "age", "waiting", "refreshed")
+    fit = 6 if console.width < _NARROW else 7  # `show` and --json say the rest
+    _print(console, heads[:fit], [row[:fit] for row in rows])
     console.print(count(len(sessions), "session"))
 
 
@@ -234,7 +238,7 @@ def show_session(console: Console, session: SessionInfo, *, full_ids: bool) -> N
 def _print(console: Console, heads: Sequence[str], rows: Iterable[Sequence[Text]]) -> None:
     table = Table(box=None, pad_edge=False)
     for head in heads:
-        table.add_column(head, overflow="fold")
+        table.add_column(head, overflow="fold", no_wrap=head not in _LONG)
     for row in rows:
         table.add_row(*row)
     console.print(table)

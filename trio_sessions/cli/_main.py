@@ -16,6 +16,7 @@ import trio
 
 from trio_sessions import SessionsError
 from trio_sessions._version import version
+from trio_sessions.cli._bench import bench
 from trio_sessions.cli._database import check_database
 from trio_sessions.cli._demo import run_demo
 from trio_sessions.cli._doctor._command import doctor
@@ -171,7 +172,7 @@ def demo(sessions: int, workers: int, database_url: str | None, *, verbose: bool
     return conclude(screen, verdict)
 
 
-for _command in (*COMMANDS, init_db, revoke, sweep, top, doctor):
+for _command in (*COMMANDS, bench, init_db, revoke, sweep, top, doctor):
     commands.add_command(_command)
 
 

@@ -21,7 +21,7 @@ from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import WorkerInfo, WorkerState
 from trio_sessions.stores.database._schema import Tables, tables
 
-__all__ = ["sweep"]
+__all__ = ["progress", "sweep"]
 
 _PIECE = 1000  # rows; one transaction
 _AT_ONCE = 1.0  # seconds; what takes longer is shown
@@ -124,7 +124,7 @@ async def _sweep(
     before = await _overdue(visitor, ours, ttl, message_ttl)
     sessions = messages = 0
     more = True
-    async with _progress(before.sessions, Console(stderr=True)) as advance:
+    async with progress(before.sessions, Console(stderr=True)) as advance:
         while more:
             piece = await visitor.sweep(
                 session_ttl=ttl, message_ttl=message_ttl, max_gap=ttl * MAX_GAP, limit=_PIECE
@@ -150,11 +150,13 @@ async def _overdue(
 
 
 @contextlib.asynccontextmanager
-async def _progress(total: int, out: Console) -> AsyncIterator[Callable[[int], None]]:
+async def progress(
+    total: int, out: Console, what: str = "sweeping"
+) -> AsyncIterator[Callable[[int], None]]:
     """Show a bar, if that is a terminal and it takes long enough to look at one."""
-    columns = (TextColumn("sweeping"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, console=out, auto_refresh=False, transient=True)
-    task = bar.add_task("sweep", total=total)
+    task = bar.add_task(what, total=total)
 
     async def show() -> None:
         await trio.sleep(_AT_ONCE)

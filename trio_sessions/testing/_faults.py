@@ -15,6 +15,7 @@ from trio_sessions.abc import (
     InspectionStore,
     MailStore,
     Part,
+    Pool,
     RevocationStore,
     SessionStore,
     Worker,
@@ -129,6 +130,10 @@ class FaultyStore(SessionStore, InspectionStore, RevocationStore, MailStore):
     def gives_up_after(self) -> float | None:
         """As of the store that it wraps."""
         return self._store.gives_up_after
+
+    def connections(self) -> Pool | None:
+        """As of the store that it wraps."""
+        return self._store.connections()
 
     def fail(
         self,

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from trio_sessions._process import keep_for_ever, this_process
-from trio_sessions.abc import Worker
+from trio_sessions.abc import Pool, Worker
 from trio_sessions.errors import OperationTooLong, StoreSchemaError, StoreUnavailable
 from trio_sessions.stores.database._database import Database, Timeouts
 from trio_sessions.stores.database._errors import first_line, hide_values
@@ -155,6 +155,13 @@ class Connections:
         """Close what lies idle, after a run that has not; in a thread."""
         if self._engine is not None and self._given is None:
             self._engine.dispose()  # there may be more: a thread may still be at work
+
+    def pool(self) -> Pool | None:
+        """Return how many connections are lent, and how many are not; None: nobody can say."""
+        pool = None if self._engine is None else self._engine.pool
+        if not isinstance(pool, sa.QueuePool):
+            return None
+        return Pool(in_use=pool.checkedout(), idle=pool.checkedin())
 
     def check_process(self) -> None:
         """Raise unless this process has opened the connections."""

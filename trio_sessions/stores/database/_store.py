@@ -14,6 +14,7 @@ from trio_sessions.abc import (
     Bell,
     InspectionStore,
     MailStore,
+    Pool,
     RevocationStore,
     SessionStore,
     Worker,
@@ -155,6 +156,10 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore, MailStore):
     def gives_up_after(self) -> float:
         """Of an operation that has a connection, ``operation_timeout``."""
         return self.operation_timeout
+
+    def connections(self) -> Pool | None:
+        """Return how the engine's pool is, if it is one that counts."""
+        return self._opened.state.pool() if self._opened.is_open else None
 
     # ---- opening and closing ----
 
