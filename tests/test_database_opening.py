@@ -15,6 +15,7 @@ from test_postgresql_sessions import schema
 
 from trio_sessions import StoreSchemaError, StoreUnavailable, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
+from trio_sessions.stores.database.postgresql import _CREATION_LOCK
 from trio_sessions.testing import FakeTransport
 
 ALL = "SELECT, INSERT, UPDATE, DELETE"
@@ -366,6 +367,34 @@ async def test_an_opening_asks_all_of_it_by_one_statement(proxy: Proxy) -> None:
     async with open_registry(DatabaseStore(proxy.url)):
         pass
     assert len([one for one in proxy.round_trips if "row_security_active" in one]) == 1
+
+
+async def test_workers_wait_for_the_one_that_creates_the_tables(postgresql_schema: sa.URL) -> None:
+    """For longer than for a row: on a busy server that one takes its time."""
+    engine = sa.create_engine(postgresql_schema)
+    store = DatabaseStore(postgresql_schema, lock_timeout=0.1)
+    is_waiting = sa.text(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND "
+        "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+
+    async def open_it() -> None:
+        await open_and_add(store)
+        opened.set()
+
+    opened = trio.Event()
+    with engine.connect() as creator, engine.connect() as watcher:
+        creator.execute(sa.select(sa.func.pg_advisory_lock(_CREATION_LOCK)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(open_it)
+            with trio.fail_after(30):
+                while not watcher.execute(is_waiting).scalar_one():
+                    await trio.sleep(0.01)
+                await trio.sleep(0.3)  # three of its lock_timeouts
+            assert not opened.is_set()
+            creator.execute(sa.select(sa.func.pg_advisory_unlock(_CREATION_LOCK)))
+    engine.dispose()
+    assert opened.is_set()
 
 
 async def test_an_opening_that_is_cut_off_while_it_creates_the_tables(proxy: Proxy) -> None:
