@@ -26,6 +26,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _inspection              what operators ask
     _claims                  the rows of the sessions held here
     _writer | _departures    all that is written; what removed sessions have left behind
+    _posting                 letters to other workers on their way
     _histories               a worker's histories, begun and begun anew
     _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
     _asking                  how a store is asked: with a deadline, at a gate
