@@ -4,7 +4,7 @@ import math
 
 from trio_sessions.types import check_session_id
 
-__all__ = ["count", "name", "seconds", "share", "switch"]
+__all__ = ["a_name", "count", "seconds", "share", "switch"]
 
 
 def seconds(name: str, value: object) -> float:
@@ -45,7 +45,7 @@ def switch(name: str, value: object) -> bool:
     return value
 
 
-def name(what: str, value: object) -> str:
+def a_name(what: str, value: object) -> str:
     """Return a name given as ``what``, if it is one: what a session id may be, too."""
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, not {type(value).__name__}")

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from trio_sessions._checks import name
+from trio_sessions._checks import a_name
 
 __all__ = ["Handler", "check_handlers", "is_stream"]
 
@@ -35,7 +35,7 @@ def check_handlers(handlers: object) -> Mapping[str, Handler]:
             f"handlers must be a mapping of names to async functions, not {type(handlers).__name__}"
         )
     for key, handler in handlers.items():
-        name("the name of a handler in handlers", key)
+        a_name("the name of a handler in handlers", key)
         if isinstance(handler, type) or not (_is_async(handler) or is_stream(handler)):
             raise TypeError(
                 f"handlers[{key!r}] must be an async function of one argument, or an async "

@@ -24,8 +24,8 @@ class BellListener(Protocol):
         """Note that there may be something new.
 
         Args:
-            session_ids: for these sessions, and `trio_sessions.abc.MAIL` for letters; None: that
-                is not known, as after a time in which nobody has listened.
+            session_ids: for these sessions, and `trio_sessions.abc._mail.MAIL` for letters; None:
+                that is not known, as after a time in which nobody has listened.
         """
         ...
 

@@ -55,12 +55,6 @@ class Calling:
                 return await one.wait()
         raise TimeoutError(f"{name!r} at worker {to!r} did not answer within {timeout:g} seconds")
 
-    def stream(
-        self, to: str, name: str, payload: str, timeout: float, check_open: Callable[[], None]
-    ) -> "Stream":
-        """Return a stream, to be opened; see `Workers.stream`."""
-        return Stream(self, to, name, payload, timeout, check_open)
-
     def new_stream(self, to: str, name: str, timeout: float) -> Incoming:
         """Begin to wait for a stream; `ask` and `leave` must follow."""
         number = next(self._numbers)
@@ -206,11 +200,12 @@ class Stream(Reader):
     def __init__(
         self,
         calling: Calling,
+        check_open: Callable[[], None],
+        *,
         to: str,
         name: str,
         payload: str,
         timeout: float,
-        check_open: Callable[[], None],
     ) -> None:
         self._calling = calling
         self._to = to
@@ -240,9 +235,12 @@ class Stream(Reader):
             self.close()
             raise
 
+    @property
+    def needs_opening(self) -> bool:
+        return self._incoming is None and not self._is_closed
+
     async def prepare(self) -> None:
-        if self._incoming is None and not self._is_closed:
-            await self.open()
+        await self.open()
 
     async def aclose(self) -> None:
         """Close it, for who has not entered it as a context manager."""

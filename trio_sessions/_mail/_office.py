@@ -11,7 +11,7 @@ from trio_sessions._mail._calling import Calling
 from trio_sessions._mail._letters import unseal
 from trio_sessions._mail._serving import Serving
 from trio_sessions._mail._topics import Subscriptions
-from trio_sessions.abc import MAIL
+from trio_sessions.abc._mail import MAIL
 from trio_sessions.errors import SessionsError
 
 __all__ = ["Office"]
@@ -88,7 +88,7 @@ class Office:
             self._limit = min(most, self._limit * 2)
         await trio.lowlevel.checkpoint()
 
-    def receive(self, text: str) -> None:  # noqa: C901, PLR0912 -- one case for each kind of letter
+    def receive(self, text: str) -> None:  # noqa: C901 -- one case for each kind of letter
         """Hand a letter to whom it concerns."""
         letter = unseal(text)
         contents = "" if letter is None else letter.contents
@@ -96,7 +96,7 @@ class Office:
             case ["topic", str(topic)]:
                 self._topics.deliver(topic, contents)
             case ["call", str(caller), int(number), str(name), float(timeout), int(window)]:
-                self._serving.begin(caller, number, name, timeout, window, contents)
+                self._serving.begin(caller, number, name, contents, timeout=timeout, window=window)
             case ["leave", str(caller), int(number)]:
                 self._serving.leave(caller, number)
             case ["taken", str(caller), int(number), int(taken)]:

@@ -233,7 +233,5 @@ class Incoming(Pending):
                 await self._arrived.wait()
                 return
             if trio.current_time() >= self.heard_at + self.timeout:
-                raise TimeoutError(
-                    f"{self.what} gave no sign of life for {self.timeout:g} seconds"
-                )
+                raise TimeoutError(f"{self.what} gave no sign of life for {self.timeout:g} seconds")
         await trio.lowlevel.checkpoint()

@@ -35,6 +35,11 @@ class Reader(abc.ABC):
     async def wait(self) -> None:
         """Wait until `next_nowait` may have another answer."""
 
+    @property
+    @abc.abstractmethod
+    def needs_opening(self) -> bool:
+        """It was neither opened nor closed."""
+
     @abc.abstractmethod
     async def prepare(self) -> None:
         """Be ready to be read without having been entered, or raise `RuntimeError`."""
@@ -57,7 +62,8 @@ class Reader(abc.ABC):
 
     async def __anext__(self) -> Any:
         await trio.lowlevel.checkpoint()
-        await self.prepare()
+        if self.needs_opening:
+            await self.prepare()
         while True:
             is_value, value = self.next_nowait()
             if is_value:

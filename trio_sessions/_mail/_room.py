@@ -150,7 +150,10 @@ class Mail:
 
     def stream(self, to: str, name: str, payload: object, timeout: float) -> Stream:
         """See `Workers.stream`."""
-        return self._calling.stream(to, name, self._encode(payload), timeout, self._begin)
+        encoded = self._encode(payload)
+        return Stream(
+            self._calling, self._begin, to=to, name=name, payload=encoded, timeout=timeout
+        )
 
     def _encode(self, payload: object) -> str:
         limit = self._settings.max_message_bytes

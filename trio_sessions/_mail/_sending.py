@@ -70,7 +70,9 @@ class Sender:
             self._hand_over(text)
             return True
         await self._writer.admit()
-        return bool(await self._writer.answer(self._writer.give(PostOrder(text, to=to))))
+        order: Order[int] = self._writer.give(PostOrder(text, to=to))
+        left: int | None = await self._writer.answer(order)
+        return bool(left)
 
     async def publish(self, topic: str, text: str) -> None:
         """Leave a letter for everybody who listens to a topic; raises as `post`."""
@@ -112,7 +114,8 @@ class Sender:
         pause, longest = _PAUSES
         while True:
             try:
-                if await self._writer.give(PostOrder(text, to=to)).wait():
+                order: Order[int] = self._writer.give(PostOrder(text, to=to))
+                if await order.wait():
                     return
             except SessionsError as exc:
                 logger.debug("a letter could not be left, and is left again: %s", exc)

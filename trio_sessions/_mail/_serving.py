@@ -111,7 +111,7 @@ class Serving:
     # ---- what callers say ----
 
     def begin(
-        self, caller: str, number: int, name: str, timeout: float, window: int, payload: str
+        self, caller: str, number: int, name: str, payload: str, *, timeout: float, window: int
     ) -> None:
         """Begin to carry out a call, or refuse it."""
         if (caller, number) in self._running:
@@ -216,7 +216,9 @@ class Serving:
             cancelled, rest = group.split(trio.Cancelled)
             if cancelled is None or not isinstance(rest, Exception):
                 raise
-            logger.error("the handler %r failed while it was cancelled", one.name, exc_info=rest)
+            logger.exception(
+                "the handler %r failed while it was cancelled", one.name, exc_info=rest
+            )
             raise cancelled from None
         finally:
             del self._running[one.caller, one.number]
@@ -229,9 +231,7 @@ class Serving:
 
     def _caught(self, one: _Running, error: Exception) -> str:
         """Return what is said to the caller of what a handler has raised, which is logged."""
-        logger.error(
-            "the handler %r failed, and its caller is told so", one.name, exc_info=error
-        )
+        logger.error("the handler %r failed, and its caller is told so", one.name, exc_info=error)
         try:
             message = str(error)
         except Exception:  # noqa: BLE001 -- a user's, and its error has been told

@@ -74,7 +74,7 @@ class Subscriptions:
     def deliver(self, topic: str, contents: str) -> None:
         """Hand a message to all who are subscribed here."""
         for one in self._subscribers.get(topic, ()):
-            self._counters.topic_messages_dropped += one.put(contents)
+            self._counters.count_topic_dropped(one.put(contents))
 
     def close(self) -> None:
         """End every subscription: after what has come already."""
@@ -147,12 +147,15 @@ class Subscription(Reader):
         self._is_open = True
         await self._subscriptions.join(self)
 
+    @property
+    def needs_opening(self) -> bool:
+        return not self._is_open
+
     async def prepare(self) -> None:
-        if not self._is_open:
-            raise RuntimeError(
-                "the subscription is not open: write "
-                "async with registry.topics.subscribe(topic) as messages"
-            )
+        raise RuntimeError(
+            "the subscription is not open: write "
+            "async with registry.topics.subscribe(topic) as messages"
+        )
 
     def close(self) -> None:
         self._subscriptions.leave(self)
