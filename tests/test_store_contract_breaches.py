@@ -248,7 +248,7 @@ class BringsBackWhatWasAcknowledged(Meddles):
 
 class RingsTheFirstHolder(MemoryStore):
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
-        bells = self._opened.state.bells
+        bells = self._opened.state
         kept = dict(bells)
         bells.clear()
         bells.update({one: bell for one, bell in kept.items() if one.startswith("a-")})

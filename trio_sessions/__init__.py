@@ -22,13 +22,16 @@ Layers, lower never imports higher (checked by import-linter)::
     _draining                sessions that leave for another worker
     _revoking                sessions that somebody has ended for good
     _leaving                 sessions on their way out
+    _topics | _workers       what is said to all workers, and asked of them
     _messages | _owners      their messages, one room; what is said of them
-    _inspection              what operators ask
+    _mail | _inspection      topics and calls between workers, one room; what operators ask
     _claims                  the rows of the sessions held here
     _writer | _departures    all that is written; what removed sessions have left behind
+    _posting | _listening    letters to other workers on their way; the bell
     _histories               a worker's histories, begun and begun anew
     _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
     _asking                  how a store is asked: with a deadline, at a gate
+    _persisting              work that goes on through outages
     _rounds | _counters      one method called on many transports
     _contact, _lag           whether the store answers; how late the loop is
     _witness | _estimate     whether the database has forgotten nothing; what its clock may say
@@ -37,6 +40,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _farewell                what is said when a session has ended
     _entry                   one session, and what is known of its row
     abc, _settings           contracts, settings
+    _handlers                what other workers may call
     _background, _one_call   tasks; one call of a transport's method
     inspection, _json        what operators are told; encoding
     writes, _process, _forked_run, _interrupts, _library  what is written; forks, Ctrl-C
@@ -45,9 +49,10 @@ Layers, lower never imports higher (checked by import-linter)::
 
 from typing import TYPE_CHECKING
 
-from trio_sessions._inspection import Workers
 from trio_sessions._open import open_registry, serve_registry
 from trio_sessions._registry import SessionRegistry
+from trio_sessions._topics import Topics
+from trio_sessions._workers import Workers
 from trio_sessions.abc import SessionStore, Transport
 from trio_sessions.errors import (
     CallFailed,
@@ -109,6 +114,7 @@ __all__ = [
     "StoreSchemaError",
     "StoreUnavailable",
     "TooManySessions",
+    "Topics",
     "Transport",
     "WorkerGone",
     "WorkerInfo",

@@ -2,6 +2,7 @@
 
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._operators import OperatorMethods
+from trio_sessions._topics import Topics
 
 __all__ = ["AdapterMethods"]
 
@@ -9,3 +10,8 @@ __all__ = ["AdapterMethods"]
 @uninterrupted
 class AdapterMethods(OperatorMethods):
     """What `SessionRegistry` offers to adapters, as for MCP."""
+
+    @property
+    def topics(self) -> Topics:
+        """What is said to whoever listens, at every worker."""
+        return self._house.topics

@@ -2,7 +2,9 @@
 
 import math
 
-__all__ = ["count", "seconds", "share", "switch"]
+from trio_sessions.types import check_session_id
+
+__all__ = ["a_name", "count", "seconds", "share", "switch"]
 
 
 def seconds(name: str, value: object) -> float:
@@ -41,3 +43,13 @@ def switch(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
     return value
+
+
+def a_name(what: str, value: object) -> str:
+    """Return a name given as ``what``, if it is one: what a session id may be, too."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}")
+    try:
+        return check_session_id(value)
+    except ValueError as exc:
+        raise ValueError(str(exc).replace("session_id", what)) from None

@@ -24,6 +24,7 @@ class Counters:
     refresh_failures: int = 0
     disconnect_failures: int = 0
     messages_dropped: int = 0
+    topic_messages_dropped: int = 0
 
     def count_pass(self, report: CleanupReport, *, complete: bool) -> None:
         """Count what a pass that ran to its end has done."""
@@ -55,3 +56,7 @@ class Counters:
     def count_dropped(self, messages: int) -> None:
         """Count messages that nobody will read."""
         self.messages_dropped += messages
+
+    def count_topic_dropped(self, messages: int) -> None:
+        """Count messages of topics that a subscriber did not take in time."""
+        self.topic_messages_dropped += messages

@@ -19,6 +19,7 @@ from trio_sessions._witness import Witness
 from trio_sessions.abc import (
     Bell,
     InspectionStore,
+    MailStore,
     Part,
     RevocationStore,
     SessionStore,
@@ -53,6 +54,7 @@ T = TypeVar("T")
 # Made once: `Holder | None` makes a union each time that it is met.
 _HOLDER_OR_NONE = (Holder, type(None))
 _STR_OR_NONE = (str, type(None))
+_NONE = type(None)
 
 
 def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -304,6 +306,41 @@ class Edge(Asking):
         return await self._question(
             lambda: store.revocations(self.worker, within=within), list, may_leave=False
         )
+
+    # ---- mail; each raises `NotSupported` where the store lacks that part of the contract ----
+
+    @property
+    def _mail(self) -> MailStore:
+        return cast("MailStore", self._keeps(Part.MAIL, "MailStore"))
+
+    async def collect(self, *, limit: int) -> list[str]:
+        """Take away letters to this worker; those of a lost answer are lost."""
+        store = self._mail
+        found = await self._question(
+            lambda: store.collect(self.worker, limit=limit), Sequence, may_leave=False
+        )
+        return list(found)
+
+    async def listen(self, topics: Sequence[str]) -> None:
+        """Add topics that this worker listens to."""
+        store = self._mail
+        await self._question(lambda: store.listen(self.worker, topics), _NONE, may_leave=False)
+
+    async def unlisten(self, topics: Sequence[str]) -> None:
+        """Remove topics that this worker listens to."""
+        store = self._mail
+        await self._question(lambda: store.unlisten(self.worker, topics), _NONE, may_leave=False)
+
+    async def expire_mail(self, *, older_than: float, limit: int) -> int:
+        """Delete letters that nobody has taken away; return how many."""
+        store = self._mail
+        return await self._question(
+            lambda: store.expire_mail(self.worker, older_than=older_than, limit=limit),
+            int,
+            may_leave=False,
+        )
+
+    # ---- messages ----
 
     async def waiting(self) -> list[str]:
         """Return the ids of sessions of this worker for which messages are stored."""

@@ -24,9 +24,11 @@ from trio_sessions._draining import Draining
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Row
 from trio_sessions._histories import Histories
-from trio_sessions._inspection import Inspection, Workers
+from trio_sessions._inspection import Inspection
 from trio_sessions._lag import LoopLag
 from trio_sessions._leaving import Leaving
+from trio_sessions._listening import Listening
+from trio_sessions._mail import Mail
 from trio_sessions._messages import Messages
 from trio_sessions._owners import Owners
 from trio_sessions._passes import Passes
@@ -37,7 +39,9 @@ from trio_sessions._settings import Settings
 from trio_sessions._stamping import keep_stamping
 from trio_sessions._strays import Strays
 from trio_sessions._table import LocalTable
+from trio_sessions._topics import Topics
 from trio_sessions._witness import Witness
+from trio_sessions._workers import Workers
 from trio_sessions._writer import Writer
 from trio_sessions.abc import Part
 from trio_sessions.types import RegistryHealth, RegistryStatistics
@@ -78,7 +82,18 @@ class House:
         claims = Claims(
             writer=writer, witness=witness, table=table, departures=departures, counters=counters
         )
-        self._restorer = Restorer(histories=histories, witness=witness, claims=claims, table=table)
+        self._listening = Listening(edge, background)
+        self._mail = Mail(
+            edge=edge,
+            writer=writer,
+            listening=self._listening,
+            background=background,
+            counters=counters,
+            settings=settings,
+        )
+        self._restorer = Restorer(
+            histories=histories, witness=witness, claims=claims, table=table, mail=self._mail
+        )
         self.messages = Messages(
             edge=edge,
             writer=writer,
@@ -88,11 +103,13 @@ class House:
             counters=counters,
             settings=settings,
         )
+        self._listening.tell(self.messages)
         self.owners = Owners(
             edge=edge, writer=writer, claims=claims, table=table, departures=departures
         )
         self.inspection = Inspection(edge=edge, claims=claims, table=table, departures=departures)
-        self.workers = Workers(edge, histories)
+        self.workers = Workers(edge, histories, self._mail)
+        self.topics = Topics(self._mail)
         self.sessions = Sessions(
             table=table,
             calls=calls,
@@ -176,12 +193,15 @@ class House:
 
         if self._edge.keeps(Part.REVOCATION):
             self.background.start_lasting(self.revoking.keep_looking)
+        if self.settings.handlers:
+            self._mail.start()
 
     def read_messages(self) -> None:
         """Start the loops that read messages, unless they run."""
         if not self._reads:
             self._reads = True
-            for loop in (self.messages.listen, self.messages.fetch, self.messages.acknowledge):
+            self._listening.start()
+            for loop in (self.messages.fetch, self.messages.acknowledge):
                 self.background.start_lasting(loop)
 
     async def close(self) -> None:
@@ -196,6 +216,7 @@ class House:
             return
         with trio.CancelScope(shield=True):
             deadline = trio.current_time() + self.settings.store_timeout
+            self._mail.close()  # before, for a handler that is interrupted says why
             self.background.interrupt()
             leaving = await self.sessions.end_all()
             await self._write_what_is_left(deadline, leaving)

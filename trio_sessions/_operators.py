@@ -3,9 +3,9 @@
 from trio_sessions._asking import INHERITED
 from trio_sessions._checks import seconds
 from trio_sessions._house import House
-from trio_sessions._inspection import Workers
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._library import check_trio
+from trio_sessions._workers import Workers
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.inspection import Selection, SessionInfo, check_limit, select
 from trio_sessions.types import DrainReport, RegistryHealth, check_session_id

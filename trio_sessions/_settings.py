@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trio_sessions._checks import count, seconds, share, switch
+from trio_sessions._checks import a_name, count, seconds, share, switch
+from trio_sessions._handlers import Handler, check_handlers
 from trio_sessions._json import encode
 from trio_sessions._version import version
 from trio_sessions.limits import NO_LIMITS, Limits
-from trio_sessions.types import OnRemoved, Presence, check_session_id
+from trio_sessions.types import OnRemoved, Presence
 
 __all__ = ["Settings", "encode_worker_data"]
 
@@ -51,6 +52,7 @@ class Settings:
     mass_missing_brake: float = 0.5
     limits: Limits = NO_LIMITS
     worker_data: Mapping[str, Any] | None = None
+    handlers: Mapping[str, Handler] | None = None
     on_removed: OnRemoved | None = None
     migrate: bool = False
 
@@ -88,6 +90,8 @@ class Settings:
             )
         if self.worker_data is not None:
             encode_worker_data("worker_data", self.worker_data)
+        if self.handlers is not None:
+            object.__setattr__(self, "handlers", check_handlers(self.handlers))
         switch("migrate", self.migrate)
         if self.on_removed is not None and not callable(self.on_removed):
             raise TypeError(
@@ -103,9 +107,4 @@ class Settings:
                 "sessions expire: lower cleanup_interval or raise session_ttl"
             )
         if self.worker_id is not None:
-            if not isinstance(self.worker_id, str):
-                raise TypeError(f"worker_id must be a str, not {type(self.worker_id).__name__}")
-            try:
-                check_session_id(self.worker_id)  # the same column type, so the same rule
-            except ValueError as exc:
-                raise ValueError(str(exc).replace("session_id", "worker_id")) from None
+            a_name("worker_id", self.worker_id)  # the same column type, so the same rule

@@ -14,6 +14,7 @@ from typing import Any
 from trio_sessions.types import check_owner
 
 __all__ = [
+    "MISSED",
     "Selection",
     "SessionInfo",
     "WorkerInfo",
@@ -24,7 +25,8 @@ __all__ = [
 ]
 
 _MOST = 10_000  # sessions in one answer
-_MISSED = 3  # stamps that a worker may miss before it is late
+MISSED = 3
+"""Stamps that a worker may miss before it is late."""
 
 
 class WorkerState(enum.StrEnum):
@@ -48,7 +50,7 @@ def state_of(*, silence: float, stamp_interval: float, has_lapsed: bool) -> Work
     """
     if has_lapsed:
         return WorkerState.GONE
-    return WorkerState.LATE if silence > _MISSED * stamp_interval else WorkerState.ALIVE
+    return WorkerState.LATE if silence > MISSED * stamp_interval else WorkerState.ALIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,6 +165,13 @@ _METRICS = (
         read=lambda now, _: _one(now.messages_dropped),
     ),
     _Metric(
+        name="trio_sessions.topic.message.dropped",
+        kind=_COUNTER,
+        unit="{message}",
+        description="Messages of topics that a subscriber did not take in time.",
+        read=lambda now, _: _one(now.topic_messages_dropped),
+    ),
+    _Metric(
         name="trio_sessions.session.count",
         kind=_LEVEL,
         unit="{session}",

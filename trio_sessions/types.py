@@ -222,6 +222,8 @@ class RegistryStatistics:
     """Messages to sessions held here that wait in memory for their inbox to be read."""
     messages_dropped: int
     """Messages dropped by ``message_ttl``, or with the removal of their session."""
+    topic_messages_dropped: int
+    """Messages of topics that a subscriber here was too slow for: the oldest go first."""
     stuck_tasks: int
     """Respond tasks of removed sessions that ignore their cancellation and still run; only
     `trio_sessions.aio` has such tasks."""

@@ -15,7 +15,9 @@ class MailStore(Store):
     """Letters to workers, at most once each, and who listens to which topic.
 
     Left by `trio_sessions.writes.Post`. The recipient's bell (`MessageStore.open_bell`) rings, and
-    says `MAIL`. Nothing is promised to a worker that is late, has gone, or has begun anew.
+    says ``""`` among the ids of sessions. Nothing is promised to a worker that is late, has gone,
+    or has begun anew. Letters and topics go with the worker's row (`RowStore.delete_all`,
+    `RowStore.sweep`), and need none to be there.
     """
 
     part = Part.MAIL

@@ -13,6 +13,7 @@ import trio
 from trio_sessions.abc import (
     Bell,
     InspectionStore,
+    MailStore,
     Part,
     RevocationStore,
     SessionStore,
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 _OPERATIONS = frozenset(
     name
-    for contract in (SessionStore, InspectionStore, RevocationStore)
+    for contract in (SessionStore, InspectionStore, RevocationStore, MailStore)
     for name, value in inspect.getmembers(contract, inspect.isfunction)
     if not name.startswith("_")
 )
@@ -80,7 +81,7 @@ class _PausedBell:
         return rung
 
 
-class FaultyStore(SessionStore, InspectionStore, RevocationStore):
+class FaultyStore(SessionStore, InspectionStore, RevocationStore, MailStore):
     """Wraps a store; one for each worker makes a fault that only this worker sees.
 
     `fail` makes all operations, some, or only the next few run into a fault; `heal` ends it.
@@ -323,6 +324,31 @@ class FaultyStore(SessionStore, InspectionStore, RevocationStore):
         """Return what was revoked, or fail; see `RevocationStore.revocations`."""
         return await self._through(
             "revocations", lambda: self._revoker.revocations(worker, within=within)
+        )
+
+    @property
+    def _post_office(self) -> MailStore:
+        return cast("MailStore", self._store)
+
+    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+        """Take letters away, or fail; see `MailStore.collect`."""
+        return await self._through(
+            "collect", lambda: self._post_office.collect(worker, limit=limit)
+        )
+
+    async def listen(self, worker: Worker, topics: Sequence[str]) -> None:
+        """Add topics, or fail; see `MailStore.listen`."""
+        await self._through("listen", lambda: self._post_office.listen(worker, topics))
+
+    async def unlisten(self, worker: Worker, topics: Sequence[str]) -> None:
+        """Remove topics, or fail; see `MailStore.unlisten`."""
+        await self._through("unlisten", lambda: self._post_office.unlisten(worker, topics))
+
+    async def expire_mail(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        """Delete old letters, or fail; see `MailStore.expire_mail`."""
+        return await self._through(
+            "expire_mail",
+            lambda: self._post_office.expire_mail(worker, older_than=older_than, limit=limit),
         )
 
     async def waiting(self, worker: Worker) -> list[str]:

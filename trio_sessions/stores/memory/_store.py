@@ -9,14 +9,24 @@ from typing import NoReturn, TypeVar
 
 import trio
 
-from trio_sessions.abc import Bell, InspectionStore, RevocationStore, SessionStore, Worker
+from trio_sessions.abc import (
+    Bell,
+    InspectionStore,
+    MailStore,
+    RevocationStore,
+    SessionStore,
+    Worker,
+)
+from trio_sessions.abc._mail import MAIL
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.stores._doubt import IN_DOUBT
 from trio_sessions.stores._one_run import OneRun
+from trio_sessions.stores.memory._bells import Bells, MemoryBell
 from trio_sessions.stores.memory._inspection import inform, page
+from trio_sessions.stores.memory._mail import Mail
 from trio_sessions.stores.memory._rows import Row, Rows
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.types import (
@@ -31,38 +41,19 @@ from trio_sessions.types import (
     Swept,
     Wanted,
 )
-from trio_sessions.writes import Batch, Committed, Verdict
+from trio_sessions.writes import Answer, Batch, Committed, Post, Verdict, Write
 
 __all__ = ["MemoryStore"]
 
 T = TypeVar("T")
 
 
-class _Bell:
-    """Rung by whoever stores a message for a session of one worker."""
-
-    def __init__(self) -> None:
-        self._rung: set[str] = set()
-        self._event = trio.Event()
-
-    def ring(self, session_id: str) -> None:
-        self._rung.add(session_id)
-        self._event.set()
-
-    async def wait(self) -> frozenset[str]:
-        await self._event.wait()
-        rung, self._rung, self._event = frozenset(self._rung), set(), trio.Event()
-        return rung
+def _bells(ended: Bells | None) -> Bells:
+    """Return the bells of a new Trio run."""
+    return Bells()
 
 
-class _Run:
-    """What belongs to the Trio run that has the store open."""
-
-    def __init__(self, ended: "_Run | None") -> None:
-        self.bells: dict[str, _Bell] = {}
-
-
-class MemoryStore(SessionStore, InspectionStore, RevocationStore):
+class MemoryStore(SessionStore, InspectionStore, RevocationStore, MailStore):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
     Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
@@ -72,8 +63,9 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
 
     def __init__(self) -> None:
         self._rows = Rows()
-        self._opened = OneRun(_Run, "the memory store")
+        self._opened = OneRun(_bells, "the memory store")
         self._workers = Workers()
+        self._mail = Mail()
         self._clock: object = None
         self._beginning = datetime.now(UTC)
         """Of the clock, on the calendar."""
@@ -101,7 +93,7 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
         await trio.lowlevel.checkpoint()
         self._opened.leave(worker)
 
-    async def _begin(self) -> _Run:
+    async def _begin(self) -> Bells:
         """Begin an operation: operations are carried out in the order of the calls.
 
         Cancellation: nothing has been done.
@@ -132,11 +124,12 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
             for message in row.messages.values():
                 message.stored_at = now
         self._rows.marks.restart_clock(now)
+        self._mail.restart_clock(now)
         self._workers.restart_clock(now, has_rows=bool(self._rows))
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         """Carry out writes; see `Store.commit`."""
-        bells = (await self._begin()).bells
+        bells = await self._begin()
         now = self._now()
         if batch.not_after is not None and now > batch.not_after:
             return await self._answer(Committed(answers=(), verdict=Verdict.LATE, clock=now))
@@ -148,13 +141,21 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
                     Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=now)
                 )
         in_doubt = self._is_in_doubt(worker, now)
-        answers = [
-            self._rows.carry_out(worker, one, now, in_doubt=in_doubt) for one in batch.writes
-        ]
+        answers = [self._carry_out(worker, one, now, in_doubt=in_doubt) for one in batch.writes]
         for write, answer in zip(batch.writes, answers, strict=True):
-            if isinstance(answer, Sent) and answer.holder.incarnation in bells:
-                bells[answer.holder.incarnation].ring(write.session_id)
+            if isinstance(answer, Sent):
+                bells.ring(answer.holder.incarnation, write.session_id)
         return await self._answer(Committed(answers=answers, stamp=stamp, clock=now))
+
+    def _carry_out(
+        self, worker: Worker, write: Write[object], now: float, *, in_doubt: bool
+    ) -> Answer:
+        if not isinstance(write, Post):
+            return self._rows.carry_out(worker, write, now, in_doubt=in_doubt)
+        recipients = self._mail.post(write, self._workers, now)
+        for incarnation in recipients:
+            self._opened.state.ring(incarnation, MAIL)
+        return len(recipients)
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows; see `RowStore.refresh`."""
@@ -181,6 +182,7 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
         more = (len(own) >= limit or messages >= limit) and sessions + messages > 0
         if not more:
             self._workers.remove(worker)
+            self._mail.forget(worker.incarnation)
         return await self._answer(Swept(sessions=sessions, messages=messages, more=more))
 
     async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
@@ -350,12 +352,37 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
     async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
         """Return what tells of messages; see `SessionStore.open_bell`."""
         await trio.lowlevel.checkpoint()
-        bells = self._opened.state.bells
-        bell = bells[worker.incarnation] = _Bell()
+        bells = self._opened.state
+        bell = bells[worker.incarnation] = MemoryBell()
         try:
             yield bell
         finally:
             del bells[worker.incarnation]
+
+    # ---- mail ----
+
+    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+        """Take letters away; see `MailStore.collect`."""
+        await self._begin()
+        return await self._answer(self._mail.collect(worker.incarnation, limit))
+
+    async def listen(self, worker: Worker, topics: Sequence[str]) -> None:
+        """Add topics; see `MailStore.listen`."""
+        await self._begin()
+        self._mail.listen(worker.incarnation, topics)
+        await self._answer(None)
+
+    async def unlisten(self, worker: Worker, topics: Sequence[str]) -> None:
+        """Remove topics; see `MailStore.unlisten`."""
+        await self._begin()
+        self._mail.unlisten(worker.incarnation, topics)
+        await self._answer(None)
+
+    async def expire_mail(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        """Delete old letters; see `MailStore.expire_mail`."""
+        await self._begin()
+        expired = self._mail.expire(self._workers, self._now(), older_than, limit)
+        return await self._answer(expired)
 
     # ---- the sweep ----
 
@@ -393,6 +420,8 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
             lapsed -= {row.incarnation for row in self._rows.values()}
         if limit:
             workers.sweep(lapsed, now)
+            for incarnation in lapsed:
+                self._mail.forget(incarnation)
         more = (len(found) >= limit or messages >= limit) and sessions + messages > 0
         return await self._answer(
             Swept(sessions=sessions, messages=messages, more=more, stamped=stamped)

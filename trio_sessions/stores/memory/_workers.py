@@ -7,7 +7,7 @@ from datetime import datetime
 
 from trio_sessions.abc import Worker
 from trio_sessions.abc._workers import MAX_GAP
-from trio_sessions.inspection import WorkerInfo, WorkerState, state_of
+from trio_sessions.inspection import MISSED, WorkerInfo, WorkerState, state_of
 from trio_sessions.stores._lease import DOUBT, REMEMBERED
 from trio_sessions.types import Begun, Presence, Stamp
 
@@ -22,6 +22,9 @@ class _Row:
     started_at: float
     stamped_at: float
     passed_at: float
+
+    def is_late(self, now: float) -> bool:
+        return now - self.stamped_at > MISSED * self.presence.stamp_interval
 
     def has_lapsed(self, now: float) -> bool:
         return now - min(self.stamped_at, self.passed_at) > self.presence.session_ttl
@@ -111,6 +114,28 @@ class Workers:
     def is_in_doubt(self, now: float) -> bool:
         """Say whether sessions may have been forgotten."""
         return now < self._doubtful_until
+
+    # ---- for mail ----
+
+    def incarnations(self) -> set[str]:
+        """Return those that have a row."""
+        return set(self._rows)
+
+    def alive(self, now: float) -> Iterator[str]:
+        """Yield the incarnations that are not late."""
+        return (incarnation for incarnation, row in self._rows.items() if not row.is_late(now))
+
+    def addressee(self, to: str, now: float) -> str | None:
+        """Return the incarnation of that name, or the last of that worker id; None: none lives."""
+        row = self._rows.get(to)
+        if row is not None and not row.is_late(now):
+            return to
+        named = [
+            (self._rows[one].started_at, one)
+            for one in self.alive(now)
+            if self._rows[one].worker_id == to
+        ]
+        return max(named)[1] if named else None
 
     # ---- for operators ----
 

@@ -4,6 +4,7 @@ from trio_sessions.testing._conformance._claims import claim_checks
 from trio_sessions.testing._conformance._doubt import doubt_checks
 from trio_sessions.testing._conformance._inspection import inspection_checks
 from trio_sessions.testing._conformance._leases import lease_checks
+from trio_sessions.testing._conformance._mail import mail_checks
 from trio_sessions.testing._conformance._manners import manner_checks
 from trio_sessions.testing._conformance._messages import message_checks
 from trio_sessions.testing._conformance._owners import owner_checks
@@ -23,6 +24,7 @@ __all__ = [
     "Connection",
     "conformance_tests",
     "inspection_conformance",
+    "mail_conformance",
     "message_conformance",
     "revocation_conformance",
     "row_conformance",
@@ -60,6 +62,9 @@ be empty when a check begins. For pytest, `conformance_tests` makes a test of th
 
 inspection_conformance: tuple[Check, ...] = inspection_checks
 """`InspectionStore`, one check a rule, for a store that keeps this part, too; as the others."""
+
+mail_conformance: tuple[Check, ...] = mail_checks
+"""`MailStore`, likewise."""
 
 revocation_conformance: tuple[Check, ...] = revocation_checks
 """`RevocationStore`, one check a rule, likewise."""
