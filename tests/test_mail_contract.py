@@ -3,9 +3,10 @@
 from collections.abc import Awaitable, Callable
 
 import pytest
+from conftest import Shared
 from trio.testing import MockClock
 
-from trio_sessions.abc import SessionStore
+from trio_sessions.abc import Part, SessionStore
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FaultyStore, mail_conformance
 
@@ -14,6 +15,12 @@ Check = Callable[[Callable[[], SessionStore]], Awaitable[None]]
 
 def name(check: Check) -> str:
     return check.__name__
+
+
+@pytest.mark.parametrize("check", mail_conformance, ids=name)
+async def test_our_stores_keep_it(database: Shared, check: Check) -> None:
+    assert Part.MAIL in database.make_store().parts
+    await check(database.make_store)
 
 
 @pytest.mark.parametrize("check", mail_conformance, ids=name)

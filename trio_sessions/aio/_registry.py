@@ -168,7 +168,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
     async def _finish_closing(self) -> None:
         """Close what is open, or wait until what has ended is closed."""
         service = self._service
-        if service is not None and not service.is_inherited and service.is_onrunning_loop():
+        if service is not None and not service.is_inherited and service.is_on_running_loop():
             await service.close()
 
     async def __aenter__(self) -> Self:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 import trio
 
 from trio_sessions.abc import Bell, Worker
+from trio_sessions.abc._mail import MAIL
 
 __all__ = ["BellSource", "look_at_the_file", "poll"]
 
@@ -47,14 +48,14 @@ class _FileBell:
     """Looks whether the file has changed, which reads no table, and then for new messages."""
 
     def __init__(
-        self, source: BellSource, worker: Worker, connection: sa.Connection, news: News
+        self, source: BellSource, worker: Worker, connection: sa.Connection, *news: News
     ) -> None:
         self._source = source
         self._worker = worker
         self._connection = connection
         self._news = news
         self._version = 0
-        self._seen = 0
+        self._seen = [0] * len(news)
 
     async def wait(self) -> frozenset[str]:
         while True:
@@ -64,31 +65,34 @@ class _FileBell:
             await trio.sleep(_LOOK)
 
     def look(self, connection: sa.Connection) -> frozenset[str]:
-        """Return the sessions for which there are new messages; in a thread."""
+        """Return what there is news for; in a thread."""
         version: int = connection.exec_driver_sql("PRAGMA data_version").scalar_one()
         if version == self._version:
             return frozenset()
         # The version first: what is changed in between is looked at next time.
-        self._seen, session_ids = self._news(connection, self._seen)
+        rung = set[str]()
+        for place, news in enumerate(self._news):
+            self._seen[place], told = news(connection, self._seen[place])
+            rung |= told
         self._version = version
-        return session_ids
+        return frozenset(rung)
 
 
 @asynccontextmanager
-async def look_at_the_file(source: BellSource, worker: Worker, news: News) -> AsyncIterator[Bell]:
-    """Ring whenever another connection has put messages into an SQLite file.
+async def look_at_the_file(source: BellSource, worker: Worker, *news: News) -> AsyncIterator[Bell]:
+    """Ring whenever another connection has put messages or letters into an SQLite file.
 
     https://www.sqlite.org/pragma.html#pragma_data_version
 
     Args:
         source: the store's connections.
         worker: whose sessions are asked for.
-        news: takes the id of the newest message that was seen, and returns the newest that
-            there is, with the sessions of those in between.
+        news: each takes the id of the newest that was seen of its kind, and returns the newest
+            that there is, with what to tell of those in between.
     """
     connection = await source.take(worker, lambda _: None)
     try:
-        bell = _FileBell(source, worker, connection, news)
+        bell = _FileBell(source, worker, connection, *news)
         await source.run_on(worker, connection, bell.look)  # what came before is not news
         yield bell
     finally:
@@ -110,11 +114,12 @@ class _Poll:
         while True:
             await trio.sleep(self._pause)
             backlog = await self._source.run(self._worker, self._backlog)
-            news = backlog.items() - self._known.items()
+            news = {what for what, _ in backlog.items() - self._known.items()}
+            news |= {MAIL} & backlog.keys()  # taken away, and there again: it looks the same
             self._known = backlog
             self._pause = _SOON if news else min(self._pause * 2, _LATE)
             if news:
-                return frozenset(session_id for session_id, _ in news)
+                return frozenset(news)
 
 
 @asynccontextmanager
@@ -125,6 +130,7 @@ async def poll(source: BellSource, worker: Worker, backlog: Backlog) -> AsyncIte
         source: the store's connections.
         worker: whose sessions are asked for.
         backlog: returns for each session that has messages something that changes with
-            them: the newest one would not do, for a smaller id may be committed later.
+            them: the newest one would not do, for a smaller id may be committed later. And
+            `MAIL`, as long as there are letters: whoever is told takes them away.
     """
     yield _Poll(source, worker, backlog)

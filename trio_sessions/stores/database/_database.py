@@ -130,6 +130,20 @@ class SetStamp(Protocol):
         ...
 
 
+class PostOffice(Protocol):
+    """What is asked about mail; see `trio_sessions.abc.MailStore`."""
+
+    def collect(self, connection: sa.Connection, worker: Worker, limit: int) -> list[str]: ...
+
+    def listen(self, connection: sa.Connection, worker: Worker, topics: Sequence[str]) -> None: ...
+
+    def unlisten(
+        self, connection: sa.Connection, worker: Worker, topics: Sequence[str]
+    ) -> None: ...
+
+    def expire(self, connection: sa.Connection, older_than: float, limit: int) -> int: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operations:
     """What is asked of one set of tables.
@@ -153,6 +167,7 @@ class Operations:
     ]
     revoke: Callable[[sa.Connection, Revocation, int], Revoked]
     revocations: Callable[[sa.Connection, float], list[Mark]]
+    mail: "PostOffice"
     open_bell: Callable[[BellSource, Worker], AbstractAsyncContextManager[Bell]]
     """Return what tells of messages, by the best means that the database has."""
 

@@ -113,11 +113,6 @@ class Questions:
         )
         # From the messages, which are few, and not from the sessions.
         own_message = sa.and_(row.session_id == message.session_id, own(tables))
-        self._backlog = (
-            sa.select(message.session_id, sa.func.max(message.id), sa.func.count())
-            .where(own_message)
-            .group_by(message.session_id)
-        )
         self._waiting = sa.select(message.session_id).distinct().where(own_message)
         self._newest = sa.select(sa.func.coalesce(sa.func.max(message.id), 0))
         self._waiting_since = self._waiting.where(message.id > sa.bindparam("seen"))
@@ -183,11 +178,6 @@ class Questions:
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:
         """Return the ids of own sessions with messages."""
         return list(connection.execute(self._waiting, identity(worker)).scalars())
-
-    def backlog(self, connection: sa.Connection, worker: Worker) -> Mapping[str, Any]:
-        """Return the newest message and the number of messages of each session that has any."""
-        rows = connection.execute(self._backlog, identity(worker))
-        return {row[0]: (row[1], row[2]) for row in rows}
 
     def news(
         self, connection: sa.Connection, worker: Worker, seen: int

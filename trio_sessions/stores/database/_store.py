@@ -10,7 +10,14 @@ import sqlalchemy as sa
 import trio
 
 from trio_sessions._checks import seconds, switch
-from trio_sessions.abc import Bell, InspectionStore, RevocationStore, SessionStore, Worker
+from trio_sessions.abc import (
+    Bell,
+    InspectionStore,
+    MailStore,
+    RevocationStore,
+    SessionStore,
+    Worker,
+)
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
@@ -46,7 +53,7 @@ _CONTRADICTION = (
 )
 
 
-class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
+class DatabaseStore(SessionStore, InspectionStore, RevocationStore, MailStore):
     """Rows in SQLite or PostgreSQL, one operation, one thread, one transaction.
 
     The engine is made when the first registry opens the store, never earlier, so the
@@ -115,7 +122,6 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
         self.operation_timeout = seconds("operation_timeout", operation_timeout)
         self.lock_timeout = seconds("lock_timeout", lock_timeout)
         self.server_timeouts = server_timeouts
-        self.listen = listen
         if lock_timeout >= operation_timeout:
             raise ValueError(
                 f"lock_timeout ({lock_timeout:g} s) must be shorter than "
@@ -340,6 +346,28 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
     def open_bell(self, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         """Return what tells of messages; see `SessionStore.open_bell`."""
         return self._operations.open_bell(self._opened.state, worker)
+
+    # ---- mail ----
+
+    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+        """Take letters away; see `MailStore.collect`."""
+        mail = self._operations.mail
+        return await self.run(worker, lambda connection: mail.collect(connection, worker, limit))
+
+    async def listen(self, worker: Worker, topics: Sequence[str]) -> None:
+        """Add topics; see `MailStore.listen`."""
+        mail = self._operations.mail
+        await self.run(worker, lambda connection: mail.listen(connection, worker, topics))
+
+    async def unlisten(self, worker: Worker, topics: Sequence[str]) -> None:
+        """Remove topics; see `MailStore.unlisten`."""
+        mail = self._operations.mail
+        await self.run(worker, lambda connection: mail.unlisten(connection, worker, topics))
+
+    async def expire_mail(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        """Delete old letters; see `MailStore.expire_mail`."""
+        mail = self._operations.mail
+        return await self.run(worker, lambda connection: mail.expire(connection, older_than, limit))
 
     # ---- the sweep ----
 

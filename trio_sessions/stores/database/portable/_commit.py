@@ -16,6 +16,7 @@ from trio_sessions.stores.database._questions import noted_doubt
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._clear import Clear
 from trio_sessions.stores.database.portable._grammar import Grammar
+from trio_sessions.stores.database.portable._mail import Mail
 from trio_sessions.stores.database.portable._plan import Plan, claimed, decide, rests_on_absence
 from trio_sessions.stores.database.portable._revocation import is_revoked
 from trio_sessions.stores.database.portable._witness import Witness, goes_on
@@ -26,6 +27,7 @@ from trio_sessions.writes import (
     Claim,
     Committed,
     Outcome,
+    Post,
     Verdict,
 )
 
@@ -40,6 +42,7 @@ class Commit:
         self._clock = grammar.clock
         self._encode_ids = grammar.encode_ids
         self._witness = Witness(tables, grammar)
+        self._mail = Mail(tables, grammar)
         self._doubt = sa.select(noted_doubt(tables))
         among = grammar.among
         row, message = tables.sessions.c, tables.messages.c
@@ -142,7 +145,8 @@ class Commit:
     def _write(
         self, connection: sa.Connection, worker: Worker, batch: Batch, waited: Callable[[], float]
     ) -> list[Answer]:
-        rows = self._rows(connection, [write.session_id for write in batch.writes])
+        named = [one.session_id for one in batch.writes if not isinstance(one, Post)]
+        rows = self._rows(connection, named) if named else {}
         in_doubt = any(
             rests_on_absence(worker, write, rows.get(write.session_id)) for write in batch.writes
         ) and bool(connection.execute(self._doubt).scalar())
@@ -183,6 +187,8 @@ class Commit:
             plan.answers[place] = dropped[session_id]
         if plan.sent:
             self._send_all(connection, plan)
+        for place, post in plan.posted:
+            plan.answers[place] = self._mail.post(connection, post)
         if plan.claimed:
             self._look_at_the_claimed(connection, plan, dropped)
 

@@ -21,6 +21,7 @@ from trio_sessions.stores.database.portable._expiry import (
 )
 from trio_sessions.stores.database.portable._fleet import refreshed, stale_messages
 from trio_sessions.stores.database.portable._grammar import Grammar
+from trio_sessions.stores.database.portable._mail import Mail
 from trio_sessions.stores.database.portable._witness import Witness, goes_on
 from trio_sessions.types import Begun, Presence, RowAnswers, Stamp, Stamped, Swept
 
@@ -51,6 +52,7 @@ class Lease:
         stale = stale_messages(tables).limit(sa.bindparam("limit", type_=sa.Integer))
         self._delete_stale = sa.delete(tables.messages).where(message.id.in_(stale))
         self._witness = Witness(tables, grammar)
+        self._mail = Mail(tables, grammar)
         self._leave = sa.delete(tables.workers).where(
             tables.workers.c.incarnation == sa.bindparam("own_incarnation")
         )
@@ -134,6 +136,7 @@ class Lease:
             more = is_full and sessions + messages > 0
             if not more:
                 connection.execute(self._leave, parameters)
+                self._mail.forget(connection, [worker.incarnation], limit)
         return Swept(sessions=sessions, messages=messages, more=more)
 
     # ---- workers ----
@@ -236,7 +239,9 @@ class Lease:
         """Remove the rows of workers whose lease has run out, and remember that they are gone."""
         lapsed = [(row[0], row[1]) for row in connection.execute(self._lapsed, parameters)]
         if lapsed:
-            connection.execute(self._remove_lapsed, self._among([one for one, _ in lapsed]))
+            gone = [one for one, _ in lapsed]
+            connection.execute(self._remove_lapsed, self._among(gone))
+            self._mail.forget(connection, gone, parameters["limit"])
             connection.execute(self._forget)
             connection.execute(
                 self._remember, [{"went": one, "its": history} for one, history in lapsed]

@@ -18,6 +18,7 @@ from trio_sessions.writes import (
     Delete,
     Keep,
     Outcome,
+    Post,
     Send,
     SetCapabilities,
     SetOwner,
@@ -41,6 +42,8 @@ class Plan:
     owned: list[dict[str, Any]] = field(default_factory=list)
     able: list[dict[str, Any]] = field(default_factory=list)
     sent: list[tuple[int, Send, Holder]] = field(default_factory=list)
+    posted: list[tuple[int, Post]] = field(default_factory=list)
+    """Letters, which rest on no row of a session."""
     acknowledged: list[dict[str, Any]] = field(default_factory=list)
     counted: list[tuple[int, str]] = field(default_factory=list)
     """Deletions, whose answer is the number of messages that went."""
@@ -121,7 +124,7 @@ def decide(
         revoked: ids that no claim may bring back.
         in_doubt: what is not there may have been forgotten.
     """
-    plan = Plan(answers=[None] * len(batch.writes))
+    plan = Plan(answers=[None] * len(batch.writes), posted=list(batch.of(Post)))
     for place, write in enumerate(batch.writes):
         row = rows.get(write.session_id)
         refusal = _refusal(worker, write, row, revoked, in_doubt=in_doubt)

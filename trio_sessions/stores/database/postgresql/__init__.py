@@ -14,7 +14,6 @@ from sqlalchemy.dialects import postgresql
 from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.database._bell import BellSource, poll
 from trio_sessions.stores.database._database import Database, Operations
-from trio_sessions.stores.database._questions import Questions
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._revocation import Revocations
 from trio_sessions.stores.database.postgresql._batch import Commit
@@ -36,6 +35,7 @@ from trio_sessions.stores.database.postgresql._errors import (
 from trio_sessions.stores.database.postgresql._fetch import Fetch
 from trio_sessions.stores.database.postgresql._kinds import Names
 from trio_sessions.stores.database.postgresql._lease import Lease
+from trio_sessions.stores.database.postgresql._mail import Mail
 from trio_sessions.stores.database.postgresql._opening import check_opening
 from trio_sessions.stores.database.postgresql._sweep import Sweep
 from trio_sessions.stores.database.postgresql._words import CLOCK
@@ -55,11 +55,11 @@ def _creation(connection: sa.Connection) -> Iterator[None]:
 
 def _operations(tables: Tables, *, listens: bool) -> Operations:
     lease, workers, names = Lease(tables), Workers(tables), Names.of(tables)
-    questions = Questions(tables, in_doubt(tables))
+    mail = Mail(tables)
 
     def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         if not listens:
-            return poll(source, worker, lambda connection: questions.backlog(connection, worker))
+            return poll(source, worker, lambda connection: mail.backlog(connection, worker))
         from trio_sessions.stores.database.postgresql._listen import listen
 
         return listen(source, worker, f"{names.channels}{worker.incarnation}")
@@ -77,6 +77,7 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
         fetch=Fetch(tables),
         revoke=marks.revoke,
         revocations=marks.revocations,
+        mail=mail,
         open_bell=open_bell,
     )
 

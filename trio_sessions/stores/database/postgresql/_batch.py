@@ -24,7 +24,7 @@ from trio_sessions.errors import RowUnavailable, StoreUnavailable
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.postgresql._claims import CLAIMS, DELETIONS
-from trio_sessions.stores.database.postgresql._connections import USES_INDEXES
+from trio_sessions.stores.database.postgresql._connections import USE_INDEXES, USES_INDEXES
 from trio_sessions.stores.database.postgresql._doubt import doubt_cte
 from trio_sessions.stores.database.postgresql._errors import (
     LOCK_NOT_AVAILABLE,
@@ -42,6 +42,7 @@ from trio_sessions.stores.database.postgresql._kinds import (
     own,
 )
 from trio_sessions.stores.database.postgresql._pipeline import in_one_round_trip
+from trio_sessions.stores.database.postgresql._posts import MAIL_BELLS, POSTS
 from trio_sessions.stores.database.postgresql._sayings import SAYINGS
 from trio_sessions.stores.database.postgresql._sends import ACKNOWLEDGEMENTS, BELLS, SENDS
 from trio_sessions.stores.database.postgresql._witness import (
@@ -54,16 +55,12 @@ from trio_sessions.stores.database.postgresql._witness import (
     witness_answers,
     witness_cte,
 )
-from trio_sessions.writes import Answer, Batch, Claim, Committed
+from trio_sessions.writes import Answer, Batch, Claim, Committed, Post
 
 __all__ = ["Commit"]
 
-# Else a plan is made, and kept, while the tables are almost empty, that reads them whole for each
-# id; until the next ANALYZE, whatever they have grown to. Our own connections are told when they
-# connect, others for each transaction.
-_USE_INDEXES = "SELECT set_config('enable_seqscan', 'off', true)"
-
-_KINDS = (CLAIMS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS)
+_KINDS = (CLAIMS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS, POSTS)
+_BELLS = ((SENDS, BELLS), (POSTS, MAIL_BELLS))
 _BY_NAME = {kind.name: kind for kind in _KINDS}
 _BY_WRITE = {write: kind for kind in _KINDS for write in kind.writes}
 _REFUSED: Mapping[str, Callable[[], RowUnavailable]] = {LOCKED: locked, DOUBTFUL: doubtful}
@@ -76,10 +73,10 @@ def _statement(names: Names, kinds: tuple[Kind, ...], *, rings: bool, stamps: bo
         ctes.append(doubt_cte(names))
     ctes += [kind.ctes(names) for kind in kinds]
     answers = [witness_answers(stamps=stamps), *(kind.answers(names) for kind in kinds)]
-    if rings and SENDS in kinds:
-        ring, ring_answers = BELLS
-        ctes.append(ring(names))
-        answers.append(ring_answers(names))
+    for kind, (ring, ring_answers) in _BELLS:
+        if rings and kind in kinds:
+            ctes.append(ring(names))
+            answers.append(ring_answers(names))
     if stamps:
         ctes.append(stamp_cte(names, [name for kind in kinds for name in kind.writing]))
     union = "\n        UNION ALL".join(answers)
@@ -107,7 +104,7 @@ class Commit:
 
     Args:
         tables: the tables.
-        rings: whoever holds a session is told of its messages.
+        rings: whoever holds a session is told of its messages, and of mail.
     """
 
     def __init__(self, tables: Tables, *, rings: bool) -> None:
@@ -153,7 +150,7 @@ class Commit:
                 elif may_have_changed and has_lost_its_row(exc):
                     may_have_changed = False  # the next snapshot shows it
                 else:
-                    self._explain(connection, worker, exc)
+                    self._explain(connection, worker, batch, exc)
                     raise
 
     def _execute(
@@ -170,10 +167,12 @@ class Commit:
         if any(claim.ended for _, claim in batch.of(Claim)):
             statements.insert(0, _lock_what_has_ended(self._names))
         if not connection.get_execution_options().get(USES_INDEXES):
-            statements.insert(0, _USE_INDEXES)
+            statements.insert(0, USE_INDEXES)
         return in_one_round_trip(connection, statements, parameters)
 
-    def _explain(self, connection: sa.Connection, worker: Worker, error: DBAPIError) -> None:
+    def _explain(
+        self, connection: sa.Connection, worker: Worker, batch: Batch, error: DBAPIError
+    ) -> None:
         """Raise if an error that looks like one of a write's row is none."""
         if has_lost_its_row(error):
             raise StoreUnavailable(
@@ -184,7 +183,14 @@ class Commit:
             return
         check_workers_row(connection, self._names, worker, error)
         with locks_are_of_the_table():
-            for table in (self._names.sessions, self._names.messages, self._names.workers):
+            names = self._names
+            has_posts = any(batch.of(Post))
+            for table in (
+                names.sessions,
+                names.messages,
+                names.workers,
+                *((names.mail, names.topics) if has_posts else ()),
+            ):
                 connection.exec_driver_sql(f"DELETE FROM {table} WHERE false")
 
 

@@ -20,6 +20,7 @@ from trio_sessions.stores.database._database import Timeouts
 
 __all__ = [
     "USES_INDEXES",
+    "USE_INDEXES",
     "Shutdown",
     "create_engine",
     "engine_options",
@@ -30,6 +31,11 @@ __all__ = [
 
 USES_INDEXES = "trio_sessions_uses_indexes"
 """An execution option: the connection was told so when it connected."""
+
+# Else a plan is made, and kept, while the tables are almost empty, that reads them whole for each
+# id; until the next ANALYZE, whatever they have grown to. Our own connections are told when they
+# connect, others for each transaction.
+USE_INDEXES = "SELECT set_config('enable_seqscan', 'off', true)"
 
 # Row level security hides rows in silence, unless one insists on seeing all: then it is an error.
 # A stricter isolation looks at an old snapshot, and fails where ours is to see who came first.

@@ -20,6 +20,7 @@ from trio_sessions.stores.database.postgresql._errors import (
 )
 from trio_sessions.stores.database.postgresql._kinds import OWN, Names, all_own, locked
 from trio_sessions.stores.database.postgresql._kinds import own as own_row
+from trio_sessions.stores.database.postgresql._mail import forgetting
 from trio_sessions.stores.database.postgresql._pipeline import in_one_round_trip
 from trio_sessions.stores.database.postgresql._words import among, each_id, encode_ids
 from trio_sessions.types import RowAnswers, Stamp, Swept
@@ -154,8 +155,11 @@ class Lease:
 def _delete_own(names: Names) -> str:
     """Return the statement that locks some rows, in the order that all have, and lets them go.
 
+    With the last of them the worker's own, and what was left for it.
+
     Twice "own": a row that is taken over meanwhile is looked at again in its new form.
     """
+    leaving = f"SELECT {OWN['incarnation']} FROM piece AS p WHERE NOT p.more"
     return f"""WITH some_own AS MATERIALIZED (
             SELECT s.session_id FROM {names.sessions} AS s WHERE {all_own("s")}
             ORDER BY s.session_id LIMIT {LIMIT} FOR UPDATE
@@ -170,7 +174,7 @@ def _delete_own(names: Names) -> str:
         ), left_behind AS (
             DELETE FROM {names.workers} AS w
             WHERE w.incarnation = {OWN["incarnation"]} AND NOT (SELECT p.more FROM piece AS p)
-        )
+        ), {forgetting(names, leaving)}
         SELECT * FROM piece"""
 
 

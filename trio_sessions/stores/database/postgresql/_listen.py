@@ -62,7 +62,8 @@ class _Listening:
 def _sessions(told: str) -> set[str]:
     """Return the sessions that a notification is about: one by its bare id, several as JSON.
 
-    An id may look like JSON, so it is always in it itself.
+    An id may look like JSON, so it is always in it itself. Mail is told of as several
+    (`_posts.MAIL_TOLD`): one of them is `trio_sessions.abc._mail.MAIL`, and the other nobody's.
     """
     try:
         decoded = json.loads(told)

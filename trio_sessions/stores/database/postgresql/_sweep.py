@@ -23,6 +23,7 @@ from trio_sessions.stores.database._questions import identity
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.postgresql._clearing import LIMIT, clearing
 from trio_sessions.stores.database.postgresql._kinds import OWN, Names, own
+from trio_sessions.stores.database.postgresql._mail import forgetting
 from trio_sessions.stores.database.postgresql._pipeline import one_after_the_other
 from trio_sessions.stores.database.postgresql._witness import told, vouched_for
 from trio_sessions.stores.database.postgresql._workers import stamp_and_vouch, stamped, vouch
@@ -141,7 +142,7 @@ def _sweep_workers(names: Names) -> str:
                     AND EXISTS (SELECT FROM known)
                 ORDER BY o.incarnation LIMIT {LIMIT} FOR UPDATE SKIP LOCKED
             ))
-        )
+        ), {forgetting(names, "SELECT r.incarnation FROM removed AS r")}
         SELECT count(*) AS number FROM removed"""
 
 

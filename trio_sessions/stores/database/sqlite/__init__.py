@@ -14,6 +14,7 @@ from trio_sessions.stores.database.portable._commit import Commit
 from trio_sessions.stores.database.portable._fetch import Fetch
 from trio_sessions.stores.database.portable._grammar import Grammar
 from trio_sessions.stores.database.portable._lease import Lease
+from trio_sessions.stores.database.portable._mail import Mail
 from trio_sessions.stores.database.portable._revocation import Revocations
 from trio_sessions.stores.database.sqlite._connections import (
     Interrupt,
@@ -49,10 +50,13 @@ _GRAMMAR = Grammar(
 def _operations(tables: Tables, *, listens: bool) -> Operations:
     def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         return look_at_the_file(
-            source, worker, lambda connection, seen: questions.news(connection, worker, seen)
+            source,
+            worker,
+            lambda connection, seen: questions.news(connection, worker, seen),
+            lambda connection, seen: mail.news(connection, worker, seen),
         )
 
-    lease, questions = Lease(tables, _GRAMMAR), Questions(tables)
+    lease, questions, mail = Lease(tables, _GRAMMAR), Questions(tables), Mail(tables, _GRAMMAR)
     marks = Revocations(tables, insert=sqlite.insert, transaction=transaction)
     return Operations(
         check=check_opening(tables),
@@ -66,6 +70,7 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
         fetch=Fetch(tables, _GRAMMAR),
         revoke=marks.revoke,
         revocations=marks.revocations,
+        mail=mail,
         open_bell=open_bell,
     )
 
