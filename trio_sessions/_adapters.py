@@ -1,5 +1,8 @@
 """The part of the registry's public surface that adapters of protocols are built on."""
 
+from collections.abc import Mapping
+
+from trio_sessions._handlers import Handler
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._operators import OperatorMethods
 from trio_sessions._topics import Topics
@@ -15,3 +18,8 @@ class AdapterMethods(OperatorMethods):
     def topics(self) -> Topics:
         """What is said to whoever listens, at every worker."""
         return self._house.topics
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """What other workers may call, as `open_registry` was given it."""
+        return self._house.settings.handlers or {}

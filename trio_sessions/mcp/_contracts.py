@@ -20,11 +20,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Workers(Protocol):
     """What goes from worker to worker."""
 
-    @property
-    def handlers(self) -> Mapping[str, Callable[..., Any]]:
-        """What this worker was opened with."""
-        ...
-
     async def list(self) -> Sequence[WorkerInfo]:
         """Return the workers."""
         ...
@@ -72,6 +67,11 @@ class Registry(Protocol):
     @property
     def worker_id(self) -> str:
         """This worker."""
+        ...
+
+    @property
+    def handlers(self) -> Mapping[str, Callable[..., Any]]:
+        """What this worker was opened with."""
         ...
 
     @property

@@ -235,7 +235,7 @@ def tunnel_of(registry: Registry) -> Tunnel:
     Raises:
         ValueError: none.
     """
-    tunnel = getattr(registry.workers.handlers.get(SERVE), "__self__", None)
+    tunnel = getattr(registry.handlers.get(SERVE), "__self__", None)
     if not isinstance(tunnel, Tunnel):
         raise ValueError(
             "registry must have been made with handlers=trio_sessions.mcp.handlers(), for other "
