@@ -3,6 +3,7 @@
 from trio_sessions.testing._conformance import (
     Connection,
     conformance_tests,
+    data_conformance,
     inspection_conformance,
     message_conformance,
     revocation_conformance,
@@ -25,6 +26,7 @@ __all__ = [
     "RegistryMachine",
     "SimulationReport",
     "conformance_tests",
+    "data_conformance",
     "inspection_conformance",
     "message_conformance",
     "revocation_conformance",

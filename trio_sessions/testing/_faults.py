@@ -12,6 +12,7 @@ import trio
 
 from trio_sessions.abc import (
     Bell,
+    DataStore,
     InspectionStore,
     Part,
     RevocationStore,
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 _OPERATIONS = frozenset(
     name
-    for contract in (SessionStore, InspectionStore, RevocationStore)
+    for contract in (SessionStore, InspectionStore, RevocationStore, DataStore)
     for name, value in inspect.getmembers(contract, inspect.isfunction)
     if not name.startswith("_")
 )
@@ -80,7 +81,7 @@ class _PausedBell:
         return rung
 
 
-class FaultyStore(SessionStore, InspectionStore, RevocationStore):
+class FaultyStore(SessionStore, InspectionStore, RevocationStore, DataStore):
     """Wraps a store; one for each worker makes a fault that only this worker sees.
 
     `fail` makes all operations, some, or only the next few run into a fault; `heal` ends it.
@@ -324,6 +325,11 @@ class FaultyStore(SessionStore, InspectionStore, RevocationStore):
         return await self._through(
             "revocations", lambda: self._revoker.revocations(worker, within=within)
         )
+
+    async def get_data(self, worker: Worker, session_id: str) -> str | None:
+        """Return data, or fail; see `DataStore.get_data`."""
+        described = cast("DataStore", self._store)
+        return await self._through("get_data", lambda: described.get_data(worker, session_id))
 
     async def waiting(self, worker: Worker) -> list[str]:
         """List sessions with messages, or fail; see `SessionStore.waiting`."""

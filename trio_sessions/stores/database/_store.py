@@ -10,7 +10,14 @@ import sqlalchemy as sa
 import trio
 
 from trio_sessions._checks import seconds, switch
-from trio_sessions.abc import Bell, InspectionStore, RevocationStore, SessionStore, Worker
+from trio_sessions.abc import (
+    Bell,
+    DataStore,
+    InspectionStore,
+    RevocationStore,
+    SessionStore,
+    Worker,
+)
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
@@ -46,7 +53,7 @@ _CONTRADICTION = (
 )
 
 
-class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
+class DatabaseStore(SessionStore, InspectionStore, RevocationStore, DataStore):
     """Rows in SQLite or PostgreSQL, one operation, one thread, one transaction.
 
     The engine is made when the first registry opens the store, never earlier, so the
@@ -265,6 +272,15 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
         return await self._ask(
             worker,
             lambda connection: self._questions.get_capabilities(
+                connection, self._asker(worker), session_id
+            ),
+        )
+
+    async def get_data(self, worker: Worker, session_id: str) -> str | None:
+        """Return a session's data; see `DataStore.get_data`."""
+        return await self._ask(
+            worker,
+            lambda connection: self._questions.get_data(
                 connection, self._asker(worker), session_id
             ),
         )

@@ -4,12 +4,21 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
 
 import trio
 
-from trio_sessions.abc import Bell, InspectionStore, RevocationStore, SessionStore, Worker
+from trio_sessions._json import decode_object
+from trio_sessions.abc import (
+    Bell,
+    DataStore,
+    InspectionStore,
+    RevocationStore,
+    SessionStore,
+    Worker,
+)
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
@@ -62,7 +71,7 @@ class _Run:
         self.bells: dict[str, _Bell] = {}
 
 
-class MemoryStore(SessionStore, InspectionStore, RevocationStore):
+class MemoryStore(SessionStore, InspectionStore, RevocationStore, DataStore):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
     Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
@@ -265,6 +274,14 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
         capabilities = None if row is None else row.capabilities
         return await self._answer(None if capabilities is None else capabilities.encoded)
 
+    async def get_data(self, worker: Worker, session_id: str) -> str | None:
+        """Return a session's data; see `DataStore.get_data`."""
+        await self._begin()
+        row = self._rows.get(session_id)
+        if row is None and self._is_in_doubt(worker, self._now()):
+            await self._refuse_in_doubt()
+        return await self._answer(None if row is None else row.data)
+
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
         await self._begin()
@@ -306,9 +323,10 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
         row = self._rows.get(session_id)
         if row is None and self._is_in_doubt(worker, self._now()):
             await self._refuse_in_doubt()
-        return await self._answer(
-            None if row is None else self._inform(session_id, row, self._now())
-        )
+        if row is None:
+            return await self._answer(None)
+        info = self._inform(session_id, row, self._now())
+        return await self._answer(replace(info, data=decode_object(row.data)))
 
     def _inform(self, session_id: str, row: Row, now: float) -> SessionInfo:
         return inform(session_id, row, self._workers, now, self._moment)
