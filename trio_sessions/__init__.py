@@ -22,8 +22,11 @@ Layers, lower never imports higher (checked by import-linter)::
     _draining                sessions that leave for another worker
     _revoking                sessions that somebody has ended for good
     _leaving                 sessions on their way out
-    _messages | _owners      their messages, one room; what is said of them
+    _messages | _owners      their messages, one room; owners and capabilities
+    _session_data            their data
+    _adopting                sessions that are taken from a worker that is dead
     _inspection              what operators ask
+    _saying                  how what is said of a session goes to the store, and where it waits
     _claims                  the rows of the sessions held here
     _writer | _departures    all that is written; what removed sessions have left behind
     _histories               a worker's histories, begun and begun anew

@@ -1,8 +1,20 @@
 """What is given as a setting, checked at the door; errors name it."""
 
+import inspect
 import math
+from collections.abc import Awaitable
 
-__all__ = ["count", "seconds", "share", "switch"]
+__all__ = ["awaitable", "count", "seconds", "share", "switch"]
+
+
+def awaitable(name: str, returned: Awaitable[object]) -> Awaitable[object]:
+    """Return what a function given as ``name`` has returned, if it can be awaited."""
+    if not inspect.isawaitable(returned):
+        raise TypeError(
+            f"{name} must be an async function, but it returned {type(returned).__name__}, "
+            "which cannot be awaited"
+        )
+    return returned
 
 
 def seconds(name: str, value: object) -> float:

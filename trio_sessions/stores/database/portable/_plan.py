@@ -178,7 +178,7 @@ def _may_adopt(worker: Worker, claim: Claim, row: Any) -> bool:
     if row is None:
         return False
     if is_held_by(worker, row):
-        return claim.ended < row.generation == claim.generation
+        return bool(claim.ended < row.generation == claim.generation)
     return is_of_whom_it_names(claim, worker_id=row.worker_id, incarnation=row.incarnation)
 
 

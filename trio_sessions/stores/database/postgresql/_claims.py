@@ -95,7 +95,8 @@ def _claims(names: Names) -> str:
     inserted by somebody else just now. Both are to be asked again. ``late`` is a claim of an
     earlier generation than that of the row. A revoked id is refused before anything is locked.
     """
-    return f"""{asked(names, "claims", CLAIM)}, {revoked_cte(names, "claim", "claims")}, claim_locks AS MATERIALIZED (
+    return f"""{asked(names, "claims", CLAIM)}, {revoked_cte(names, "claim", "claims")},
+        claim_locks AS MATERIALIZED (
             SELECT s.* FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(
                 SELECT id FROM claims WHERE there AND id NOT IN (SELECT id FROM claim_revoked)
