@@ -23,8 +23,11 @@ Layers, lower never imports higher (checked by import-linter)::
     _revoking                sessions that somebody has ended for good
     _leaving                 sessions on their way out
     _topics | _workers       what is said to all workers, and asked of them
-    _messages | _owners      their messages, one room; what is said of them
+    _messages | _owners      their messages, one room; owners and capabilities
+    _session_data            their data
+    _adopting                sessions that are taken from a worker that is dead
     _mail | _inspection      topics and calls between workers, one room; what operators ask
+    _saying                  how what is said of a session goes to the store, and where it waits
     _claims                  the rows of the sessions held here
     _writer | _departures    all that is written; what removed sessions have left behind
     _posting | _listening    letters to other workers on their way; the bell

@@ -1,10 +1,22 @@
 """What is given as a setting, checked at the door; errors name it."""
 
+import inspect
 import math
+from collections.abc import Awaitable
 
 from trio_sessions.types import check_session_id
 
-__all__ = ["a_name", "count", "seconds", "share", "switch"]
+__all__ = ["a_name", "awaitable", "count", "seconds", "share", "switch"]
+
+
+def awaitable(name: str, returned: Awaitable[object]) -> Awaitable[object]:
+    """Return what a function given as ``name`` has returned, if it can be awaited."""
+    if not inspect.isawaitable(returned):
+        raise TypeError(
+            f"{name} must be an async function, but it returned {type(returned).__name__}, "
+            "which cannot be awaited"
+        )
+    return returned
 
 
 def seconds(name: str, value: object) -> float:

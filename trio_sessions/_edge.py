@@ -18,6 +18,7 @@ from trio_sessions._settings import Settings
 from trio_sessions._witness import Witness
 from trio_sessions.abc import (
     Bell,
+    DataStore,
     InspectionStore,
     MailStore,
     Part,
@@ -260,6 +261,19 @@ class Edge(Asking):
         return await self._question(
             lambda: self._store.get_capabilities(self.worker, session_id), _STR_OR_NONE
         )
+
+    def check_keeps_data(self) -> None:
+        """Raise `NotSupported` if the store lacks that part of the contract."""
+        self._keeps(Part.DATA, "DataStore")
+
+    async def get_data(self, session_id: str) -> str | None:
+        """Return a session's data, encoded.
+
+        Raises:
+            NotSupported: the store lacks that part of the contract.
+        """
+        store = cast("DataStore", self._keeps(Part.DATA, "DataStore"))
+        return await self._question(lambda: store.get_data(self.worker, session_id), _STR_OR_NONE)
 
     async def elicitation_capable(self) -> list[str]:
         """Return the ids of all sessions that can be asked."""

@@ -15,6 +15,7 @@ from functools import partial
 import trio
 
 from trio_sessions._admission import Admission
+from trio_sessions._adopting import Adopting
 from trio_sessions._background import Background
 from trio_sessions._calls import TransportCalls
 from trio_sessions._claims import Claims
@@ -34,6 +35,7 @@ from trio_sessions._owners import Owners
 from trio_sessions._passes import Passes
 from trio_sessions._restoring import Restorer
 from trio_sessions._revoking import Revoking
+from trio_sessions._session_data import SessionData
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
 from trio_sessions._stamping import keep_stamping
@@ -106,6 +108,17 @@ class House:
         self._listening.tell(self.messages)
         self.owners = Owners(
             edge=edge, writer=writer, claims=claims, table=table, departures=departures
+        )
+        self.session_data = SessionData(
+            edge=edge, writer=writer, claims=claims, table=table, departures=departures
+        )
+        self.adopting = Adopting(
+            edge=edge,
+            writer=writer,
+            claims=claims,
+            table=table,
+            departures=departures,
+            admission=self.admission,
         )
         self.inspection = Inspection(edge=edge, claims=claims, table=table, departures=departures)
         self.workers = Workers(edge, histories, self._mail)
@@ -212,6 +225,7 @@ class House:
         is its parent's.
         """
         self._is_closed = True
+        self.adopting.close()
         if self._edge.is_inherited:
             return
         with trio.CancelScope(shield=True):

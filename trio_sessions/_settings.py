@@ -6,7 +6,7 @@ from typing import Any
 
 from trio_sessions._checks import a_name, count, seconds, share, switch
 from trio_sessions._handlers import Handler, check_handlers
-from trio_sessions._json import encode
+from trio_sessions._json import encode_object
 from trio_sessions._version import version
 from trio_sessions.limits import NO_LIMITS, Limits
 from trio_sessions.types import OnRemoved, Presence
@@ -14,7 +14,6 @@ from trio_sessions.types import OnRemoved, Presence
 __all__ = ["Settings", "encode_worker_data"]
 
 _STAMP_INTERVAL = 5.0  # seconds: whoever misses three stamps is late
-_WORKER_DATA = 65_536  # bytes: every worker may read it of every other one
 _STAMP_SHARE = 0.1  # of session_ttl: a healthy worker's silence must not look like an outage
 
 
@@ -25,9 +24,7 @@ def encode_worker_data(name: str, data: object) -> str:
         TypeError, ValueError: JSON cannot carry it.
         MessageTooLarge: it has more than 65,536 bytes.
     """
-    if not isinstance(data, Mapping):
-        raise TypeError(f"{name} must be a mapping that JSON can carry, not {type(data).__name__}")
-    return encode(dict(data), what=name, limit=_WORKER_DATA, limit_name="the limit")
+    return encode_object(data, what=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -231,19 +231,21 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         return self._opened().core.worker_id
 
     async def add_session(
-        self, session_id: str, transport: Transport, *, owner: str | None = None
+        self,
+        session_id: str,
+        transport: Transport,
+        *,
+        owner: str | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Hold ``session_id``; see `trio_sessions.SessionRegistry.add_session`.
 
-        Args:
-            session_id: 1 to 255 characters, UTF-8, no NUL.
-            transport: its methods are coroutines of asyncio, awaited on the loop of `initialize`.
-            owner: written with the row.
+        The transport's methods are coroutines of asyncio, awaited on the loop of `initialize`.
         """
         service = self._opened()
         running_loop()
         service.respond_tasks.spare_current()
-        add = partial(TrioRegistry.add_session, owner=owner)
+        add = partial(TrioRegistry.add_session, owner=owner, data=data)
         await self._call(add, session_id, transport)
 
     async def get_session(self, session_id: str) -> Transport | None:
@@ -257,10 +259,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
     async def remove_session(self, session_id: str, *, transport: Transport | None = None) -> None:
         """End a session held here; see `trio_sessions.SessionRegistry.remove_session`.
 
-        Args:
-            session_id: the session.
-            transport: end it only if this very transport still holds it, in one step. None:
-                whatever holds it.
+        With a transport only if this very one still holds it, in one step.
 
         The tasks tied to it by `register_respond_task` are cancelled and awaited, within
         ``disconnect_timeout``; but not one that calls this itself. After `shutdown` there is

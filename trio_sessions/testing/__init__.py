@@ -3,6 +3,7 @@
 from trio_sessions.testing._conformance import (
     Connection,
     conformance_tests,
+    data_conformance,
     inspection_conformance,
     mail_conformance,
     message_conformance,
@@ -26,6 +27,7 @@ __all__ = [
     "RegistryMachine",
     "SimulationReport",
     "conformance_tests",
+    "data_conformance",
     "inspection_conformance",
     "mail_conformance",
     "message_conformance",

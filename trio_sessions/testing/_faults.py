@@ -12,6 +12,7 @@ import trio
 
 from trio_sessions.abc import (
     Bell,
+    DataStore,
     InspectionStore,
     MailStore,
     Part,
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 _OPERATIONS = frozenset(
     name
-    for contract in (SessionStore, InspectionStore, RevocationStore, MailStore)
+    for contract in (SessionStore, InspectionStore, RevocationStore, DataStore, MailStore)
     for name, value in inspect.getmembers(contract, inspect.isfunction)
     if not name.startswith("_")
 )
@@ -81,7 +82,7 @@ class _PausedBell:
         return rung
 
 
-class FaultyStore(SessionStore, InspectionStore, RevocationStore, MailStore):
+class FaultyStore(SessionStore, InspectionStore, RevocationStore, DataStore, MailStore):
     """Wraps a store; one for each worker makes a fault that only this worker sees.
 
     `fail` makes all operations, some, or only the next few run into a fault; `heal` ends it.
@@ -350,6 +351,11 @@ class FaultyStore(SessionStore, InspectionStore, RevocationStore, MailStore):
             "expire_mail",
             lambda: self._post_office.expire_mail(worker, older_than=older_than, limit=limit),
         )
+
+    async def get_data(self, worker: Worker, session_id: str) -> str | None:
+        """Return data, or fail; see `DataStore.get_data`."""
+        described = cast("DataStore", self._store)
+        return await self._through("get_data", lambda: described.get_data(worker, session_id))
 
     async def waiting(self, worker: Worker) -> list[str]:
         """List sessions with messages, or fail; see `SessionStore.waiting`."""

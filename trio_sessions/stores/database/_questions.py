@@ -99,6 +99,7 @@ class Questions:
         self._if_absent = sa.case((row.session_id.is_(None), why), else_=_KNOWN).label("if_absent")
         self._holder = self.about(row.worker_id, row.incarnation, row.owner)
         self._capabilities = self.about(row.capabilities)
+        self._data = self.about(row.data)
         self._elicitation = sa.union_all(
             sa.select(row.session_id, sa.literal_column(str(_KNOWN)).label("if_absent")).where(
                 row.elicitation
@@ -142,6 +143,12 @@ class Questions:
         """Return a session's capabilities, encoded."""
         encoded: str | None
         encoded, _ = self.ask(connection, self._capabilities, asker, session_id)
+        return encoded
+
+    def get_data(self, connection: sa.Connection, asker: Asker, session_id: str) -> str | None:
+        """Return a session's data, encoded."""
+        encoded: str | None
+        encoded, _ = self.ask(connection, self._data, asker, session_id)
         return encoded
 
     def elicitation_capable(self, connection: sa.Connection, asker: Asker) -> list[str]:

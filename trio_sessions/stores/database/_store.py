@@ -12,6 +12,7 @@ import trio
 from trio_sessions._checks import seconds, switch
 from trio_sessions.abc import (
     Bell,
+    DataStore,
     InspectionStore,
     MailStore,
     RevocationStore,
@@ -53,7 +54,7 @@ _CONTRADICTION = (
 )
 
 
-class DatabaseStore(SessionStore, InspectionStore, RevocationStore, MailStore):
+class DatabaseStore(SessionStore, InspectionStore, RevocationStore, DataStore, MailStore):
     """Rows in SQLite or PostgreSQL, one operation, one thread, one transaction.
 
     The engine is made when the first registry opens the store, never earlier, so the
@@ -271,6 +272,15 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore, MailStore):
         return await self._ask(
             worker,
             lambda connection: self._questions.get_capabilities(
+                connection, self._asker(worker), session_id
+            ),
+        )
+
+    async def get_data(self, worker: Worker, session_id: str) -> str | None:
+        """Return a session's data; see `DataStore.get_data`."""
+        return await self._ask(
+            worker,
+            lambda connection: self._questions.get_data(
                 connection, self._asker(worker), session_id
             ),
         )

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores._adoption import NOT_ADOPTED, adopts, is_of_whom_it_names
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores._pieces import PIECE
 from trio_sessions.stores._revoked import REFUSED
@@ -17,10 +18,12 @@ from trio_sessions.writes import (
     Claimed,
     ClaimOwner,
     Delete,
+    Differs,
     Keep,
     Outcome,
     Send,
     SetCapabilities,
+    SetData,
     SetOwner,
     Unfinished,
     Write,
@@ -48,6 +51,7 @@ class Row:
     generation: int = 0
     owner: str | None = None
     capabilities: Capabilities | None = None
+    data: str | None = None
     messages: dict[int, Message] = field(default_factory=dict)
     taken_at: float = float("-inf")
     last_accessed: float = float("-inf")
@@ -168,7 +172,7 @@ class Rows(dict[str, Row]):
                 return self._claim(worker, write, now, now - write.age)
             case Delete():
                 return self._delete(worker, write)
-            case SetOwner() | ClaimOwner() | SetCapabilities():
+            case SetOwner() | ClaimOwner() | SetCapabilities() | SetData():
                 return self._say(worker, write)
             case Send():
                 return self._send(worker, write, now - write.age)
@@ -177,8 +181,10 @@ class Rows(dict[str, Row]):
         raise TypeError(f"unknown write: {type(write).__name__}")
 
     def _is_doubtful(self, worker: Worker, write: Write[object]) -> bool:
-        """Say whether the answer would rest on what is not there."""
-        if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | Send):
+        """Say whether the answer would rest on what is not there, or on an older copy."""
+        if adopts(write):
+            return True
+        if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | SetData | Send):
             return False
         row = self.get(write.session_id)
         if row is None:
@@ -197,6 +203,8 @@ class Rows(dict[str, Row]):
     ) -> Claimed | Unfinished:
         if self.marks.has(claim.session_id, now):
             return REFUSED
+        if claim.only_from is not None and not self._may_adopt(worker, claim):
+            return NOT_ADOPTED
         dropped = 0
         row = self._living(worker, claim.session_id, claim.ended)
         if row is None:
@@ -213,7 +221,7 @@ class Rows(dict[str, Row]):
             outcome = Outcome.INSERTED
         elif row.is_of(worker):
             outcome = Outcome.KEPT
-        elif taken_at < row.taken_at <= now:
+        elif taken_at < row.taken_at <= now and claim.only_from is None:
             outcome = Outcome.LOST
         else:
             row.worker_id, row.incarnation = worker.worker_id, worker.incarnation
@@ -226,13 +234,23 @@ class Rows(dict[str, Row]):
                 row.taken_at = taken_at if row.taken_at > now else max(row.taken_at, taken_at)
                 row.owner = row.owner if claim.owner is Keep.AS_IS else claim.owner
                 row.capabilities = claim.capabilities or row.capabilities
+                row.data = row.data if claim.data is Keep.AS_IS else claim.data
         return Claimed(
             outcome=outcome,
             holder=row.holder(),
             capabilities=row.capabilities,
+            data=row.data,
             born=row.born,
             dropped=dropped,
         )
+
+    def _may_adopt(self, worker: Worker, claim: Claim) -> bool:
+        row = self._living(worker, claim.session_id, claim.ended)
+        if row is None:
+            return False
+        if row.is_of(worker):
+            return row.generation == claim.generation
+        return is_of_whom_it_names(claim, worker_id=row.worker_id, incarnation=row.incarnation)
 
     def _delete(self, worker: Worker, write: Delete) -> int | Unfinished:
         row = self.get(write.session_id)
@@ -241,11 +259,17 @@ class Rows(dict[str, Row]):
         dropped, is_gone = self.remove(write.session_id, PIECE)
         return dropped if is_gone else Unfinished(dropped=dropped)
 
-    def _say(self, worker: Worker, write: SetOwner | ClaimOwner | SetCapabilities) -> Holder | None:
+    def _say(
+        self, worker: Worker, write: SetOwner | ClaimOwner | SetCapabilities | SetData
+    ) -> Holder | Differs | None:
         row = self._living(worker, write.session_id, write.ended)
         if row is None:
             return None
-        if isinstance(write, SetCapabilities):
+        if isinstance(write, SetData):
+            if write.only_if is not Keep.AS_IS and write.only_if != row.data:
+                return Differs(data=row.data)
+            row.data = write.data
+        elif isinstance(write, SetCapabilities):
             row.capabilities = write.capabilities
         elif isinstance(write, SetOwner) or row.owner is None:
             row.owner = write.owner

@@ -4,13 +4,16 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
 
 import trio
 
+from trio_sessions._json import decode_object
 from trio_sessions.abc import (
     Bell,
+    DataStore,
     InspectionStore,
     MailStore,
     RevocationStore,
@@ -53,7 +56,7 @@ def _bells(ended: Bells | None) -> Bells:
     return Bells()
 
 
-class MemoryStore(SessionStore, InspectionStore, RevocationStore, MailStore):
+class MemoryStore(SessionStore, InspectionStore, RevocationStore, DataStore, MailStore):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
     Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
@@ -267,6 +270,14 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore, MailStore):
         capabilities = None if row is None else row.capabilities
         return await self._answer(None if capabilities is None else capabilities.encoded)
 
+    async def get_data(self, worker: Worker, session_id: str) -> str | None:
+        """Return a session's data; see `DataStore.get_data`."""
+        await self._begin()
+        row = self._rows.get(session_id)
+        if row is None and self._is_in_doubt(worker, self._now()):
+            await self._refuse_in_doubt()
+        return await self._answer(None if row is None else row.data)
+
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
         await self._begin()
@@ -308,9 +319,10 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore, MailStore):
         row = self._rows.get(session_id)
         if row is None and self._is_in_doubt(worker, self._now()):
             await self._refuse_in_doubt()
-        return await self._answer(
-            None if row is None else self._inform(session_id, row, self._now())
-        )
+        if row is None:
+            return await self._answer(None)
+        info = self._inform(session_id, row, self._now())
+        return await self._answer(replace(info, data=decode_object(row.data)))
 
     def _inform(self, session_id: str, row: Row, now: float) -> SessionInfo:
         return inform(session_id, row, self._workers, now, self._moment)

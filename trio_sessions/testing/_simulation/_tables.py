@@ -19,6 +19,7 @@ def _copy_row(row: Row) -> Row:
         generation=row.generation,
         owner=row.owner,
         capabilities=row.capabilities,
+        data=row.data,
         messages=dict(row.messages),
         taken_at=row.taken_at,
         last_accessed=row.last_accessed,

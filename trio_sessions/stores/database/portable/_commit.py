@@ -56,6 +56,7 @@ class Commit:
                 row.owner,
                 row.capabilities,
                 row.elicitation,
+                row.data,
                 sa.type_coerce(sa.cast(row.created_at, sa.String), sa.String).label("born"),
                 age_of(row.taken_at).label("taken"),
                 (row.taken_at > now()).label("taken_ahead"),
@@ -78,6 +79,7 @@ class Commit:
                 "owner",
                 "capabilities",
                 "elicitation",
+                "data",
             )
         }
         self._insert = sa.insert(tables.sessions).values(
@@ -108,6 +110,11 @@ class Commit:
                 capabilities=sa.bindparam("new_capabilities"),
                 elicitation=sa.bindparam("new_elicitation"),
             )
+        )
+        self._set_data = (
+            sa.update(tables.sessions)
+            .where(row.session_id == which)
+            .values(data=sa.bindparam("new_data"))
         )
         self._send = (
             sa.insert(tables.messages)
@@ -179,6 +186,7 @@ class Commit:
             (self._update, plan.updated),
             (self._set_owner, plan.owned),
             (self._set_capabilities, plan.able),
+            (self._set_data, plan.described),
             (self._acknowledge, plan.acknowledged),
         ):
             if values:
