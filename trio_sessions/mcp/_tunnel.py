@@ -186,6 +186,9 @@ class _Answer:
         try:
             return await self._out_of.receive()
         except anyio.EndOfStream:
+            if self._is_stream:  # cut off, as by the end of its session: its client may resume it
+                self._ends = True
+                return None
             raise RuntimeError("the application has not answered to the end") from None
 
     def _is_full(self, item: Item) -> bool:
