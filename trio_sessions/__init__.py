@@ -23,7 +23,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _revoking                sessions that somebody has ended for good
     _leaving                 sessions on their way out
     _messages | _owners      their messages, one room; what is said of them
-    _inspection              what operators ask
+    _inspection | _logs      what operators ask; what is appended to sessions
     _claims                  the rows of the sessions held here
     _writer | _departures    all that is written; what removed sessions have left behind
     _histories               a worker's histories, begun and begun anew
@@ -46,6 +46,7 @@ Layers, lower never imports higher (checked by import-linter)::
 from typing import TYPE_CHECKING
 
 from trio_sessions._inspection import Workers
+from trio_sessions._logs import Logs
 from trio_sessions._open import open_registry, serve_registry
 from trio_sessions._registry import SessionRegistry
 from trio_sessions.abc import SessionStore, Transport
@@ -88,6 +89,7 @@ __all__ = [
     "InvalidSessionId",
     "Limits",
     "LogEntry",
+    "Logs",
     "MessageTooLarge",
     "MissingDependency",
     "NotSupported",

@@ -13,6 +13,7 @@ import trio
 from trio_sessions.abc import (
     Bell,
     InspectionStore,
+    LogStore,
     Part,
     RevocationStore,
     SessionStore,
@@ -28,6 +29,7 @@ from trio_sessions.types import (
     RowAnswers,
     Stamp,
     Stamped,
+    StoredEntry,
     StoredMessage,
     Swept,
     Wanted,
@@ -40,7 +42,7 @@ T = TypeVar("T")
 
 _OPERATIONS = frozenset(
     name
-    for contract in (SessionStore, InspectionStore, RevocationStore)
+    for contract in (SessionStore, InspectionStore, RevocationStore, LogStore)
     for name, value in inspect.getmembers(contract, inspect.isfunction)
     if not name.startswith("_")
 )
@@ -80,7 +82,7 @@ class _PausedBell:
         return rung
 
 
-class FaultyStore(SessionStore, InspectionStore, RevocationStore):
+class FaultyStore(SessionStore, InspectionStore, RevocationStore, LogStore):
     """Wraps a store; one for each worker makes a fault that only this worker sees.
 
     `fail` makes all operations, some, or only the next few run into a fault; `heal` ends it.
@@ -323,6 +325,26 @@ class FaultyStore(SessionStore, InspectionStore, RevocationStore):
         """Return what was revoked, or fail; see `RevocationStore.revocations`."""
         return await self._through(
             "revocations", lambda: self._revoker.revocations(worker, within=within)
+        )
+
+    @property
+    def _logging(self) -> LogStore:
+        return cast("LogStore", self._store)
+
+    async def read_log(
+        self, worker: Worker, session_id: str, *, after: int, limit: int, size: int
+    ) -> Sequence[StoredEntry]:
+        """Read a log, or fail; see `LogStore.read_log`."""
+        return await self._through(
+            "read_log",
+            lambda: self._logging.read_log(worker, session_id, after=after, limit=limit, size=size),
+        )
+
+    async def expire_logs(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        """Expire entries of logs, or fail; see `LogStore.expire_logs`."""
+        return await self._through(
+            "expire_logs",
+            lambda: self._logging.expire_logs(worker, older_than=older_than, limit=limit),
         )
 
     async def waiting(self, worker: Worker) -> list[str]:

@@ -10,7 +10,14 @@ import sqlalchemy as sa
 import trio
 
 from trio_sessions._checks import seconds, switch
-from trio_sessions.abc import Bell, InspectionStore, RevocationStore, SessionStore, Worker
+from trio_sessions.abc import (
+    Bell,
+    InspectionStore,
+    LogStore,
+    RevocationStore,
+    SessionStore,
+    Worker,
+)
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
@@ -30,6 +37,7 @@ from trio_sessions.types import (
     RowAnswers,
     Stamp,
     Stamped,
+    StoredEntry,
     StoredMessage,
     Swept,
     Wanted,
@@ -46,7 +54,7 @@ _CONTRADICTION = (
 )
 
 
-class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
+class DatabaseStore(SessionStore, InspectionStore, RevocationStore, LogStore):
     """Rows in SQLite or PostgreSQL, one operation, one thread, one transaction.
 
     The engine is made when the first registry opens the store, never earlier, so the
@@ -319,6 +327,28 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore):
         """Return ids that were marked lately; see `RevocationStore.revocations`."""
         return await self._ask(
             worker, lambda connection: self._operations.revocations(connection, within)
+        )
+
+    # ---- logs ----
+
+    async def read_log(
+        self, worker: Worker, session_id: str, *, after: int, limit: int, size: int
+    ) -> Sequence[StoredEntry]:
+        """Return entries of a session's log; see `LogStore.read_log`."""
+        return await self._ask(
+            worker,
+            lambda connection: self._operations.read_log(
+                connection, self._asker(worker), session_id, after=after, limit=limit, size=size
+            ),
+        )
+
+    async def expire_logs(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        """Delete old entries of logs; see `LogStore.expire_logs`."""
+        return await self.run(
+            worker,
+            lambda connection: self._operations.expire_logs(
+                connection, older_than=older_than, limit=limit
+            ),
         )
 
     # ---- messages ----

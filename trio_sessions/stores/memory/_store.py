@@ -9,7 +9,14 @@ from typing import NoReturn, TypeVar
 
 import trio
 
-from trio_sessions.abc import Bell, InspectionStore, RevocationStore, SessionStore, Worker
+from trio_sessions.abc import (
+    Bell,
+    InspectionStore,
+    LogStore,
+    RevocationStore,
+    SessionStore,
+    Worker,
+)
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
@@ -27,6 +34,7 @@ from trio_sessions.types import (
     Sent,
     Stamp,
     Stamped,
+    StoredEntry,
     StoredMessage,
     Swept,
     Wanted,
@@ -62,7 +70,7 @@ class _Run:
         self.bells: dict[str, _Bell] = {}
 
 
-class MemoryStore(SessionStore, InspectionStore, RevocationStore):
+class MemoryStore(SessionStore, InspectionStore, RevocationStore, LogStore):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
     Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
@@ -131,6 +139,8 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
             row.created_at = row.taken_at = row.last_accessed = now
             for message in row.messages.values():
                 message.stored_at = now
+            for line in row.log.values():
+                line.stored_at = now
         self._rows.marks.restart_clock(now)
         self._workers.restart_clock(now, has_rows=bool(self._rows))
 
@@ -316,6 +326,28 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore):
     def _moment(self, moment: float) -> datetime:
         """Return a moment of Trio's clock on the calendar: that clock begins anywhere."""
         return self._beginning + timedelta(seconds=moment)
+
+    # ---- logs ----
+
+    async def read_log(
+        self, worker: Worker, session_id: str, *, after: int, limit: int, size: int
+    ) -> Sequence[StoredEntry]:
+        """Return entries of a session's log; see `LogStore.read_log`."""
+        await self._begin()
+        row, now = self._rows.get(session_id), self._now()
+        if row is None and self._is_in_doubt(worker, now):
+            await self._refuse_in_doubt()
+        found, taken = list[StoredEntry](), 0
+        for entry_id, line in ({} if row is None else row.log).items():
+            if entry_id > after and len(found) < limit and taken < size:
+                taken += len(line.event.encode())
+                found.append(StoredEntry(id=entry_id, event=line.event, age=now - line.stored_at))
+        return await self._answer(found)
+
+    async def expire_logs(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        """Delete old entries of logs; see `LogStore.expire_logs`."""
+        await self._begin()
+        return await self._answer(self._rows.expire_logs(self._now() - older_than, limit))
 
     # ---- messages ----
 

@@ -4,6 +4,7 @@ from trio_sessions.testing._conformance._claims import claim_checks
 from trio_sessions.testing._conformance._doubt import doubt_checks
 from trio_sessions.testing._conformance._inspection import inspection_checks
 from trio_sessions.testing._conformance._leases import lease_checks
+from trio_sessions.testing._conformance._logs import log_checks
 from trio_sessions.testing._conformance._manners import manner_checks
 from trio_sessions.testing._conformance._messages import message_checks
 from trio_sessions.testing._conformance._owners import owner_checks
@@ -23,6 +24,7 @@ __all__ = [
     "Connection",
     "conformance_tests",
     "inspection_conformance",
+    "log_conformance",
     "message_conformance",
     "revocation_conformance",
     "row_conformance",
@@ -63,6 +65,9 @@ inspection_conformance: tuple[Check, ...] = inspection_checks
 
 revocation_conformance: tuple[Check, ...] = revocation_checks
 """`RevocationStore`, one check a rule, likewise."""
+
+log_conformance: tuple[Check, ...] = log_checks
+"""`LogStore`, one check a rule, likewise."""
 
 transport_conformance: tuple[TransportCheck, ...] = transport_checks
 """The contract of a `Transport`, one check a rule, which is its docstring.

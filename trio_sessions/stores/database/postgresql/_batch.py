@@ -23,6 +23,7 @@ from trio_sessions.abc import Worker
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database.postgresql._appends import APPENDS
 from trio_sessions.stores.database.postgresql._claims import CLAIMS, DELETIONS
 from trio_sessions.stores.database.postgresql._connections import USES_INDEXES
 from trio_sessions.stores.database.postgresql._doubt import doubt_cte
@@ -63,7 +64,8 @@ __all__ = ["Commit"]
 # connect, others for each transaction.
 _USE_INDEXES = "SELECT set_config('enable_seqscan', 'off', true)"
 
-_KINDS = (CLAIMS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS)
+_KINDS = (CLAIMS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS, APPENDS)
+_CAN_BE_DOUBTFUL = frozenset({SAYINGS.name, SENDS.name, APPENDS.name})
 _BY_NAME = {kind.name: kind for kind in _KINDS}
 _BY_WRITE = {write: kind for kind in _KINDS for write in kind.writes}
 _REFUSED: Mapping[str, Callable[[], RowUnavailable]] = {LOCKED: locked, DOUBTFUL: doubtful}
@@ -72,7 +74,7 @@ _REFUSED: Mapping[str, Callable[[], RowUnavailable]] = {LOCKED: locked, DOUBTFUL
 @lru_cache
 def _statement(names: Names, kinds: tuple[Kind, ...], *, rings: bool, stamps: bool) -> str:
     ctes = [witness_cte(names)]
-    if SAYINGS in kinds or SENDS in kinds:
+    if not _CAN_BE_DOUBTFUL.isdisjoint(kind.name for kind in kinds):
         ctes.append(doubt_cte(names))
     ctes += [kind.ctes(names) for kind in kinds]
     answers = [witness_answers(stamps=stamps), *(kind.answers(names) for kind in kinds)]
@@ -184,7 +186,8 @@ class Commit:
             return
         check_workers_row(connection, self._names, worker, error)
         with locks_are_of_the_table():
-            for table in (self._names.sessions, self._names.messages, self._names.workers):
+            names = self._names
+            for table in (names.sessions, names.messages, names.logs, names.workers):
                 connection.exec_driver_sql(f"DELETE FROM {table} WHERE false")
 
 
