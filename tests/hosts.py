@@ -215,6 +215,10 @@ class View:
     def workers(self) -> "_WorkersView":
         return _WorkersView(self._facade)
 
+    @property
+    def logs(self) -> "_LogsView":
+        return _LogsView(self._facade)
+
     async def broadcast(self, *args: Any, **options: Any) -> None:
         await in_asyncio(partial(self._facade.broadcast, *args, **options))
 
@@ -242,6 +246,19 @@ class _WorkersView:
 
     async def set_data(self, data: Any) -> None:
         await in_asyncio(self._facade.workers.set_data, data)
+
+
+class _LogsView:
+    """The facade's logs."""
+
+    def __init__(self, facade: aio.SessionRegistry) -> None:
+        self._facade = facade
+
+    async def append(self, *args: Any) -> Any:
+        return await in_asyncio(self._facade.logs.append, *args)
+
+    async def read(self, *args: Any, **options: Any) -> Any:
+        return await in_asyncio(partial(self._facade.logs.read, *args, **options))
 
 
 class _InboxView:  # what it returns on entering is itself

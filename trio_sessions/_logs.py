@@ -111,9 +111,11 @@ class _AppendOrder(Order[int | None]):
             # It may have been added again here, or have ended; then another one may have its id.
             if entry is not None and entry.pending is self._entry.pending:
                 self._entry = entry
-            elif entry is not None or self._entry.born is None:
+            elif entry is not None:
                 return None
-            born = self._entry.born
+            born = self._logs.birth(self._entry)
+            if entry is None and born is None:
+                return None
         if entry is not None and entry.row is Row.UNWRITTEN:
             raise StoreUnavailable(f"{_UNWRITTEN}: {entry.error}") from entry.error
         self._is_due = self._is_due or self._logs.counts.is_due(session_id)
@@ -162,6 +164,10 @@ class Logs:
     def held(self, session_id: str) -> Entry | None:
         """Return a session if it is held here; not for users."""
         return self._table.get(session_id)
+
+    def birth(self, entry: Entry) -> str | None:
+        """Return the birth of a session, if it is certain; not for users."""
+        return self._claims.birth(entry)
 
     def ended(self, session_id: str) -> int:
         """Return the generation up to which a session's row is left over; not for users."""
