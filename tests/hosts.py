@@ -220,6 +220,10 @@ class View:
     def topics(self) -> "_TopicsView":
         return _TopicsView(self._facade)
 
+    @property
+    def logs(self) -> "_LogsView":
+        return _LogsView(self._facade)
+
     async def broadcast(self, *args: Any, **options: Any) -> None:
         await in_asyncio(partial(self._facade.broadcast, *args, **options))
 
@@ -288,6 +292,19 @@ def _in_asyncio_too(handler: Callable[..., Any]) -> Callable[..., Any]:
             await crossing.call(items.aclose)
 
     return stream if inspect.isasyncgenfunction(handler) else call
+
+
+class _LogsView:
+    """The facade's logs."""
+
+    def __init__(self, facade: aio.SessionRegistry) -> None:
+        self._facade = facade
+
+    async def append(self, *args: Any) -> Any:
+        return await in_asyncio(self._facade.logs.append, *args)
+
+    async def read(self, *args: Any, **options: Any) -> Any:
+        return await in_asyncio(partial(self._facade.logs.read, *args, **options))
 
 
 class _InboxView:  # what it returns on entering is itself

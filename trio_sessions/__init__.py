@@ -24,7 +24,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _leaving                 sessions on their way out
     _topics | _workers       what is said to all workers, and asked of them
     _messages | _owners      their messages, one room; owners and capabilities
-    _session_data            their data
+    _session_data | _logs    their data; what is appended to them
     _adopting                sessions that are taken from a worker that is dead
     _mail | _inspection      topics and calls between workers, one room; what operators ask
     _saying                  how what is said of a session goes to the store, and where it waits
@@ -52,6 +52,7 @@ Layers, lower never imports higher (checked by import-linter)::
 
 from typing import TYPE_CHECKING
 
+from trio_sessions._logs import Logs
 from trio_sessions._open import open_registry, serve_registry
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._topics import Topics
@@ -96,6 +97,7 @@ __all__ = [
     "InvalidSessionId",
     "Limits",
     "LogEntry",
+    "Logs",
     "MessageTooLarge",
     "MissingDependency",
     "NotSupported",

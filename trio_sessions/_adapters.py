@@ -8,6 +8,7 @@ from trio_sessions._handlers import Handler
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import encode_object
 from trio_sessions._library import check_trio
+from trio_sessions._logs import Logs
 from trio_sessions._operators import OperatorMethods
 from trio_sessions._topics import Topics
 from trio_sessions.abc import Transport
@@ -132,3 +133,10 @@ class AdapterMethods(OperatorMethods):
             raise TypeError(f"from_worker must be a str, not {type(from_worker).__name__}")
         self._check_open()
         return await self._house.adopting.adopt(session_id, transport, from_worker=from_worker)
+
+    # ---- logs ----
+
+    @property
+    def logs(self) -> Logs:
+        """The logs of sessions: events that any worker appends, and reads again and again."""
+        return self._house.logs

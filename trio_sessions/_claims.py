@@ -196,6 +196,14 @@ class Claims:
             data=entry.pending.data,
         )
 
+    def birth(self, entry: Entry) -> str | None:
+        """Return the birth of a session; None: it is not known, or the database may have lost it.
+
+        Then the row may have another one, although the session is the same.
+        """
+        is_current = entry.confirmed_by.history == self._witness.known.history
+        return entry.born if is_current else None
+
     def conclude(self, entry: Entry, claim: Claim, claimed: Claimed) -> None:
         """Take note of the answer to a claim."""
         if entry.was_forgotten and claimed.outcome is Outcome.LOST and self._witness.is_in_doubt:

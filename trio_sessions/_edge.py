@@ -20,6 +20,7 @@ from trio_sessions.abc import (
     Bell,
     DataStore,
     InspectionStore,
+    LogStore,
     MailStore,
     Part,
     RevocationStore,
@@ -40,6 +41,7 @@ from trio_sessions.types import (
     Presence,
     RowAnswers,
     Stamped,
+    StoredEntry,
     StoredMessage,
     Swept,
     Wanted,
@@ -350,6 +352,43 @@ class Edge(Asking):
         store = self._mail
         return await self._question(
             lambda: store.expire_mail(self.worker, older_than=older_than, limit=limit),
+            int,
+            may_leave=False,
+        )
+
+    # ---- logs ----
+
+    def check_keeps_logs(self) -> "LogStore":
+        """Return the store as one that keeps logs.
+
+        Raises:
+            NotSupported: it lacks that part of the contract.
+        """
+        return cast("LogStore", self._keeps(Part.LOGS, "LogStore"))
+
+    async def read_log(
+        self, session_id: str, *, after: int, limit: int, size: int
+    ) -> Sequence[StoredEntry]:
+        """Return entries of a session's log, by their ids.
+
+        Raises:
+            NotSupported: the store lacks that part of the contract.
+        """
+        store = self.check_keeps_logs()
+        return await self._question(
+            lambda: store.read_log(self.worker, session_id, after=after, limit=limit, size=size),
+            Sequence,
+        )
+
+    async def expire_logs(self, *, older_than: float, limit: int) -> int:
+        """Delete entries of logs that are older than so many seconds; return how many.
+
+        Raises:
+            NotSupported: the store lacks that part of the contract.
+        """
+        store = self.check_keeps_logs()
+        return await self._question(
+            lambda: store.expire_logs(self.worker, older_than=older_than, limit=limit),
             int,
             may_leave=False,
         )

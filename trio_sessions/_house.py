@@ -16,6 +16,7 @@ import trio
 
 from trio_sessions._admission import Admission
 from trio_sessions._adopting import Adopting
+from trio_sessions._asking import INHERITED
 from trio_sessions._background import Background
 from trio_sessions._calls import TransportCalls
 from trio_sessions._claims import Claims
@@ -29,6 +30,7 @@ from trio_sessions._inspection import Inspection
 from trio_sessions._lag import LoopLag
 from trio_sessions._leaving import Leaving
 from trio_sessions._listening import Listening
+from trio_sessions._logs import Logs
 from trio_sessions._mail import Mail
 from trio_sessions._messages import Messages
 from trio_sessions._owners import Owners
@@ -46,11 +48,14 @@ from trio_sessions._witness import Witness
 from trio_sessions._workers import Workers
 from trio_sessions._writer import Writer
 from trio_sessions.abc import Part
+from trio_sessions.errors import RegistryClosed
 from trio_sessions.types import RegistryHealth, RegistryStatistics
 
 __all__ = ["House"]
 
 logger = logging.getLogger("trio_sessions.registry")
+
+_CLOSED = "the registry is closed: use it inside the `async with open_registry(...)` block"
 
 
 class House:
@@ -123,6 +128,16 @@ class House:
         self.inspection = Inspection(edge=edge, claims=claims, table=table, departures=departures)
         self.workers = Workers(edge, histories, self._mail)
         self.topics = Topics(self._mail)
+        self.logs = Logs(
+            edge=edge,
+            writer=writer,
+            claims=claims,
+            table=table,
+            departures=departures,
+            background=background,
+            settings=settings,
+            check_open=self.check_open,
+        )
         self.sessions = Sessions(
             table=table,
             calls=calls,
@@ -188,6 +203,13 @@ class House:
     def is_closed(self) -> bool:
         """It is closed, or closing."""
         return self._is_closed
+
+    def check_open(self) -> None:
+        """Raise `RegistryClosed` unless it can be used."""
+        if self._is_closed:
+            raise RegistryClosed(_CLOSED)
+        if self.is_inherited:
+            raise RegistryClosed(INHERITED)
 
     async def start(self) -> None:
         """Run the first pass, then go on in the background; `close` must follow."""

@@ -186,8 +186,11 @@ class Append(Write[int | None]):
     event: str
     """Its JSON."""
     ended: int = 0
+    born: str | None = None
+    """Only to the log of the session of this birth; None: of any."""
     keep: int | None = None
-    """Of this session's entries, keep as many as this, the newest; None: all."""
+    """Of this session's entries, keep as many as this, the newest; None: all. More may stay that
+    were appended in the same batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,8 +295,8 @@ class Differs:
 class Unfinished:
     """The answer to a `Claim` or `Delete` of a session that ended with too many messages.
 
-    Some of them, the oldest, are deleted; the row is as it was. The write is to be asked for
-    again, at once: it goes on with the rest.
+    Or with too long a log. Some of them, the oldest, are deleted; the row is as it was. The write
+    is to be asked for again, at once: it goes on with the rest.
     """
 
     dropped: int

@@ -20,7 +20,12 @@ __all__ = [
 
 Headers = list[tuple[bytes, bytes]]
 
-_CODES = {400: -32600, 403: -32600, 404: -32600, 413: -32600}  # as the SDK says that there is no such session
+_CODES = {
+    400: -32600,
+    403: -32600,
+    404: -32600,
+    413: -32600,
+}  # as the SDK says that there is no such session
 _INTERNAL = -32603
 
 

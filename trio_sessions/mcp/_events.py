@@ -204,9 +204,7 @@ class SessionEventStore(EventStore):
             return None
         cursor, stream_id = found
         try:
-            cursor, is_answered = await self._replay(
-                conversation, cursor, stream_id, send_callback
-            )
+            cursor, is_answered = await self._replay(conversation, cursor, stream_id, send_callback)
         except SessionsError as exc:
             logger.warning(
                 "what session %s has missed could not be read, its client may ask again: %s",
@@ -219,9 +217,7 @@ class SessionEventStore(EventStore):
         if stream_id != _GET_STREAM and stream_id not in conversation.begun:
             # Nobody runs it (any more). Its client would wait for ever.
             await send_callback(
-                EventMessage(
-                    _nobody_runs(stream_id), _event_id(conversation, stream_id, cursor)
-                )
+                EventMessage(_nobody_runs(stream_id), _event_id(conversation, stream_id, cursor))
             )
             return None
         conversation.replayed[stream_id] = cursor

@@ -31,20 +31,22 @@ _LOST = "the worker that ran this request has ended; it was not run again"
 
 # What may be asked once more where nobody knows whether it was heard: it changes nothing, or
 # the same twice. Notifications and answers of clients may be repeated, too.
-_REPEATABLE = frozenset({
-    "completion/complete",
-    "initialize",
-    "logging/setLevel",
-    "ping",
-    "prompts/get",
-    "prompts/list",
-    "resources/list",
-    "resources/read",
-    "resources/subscribe",
-    "resources/templates/list",
-    "resources/unsubscribe",
-    "tools/list",
-})
+_REPEATABLE = frozenset(
+    {
+        "completion/complete",
+        "initialize",
+        "logging/setLevel",
+        "ping",
+        "prompts/get",
+        "prompts/list",
+        "resources/list",
+        "resources/read",
+        "resources/subscribe",
+        "resources/templates/list",
+        "resources/unsubscribe",
+        "tools/list",
+    }
+)
 
 
 class Outcome(enum.Enum):
@@ -82,11 +84,13 @@ class _Answering:
                 self.has_begun = True
                 kind = header(item.headers, b"content-type") or ""
                 self.is_stream = kind.startswith("text/event-stream")
-                await self._send({
-                    "type": "http.response.start",
-                    "status": item.status,
-                    "headers": item.headers,
-                })
+                await self._send(
+                    {
+                        "type": "http.response.start",
+                        "status": item.status,
+                        "headers": item.headers,
+                    }
+                )
             await self._say(bytes(item.body), is_last=item.is_last)
 
     async def _say(self, body: bytes, *, is_last: bool) -> None:
@@ -179,9 +183,7 @@ class Forwarding:
                 upload=upload,
                 user=user_of(scope),
             )
-            items = self._registry.workers.stream(
-                to, SERVE, request.pack(), timeout=self._timeout
-            )
+            items = self._registry.workers.stream(to, SERVE, request.pack(), timeout=self._timeout)
             async with items:  # type: ignore[attr-defined] -- a stream is both
                 was_asked = True
                 async for packed in items:

@@ -131,5 +131,7 @@ class HeldSession:
         """
         session = self._manager._server_instances.pop(alias, None)  # noqa: SLF001 -- as above
         if session is not None and not session.is_terminated:
-            with anyio.CancelScope(shield=True):  # it closes streams in memory, and waits for nobody
+            with anyio.CancelScope(
+                shield=True
+            ):  # it closes streams in memory, and waits for nobody
                 await session.terminate()

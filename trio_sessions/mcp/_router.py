@@ -308,9 +308,7 @@ class SessionRouter:
 
     # ---- with a session ----
 
-    async def _continue(
-        self, session_id: str, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _continue(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Let whoever holds the session answer."""
         try:
             event_id = header(scope["headers"], _EVENT)
@@ -438,9 +436,11 @@ def _refusal(status: int, message: str) -> Answer:
 
 async def _tell(answer: Answer, send: Send) -> None:
     """Send a whole answer."""
-    await send({
-        "type": "http.response.start",
-        "status": answer.status,
-        "headers": answer.headers,
-    })
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": answer.headers,
+        }
+    )
     await send({"type": "http.response.body", "body": bytes(answer.body), "more_body": False})

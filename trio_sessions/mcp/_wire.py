@@ -45,7 +45,9 @@ def _unpack_headers(packed: object) -> Headers:
         raise ValueError(f"headers cannot be a {type(packed).__name__}")
     headers: Headers = []
     for pair in packed:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(s, str) for s in pair)):
+        if not (
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(s, str) for s in pair)
+        ):
             raise ValueError("a header is a pair of strings")
         headers.append((pair[0].encode("latin-1"), pair[1].encode("latin-1")))
     return headers
@@ -164,9 +166,7 @@ class Item:
         """
         if not isinstance(packed, Mapping):
             raise ValueError(f"a piece of an answer cannot be a {type(packed).__name__}")
-        item = cls(
-            is_last=packed.get("last") is True, is_elsewhere=packed.get("elsewhere") is True
-        )
+        item = cls(is_last=packed.get("last") is True, is_elsewhere=packed.get("elsewhere") is True)
         status = packed.get("status")
         if status is not None:
             if not isinstance(status, int) or isinstance(status, bool) or not 100 <= status <= 599:

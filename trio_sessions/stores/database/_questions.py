@@ -1,6 +1,6 @@
 """What only reads, in SQL that any database understands."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +119,7 @@ class Questions:
         self._waiting_since = self._waiting.where(message.id > sa.bindparam("seen"))
 
     def about(
-        self, *columns: sa.ColumnElement[Any], beside: tuple[sa.Table, Any] | None = None
+        self, *columns: sa.ColumnElement[Any], beside: tuple[sa.FromClause, Any] | None = None
     ) -> sa.Select[Any]:
         """Return the select of columns of one session's row, for `ask`.
 
@@ -181,6 +181,20 @@ class Questions:
         answer = connection.execute(question, parameters).one()
         _check(answer.if_absent, asker)
         return answer
+
+    def ask_for_all(
+        self,
+        connection: sa.Connection,
+        question: sa.Select[Any],
+        asker: Asker,
+        session_id: str,
+        more: Mapping[str, Any],
+    ) -> Sequence[Any]:
+        """Return what stands beside a session's row, row by row, otherwise as `ask`."""
+        parameters = {**identity(asker.worker), "asked_id": session_id, **more}
+        answers = connection.execute(question, parameters).all()
+        _check(answers[0].if_absent, asker)
+        return answers
 
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:
         """Return the ids of own sessions with messages."""

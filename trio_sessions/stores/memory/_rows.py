@@ -14,6 +14,7 @@ from trio_sessions.types import Capabilities, Holder, Sent
 from trio_sessions.writes import (
     Acknowledge,
     Answer,
+    Append,
     Claim,
     Claimed,
     ClaimOwner,
@@ -29,7 +30,7 @@ from trio_sessions.writes import (
     Write,
 )
 
-__all__ = ["Message", "Numbers", "Row", "Rows"]
+__all__ = ["LogLine", "Message", "Numbers", "Row", "Rows"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +38,14 @@ class Message:
     """A message that waits for the session of a row."""
 
     payload: str
+    stored_at: float
+
+
+@dataclass(slots=True, kw_only=True)
+class LogLine:
+    """An entry of the log of a session of a row."""
+
+    event: str
     stored_at: float
 
 
@@ -53,6 +62,7 @@ class Row:
     capabilities: Capabilities | None = None
     data: str | None = None
     messages: dict[int, Message] = field(default_factory=dict)
+    log: dict[int, LogLine] = field(default_factory=dict)
     taken_at: float = float("-inf")
     last_accessed: float = float("-inf")
 
@@ -84,6 +94,7 @@ class Rows(dict[str, Row]):
         self.marks = Marks()
         self._births = Numbers()
         self._message_ids = Numbers()
+        self._entry_ids = Numbers()
 
     def own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, Row]]:
         """Return those of these rows that are there and are held by this incarnation."""
@@ -154,6 +165,19 @@ class Rows(dict[str, Row]):
             del messages[message_id]
         return len(found)
 
+    def expire_logs(self, moment: float, limit: int) -> int:
+        """Remove entries of logs that were appended before a moment; return how many."""
+        old = (
+            (row.log, entry_id)
+            for row in self.values()
+            for entry_id, line in row.log.items()
+            if line.stored_at < moment
+        )
+        found = list(itertools.islice(old, limit))
+        for log, entry_id in found:
+            del log[entry_id]
+        return len(found)
+
     def carry_out(
         self, worker: Worker, write: Write[object], now: float, *, in_doubt: bool = False
     ) -> Answer:
@@ -174,8 +198,8 @@ class Rows(dict[str, Row]):
                 return self._delete(worker, write)
             case SetOwner() | ClaimOwner() | SetCapabilities() | SetData():
                 return self._say(worker, write)
-            case Send():
-                return self._send(worker, write, now - write.age)
+            case Send() | Append():
+                return self._add(worker, write, now)
             case Acknowledge():
                 return self._acknowledge(worker, write)
         raise TypeError(f"unknown write: {type(write).__name__}")
@@ -184,7 +208,7 @@ class Rows(dict[str, Row]):
         """Say whether the answer would rest on what is not there, or on an older copy."""
         if adopts(write):
             return True
-        if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | SetData | Send):
+        if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | SetData | Send | Append):
             return False
         row = self.get(write.session_id)
         if row is None:
@@ -275,17 +299,26 @@ class Rows(dict[str, Row]):
             row.owner = write.owner
         return row.holder()
 
-    def _send(self, worker: Worker, write: Send, stored_at: float) -> Sent | None:
+    def _add(self, worker: Worker, write: Send | Append, now: float) -> Sent | int | None:
+        """Store what belongs to a session."""
         row = self._living(worker, write.session_id, write.ended)
-        if (
-            row is None
-            or (write.born is not None and row.born != write.born)
-            or (write.elsewhere and row.is_of(worker))
-        ):
+        if row is None or (write.born is not None and row.born != write.born):
+            return None
+        if isinstance(write, Append):
+            return self._append(row, write, now)
+        if write.elsewhere and row.is_of(worker):
             return None
         message_id = next(self._message_ids)
-        row.messages[message_id] = Message(payload=write.payload, stored_at=stored_at)
+        row.messages[message_id] = Message(payload=write.payload, stored_at=now - write.age)
         return Sent(id=message_id, holder=row.holder())
+
+    def _append(self, row: Row, write: Append, now: float) -> int:
+        entry_id = next(self._entry_ids)
+        row.log[entry_id] = LogLine(event=write.event, stored_at=now)
+        if write.keep is not None:
+            for old in list(itertools.islice(row.log, max(0, len(row.log) - write.keep))):
+                del row.log[old]
+        return entry_id
 
     def _acknowledge(self, worker: Worker, write: Acknowledge) -> bool:
         row = self.get(write.session_id)

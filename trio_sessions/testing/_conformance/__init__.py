@@ -6,6 +6,7 @@ from trio_sessions.testing._conformance._data import data_checks
 from trio_sessions.testing._conformance._doubt import doubt_checks
 from trio_sessions.testing._conformance._inspection import inspection_checks
 from trio_sessions.testing._conformance._leases import lease_checks
+from trio_sessions.testing._conformance._logs import log_checks
 from trio_sessions.testing._conformance._mail import mail_checks
 from trio_sessions.testing._conformance._manners import manner_checks
 from trio_sessions.testing._conformance._messages import message_checks
@@ -27,6 +28,7 @@ __all__ = [
     "conformance_tests",
     "data_conformance",
     "inspection_conformance",
+    "log_conformance",
     "mail_conformance",
     "message_conformance",
     "revocation_conformance",
@@ -74,6 +76,8 @@ revocation_conformance: tuple[Check, ...] = revocation_checks
 
 data_conformance: tuple[Check, ...] = (*data_checks, *adoption_checks)
 """`DataStore`, one check a rule, likewise."""
+log_conformance: tuple[Check, ...] = log_checks
+"""`LogStore`, one check a rule, likewise."""
 
 transport_conformance: tuple[TransportCheck, ...] = transport_checks
 """The contract of a `Transport`, one check a rule, which is its docstring.

@@ -125,6 +125,23 @@ class Commit:
             )
             .returning(message.id, sort_by_parameter_order=True)
         )
+        entry = tables.logs.c
+        self._append = (
+            sa.insert(tables.logs)
+            .values(session_id=which, event=sa.bindparam("content"), created_at=now())
+            .returning(entry.id, sort_by_parameter_order=True)
+        )
+        newest_that_goes = (
+            sa.select(entry.id)
+            .where(entry.session_id == which)
+            .order_by(entry.id.desc())
+            .limit(1)
+            .offset(sa.bindparam("keep", type_=sa.Integer))
+            .scalar_subquery()
+        )
+        self._trim = sa.delete(tables.logs).where(
+            entry.session_id == which, entry.id <= newest_that_goes
+        )
         self._acknowledge = sa.delete(tables.messages).where(
             message.id == sa.bindparam("message_id"), message.session_id == which
         )
@@ -197,6 +214,8 @@ class Commit:
             self._send_all(connection, plan)
         for place, post in plan.posted:
             plan.answers[place] = self._mail.post(connection, post)
+        if plan.appended:
+            self._append_all(connection, plan)
         if plan.claimed:
             self._look_at_the_claimed(connection, plan, dropped)
 
@@ -208,6 +227,19 @@ class Commit:
         ids = connection.execute(self._send, values).scalars()
         for (place, _, holder), message_id in zip(plan.sent, ids, strict=True):
             plan.answers[place] = Sent(id=message_id, holder=holder)
+
+    def _append_all(self, connection: sa.Connection, plan: Plan) -> None:
+        values = [{"which": one.session_id, "content": one.event} for _, one in plan.appended]
+        ids = connection.execute(self._append, values).scalars()
+        for (place, _), entry_id in zip(plan.appended, ids, strict=True):
+            plan.answers[place] = entry_id
+        trims = [
+            {"which": one.session_id, "keep": one.keep}
+            for _, one in plan.appended
+            if one.keep is not None
+        ]
+        if trims:
+            connection.execute(self._trim, trims)
 
     def _look_at_the_claimed(
         self, connection: sa.Connection, plan: Plan, dropped: Mapping[str, int]

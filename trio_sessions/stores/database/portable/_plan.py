@@ -12,6 +12,7 @@ from trio_sessions.types import Capabilities, Holder
 from trio_sessions.writes import (
     Acknowledge,
     Answer,
+    Append,
     Batch,
     Claim,
     Claimed,
@@ -38,7 +39,7 @@ class Plan:
 
     answers: list[Answer]
     cleared: set[str] = field(default_factory=set)
-    """Sessions whose messages go."""
+    """Sessions whose messages and logs go."""
     deleted: list[str] = field(default_factory=list)
     inserted: list[dict[str, Any]] = field(default_factory=list)
     updated: list[dict[str, Any]] = field(default_factory=list)
@@ -48,13 +49,14 @@ class Plan:
     sent: list[tuple[int, Send, Holder]] = field(default_factory=list)
     posted: list[tuple[int, Post]] = field(default_factory=list)
     """Letters, which rest on no row of a session."""
+    appended: list[tuple[int, Append]] = field(default_factory=list)
     acknowledged: list[dict[str, Any]] = field(default_factory=list)
     counted: list[tuple[int, str]] = field(default_factory=list)
     """Deletions, whose answer is the number of messages that went."""
     claimed: list[tuple[int, str, Outcome]] = field(default_factory=list)
 
     def put_off(self, session_ids: Collection[str], dropped: Mapping[str, int]) -> None:
-        """Leave the rows of sessions as they are, which still have messages that must go first.
+        """Leave the rows of sessions as they are, which still have something that must go first.
 
         Args:
             session_ids: the sessions.
@@ -104,7 +106,7 @@ def rests_on_absence(worker: Worker, write: Write[object], row: Any) -> bool:
     """
     if adopts(write):
         return True
-    if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | SetData | Send):
+    if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | SetData | Send | Append):
         return False
     if row is None:
         return True
@@ -148,7 +150,7 @@ def decide(
                 if row is not None and is_held_by(worker, row) and row.generation <= write.up_to:
                     plan.cleared.add(write.session_id)
                     plan.deleted.append(write.session_id)
-            case SetOwner() | ClaimOwner() | SetCapabilities() | SetData() | Send():
+            case SetOwner() | ClaimOwner() | SetCapabilities() | SetData() | Send() | Append():
                 has_ended = row is None or (
                     is_held_by(worker, row) and row.generation <= write.ended
                 )
@@ -232,7 +234,7 @@ def _say(
     plan: Plan,
     worker: Worker,
     place: int,
-    write: SetOwner | ClaimOwner | SetCapabilities | SetData | Send,
+    write: SetOwner | ClaimOwner | SetCapabilities | SetData | Send | Append,
     row: Any,
 ) -> Answer:
     """Decide about what concerns a session that there is, whoever holds it."""
@@ -244,6 +246,10 @@ def _say(
             ):
                 plan.sent.append((place, write, holder))
             return None  # or the id, when it has one
+        case Append():
+            if write.born is None or write.born == row.born:
+                plan.appended.append((place, write))
+            return None  # or the id
         case SetCapabilities():
             values = {
                 "new_capabilities": write.capabilities.encoded,

@@ -25,6 +25,7 @@ from trio_sessions.stores._adoption import adopts
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.postgresql._adoptions import ADOPTIONS
+from trio_sessions.stores.database.postgresql._appends import APPENDS
 from trio_sessions.stores.database.postgresql._claims import CLAIMS, DELETIONS
 from trio_sessions.stores.database.postgresql._connections import USE_INDEXES, USES_INDEXES
 from trio_sessions.stores.database.postgresql._doubt import doubt_cte
@@ -62,8 +63,8 @@ from trio_sessions.writes import Answer, Batch, Claim, Committed, Post
 
 __all__ = ["Commit"]
 
-_KINDS = (CLAIMS, ADOPTIONS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS, POSTS)
-_IN_DOUBT = (ADOPTIONS, SAYINGS, SENDS)
+_KINDS = (CLAIMS, ADOPTIONS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS, APPENDS, POSTS)
+_IN_DOUBT = (ADOPTIONS, SAYINGS, SENDS, APPENDS)
 """Those whose answers ask whether the database is in doubt."""
 _BELLS = ((SENDS, BELLS), (POSTS, MAIL_BELLS))
 _BY_NAME = {kind.name: kind for kind in _KINDS}
@@ -196,6 +197,7 @@ class Commit:
             for table in (
                 names.sessions,
                 names.messages,
+                names.logs,
                 names.workers,
                 *((names.mail, names.topics) if has_posts else ()),
             ):

@@ -4,7 +4,7 @@ from typing import Any
 
 from trio_sessions.abc import Worker
 from trio_sessions.stores._adoption import NOT_ADOPTED
-from trio_sessions.stores._pieces import PIECE
+from trio_sessions.stores._pieces import ENTRIES, PIECE
 from trio_sessions.stores._revoked import REFUSED
 from trio_sessions.stores.database.postgresql._kinds import (
     OWN,
@@ -53,10 +53,11 @@ def revoked_cte(names: Names, name: str, claims: str) -> str:
 
 
 def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
-    """Return CTEs that delete messages of sessions that have ended, so many at a time.
+    """Return CTEs that delete messages and logs of sessions that have ended, so many at a time.
 
-    ``<name>_drops`` says how many, ``<name>_left`` which sessions have more, and must wait.
-    The look for more costs nothing as long as all have gone.
+    ``<name>_drops`` says how many messages, ``<name>_left`` which sessions have more of either,
+    and must wait; ``<name>_advances`` whether anything went. The looks for more cost nothing as
+    long as all have gone.
 
     Args:
         names: the names of our tables.
@@ -64,6 +65,7 @@ def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
         ended: the CTE of the sessions, locked; the column is ``id``.
         condition: which of its rows, ``e``, are meant.
     """
+    lines = PIECE * ENTRIES
     return f"""{name}_doomed AS MATERIALIZED (
             SELECT oldest.id FROM {ended} AS e CROSS JOIN LATERAL (
                 SELECT m.id FROM {names.messages} AS m
@@ -76,14 +78,33 @@ def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
             RETURNING m.session_id
         ), {name}_drops AS MATERIALIZED (
             SELECT d.session_id AS id, count(*) AS number FROM {name}_dropped AS d GROUP BY 1
+        ), {name}_lines AS MATERIALIZED (
+            SELECT oldest.id FROM {ended} AS e CROSS JOIN LATERAL (
+                SELECT m.id FROM {names.logs} AS m
+                WHERE m.session_id = e.id ORDER BY m.id {limited_to(lines)}
+            ) AS oldest
+            WHERE {condition} LIMIT {lines}
+        ), {name}_unlogged AS (
+            DELETE FROM {names.logs} AS m
+            WHERE m.id = ANY (ARRAY(SELECT d.id FROM {name}_lines AS d))
+            RETURNING m.id
         ), {name}_left AS MATERIALIZED (
             SELECT e.id FROM {ended} AS e
-            WHERE {condition} AND (SELECT count(*) FROM {name}_doomed) >= {PIECE}
-                AND (
+            WHERE {condition} AND (
+                (SELECT count(*) FROM {name}_doomed) >= {PIECE} AND (
                     SELECT m.id FROM {names.messages} AS m
                     WHERE m.session_id = e.id AND m.id NOT IN (SELECT d.id FROM {name}_doomed AS d)
                     ORDER BY m.id LIMIT 1
                 ) IS NOT NULL
+                OR (SELECT count(*) FROM {name}_lines) >= {lines} AND (
+                    SELECT m.id FROM {names.logs} AS m
+                    WHERE m.session_id = e.id AND m.id NOT IN (SELECT d.id FROM {name}_lines AS d)
+                    ORDER BY m.id LIMIT 1
+                ) IS NOT NULL
+            )
+        ), {name}_advances AS MATERIALIZED (
+            SELECT EXISTS (SELECT FROM {name}_dropped) OR EXISTS (SELECT FROM {name}_unlogged)
+                AS holds
         )"""
 
 
@@ -164,7 +185,7 @@ def _claim_answers(names: Names) -> str:
     return """
         SELECT 'claims', c.n,
             CASE WHEN c.id IN (SELECT id FROM claim_revoked) THEN 'revoked'
-                WHEN x.id IS NOT NULL AND EXISTS (SELECT FROM claim_drops) THEN 'unfinished'
+                WHEN x.id IS NOT NULL AND (SELECT holds FROM claim_advances) THEN 'unfinished'
                 WHEN i.session_id IS NOT NULL THEN 'inserted'
                 WHEN u.session_id IS NOT NULL OR f.outcome = 'lost' THEN f.outcome
                 ELSE 'locked' END,
@@ -234,7 +255,7 @@ CLAIMS = Kind(
     name="claims",
     writes=(Claim,),
     ctes=_claims,
-    writing=("claim_dropped", "claim_updates", "claim_inserts"),
+    writing=("claim_dropped", "claim_unlogged", "claim_updates", "claim_inserts"),
     answers=_claim_answers,
     tells_data=True,
     encode=encode_claim,
@@ -243,7 +264,7 @@ CLAIMS = Kind(
 
 
 def _deletions(names: Names) -> str:
-    """Their messages go first, and what was sent since the snapshot by the foreign key."""
+    """What belongs to them goes first, and what came since the snapshot by the foreign key."""
     mine = f"{own('s')} AND s.generation <= d.up_to"
     there = "t.mine AND t.generation <= a.up_to"
     return f"""{asked(names, "deletions", "up_to bigint", there=there)},
@@ -268,7 +289,7 @@ def _deletion_answers(names: Names) -> str:
     return """
         SELECT 'deletions', d.n,
             CASE WHEN gone.session_id IS NULL AND c.number > 0
-                    OR x.id IS NOT NULL AND EXISTS (SELECT FROM deletion_drops) THEN 'unfinished'
+                    OR x.id IS NOT NULL AND (SELECT holds FROM deletion_advances) THEN 'unfinished'
                 WHEN d.there AND gone.session_id IS NULL THEN 'locked' ELSE 'done' END,
             NULL, NULL, NULL, NULL, false, NULL, coalesce(c.number, 0)
         FROM deletions AS d
@@ -285,7 +306,7 @@ DELETIONS = Kind(
     name="deletions",
     writes=(Delete,),
     ctes=_deletions,
-    writing=("deletion_dropped", "deleted"),
+    writing=("deletion_dropped", "deletion_unlogged", "deleted"),
     answers=_deletion_answers,
     encode=lambda write: {"id": write.session_id, "up_to": write.up_to},
     decode=_decode_deletion,
