@@ -288,7 +288,7 @@ async def serve(
             extra["token_verifier"] = Users()
         server = make_server(RegistrySubscriptionBus(registry), calls, **extra)
         app = server.streamable_http_app(
-            event_store=SessionEventStore(registry) if hasattr(registry, "logs") else None,
+            event_store=SessionEventStore(registry),
             json_response=json_response,
         )
         made = SessionRouter(app, registry, **(router or {}))

@@ -26,9 +26,12 @@ from trio_sessions.mcp._sdk import (
 )
 from trio_sessions.types import fingerprint
 
-__all__ = ["SessionEventStore", "check_event_id"]
+__all__ = ["LOST", "SessionEventStore", "check_event_id"]
 
 logger = logging.getLogger("trio_sessions.mcp")
+
+LOST = "the worker that ran this request has ended; it was not run again"
+"""What the client of such a request is told."""
 
 _GET_STREAM = "_GET_stream"  # the SDK's name for what belongs to no request
 _SETTLING = 30.0
@@ -259,6 +262,6 @@ def _nobody_runs(stream_id: str) -> JSONRPCError:
         id=int(stream_id) if is_number else stream_id,
         error=ErrorData(
             code=INTERNAL_ERROR,
-            message="the worker that ran this request has ended; it was not run again",
+            message=LOST,
         ),
     )

@@ -1,7 +1,6 @@
 """The end of the tunnel at the worker that a client has reached."""
 
 import enum
-import json
 import logging
 import uuid
 
@@ -27,28 +26,6 @@ logger = logging.getLogger("trio_sessions.mcp")
 
 _PING = 15.0
 """Seconds after which a client of a silent stream is sent a comment, as by the SDK."""
-_LOST = "the worker that ran this request has ended; it was not run again"
-
-# What may be asked once more where nobody knows whether it was heard: it changes nothing, or
-# the same twice. Notifications and answers of clients may be repeated, too.
-_REPEATABLE = frozenset(
-    {
-        "completion/complete",
-        "initialize",
-        "logging/setLevel",
-        "ping",
-        "prompts/get",
-        "prompts/list",
-        "resources/list",
-        "resources/read",
-        "resources/subscribe",
-        "resources/templates/list",
-        "resources/unsubscribe",
-        "tools/list",
-    }
-)
-
-
 class Outcome(enum.Enum):
     """What became of a request that was passed on."""
 
@@ -57,7 +34,9 @@ class Outcome(enum.Enum):
     ELSEWHERE = "elsewhere"
     """The session is not there; nothing was done."""
     UNHEARD = "unheard"
-    """The worker is dead, and the request may be made again."""
+    """The worker is dead, and the request was not begun."""
+    UNKNOWN = "unknown"
+    """The worker is dead, and has not answered: see `trio_sessions.mcp._runs`."""
 
 
 class _Answering:
@@ -136,12 +115,14 @@ class Forwarding:
         body: bytes,
         receive: Receive,
         send: Send,
+        run: str,
     ) -> Outcome:
         """Pass a request on, and its answer back.
 
         Args:
             to: the incarnation that holds the session.
             session_id: whose.
+            run: its name, if it must not be run twice.
             scope, receive, send: of the request.
             body: all of it.
         """
@@ -152,7 +133,7 @@ class Forwarding:
             if scope["method"] != "DELETE":
                 tasks.start_soon(self._until_ended, answering, tasks.cancel_scope)
                 tasks.start_soon(answering.keep_alive)
-            outcome = await self._pass_on(to, session_id, scope, body, answering)
+            outcome = await self._pass_on(to, session_id, scope, body, answering, run)
             tasks.cancel_scope.cancel()
         return outcome
 
@@ -171,7 +152,13 @@ class Forwarding:
         scope.cancel()
 
     async def _pass_on(
-        self, to: str, session_id: str, scope: Scope, body: bytes, answering: _Answering
+        self,
+        to: str,
+        session_id: str,
+        scope: Scope,
+        body: bytes,
+        answering: _Answering,
+        run: str,
     ) -> Outcome:
         was_asked = False
         try:
@@ -182,6 +169,7 @@ class Forwarding:
                 body=None if upload else body,
                 upload=upload,
                 user=user_of(scope),
+                run=run,
             )
             items = self._registry.workers.stream(to, SERVE, request.pack(), timeout=self._timeout)
             async with items:  # type: ignore[attr-defined] -- a stream is both
@@ -194,10 +182,8 @@ class Forwarding:
         except WorkerGone:
             if answering.has_begun:
                 await answering.finish()
-            elif not was_asked or _is_repeatable(scope["method"], body):
-                return Outcome.UNHEARD
             else:
-                await answer_error(answering._send, 502, _LOST)  # noqa: SLF001 -- nothing of it was sent
+                return Outcome.UNKNOWN if was_asked else Outcome.UNHEARD
         except TimeoutError:
             await self._fail(answering, 504, "the worker that holds this session does not answer")
         except MessageTooLarge:
@@ -240,16 +226,3 @@ class Forwarding:
             await self._registry.workers.call(to, PART, part, timeout=self._timeout)
         return name
 
-
-def _is_repeatable(method: str, body: bytes) -> bool:
-    """Say whether a request may be made again where nobody knows whether it was heard."""
-    if method != "POST":
-        return True
-    try:
-        message = json.loads(body)
-    except ValueError:
-        return True  # nobody will run it
-    if not isinstance(message, dict):
-        return True
-    called = message.get("method")
-    return called is None or "id" not in message or called in _REPEATABLE

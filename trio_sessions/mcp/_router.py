@@ -27,7 +27,7 @@ from trio_sessions.mcp._asgi import (
 )
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._conversation import Conversation, current
-from trio_sessions.mcp._events import SessionEventStore, check_event_id
+from trio_sessions.mcp._events import LOST, SessionEventStore, check_event_id
 from trio_sessions.mcp._forwarding import Forwarding, Outcome
 from trio_sessions.mcp._held import HeldSession, Phase
 from trio_sessions.mcp._identity import give_user, owner_of
@@ -35,6 +35,7 @@ from trio_sessions.mcp._lifespan import live
 from trio_sessions.mcp._moving import move_all
 from trio_sessions.mcp._places import Places
 from trio_sessions.mcp._replay import Answer, begin_again, what_began
+from trio_sessions.mcp._runs import has_begun, name_of, note
 from trio_sessions.mcp._sdk import (
     HANDSHAKE_PROTOCOL_VERSIONS,
     AppStatus,
@@ -203,6 +204,10 @@ class SessionRouter:
             return None
         return held
 
+    async def note(self, session_id: str, run: str) -> None:
+        """Write down that a request of another worker begins. Not for users."""
+        await note(self._registry, session_id, run)
+
     async def take_over(self, payload: Any) -> list[str]:
         """Adopt sessions of a worker that leaves. Not for users."""
         if self._ends.is_set():
@@ -329,12 +334,19 @@ class SessionRouter:
 
     async def _route(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         body: bytes | None = None
+        run = ""
+        was_asked = False
         pause = _FIRST_PAUSE
         for _ in range(_TRIES):
             place = await self._places.find(session_id)
             if place is None or not self._may(scope, place.owner):
                 await answer_error(send, 404, _NOT_FOUND)
                 return
+            if was_asked and run:
+                if await has_begun(self._registry, session_id, run):
+                    await answer_error(send, 502, LOST)
+                    return
+                was_asked = False
             if isinstance(place, HeldSession):
                 if not self._ends.is_set():
                     receive = receive if body is None else once(body, receive)
@@ -344,11 +356,13 @@ class SessionRouter:
                 continue
             if body is None:
                 body = await read_body(scope, receive, self._max_body_bytes)
+                run = name_of(scope["method"], body)
             outcome = await self._forwarding.forward(
-                place.incarnation, session_id, scope, body, receive, send
+                place.incarnation, session_id, scope, body, receive, send, run
             )
             if outcome is Outcome.ANSWERED:
                 return
+            was_asked |= outcome is Outcome.UNKNOWN
             self._places.forget(session_id)
             await anyio.sleep(pause)
             pause *= 2

@@ -43,6 +43,10 @@ class Host(Protocol):
         """Answer a request of a session that is held here."""
         ...
 
+    async def note(self, session_id: str, run: str) -> None:
+        """Write down that a request begins."""
+        ...
+
     async def take_over(self, payload: Any) -> list[str]:
         """Adopt sessions of a worker that leaves."""
         ...
@@ -80,6 +84,8 @@ class Tunnel:
         if host is None or held is None:
             yield Item(is_elsewhere=True).pack()
             return
+        if request.run:
+            await host.note(request.session_id, request.run)
         answer = _Answer()
         host.start(answer.produce, host, held, request, body)
         try:

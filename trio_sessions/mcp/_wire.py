@@ -63,6 +63,8 @@ class PackedRequest:
     """None: it is too large for one letter, and has gone ahead in parts."""
     upload: str = ""
     """The name under which it went."""
+    run: str = ""
+    """Its name, if it must not be run twice."""
     user: dict[str, Any] | None = None
     """Who was recognised before the router, if anybody."""
 
@@ -81,6 +83,7 @@ class PackedRequest:
             "server": list(scope.get("server") or ()) or None,
             "body": None if self.body is None else pack_body(self.body),
             "upload": self.upload,
+            "run": self.run,
             "user": self.user,
         }
 
@@ -93,7 +96,7 @@ class PackedRequest:
         """
         if not isinstance(packed, Mapping):
             raise ValueError("a request is an object")
-        texts = ("session", "method", "scheme", "path", "root_path", "query", "upload")
+        texts = ("session", "method", "scheme", "path", "root_path", "query", "upload", "run")
         for name in texts:
             if not isinstance(packed.get(name), str):
                 raise ValueError(f"a request has a string as its {name}")
@@ -119,6 +122,7 @@ class PackedRequest:
             scope=scope,
             body=None if body is None else unpack_body(body),
             upload=packed["upload"],
+            run=packed["run"],
             user=user if isinstance(user, dict) else None,
         )
 
