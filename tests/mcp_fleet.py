@@ -28,10 +28,33 @@ from trio_sessions.mcp import (
 )
 from trio_sessions.testing import FaultyStore
 
-__all__ = ["BACKENDS", "URL", "Fleet", "Worker", "client", "open_fleet", "raw", "run"]
+__all__ = [
+    "BACKENDS",
+    "HEADERS",
+    "INITIALIZE",
+    "URL",
+    "Fleet",
+    "Worker",
+    "begin",
+    "client",
+    "open_fleet",
+    "raw",
+    "run",
+]
 
 BACKENDS = ("trio", "asyncio")
 URL = "http://127.0.0.1:8000/mcp"
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 0,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "t", "version": "1"},
+    },
+}
+HEADERS = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
 SOON = 60.0  # seconds; nothing here takes as long, but on a machine that is very busy
 
 
@@ -127,6 +150,7 @@ class Worker:
     server: MCPServer
     store: FaultyStore
     calls: Calls
+    bus: RegistrySubscriptionBus
     ends: anyio.Event = field(default_factory=anyio.Event)
     ended: anyio.Event = field(default_factory=anyio.Event)
 
@@ -286,7 +310,8 @@ async def serve(
                 issuer_url=url, resource_server_url=None, required_scopes=[]
             )
             extra["token_verifier"] = Users()
-        server = make_server(RegistrySubscriptionBus(registry), calls, **extra)
+        bus = RegistrySubscriptionBus(registry)
+        server = make_server(bus, calls, **extra)
         app = server.streamable_http_app(
             event_store=SessionEventStore(registry),
             json_response=json_response,
@@ -294,7 +319,7 @@ async def serve(
         made = SessionRouter(app, registry, **(router or {}))
         await stack.enter_async_context(server.session_manager.run())
         await stack.enter_async_context(made.run())
-        worker = Worker(registry, made, server, faulty, calls)
+        worker = Worker(registry, made, server, faulty, calls, bus)
         task_status.started(worker)
         await worker.ends.wait()
     worker.ended.set()
@@ -342,3 +367,14 @@ async def client(
     ):
         await session.initialize()
         yield session
+
+
+async def begin(fleet: Fleet, http: Any, worker: int) -> str:
+    """Begin a session at one worker, and return its id."""
+    fleet.pick = lambda workers: workers[worker]
+    began = await http.post(URL, json=INITIALIZE, headers=HEADERS)
+    assert began.status_code == 200, began.text
+    session_id: str = began.headers["mcp-session-id"]
+    done = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+    await http.post(URL, json=done, headers={**HEADERS, "mcp-session-id": session_id})
+    return session_id

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("mcp")
 
-from mcp_fleet import BACKENDS, URL, Fleet, client, open_fleet, raw, run
+from mcp_fleet import BACKENDS, HEADERS, INITIALIZE, URL, begin, client, open_fleet, raw, run
 
 from trio_sessions.stores.memory import MemoryStore
 
@@ -16,19 +16,6 @@ pytestmark = [
     # the SDK's client leaves what its streams are made of to the collector of garbage
     pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning"),
 ]
-
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 0,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "t", "version": "1"},
-    },
-}
-HEADERS = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
-
 
 def one_store() -> Any:
     store = MemoryStore()
@@ -143,16 +130,6 @@ def test_sessions_move_when_their_worker_stops(backend: str) -> None:
     run(backend, scenario)
 
 
-async def _begin(fleet: Fleet, http: Any, worker: int) -> str:
-    fleet.pick = lambda workers: workers[worker]
-    began = await http.post(URL, json=INITIALIZE, headers=HEADERS)
-    assert began.status_code == 200, began.text
-    session_id: str = began.headers["mcp-session-id"]
-    done = {"jsonrpc": "2.0", "method": "notifications/initialized"}
-    await http.post(URL, json=done, headers={**HEADERS, "mcp-session-id": session_id})
-    return session_id
-
-
 @pytest.mark.parametrize("session_id", ["unknown", "x" * 300, "a b", "ä"])
 def test_an_unknown_session_is_not_found(backend: str, session_id: str) -> None:
     """The status of the specification, and nothing is stored."""
@@ -173,7 +150,7 @@ def test_what_nobody_can_say_is_503(backend: str) -> None:
 
     async def scenario() -> None:
         async with open_fleet(backend, one_store()) as fleet, raw(fleet) as http:
-            session_id = await _begin(fleet, http, 0)
+            session_id = await begin(fleet, http, 0)
             fleet.workers[1].store.fail()
             fleet.pick = lambda workers: workers[1]
             ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
@@ -209,7 +186,7 @@ def test_a_body_over_the_limit_is_413(backend: str) -> None:
 
     async def scenario() -> None:
         async with open_fleet(backend, one_store()) as fleet, raw(fleet) as http:
-            session_id = await _begin(fleet, http, 0)
+            session_id = await begin(fleet, http, 0)
             for worker in fleet.workers:
                 fleet.pick = lambda workers, worker=worker: worker
                 answer = await http.post(
@@ -232,7 +209,7 @@ def test_bob_cannot_use_alices_session(backend: str) -> None:
             raw(fleet, "bob") as bob,
             raw(fleet) as nobody,
         ):
-            session_id = await _begin(fleet, alice, 0)
+            session_id = await begin(fleet, alice, 0)
             headers = {**HEADERS, "mcp-session-id": session_id}
             ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
             for worker in fleet.workers:
