@@ -211,9 +211,7 @@ def _ids(worker: Worker) -> list[str]:
 Worker.ids = _ids  # type: ignore[attr-defined]
 
 
-async def through(
-    tasks: anyio.abc.TaskGroup, app: Any, request: httpx2.Request
-) -> httpx2.Response:
+async def through(tasks: anyio.abc.TaskGroup, app: Any, request: httpx2.Request) -> httpx2.Response:
     """Let an ASGI application answer; the answer's body streams."""
     body = await request.aread()
     head, gone = anyio.Event(), anyio.Event()

@@ -68,7 +68,9 @@ def test_an_answer_that_was_missed_is_sent_again(backend: str, place: str) -> No
     async def scenario() -> None:
         async with open_fleet(backend, one_store()) as fleet, raw(fleet) as http:
             session_id = await begin(fleet, http, 0)
-            answer = await http.post(URL, json=call(7, "add", {"n": 2}), headers=headers(session_id))
+            answer = await http.post(
+                URL, json=call(7, "add", {"n": 2}), headers=headers(session_id)
+            )
             said = events(answer.text)
             assert [message is None for _, message in said] == [True, False, False, False]
             assert said[-1][1]["result"]["structuredContent"] == {"result": 3}

@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning"),
 ]
 
+
 def one_store() -> Any:
     store = MemoryStore()
     return lambda: store
@@ -154,14 +155,18 @@ def test_what_nobody_can_say_is_503(backend: str) -> None:
             fleet.workers[1].store.fail()
             fleet.pick = lambda workers: workers[1]
             ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-            answer = await http.post(URL, json=ping, headers={**HEADERS, "mcp-session-id": session_id})
+            answer = await http.post(
+                URL, json=ping, headers={**HEADERS, "mcp-session-id": session_id}
+            )
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "1"
             fleet.workers[1].store.heal()
             # a session that is held here goes on
             fleet.pick = lambda workers: workers[0]
             fleet.workers[0].store.fail()
-            answer = await http.post(URL, json=ping, headers={**HEADERS, "mcp-session-id": session_id})
+            answer = await http.post(
+                URL, json=ping, headers={**HEADERS, "mcp-session-id": session_id}
+            )
             assert answer.status_code == 200
             fleet.workers[0].store.heal()
 
@@ -173,7 +178,7 @@ def test_large_bodies_go_in_parts(backend: str) -> None:
 
     async def scenario() -> None:
         async with open_fleet(backend, one_store()) as fleet, client(fleet) as session:
-            text = "ä\n\"" * 50_000
+            text = 'ä\n"' * 50_000
             for _ in range(4):
                 answer = await session.call_tool("echo", {"text": text})
                 assert answer.content[0].text == text

@@ -5,7 +5,7 @@ database has confirmed that its row is gone. Whatever is unknown is kept.
 
 Layers, lower never imports higher (checked by import-linter)::
 
-    cli | aio                for operators, for programs on asyncio
+    cli | aio | mcp          for operators, for programs on asyncio, for servers of MCP
     testing, transports, otel  use the public names
     _open, _keeper           opening and closing; the task that holds a registry open
     _registry                what users call

@@ -16,14 +16,15 @@ It needs the MCP SDK, which the extra ``mcp`` brings.
 
 Layers, lower never imports higher::
 
-    _router                what a server is given
-    _lifespan | _moving    how it begins and ends
-    _places                where sessions are
-    _forwarding | _bus     through the tunnel to others, and to all
-    _tunnel                the tunnel's other end
-    _held, _events         a session that is held here, and what was said in it
-    _wire, _replay, _identity  requests as JSON; a beginning said again; whose a session is
-    _asgi, _conversation, _contracts, _sdk
+    _router                        what a server is given
+    _lifespan | _moving | _places  how it begins and ends; where sessions are
+    _forwarding | _bus             through the tunnel to others, and to all
+    _tunnel                        the tunnel's other end
+    _held | _events                a session that is held here, and what was said in it
+    _wire | _replay | _identity    requests as JSON; a beginning said again; whose a session is
+    _runs                          what must not be run twice
+    _asgi | _conversation          headers and bodies; in which session a task is
+    _contracts | _sdk              the registry, and the SDK, as this package needs them
 """
 
 from trio_sessions.mcp._bus import RegistrySubscriptionBus

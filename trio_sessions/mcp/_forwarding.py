@@ -26,6 +26,8 @@ logger = logging.getLogger("trio_sessions.mcp")
 
 _PING = 15.0
 """Seconds after which a client of a silent stream is sent a comment, as by the SDK."""
+
+
 class Outcome(enum.Enum):
     """What became of a request that was passed on."""
 
@@ -225,4 +227,3 @@ class Forwarding:
             }
             await self._registry.workers.call(to, PART, part, timeout=self._timeout)
         return name
-

@@ -18,20 +18,22 @@ _PAGE = 1000
 
 # What changes nothing, or the same twice, needs no name. Nor do notifications and answers of
 # clients, which may be repeated.
-_REPEATABLE = frozenset({
-    "completion/complete",
-    "initialize",
-    "logging/setLevel",
-    "ping",
-    "prompts/get",
-    "prompts/list",
-    "resources/list",
-    "resources/read",
-    "resources/subscribe",
-    "resources/templates/list",
-    "resources/unsubscribe",
-    "tools/list",
-})
+_REPEATABLE = frozenset(
+    {
+        "completion/complete",
+        "initialize",
+        "logging/setLevel",
+        "ping",
+        "prompts/get",
+        "prompts/list",
+        "resources/list",
+        "resources/read",
+        "resources/subscribe",
+        "resources/templates/list",
+        "resources/unsubscribe",
+        "tools/list",
+    }
+)
 
 
 def name_of(method: str, body: bytes) -> str:
