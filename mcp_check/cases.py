@@ -157,7 +157,9 @@ async def death(fleet: Fleet, seen: Seen, *, within: float) -> None:
         at.only = dying
         session_id = await begin(alice)
         at.only = other  # through the tunnel
-        answered = await first_event(alice, session_id, call(1, "slow", name="answered", seconds=0.5))
+        answered = await first_event(
+            alice, session_id, call(1, "slow", name="answered", seconds=0.5)
+        )
         running = await first_event(alice, session_id, call(2, "slow", name="running", seconds=120))
         await anyio.sleep(2.0)
         await session.call_tool("echo", {"text": "x"})

@@ -136,7 +136,8 @@ class Balancer(httpx2.AsyncBaseTransport):
     def __init__(self, fleet: Fleet, only: Worker | None = None) -> None:
         self.fleet = fleet
         self.only = only
-        self._inner = httpx2.AsyncHTTPTransport()
+        # A connection for each request: one that is kept may be closed while it is being used.
+        self._inner = httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_keepalive_connections=0))
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request on."""

@@ -89,11 +89,17 @@ async def serve_on_trio(port: int, url: str) -> None:
     """Serve under Hypercorn until SIGTERM."""
     config = Config()
     config.bind = [f"127.0.0.1:{port}"]
-    config.graceful_timeout = GRACE
+    config.graceful_timeout = 5.0
     config.errorlog = None
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with open_registry(url, handlers=handlers()) as registry:
-            await serve(build(registry), config, shutdown_trigger=signals.__anext__)
+            app = build(registry)
+
+            async def until_told() -> None:
+                await anext(signals)
+                await app.leave()  # Hypercorn would wait for open streams first
+
+            await serve(app, config, shutdown_trigger=until_told)
 
 
 def main() -> None:

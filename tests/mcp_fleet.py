@@ -160,7 +160,7 @@ class Worker:
 
     async def stop(self) -> None:
         """End as a server does when it is told to."""
-        await self.router._leave()
+        await self.router.leave()
         await self.close()
 
     async def vanish(self) -> None:

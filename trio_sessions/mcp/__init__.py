@@ -1,9 +1,9 @@
 """MCP servers with any number of workers.
 
 `SessionRouter` stands in front of the application of an MCP server, and passes each request to the
-worker that holds its session. `SessionEventStore` lets clients have sent again what they missed,
-after the death of a worker, too. `RegistrySubscriptionBus` tells the clients of all workers what has
-changed at one. `handlers` is what the registry must be made with::
+worker that holds its session. With `SessionEventStore`, clients are sent again what they missed,
+after the death of a worker, too. `RegistrySubscriptionBus` tells the clients of all workers what
+has changed at one. `handlers` is what the registry must be made with::
 
     registry = SessionRegistry(url, handlers=handlers())
     server = MCPServer("mine", subscriptions=RegistrySubscriptionBus(registry))
@@ -22,7 +22,7 @@ Layers, lower never imports higher::
     _tunnel                        the tunnel's other end
     _held | _events                a session that is held here, and what was said in it
     _wire | _replay | _identity    requests as JSON; a beginning said again; whose a session is
-    _runs                          what must not be run twice
+    _runs | _exit                  what must not be run twice; when the server ends
     _asgi | _conversation          headers and bodies; in which session a task is
     _contracts | _sdk              the registry, and the SDK, as this package needs them
 """

@@ -13,6 +13,7 @@ __all__ = [
     "answer_error",
     "error_body",
     "header",
+    "is_stream",
     "once",
     "read_body",
     "with_header",
@@ -43,6 +44,11 @@ def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
         if key.lower() == name:
             return value.decode("latin-1")
     return None
+
+
+def is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Say whether an answer with these headers is a stream of events."""
+    return (header(headers, b"content-type") or "").startswith("text/event-stream")
 
 
 def with_header(

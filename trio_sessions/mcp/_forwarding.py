@@ -14,7 +14,7 @@ from trio_sessions.errors import (
     StoreUnavailable,
     WorkerGone,
 )
-from trio_sessions.mcp._asgi import answer_error, header
+from trio_sessions.mcp._asgi import answer_error, is_stream
 from trio_sessions.mcp._contracts import Receive, Registry, Scope, Send
 from trio_sessions.mcp._identity import user_of
 from trio_sessions.mcp._tunnel import PART, PART_BYTES, SERVE
@@ -63,8 +63,7 @@ class _Answering:
         async with self._turn:
             if item.status is not None:
                 self.has_begun = True
-                kind = header(item.headers, b"content-type") or ""
-                self.is_stream = kind.startswith("text/event-stream")
+                self.is_stream = is_stream(item.headers)
                 await self._send(
                     {
                         "type": "http.response.start",
@@ -132,8 +131,9 @@ class Forwarding:
         outcome = Outcome.ANSWERED
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._until_left, receive, tasks.cancel_scope)
-            if scope["method"] != "DELETE":
+            if scope["method"] == "GET":  # the others have an end of their own
                 tasks.start_soon(self._until_ended, answering, tasks.cancel_scope)
+            if scope["method"] != "DELETE":
                 tasks.start_soon(answering.keep_alive)
             outcome = await self._pass_on(to, session_id, scope, body, answering, run)
             tasks.cancel_scope.cancel()
@@ -148,9 +148,8 @@ class Forwarding:
     async def _until_ended(self, answering: _Answering, scope: anyio.CancelScope) -> None:
         """End a stream when this worker ends: its client comes back to another one."""
         await self._ends.wait()
-        while not answering.is_stream:
-            await anyio.sleep(0.1)
-        await answering.finish()
+        if answering.has_begun:
+            await answering.finish()
         scope.cancel()
 
     async def _pass_on(

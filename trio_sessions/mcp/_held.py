@@ -59,6 +59,7 @@ class HeldSession:
         self._manager = manager
         self._idle_timeout = idle_timeout
         self._requests = 0
+        self._answering = 0
         self._heard = time.monotonic()
         self._phase = Phase.DORMANT
 
@@ -68,9 +69,9 @@ class HeldSession:
         return self._phase
 
     @property
-    def requests(self) -> int:
-        """Requests that are being answered, open streams among them."""
-        return self._requests
+    def is_busy(self) -> bool:
+        """Whether requests are being answered, or run; streams that only listen do not count."""
+        return bool(self._answering or self.conversation.begun)
 
     def _go(self, phase: Phase) -> None:
         if phase not in _NEXT[self._phase]:
@@ -86,14 +87,16 @@ class HeldSession:
         self._go(Phase.AWAKE)
         self.alias = alias
 
-    def enter(self) -> None:
+    def enter(self, method: str) -> None:
         """Note that a request begins."""
         self._requests += 1
+        self._answering += method != "GET"
         self._heard = time.monotonic()
 
-    def leave(self) -> None:
+    def leave(self, method: str) -> None:
         """Note that a request has been answered."""
         self._requests -= 1
+        self._answering -= method != "GET"
         self._heard = time.monotonic()
 
     @property

@@ -39,7 +39,7 @@ async def move_all(
     deadline = anyio.current_time() + patience
     while waiting:
         is_late = anyio.current_time() >= deadline
-        ready = [one for one in waiting.values() if is_late or not one.conversation.begun]
+        ready = [one for one in waiting.values() if is_late or not one.is_busy]
         for one in ready:
             del waiting[one.session_id]
         others = await _others(registry)

@@ -21,6 +21,7 @@ from trio_sessions.mcp._asgi import (
     answer_error,
     error_body,
     header,
+    is_stream,
     once,
     read_body,
     with_header,
@@ -28,6 +29,7 @@ from trio_sessions.mcp._asgi import (
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._conversation import Conversation, current
 from trio_sessions.mcp._events import LOST, SessionEventStore, check_event_id
+from trio_sessions.mcp._exit import end_streams, take_charge, was_told
 from trio_sessions.mcp._forwarding import Forwarding, Outcome
 from trio_sessions.mcp._held import HeldSession, Phase
 from trio_sessions.mcp._identity import give_user, owner_of
@@ -38,7 +40,6 @@ from trio_sessions.mcp._replay import Answer, begin_again, what_began
 from trio_sessions.mcp._runs import has_begun, name_of, note
 from trio_sessions.mcp._sdk import (
     HANDSHAKE_PROTOCOL_VERSIONS,
-    AppStatus,
     auth_context_var,
     check_seams,
     find_manager,
@@ -53,8 +54,7 @@ logger = logging.getLogger("trio_sessions.mcp")
 _SESSION = b"mcp-session-id"
 _VERSION = b"mcp-protocol-version"
 _EVENT = b"last-event-id"
-_TRIES = 6  # looks for a session that has just moved, or is just moving
-_FIRST_PAUSE = 0.05  # seconds between the first two of them; then twice as long, and so on
+_PAUSES = (0.05, 1.0)  # seconds between two looks for a session that is just moving: first, most
 _LOOK = 0.2  # seconds between two looks whether the server wants to end
 _NOT_FOUND = "Session not found"
 
@@ -150,6 +150,7 @@ class SessionRouter:
 
         The registry is open, and the SDK's application runs.
         """
+        take_charge()
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._watch_server)
@@ -165,12 +166,19 @@ class SessionRouter:
 
     async def _watch_server(self) -> None:
         """Move the sessions as soon as uvicorn is told to end: it waits for open streams first."""
-        while not AppStatus.should_exit:
+        while not was_told():
             await anyio.sleep(_LOOK)
-        await self._leave()
+        await self.leave()
 
-    async def _leave(self) -> None:
-        """Hand the sessions over to other workers; only once."""
+    async def leave(self) -> None:
+        """Hand the sessions over to other workers, and end their streams here.
+
+        It is done by itself when uvicorn is told to end, or at ASGI's shutdown; Hypercorn waits for
+        open streams before that, so let it be awaited by the trigger of the shutdown. Once begun,
+        a session that is left here is not served any more. Done twice, it waits for the first.
+
+        Cancellation: what has not moved stays, and ends with the worker.
+        """
         if self._ends.is_set():
             await self._left.wait()
             return
@@ -186,6 +194,7 @@ class SessionRouter:
         except SessionsError as exc:
             logger.warning("sessions cannot move to other workers: %s", exc)
         finally:
+            end_streams()
             self._left.set()
 
     # ---- for the tunnel ----
@@ -199,7 +208,7 @@ class SessionRouter:
     async def holds(self, session_id: str) -> HeldSession | None:
         """Return a session that is here to stay. Not for users."""
         held = await self._places.arrived(session_id)
-        if held is not None and self._ends.is_set():
+        if held is not None and self._is_ending:
             await self._stays(held)
             return None
         return held
@@ -210,10 +219,15 @@ class SessionRouter:
 
     async def take_over(self, payload: Any) -> list[str]:
         """Adopt sessions of a worker that leaves. Not for users."""
-        if self._ends.is_set():
+        if self._is_ending:
             await anyio.lowlevel.checkpoint()
             return []
         return await self._places.take_over(payload)
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether the server wants to end."""
+        return self._ends.is_set() or was_told()
 
     async def _stays(self, held: HeldSession) -> None:
         """Wait until a session has moved, for this worker leaves."""
@@ -225,7 +239,7 @@ class SessionRouter:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or live from startup to shutdown."""
         if scope["type"] == "lifespan":
-            await live(self._app, self._registry, self.run, self._leave, scope, receive, send)
+            await live(self._app, self._registry, self.run, self.leave, scope, receive, send)
         elif scope["type"] != "http" or self._manager.stateless or _is_modern(scope):
             await self._app(scope, receive, send)
         else:
@@ -336,8 +350,9 @@ class SessionRouter:
         body: bytes | None = None
         run = ""
         was_asked = False
-        pause = _FIRST_PAUSE
-        for _ in range(_TRIES):
+        pause, longest = _PAUSES
+        until = anyio.current_time() + self._call_timeout
+        while anyio.current_time() < until:
             place = await self._places.find(session_id)
             if place is None or not self._may(scope, place.owner):
                 await answer_error(send, 404, _NOT_FOUND)
@@ -348,7 +363,7 @@ class SessionRouter:
                     return
                 was_asked = False
             if isinstance(place, HeldSession):
-                if not self._ends.is_set():
+                if not self._is_ending:
                     receive = receive if body is None else once(body, receive)
                     await self.serve_here(place, scope, receive, send)
                     return
@@ -365,7 +380,7 @@ class SessionRouter:
             was_asked |= outcome is Outcome.UNKNOWN
             self._places.forget(session_id)
             await anyio.sleep(pause)
-            pause *= 2
+            pause = min(longest, 2 * pause)
         await answer_error(send, 503, "the session is moving", retry_after=1)
 
     async def serve_here(
@@ -375,7 +390,8 @@ class SessionRouter:
         token = current.set(held.conversation)
         user = scope.pop("trio_sessions.mcp.user", None)
         user_token = auth_context_var.set(give_user(scope, user)) if user is not None else None
-        held.enter()
+        method = scope["method"]
+        held.enter(method)
         try:
             self._registry.touch(held.session_id)
             if held.phase is Phase.DORMANT:
@@ -385,7 +401,7 @@ class SessionRouter:
                     return
             await self._serve_awake(held, scope, receive, send)
         finally:
-            held.leave()
+            held.leave(method)
             current.reset(token)
             if user_token is not None:
                 auth_context_var.reset(user_token)
@@ -395,18 +411,25 @@ class SessionRouter:
     ) -> None:
         is_delete = scope["method"] == "DELETE"
         own = {**scope, "headers": with_header(scope["headers"], _SESSION, held.alias)}
+        is_open_stream = False
 
         async def tell(message: Message) -> None:
+            nonlocal is_open_stream
             if message["type"] == "http.response.start":
                 headers = message.get("headers", ())
+                is_open_stream = is_stream(headers)
                 if header(headers, _SESSION) is not None:
                     headers = with_header(headers, _SESSION, held.session_id)
                     message = {**message, "headers": headers}
                 if (is_delete and message["status"] < 300) or not await held.is_connected():  # noqa: PLR2004 -- HTTP's
                     await self._registry.remove_session(held.session_id, transport=held)
+            elif not message.get("more_body", False):
+                is_open_stream = False
             await send(message)
 
         await self._app(own, receive, tell)
+        if is_open_stream:  # the SDK leaves it open when the session, or the server, ends
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _wake(self, held: HeldSession, scope: Scope) -> Answer | None:
         """Begin a session again that has come from another worker; return why not."""

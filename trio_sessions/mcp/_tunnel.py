@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import anyio
 import anyio.lowlevel
 
-from trio_sessions.mcp._asgi import header, once
+from trio_sessions.mcp._asgi import is_stream, once
 from trio_sessions.mcp._contracts import Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._held import HeldSession
 from trio_sessions.mcp._wire import Item, PackedRequest, unpack_body
@@ -205,8 +205,7 @@ class _Answer:
             if message["type"] == "http.response.start":
                 item.status = message["status"]
                 item.headers = list(message.get("headers", ()))
-                kind = header(item.headers, b"content-type") or ""
-                self._is_stream = kind.startswith("text/event-stream")
+                self._is_stream = is_stream(item.headers)
                 return
             if message["type"] != "http.response.body":
                 return
