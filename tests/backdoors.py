@@ -10,6 +10,7 @@ import trio
 
 from trio_sessions.stores.database import metadata
 from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.stores.memory._mail import Mail
 from trio_sessions.stores.memory._rows import Numbers, Row, Rows
 from trio_sessions.stores.memory._workers import Workers
 
@@ -138,12 +139,12 @@ class MemoryBackdoor:
         self._store._workers._rows.clear()
 
     def copy(self) -> Any:
-        return copy.deepcopy((self._store._rows, self._store._workers))
+        return copy.deepcopy((self._store._rows, self._store._workers, self._store._mail))
 
     def go_back(self, copy: Any) -> None:
         if copy is None:
-            copy = Rows(), Workers()
-        self._store._rows, self._store._workers = copy
+            copy = Rows(), Workers(), Mail()
+        self._store._rows, self._store._workers, self._store._mail = copy
 
     def number_messages_anew(self) -> None:
         rows = self._store._rows

@@ -6,6 +6,7 @@ goes from Trio to asyncio, through the facade, and back to Trio.
 """
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -215,6 +216,14 @@ class View:
     def workers(self) -> "_WorkersView":
         return _WorkersView(self._facade)
 
+    @property
+    def topics(self) -> "_TopicsView":
+        return _TopicsView(self._facade)
+
+    @property
+    def logs(self) -> "_LogsView":
+        return _LogsView(self._facade)
+
     async def broadcast(self, *args: Any, **options: Any) -> None:
         await in_asyncio(partial(self._facade.broadcast, *args, **options))
 
@@ -243,9 +252,63 @@ class _WorkersView:
     async def set_data(self, data: Any) -> None:
         await in_asyncio(self._facade.workers.set_data, data)
 
+    async def call(self, *args: Any, **options: Any) -> Any:
+        return await in_asyncio(partial(self._facade.workers.call, *args, **options))
+
+    def stream(self, *args: Any, **options: Any) -> "_InboxView":
+        return _InboxView(self._facade.workers.stream(*args, **options))
+
+
+class _TopicsView:
+    """The facade's topics."""
+
+    def __init__(self, facade: aio.SessionRegistry) -> None:
+        self._facade = facade
+
+    async def publish(self, topic: str, message: Any) -> None:
+        await in_asyncio(self._facade.topics.publish, topic, message)
+
+    def subscribe(self, topic: str) -> "_InboxView":
+        return _InboxView(self._facade.topics.subscribe(topic))
+
+
+def _in_asyncio_too(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a handler of asyncio that awaits one of Trio."""
+    crossing = _crossing()
+
+    async def call(payload: Any) -> Any:
+        return await crossing.call(handler, payload)
+
+    async def stream(payload: Any) -> AsyncIterator[Any]:
+        items = handler(payload)
+        try:
+            while True:
+                try:
+                    item = await crossing.call(items.__anext__)
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            await crossing.call(items.aclose)
+
+    return stream if inspect.isasyncgenfunction(handler) else call
+
+
+class _LogsView:
+    """The facade's logs."""
+
+    def __init__(self, facade: aio.SessionRegistry) -> None:
+        self._facade = facade
+
+    async def append(self, *args: Any) -> Any:
+        return await in_asyncio(self._facade.logs.append, *args)
+
+    async def read(self, *args: Any, **options: Any) -> Any:
+        return await in_asyncio(partial(self._facade.logs.read, *args, **options))
+
 
 class _InboxView:  # what it returns on entering is itself
-    """An inbox of the facade: each step goes to asyncio."""
+    """An inbox of the facade, or what is iterated like one: each step goes to asyncio."""
 
     def __init__(self, inbox: Any) -> None:
         self._inbox = inbox
@@ -264,10 +327,16 @@ class _InboxView:  # what it returns on entering is itself
     async def __anext__(self) -> Any:
         return await in_asyncio(self._inbox.__anext__)
 
+    async def aclose(self) -> None:
+        await in_asyncio(self._inbox.aclose)
+
 
 @asynccontextmanager
 async def open_view(store: SessionStore, **settings: Any) -> AsyncIterator[SessionRegistry]:
     """Open a facade for the length of the block."""
+    if "handlers" in settings:
+        given = settings["handlers"]
+        settings["handlers"] = {name: _in_asyncio_too(one) for name, one in given.items()}
     facade = aio.SessionRegistry(store, **settings)
     await in_asyncio(facade.initialize)
     try:

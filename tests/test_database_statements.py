@@ -219,6 +219,8 @@ async def test_refresh_delete_and_locate_use_the_primary_key(postgresql_schema: 
         others = {"ix_trio_messages_session_id_id", "trio_messages_pkey"} | {
             "trio_workers_pkey",
             "trio_fleet_pkey",
+            "ix_trio_logs_session_id_id",
+            "trio_logs_pkey",
         }
         with engine.connect() as connection:
             for name, (statement, parameters) in seen.items():

@@ -59,7 +59,26 @@ class Many(One):
         return Send(session_id=self.session_id, payload=self.name)
 
 
+class Others(Many):
+    """One of another kind, of which a batch has several, too."""
+
+    group = "others"
+
+
 # ---- batches ----
+
+
+def test_two_kinds_that_are_grouped_do_not_go_together() -> None:
+    """For one session; each kind waits for the other, in the order of the calls."""
+    lines = Lines(rows=10, size=100)
+    orders = [Many("s"), Many("s"), Others("s"), Many("t"), Others("s"), Many("s")]
+    for order in orders:
+        lines.put(order)
+    batches = []
+    while batch := lines.next_batch():
+        batches.append(batch)
+        lines.done()
+    assert batches == [[orders[0], orders[1], orders[3]], [orders[2], orders[4]], [orders[5]]]
 
 
 def test_one_kind_for_each_session_and_batch() -> None:

@@ -5,7 +5,7 @@ database has confirmed that its row is gone. Whatever is unknown is kept.
 
 Layers, lower never imports higher (checked by import-linter)::
 
-    cli | aio                for operators, for programs on asyncio
+    cli | aio | mcp          for operators, for programs on asyncio, for servers of MCP
     testing, transports, otel  use the public names
     _otel_metrics, _otel_spans  which metrics there are; spans
     _open, _keeper           opening and closing; the task that holds a registry open
@@ -23,14 +23,19 @@ Layers, lower never imports higher (checked by import-linter)::
     _draining                sessions that leave for another worker
     _revoking                sessions that somebody has ended for good
     _leaving                 sessions on their way out
-    _messages | _owners      their messages, one room; what is said of them
-    _inspection              what operators ask
+    _topics | _workers       what is said to all workers, and asked of them
+    _messages | _owners      their messages, one room; owners and capabilities
+    _session_data | _logs    their data; what is appended to them
+    _adopting                sessions that are taken from a worker that is dead
+    _mail | _inspection      topics and calls between workers, one room; what operators ask
+    _saying                  how what is said of a session goes to the store, and where it waits
     _claims                  the rows of the sessions held here
     _writer | _departures    all that is written; what removed sessions have left behind
-    _posting                 letters to other workers on their way
+    _posting | _listening    letters to other workers on their way; the bell
     _histories               a worker's histories, begun and begun anew
     _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
     _asking                  how a store is asked: with a deadline, at a gate
+    _persisting              work that goes on through outages
     _rounds | _counters      one method called on many transports
     _contact, _lag           whether the store answers; how late the loop is
     _unknown                 for how long something of a session is unknown
@@ -40,6 +45,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _farewell                what is said when a session has ended
     _entry                   one session, and what is known of its row
     abc, _settings           contracts, settings
+    _handlers                what other workers may call
     _background, _one_call   tasks; one call of a transport's method
     _tracing                 who is told of what the registry does
     inspection, _json        what operators are told; encoding
@@ -50,9 +56,11 @@ Layers, lower never imports higher (checked by import-linter)::
 
 from typing import TYPE_CHECKING
 
-from trio_sessions._inspection import Workers
+from trio_sessions._logs import Logs
 from trio_sessions._open import open_registry, serve_registry
 from trio_sessions._registry import SessionRegistry
+from trio_sessions._topics import Topics
+from trio_sessions._workers import Workers
 from trio_sessions.abc import SessionStore, Transport
 from trio_sessions.errors import (
     CallFailed,
@@ -93,6 +101,7 @@ __all__ = [
     "InvalidSessionId",
     "Limits",
     "LogEntry",
+    "Logs",
     "MessageTooLarge",
     "MissingDependency",
     "NotSupported",
@@ -114,6 +123,7 @@ __all__ = [
     "StoreSchemaError",
     "StoreUnavailable",
     "TooManySessions",
+    "Topics",
     "Transport",
     "WorkerGone",
     "WorkerInfo",

@@ -19,6 +19,7 @@ class Admission:
         self._table = table
         self._limits = limits
         self._is_draining = False
+        self._expected = 0
 
     @property
     def is_draining(self) -> bool:
@@ -29,6 +30,14 @@ class Admission:
         """Let nobody new in from now on."""
         self._is_draining = True
 
+    def expect(self) -> None:
+        """Keep a place for a session that is being adopted; `expect_no_more` must follow."""
+        self._expected += 1
+
+    def expect_no_more(self) -> None:
+        """Give the place back: it has come, or will not."""
+        self._expected -= 1
+
     def check(self, session_id: str) -> None:
         """Raise unless this session may come in. One that is held here already always may.
 
@@ -38,13 +47,17 @@ class Admission:
         """
         if session_id in self._table:
             return
+        self.check_draining()
+        most = self._limits.max_sessions
+        if most is not None and len(self._table) + self._expected >= most:
+            raise TooManySessions(
+                f"this worker holds {len(self._table)} sessions, and limits.max_sessions is {most}"
+            )
+
+    def check_draining(self) -> None:
+        """Raise `RegistryDraining` if this worker is being drained."""
         if self._is_draining:
             raise RegistryDraining(
                 "this worker is being drained and takes no new sessions: send the client to "
                 "another one"
-            )
-        most = self._limits.max_sessions
-        if most is not None and len(self._table) >= most:
-            raise TooManySessions(
-                f"this worker holds {len(self._table)} sessions, and limits.max_sessions is {most}"
             )

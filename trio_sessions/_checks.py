@@ -1,8 +1,22 @@
 """What is given as a setting, checked at the door; errors name it."""
 
+import inspect
 import math
+from collections.abc import Awaitable
 
-__all__ = ["count", "seconds", "share", "switch"]
+from trio_sessions.types import check_session_id
+
+__all__ = ["a_name", "awaitable", "count", "seconds", "share", "switch"]
+
+
+def awaitable(name: str, returned: Awaitable[object]) -> Awaitable[object]:
+    """Return what a function given as ``name`` has returned, if it can be awaited."""
+    if not inspect.isawaitable(returned):
+        raise TypeError(
+            f"{name} must be an async function, but it returned {type(returned).__name__}, "
+            "which cannot be awaited"
+        )
+    return returned
 
 
 def seconds(name: str, value: object) -> float:
@@ -41,3 +55,13 @@ def switch(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
     return value
+
+
+def a_name(what: str, value: object) -> str:
+    """Return a name given as ``what``, if it is one: what a session id may be, too."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}")
+    try:
+        return check_session_id(value)
+    except ValueError as exc:
+        raise ValueError(str(exc).replace("session_id", what)) from None

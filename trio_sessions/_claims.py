@@ -5,6 +5,7 @@ is: so nobody acts on a row that is not known to be this session's.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -121,6 +122,8 @@ class Claims:
         self._counters = counters
         self._listeners: list[ClaimListener] = []
         self._refused: list[Callable[[Entry], None]] = []
+        self._coming = Counter[str]()
+        """Sessions that are being adopted: they may have a row before they are in the table."""
 
     def notify(self, listener: ClaimListener) -> None:
         """Tell ``listener`` of every claim that is answered."""
@@ -129,6 +132,16 @@ class Claims:
     def notify_refused(self, listener: Callable[[Entry], None]) -> None:
         """Tell ``listener`` of every claim that was refused because its id is revoked."""
         self._refused.append(listener)
+
+    def begin_adoption(self, session_id: str) -> None:
+        """Note that a session may get a row of this incarnation before it is held here."""
+        self._coming[session_id] += 1
+
+    def end_adoption(self, session_id: str) -> None:
+        """Note that this has been decided."""
+        self._coming[session_id] -= 1
+        if not self._coming[session_id]:
+            del self._coming[session_id]
 
     # ---- writing ----
 
@@ -145,7 +158,7 @@ class Claims:
     def write_anew(self, entry: Entry) -> bool:
         """Claim a row that the database may have forgotten; say whether it is not claimed already.
 
-        With the owner and the capabilities that the session has as far as this worker knows.
+        With the owner, capabilities and data that the session has as far as this worker knows.
         """
         if not self._table.holds(entry) or entry.row not in {Row.CONFIRMED, Row.LOST}:
             return False
@@ -180,7 +193,16 @@ class Claims:
             ended=self.departures.ended(entry.session_id),
             owner=entry.pending.owner,
             capabilities=entry.pending.capabilities,
+            data=entry.pending.data,
         )
+
+    def birth(self, entry: Entry) -> str | None:
+        """Return the birth of a session; None: it is not known, or the database may have lost it.
+
+        Then the row may have another one, although the session is the same.
+        """
+        is_current = entry.confirmed_by.history == self._witness.known.history
+        return entry.born if is_current else None
 
     def conclude(self, entry: Entry, claim: Claim, claimed: Claimed) -> None:
         """Take note of the answer to a claim."""
@@ -199,11 +221,16 @@ class Claims:
             for refused in self._refused:
                 refused(entry)
             return
-        brings = claim.owner is not Keep.AS_IS or claim.capabilities is not None
+        brings = (
+            claim.owner is not Keep.AS_IS
+            or claim.capabilities is not None
+            or claim.data is not Keep.AS_IS
+        )
         if brings and entry.row is Row.LOST and not was_forgotten:
             logger.warning(
-                "owner or capabilities of session %s, set while its row could not be written, are "
-                "dropped: another worker holds a newer connection of it; set them once more",
+                "what was said of session %s (owner, capabilities or data) while its row could "
+                "not be written is dropped: another worker holds a newer connection of it; say it "
+                "once more",
                 fingerprint(entry.session_id),
             )
         if entry.row is Row.CONFIRMED and self._table.holds(entry):
@@ -234,7 +261,9 @@ class Claims:
         strays = [
             (session_id, generation)
             for session_id, generation in rows
-            if session_id not in self._table and not self.departures.ended(session_id)
+            if session_id not in self._table
+            and session_id not in self._coming
+            and not self.departures.ended(session_id)
         ]
         for session_id, generation in strays:
             self.departures.find(session_id, generation)

@@ -35,6 +35,7 @@ class Counters:
     messages_kept: int = 0
     messages_stored: int = 0
     messages_dropped: int = 0
+    topic_messages_dropped: int = 0
     removals: dict[RemovalReason, int] = field(
         default_factory=lambda: dict.fromkeys(RemovalReason, 0)
     )
@@ -116,3 +117,7 @@ class Counters:
     def count_dropped(self, messages: int) -> None:
         """Count messages that nobody will read."""
         self.messages_dropped += messages
+
+    def count_topic_dropped(self, messages: int) -> None:
+        """Count messages of topics that a subscriber did not take in time."""
+        self.topic_messages_dropped += messages

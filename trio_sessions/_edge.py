@@ -18,7 +18,9 @@ from trio_sessions._settings import Settings
 from trio_sessions._witness import Witness
 from trio_sessions.abc import (
     Bell,
+    DataStore,
     InspectionStore,
+    LogStore,
     MailStore,
     Part,
     RevocationStore,
@@ -39,6 +41,7 @@ from trio_sessions.types import (
     Presence,
     RowAnswers,
     Stamped,
+    StoredEntry,
     StoredMessage,
     Swept,
     Wanted,
@@ -262,6 +265,19 @@ class Edge(Asking):
             lambda: self._store.get_capabilities(self.worker, session_id), _STR_OR_NONE
         )
 
+    def check_keeps_data(self) -> None:
+        """Raise `NotSupported` if the store lacks that part of the contract."""
+        self._keeps(Part.DATA, "DataStore")
+
+    async def get_data(self, session_id: str) -> str | None:
+        """Return a session's data, encoded.
+
+        Raises:
+            NotSupported: the store lacks that part of the contract.
+        """
+        store = cast("DataStore", self._keeps(Part.DATA, "DataStore"))
+        return await self._question(lambda: store.get_data(self.worker, session_id), _STR_OR_NONE)
+
     async def elicitation_capable(self) -> list[str]:
         """Return the ids of all sessions that can be asked."""
         return await self._question(lambda: self._store.elicitation_capable(self.worker), list)
@@ -337,6 +353,43 @@ class Edge(Asking):
         store = self._mail
         return await self._question(
             lambda: store.expire_mail(self.worker, older_than=older_than, limit=limit),
+            int,
+            may_leave=False,
+        )
+
+    # ---- logs ----
+
+    def check_keeps_logs(self) -> "LogStore":
+        """Return the store as one that keeps logs.
+
+        Raises:
+            NotSupported: it lacks that part of the contract.
+        """
+        return cast("LogStore", self._keeps(Part.LOGS, "LogStore"))
+
+    async def read_log(
+        self, session_id: str, *, after: int, limit: int, size: int
+    ) -> Sequence[StoredEntry]:
+        """Return entries of a session's log, by their ids.
+
+        Raises:
+            NotSupported: the store lacks that part of the contract.
+        """
+        store = self.check_keeps_logs()
+        return await self._question(
+            lambda: store.read_log(self.worker, session_id, after=after, limit=limit, size=size),
+            Sequence,
+        )
+
+    async def expire_logs(self, *, older_than: float, limit: int) -> int:
+        """Delete entries of logs that are older than so many seconds; return how many.
+
+        Raises:
+            NotSupported: the store lacks that part of the contract.
+        """
+        store = self.check_keeps_logs()
+        return await self._question(
+            lambda: store.expire_logs(self.worker, older_than=older_than, limit=limit),
             int,
             may_leave=False,
         )

@@ -75,15 +75,24 @@ class RowCounts:
 
 
 class Pending:
-    """Owner and capabilities that are to be written with a row, however often it is claimed."""
+    """What is said of a session and is to be written with its row, however often it is claimed."""
 
-    __slots__ = ("_capabilities", "_capabilities_again", "_owner", "_owner_again")
+    __slots__ = (
+        "_capabilities",
+        "_capabilities_again",
+        "_data",
+        "_data_again",
+        "_owner",
+        "_owner_again",
+    )
 
     def __init__(self) -> None:
         self._owner: str | Keep | None = Keep.AS_IS
         self._capabilities: Capabilities | None = None
+        self._data: str | Keep | None = Keep.AS_IS
         self._owner_again: str | None = None
         self._capabilities_again: Capabilities | None = None
+        self._data_again: str | None = None
 
     @property
     def owner(self) -> str | Keep | None:
@@ -96,14 +105,20 @@ class Pending:
         return self._capabilities
 
     @property
+    def data(self) -> str | Keep | None:
+        """The data to be written, encoded; None: none."""
+        return self._data
+
+    @property
     def size(self) -> int:
         """Bytes to be written, about."""
-        return 0 if self._capabilities is None else size_of(self._capabilities.encoded)
+        size = 0 if self._capabilities is None else size_of(self._capabilities.encoded)
+        return size + size_of(self._data) if isinstance(self._data, str) else size
 
     @property
     def is_empty(self) -> bool:
         """Nothing is to be written."""
-        return self._owner is Keep.AS_IS and self._capabilities is None
+        return self._owner is Keep.AS_IS and self._capabilities is None and self._data is Keep.AS_IS
 
     def note_owner(self, owner: str | None) -> None:
         """Write this owner with the row."""
@@ -113,12 +128,20 @@ class Pending:
         """Write these capabilities with the row."""
         self._capabilities, self._capabilities_again = capabilities, None
 
-    def note_again(self, holder: Holder, capabilities: Capabilities | None) -> None:
+    def note_data(self, data: str | None) -> None:
+        """Write this data with the row."""
+        self._data, self._data_again = data, None
+
+    def note_again(
+        self, holder: Holder, capabilities: Capabilities | None, data: str | Keep | None
+    ) -> None:
         """Write what is known with the row once more, unless something else is to be written."""
         if self._owner is Keep.AS_IS and holder.owner is not None:  # else somebody may have set one
             self._owner = self._owner_again = holder.owner
         if self._capabilities is None:
             self._capabilities = self._capabilities_again = capabilities
+        if self._data is Keep.AS_IS and isinstance(data, str):
+            self._data = self._data_again = data
 
     # A new history may have its first batch under way when all is noted once more. What that batch
     # says of the session is newer than what is noted, and its answer comes before the next claim.
@@ -138,12 +161,19 @@ class Pending:
         if self._capabilities is not None and self._capabilities is self._capabilities_again:
             self._capabilities, self._capabilities_again = capabilities, None
 
+    def supersede_data(self, data: str | None) -> None:
+        """Write this data instead of what is to be written once more."""
+        if self._data_again is not None and self._data is self._data_again:
+            self._data, self._data_again = data, None
+
     def forget(self, claim: Claim) -> None:
         """Forget what a claim has written, unless something else has been said meanwhile."""
         if self._owner == claim.owner:
             self._owner = Keep.AS_IS
         if self._capabilities is claim.capabilities:
             self._capabilities = None
+        if self._data == claim.data:
+            self._data = Keep.AS_IS
 
 
 class Entry:
@@ -165,6 +195,7 @@ class Entry:
         "_capabilities",
         "_confirmed_by",
         "_counts",
+        "_data",
         "_ended",
         "_error",
         "_holder",
@@ -218,10 +249,11 @@ class Entry:
         self._confirmed_by = _NEVER
         self._holder: Holder | None = None
         self._capabilities: Capabilities | None = None
+        self._data: str | Keep | None = Keep.AS_IS
         self._told_in = ""
         """The history in which these were told; "": they were not, or are noted already."""
         if replaced is not None:
-            self._holder, self._capabilities, self._told_in = replaced.told
+            self._holder, self._capabilities, self._data, self._told_in = replaced.told
         self.has_ended = False
         """It has left the table; a pass may ask this of all that are missing at once."""
         self.is_revoked = False
@@ -254,9 +286,18 @@ class Entry:
         return self._is_certain
 
     @property
-    def told(self) -> tuple[Holder | None, Capabilities | None, str]:
+    def told(self) -> tuple[Holder | None, Capabilities | None, str | Keep | None, str]:
         """What the store has said of the session last, and in which history."""
-        return self._holder, self._capabilities, self._told_in
+        return self._holder, self._capabilities, self._data, self._told_in
+
+    @property
+    def data(self) -> str | Keep | None:
+        """What is known of the session's data: as it is, if that is nothing.
+
+        What is still to be written, else what the store has said last. It may be older than what
+        another worker has written since.
+        """
+        return self._data if self.pending.data is Keep.AS_IS else self.pending.data
 
     def claim(self) -> None:
         """Note that a claim is on its way."""
@@ -284,6 +325,7 @@ class Entry:
         if not lost:
             self._born = claimed.born
             self._holder, self._capabilities = claimed.holder, claimed.capabilities
+            self._data = claimed.data
             self._told_in = stamp.history
         self._confirmed_by = stamp
         self._is_certain, self._was_forgotten = True, False
@@ -294,10 +336,17 @@ class Entry:
         self._is_certain &= error is None
         self._answer(Row.UNWRITTEN, error)
 
-    def learn(self, holder: Holder, capabilities: Capabilities | None = None) -> None:
+    def learn(self, holder: Holder) -> None:
         """Note what the store has said of the session: it may have to be written once more."""
         self._holder = holder
-        self._capabilities = capabilities or self._capabilities
+
+    def learn_capabilities(self, capabilities: Capabilities) -> None:
+        """Note that these were written."""
+        self._capabilities = capabilities
+
+    def learn_data(self, data: str | None) -> None:
+        """Note that this was written, or was found there."""
+        self._data = data
 
     def forget(self) -> None:
         """Note that the database may have forgotten the row: it is to be written anew."""
@@ -315,7 +364,7 @@ class Entry:
 
     def _say_again(self) -> None:
         if self._holder is not None:
-            self.pending.note_again(self._holder, self._capabilities)
+            self.pending.note_again(self._holder, self._capabilities, self._data)
         self._born = None  # it may get another birth, and is the same session all the same
         self._was_forgotten = True
         self._told_in = ""

@@ -14,6 +14,8 @@ from functools import partial
 import trio
 
 from trio_sessions._admission import Admission
+from trio_sessions._adopting import Adopting
+from trio_sessions._asking import INHERITED
 from trio_sessions._background import Background
 from trio_sessions._calls import TransportCalls
 from trio_sessions._claims import Claims
@@ -23,27 +25,36 @@ from trio_sessions._draining import Draining
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Row
 from trio_sessions._histories import Histories
-from trio_sessions._inspection import Inspection, Workers
+from trio_sessions._inspection import Inspection
 from trio_sessions._lag import LoopLag
 from trio_sessions._leaving import Leaving
+from trio_sessions._listening import Listening
+from trio_sessions._logs import Logs
+from trio_sessions._mail import Mail
 from trio_sessions._messages import Messages
 from trio_sessions._owners import Owners
 from trio_sessions._passes import Passes
 from trio_sessions._restoring import Restorer
 from trio_sessions._revoking import Revoking
+from trio_sessions._session_data import SessionData
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
 from trio_sessions._stamping import keep_stamping
 from trio_sessions._strays import Strays
 from trio_sessions._table import LocalTable
+from trio_sessions._topics import Topics
 from trio_sessions._witness import Witness
+from trio_sessions._workers import Workers
 from trio_sessions._writer import Writer
 from trio_sessions.abc import Part
+from trio_sessions.errors import RegistryClosed
 from trio_sessions.types import RegistryHealth, RegistryStatistics
 
 __all__ = ["House"]
 
 logger = logging.getLogger("trio_sessions.registry")
+
+_CLOSED = "the registry is closed: use it inside the `async with open_registry(...)` block"
 
 
 class House:
@@ -77,7 +88,18 @@ class House:
         claims = Claims(
             writer=writer, witness=witness, table=table, departures=departures, counters=counters
         )
-        self._restorer = Restorer(histories=histories, witness=witness, claims=claims, table=table)
+        self._listening = Listening(edge, background)
+        self._mail = Mail(
+            edge=edge,
+            writer=writer,
+            listening=self._listening,
+            background=background,
+            counters=counters,
+            settings=settings,
+        )
+        self._restorer = Restorer(
+            histories=histories, witness=witness, claims=claims, table=table, mail=self._mail
+        )
         self.messages = Messages(
             edge=edge,
             writer=writer,
@@ -87,11 +109,34 @@ class House:
             counters=counters,
             settings=settings,
         )
+        self._listening.tell(self.messages)
         self.owners = Owners(
             edge=edge, writer=writer, claims=claims, table=table, departures=departures
         )
+        self.session_data = SessionData(
+            edge=edge, writer=writer, claims=claims, table=table, departures=departures
+        )
+        self.adopting = Adopting(
+            edge=edge,
+            writer=writer,
+            claims=claims,
+            table=table,
+            departures=departures,
+            admission=self.admission,
+        )
         self.inspection = Inspection(edge=edge, claims=claims, table=table, departures=departures)
-        self.workers = Workers(edge, histories)
+        self.workers = Workers(edge, histories, self._mail)
+        self.topics = Topics(self._mail)
+        self.logs = Logs(
+            edge=edge,
+            writer=writer,
+            claims=claims,
+            table=table,
+            departures=departures,
+            background=background,
+            settings=settings,
+            check_open=self.check_open,
+        )
         self.sessions = Sessions(
             table=table,
             calls=calls,
@@ -158,6 +203,13 @@ class House:
         """It is closed, or closing."""
         return self._is_closed
 
+    def check_open(self) -> None:
+        """Raise `RegistryClosed` unless it can be used."""
+        if self._is_closed:
+            raise RegistryClosed(_CLOSED)
+        if self.is_inherited:
+            raise RegistryClosed(INHERITED)
+
     async def start(self) -> None:
         """Run the first pass, then go on in the background; `close` must follow."""
         self.background.start_service(self._writer.run)
@@ -175,12 +227,15 @@ class House:
 
         if self._edge.keeps(Part.REVOCATION):
             self.background.start_lasting(self.revoking.keep_looking)
+        if self.settings.handlers:
+            self._mail.start()
 
     def read_messages(self) -> None:
         """Start the loops that read messages, unless they run."""
         if not self._reads:
             self._reads = True
-            for loop in (self.messages.listen, self.messages.fetch, self.messages.acknowledge):
+            self._listening.start()
+            for loop in (self.messages.fetch, self.messages.acknowledge):
                 self.background.start_lasting(loop)
 
     async def close(self) -> None:
@@ -191,10 +246,12 @@ class House:
         is its parent's.
         """
         self._is_closed = True
+        self.adopting.close()
         if self._edge.is_inherited:
             return
         with trio.CancelScope(shield=True):
             deadline = trio.current_time() + self.settings.store_timeout
+            self._mail.close()  # before, for a handler that is interrupted says why
             self.background.interrupt()
             leaving = await self.sessions.end_all()
             await self._write_what_is_left(deadline, leaving)

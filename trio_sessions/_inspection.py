@@ -1,27 +1,22 @@
-"""What operators ask: who holds what, and who lives.
+"""What operators ask: who holds what.
 
 The store answers. What this worker knows better than its rows do is put right here: a session whose
 row is still to be written, and a row that a removed session has left.
 See docs/decisions/0012-operate.md.
 """
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Entry
-from trio_sessions._histories import Histories
-from trio_sessions._library import check_trio
-from trio_sessions._settings import encode_worker_data
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import InspectionStore, Worker
 from trio_sessions.errors import StoreUnavailable
-from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
+from trio_sessions.inspection import Selection, SessionInfo
 
-__all__ = ["Inspection", "Workers"]
+__all__ = ["Inspection"]
 
 _UNWRITTEN = "the session is held here, and its row could not be written yet"
 _NOT_OURS = (
@@ -85,43 +80,3 @@ async def _ask_for_page(
     store: InspectionStore, worker: Worker, *, selection: Selection, after: str, limit: int
 ) -> list[SessionInfo]:
     return await store.list_sessions(worker, selection, after=after, limit=limit)
-
-
-class Workers:
-    """The workers of one database, as `SessionRegistry.workers`."""
-
-    def __init__(self, edge: Edge, histories: Histories) -> None:
-        """Not for users."""
-        self._edge = edge
-        self._histories = histories
-
-    async def list(self) -> list[WorkerInfo]:
-        """Return the workers that the database knows, the oldest first; this one is among them.
-
-        One round trip. A worker that has closed is not there any more; one that has died is
-        *late* after three stamps, *gone* after its ``session_ttl``, and not there after the sweep.
-
-        Raises:
-            StoreUnavailable: the database cannot say.
-            RegistryClosed: the registry is closed.
-        """
-        check_trio()
-        return await self._edge.inspect(lambda store, worker: store.list_workers(worker), list)
-
-    async def set_data(self, data: Mapping[str, Any]) -> None:
-        """Replace what this worker tells the others of itself, as an address.
-
-        Args:
-            data: a JSON object of at most 65,536 bytes.
-
-        Raises:
-            TypeError, ValueError: JSON cannot carry it.
-            MessageTooLarge: it is too large.
-            StoreUnavailable: the database is away, and may have been told or not: ask again.
-            RegistryClosed: the registry is closed.
-
-        Cancellation: it may or may not have been replaced; whoever leaves waits for a thread that
-        is at work on it, so that it does not land behind what is said next.
-        """
-        check_trio()
-        await self._histories.announce(data=encode_worker_data("data", data))

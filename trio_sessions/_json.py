@@ -7,13 +7,16 @@ deep nesting. For these there is a slower way, in both directions, that takes wh
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import orjson
 
 from trio_sessions.errors import MessageTooLarge
 
-__all__ = ["decode", "encode", "size_of"]
+__all__ = ["decode", "decode_object", "encode", "encode_object", "size_of"]
+
+_OBJECT = 65_536  # bytes of the data of a worker or a session: every worker may read it
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 # What orjson would carry although JSON has no word for it.
@@ -51,6 +54,23 @@ def encode(value: object, *, what: str, limit: int, limit_name: str = "max_messa
         raise MessageTooLarge(f"{what} would take {len(encoded)} bytes, {limit_name} is {limit}")
     _check(value, what)
     return encoded.decode()
+
+
+def encode_object(value: object, *, what: str) -> str:
+    """Return a mapping as a JSON object of at most 65,536 bytes; it raises as `encode`."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{what} must be a mapping that JSON can carry, not {type(value).__name__}")
+    return encode(dict(value), what=what, limit=_OBJECT, limit_name="the limit")
+
+
+def decode_object(encoded: str | None) -> dict[str, Any] | None:
+    """Return a fresh dict, of what is a JSON object; None: nothing."""
+    if encoded is None:
+        return None
+    decoded = decode(encoded)
+    if not isinstance(decoded, dict):
+        raise TypeError(f"the database has a {type(decoded).__name__} where a JSON object must be")
+    return decoded
 
 
 def decode(encoded: str) -> object:

@@ -12,6 +12,7 @@ import trio
 from trio_sessions._calls import TransportCalls, TrioHost
 from trio_sessions._edge import Edge
 from trio_sessions._forked_run import part_on_fork
+from trio_sessions._handlers import Handler
 from trio_sessions._interrupts import Uninterrupted
 from trio_sessions._keeper import Keeper
 from trio_sessions._library import check_trio
@@ -47,6 +48,7 @@ def open_registry(
     mass_missing_brake: float = 0.5,
     limits: Limits = NO_LIMITS,
     worker_data: Mapping[str, Any] | None = None,
+    handlers: Mapping[str, Handler] | None = None,
     on_removed: OnRemoved | None = None,
     migrate: bool = False,
 ) -> AbstractAsyncContextManager[SessionRegistry]:
@@ -88,6 +90,8 @@ def open_registry(
         limits: how many sessions this worker takes, and when it ends some by itself; see `Limits`.
         worker_data: a JSON object of at most 65,536 bytes that other workers may read, an address
             for instance; see `SessionRegistry.workers`.
+        handlers: what other workers may call, by name: async functions of one JSON value, which
+            return one, and async generator functions, for streams; see `Workers.call`.
         on_removed: an async function of a session's id and a `RemovalReason`, called when a
             session has ended here and its transport was disconnected, at most once for each, and
             several at a time. It gets ``disconnect_timeout``, what it raises is logged. It is not
@@ -100,6 +104,7 @@ def open_registry(
         TypeError, ValueError: at the call: a setting is wrong; the message names it.
         MissingDependency: at the call: the URL needs a driver that is not installed.
         StoreUnavailable: on entering: the database cannot be reached.
+        NotSupported: on entering: there are ``handlers``, and the store keeps no mail.
         StoreInUse: on entering: another Trio run has this very store object open.
         StoreSchemaError: on entering: its tables are not ours, or are those of an older version
             and ``migrate`` was not said; the message names the command that upgrades them.
@@ -122,6 +127,7 @@ def open_registry(
         mass_missing_brake=mass_missing_brake,
         limits=limits,
         worker_data=worker_data,
+        handlers=handlers,
         on_removed=on_removed,
         migrate=migrate,
     )
@@ -145,6 +151,7 @@ async def serve_registry(
     mass_missing_brake: float = 0.5,
     limits: Limits = NO_LIMITS,
     worker_data: Mapping[str, Any] | None = None,
+    handlers: Mapping[str, Handler] | None = None,
     on_removed: OnRemoved | None = None,
     migrate: bool = False,
     task_status: "trio.TaskStatus[SessionRegistry]" = trio.TASK_STATUS_IGNORED,
@@ -172,6 +179,7 @@ async def serve_registry(
         mass_missing_brake=mass_missing_brake,
         limits=limits,
         worker_data=worker_data,
+        handlers=handlers,
         on_removed=on_removed,
         migrate=migrate,
     )

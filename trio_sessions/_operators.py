@@ -1,13 +1,11 @@
 """The part of the registry's public surface that is about all workers, for operators."""
 
-from trio_sessions._asking import INHERITED
 from trio_sessions._checks import seconds
 from trio_sessions._house import House
-from trio_sessions._inspection import Workers
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._library import check_trio
 from trio_sessions._tracing import Tracer
-from trio_sessions.errors import RegistryClosed
+from trio_sessions._workers import Workers
 from trio_sessions.inspection import Selection, SessionInfo, check_limit, select
 from trio_sessions.types import DrainReport, RegistryHealth, check_session_id
 
@@ -25,12 +23,7 @@ class OperatorMethods:
         self._house = house
 
     def _check_open(self) -> None:
-        if self._house.is_closed:
-            raise RegistryClosed(
-                "the registry is closed: use it inside the `async with open_registry(...)` block"
-            )
-        if self._house.is_inherited:
-            raise RegistryClosed(INHERITED)
+        self._house.check_open()
 
     @property
     def workers(self) -> Workers:

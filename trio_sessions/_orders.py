@@ -53,6 +53,8 @@ class Order(abc.ABC, Generic[T]):
 
     is_grouped: ClassVar[bool] = False
     """A batch takes several of this kind for one session."""
+    group: ClassVar[str] = ""
+    """And several of those that have the same group, of no other."""
 
     __slots__ = ("_result", "_settled", "attempts", "given_at", "session_id", "size", "stage")
 
@@ -74,6 +76,10 @@ class Order(abc.ABC, Generic[T]):
         Raises:
             SessionsError: it cannot be written; that is its answer.
         """
+
+    def goes_with(self, other: "Order[Any]") -> bool:
+        """Say whether one batch may take both, for one session."""
+        return self.is_grouped and other.is_grouped and self.group == other.group
 
     def advance(self, part: Unfinished) -> None:
         """Take note that a part of it is done; it goes again, for the rest."""
@@ -166,7 +172,7 @@ class Lines:
                 if order.stage is Stage.SETTLED:  # withdrawn
                     line.popleft()
                     continue
-                if first is not None and not (first.is_grouped and order.is_grouped):
+                if first is not None and not order.goes_with(first):
                     break
                 if batch and size + order.size > self._size:
                     if first is None:

@@ -148,6 +148,13 @@ METRICS: tuple[Metric, ...] = (
         read=lambda now, _: _one(now.messages_dropped),
     ),
     Metric(
+        name="trio_sessions.topic.message.dropped",
+        kind=_COUNTER,
+        unit="{message}",
+        description="Messages of topics that a subscriber did not take in time.",
+        read=lambda now, _: _one(now.topic_messages_dropped),
+    ),
+    Metric(
         name="trio_sessions.session.count",
         kind=_LEVEL,
         unit="{session}",

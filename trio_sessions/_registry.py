@@ -3,9 +3,8 @@
 The public surface: most of it is docstrings, each method a line or two of work.
 """
 
-import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ import trio
 from trio_sessions._adapters import AdapterMethods
 from trio_sessions._background import is_cancellation
 from trio_sessions._calls import check_transport
+from trio_sessions._checks import awaitable
 from trio_sessions._entry import Entry
 from trio_sessions._house import House
 from trio_sessions._interrupts import interruptible, uninterrupted
@@ -57,13 +57,18 @@ class SessionRegistry(AdapterMethods):
     # ---- sessions ----
 
     async def add_session(
-        self, session_id: str, transport: Transport, *, owner: str | None = None
+        self,
+        session_id: str,
+        transport: Transport,
+        *,
+        owner: str | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Hold ``session_id`` from now on, and write its row.
 
         The session is usable before this returns. If the id is held already, here or by
         another worker, it is taken over: the newest transport wins and the older one is
-        disconnected (another worker's at that worker's next pass); its owner stays.
+        disconnected (another worker's at that worker's next pass); owner and data stay.
 
         If the row cannot be written because the database is away, nothing is raised: the
         session stays, which is logged, and the next pass writes the row.
@@ -72,10 +77,12 @@ class SessionRegistry(AdapterMethods):
             session_id: 1 to 255 characters, UTF-8, no NUL.
             transport: the live connection; the registry disconnects it from now on.
             owner: written with the row, in place of one that it had; None: that stays.
+            data: likewise; a JSON object of at most 65,536 bytes, see `set_session_data`.
 
         Raises:
             InvalidSessionId: as for every method.
-            TypeError, ValueError: ``transport`` or ``owner`` cannot be one.
+            TypeError, ValueError: ``transport``, ``owner`` or ``data`` cannot be one.
+            MessageTooLarge, NotSupported: ``data`` is too large, or the store keeps none.
             TooManySessions, RegistryDraining, RegistryClosed: it was not let in, nothing written.
             SessionRevoked: the id was revoked; the transport was disconnected.
 
@@ -86,9 +93,10 @@ class SessionRegistry(AdapterMethods):
         check_transport(transport)
         if owner is not None:
             check_owner(owner)
+        encoded = self._encode_data(data)
         self._check_open()
         self._house.admission.check(session_id)
-        await self._house.sessions.add(session_id, transport, owner)
+        await self._house.sessions.add(session_id, transport, owner=owner, data=encoded)
 
     async def get_session(self, session_id: str) -> Transport | None:
         """Return the transport of a session held here, else None. Never asks the database."""
@@ -412,7 +420,7 @@ class SessionRegistry(AdapterMethods):
             assert inbox.transport is not None
             async for message in inbox:
                 try:
-                    await interruptible(_awaitable(handler(message, inbox.transport)))
+                    await interruptible(awaitable("handler", handler(message, inbox.transport)))
                 except BaseException as exc:
                     if not is_cancellation(exc, KeyboardInterrupt):
                         inbox.finish()
@@ -438,12 +446,3 @@ class SessionRegistry(AdapterMethods):
         Nothing is counted for it, however many sessions there are.
         """
         return self._house.statistics()
-
-
-def _awaitable(returned: Awaitable[object]) -> Awaitable[object]:
-    if not inspect.isawaitable(returned):
-        raise TypeError(
-            f"handler must be an async function, but it returned {type(returned).__name__}, "
-            "which cannot be awaited"
-        )
-    return returned

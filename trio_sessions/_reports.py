@@ -166,6 +166,8 @@ class RegistryStatistics:
     """Messages to sessions held here that wait in memory for their inbox to be read."""
     messages_dropped: int
     """Messages dropped by ``message_ttl``, or with the removal of their session."""
+    topic_messages_dropped: int
+    """Messages of topics that a subscriber here was too slow for: the oldest go first."""
     messages_kept: int
     """Messages sent here that went straight to the inbox of a session of this worker."""
     messages_stored: int

@@ -2,8 +2,9 @@
 
 Where the database went back, any of their rows may be forgotten, or be as it once was: all are
 written anew, at once and before whatever waits to be written of them, with owner and capabilities
-as this worker knows them. Where the worker has only lost its lease, the others were right to sweep
-its rows: the next pass asks once more, and removes whose row is gone.
+as this worker knows them; so are the topics that it listens to. Where the worker has only lost its
+lease, the others were right to sweep its rows: the next pass asks once more, and removes whose row
+is gone.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from trio_sessions._claims import Claims
 from trio_sessions._edge import chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._histories import Histories
+from trio_sessions._mail import Mail
 from trio_sessions._table import LocalTable
 from trio_sessions._witness import Witness
 
@@ -26,12 +28,19 @@ class Restorer:
     """Restores the rows of one registry."""
 
     def __init__(
-        self, *, histories: Histories, witness: Witness, claims: Claims, table: LocalTable
+        self,
+        *,
+        histories: Histories,
+        witness: Witness,
+        claims: Claims,
+        table: LocalTable,
+        mail: Mail,
     ) -> None:
         self._histories = histories
         self._witness = witness
         self._claims = claims
         self._table = table
+        self._mail = mail
         self._done = ""
         """The history for which all has been done."""
         self._restoring: list[Entry] = []
@@ -51,6 +60,7 @@ class Restorer:
             return
         async with self._turn:
             if self._done:  # else it is the first one
+                self._mail.restore()
                 for part in chunked(self._table.snapshot(), _SLICE):
                     self._take(part, history)
                     await trio.lowlevel.checkpoint()

@@ -66,8 +66,21 @@ class Sessions:
 
     # ---- in ----
 
-    async def add(self, session_id: str, transport: Transport, owner: str | None = None) -> None:
+    async def add(
+        self,
+        session_id: str,
+        transport: Transport,
+        *,
+        owner: str | None = None,
+        data: str | None = None,
+    ) -> None:
         """Hold a session from now on, and wait until its row has been claimed, or could not be.
+
+        Args:
+            session_id: its id.
+            transport: the live connection.
+            owner: to be written with the row; None: that stays.
+            data: likewise, encoded.
 
         Raises:
             SessionRevoked: its id is revoked; it is not held any more.
@@ -77,6 +90,8 @@ class Sessions:
         entry, replaced = self._table.put(session_id, transport, trio.current_time())
         if owner is not None:
             entry.pending.note_owner(owner)
+        if data is not None:
+            entry.pending.note_data(data)
         disconnecting: trio.Event | None = None
         if replaced is not None:
             self._messages.add_again(entry, replaced)

@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trio_sessions._checks import count, seconds, share, switch
-from trio_sessions._json import encode
+from trio_sessions._checks import a_name, count, seconds, share, switch
+from trio_sessions._handlers import Handler, check_handlers
+from trio_sessions._json import encode_object
 from trio_sessions._tracing import Tracing
 from trio_sessions._version import version
 from trio_sessions.limits import NO_LIMITS, Limits
-from trio_sessions.types import OnRemoved, Presence, check_session_id
+from trio_sessions.types import OnRemoved, Presence
 
 __all__ = ["Settings", "encode_worker_data"]
 
 _STAMP_INTERVAL = 5.0  # seconds: whoever misses three stamps is late
-_WORKER_DATA = 65_536  # bytes: every worker may read it of every other one
 _STAMP_SHARE = 0.1  # of session_ttl: a healthy worker's silence must not look like an outage
 
 
@@ -25,9 +25,7 @@ def encode_worker_data(name: str, data: object) -> str:
         TypeError, ValueError: JSON cannot carry it.
         MessageTooLarge: it has more than 65,536 bytes.
     """
-    if not isinstance(data, Mapping):
-        raise TypeError(f"{name} must be a mapping that JSON can carry, not {type(data).__name__}")
-    return encode(dict(data), what=name, limit=_WORKER_DATA, limit_name="the limit")
+    return encode_object(data, what=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +50,7 @@ class Settings:
     mass_missing_brake: float = 0.5
     limits: Limits = NO_LIMITS
     worker_data: Mapping[str, Any] | None = None
+    handlers: Mapping[str, Handler] | None = None
     on_removed: OnRemoved | None = None
     migrate: bool = False
     tracing: Tracing = field(default_factory=Tracing, compare=False)
@@ -91,6 +90,8 @@ class Settings:
             )
         if self.worker_data is not None:
             encode_worker_data("worker_data", self.worker_data)
+        if self.handlers is not None:
+            object.__setattr__(self, "handlers", check_handlers(self.handlers))
         switch("migrate", self.migrate)
         if self.on_removed is not None and not callable(self.on_removed):
             raise TypeError(
@@ -106,9 +107,4 @@ class Settings:
                 "sessions expire: lower cleanup_interval or raise session_ttl"
             )
         if self.worker_id is not None:
-            if not isinstance(self.worker_id, str):
-                raise TypeError(f"worker_id must be a str, not {type(self.worker_id).__name__}")
-            try:
-                check_session_id(self.worker_id)  # the same column type, so the same rule
-            except ValueError as exc:
-                raise ValueError(str(exc).replace("session_id", "worker_id")) from None
+            a_name("worker_id", self.worker_id)  # the same column type, so the same rule

@@ -33,12 +33,30 @@ class LocalTable:
         """Return the entries as they are now."""
         return list(self._entries.values())
 
-    def put(self, session_id: str, transport: Transport, now: float) -> tuple[Entry, Entry | None]:
-        """Publish a new entry; return it and the one that it replaces."""
+    def next_generation(self) -> int:
+        """Return the generation of a session that may be put here later."""
         self._generation += 1
+        return self._generation
+
+    def put(
+        self, session_id: str, transport: Transport, now: float, *, generation: int | None = None
+    ) -> tuple[Entry, Entry | None]:
+        """Publish a new entry; return it and the one that it replaces.
+
+        Args:
+            session_id: its id.
+            transport: the live connection.
+            now: when it was added.
+            generation: one that was given out before; None: the next one.
+        """
         replaced = self._entries.get(session_id)
         entry = Entry(
-            session_id, transport, self._generation, now, replaced=replaced, counts=self._rows
+            session_id,
+            transport,
+            self.next_generation() if generation is None else generation,
+            now,
+            replaced=replaced,
+            counts=self._rows,
         )
         self._entries[session_id] = entry
         if replaced is not None:

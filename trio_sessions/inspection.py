@@ -105,6 +105,9 @@ class SessionInfo:
     """Seconds since it was refreshed: a pass of its holder does that, not its traffic."""
     waiting: int
     """Messages that are stored for it."""
+    data: Mapping[str, Any] | None = None
+    """What is stored with it, `trio_sessions.SessionRegistry.set_session_data`; None: nothing. Only
+    `trio_sessions.SessionRegistry.describe_session` tells it: in a list of many it is None."""
 
     @property
     def worker_alive(self) -> bool:

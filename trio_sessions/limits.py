@@ -33,7 +33,8 @@ class Limits:
     revocation_ttl: float = 3600.0
     """For so long the id of a session that was revoked here is refused, `SessionRevoked`."""
     log_ttl: float = 600.0
-    """Planned: for so long the log of a session is kept after its worker has died."""
+    """Entries of logs that are older are deleted, now and then, by each registry that has appended
+    something."""
 
     def __post_init__(self) -> None:
         """Check every limit; durations come out as `float`."""

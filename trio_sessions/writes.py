@@ -33,6 +33,7 @@ __all__ = [
     "Claimed",
     "Committed",
     "Delete",
+    "Differs",
     "Keep",
     "Outcome",
     "Post",
@@ -84,8 +85,10 @@ class Claim(Write["Claimed"]):
     """JSON, to be written with the row; None: nothing."""
     only_from: str | None = None
     """Adopt the session: only if another incarnation of this name, or of this worker id, holds its
-    row, however lately it was taken. Otherwise nothing is done (`Outcome.LOST`), also where there
-    is no row. None: as `trio_sessions.abc.Store.commit` says of any claim."""
+    row, however lately it was taken. Otherwise nothing is done (`Outcome.NOT_ADOPTED`), also where
+    there is no row. A row of this incarnation and of this very generation was won by an earlier
+    attempt whose answer was lost: `Outcome.KEPT`. None: as `trio_sessions.abc.Store.commit` says
+    of any claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +133,15 @@ class SetCapabilities(Write[Holder | None]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetData(Write[Holder | None]):
-    """Replace a session's data, whoever holds it; answered as `SetOwner`."""
+class SetData(Write["Holder | Differs | None"]):
+    """Replace a session's data, whoever holds it; answered as `SetOwner`, or with `Differs`."""
 
     data: str | None
     """A JSON object; None: nothing."""
-    merge: bool = False
-    """Replace only the members that ``data`` names, in one step with what is there."""
+    only_if: str | Keep | None = Keep.AS_IS
+    """Only where the data is this very text (None: where there is none), compared and replaced in
+    one step: whoever changes a part of it makes sure that nobody has changed it meanwhile. As it
+    is: whatever it is."""
     ended: int = 0
 
 
@@ -181,8 +186,11 @@ class Append(Write[int | None]):
     event: str
     """Its JSON."""
     ended: int = 0
+    born: str | None = None
+    """Only to the log of the session of this birth; None: of any."""
     keep: int | None = None
-    """Of this session's entries, keep as many as this, the newest; None: all."""
+    """Of this session's entries, keep as many as this, the newest; None: all. More may stay that
+    were appended in the same batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +260,9 @@ class Outcome(enum.Enum):
     REVOKED = "revoked"
     """The id was revoked, and is refused for a time (`trio_sessions.abc.RevocationStore`). Nothing
     was changed; what the answer says of a row means nothing."""
+    NOT_ADOPTED = "not adopted"
+    """The session is not held by whom it was to be taken from (``only_from``), or by nobody.
+    Nothing was changed; what the answer says of a row means nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,11 +284,19 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Differs:
+    """The answer to a `SetData` that was not done, for the data is not what it was to be."""
+
+    data: str | None
+    """That which the session has now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished:
     """The answer to a `Claim` or `Delete` of a session that ended with too many messages.
 
-    Some of them, the oldest, are deleted; the row is as it was. The write is to be asked for
-    again, at once: it goes on with the rest.
+    Or with too long a log. Some of them, the oldest, are deleted; the row is as it was. The write
+    is to be asked for again, at once: it goes on with the rest.
     """
 
     dropped: int
@@ -290,7 +309,7 @@ ANSWERS: Mapping[type[Write[object]], tuple[type, ...]] = {
     SetOwner: (Holder, type(None)),
     ClaimOwner: (Holder, type(None)),
     SetCapabilities: (Holder, type(None)),
-    SetData: (Holder, type(None)),
+    SetData: (Holder, Differs, type(None)),
     Append: (int, type(None)),
     Post: (int,),
     Send: (Sent, type(None)),
@@ -298,7 +317,7 @@ ANSWERS: Mapping[type[Write[object]], tuple[type, ...]] = {
 }
 """Of which class the answer to a write is, unless it is `RowUnavailable`."""
 
-Answer = Claimed | Holder | Sent | int | bool | None | Unfinished | RowUnavailable
+Answer = Claimed | Holder | Differs | Sent | int | bool | None | Unfinished | RowUnavailable
 """What a write is answered with. `RowUnavailable`: the store could not do it for a reason of
 this row alone, for instance because it is locked; it was not done, and may be asked again."""
 

@@ -1,12 +1,12 @@
-"""Fetching what waits in the store: two loops for all sessions of the worker.
+"""Fetching what waits in the store: one loop for all sessions of the worker.
 
-One listens to the store's bell, one fetches what it rang for. Each survives whatever the store
-does; then it waits a moment and catches up.
+It fetches what the store's bell rang for (`trio_sessions._listening`). It survives whatever the
+store does; then it waits a moment and catches up.
 """
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import trio
 
@@ -25,7 +25,6 @@ __all__ = ["Reading"]
 _BATCH = 200  # sessions fetched by one operation
 _FETCHED = 32 * 1024 * 1024  # bytes fetched by one operation; but one message for each session
 _SLICE = 1000  # sessions wanted before the event loop gets its turn
-_LIVED = 5.0  # seconds after which a bell has worked, though it had nothing to tell
 _ROW_PAUSES = (0.1, 5.0)  # seconds until an unwritten row is tried again, first and longest
 
 
@@ -83,25 +82,11 @@ class Reading:
 
     # ---- the loops ----
 
-    async def listen(self, worked: Callable[[], None]) -> None:
-        """Want what the bell rings for.
-
-        Raises:
-            SessionsError: the bell is broken.
-        """
-        async with self._edge.open_bell() as bell:
-            self.look()  # for what came before
-            opened = trio.current_time()
-            try:
-                while True:
-                    rung = await bell.wait()
-                    worked()
-                    if rung is None:
-                        self.look()
-                    await self._want_all(rung or ())
-            finally:
-                if trio.current_time() >= opened + _LIVED:
-                    worked()
+    async def rung(self, session_ids: Collection[str] | None) -> None:
+        """Want what the bell rings for; see `trio_sessions._listening.BellListener`."""
+        if session_ids is None:
+            self.look()
+        await self._want_all(session_ids or ())
 
     async def fetch(self, worked: Callable[[], None]) -> None:
         """Fetch what is wanted, for many sessions at a time.

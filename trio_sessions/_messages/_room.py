@@ -1,8 +1,7 @@
 """The door of the room of messages: what the registry, a pass and a reader ask of it."""
 
 import logging
-import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Collection, Sequence
 
 import trio
 
@@ -18,17 +17,16 @@ from trio_sessions._messages._inboxes import Inboxes
 from trio_sessions._messages._reading import Reading
 from trio_sessions._messages._receipts import Receipts
 from trio_sessions._messages._sending import SendOrder
+from trio_sessions._persisting import persist
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
-from trio_sessions.errors import SessionNotFound, SessionsError
+from trio_sessions.errors import SessionNotFound
 from trio_sessions.types import fingerprint
 
 __all__ = ["Messages"]
 
 logger = logging.getLogger("trio_sessions.messages")
-
-_BACKOFF = (0.1, 5.0)  # seconds between two attempts, the first and the longest
 
 
 @uninterrupted
@@ -260,33 +258,14 @@ class Messages:
 
     # ---- the loops ----
 
-    async def listen(self) -> None:
-        """Listen to the store's bell."""
-        await _persist("listening for messages", self._reading.listen)
+    async def rung(self, session_ids: Collection[str] | None) -> None:
+        """Fetch what the bell rings for; see `trio_sessions._listening.BellListener`."""
+        await self._reading.rung(session_ids)
 
     async def fetch(self) -> None:
         """Fetch what waits in the store."""
-        await _persist("fetching messages", self._reading.fetch)
+        await persist("fetching messages", self._reading.fetch, logger)
 
     async def acknowledge(self) -> None:
         """Acknowledge again what could not be acknowledged."""
         await self._receipts.repeat()
-
-
-async def _persist(what: str, work: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
-    """Do ``work`` again and again: an outage ends nothing, it only makes it wait."""
-    first, longest = _BACKOFF
-    pause = first
-
-    def worked() -> None:
-        nonlocal pause
-        pause = first
-
-    while True:
-        try:
-            await work(worked)
-        except SessionsError as exc:
-            log = logger.warning if pause == first else logger.debug
-            log("%s failed, and goes on when the database is back: %s", what, exc)
-        await trio.sleep(pause * (0.5 + random.random()))  # noqa: S311 -- jitter, no secret
-        pause = min(2 * pause, longest)

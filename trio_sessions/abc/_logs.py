@@ -20,12 +20,20 @@ class LogStore(Store):
 
     @abc.abstractmethod
     async def read_log(
-        self, worker: Worker, session_id: str, *, after: int, limit: int
+        self, worker: Worker, session_id: str, *, after: int, limit: int, size: int
     ) -> Sequence[StoredEntry]:
         """Return entries of a session by id, those with a greater id than ``after``.
 
         An entry that is not shown now is never shown later, unless its id is greater than that of
-        all that are: whoever goes on after the last one has missed nothing.
+        all that are: whoever goes on after the last one has missed nothing. No session: no entry.
+
+        Args:
+            worker: who asks.
+            session_id: the session.
+            after: an id, or 0.
+            limit: entries, at most.
+            size: stop when the encoded events have reached so many bytes together; above 0, so
+                that there is one at least, if there is any.
 
         Raises:
             StoreUnavailable: there is no such session, and the store is in doubt.

@@ -131,9 +131,9 @@ class Store(abc.ABC):
         """Carry out the writes of a batch, each on the row of its session.
 
         The writes are independent of each other, and a store may carry them out in any order,
-        except that the messages for one session are stored in theirs, with ascending ids. Each
-        is done as a whole or not at all. The whole batch may be one transaction, and on a
-        database should be one, with one round trip.
+        except that the messages for one session, and the entries of its log, are stored in theirs,
+        with ascending ids. Each is done as a whole or not at all. The whole batch may be one
+        transaction, and on a database should be one, with one round trip.
 
         **A row that is locked by somebody else is not waited for**: its writes are answered
         with `RowUnavailable`, and the others are done. The same holds for any other reason
@@ -141,26 +141,29 @@ class Store(abc.ABC):
 
         **Messages are deleted so many at a time**: where a `Claim` or `Delete` finds more of
         them than the store deletes in one batch, the write is answered with `Unfinished`. Its
-        row goes, or is claimed, with the last of them, and not before.
+        row goes, or is claimed, with the last of them, and not before. So it may with a long log.
 
         What each kind of write does, with the row of its session as it is at that moment (see
         `trio_sessions.writes` for ``ended`` and ``born``):
 
         `Claim`:
-            No row: it is inserted, with no messages. A row of this incarnation that ``ended``
-            covers: the same, after it was deleted with its messages. A row of this incarnation
-            of a later generation than the claim's: it is refreshed, no more. Another one of
-            this incarnation: it is refreshed, and gets the claim's generation, and owner and
-            capabilities if the claim brings them. A row of another incarnation that was taken
-            no later than the claim's age ago: it is taken over likewise; the rest, messages,
-            birth and moment of creation, stays. One that was taken later: nothing is done. A
+            No row: it is inserted, with no messages and no log. A row of this incarnation that
+            ``ended`` covers: the same, after it was deleted with its messages and its log. A row of
+            this incarnation of a later generation than the claim's: it is refreshed, no more.
+            Another one of this incarnation: it is refreshed, and gets the claim's generation, and
+            owner and capabilities if the claim brings them. A row of another incarnation that was
+            taken no later than the claim's age ago: it is taken over likewise; the rest, messages,
+            log, birth and moment of creation, stays. One that was taken later: nothing is done. A
             moment in the future, which a clock has left that was ahead, is no later moment but
             older than every claim; the next claim or refresh sets it right.
         `Delete`:
             A row of this incarnation of a generation <= ``up_to``: it is deleted with its
-            messages. Otherwise nothing is done.
-        `SetOwner`, `ClaimOwner`, `SetCapabilities`, `Send`:
+            messages and its log. Otherwise nothing is done.
+        `SetOwner`, `ClaimOwner`, `SetCapabilities`, `Send`, `Append`:
             No row, or one that ``ended`` covers: nothing is done.
+        `Append`:
+            Entries of one session become visible in the order of their ids: whoever has seen one
+            has seen, or can see, all that have a smaller id. The rest is as with a `Send`.
         `Acknowledge`:
             A row of this incarnation: the messages are deleted.
 

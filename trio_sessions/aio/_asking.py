@@ -4,7 +4,9 @@ import abc
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
+from trio_sessions._mail import Reader
 from trio_sessions._registry import SessionRegistry as TrioRegistry
+from trio_sessions.aio._reading import AsyncioReader
 
 __all__ = ["Asking"]
 
@@ -18,6 +20,10 @@ class Asking(abc.ABC):
     @abc.abstractmethod
     async def _call(self, method: Callable[[TrioRegistry, *Ts], Awaitable[T]], *args: *Ts) -> T:
         """Await a method of the Trio registry."""
+
+    @abc.abstractmethod
+    def _read(self, make: Callable[[TrioRegistry], Reader]) -> AsyncioReader:
+        """Return what the Trio registry lets users iterate over."""
 
     @abc.abstractmethod
     def _core(self) -> TrioRegistry:

@@ -4,24 +4,28 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+from trio_sessions._mail import Reader
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions._tracing import Tracer
 from trio_sessions.aio._asking import Asking
+from trio_sessions.aio._reading import AsyncioReader
 from trio_sessions.inspection import SessionInfo, WorkerInfo
 from trio_sessions.types import DrainReport, RegistryHealth, RegistryStatistics
 
 __all__ = ["OperatorMethods", "Workers"]
 
 Call = Callable[[Callable[[TrioRegistry], Awaitable[Any]]], Awaitable[Any]]
+Read = Callable[[Callable[[TrioRegistry], Reader]], AsyncioReader]
 
 
 class Workers:
     """The workers of one database, as `trio_sessions.aio.SessionRegistry.workers`."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, read: Read) -> None:
         """Not for users."""
         self._call = call
+        self._read = read
 
     async def list(self) -> list[WorkerInfo]:
         """Return the workers, the oldest first; as the same method of Trio's."""
@@ -32,6 +36,21 @@ class Workers:
         """Replace what this worker tells the others of itself; as the same method of Trio's."""
         await self._call(lambda core: core.workers.set_data(data))
 
+    async def call(self, worker_id: str, name: str, payload: Any, *, timeout: float) -> Any:
+        """Call a handler of a worker, and return its answer; as the same method of Trio's."""
+        return await self._call(
+            lambda core: core.workers.call(worker_id, name, payload, timeout=timeout)
+        )
+
+    def stream(self, worker_id: str, name: str, payload: Any, *, timeout: float) -> AsyncioReader:
+        """Call a handler, and iterate over what it yields; as the same method of Trio's.
+
+        To be used by ``async with`` and ``async for`` of asyncio.
+        """
+        return self._read(
+            lambda core: core.workers.stream(worker_id, name, payload, timeout=timeout)
+        )
+
 
 class OperatorMethods(Asking):
     """What `trio_sessions.aio.SessionRegistry` can be asked about all workers."""
@@ -41,7 +60,7 @@ class OperatorMethods(Asking):
     @property
     def workers(self) -> Workers:
         """The workers of this database; see `trio_sessions.SessionRegistry.workers`."""
-        return Workers(self._call)
+        return Workers(self._call, self._read)
 
     def statistics(self) -> RegistryStatistics:
         """Return counters and gauges; after `shutdown`, as they were at the end."""

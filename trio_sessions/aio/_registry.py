@@ -10,7 +10,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
-from trio_sessions._library import wrong_library
+from trio_sessions._handlers import Handler
+from trio_sessions._mail import Reader
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
 from trio_sessions.abc import SessionStore, Transport
@@ -19,17 +20,13 @@ from trio_sessions.aio._generate import binding
 from trio_sessions.aio._inbox import AsyncioInbox
 from trio_sessions.aio._life import State
 from trio_sessions.aio._owners import OwnerMethods
-from trio_sessions.aio._service import Service
+from trio_sessions.aio._reading import AsyncioReader
+from trio_sessions.aio._service import Service, running_loop
 from trio_sessions.aio._waiting import wait_out
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.limits import NO_LIMITS, Limits
 from trio_sessions.stores import resolve_store
-from trio_sessions.types import (
-    CleanupReport,
-    OnRemoved,
-    check_session_id,
-    fingerprint,
-)
+from trio_sessions.types import CleanupReport, OnRemoved, check_session_id, fingerprint
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -40,13 +37,6 @@ logger = logging.getLogger("trio_sessions.aio")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-
-def _running_loop() -> asyncio.AbstractEventLoop:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        raise wrong_library() from None
 
 
 class SessionRegistry(OwnerMethods, AdapterMethods):
@@ -66,7 +56,8 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
 
     Args:
         store: as for `trio_sessions.open_registry`.
-        settings: as for `trio_sessions.open_registry`, with the same defaults.
+        settings: as for `trio_sessions.open_registry`, with the same defaults; ``handlers`` are
+            coroutine functions and async generator functions of asyncio, run on the loop.
 
     Raises:
         TypeError, ValueError, MissingDependency: as `trio_sessions.open_registry`.
@@ -92,6 +83,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         mass_missing_brake: float = 0.5,
         limits: Limits = NO_LIMITS,
         worker_data: Mapping[str, Any] | None = None,
+        handlers: Mapping[str, Handler] | None = None,
         on_removed: OnRemoved | None = None,
         migrate: bool = False,
     ) -> None:
@@ -109,6 +101,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
             mass_missing_brake=mass_missing_brake,
             limits=limits,
             worker_data=worker_data,
+            handlers=handlers,
             on_removed=on_removed,
             migrate=migrate,
         )
@@ -136,7 +129,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         async with self._my_turn():
             if self._service is not None and self._service.life.has_ended:
                 await self._finish_closing()
-            service = self._claim(_running_loop())
+            service = self._claim(running_loop())
             if service.life.state is State.OPENING:
                 await service.open()
 
@@ -192,7 +185,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
 
     def _my_turn(self) -> asyncio.Lock:
         """Return the lock of the running loop: one initializes or shuts down at a time."""
-        loop = _running_loop()
+        loop = running_loop()
         with self._claiming:
             return self._turns.setdefault(loop, asyncio.Lock())
 
@@ -214,7 +207,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
 
     async def _call(self, method: Callable[[TrioRegistry, *Ts], Awaitable[T]], *args: *Ts) -> T:
         """Await a method of the Trio registry."""
-        loop = _running_loop()
+        loop = running_loop()
         service = self._service
         if service is None or not service.is_open:
             if service is not None and service.life.has_ended and service.loop is loop:
@@ -238,19 +231,21 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         return self._opened().core.worker_id
 
     async def add_session(
-        self, session_id: str, transport: Transport, *, owner: str | None = None
+        self,
+        session_id: str,
+        transport: Transport,
+        *,
+        owner: str | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Hold ``session_id``; see `trio_sessions.SessionRegistry.add_session`.
 
-        Args:
-            session_id: 1 to 255 characters, UTF-8, no NUL.
-            transport: its methods are coroutines of asyncio, awaited on the loop of `initialize`.
-            owner: written with the row.
+        The transport's methods are coroutines of asyncio, awaited on the loop of `initialize`.
         """
         service = self._opened()
-        _running_loop()
+        running_loop()
         service.respond_tasks.spare_current()
-        add = partial(TrioRegistry.add_session, owner=owner)
+        add = partial(TrioRegistry.add_session, owner=owner, data=data)
         await self._call(add, session_id, transport)
 
     async def get_session(self, session_id: str) -> Transport | None:
@@ -264,10 +259,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
     async def remove_session(self, session_id: str, *, transport: Transport | None = None) -> None:
         """End a session held here; see `trio_sessions.SessionRegistry.remove_session`.
 
-        Args:
-            session_id: the session.
-            transport: end it only if this very transport still holds it, in one step. None:
-                whatever holds it.
+        With a transport only if this very one still holds it, in one step.
 
         The tasks tied to it by `register_respond_task` are cancelled and awaited, within
         ``disconnect_timeout``; but not one that calls this itself. After `shutdown` there is
@@ -279,7 +271,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         is_next = service.crossing.is_next(session_id)
         if not is_next and service.core.get_session_sync(session_id) is None:
             return
-        _running_loop()
+        running_loop()
         service.respond_tasks.spare_current()
         await self._call(partial(TrioRegistry.remove_session, transport=transport), session_id)
 
@@ -324,7 +316,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         It raises what `trio_sessions.SessionRegistry.broadcast` does.
         """
         service = self._opened()
-        _running_loop()
+        running_loop()
         service.check_loop()
         goes_behind = durable or service.crossing.is_next(session_id)
         payload = service.core._take_in(session_id, message, durable=goes_behind)  # noqa: SLF001 -- the two halves of `broadcast`, which both facades share
@@ -355,6 +347,10 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         Cancellation: the pass goes on; others may have joined it.
         """
         return await self._call(TrioRegistry.cleanup)
+
+    def _read(self, make: Callable[[TrioRegistry], Reader]) -> AsyncioReader:
+        service = self._opened()
+        return AsyncioReader(make(service.core), service)
 
     def _core(self) -> TrioRegistry:
         service = self._opened() if self._service is None else self._service

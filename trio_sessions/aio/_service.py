@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import trio
 
 from trio_sessions._calls import TransportCalls
+from trio_sessions._library import wrong_library
 from trio_sessions._open import open_with
 from trio_sessions._process import this_process
 from trio_sessions._registry import SessionRegistry as TrioRegistry
@@ -15,14 +17,23 @@ from trio_sessions.abc import SessionStore
 from trio_sessions.aio._calls import AsyncioHost
 from trio_sessions.aio._crossing import Crossing
 from trio_sessions.aio._guest import guest_of
+from trio_sessions.aio._handlers import on_loop
 from trio_sessions.aio._host import Host, Nested, is_trio_asyncio
 from trio_sessions.aio._life import Life, State
 from trio_sessions.aio._respond import RespondTasks
 from trio_sessions.errors import RegistryClosed
 
-__all__ = ["Service", "join_host"]
+__all__ = ["Service", "join_host", "running_loop"]
 
 logger = logging.getLogger("trio_sessions.aio")
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop that runs; raise `RuntimeError` where none of asyncio does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise wrong_library() from None
 
 
 async def join_host(loop: asyncio.AbstractEventLoop) -> Host:
@@ -49,7 +60,7 @@ class Service:
         self.crossing = Crossing(loop, self.why_ended)
         self.respond_tasks = RespondTasks()
         self._store = store
-        self._settings = settings
+        self._settings = replace(settings, handlers=on_loop(loop, settings.handlers))
         self._core: TrioRegistry | None = None
         self._host: Host | None = None
         self._opening = trio.CancelScope()

@@ -12,7 +12,9 @@ import trio
 
 from trio_sessions.abc import (
     Bell,
+    DataStore,
     InspectionStore,
+    LogStore,
     MailStore,
     Part,
     Pool,
@@ -30,6 +32,7 @@ from trio_sessions.types import (
     RowAnswers,
     Stamp,
     Stamped,
+    StoredEntry,
     StoredMessage,
     Swept,
     Wanted,
@@ -42,7 +45,14 @@ T = TypeVar("T")
 
 _OPERATIONS = frozenset(
     name
-    for contract in (SessionStore, InspectionStore, RevocationStore, MailStore)
+    for contract in (
+        SessionStore,
+        InspectionStore,
+        RevocationStore,
+        DataStore,
+        MailStore,
+        LogStore,
+    )
     for name, value in inspect.getmembers(contract, inspect.isfunction)
     if not name.startswith("_")
 )
@@ -82,7 +92,7 @@ class _PausedBell:
         return rung
 
 
-class FaultyStore(SessionStore, InspectionStore, RevocationStore, MailStore):
+class FaultyStore(SessionStore, InspectionStore, RevocationStore, DataStore, MailStore, LogStore):
     """Wraps a store; one for each worker makes a fault that only this worker sees.
 
     `fail` makes all operations, some, or only the next few run into a fault; `heal` ends it.
@@ -354,6 +364,31 @@ class FaultyStore(SessionStore, InspectionStore, RevocationStore, MailStore):
         return await self._through(
             "expire_mail",
             lambda: self._post_office.expire_mail(worker, older_than=older_than, limit=limit),
+        )
+
+    async def get_data(self, worker: Worker, session_id: str) -> str | None:
+        """Return data, or fail; see `DataStore.get_data`."""
+        described = cast("DataStore", self._store)
+        return await self._through("get_data", lambda: described.get_data(worker, session_id))
+
+    @property
+    def _logging(self) -> LogStore:
+        return cast("LogStore", self._store)
+
+    async def read_log(
+        self, worker: Worker, session_id: str, *, after: int, limit: int, size: int
+    ) -> Sequence[StoredEntry]:
+        """Read a log, or fail; see `LogStore.read_log`."""
+        return await self._through(
+            "read_log",
+            lambda: self._logging.read_log(worker, session_id, after=after, limit=limit, size=size),
+        )
+
+    async def expire_logs(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        """Expire entries of logs, or fail; see `LogStore.expire_logs`."""
+        return await self._through(
+            "expire_logs",
+            lambda: self._logging.expire_logs(worker, older_than=older_than, limit=limit),
         )
 
     async def waiting(self, worker: Worker) -> list[str]:

@@ -26,6 +26,7 @@ from trio_sessions.types import (
     RowAnswers,
     Stamp,
     Stamped,
+    StoredEntry,
     StoredMessage,
     Swept,
     Wanted,
@@ -33,6 +34,7 @@ from trio_sessions.types import (
 from trio_sessions.writes import Batch, Committed
 
 if TYPE_CHECKING:
+    from trio_sessions.stores.database._questions import Asker
     from trio_sessions.stores.database._schema import Tables
     from trio_sessions.stores.database._upgrade import Lacking
 
@@ -43,7 +45,9 @@ __all__ = [
     "Clock",
     "Cutter",
     "Database",
+    "ExpireLogs",
     "Operations",
+    "ReadLog",
     "SetStamp",
     "Timeouts",
     "find",
@@ -146,6 +150,31 @@ class PostOffice(Protocol):
     def expire(self, connection: sa.Connection, older_than: float, limit: int) -> int: ...
 
 
+class ReadLog(Protocol):
+    """Reads a part of a session's log."""
+
+    def __call__(
+        self,
+        connection: sa.Connection,
+        asker: "Asker",
+        session_id: str,
+        *,
+        after: int,
+        limit: int,
+        size: int,
+    ) -> Sequence[StoredEntry]:
+        """Return entries; see `LogStore.read_log`."""
+        ...
+
+
+class ExpireLogs(Protocol):
+    """Deletes old entries of logs."""
+
+    def __call__(self, connection: sa.Connection, *, older_than: float, limit: int) -> int:
+        """Return how many; see `LogStore.expire_logs`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operations:
     """What is asked of one set of tables.
@@ -170,6 +199,8 @@ class Operations:
     revoke: Callable[[sa.Connection, Revocation, int], Revoked]
     revocations: Callable[[sa.Connection, float], list[Mark]]
     mail: "PostOffice"
+    read_log: ReadLog
+    expire_logs: ExpireLogs
     open_bell: Callable[[BellSource, Worker], AbstractAsyncContextManager[Bell]]
     """Return what tells of messages, by the best means that the database has."""
 

@@ -1,11 +1,13 @@
 """Questions of operators, in SQL that any database understands: who holds what, and who lives."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from trio_sessions._json import decode_object
 from trio_sessions.abc import Worker
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo, WorkerState, state_of
@@ -82,7 +84,7 @@ class Inspection:
         self._sessions = sa.select(*columns).select_from(
             tables.sessions.outerjoin(tables.workers, its_worker)
         )
-        self._session = questions.about(*columns, beside=(tables.workers, its_worker))
+        self._session = questions.about(*columns, row.data, beside=(tables.workers, its_worker))
         self._questions = questions
 
     def announce(
@@ -112,7 +114,9 @@ class Inspection:
     ) -> SessionInfo | None:
         """Return what is known of a session."""
         found = self._questions.ask(connection, self._session, asker, session_id)
-        return None if found.session_id is None else _session(found)
+        if found.session_id is None:
+            return None
+        return replace(_session(found), data=decode_object(found.data))
 
     def page(self, selection: Selection, after: str, limit: int) -> sa.Select[Any]:
         """Return the select of one page of sessions; a plan test looks at it."""

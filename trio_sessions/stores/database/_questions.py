@@ -1,6 +1,6 @@
 """What only reads, in SQL that any database understands."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,7 @@ class Questions:
         self._if_absent = sa.case((row.session_id.is_(None), why), else_=_KNOWN).label("if_absent")
         self._holder = self.about(row.worker_id, row.incarnation, row.owner)
         self._capabilities = self.about(row.capabilities)
+        self._data = self.about(row.data)
         self._elicitation = sa.union_all(
             sa.select(row.session_id, sa.literal_column(str(_KNOWN)).label("if_absent")).where(
                 row.elicitation
@@ -118,7 +119,7 @@ class Questions:
         self._waiting_since = self._waiting.where(message.id > sa.bindparam("seen"))
 
     def about(
-        self, *columns: sa.ColumnElement[Any], beside: tuple[sa.Table, Any] | None = None
+        self, *columns: sa.ColumnElement[Any], beside: tuple[sa.FromClause, Any] | None = None
     ) -> sa.Select[Any]:
         """Return the select of columns of one session's row, for `ask`.
 
@@ -142,6 +143,12 @@ class Questions:
         """Return a session's capabilities, encoded."""
         encoded: str | None
         encoded, _ = self.ask(connection, self._capabilities, asker, session_id)
+        return encoded
+
+    def get_data(self, connection: sa.Connection, asker: Asker, session_id: str) -> str | None:
+        """Return a session's data, encoded."""
+        encoded: str | None
+        encoded, _ = self.ask(connection, self._data, asker, session_id)
         return encoded
 
     def elicitation_capable(self, connection: sa.Connection, asker: Asker) -> list[str]:
@@ -174,6 +181,20 @@ class Questions:
         answer = connection.execute(question, parameters).one()
         _check(answer.if_absent, asker)
         return answer
+
+    def ask_for_all(
+        self,
+        connection: sa.Connection,
+        question: sa.Select[Any],
+        asker: Asker,
+        session_id: str,
+        more: Mapping[str, Any],
+    ) -> Sequence[Any]:
+        """Return what stands beside a session's row, row by row, otherwise as `ask`."""
+        parameters = {**identity(asker.worker), "asked_id": session_id, **more}
+        answers = connection.execute(question, parameters).all()
+        _check(answers[0].if_absent, asker)
+        return answers
 
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:
         """Return the ids of own sessions with messages."""

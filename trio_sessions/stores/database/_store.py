@@ -12,7 +12,9 @@ import trio
 from trio_sessions._checks import seconds, switch
 from trio_sessions.abc import (
     Bell,
+    DataStore,
     InspectionStore,
+    LogStore,
     MailStore,
     Pool,
     RevocationStore,
@@ -38,6 +40,7 @@ from trio_sessions.types import (
     RowAnswers,
     Stamp,
     Stamped,
+    StoredEntry,
     StoredMessage,
     Swept,
     Wanted,
@@ -54,7 +57,7 @@ _CONTRADICTION = (
 )
 
 
-class DatabaseStore(SessionStore, InspectionStore, RevocationStore, MailStore):
+class DatabaseStore(SessionStore, InspectionStore, RevocationStore, DataStore, MailStore, LogStore):
     """Rows in SQLite or PostgreSQL, one operation, one thread, one transaction.
 
     The engine is made when the first registry opens the store, never earlier, so the
@@ -280,6 +283,15 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore, MailStore):
             ),
         )
 
+    async def get_data(self, worker: Worker, session_id: str) -> str | None:
+        """Return a session's data; see `DataStore.get_data`."""
+        return await self._ask(
+            worker,
+            lambda connection: self._questions.get_data(
+                connection, self._asker(worker), session_id
+            ),
+        )
+
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
         return await self._ask(
@@ -330,6 +342,28 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore, MailStore):
         """Return ids that were marked lately; see `RevocationStore.revocations`."""
         return await self._ask(
             worker, lambda connection: self._operations.revocations(connection, within)
+        )
+
+    # ---- logs ----
+
+    async def read_log(
+        self, worker: Worker, session_id: str, *, after: int, limit: int, size: int
+    ) -> Sequence[StoredEntry]:
+        """Return entries of a session's log; see `LogStore.read_log`."""
+        return await self._ask(
+            worker,
+            lambda connection: self._operations.read_log(
+                connection, self._asker(worker), session_id, after=after, limit=limit, size=size
+            ),
+        )
+
+    async def expire_logs(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        """Delete old entries of logs; see `LogStore.expire_logs`."""
+        return await self.run(
+            worker,
+            lambda connection: self._operations.expire_logs(
+                connection, older_than=older_than, limit=limit
+            ),
         )
 
     # ---- messages ----

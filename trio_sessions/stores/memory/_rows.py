@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores._adoption import NOT_ADOPTED, adopts, is_of_whom_it_names
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores._pieces import PIECE
 from trio_sessions.stores._revoked import REFUSED
@@ -13,20 +14,23 @@ from trio_sessions.types import Capabilities, Holder, Sent
 from trio_sessions.writes import (
     Acknowledge,
     Answer,
+    Append,
     Claim,
     Claimed,
     ClaimOwner,
     Delete,
+    Differs,
     Keep,
     Outcome,
     Send,
     SetCapabilities,
+    SetData,
     SetOwner,
     Unfinished,
     Write,
 )
 
-__all__ = ["Message", "Numbers", "Row", "Rows"]
+__all__ = ["LogLine", "Message", "Numbers", "Row", "Rows"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +38,14 @@ class Message:
     """A message that waits for the session of a row."""
 
     payload: str
+    stored_at: float
+
+
+@dataclass(slots=True, kw_only=True)
+class LogLine:
+    """An entry of the log of a session of a row."""
+
+    event: str
     stored_at: float
 
 
@@ -48,7 +60,9 @@ class Row:
     generation: int = 0
     owner: str | None = None
     capabilities: Capabilities | None = None
+    data: str | None = None
     messages: dict[int, Message] = field(default_factory=dict)
+    log: dict[int, LogLine] = field(default_factory=dict)
     taken_at: float = float("-inf")
     last_accessed: float = float("-inf")
 
@@ -80,6 +94,7 @@ class Rows(dict[str, Row]):
         self.marks = Marks()
         self._births = Numbers()
         self._message_ids = Numbers()
+        self._entry_ids = Numbers()
 
     def own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, Row]]:
         """Return those of these rows that are there and are held by this incarnation."""
@@ -150,6 +165,19 @@ class Rows(dict[str, Row]):
             del messages[message_id]
         return len(found)
 
+    def expire_logs(self, moment: float, limit: int) -> int:
+        """Remove entries of logs that were appended before a moment; return how many."""
+        old = (
+            (row.log, entry_id)
+            for row in self.values()
+            for entry_id, line in row.log.items()
+            if line.stored_at < moment
+        )
+        found = list(itertools.islice(old, limit))
+        for log, entry_id in found:
+            del log[entry_id]
+        return len(found)
+
     def carry_out(
         self, worker: Worker, write: Write[object], now: float, *, in_doubt: bool = False
     ) -> Answer:
@@ -168,17 +196,19 @@ class Rows(dict[str, Row]):
                 return self._claim(worker, write, now, now - write.age)
             case Delete():
                 return self._delete(worker, write)
-            case SetOwner() | ClaimOwner() | SetCapabilities():
+            case SetOwner() | ClaimOwner() | SetCapabilities() | SetData():
                 return self._say(worker, write)
-            case Send():
-                return self._send(worker, write, now - write.age)
+            case Send() | Append():
+                return self._add(worker, write, now)
             case Acknowledge():
                 return self._acknowledge(worker, write)
         raise TypeError(f"unknown write: {type(write).__name__}")
 
     def _is_doubtful(self, worker: Worker, write: Write[object]) -> bool:
-        """Say whether the answer would rest on what is not there."""
-        if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | Send):
+        """Say whether the answer would rest on what is not there, or on an older copy."""
+        if adopts(write):
+            return True
+        if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | SetData | Send | Append):
             return False
         row = self.get(write.session_id)
         if row is None:
@@ -197,6 +227,8 @@ class Rows(dict[str, Row]):
     ) -> Claimed | Unfinished:
         if self.marks.has(claim.session_id, now):
             return REFUSED
+        if claim.only_from is not None and not self._may_adopt(worker, claim):
+            return NOT_ADOPTED
         dropped = 0
         row = self._living(worker, claim.session_id, claim.ended)
         if row is None:
@@ -213,7 +245,7 @@ class Rows(dict[str, Row]):
             outcome = Outcome.INSERTED
         elif row.is_of(worker):
             outcome = Outcome.KEPT
-        elif taken_at < row.taken_at <= now:
+        elif taken_at < row.taken_at <= now and claim.only_from is None:
             outcome = Outcome.LOST
         else:
             row.worker_id, row.incarnation = worker.worker_id, worker.incarnation
@@ -226,13 +258,23 @@ class Rows(dict[str, Row]):
                 row.taken_at = taken_at if row.taken_at > now else max(row.taken_at, taken_at)
                 row.owner = row.owner if claim.owner is Keep.AS_IS else claim.owner
                 row.capabilities = claim.capabilities or row.capabilities
+                row.data = row.data if claim.data is Keep.AS_IS else claim.data
         return Claimed(
             outcome=outcome,
             holder=row.holder(),
             capabilities=row.capabilities,
+            data=row.data,
             born=row.born,
             dropped=dropped,
         )
+
+    def _may_adopt(self, worker: Worker, claim: Claim) -> bool:
+        row = self._living(worker, claim.session_id, claim.ended)
+        if row is None:
+            return False
+        if row.is_of(worker):
+            return row.generation == claim.generation
+        return is_of_whom_it_names(claim, worker_id=row.worker_id, incarnation=row.incarnation)
 
     def _delete(self, worker: Worker, write: Delete) -> int | Unfinished:
         row = self.get(write.session_id)
@@ -241,27 +283,42 @@ class Rows(dict[str, Row]):
         dropped, is_gone = self.remove(write.session_id, PIECE)
         return dropped if is_gone else Unfinished(dropped=dropped)
 
-    def _say(self, worker: Worker, write: SetOwner | ClaimOwner | SetCapabilities) -> Holder | None:
+    def _say(
+        self, worker: Worker, write: SetOwner | ClaimOwner | SetCapabilities | SetData
+    ) -> Holder | Differs | None:
         row = self._living(worker, write.session_id, write.ended)
         if row is None:
             return None
-        if isinstance(write, SetCapabilities):
+        if isinstance(write, SetData):
+            if write.only_if is not Keep.AS_IS and write.only_if != row.data:
+                return Differs(data=row.data)
+            row.data = write.data
+        elif isinstance(write, SetCapabilities):
             row.capabilities = write.capabilities
         elif isinstance(write, SetOwner) or row.owner is None:
             row.owner = write.owner
         return row.holder()
 
-    def _send(self, worker: Worker, write: Send, stored_at: float) -> Sent | None:
+    def _add(self, worker: Worker, write: Send | Append, now: float) -> Sent | int | None:
+        """Store what belongs to a session."""
         row = self._living(worker, write.session_id, write.ended)
-        if (
-            row is None
-            or (write.born is not None and row.born != write.born)
-            or (write.elsewhere and row.is_of(worker))
-        ):
+        if row is None or (write.born is not None and row.born != write.born):
+            return None
+        if isinstance(write, Append):
+            return self._append(row, write, now)
+        if write.elsewhere and row.is_of(worker):
             return None
         message_id = next(self._message_ids)
-        row.messages[message_id] = Message(payload=write.payload, stored_at=stored_at)
+        row.messages[message_id] = Message(payload=write.payload, stored_at=now - write.age)
         return Sent(id=message_id, holder=row.holder())
+
+    def _append(self, row: Row, write: Append, now: float) -> int:
+        entry_id = next(self._entry_ids)
+        row.log[entry_id] = LogLine(event=write.event, stored_at=now)
+        if write.keep is not None:
+            for old in list(itertools.islice(row.log, max(0, len(row.log) - write.keep))):
+                del row.log[old]
+        return entry_id
 
     def _acknowledge(self, worker: Worker, write: Acknowledge) -> bool:
         row = self.get(write.session_id)

@@ -4,14 +4,18 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
 
 import trio
 
+from trio_sessions._json import decode_object
 from trio_sessions.abc import (
     Bell,
+    DataStore,
     InspectionStore,
+    LogStore,
     MailStore,
     RevocationStore,
     SessionStore,
@@ -37,6 +41,7 @@ from trio_sessions.types import (
     Sent,
     Stamp,
     Stamped,
+    StoredEntry,
     StoredMessage,
     Swept,
     Wanted,
@@ -53,7 +58,7 @@ def _bells(ended: Bells | None) -> Bells:
     return Bells()
 
 
-class MemoryStore(SessionStore, InspectionStore, RevocationStore, MailStore):
+class MemoryStore(SessionStore, InspectionStore, RevocationStore, DataStore, MailStore, LogStore):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
     Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
@@ -123,6 +128,8 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore, MailStore):
             row.created_at = row.taken_at = row.last_accessed = now
             for message in row.messages.values():
                 message.stored_at = now
+            for line in row.log.values():
+                line.stored_at = now
         self._rows.marks.restart_clock(now)
         self._mail.restart_clock(now)
         self._workers.restart_clock(now, has_rows=bool(self._rows))
@@ -267,6 +274,14 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore, MailStore):
         capabilities = None if row is None else row.capabilities
         return await self._answer(None if capabilities is None else capabilities.encoded)
 
+    async def get_data(self, worker: Worker, session_id: str) -> str | None:
+        """Return a session's data; see `DataStore.get_data`."""
+        await self._begin()
+        row = self._rows.get(session_id)
+        if row is None and self._is_in_doubt(worker, self._now()):
+            await self._refuse_in_doubt()
+        return await self._answer(None if row is None else row.data)
+
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
         await self._begin()
@@ -308,9 +323,10 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore, MailStore):
         row = self._rows.get(session_id)
         if row is None and self._is_in_doubt(worker, self._now()):
             await self._refuse_in_doubt()
-        return await self._answer(
-            None if row is None else self._inform(session_id, row, self._now())
-        )
+        if row is None:
+            return await self._answer(None)
+        info = self._inform(session_id, row, self._now())
+        return await self._answer(replace(info, data=decode_object(row.data)))
 
     def _inform(self, session_id: str, row: Row, now: float) -> SessionInfo:
         return inform(session_id, row, self._workers, now, self._moment)
@@ -318,6 +334,28 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore, MailStore):
     def _moment(self, moment: float) -> datetime:
         """Return a moment of Trio's clock on the calendar: that clock begins anywhere."""
         return self._beginning + timedelta(seconds=moment)
+
+    # ---- logs ----
+
+    async def read_log(
+        self, worker: Worker, session_id: str, *, after: int, limit: int, size: int
+    ) -> Sequence[StoredEntry]:
+        """Return entries of a session's log; see `LogStore.read_log`."""
+        await self._begin()
+        row, now = self._rows.get(session_id), self._now()
+        if row is None and self._is_in_doubt(worker, now):
+            await self._refuse_in_doubt()
+        found, taken = list[StoredEntry](), 0
+        for entry_id, line in ({} if row is None else row.log).items():
+            if entry_id > after and len(found) < limit and taken < size:
+                taken += len(line.event.encode())
+                found.append(StoredEntry(id=entry_id, event=line.event, age=now - line.stored_at))
+        return await self._answer(found)
+
+    async def expire_logs(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        """Delete old entries of logs; see `LogStore.expire_logs`."""
+        await self._begin()
+        return await self._answer(self._rows.expire_logs(self._now() - older_than, limit))
 
     # ---- messages ----
 

@@ -1,9 +1,12 @@
 """The contract of a store as checks that any store can be put to, part by part."""
 
+from trio_sessions.testing._conformance._adoptions import adoption_checks
 from trio_sessions.testing._conformance._claims import claim_checks
+from trio_sessions.testing._conformance._data import data_checks
 from trio_sessions.testing._conformance._doubt import doubt_checks
 from trio_sessions.testing._conformance._inspection import inspection_checks
 from trio_sessions.testing._conformance._leases import lease_checks
+from trio_sessions.testing._conformance._logs import log_checks
 from trio_sessions.testing._conformance._mail import mail_checks
 from trio_sessions.testing._conformance._manners import manner_checks
 from trio_sessions.testing._conformance._messages import message_checks
@@ -23,7 +26,9 @@ from trio_sessions.testing._conformance._workers import worker_checks
 __all__ = [
     "Connection",
     "conformance_tests",
+    "data_conformance",
     "inspection_conformance",
+    "log_conformance",
     "mail_conformance",
     "message_conformance",
     "revocation_conformance",
@@ -68,6 +73,11 @@ mail_conformance: tuple[Check, ...] = mail_checks
 
 revocation_conformance: tuple[Check, ...] = revocation_checks
 """`RevocationStore`, one check a rule, likewise."""
+
+data_conformance: tuple[Check, ...] = (*data_checks, *adoption_checks)
+"""`DataStore`, one check a rule, likewise."""
+log_conformance: tuple[Check, ...] = log_checks
+"""`LogStore`, one check a rule, likewise."""
 
 transport_conformance: tuple[TransportCheck, ...] = transport_checks
 """The contract of a `Transport`, one check a rule, which is its docstring.

@@ -10,7 +10,7 @@ __all__ = ["Fleet", "Table"]
 
 
 def _copy_row(row: Row) -> Row:
-    """Return a copy; what is in it is never changed, but for its messages."""
+    """Return a copy; what is in it is never changed, but for its messages and log."""
     return Row(
         born=row.born,
         created_at=row.created_at,
@@ -19,7 +19,9 @@ def _copy_row(row: Row) -> Row:
         generation=row.generation,
         owner=row.owner,
         capabilities=row.capabilities,
+        data=row.data,
         messages=dict(row.messages),
+        log=dict(row.log),
         taken_at=row.taken_at,
         last_accessed=row.last_accessed,
     )
@@ -42,6 +44,7 @@ class Table(Rows):
         copied = Table(self._births)
         copied._message_ids = Numbers(self._message_ids.following)
         copied.marks = self.marks.copy()
+        copied._entry_ids = Numbers(self._entry_ids.following)
         copied.update((session_id, _copy_row(row)) for session_id, row in self.items())
         return copied
 

@@ -56,6 +56,7 @@ class Commit:
                 row.owner,
                 row.capabilities,
                 row.elicitation,
+                row.data,
                 sa.type_coerce(sa.cast(row.created_at, sa.String), sa.String).label("born"),
                 age_of(row.taken_at).label("taken"),
                 (row.taken_at > now()).label("taken_ahead"),
@@ -78,6 +79,7 @@ class Commit:
                 "owner",
                 "capabilities",
                 "elicitation",
+                "data",
             )
         }
         self._insert = sa.insert(tables.sessions).values(
@@ -109,6 +111,11 @@ class Commit:
                 elicitation=sa.bindparam("new_elicitation"),
             )
         )
+        self._set_data = (
+            sa.update(tables.sessions)
+            .where(row.session_id == which)
+            .values(data=sa.bindparam("new_data"))
+        )
         self._send = (
             sa.insert(tables.messages)
             .values(
@@ -117,6 +124,23 @@ class Commit:
                 created_at=ago(sa.bindparam("age", type_=sa.Float)),
             )
             .returning(message.id, sort_by_parameter_order=True)
+        )
+        entry = tables.logs.c
+        self._append = (
+            sa.insert(tables.logs)
+            .values(session_id=which, event=sa.bindparam("content"), created_at=now())
+            .returning(entry.id, sort_by_parameter_order=True)
+        )
+        newest_that_goes = (
+            sa.select(entry.id)
+            .where(entry.session_id == which)
+            .order_by(entry.id.desc())
+            .limit(1)
+            .offset(sa.bindparam("keep", type_=sa.Integer))
+            .scalar_subquery()
+        )
+        self._trim = sa.delete(tables.logs).where(
+            entry.session_id == which, entry.id <= newest_that_goes
         )
         self._acknowledge = sa.delete(tables.messages).where(
             message.id == sa.bindparam("message_id"), message.session_id == which
@@ -179,6 +203,7 @@ class Commit:
             (self._update, plan.updated),
             (self._set_owner, plan.owned),
             (self._set_capabilities, plan.able),
+            (self._set_data, plan.described),
             (self._acknowledge, plan.acknowledged),
         ):
             if values:
@@ -189,6 +214,8 @@ class Commit:
             self._send_all(connection, plan)
         for place, post in plan.posted:
             plan.answers[place] = self._mail.post(connection, post)
+        if plan.appended:
+            self._append_all(connection, plan)
         if plan.claimed:
             self._look_at_the_claimed(connection, plan, dropped)
 
@@ -200,6 +227,19 @@ class Commit:
         ids = connection.execute(self._send, values).scalars()
         for (place, _, holder), message_id in zip(plan.sent, ids, strict=True):
             plan.answers[place] = Sent(id=message_id, holder=holder)
+
+    def _append_all(self, connection: sa.Connection, plan: Plan) -> None:
+        values = [{"which": one.session_id, "content": one.event} for _, one in plan.appended]
+        ids = connection.execute(self._append, values).scalars()
+        for (place, _), entry_id in zip(plan.appended, ids, strict=True):
+            plan.answers[place] = entry_id
+        trims = [
+            {"which": one.session_id, "keep": one.keep}
+            for _, one in plan.appended
+            if one.keep is not None
+        ]
+        if trims:
+            connection.execute(self._trim, trims)
 
     def _look_at_the_claimed(
         self, connection: sa.Connection, plan: Plan, dropped: Mapping[str, int]

@@ -132,8 +132,8 @@ class Lease:
             cleared = self._clear(connection, found, limit)
             sessions = self._delete(connection, self._delete_own, found, cleared, parameters)
             messages = cleared.dropped.total()
-            is_full = len(found) >= limit or messages >= limit
-            more = is_full and sessions + messages > 0
+            is_full = len(found) >= limit or cleared.is_full
+            more = is_full and sessions + messages + cleared.entries > 0
             if not more:
                 connection.execute(self._leave, parameters)
                 self._mail.forget(connection, [worker.incarnation], limit)
@@ -231,8 +231,8 @@ class Lease:
                 rest = {**parameters, "limit": limit - messages}
                 messages += connection.execute(self._delete_stale, rest).rowcount
             self._remove_workers(connection, parameters)
-        more = len(found) >= limit or messages >= limit
-        advances = sessions + messages + len(ahead) > 0
+        more = len(found) >= limit or messages >= limit or cleared.is_full
+        advances = sessions + messages + cleared.entries + len(ahead) > 0
         return Swept(sessions=sessions, messages=messages, more=more and advances, stamped=told)
 
     def _remove_workers(self, connection: sa.Connection, parameters: Mapping[str, Any]) -> None:

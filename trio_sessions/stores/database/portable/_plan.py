@@ -5,22 +5,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores._adoption import NOT_ADOPTED, adopts, is_of_whom_it_names
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores._revoked import REFUSED
 from trio_sessions.types import Capabilities, Holder
 from trio_sessions.writes import (
     Acknowledge,
     Answer,
+    Append,
     Batch,
     Claim,
     Claimed,
     ClaimOwner,
     Delete,
+    Differs,
     Keep,
     Outcome,
     Post,
     Send,
     SetCapabilities,
+    SetData,
     SetOwner,
     Unfinished,
     Write,
@@ -35,22 +39,24 @@ class Plan:
 
     answers: list[Answer]
     cleared: set[str] = field(default_factory=set)
-    """Sessions whose messages go."""
+    """Sessions whose messages and logs go."""
     deleted: list[str] = field(default_factory=list)
     inserted: list[dict[str, Any]] = field(default_factory=list)
     updated: list[dict[str, Any]] = field(default_factory=list)
     owned: list[dict[str, Any]] = field(default_factory=list)
     able: list[dict[str, Any]] = field(default_factory=list)
+    described: list[dict[str, Any]] = field(default_factory=list)
     sent: list[tuple[int, Send, Holder]] = field(default_factory=list)
     posted: list[tuple[int, Post]] = field(default_factory=list)
     """Letters, which rest on no row of a session."""
+    appended: list[tuple[int, Append]] = field(default_factory=list)
     acknowledged: list[dict[str, Any]] = field(default_factory=list)
     counted: list[tuple[int, str]] = field(default_factory=list)
     """Deletions, whose answer is the number of messages that went."""
     claimed: list[tuple[int, str, Outcome]] = field(default_factory=list)
 
     def put_off(self, session_ids: Collection[str], dropped: Mapping[str, int]) -> None:
-        """Leave the rows of sessions as they are, which still have messages that must go first.
+        """Leave the rows of sessions as they are, which still have something that must go first.
 
         Args:
             session_ids: the sessions.
@@ -80,6 +86,7 @@ def claimed(row: Any, outcome: Outcome, dropped: int) -> Claimed:
         capabilities=None
         if capabilities is None
         else Capabilities(encoded=capabilities, elicitation=row.elicitation),
+        data=row.data,
         born=row.born,
         dropped=dropped,
     )
@@ -90,14 +97,16 @@ def _holder(row: Any) -> Holder:
 
 
 def rests_on_absence(worker: Worker, write: Write[object], row: Any) -> bool:
-    """Say whether the answer to a write would rest on what is not there.
+    """Say whether the answer to a write would rest on what is not there, or on an older copy.
 
     Args:
         worker: whose write it is.
         write: the write.
         row: that of its session, if there is one.
     """
-    if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | Send):
+    if adopts(write):
+        return True
+    if not isinstance(write, SetOwner | ClaimOwner | SetCapabilities | SetData | Send | Append):
         return False
     if row is None:
         return True
@@ -141,7 +150,7 @@ def decide(
                 if row is not None and is_held_by(worker, row) and row.generation <= write.up_to:
                     plan.cleared.add(write.session_id)
                     plan.deleted.append(write.session_id)
-            case SetOwner() | ClaimOwner() | SetCapabilities() | Send():
+            case SetOwner() | ClaimOwner() | SetCapabilities() | SetData() | Send() | Append():
                 has_ended = row is None or (
                     is_held_by(worker, row) and row.generation <= write.ended
                 )
@@ -163,7 +172,19 @@ def _refusal(
     """Return the answer to a write that may not be done whatever its row is; else None."""
     if isinstance(write, Claim) and write.session_id in revoked:
         return REFUSED
-    return doubtful() if in_doubt and rests_on_absence(worker, write, row) else None
+    if in_doubt and rests_on_absence(worker, write, row):
+        return doubtful()
+    if isinstance(write, Claim) and write.only_from is not None:
+        return None if _may_adopt(worker, write, row) else NOT_ADOPTED
+    return None
+
+
+def _may_adopt(worker: Worker, claim: Claim, row: Any) -> bool:
+    if row is None:
+        return False
+    if is_held_by(worker, row):
+        return bool(claim.ended < row.generation == claim.generation)
+    return is_of_whom_it_names(claim, worker_id=row.worker_id, incarnation=row.incarnation)
 
 
 def _claim(plan: Plan, worker: Worker, claim: Claim, row: Any, waited: float) -> Outcome:
@@ -179,7 +200,7 @@ def _claim(plan: Plan, worker: Worker, claim: Claim, row: Any, waited: float) ->
             row = None
     elif is_own:
         outcome = Outcome.KEPT
-    elif not row.taken_ahead and row.taken < age:
+    elif not row.taken_ahead and row.taken < age and claim.only_from is None:
         return Outcome.LOST
     else:
         outcome = Outcome.TAKEN_OVER
@@ -192,6 +213,7 @@ def _claim(plan: Plan, worker: Worker, claim: Claim, row: Any, waited: float) ->
         "owner": None if row is None else row.owner,
         "capabilities": None if row is None else row.capabilities,
         "elicitation": row is not None and row.elicitation,
+        "data": None if row is None else row.data,
     }
     if is_own and row is not None and row.generation > claim.generation:
         # It comes late: a later generation of the session has been written.
@@ -202,6 +224,8 @@ def _claim(plan: Plan, worker: Worker, claim: Claim, row: Any, waited: float) ->
         if claim.capabilities is not None:
             values["capabilities"] = claim.capabilities.encoded
             values["elicitation"] = claim.capabilities.elicitation
+        if claim.data is not Keep.AS_IS:
+            values["data"] = claim.data
     (plan.inserted if outcome is Outcome.INSERTED else plan.updated).append(values)
     return outcome
 
@@ -210,7 +234,7 @@ def _say(
     plan: Plan,
     worker: Worker,
     place: int,
-    write: SetOwner | ClaimOwner | SetCapabilities | Send,
+    write: SetOwner | ClaimOwner | SetCapabilities | SetData | Send | Append,
     row: Any,
 ) -> Answer:
     """Decide about what concerns a session that there is, whoever holds it."""
@@ -222,12 +246,21 @@ def _say(
             ):
                 plan.sent.append((place, write, holder))
             return None  # or the id, when it has one
+        case Append():
+            if write.born is None or write.born == row.born:
+                plan.appended.append((place, write))
+            return None  # or the id
         case SetCapabilities():
             values = {
                 "new_capabilities": write.capabilities.encoded,
                 "new_elicitation": write.capabilities.elicitation,
             }
             plan.able.append({"which": write.session_id, **values})
+            return holder
+        case SetData():
+            if write.only_if is not Keep.AS_IS and write.only_if != row.data:
+                return Differs(data=row.data)
+            plan.described.append({"which": write.session_id, "new_data": write.data})
             return holder
         case SetOwner() | ClaimOwner():
             keeps = isinstance(write, ClaimOwner) and row.owner is not None

@@ -83,8 +83,8 @@ class Revocations:
                 return Revoked(sessions=0)
             connection.execute(self._purge)
             self._mark_all(connection, ids, revocation)
-            messages = self._tables.messages
-            connection.execute(sa.delete(messages).where(messages.c.session_id.in_(ids)))
+            for table in (self._tables.messages, self._tables.logs):
+                connection.execute(sa.delete(table).where(table.c.session_id.in_(ids)))
             gone = connection.execute(
                 sa.delete(self._tables.sessions).where(row.session_id.in_(ids))
             )

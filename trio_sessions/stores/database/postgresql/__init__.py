@@ -14,6 +14,8 @@ from sqlalchemy.dialects import postgresql
 from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.database._bell import BellSource, poll
 from trio_sessions.stores.database._database import Database, Operations
+from trio_sessions.stores.database._logs import Logs
+from trio_sessions.stores.database._questions import Questions
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._revocation import Revocations
 from trio_sessions.stores.database.postgresql._batch import Commit
@@ -70,6 +72,8 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
         return listen(source, worker, f"{names.channels}{worker.incarnation}")
 
     marks = Revocations(tables, insert=postgresql.insert, transaction=transaction)
+    questions = Questions(tables, in_doubt(tables))
+    logs = Logs(tables, questions, octets=sa.func.octet_length, transaction=transaction)
     return Operations(
         check=check_opening(tables),
         creation=_creation,
@@ -83,6 +87,8 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
         revoke=marks.revoke,
         revocations=marks.revocations,
         mail=mail,
+        read_log=logs.read,
+        expire_logs=logs.expire,
         open_bell=open_bell,
     )
 

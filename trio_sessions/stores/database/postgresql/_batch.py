@@ -21,8 +21,11 @@ from sqlalchemy.exc import DBAPIError
 
 from trio_sessions.abc import Worker
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
+from trio_sessions.stores._adoption import adopts
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database.postgresql._adoptions import ADOPTIONS
+from trio_sessions.stores.database.postgresql._appends import APPENDS
 from trio_sessions.stores.database.postgresql._claims import CLAIMS, DELETIONS
 from trio_sessions.stores.database.postgresql._connections import USE_INDEXES, USES_INDEXES
 from trio_sessions.stores.database.postgresql._doubt import doubt_cte
@@ -40,6 +43,7 @@ from trio_sessions.stores.database.postgresql._kinds import (
     Names,
     locked,
     own,
+    without_data,
 )
 from trio_sessions.stores.database.postgresql._pipeline import in_one_round_trip
 from trio_sessions.stores.database.postgresql._posts import MAIL_BELLS, POSTS
@@ -59,7 +63,9 @@ from trio_sessions.writes import Answer, Batch, Claim, Committed, Post
 
 __all__ = ["Commit"]
 
-_KINDS = (CLAIMS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS, POSTS)
+_KINDS = (CLAIMS, ADOPTIONS, DELETIONS, SAYINGS, SENDS, ACKNOWLEDGEMENTS, APPENDS, POSTS)
+_IN_DOUBT = (ADOPTIONS, SAYINGS, SENDS, APPENDS)
+"""Those whose answers ask whether the database is in doubt."""
 _BELLS = ((SENDS, BELLS), (POSTS, MAIL_BELLS))
 _BY_NAME = {kind.name: kind for kind in _KINDS}
 _BY_WRITE = {write: kind for kind in _KINDS for write in kind.writes}
@@ -69,14 +75,17 @@ _REFUSED: Mapping[str, Callable[[], RowUnavailable]] = {LOCKED: locked, DOUBTFUL
 @lru_cache
 def _statement(names: Names, kinds: tuple[Kind, ...], *, rings: bool, stamps: bool) -> str:
     ctes = [witness_cte(names)]
-    if SAYINGS in kinds or SENDS in kinds:
+    if any(kind in kinds for kind in _IN_DOUBT):
         ctes.append(doubt_cte(names))
     ctes += [kind.ctes(names) for kind in kinds]
-    answers = [witness_answers(stamps=stamps), *(kind.answers(names) for kind in kinds)]
+    answers = [without_data(witness_answers(stamps=stamps))]
+    for kind in kinds:
+        part = kind.answers(names)
+        answers.append(part if kind.tells_data else without_data(part))
     for kind, (ring, ring_answers) in _BELLS:
         if rings and kind in kinds:
             ctes.append(ring(names))
-            answers.append(ring_answers(names))
+            answers.append(without_data(ring_answers(names)))
     if stamps:
         ctes.append(stamp_cte(names, [name for kind in kinds for name in kind.writing]))
     union = "\n        UNION ALL".join(answers)
@@ -164,7 +173,7 @@ class Commit:
         kinds = tuple(kind for kind in _KINDS if kind.name in parameters)
         stamps = batch.stamp is not None
         statements = [_statement(self._names, kinds, rings=rings, stamps=stamps)]
-        if any(claim.ended for _, claim in batch.of(Claim)):
+        if any(claim.ended and not adopts(claim) for _, claim in batch.of(Claim)):
             statements.insert(0, _lock_what_has_ended(self._names))
         if not connection.get_execution_options().get(USES_INDEXES):
             statements.insert(0, USE_INDEXES)
@@ -188,6 +197,7 @@ class Commit:
             for table in (
                 names.sessions,
                 names.messages,
+                names.logs,
                 names.workers,
                 *((names.mail, names.topics) if has_posts else ()),
             ):
@@ -198,7 +208,7 @@ def _parameters(worker: Worker, batch: Batch, waited: float) -> dict[str, str | 
     """Return the writes of each kind as one JSON text: quicker than arrays of psycopg's."""
     encoded: dict[str, list[Mapping[str, Any]]] = {}
     for place, write in enumerate(batch.writes):
-        kind = _BY_WRITE[type(write)]
+        kind = ADOPTIONS if adopts(write) else _BY_WRITE[type(write)]
         values = {"n": place, **kind.encode(write)}
         if isinstance(write, Claim):
             values["age"] += waited

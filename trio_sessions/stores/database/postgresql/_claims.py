@@ -3,7 +3,8 @@
 from typing import Any
 
 from trio_sessions.abc import Worker
-from trio_sessions.stores._pieces import PIECE
+from trio_sessions.stores._adoption import NOT_ADOPTED
+from trio_sessions.stores._pieces import ENTRIES, PIECE
 from trio_sessions.stores._revoked import REFUSED
 from trio_sessions.stores.database.postgresql._kinds import (
     OWN,
@@ -18,24 +19,45 @@ from trio_sessions.stores.database.postgresql._kinds import (
 from trio_sessions.types import Capabilities, Holder
 from trio_sessions.writes import Claim, Claimed, Delete, Keep, Outcome, Unfinished
 
-__all__ = ["CLAIMS", "DELETIONS"]
+__all__ = [
+    "CLAIM",
+    "CLAIMS",
+    "DELETIONS",
+    "TAKEN_AT",
+    "decode_claim",
+    "encode_claim",
+    "is_ahead",
+    "revoked_cte",
+]
 
-_CLAIM = """
+CLAIM = """
                 generation bigint, age float8, ended bigint, says boolean, owner text,
-                capabilities text, elicitation boolean"""
-_TAKEN_AT = "(now() - make_interval(secs => c.age))"
+                capabilities text, elicitation boolean, brings boolean, data text"""
+"""What a claim has besides ``n`` and ``id``, as `asked` reads it."""
+TAKEN_AT = "(now() - make_interval(secs => c.age))"
+"""When the session of a claim, ``c``, was added."""
 
 
-def _is_ahead(alias: str) -> str:
+def is_ahead(alias: str) -> str:
     """Return "a row was taken in the future": the clock was set back."""
     return f"{alias}.taken_at > clock_timestamp()"
 
 
-def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
-    """Return CTEs that delete messages of sessions that have ended, so many at a time.
+def revoked_cte(names: Names, name: str, claims: str) -> str:
+    """Return the CTE ``<name>_revoked``: the ids that are refused, of the CTE ``claims``."""
+    return f"""{name}_revoked AS MATERIALIZED (
+            SELECT r.session_id AS id FROM {names.revoked} AS r
+            WHERE r.session_id = ANY (ARRAY(SELECT id FROM {claims}))
+                AND r.until > clock_timestamp()
+        )"""
 
-    ``<name>_drops`` says how many, ``<name>_left`` which sessions have more, and must wait.
-    The look for more costs nothing as long as all have gone.
+
+def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
+    """Return CTEs that delete messages and logs of sessions that have ended, so many at a time.
+
+    ``<name>_drops`` says how many messages, ``<name>_left`` which sessions have more of either,
+    and must wait; ``<name>_advances`` whether anything went. The looks for more cost nothing as
+    long as all have gone.
 
     Args:
         names: the names of our tables.
@@ -43,6 +65,7 @@ def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
         ended: the CTE of the sessions, locked; the column is ``id``.
         condition: which of its rows, ``e``, are meant.
     """
+    lines = PIECE * ENTRIES
     return f"""{name}_doomed AS MATERIALIZED (
             SELECT oldest.id FROM {ended} AS e CROSS JOIN LATERAL (
                 SELECT m.id FROM {names.messages} AS m
@@ -55,14 +78,33 @@ def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
             RETURNING m.session_id
         ), {name}_drops AS MATERIALIZED (
             SELECT d.session_id AS id, count(*) AS number FROM {name}_dropped AS d GROUP BY 1
+        ), {name}_lines AS MATERIALIZED (
+            SELECT oldest.id FROM {ended} AS e CROSS JOIN LATERAL (
+                SELECT m.id FROM {names.logs} AS m
+                WHERE m.session_id = e.id ORDER BY m.id {limited_to(lines)}
+            ) AS oldest
+            WHERE {condition} LIMIT {lines}
+        ), {name}_unlogged AS (
+            DELETE FROM {names.logs} AS m
+            WHERE m.id = ANY (ARRAY(SELECT d.id FROM {name}_lines AS d))
+            RETURNING m.id
         ), {name}_left AS MATERIALIZED (
             SELECT e.id FROM {ended} AS e
-            WHERE {condition} AND (SELECT count(*) FROM {name}_doomed) >= {PIECE}
-                AND (
+            WHERE {condition} AND (
+                (SELECT count(*) FROM {name}_doomed) >= {PIECE} AND (
                     SELECT m.id FROM {names.messages} AS m
                     WHERE m.session_id = e.id AND m.id NOT IN (SELECT d.id FROM {name}_doomed AS d)
                     ORDER BY m.id LIMIT 1
                 ) IS NOT NULL
+                OR (SELECT count(*) FROM {name}_lines) >= {lines} AND (
+                    SELECT m.id FROM {names.logs} AS m
+                    WHERE m.session_id = e.id AND m.id NOT IN (SELECT d.id FROM {name}_lines AS d)
+                    ORDER BY m.id LIMIT 1
+                ) IS NOT NULL
+            )
+        ), {name}_advances AS MATERIALIZED (
+            SELECT EXISTS (SELECT FROM {name}_dropped) OR EXISTS (SELECT FROM {name}_unlogged)
+                AS holds
         )"""
 
 
@@ -74,10 +116,8 @@ def _claims(names: Names) -> str:
     inserted by somebody else just now. Both are to be asked again. ``late`` is a claim of an
     earlier generation than that of the row. A revoked id is refused before anything is locked.
     """
-    return f"""{asked(names, "claims", _CLAIM)}, claim_revoked AS MATERIALIZED (
-            SELECT r.session_id AS id FROM {names.revoked} AS r
-            WHERE r.session_id = ANY (ARRAY(SELECT id FROM claims)) AND r.until > clock_timestamp()
-        ), claim_locks AS MATERIALIZED (
+    return f"""{asked(names, "claims", CLAIM)}, {revoked_cte(names, "claim", "claims")},
+        claim_locks AS MATERIALIZED (
             SELECT s.* FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(
                 SELECT id FROM claims WHERE there AND id NOT IN (SELECT id FROM claim_revoked)
@@ -87,12 +127,13 @@ def _claims(names: Names) -> str:
             SELECT c.*, CASE
                     WHEN {own("l")} AND l.generation <= c.ended THEN 'inserted'
                     WHEN {own("l")} THEN 'kept'
-                    WHEN l.taken_at <= {_TAKEN_AT} OR {_is_ahead("l")} THEN 'taken over'
+                    WHEN l.taken_at <= {TAKEN_AT} OR {is_ahead("l")} THEN 'taken over'
                     ELSE 'lost'
                 END AS outcome,
                 {own("l")} AND l.generation > c.generation AS late,
                 l.worker_id AS held_by, l.incarnation AS held_as, l.owner AS owned_by,
-                l.capabilities AS able, l.elicitation AS asked, {born("l")} AS born
+                l.capabilities AS able, l.elicitation AS asked, l.data AS described,
+                {born("l")} AS born
             FROM claims AS c JOIN claim_locks AS l ON l.session_id = c.id
         ), {_drops(names, "claim", "claim_found", "e.outcome = 'inserted'")}, claim_updates AS (
             UPDATE {names.sessions} AS s SET
@@ -108,29 +149,35 @@ def _claims(names: Names) -> str:
                 elicitation = CASE
                     WHEN c.capabilities IS NOT NULL AND NOT c.late THEN c.elicitation
                     WHEN c.outcome <> 'inserted' THEN s.elicitation ELSE false END,
+                data = CASE
+                    WHEN c.brings AND NOT c.late THEN c.data
+                    WHEN c.outcome <> 'inserted' THEN s.data END,
                 created_at = CASE
                     WHEN c.outcome = 'inserted' THEN clock_timestamp() ELSE s.created_at END,
                 taken_at = CASE
-                    WHEN c.outcome = 'inserted' THEN {_TAKEN_AT}
+                    WHEN c.outcome = 'inserted' THEN {TAKEN_AT}
                     WHEN c.late THEN least(s.taken_at, clock_timestamp())
-                    WHEN {_is_ahead("s")} THEN {_TAKEN_AT}
-                    ELSE greatest(s.taken_at, {_TAKEN_AT}) END,
+                    WHEN {is_ahead("s")} THEN {TAKEN_AT}
+                    ELSE greatest(s.taken_at, {TAKEN_AT}) END,
                 last_accessed = clock_timestamp()
             FROM claim_found AS c
             WHERE s.session_id = c.id AND c.outcome <> 'lost'
                 AND NOT EXISTS (SELECT FROM claim_left AS x WHERE x.id = c.id)
-            RETURNING s.session_id, s.owner, s.capabilities, s.elicitation, {born("s")} AS born
+            RETURNING s.session_id, s.owner, s.capabilities, s.elicitation, s.data,
+                {born("s")} AS born
         ), claim_inserts AS (
             INSERT INTO {names.sessions} AS s (
                 session_id, worker_id, incarnation, generation, owner, capabilities,
-                elicitation, created_at, taken_at, last_accessed
+                elicitation, data, created_at, taken_at, last_accessed
             )
             SELECT c.id, {OWN["worker_id"]}, {OWN["incarnation"]}, c.generation, c.owner,
-                c.capabilities, c.elicitation, clock_timestamp(), {_TAKEN_AT}, clock_timestamp()
+                c.capabilities, c.elicitation, c.data, clock_timestamp(), {TAKEN_AT},
+                clock_timestamp()
             FROM claims AS c
             WHERE NOT c.there AND c.id NOT IN (SELECT id FROM claim_revoked) ORDER BY c.id
             ON CONFLICT (session_id) DO NOTHING
-            RETURNING s.session_id, s.owner, s.capabilities, s.elicitation, {born("s")} AS born
+            RETURNING s.session_id, s.owner, s.capabilities, s.elicitation, s.data,
+                {born("s")} AS born
         )"""
 
 
@@ -138,7 +185,7 @@ def _claim_answers(names: Names) -> str:
     return """
         SELECT 'claims', c.n,
             CASE WHEN c.id IN (SELECT id FROM claim_revoked) THEN 'revoked'
-                WHEN x.id IS NOT NULL AND EXISTS (SELECT FROM claim_drops) THEN 'unfinished'
+                WHEN x.id IS NOT NULL AND (SELECT holds FROM claim_advances) THEN 'unfinished'
                 WHEN i.session_id IS NOT NULL THEN 'inserted'
                 WHEN u.session_id IS NOT NULL OR f.outcome = 'lost' THEN f.outcome
                 ELSE 'locked' END,
@@ -149,7 +196,8 @@ def _claim_answers(names: Names) -> str:
             CASE WHEN f.outcome = 'lost' THEN f.asked
                 ELSE coalesce(i.elicitation, u.elicitation) END,
             CASE WHEN f.outcome = 'lost' THEN f.born ELSE coalesce(i.born, u.born) END,
-            coalesce(d.number, 0)
+            coalesce(d.number, 0),
+            CASE WHEN f.outcome = 'lost' THEN f.described ELSE coalesce(i.data, u.data) END
         FROM claims AS c
         LEFT JOIN claim_drops AS d ON d.id = c.id
         LEFT JOIN claim_left AS x ON x.id = c.id
@@ -158,9 +206,11 @@ def _claim_answers(names: Names) -> str:
         LEFT JOIN claim_inserts AS i ON i.session_id = c.id"""
 
 
-def _encode_claim(claim: Claim) -> dict[str, Any]:
+def encode_claim(claim: Claim) -> dict[str, Any]:
+    """Return a claim for the parameter."""
     capabilities = claim.capabilities
     says = claim.owner is not Keep.AS_IS
+    brings = claim.data is not Keep.AS_IS
     return {
         "id": claim.session_id,
         "generation": claim.generation,
@@ -170,15 +220,20 @@ def _encode_claim(claim: Claim) -> dict[str, Any]:
         "owner": claim.owner if says else None,
         "capabilities": None if capabilities is None else capabilities.encoded,
         "elicitation": capabilities is not None and capabilities.elicitation,
+        "brings": brings,
+        "data": claim.data if brings else None,
     }
 
 
-def _decode_claim(worker: Worker, row: Any) -> Claimed | Unfinished:
+def decode_claim(worker: Worker, row: Any) -> Claimed | Unfinished:
+    """Return the answer to a claim."""
     if row.state == UNFINISHED:
         return Unfinished(dropped=row.number)
     outcome = Outcome(row.state)
     if outcome is Outcome.REVOKED:
         return REFUSED
+    if outcome is Outcome.NOT_ADOPTED:
+        return NOT_ADOPTED
     is_lost = outcome is Outcome.LOST
     return Claimed(
         outcome=outcome,
@@ -190,6 +245,7 @@ def _decode_claim(worker: Worker, row: Any) -> Claimed | Unfinished:
         capabilities=None
         if row.capabilities is None
         else Capabilities(encoded=row.capabilities, elicitation=row.elicitation),
+        data=row.data,
         born=row.born,
         dropped=row.number,
     )
@@ -199,15 +255,16 @@ CLAIMS = Kind(
     name="claims",
     writes=(Claim,),
     ctes=_claims,
-    writing=("claim_dropped", "claim_updates", "claim_inserts"),
+    writing=("claim_dropped", "claim_unlogged", "claim_updates", "claim_inserts"),
     answers=_claim_answers,
-    encode=_encode_claim,
-    decode=_decode_claim,
+    tells_data=True,
+    encode=encode_claim,
+    decode=decode_claim,
 )
 
 
 def _deletions(names: Names) -> str:
-    """Their messages go first, and what was sent since the snapshot by the foreign key."""
+    """What belongs to them goes first, and what came since the snapshot by the foreign key."""
     mine = f"{own('s')} AND s.generation <= d.up_to"
     there = "t.mine AND t.generation <= a.up_to"
     return f"""{asked(names, "deletions", "up_to bigint", there=there)},
@@ -232,7 +289,7 @@ def _deletion_answers(names: Names) -> str:
     return """
         SELECT 'deletions', d.n,
             CASE WHEN gone.session_id IS NULL AND c.number > 0
-                    OR x.id IS NOT NULL AND EXISTS (SELECT FROM deletion_drops) THEN 'unfinished'
+                    OR x.id IS NOT NULL AND (SELECT holds FROM deletion_advances) THEN 'unfinished'
                 WHEN d.there AND gone.session_id IS NULL THEN 'locked' ELSE 'done' END,
             NULL, NULL, NULL, NULL, false, NULL, coalesce(c.number, 0)
         FROM deletions AS d
@@ -249,7 +306,7 @@ DELETIONS = Kind(
     name="deletions",
     writes=(Delete,),
     ctes=_deletions,
-    writing=("deletion_dropped", "deleted"),
+    writing=("deletion_dropped", "deletion_unlogged", "deleted"),
     answers=_deletion_answers,
     encode=lambda write: {"id": write.session_id, "up_to": write.up_to},
     decode=_decode_deletion,

@@ -1,21 +1,24 @@
-"""Sessions that go, so many messages at a time: their rows go with the last of these.
+"""Sessions that go, so many messages and entries at a time: their rows go with the last of these.
 
-The foreign key would delete the messages with the row, all at once, however many they are. So
-they go first, and the key has only what was sent between a statement's snapshot and its lock.
+The foreign keys would delete messages and log with the row, all at once, however many they are. So
+they go first, and the keys have only what came between a statement's snapshot and its lock.
 """
 
+from trio_sessions.stores._pieces import ENTRIES
 from trio_sessions.stores.database.postgresql._kinds import Names
 
 __all__ = ["LIMIT", "clearing"]
 
 LIMIT = "CAST(%(limit)s AS integer)"
+_LINES = f"{LIMIT} * {ENTRIES}"
 
 
 def clearing(names: Names, sessions: str, *, guard: str, stale: str | None = None) -> str:
-    """Return CTEs that delete messages of sessions, and the sessions that have none left.
+    """Return CTEs that delete messages and logs of sessions, and those that have nothing left.
 
     What is locked is passed over, and its session stays: two that sweep at once would else wait
-    for each other's messages. ``dropped`` are the messages that went, ``gone`` the sessions.
+    for each other's messages. ``dropped`` are the messages that went, ``gone`` the sessions;
+    ``logs_gone`` says whether entries went, and whether as many as may.
 
     Args:
         names: the names of our tables.
@@ -46,10 +49,25 @@ def clearing(names: Names, sessions: str, *, guard: str, stale: str | None = Non
             DELETE FROM {names.messages} AS m
             WHERE m.id = ANY (ARRAY(SELECT g.id FROM going AS g))
             RETURNING m.id
+        ), lines AS MATERIALIZED (
+            SELECT few.id FROM {sessions} AS e CROSS JOIN LATERAL (
+                SELECT m.id FROM {names.logs} AS m WHERE m.session_id = e.session_id
+                ORDER BY m.id LIMIT (SELECT {_LINES}) FOR UPDATE SKIP LOCKED
+            ) AS few LIMIT {_LINES}
+        ), unlogged AS (
+            DELETE FROM {names.logs} AS m
+            WHERE m.id = ANY (ARRAY(SELECT l.id FROM lines AS l))
+            RETURNING m.id
+        ), logs_gone AS MATERIALIZED (
+            SELECT count(*) > 0 AS has_some, count(*) >= {_LINES} AS is_full FROM unlogged
         ), cleared AS MATERIALIZED (
             SELECT e.session_id FROM {sessions} AS e WHERE (
                 SELECT m.id FROM {names.messages} AS m
                 WHERE m.session_id = e.session_id AND m.id NOT IN (SELECT g.id FROM going AS g)
+                ORDER BY m.id LIMIT 1
+            ) IS NULL AND (
+                SELECT m.id FROM {names.logs} AS m
+                WHERE m.session_id = e.session_id AND m.id NOT IN (SELECT l.id FROM lines AS l)
                 ORDER BY m.id LIMIT 1
             ) IS NULL
         ), gone AS (

@@ -24,9 +24,11 @@ __all__ = [
     "limited_to",
     "locked",
     "own",
+    "without_data",
 ]
 
-COLUMNS = "kind, n, state, worker_id, incarnation, owner, capabilities, elicitation, born, number"
+_TOLD = "kind, n, state, worker_id, incarnation, owner, capabilities, elicitation, born, number"
+COLUMNS = f"{_TOLD}, data"
 """What each part of the statement answers for each of its writes; ``n`` is its place."""
 
 LOCKED = "locked"
@@ -93,7 +95,8 @@ class Kind:
     writing: tuple[str, ...]
     """Those of the CTEs that write, and so wait for all others that lock."""
     answers: Callable[[Names], str]
-    """The select of what `COLUMNS` says."""
+    """The select of what `COLUMNS` says; without ``data`` unless it `tells_data`."""
+    tells_data: bool = False
     encode: Callable[[Any], Mapping[str, Any]]
     """One write, for the parameter."""
     decode: Callable[[Worker, Any], Answer]
@@ -125,6 +128,12 @@ def asked(names: Names, name: str, columns: str, *, there: str = "t.session_id I
             SELECT a.*, coalesce({there}, false) AS there
             FROM {name}_asked AS a LEFT JOIN {name}_there AS t ON t.session_id = a.id
         )"""
+
+
+def without_data(answers: str) -> str:
+    """Return the select of `COLUMNS` of a part that tells no data."""
+    return f"""
+        SELECT part.*, NULL FROM ({answers}) AS part({_TOLD})"""
 
 
 def own(alias: str) -> str:

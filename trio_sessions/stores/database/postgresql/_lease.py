@@ -164,10 +164,11 @@ def _delete_own(names: Names) -> str:
             SELECT s.session_id FROM {names.sessions} AS s WHERE {all_own("s")}
             ORDER BY s.session_id LIMIT {LIMIT} FOR UPDATE
         ), {clearing(names, "some_own", guard=own_row("s"))}, piece AS MATERIALIZED (
-            SELECT counts.*, counts.sessions + counts.messages > 0
-                AND (counts.messages >= {LIMIT} OR (SELECT count(*) FROM some_own) >= {LIMIT})
-                AS more
-            FROM (
+            SELECT counts.*, (counts.sessions + counts.messages > 0 OR x.has_some) AND (
+                    counts.messages >= {LIMIT} OR x.is_full
+                    OR (SELECT count(*) FROM some_own) >= {LIMIT}
+                ) AS more
+            FROM logs_gone AS x CROSS JOIN (
                 SELECT (SELECT count(*) FROM gone) AS sessions,
                     (SELECT count(*) FROM dropped) AS messages
             ) AS counts

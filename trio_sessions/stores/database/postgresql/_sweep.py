@@ -92,7 +92,8 @@ def _sweep_sessions(names: Names) -> str:
         SELECT (SELECT count(*) FROM gone) AS sessions,
             (SELECT count(*) FROM dropped) AS messages,
             (SELECT count(*) FROM righted) AS righted,
-            (SELECT count(*) FROM found) >= {LIMIT}
+            (SELECT has_some FROM logs_gone) AS entries,
+            (SELECT count(*) FROM found) >= {LIMIT} OR (SELECT is_full FROM logs_gone)
                 OR (SELECT count(*) FROM dropped) >= {LIMIT} AS is_full"""
 
 
@@ -179,7 +180,7 @@ class Sweep:
         if not rest:
             return Swept(sessions=0, messages=0, more=False, stamped=has_become)
         [swept] = rest[0]
-        advances = swept.sessions + swept.messages + swept.righted > 0
+        advances = swept.entries or swept.sessions + swept.messages + swept.righted > 0
         return Swept(
             sessions=swept.sessions,
             messages=swept.messages,

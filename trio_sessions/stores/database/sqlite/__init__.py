@@ -8,6 +8,7 @@ from sqlalchemy.dialects import sqlite
 from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.database._bell import BellSource, look_at_the_file
 from trio_sessions.stores.database._database import Database, Operations
+from trio_sessions.stores.database._logs import Logs
 from trio_sessions.stores.database._questions import Questions
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._commit import Commit
@@ -32,6 +33,7 @@ from trio_sessions.stores.database.sqlite._words import (
     check,
     each_id,
     encode_ids,
+    octets,
     read_clock,
 )
 
@@ -58,6 +60,7 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
 
     lease, questions, mail = Lease(tables, _GRAMMAR), Questions(tables), Mail(tables, _GRAMMAR)
     marks = Revocations(tables, insert=sqlite.insert, transaction=transaction)
+    logs = Logs(tables, questions, octets=octets, transaction=transaction)
     return Operations(
         check=check_opening(tables),
         creation=transaction,
@@ -71,6 +74,8 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
         revoke=marks.revoke,
         revocations=marks.revocations,
         mail=mail,
+        read_log=logs.read,
+        expire_logs=logs.expire,
         open_bell=open_bell,
     )
 

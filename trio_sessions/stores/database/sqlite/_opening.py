@@ -21,7 +21,7 @@ def check_opening(tables: Tables) -> CheckOpening:
     """Return the check of these tables; see `Operations.check`."""
 
     def check(connection: sa.Connection) -> CheckAlterations:
-        for table in (tables.sessions, tables.messages):
+        for table in (tables.sessions, tables.messages, tables.logs):
             name, is_key = table.name, table.c.session_id.primary_key
             collation = connection.execute(_LOOK, {"name": name, "is_key": is_key}).scalar()
             if collation is not None:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from trio_sessions.stores.database._database import Clock
 
-__all__ = ["CLOCK", "among", "check", "each_id", "encode_ids", "read_clock"]
+__all__ = ["CLOCK", "among", "check", "each_id", "encode_ids", "octets", "read_clock"]
 
 # Its clock has milliseconds. A moment in the past is taken a little further back, so that
 # rounding never makes a row older than it is.
@@ -27,6 +27,11 @@ def read_clock() -> float:
     https://sqlite.org/c3ref/vfs.html (xCurrentTimeInt64)
     """
     return time.time()
+
+
+def octets(text: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
+    """Return the bytes of a text: its length alone is that in characters."""
+    return sa.func.length(sa.cast(text, sa.LargeBinary), type_=sa.Integer)
 
 
 def each_id() -> sa.FromClause:

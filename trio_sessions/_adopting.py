@@ -1,0 +1,216 @@
+"""Adoption: a session that another worker holds, and is dead, is held here from now on.
+
+::
+
+    adopt ──> a claim that names the older holder ──> somebody else won: not ours
+                       │                       └────> won: into the table, in the step in which
+                       │                              the answer is heard
+                       └── the answer is lost: it may be ours, and nobody holds it
+
+A session is in the table only when its row has been won, for only a winner may hold it. So a row of
+this incarnation may be there for a moment before its session is: whoever looks for rows that no
+session has (`trio_sessions._strays`) is told of it.
+
+Who adds the id here meanwhile is newer, and has the session: the claim of that stands behind this
+one in the line, and finds the row of its own incarnation.
+
+Where the answer was lost, the same is asked for again with the same generation, by which the row
+says whose it is. Where nobody asks again, a pass finds the row and deletes it.
+See docs/decisions/0013-mcp.md.
+"""
+
+from collections.abc import Callable
+
+import outcome
+import trio
+
+from trio_sessions._admission import Admission
+from trio_sessions._claims import Claims
+from trio_sessions._departures import Departures
+from trio_sessions._edge import Edge
+from trio_sessions._entry import Entry
+from trio_sessions._orders import Order
+from trio_sessions._table import LocalTable
+from trio_sessions._writer import Writer
+from trio_sessions.abc import Transport
+from trio_sessions.errors import RegistryClosed, RowUnavailable, SessionRevoked
+from trio_sessions.types import fingerprint
+from trio_sessions.writes import Claim, Claimed, Outcome
+
+__all__ = ["Adopting"]
+
+_MOST = 10_000  # adoptions whose answer was lost that are remembered; a pass sees to the others
+
+
+class _AdoptOrder(Order[Claimed]):
+    """The claim of a session that is not held here yet."""
+
+    __slots__ = (
+        "_adopting",
+        "_made",
+        "added_at",
+        "entry",
+        "from_worker",
+        "generation",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        adopting: "Adopting",
+        session_id: str,
+        transport: Transport,
+        *,
+        from_worker: str,
+        generation: int,
+    ) -> None:
+        super().__init__(session_id)
+        self._adopting = adopting
+        self._made: Claim | None = None
+        self.added_at = trio.current_time()
+        self.transport = transport
+        self.from_worker = from_worker
+        self.generation = generation
+        self.entry: Entry | None = None
+        """The session, since it is held here."""
+
+    def make(self) -> Claim | None:
+        self._made = self._adopting.make(self)
+        return self._made
+
+    def conclude(self, result: outcome.Outcome[Claimed] | None) -> None:
+        self.entry = self._adopting.conclude(self, self._made, result)
+
+
+class Adopting:
+    """The adoptions of one registry."""
+
+    def __init__(
+        self,
+        *,
+        edge: Edge,
+        writer: Writer,
+        claims: Claims,
+        table: LocalTable,
+        departures: Departures,
+        admission: Admission,
+    ) -> None:
+        self._edge = edge
+        self._writer = writer
+        self._claims = claims
+        self._table = table
+        self._departures = departures
+        self._admission = admission
+        self._unsure: dict[str, int] = {}
+        """The generations of adoptions whose answers were lost, the oldest first."""
+        self._is_closed = False
+        self._listeners: list[Callable[[str, str], None]] = []
+
+    def notify(self, listener: Callable[[str, str], None]) -> None:
+        """Tell ``listener`` of each session that was adopted: its id, and from whom.
+
+        In the step in which it is held here. Whoever tells the older holder, which would learn of
+        it at its next pass, is told so here.
+        """
+        self._listeners.append(listener)
+
+    def close(self) -> None:
+        """Put nothing into the table any more; the rows go with all others of this worker."""
+        self._is_closed = True
+
+    async def adopt(self, session_id: str, transport: Transport, *, from_worker: str) -> bool:
+        """See `SessionRegistry.adopt_session`."""
+        self._edge.check_keeps_data()
+        if session_id in self._table:
+            await trio.lowlevel.checkpoint()
+            return False
+        self._admission.check(session_id)
+        await self._writer.admit()
+        self._admission.check(session_id)  # it may have waited
+        order = _AdoptOrder(
+            self,
+            session_id,
+            transport,
+            from_worker=from_worker,
+            generation=self._generation(session_id),
+        )
+        self._admission.expect()
+        self._claims.begin_adoption(session_id)
+        claimed = await self._writer.answer(self._writer.give(order))
+        if claimed is not None and claimed.outcome is Outcome.REVOKED:
+            raise SessionRevoked(
+                f"session {fingerprint(session_id)} was revoked, and its id is refused for "
+                "limits.revocation_ttl: it was not adopted, and its transport left alone"
+            )
+        if order.entry is None and self._is_closed:
+            raise RegistryClosed("the registry was closed while the session was adopted")
+        return order.entry is not None
+
+    def _generation(self, session_id: str) -> int:
+        """Return the generation of a session that is adopted; that of an attempt before."""
+        before = self._unsure.pop(session_id, 0)
+        if before > self._departures.ended(session_id):
+            return before
+        return self._table.next_generation()
+
+    def make(self, order: _AdoptOrder) -> Claim | None:
+        """Return the claim; None: the session is held here by now, or nobody is let in any more.
+
+        Raises:
+            RegistryDraining: it may not come in any more.
+        """
+        if self._is_closed or order.session_id in self._table:
+            return None
+        self._admission.check_draining()
+        ended = self._departures.ended(order.session_id)
+        if order.generation <= ended:  # it was added here since, and has gone
+            order.generation = self._table.next_generation()
+        return Claim(
+            session_id=order.session_id,
+            generation=order.generation,
+            age=trio.current_time() - order.added_at,
+            ended=ended,
+            only_from=order.from_worker,
+        )
+
+    def conclude(
+        self, order: _AdoptOrder, made: Claim | None, result: outcome.Outcome[Claimed] | None
+    ) -> Entry | None:
+        """Take note of the answer; return the session if it is held here since."""
+        self._admission.expect_no_more()
+        self._claims.end_adoption(order.session_id)
+        if made is None:
+            return None
+        if isinstance(result, outcome.Error):
+            if not isinstance(result.error, RowUnavailable):  # else it is sure that nothing is done
+                self._note_unsure(order)
+            return None
+        if not isinstance(result, outcome.Value):
+            return None
+        claimed = result.value
+        if claimed.outcome not in {Outcome.TAKEN_OVER, Outcome.KEPT}:
+            return None
+        if self._is_newer_here(order):
+            return None
+        entry, _ = self._table.put(
+            order.session_id, order.transport, order.added_at, generation=order.generation
+        )
+        entry.claim()
+        self._claims.conclude(entry, made, claimed)
+        for listener in self._listeners:
+            listener(order.session_id, order.from_worker)
+        return entry
+
+    def _is_newer_here(self, order: _AdoptOrder) -> bool:
+        """Say whether the row goes to somebody else: who was added here since, or the end."""
+        return (
+            self._is_closed
+            or order.session_id in self._table
+            or self._departures.ended(order.session_id) >= order.generation
+        )
+
+    def _note_unsure(self, order: _AdoptOrder) -> None:
+        self._unsure.pop(order.session_id, None)  # it is the latest now
+        self._unsure[order.session_id] = order.generation
+        while len(self._unsure) > _MOST:
+            del self._unsure[next(iter(self._unsure))]

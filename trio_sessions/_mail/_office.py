@@ -1,0 +1,134 @@
+"""The post office: fetches the letters of this worker, and hands each to whom it concerns."""
+
+import logging
+from collections.abc import Callable, Collection
+
+import trio
+
+from trio_sessions._edge import Edge
+from trio_sessions._json import decode
+from trio_sessions._mail._calling import Calling
+from trio_sessions._mail._letters import unseal
+from trio_sessions._mail._serving import Serving
+from trio_sessions._mail._topics import Subscriptions
+from trio_sessions.abc._mail import MAIL
+from trio_sessions.errors import SessionsError
+
+__all__ = ["Office"]
+
+logger = logging.getLogger("trio_sessions.mail")
+
+_LETTERS = (32, 1024)  # taken away by one operation, at least and at most
+_SIZE = 4 * 1024 * 1024  # characters taken away by one operation, after which it takes fewer
+_SLICE = 100_000  # characters handed on before the event loop gets its turn
+_OLD = 60.0  # seconds after which nobody waits for a letter
+_EXPIRED = 1000  # letters deleted by one operation
+_PIECES = 100  # operations of one round of deleting
+
+
+class Office:
+    """The letters of one worker, on their way in.
+
+    Args:
+        edge: the way to the store.
+        topics, calling, serving: to whom letters are handed.
+    """
+
+    def __init__(
+        self, edge: Edge, *, topics: Subscriptions, calling: Calling, serving: Serving
+    ) -> None:
+        self._edge = edge
+        self._topics = topics
+        self._calling = calling
+        self._serving = serving
+        self._limit = _LETTERS[0]
+        self._is_rung = True  # there may be letters from before
+        self._rang = trio.Event()
+
+    async def rung(self, session_ids: Collection[str] | None) -> None:
+        """Collect letters if the bell says so; see `trio_sessions._listening.BellListener`."""
+        if session_ids is None or MAIL in session_ids:
+            self._is_rung = True
+            self._rang.set()
+
+    async def collect(self, worked: Callable[[], None]) -> None:
+        """Collect letters, whenever there are some.
+
+        Raises:
+            SessionsError: the store is away; call it again.
+        """
+        while True:
+            while not self._is_rung:
+                self._rang = trio.Event()
+                await self._rang.wait()
+            self._is_rung = False
+            try:
+                letters = await self._edge.collect(limit=self._limit)
+            except SessionsError:
+                self._is_rung = True
+                raise
+            worked()
+            if len(letters) >= self._limit:
+                self._is_rung = True
+            await self._hand_on(letters)
+
+    async def _hand_on(self, letters: Collection[str]) -> None:
+        size = since = 0
+        for text in letters:
+            self.receive(text)
+            size += len(text)
+            since += len(text)
+            if since >= _SLICE:
+                since = 0
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        least, most = _LETTERS
+        if size > _SIZE:
+            self._limit = max(least, self._limit // 2)
+        elif len(letters) >= self._limit and size < _SIZE // 4:
+            self._limit = min(most, self._limit * 2)
+        await trio.lowlevel.checkpoint()
+
+    def receive(self, text: str) -> None:  # noqa: C901 -- one case for each kind of letter
+        """Hand a letter to whom it concerns."""
+        letter = unseal(text)
+        contents = "" if letter is None else letter.contents
+        match letter and letter.head:
+            case ["topic", str(topic)]:
+                self._topics.deliver(topic, contents)
+            case ["call", str(caller), int(number), str(name), float(timeout), int(window)]:
+                self._serving.begin(caller, number, name, contents, timeout=timeout, window=window)
+            case ["leave", str(caller), int(number)]:
+                self._serving.leave(caller, number)
+            case ["taken", str(caller), int(number), int(taken)]:
+                self._serving.taken(caller, number, taken)
+            case ["beat", str(caller)]:
+                self._serving.beat(caller, decode(contents))
+            case ["answer", int(number)]:
+                self._calling.answer(number, contents)
+            case ["items", int(number), int(first)]:
+                self._calling.items(number, first, contents)
+            case ["end", int(number), int(sent)]:
+                self._calling.finish(number, sent)
+            case ["failed", int(number), int(sent)]:
+                self._calling.failed(number, sent, contents)
+            case ["alive", str(callee)]:
+                match decode(contents):
+                    case [list(running), list(unknown)]:
+                        self._calling.alive(callee, running, unknown)
+            case _:
+                logger.warning("a letter was dropped: this version does not know its kind")
+
+    async def expire(self, interval: float) -> None:
+        """Delete letters that nobody has collected, once an interval.
+
+        Cancellation: at any moment.
+        """
+        while True:
+            await trio.sleep(interval)
+            try:
+                for _ in range(_PIECES):
+                    expired = await self._edge.expire_mail(older_than=_OLD, limit=_EXPIRED)
+                    if expired < _EXPIRED:
+                        break
+            except SessionsError as exc:
+                logger.debug("old letters could not be deleted now: %s", exc)

@@ -1,0 +1,97 @@
+"""What a handler yields, on its way to the caller: in order, with back-pressure.
+
+The handler is asked for its next item only while fewer are under way than the caller allows, and
+they are not too large together. What it yields while a letter is being left goes with the next.
+"""
+
+import trio
+
+from trio_sessions._json import size_of
+from trio_sessions._mail._letters import seal
+from trio_sessions._mail._sending import Sender
+
+__all__ = ["Outflow"]
+
+_LETTER = 256 * 1024  # bytes of items in one letter; a larger item goes alone
+_UNDER_WAY = 4 * 1024 * 1024  # bytes of items that the caller has not consumed
+
+
+class Outflow:
+    """The items of one call.
+
+    Args:
+        sender: leaves the letters.
+        caller: for whom.
+        number: its number of the call.
+        window: items that may be under way.
+    """
+
+    def __init__(self, sender: Sender, caller: str, number: int, window: int) -> None:
+        self._sender = sender
+        self._caller = caller
+        self._number = number
+        self._window = window
+        self._waiting: list[str] = []
+        self._sizes: list[int] = []
+        """Of the items that the caller has not consumed."""
+        self._size = 0
+        self._taken = 0
+        self._last: str | None = None
+        self._changed = trio.Event()
+
+    @property
+    def sent(self) -> int:
+        """Items that were put in."""
+        return self._taken + len(self._sizes)
+
+    def _has_room(self) -> bool:
+        return not self._sizes or (len(self._sizes) < self._window and self._size < _UNDER_WAY)
+
+    async def room(self) -> None:
+        """Wait until another item may come."""
+        while not self._has_room():
+            await self._change()
+
+    async def _change(self) -> None:
+        if self._changed.is_set():
+            self._changed = trio.Event()
+        await self._changed.wait()
+
+    def put(self, item: str) -> None:
+        """Take an item, JSON."""
+        size = size_of(item)
+        self._waiting.append(item)
+        self._sizes.append(size)
+        self._size += size
+        self._changed.set()
+
+    def taken(self, taken: int) -> None:
+        """Take note of how many items the caller has consumed, of all."""
+        count = min(taken - self._taken, len(self._sizes))
+        if count > 0:
+            self._size -= sum(self._sizes[:count])
+            del self._sizes[:count]
+            self._taken += count
+            self._changed.set()
+
+    def finish(self, letter: str) -> None:
+        """Send no more than what was put in, and this letter."""
+        self._last = letter
+        self._changed.set()
+
+    async def send(self) -> None:
+        """Send what is put in, until the last letter has gone."""
+        gone = 0
+        while self._waiting or self._last is None:
+            if not self._waiting:
+                await self._change()
+                continue
+            items, size = [self._waiting.pop(0)], 0
+            size = size_of(items[0])
+            while self._waiting and size + size_of(self._waiting[0]) <= _LETTER:
+                items.append(self._waiting.pop(0))
+                size += size_of(items[-1])
+            letter = seal("items", self._number, gone, contents=f"[{','.join(items)}]")
+            gone += len(items)
+            await self._sender.deliver(self._caller, letter)
+        await self._sender.deliver(self._caller, self._last)

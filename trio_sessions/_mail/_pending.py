@@ -1,0 +1,237 @@
+"""A call to another worker as its caller sees it, until it is over. Synchronous."""
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import outcome
+import trio
+
+from trio_sessions._json import decode, size_of
+from trio_sessions.errors import CallFailed, SessionsError, WorkerGone
+
+__all__ = ["Answer", "Incoming", "Pending", "failure"]
+
+_BEAT = (0.1, 10.0)  # seconds between two beats, the least and the most
+_TELL = 1024 * 1024  # bytes taken, after which the callee is told
+
+
+def failure(contents: str, what: str) -> SessionsError:
+    """Return the error that a callee has sent.
+
+    Args:
+        contents: what it says, JSON.
+        what: names the call.
+    """
+    said = decode(contents)
+    if not isinstance(said, dict):
+        return CallFailed(f"{what} failed, and the worker's reason cannot be read")
+    if said.get("gone"):
+        return WorkerGone(f"{what} was cut off: the worker has closed")
+    kind, message = str(said.get("type", "")), str(said.get("message", ""))
+    return CallFailed(f"{what} failed: {kind + ': ' if kind else ''}{message}")
+
+
+class Pending(abc.ABC):
+    """What one caller waits for.
+
+    Args:
+        number: counts the calls of this worker.
+        to: whom it was left for: an incarnation, or the id of a worker.
+        name: what is called.
+        timeout: seconds.
+    """
+
+    def __init__(self, *, number: int, to: str, name: str, timeout: float) -> None:
+        self.number = number
+        self.to = to
+        self.callee: str | None = None
+        """The incarnation that runs it, once that has said so."""
+        self.timeout = timeout
+        self.what = f"{name!r} at worker {to!r}"
+        self.is_abandoned = False
+        """Nobody can ask for it any more."""
+        self.must_tell = True
+        """The callee is to be told when nobody waits any more: it has not ended it by itself."""
+        self.began_at = self.heard_at = trio.current_time()
+        least, most = _BEAT
+        self.beat_interval = min(most, max(least, timeout / 3))
+        self.beat_at = self.began_at + min(1.0, self.beat_interval)
+
+    @property
+    @abc.abstractmethod
+    def is_over(self) -> bool:
+        """Nothing more can come."""
+
+    @property
+    def taken(self) -> int:
+        """Items that were consumed."""
+        return 0
+
+    @abc.abstractmethod
+    def fail(self, error: SessionsError) -> None:
+        """End it with an error, after what has come already; the first reason stays."""
+
+    def failed(self, sent: int, contents: str) -> None:
+        """Take in that the callee has failed."""
+        self.must_tell = False
+        self.fail(failure(contents, self.what))
+
+    def hear(self, callee: str | None = None) -> None:
+        """Note a sign of life."""
+        self.heard_at = trio.current_time()
+        self.callee = callee or self.callee
+
+
+class Answer(Pending):
+    """A call with one answer."""
+
+    def __init__(self, *, number: int, to: str, name: str, timeout: float) -> None:
+        super().__init__(number=number, to=to, name=name, timeout=timeout)
+        self._result: outcome.Outcome[str] | None = None
+        self._settled = trio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        return self._result is not None
+
+    def fail(self, error: SessionsError) -> None:
+        self._settle(outcome.Error(error))
+
+    def answer(self, contents: str) -> None:
+        """Take the answer in."""
+        self.must_tell = False
+        self._settle(outcome.Value(contents))
+
+    def _settle(self, result: outcome.Outcome[str]) -> None:
+        if self._result is None:
+            self._result = result
+            self._settled.set()
+
+    async def wait(self) -> Any:
+        """Wait for the answer, and return it, or raise what it was."""
+        await self._settled.wait()
+        assert self._result is not None
+        return decode(self._result.unwrap())
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """What one letter has brought."""
+
+    items: list[Any]
+    """The first one last."""
+    size: int
+    """Bytes."""
+
+
+class Incoming(Pending):
+    """A call that is answered with a stream of items.
+
+    Args:
+        number, to, name, timeout: as of `Pending`.
+        window: items that the callee may send beyond those that were consumed.
+    """
+
+    def __init__(self, *, number: int, to: str, name: str, timeout: float, window: int) -> None:
+        super().__init__(number=number, to=to, name=name, timeout=timeout)
+        self.window = window
+        self._chunks: list[_Chunk] = []
+        """The first one last, and what comes in `_later`, so that both ends are cheap."""
+        self._later: list[_Chunk] = []
+        self._received = 0
+        self._taken = 0
+        self._told = 0
+        self._size_taken = 0
+        """Bytes taken since the callee was told."""
+        self._end: outcome.Outcome[None] | None = None
+        self._arrived = trio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        return self._end is not None
+
+    @property
+    def taken(self) -> int:
+        return self._taken
+
+    # ---- what comes ----
+
+    def items(self, first: int, contents: str) -> None:
+        """Take items in; those that have come before are ignored."""
+        items = decode(contents)
+        if self.is_over or not isinstance(items, list):
+            return
+        if first > self._received:
+            self._lose()
+            return
+        new = items[self._received - first :]
+        if new:
+            self._received += len(new)
+            self._later.append(_Chunk(new[::-1], size_of(contents)))
+            self._arrived.set()
+
+    def finish(self, sent: int) -> None:
+        """Note that these were all."""
+        if sent > self._received:
+            self._lose()
+        else:
+            self.must_tell = False
+            self._finish(outcome.Value(None))
+
+    def failed(self, sent: int, contents: str) -> None:
+        if sent > self._received:
+            self._lose()
+        else:
+            super().failed(sent, contents)
+
+    def fail(self, error: SessionsError) -> None:
+        self._finish(outcome.Error(error))
+
+    def _lose(self) -> None:
+        self.fail(CallFailed(f"{self.what} failed: items of the stream were lost on their way"))
+
+    def _finish(self, end: outcome.Outcome[None]) -> None:
+        if self._end is None:
+            self._end = end
+            self._arrived.set()
+
+    # ---- what is taken ----
+
+    def take(self) -> tuple[bool, Any]:
+        """Return True and an item, or False and whether there will be one; raise at a bad end."""
+        if not self._chunks:
+            self._chunks, self._later = self._later[::-1], []
+        if self._chunks:
+            chunk = self._chunks[-1]
+            item = chunk.items.pop()
+            self._taken += 1
+            if not chunk.items:
+                self._chunks.pop()
+                self._size_taken += chunk.size
+            return True, item
+        if self._end is not None:
+            self._end.unwrap()
+        return False, self._end is None
+
+    @property
+    def should_tell(self) -> bool:
+        """The callee might wait for us to say what we have taken."""
+        is_much = self._size_taken >= _TELL or self._taken - self._told >= max(1, self.window // 2)
+        return is_much and not self.is_over
+
+    def told(self) -> None:
+        """Note that it is told."""
+        self._told = self._taken
+        self._size_taken = 0
+
+    async def wait(self) -> None:
+        """Wait until there is something to take, or nothing was heard for too long."""
+        while not (self._chunks or self._later or self.is_over):
+            self._arrived = trio.Event()
+            with trio.move_on_at(self.heard_at + self.timeout):
+                await self._arrived.wait()
+                return
+            if trio.current_time() >= self.heard_at + self.timeout:
+                raise TimeoutError(f"{self.what} gave no sign of life for {self.timeout:g} seconds")
+        await trio.lowlevel.checkpoint()

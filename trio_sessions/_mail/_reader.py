@@ -1,0 +1,74 @@
+"""What users iterate over: it is opened, read and closed, here and on asyncio's side."""
+
+import abc
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import trio
+
+from trio_sessions._library import check_trio
+
+__all__ = ["Reader"]
+
+
+class Reader(abc.ABC):
+    """Values for one reader, an asynchronous iterator and context manager.
+
+    Its parts are for both facades: `next_nowait` never waits, and `wait` is called where there is
+    nothing.
+    """
+
+    @abc.abstractmethod
+    async def open(self) -> None:
+        """Open it."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close it; harmless twice. Synchronous, so that nothing can keep it from being closed."""
+
+    @abc.abstractmethod
+    def next_nowait(self) -> tuple[bool, Any]:
+        """Return True and the next value, or False and whether there will be one."""
+
+    @abc.abstractmethod
+    async def wait(self) -> None:
+        """Wait until `next_nowait` may have another answer."""
+
+    @property
+    @abc.abstractmethod
+    def needs_opening(self) -> bool:
+        """It was neither opened nor closed."""
+
+    @abc.abstractmethod
+    async def prepare(self) -> None:
+        """Be ready to be read without having been entered, or raise `RuntimeError`."""
+
+    async def __aenter__(self) -> Self:
+        check_trio()
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        await trio.lowlevel.checkpoint()
+        if self.needs_opening:
+            await self.prepare()
+        while True:
+            is_value, value = self.next_nowait()
+            if is_value:
+                return value
+            if not value:
+                self.close()
+                raise StopAsyncIteration
+            await self.wait()

@@ -1,0 +1,170 @@
+"""The door of the room of mail: what the registry asks of it."""
+
+import logging
+from typing import Any
+
+from trio_sessions._asking import INHERITED
+from trio_sessions._background import Background
+from trio_sessions._counters import Counters
+from trio_sessions._edge import Edge
+from trio_sessions._interrupts import uninterrupted
+from trio_sessions._json import encode
+from trio_sessions._listening import Listening
+from trio_sessions._mail._calling import Calling, Stream
+from trio_sessions._mail._letters import seal
+from trio_sessions._mail._office import Office
+from trio_sessions._mail._sending import Sender
+from trio_sessions._mail._serving import Serving
+from trio_sessions._mail._topics import Subscription, Subscriptions
+from trio_sessions._mail._watch import Watch
+from trio_sessions._persisting import persist
+from trio_sessions._settings import Settings
+from trio_sessions._writer import Writer
+from trio_sessions.abc import Part
+from trio_sessions.errors import NotSupported, RegistryClosed
+
+__all__ = ["Mail"]
+
+logger = logging.getLogger("trio_sessions.mail")
+
+
+@uninterrupted
+class Mail:
+    """What one worker has to do with the others: topics and calls.
+
+    Args:
+        edge: the way to the store.
+        writer: takes letters to it.
+        listening: hears the bell.
+        background: where loops and handlers run.
+        counters: count what was dropped.
+        settings: ``handlers``, ``max_message_bytes`` and ``cleanup_interval``.
+    """
+
+    def __init__(
+        self,
+        *,
+        edge: Edge,
+        writer: Writer,
+        listening: Listening,
+        background: Background,
+        counters: Counters,
+        settings: Settings,
+    ) -> None:
+        self._edge = edge
+        self._listening = listening
+        self._background = background
+        self._settings = settings
+        self._watch = Watch(edge)
+        self._sender = Sender(writer, edge)
+        self._topics = Subscriptions(edge, counters)
+        self._calling = Calling(self._sender, self._watch.wake)
+        self._serving = Serving(
+            settings.handlers or {},
+            sender=self._sender,
+            background=background,
+            limit=settings.max_message_bytes,
+            wake=self._watch.wake,
+        )
+        self._office = Office(
+            edge, topics=self._topics, calling=self._calling, serving=self._serving
+        )
+        self._sender.receive_by(self._office)
+        listening.tell(self._office)
+        self._runs = False
+        self._is_closed = False
+
+    # ---- its life ----
+
+    def start(self) -> None:
+        """Begin to collect letters, unless it does; most programs need it never.
+
+        Raises:
+            NotSupported: the store keeps no mail, or cannot say who lives.
+        """
+        for part, contract in ((Part.MAIL, "MailStore"), (Part.INSPECTION, "InspectionStore")):
+            if not self._edge.keeps(part):
+                raise NotSupported(
+                    "calls between workers and topics need a store that keeps the part of the "
+                    f"contract trio_sessions.abc.{contract}; this one does not"
+                )
+        if not self._runs:
+            self._runs = True
+            self._listening.start()
+            for loop in (self._collect, self._keep_topics, self._look_after, self._expire):
+                self._background.start_lasting(loop)
+
+    async def _collect(self) -> None:
+        await persist("collecting letters", self._office.collect, logger)
+
+    async def _keep_topics(self) -> None:
+        await persist("listening to topics", self._topics.keep, logger)
+
+    async def _look_after(self) -> None:
+        await self._watch.run(self._calling, self._serving)
+
+    async def _expire(self) -> None:
+        await self._office.expire(self._settings.cleanup_interval)
+
+    def restore(self) -> None:
+        """Write anew what the store may have forgotten."""
+        self._topics.restore()
+
+    def close(self) -> None:
+        """Take nothing more; let nobody wait, and tell callees that nobody does.
+
+        The handlers are to be interrupted next; each tells its caller.
+        """
+        self._is_closed = True
+        self._serving.close()
+        self._topics.close()
+        self._calling.close(_closed)
+
+    def check_open(self) -> None:
+        """Raise `RegistryClosed` unless it is open, and this process's."""
+        if self._edge.is_inherited:
+            raise RegistryClosed(INHERITED)
+        if self._is_closed:
+            raise _closed()
+
+    # ---- topics ----
+
+    async def publish(self, topic: str, message: object) -> None:
+        """See `Topics.publish`."""
+        limit = self._settings.max_message_bytes
+        contents = encode(message, what="the message", limit=limit)
+        self.check_open()
+        await self._sender.publish(topic, seal("topic", topic, contents=contents))
+
+    def subscribe(self, topic: str) -> Subscription:
+        """See `Topics.subscribe`."""
+        return Subscription(topic, self._topics, self._begin)
+
+    # ---- calls ----
+
+    async def call(self, to: str, name: str, payload: object, timeout: float) -> Any:
+        """See `Workers.call`."""
+        encoded = self._encode(payload)
+        self._begin()
+        return await self._calling.call(to, name, encoded, timeout)
+
+    def stream(self, to: str, name: str, payload: object, timeout: float) -> Stream:
+        """See `Workers.stream`."""
+        encoded = self._encode(payload)
+        return Stream(
+            self._calling, self._begin, to=to, name=name, payload=encoded, timeout=timeout
+        )
+
+    def _encode(self, payload: object) -> str:
+        limit = self._settings.max_message_bytes
+        return encode(payload, what="the payload", limit=limit)
+
+    def _begin(self) -> None:
+        self.check_open()
+        self.start()
+
+
+def _closed() -> RegistryClosed:
+    return RegistryClosed(
+        "the registry is closed: use it inside the `async with open_registry(...)` block"
+    )

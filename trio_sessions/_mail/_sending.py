@@ -1,0 +1,123 @@
+"""Letters on their way out: to other workers by the writer, to ourselves at once."""
+
+import logging
+import random
+from typing import Protocol
+
+import trio
+
+from trio_sessions._edge import Edge
+from trio_sessions._orders import Order, Stage
+from trio_sessions._posting import PostOrder
+from trio_sessions._writer import Writer
+from trio_sessions.errors import SessionsError
+
+__all__ = ["Receiver", "Sender"]
+
+logger = logging.getLogger("trio_sessions.mail")
+
+_PAUSES = (0.1, 2.0)  # seconds between two attempts, the first and the longest
+
+
+class Receiver(Protocol):
+    """Who gets letters."""
+
+    def receive(self, text: str) -> None:
+        """Take a letter in. Synchronous."""
+        ...
+
+
+class Sender:
+    """Sends letters of one worker.
+
+    Args:
+        writer: takes them to the store, in the order of the calls.
+        edge: knows who we are.
+    """
+
+    def __init__(self, writer: Writer, edge: Edge) -> None:
+        self._writer = writer
+        self._edge = edge
+        self._receiver: Receiver | None = None
+
+    @property
+    def own(self) -> str:
+        """Our incarnation, which the others answer to."""
+        return self._edge.worker.incarnation
+
+    def receive_by(self, receiver: Receiver) -> None:
+        """Hand letters to ourselves to this receiver, without the store."""
+        self._receiver = receiver
+
+    def is_own(self, to: str) -> bool:
+        """Say whether this worker is meant."""
+        return to in {self._edge.worker.incarnation, self._edge.worker.worker_id}
+
+    def _hand_over(self, text: str) -> None:
+        assert self._receiver is not None
+        self._receiver.receive(text)
+
+    async def post(self, to: str, text: str) -> bool:
+        """Leave a letter for a worker, once; say whether there is such a worker.
+
+        Raises:
+            StoreUnavailable: it may have been left, or not.
+
+        Cancellation: it is withdrawn, unless it is on its way already.
+        """
+        if self.is_own(to):
+            await trio.lowlevel.checkpoint()
+            self._hand_over(text)
+            return True
+        await self._writer.admit()
+        order: Order[int] = self._writer.give(PostOrder(text, to=to))
+        left: int | None = await self._writer.answer(order)
+        return bool(left)
+
+    async def publish(self, topic: str, text: str) -> None:
+        """Leave a letter for everybody who listens to a topic; raises as `post`."""
+        await self._writer.admit()
+        await self._writer.answer(self._writer.give(PostOrder(text, topic=topic)))
+
+    def post_soon(
+        self, to: str, text: str, *, earlier: Order[int] | None = None
+    ) -> Order[int] | None:
+        """Leave a letter for which nobody waits, and that may be lost.
+
+        Args:
+            to: for whom.
+            text: the letter.
+            earlier: what this returned for another one that says the same, but less: while that
+                one waits, nothing more is left.
+
+        Returns:
+            What waits now; None: nothing.
+        """
+        if earlier is not None and earlier.stage is not Stage.SETTLED:
+            return earlier
+        if self.is_own(to):
+            self._hand_over(text)
+            return None
+        return self._writer.give(PostOrder(text, to=to))
+
+    async def deliver(self, to: str, text: str) -> None:
+        """Leave a letter again and again until there is somebody who may get it.
+
+        Only for letters of which a second one does no harm.
+
+        Cancellation: what is on its way goes on.
+        """
+        if self.is_own(to):
+            await trio.lowlevel.checkpoint()
+            self._hand_over(text)
+            return
+        pause, longest = _PAUSES
+        while True:
+            try:
+                order: Order[int] = self._writer.give(PostOrder(text, to=to))
+                if await order.wait():
+                    return
+            except SessionsError as exc:
+                logger.debug("a letter could not be left, and is left again: %s", exc)
+            await trio.sleep(pause * (0.5 + random.random()))  # noqa: S311 -- jitter, no secret
+            pause = min(2 * pause, longest)

@@ -1,0 +1,200 @@
+"""What is said of sessions: how it goes to the store, and where it waits for an unwritten row.
+
+It stands in the session's line at the writer between the claims of its row, and may leave before
+there is a row: a claim has failed, or was superseded because the session was added again, and the
+next one is behind. Then it is noted, for that claim to write. It is noted for the very session that
+it was said of (`Pending` stays the same as long as one is held here), never for a later one of the
+same id (invariant 14). See docs/decisions/0009-one-writer.md.
+"""
+
+import abc
+
+import outcome
+
+from trio_sessions._claims import Claims
+from trio_sessions._departures import Departures
+from trio_sessions._edge import Edge
+from trio_sessions._entry import Entry, Pending, Row
+from trio_sessions._orders import Order
+from trio_sessions._table import LocalTable
+from trio_sessions._writer import Writer
+from trio_sessions.errors import SessionNotFound, StoreUnavailable
+from trio_sessions.types import Holder, fingerprint
+from trio_sessions.writes import Differs, Write
+
+__all__ = ["Said", "SayOrder", "Saying", "not_found"]
+
+Said = Holder | Differs | None
+"""What the store answers: who holds the session; None: there is none."""
+
+_NOT_OURS = (
+    "the database says that this worker holds the session, which it does not: it lags behind, or a "
+    "statement came late, and the next pass deletes the row; who holds the session is unknown"
+)
+
+
+class SayOrder(Order[Said]):
+    """Something that is said of a session, behind the claim of its row.
+
+    Args:
+        saying: whose.
+        session_id: of whom.
+        size: bytes, about.
+    """
+
+    __slots__ = ("_pending", "_saying", "noted_for")
+
+    def __init__(self, saying: "Saying", session_id: str, size: int = 0) -> None:
+        super().__init__(session_id, size)
+        self._saying = saying
+        entry = saying.held(session_id)
+        self._pending = None if entry is None else entry.pending
+        self.noted_for: Entry | None = None
+        """It is to be written with the row of this one."""
+
+    def _note_if(self, *rows: Row) -> bool:
+        """Note it if the session is still held here, and its row in one of these states."""
+        entry = self._entry()
+        if entry is None or entry.row not in rows:
+            return False
+        self._note(entry)
+        self.noted_for = entry
+        return True
+
+    def make(self) -> Write[Said] | None:
+        if self._note_if(Row.UNWRITTEN):
+            return None
+        return self._write(self._saying.ended(self.session_id))
+
+    def conclude(self, result: outcome.Outcome[Said] | None) -> None:
+        if isinstance(result, outcome.Value):
+            if result.value is None:
+                self._note_if(Row.WRITING)  # by a claim that stands behind this in the line
+            elif isinstance(result.value, Holder):
+                self._learn(result.value)
+
+    def _entry(self) -> Entry | None:
+        """Return the session that this is said of, if it is still held here."""
+        entry = self._saying.held(self.session_id)
+        return entry if entry is not None and entry.pending is self._pending else None
+
+    def _learn(self, holder: Holder) -> None:
+        """Tell the session, if it is still held here, what the store has said of it."""
+        entry = self._entry()
+        if entry is not None:
+            entry.learn(holder)
+            self._tell(entry)
+            self._supersede(entry.pending)
+
+    def _tell(self, entry: Entry) -> None:
+        """Tell it what was written besides the owner."""
+
+    def _supersede(self, pending: Pending) -> None:
+        """Have this written where what was known before is to be written once more."""
+
+    @abc.abstractmethod
+    def _write(self, ended: int) -> Write[Said]:
+        """Return what is to be written now."""
+
+    @abc.abstractmethod
+    def _note(self, entry: Entry) -> None:
+        """Keep it, to be written with the row."""
+
+
+class Saying:
+    """What is said of the sessions of all workers, by one of them."""
+
+    def __init__(
+        self,
+        *,
+        edge: Edge,
+        writer: Writer,
+        claims: Claims,
+        table: LocalTable,
+        departures: Departures,
+    ) -> None:
+        self._edge = edge
+        self._writer = writer
+        self._claims = claims
+        self._table = table
+        self._departures = departures
+
+    def held(self, session_id: str) -> Entry | None:
+        """Return the session if it is held here."""
+        return self._table.get(session_id)
+
+    def _unwritten(self, session_id: str) -> Entry | None:
+        """Return the session if it is held here and its row could not be written."""
+        entry = self._table.get(session_id)
+        return entry if entry is not None and entry.row is Row.UNWRITTEN else None
+
+    def ended(self, session_id: str) -> int:
+        """Return the generation up to which the session's row is left over."""
+        return self._departures.ended(session_id)
+
+    async def say(self, order: SayOrder) -> bool:
+        """Have something written, behind the row if that is still to be; False: no session."""
+        said = await self.give(order)
+        if order.noted_for is not None:
+            await order.noted_for.answered()
+        return said is not None or order.noted_for is not None
+
+    async def give(self, order: SayOrder) -> Said:
+        """Have something written, behind the row; return the answer to it."""
+        entry = self._unwritten(order.session_id)
+        if entry is not None:
+            self._claims.write(entry)
+        return await self._writer.do(order)
+
+    async def _noted(self, session_id: str) -> Entry | None:
+        """Return the session if something is noted of it that cannot be written now.
+
+        One attempt to write it is made, unless one is under way already: many may ask at once.
+        """
+        entry = self._table.get(session_id)
+        if entry is None or entry.pending.is_empty:
+            return None
+        await self._claims.attempt([entry])
+        return self._unwritten(session_id)
+
+    async def _locate(self, session_id: str) -> tuple[Holder | None, bool]:
+        """Return the holder as its row says, and whether the row is only left over.
+
+        Where the session, or what was left over, has been replaced while the store was asked, it is
+        asked again: the answer may be of either session.
+
+        Raises:
+            StoreUnavailable: the row is this worker's, which neither holds the session nor has
+                left it over. A replica lags, and it is another's by now; or a late statement has
+                written it, and the next pass deletes it.
+        """
+        while True:
+            known = ended, _ = self._known(session_id)
+            holder = await self._edge.locate(session_id)
+            if self._known(session_id) == known:
+                if holder is None or not self._edge.is_own(holder):
+                    return holder, False
+                if not ended and session_id not in self._table:
+                    raise StoreUnavailable(_NOT_OURS)
+                return holder, ended > 0
+
+    def _known(self, session_id: str) -> tuple[int, Pending | None]:
+        """Return what is another as soon as an answer may be of another session of this id."""
+        entry = self._table.get(session_id)
+        return self._departures.ended(session_id), None if entry is None else entry.pending
+
+    async def _is_elsewhere(self, session_id: str) -> bool:
+        holder = await self._edge.locate(session_id)
+        return holder is not None and not self._edge.is_own(holder)
+
+    async def _is_left_behind(self, session_id: str) -> bool:
+        """Say whether the session's row is only what one that was removed here has left."""
+        if not self._departures.ended(session_id):
+            return False
+        holder, is_left_over = await self._locate(session_id)
+        return holder is None or is_left_over
+
+
+def not_found(session_id: str) -> SessionNotFound:
+    """Return the error that says that there is no such session."""
+    return SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")

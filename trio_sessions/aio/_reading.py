@@ -1,0 +1,60 @@
+"""What users iterate over, on asyncio's side: streams and subscriptions."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+from trio_sessions._mail import Reader
+from trio_sessions.aio._service import Service
+
+__all__ = ["AsyncioReader"]
+
+
+class AsyncioReader:
+    """Read without a crossing where something has come; to open it and to wait crosses.
+
+    Args:
+        reader: Trio's.
+        service: the registry that it belongs to.
+    """
+
+    def __init__(self, reader: Reader, service: Service) -> None:
+        self._reader = reader
+        self._service = service
+
+    async def _cross(self, function: Callable[[], Awaitable[None]]) -> None:
+        if self._service.life.has_ended:
+            raise await self._service.why_ended()
+        self._service.check_loop()
+        await self._service.crossing.call(function)
+
+    async def __aenter__(self) -> Self:
+        await self._cross(self._reader.open)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._reader.close()
+
+    async def aclose(self) -> None:
+        """Close it, for who has not entered it as a context manager."""
+        self._reader.close()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._reader.needs_opening:
+            await self._cross(self._reader.prepare)
+        while True:
+            is_value, value = self._reader.next_nowait()
+            if is_value:
+                return value
+            if not value:
+                self._reader.close()
+                raise StopAsyncIteration
+            await self._cross(self._reader.wait)

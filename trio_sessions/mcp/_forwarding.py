@@ -1,0 +1,228 @@
+"""The end of the tunnel at the worker that a client has reached."""
+
+import enum
+import logging
+import uuid
+
+import anyio
+import anyio.abc
+
+from trio_sessions.errors import (
+    CallFailed,
+    MessageTooLarge,
+    SessionsError,
+    StoreUnavailable,
+    WorkerGone,
+)
+from trio_sessions.mcp._asgi import answer_error, is_stream
+from trio_sessions.mcp._contracts import Receive, Registry, Scope, Send
+from trio_sessions.mcp._identity import user_of
+from trio_sessions.mcp._tunnel import PART, PART_BYTES, SERVE
+from trio_sessions.mcp._wire import Item, PackedRequest, pack_body
+
+__all__ = ["Forwarding", "Outcome"]
+
+logger = logging.getLogger("trio_sessions.mcp")
+
+_PING = 15.0
+"""Seconds after which a client of a silent stream is sent a comment, as by the SDK."""
+
+
+class Outcome(enum.Enum):
+    """What became of a request that was passed on."""
+
+    ANSWERED = "answered"
+    """The client has an answer, of whatever kind, or has left."""
+    ELSEWHERE = "elsewhere"
+    """The session is not there; nothing was done."""
+    UNHEARD = "unheard"
+    """The worker is dead, and the request was not begun."""
+    UNKNOWN = "unknown"
+    """The worker is dead, and has not answered: see `trio_sessions.mcp._runs`."""
+
+
+class _Answering:
+    """A client's answer, as it comes."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._turn = anyio.Lock()
+        self.has_begun = False
+        self.is_over = False
+        self.is_stream = False
+        self.said_at = 0.0
+
+    async def give(self, item: Item) -> None:
+        """Send a piece.
+
+        Raises:
+            ValueError: it cannot come now.
+        """
+        if (item.status is None) is not self.has_begun:
+            raise ValueError("an answer has one status, before its body")
+        async with self._turn:
+            if item.status is not None:
+                self.has_begun = True
+                self.is_stream = is_stream(item.headers)
+                await self._send(
+                    {
+                        "type": "http.response.start",
+                        "status": item.status,
+                        "headers": item.headers,
+                    }
+                )
+            await self._say(bytes(item.body), is_last=item.is_last)
+
+    async def _say(self, body: bytes, *, is_last: bool) -> None:
+        if self.is_over or not (body or is_last):
+            return
+        self.is_over = is_last
+        self.said_at = anyio.current_time()
+        await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
+
+    async def finish(self) -> None:
+        """End it: what would have followed does not come."""
+        async with self._turn:
+            await self._say(b"", is_last=True)
+
+    async def keep_alive(self) -> None:
+        """Send comments while there is nothing to say."""
+        while True:
+            await anyio.sleep(max(0.0, self.said_at + _PING - anyio.current_time()) or _PING)
+            if self.is_stream and anyio.current_time() >= self.said_at + _PING:
+                async with self._turn:
+                    await self._say(b": ping\r\n\r\n", is_last=False)
+
+
+class Forwarding:
+    """Passes requests on.
+
+    Args:
+        registry: by which it does.
+        timeout: seconds without a sign of life of the other worker.
+        ends: streams end when this is set, for this worker does.
+    """
+
+    def __init__(self, registry: Registry, *, timeout: float, ends: anyio.Event) -> None:
+        self._registry = registry
+        self._timeout = timeout
+        self._ends = ends
+
+    async def forward(
+        self,
+        to: str,
+        session_id: str,
+        scope: Scope,
+        body: bytes,
+        receive: Receive,
+        send: Send,
+        run: str,
+    ) -> Outcome:
+        """Pass a request on, and its answer back.
+
+        Args:
+            to: the incarnation that holds the session.
+            session_id: whose.
+            run: its name, if it must not be run twice.
+            scope, receive, send: of the request.
+            body: all of it.
+        """
+        answering = _Answering(send)
+        outcome = Outcome.ANSWERED
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._until_left, receive, tasks.cancel_scope)
+            if scope["method"] == "GET":  # the others have an end of their own
+                tasks.start_soon(self._until_ended, answering, tasks.cancel_scope)
+            if scope["method"] != "DELETE":
+                tasks.start_soon(answering.keep_alive)
+            outcome = await self._pass_on(to, session_id, scope, body, answering, run)
+            tasks.cancel_scope.cancel()
+        return outcome
+
+    async def _until_left(self, receive: Receive, scope: anyio.CancelScope) -> None:
+        """Cancel when the client has left."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    async def _until_ended(self, answering: _Answering, scope: anyio.CancelScope) -> None:
+        """End a stream when this worker ends: its client comes back to another one."""
+        await self._ends.wait()
+        if answering.has_begun:
+            await answering.finish()
+        scope.cancel()
+
+    async def _pass_on(
+        self,
+        to: str,
+        session_id: str,
+        scope: Scope,
+        body: bytes,
+        answering: _Answering,
+        run: str,
+    ) -> Outcome:
+        was_asked = False
+        try:
+            upload = await self._send_ahead(to, body)
+            request = PackedRequest(
+                session_id=session_id,
+                scope=scope,
+                body=None if upload else body,
+                upload=upload,
+                user=user_of(scope),
+                run=run,
+            )
+            items = self._registry.workers.stream(to, SERVE, request.pack(), timeout=self._timeout)
+            async with items:  # type: ignore[attr-defined] -- a stream is both
+                was_asked = True
+                async for packed in items:
+                    item = Item.unpack(packed)
+                    if item.is_elsewhere and not answering.has_begun:
+                        return Outcome.ELSEWHERE
+                    await answering.give(item)
+        except WorkerGone:
+            if answering.has_begun:
+                await answering.finish()
+            else:
+                return Outcome.UNKNOWN if was_asked else Outcome.UNHEARD
+        except TimeoutError:
+            await self._fail(answering, 504, "the worker that holds this session does not answer")
+        except MessageTooLarge:
+            await self._fail(answering, 413, "the request is too large to be passed on")
+        except StoreUnavailable as exc:
+            logger.warning("a request could not be passed on: %s", exc)
+            await self._fail(answering, 503, "the workers cannot reach each other", retry=1)
+        except (CallFailed, ValueError) as exc:
+            logger.warning("a request was passed on, and the answer is none: %s", exc)
+            await self._fail(answering, 502, "the worker that holds this session has failed")
+        except SessionsError as exc:
+            logger.warning("a request could not be passed on: %s", exc)
+            await self._fail(answering, 503, "this worker is not ready", retry=1)
+        else:
+            if not answering.is_over:
+                await self._fail(answering, 502, "the answer has not come to its end")
+        return Outcome.ANSWERED
+
+    async def _fail(
+        self, answering: _Answering, status: int, message: str, *, retry: int | None = None
+    ) -> None:
+        if answering.has_begun:
+            await answering.finish()
+        else:
+            answering.has_begun = answering.is_over = True
+            await answer_error(answering._send, status, message, retry_after=retry)  # noqa: SLF001 -- nothing of it was sent
+
+    async def _send_ahead(self, to: str, body: bytes) -> str:
+        """Send a body that is too large for one letter; return its name, or an empty one."""
+        if len(body) <= PART_BYTES:
+            return ""
+        name = uuid.uuid4().hex
+        for at in range(0, len(body), PART_BYTES):
+            part = {
+                "upload": name,
+                "at": at,
+                "body": pack_body(body[at : at + PART_BYTES]),
+                "timeout": self._timeout,
+            }
+            await self._registry.workers.call(to, PART, part, timeout=self._timeout)
+        return name

@@ -1,0 +1,140 @@
+"""A session of MCP, as the worker holds it: the transport that the registry is given."""
+
+import enum
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+
+from trio_sessions.mcp._conversation import Conversation
+
+__all__ = ["HeldSession", "Phase"]
+
+
+class Phase(enum.Enum):
+    """What there is of a session in this worker."""
+
+    DORMANT = "dormant"
+    """The row: it came from another worker, and its client has yet to ask for something."""
+    AWAKE = "awake"
+    """The SDK has a session for it."""
+    ENDED = "ended"
+
+
+_NEXT = {
+    Phase.DORMANT: {Phase.AWAKE, Phase.ENDED},
+    Phase.AWAKE: {Phase.ENDED},
+    Phase.ENDED: set[Phase](),
+}
+
+
+class HeldSession:
+    """One session: its client's id, the SDK's id, and whether it still goes on.
+
+    The two ids are the same until the session moves: the next worker's SDK makes another one,
+    of which the client is never told.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        manager: Any,
+        conversation: Conversation,
+        *,
+        owner: str | None,
+        data: Mapping[str, Any] | None,
+        idle_timeout: float | None,
+    ) -> None:
+        self.session_id = session_id
+        self.conversation = conversation
+        self.owner = owner
+        self.data = data
+        self.waking = anyio.Lock()
+        """Held by the request that wakes it."""
+        self.has_moved = anyio.Event()
+        """It is not here any more, whatever the reason."""
+        self.alias = ""
+        """The SDK's id."""
+        self._manager = manager
+        self._idle_timeout = idle_timeout
+        self._requests = 0
+        self._answering = 0
+        self._heard = time.monotonic()
+        self._phase = Phase.DORMANT
+
+    @property
+    def phase(self) -> Phase:
+        """What there is of it."""
+        return self._phase
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether requests are being answered, or run; streams that only listen do not count."""
+        return bool(self._answering or self.conversation.begun)
+
+    def _go(self, phase: Phase) -> None:
+        if phase not in _NEXT[self._phase]:
+            raise AssertionError(f"a session cannot go from {self._phase} to {phase}")
+        self._phase = phase
+
+    def wake(self, alias: str) -> None:
+        """Note the SDK's session.
+
+        Args:
+            alias: its id.
+        """
+        self._go(Phase.AWAKE)
+        self.alias = alias
+
+    def enter(self, method: str) -> None:
+        """Note that a request begins."""
+        self._requests += 1
+        self._answering += method != "GET"
+        self._heard = time.monotonic()
+
+    def leave(self, method: str) -> None:
+        """Note that a request has been answered."""
+        self._requests -= 1
+        self._answering -= method != "GET"
+        self._heard = time.monotonic()
+
+    @property
+    def _sdk_session(self) -> Any | None:
+        return self._manager._server_instances.get(self.alias)  # noqa: SLF001 -- the SDK has no other way to it; see `_sdk`
+
+    @property
+    def _is_idle(self) -> bool:
+        if self._requests or self._idle_timeout is None:
+            return False
+        return time.monotonic() - self._heard > self._idle_timeout
+
+    async def is_connected(self) -> bool:
+        """Say whether the session goes on: False once the SDK has ended it, or it was idle."""
+        if self._phase is Phase.ENDED or self._is_idle:
+            return False
+        if self._phase is Phase.DORMANT:
+            return True
+        session = self._sdk_session
+        return session is not None and not session.is_terminated
+
+    async def disconnect(self) -> None:
+        """End the SDK's session, and with it every stream of it."""
+        if self._phase is Phase.ENDED:
+            return
+        self._go(Phase.ENDED)
+        self.has_moved.set()
+        await self.drop(self.alias)
+
+    async def drop(self, alias: str) -> None:
+        """End a session of the SDK.
+
+        Args:
+            alias: its id; unknown: nothing is done.
+        """
+        session = self._manager._server_instances.pop(alias, None)  # noqa: SLF001 -- as above
+        if session is not None and not session.is_terminated:
+            with anyio.CancelScope(
+                shield=True
+            ):  # it closes streams in memory, and waits for nobody
+                await session.terminate()

@@ -1,0 +1,82 @@
+"""The life of an ASGI application behind a router: what begins first, and what ends first."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from trio_sessions.errors import RegistryClosed
+from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
+
+__all__ = ["live"]
+
+logger = logging.getLogger("trio_sessions.mcp")
+
+
+async def live(
+    app: App,
+    registry: Registry,
+    run: Callable[[], AbstractAsyncContextManager[Any]],
+    leave: Callable[[], Awaitable[None]],
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Live from the server's startup to its shutdown.
+
+    A registry of asyncio that is not open yet is opened first, and closed last: until the SDK has
+    ended, other workers may ask for what is here.
+
+    Args:
+        app: the SDK's, which has a life of its own.
+        registry: of the router.
+        run: the router's own tasks.
+        leave: hands the sessions over.
+        scope, receive, send: of the lifespan.
+    """
+    message = await receive()
+    assert message["type"] == "lifespan.startup"
+    opens = getattr(registry, "initialize", None)
+    owns = opens is not None and not _is_open(registry)
+    if owns:
+        try:
+            await opens()
+        except Exception as exc:
+            logger.exception("the registry could not be opened")
+            await send({"type": "lifespan.startup.failed", "message": str(exc)})
+            return
+    given = False
+    last: Message | None = None
+
+    async def receive_ours() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return message
+        following = await receive()
+        if following["type"] == "lifespan.shutdown":
+            await leave()
+        return following
+
+    async def send_ours(event: Message) -> None:
+        nonlocal last
+        if event["type"].startswith("lifespan.shutdown"):
+            last = event  # once the registry is closed, too
+        else:
+            await send(event)
+
+    try:
+        async with run():
+            await app(scope, receive_ours, send_ours)
+    finally:
+        if owns:
+            await registry.shutdown()  # type: ignore[attr-defined] -- asyncio's has one
+    if last is not None:
+        await send(last)
+
+
+def _is_open(registry: Registry) -> bool:
+    try:
+        return bool(registry.worker_id)
+    except RegistryClosed:
+        return False

@@ -1,0 +1,101 @@
+"""What becomes of the sessions of a worker that ends: they move to the others."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import anyio
+
+from trio_sessions.errors import SessionsError
+from trio_sessions.inspection import WorkerState
+from trio_sessions.mcp._contracts import Registry
+from trio_sessions.mcp._held import HeldSession
+from trio_sessions.mcp._tunnel import ADOPT
+
+__all__ = ["move_all"]
+
+logger = logging.getLogger("trio_sessions.mcp")
+
+_LETTER = 20  # sessions in one letter
+_LOOK = 0.05  # seconds between two looks whether requests have been answered
+
+
+async def move_all(
+    registry: Registry, sessions: Iterable[HeldSession], *, patience: float, timeout: float
+) -> int:
+    """Let other workers adopt sessions; return how many were moved.
+
+    Each goes once its requests have been answered; those that have not been in time go
+    nevertheless, and what they run is lost.
+
+    Args:
+        registry: that holds them.
+        sessions: which.
+        patience: seconds for which requests may go on.
+        timeout: seconds for one letter with some of them.
+    """
+    waiting = {one.session_id: one for one in sessions}
+    moved = 0
+    deadline = anyio.current_time() + patience
+    while waiting:
+        is_late = anyio.current_time() >= deadline
+        ready = [one for one in waiting.values() if is_late or not one.is_busy]
+        for one in ready:
+            del waiting[one.session_id]
+        others = await _others(registry)
+        if ready and not others:
+            logger.warning("no other worker is there to take %d sessions over", len(ready))
+            return moved
+        for i, batch in enumerate(_batches(ready)):
+            moved += await _give(registry, batch, others[i % len(others) :] + others, timeout)
+        if waiting and not ready:
+            await anyio.sleep(_LOOK)
+    return moved
+
+
+def _batches(sessions: list[HeldSession]) -> Iterator[list[HeldSession]]:
+    for i in range(0, len(sessions), _LETTER):
+        yield sessions[i : i + _LETTER]
+
+
+async def _others(registry: Registry) -> list[str]:
+    """Return the incarnations of workers that may take sessions."""
+    try:
+        workers = await registry.workers.list()
+    except SessionsError as exc:
+        logger.warning("cannot see which other workers there are: %s", exc)
+        return []
+    return [
+        one.incarnation
+        for one in reversed(workers)
+        if one.state is WorkerState.ALIVE
+        and one.worker_id != registry.worker_id
+        and not one.draining
+    ]
+
+
+async def _give(
+    registry: Registry, batch: list[HeldSession], others: list[str], timeout: float
+) -> int:
+    """Offer sessions to one worker after another, until they are gone."""
+    left = {one.session_id: one for one in batch}
+    for to in others:
+        payload: dict[str, Any] = {
+            "from": registry.worker_id,
+            "sessions": [
+                {"id": one.session_id, "owner": one.owner, "data": one.data}
+                for one in left.values()
+            ],
+        }
+        try:
+            taken = await registry.workers.call(to, ADOPT, payload, timeout=timeout)
+        except (SessionsError, TimeoutError) as exc:
+            logger.info("a worker does not take sessions over: %s", exc)
+            continue
+        for session_id in taken if isinstance(taken, list) else ():
+            one = left.pop(session_id, None)
+            if one is not None:
+                await one.disconnect()  # at once: the registry would at its next look
+        if not left:
+            break
+    return len(batch) - len(left)

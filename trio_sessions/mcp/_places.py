@@ -1,0 +1,178 @@
+"""Where sessions are, and how they come to be here: asked, remembered, adopted."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from trio_sessions.errors import SessionsError
+from trio_sessions.mcp._contracts import Registry
+from trio_sessions.mcp._conversation import Conversation
+from trio_sessions.mcp._held import HeldSession
+from trio_sessions.types import fingerprint
+
+__all__ = ["Place", "Places"]
+
+logger = logging.getLogger("trio_sessions.mcp")
+
+_MOST = 10_000  # places remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Another worker that holds a session."""
+
+    incarnation: str
+    owner: str | None
+
+
+class Places:
+    """Knows where sessions are.
+
+    What is remembered may be old: whoever is asked in vain says so, and is asked for anew. It saves
+    the question to the database that each request would cost.
+
+    Args:
+        registry: that says where they are.
+        manager: of the SDK's sessions here.
+        idle_timeout: seconds, of a session that comes here.
+    """
+
+    def __init__(self, registry: Registry, manager: Any, *, idle_timeout: float | None) -> None:
+        self._registry = registry
+        self._manager = manager
+        self._idle_timeout = idle_timeout
+        self._known: OrderedDict[str, Place] = OrderedDict()
+        self._coming: dict[str, anyio.Event] = {}
+
+    def here(self, session_id: str) -> HeldSession | None:
+        """Return a session that is held here."""
+        held = self._registry.get_session_sync(session_id)
+        return held if isinstance(held, HeldSession) else None
+
+    async def arrived(self, session_id: str) -> HeldSession | None:
+        """Return a session that is held here, or is just coming."""
+        coming = self._coming.get(session_id)
+        if coming is not None:
+            await coming.wait()
+        else:
+            await anyio.lowlevel.checkpoint()
+        return self.here(session_id)
+
+    def forget(self, session_id: str) -> None:
+        """Ask anew where a session is."""
+        self._known.pop(session_id, None)
+
+    async def find(self, session_id: str) -> HeldSession | Place | None:
+        """Return a session, or where it is; one whose worker is dead is adopted, and is here.
+
+        Returns:
+            None: the database has confirmed that there is none.
+
+        Raises:
+            InvalidSessionId: there cannot be one.
+            RegistryDraining, TooManySessions: it would have to come here, and may not.
+            StoreUnavailable: the database cannot say.
+        """
+        held = await self.arrived(session_id)
+        if held is not None:
+            return held
+        known = self._known.get(session_id)
+        if known is not None:
+            self._known.move_to_end(session_id)
+            return known
+        info = await self._registry.describe_session(session_id)
+        if info is None:
+            return None
+        if info.worker_alive:
+            if info.worker_id == self._registry.worker_id:
+                return await self.arrived(session_id)  # it has just come, or gone
+            return self._remember(session_id, Place(info.incarnation, info.owner))
+        return await self.adopt(
+            session_id, info.data, owner=info.owner, from_worker=info.incarnation
+        )
+
+    def _remember(self, session_id: str, place: Place) -> Place:
+        self._known[session_id] = place
+        if len(self._known) > _MOST:
+            self._known.popitem(last=False)
+        return place
+
+    async def adopt(
+        self,
+        session_id: str,
+        data: Mapping[str, Any] | None,
+        *,
+        owner: str | None,
+        from_worker: str,
+    ) -> HeldSession | None:
+        """Take a session over from a worker that does not live, or leaves.
+
+        It is dormant then: the SDK has none until its client asks for something.
+
+        Args:
+            session_id: which.
+            data: what it began with; None: nobody can take it over.
+            owner: whose it is.
+            from_worker: the incarnation that has it, and must have it still.
+
+        Returns:
+            None: another worker has been faster, or the session has ended; or, for want of
+            ``data``, it will.
+        """
+        if not data or not isinstance(data.get("initialize"), dict):
+            logger.warning(
+                "session %s cannot be taken over: nobody has noted how it began",
+                fingerprint(session_id),
+            )
+            await anyio.lowlevel.checkpoint()
+            return None
+        if session_id in self._coming:
+            return await self.arrived(session_id)
+        held = HeldSession(
+            session_id,
+            self._manager,
+            Conversation(session_id),
+            owner=owner,
+            data=data,
+            idle_timeout=self._idle_timeout,
+        )
+        coming = self._coming[session_id] = anyio.Event()
+        try:
+            won = await self._registry.adopt_session(session_id, held, from_worker=from_worker)
+        finally:
+            del self._coming[session_id]
+            coming.set()
+        self.forget(session_id)
+        if not won:
+            return None
+        logger.info("session %s was taken over", fingerprint(session_id))
+        return held
+
+    async def take_over(self, payload: Any) -> list[str]:
+        """Adopt sessions of a worker that leaves; return the ids of those that came.
+
+        Args:
+            payload: what that worker says of them.
+
+        Raises:
+            KeyError, TypeError: it cannot be read.
+        """
+        taken = []
+        for one in payload["sessions"]:
+            try:
+                held = await self.adopt(
+                    one["id"], one["data"], owner=one["owner"], from_worker=payload["from"]
+                )
+            except SessionsError as exc:
+                logger.warning(
+                    "session %s cannot be taken over: %s", fingerprint(str(one["id"])), exc
+                )
+                break
+            if held is not None:
+                taken.append(held.session_id)
+        return taken

@@ -1,0 +1,483 @@
+"""The router: ASGI in front of the SDK's application."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from trio_sessions._checks import seconds
+from trio_sessions.errors import (
+    InvalidSessionId,
+    MessageTooLarge,
+    SessionsError,
+)
+from trio_sessions.mcp._asgi import (
+    BodyTooLarge,
+    Disconnected,
+    answer_error,
+    error_body,
+    header,
+    is_stream,
+    once,
+    read_body,
+    with_header,
+)
+from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
+from trio_sessions.mcp._conversation import Conversation, current
+from trio_sessions.mcp._events import LOST, SessionEventStore, check_event_id
+from trio_sessions.mcp._exit import end_streams, take_charge, was_told
+from trio_sessions.mcp._forwarding import Forwarding, Outcome
+from trio_sessions.mcp._held import HeldSession, Phase
+from trio_sessions.mcp._identity import give_user, owner_of
+from trio_sessions.mcp._lifespan import live
+from trio_sessions.mcp._moving import move_all
+from trio_sessions.mcp._places import Places
+from trio_sessions.mcp._replay import Answer, begin_again, what_began
+from trio_sessions.mcp._runs import has_begun, name_of, note
+from trio_sessions.mcp._sdk import (
+    HANDSHAKE_PROTOCOL_VERSIONS,
+    auth_context_var,
+    check_seams,
+    find_manager,
+)
+from trio_sessions.mcp._tunnel import tunnel_of
+from trio_sessions.types import fingerprint
+
+__all__ = ["SessionRouter"]
+
+logger = logging.getLogger("trio_sessions.mcp")
+
+_SESSION = b"mcp-session-id"
+_VERSION = b"mcp-protocol-version"
+_EVENT = b"last-event-id"
+_PAUSES = (0.05, 1.0)  # seconds between two looks for a session that is just moving: first, most
+_LOOK = 0.2  # seconds between two looks whether the server wants to end
+_NOT_FOUND = "Session not found"
+
+
+class SessionRouter:
+    """An ASGI application in front of the SDK's: any worker answers for every session.
+
+    A request without ``Mcp-Session-Id`` goes to the application; where that makes a session, the
+    registry is told of it. One with the header goes to the worker that holds the session: here, or
+    through the registry to another. A session whose worker is dead is taken over by the worker
+    that its client reaches: the client's ``initialize`` is said again to the SDK here, with the
+    credentials of the request. Everything else passes through untouched: other protocol versions
+    (2026-07-28 and later have no sessions), other paths, WebSockets.
+
+    It runs under asyncio with `trio_sessions.aio.SessionRegistry`, and under Trio with the
+    registry of `trio_sessions.open_registry`. The registry must have been made with
+    ``handlers=trio_sessions.mcp.handlers()``. A registry of asyncio that is not open when the
+    server starts is opened then, and closed at the end.
+
+    What a client is told: 404 if the database has confirmed that there is no such session, or it
+    belongs to somebody else; 503 with ``Retry-After`` if nobody can say; 504 and 502 if the other
+    worker does not answer, or not with an answer; 413 for a body that is too large.
+
+    Logger: ``trio_sessions.mcp``.
+
+    Args:
+        app: the SDK's application, ``server.streamable_http_app()``, or one in which it is mounted.
+        registry: the registry of this worker.
+        call_timeout: seconds without a sign of life of another worker that answers a request.
+        max_body_bytes: of a request; None: what the SDK's application takes.
+        owner: called with a request's scope, says whose it is, for where no authentication of the
+            SDK's is used: ``lambda scope: ...``. None: whom the SDK has authenticated.
+        idle_timeout: seconds without a request after which a session ends; None: never. The SDK's
+            own timer is off.
+        drain_timeout: seconds for which requests may go on when the server ends; then the sessions
+            move to other workers.
+        manager: the SDK's `StreamableHTTPSessionManager`, where it cannot be found in ``app``.
+
+    Raises:
+        ImportError: this version of the SDK lacks something that the router needs.
+        ValueError: a setting is none, or ``registry`` was made without the handlers, or there are
+            no sessions of the SDK's in ``app``.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        registry: Registry,
+        *,
+        call_timeout: float = 30.0,
+        max_body_bytes: int | None = None,
+        owner: Callable[[Scope], str | None] | None = None,
+        idle_timeout: float | None = 1800.0,
+        drain_timeout: float = 10.0,
+        manager: Any = None,
+    ) -> None:
+        self._call_timeout = seconds("call_timeout", call_timeout)
+        self._drain_timeout = seconds("drain_timeout", drain_timeout)
+        if idle_timeout is not None:
+            idle_timeout = seconds("idle_timeout", idle_timeout)
+        found = manager if manager is not None else find_manager(app)
+        if found is None:
+            raise ValueError(
+                "app must be the SDK's: server.streamable_http_app(), or an application in which "
+                "it is mounted; or give its session manager as manager="
+            )
+        check_seams(found)
+        found.session_idle_timeout = None
+        if max_body_bytes is None:
+            max_body_bytes = found.max_request_body_size
+        if isinstance(max_body_bytes, bool) or not isinstance(max_body_bytes, int):
+            raise TypeError("max_body_bytes must be a number of bytes")
+        if max_body_bytes < 1:
+            raise ValueError(f"max_body_bytes must be 1 or more, not {max_body_bytes}")
+        self._app = app
+        self._registry = registry
+        self._max_body_bytes = max_body_bytes
+        self._owner = owner
+        self._idle_timeout = idle_timeout
+        self._manager = found
+        self._places = Places(registry, found, idle_timeout=idle_timeout)
+        self._tunnel = tunnel_of(registry)
+        self._ends = anyio.Event()
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._left = anyio.Event()
+        self._forwarding = Forwarding(registry, timeout=self._call_timeout, ends=self._ends)
+
+    # ---- its life ----
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Serve other workers in the block; a server that speaks ASGI's lifespan does it itself.
+
+        The registry is open, and the SDK's application runs.
+        """
+        take_charge()
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            tasks.start_soon(self._watch_server)
+            for service in self._tunnel.services:
+                tasks.start_soon(service)
+            self._tunnel.bind(self)
+            try:
+                yield
+            finally:
+                self._tunnel.bind(None)
+                self._tasks = None
+                tasks.cancel_scope.cancel()
+
+    async def _watch_server(self) -> None:
+        """Move the sessions as soon as uvicorn is told to end: it waits for open streams first."""
+        while not was_told():
+            await anyio.sleep(_LOOK)
+        await self.leave()
+
+    async def leave(self) -> None:
+        """Hand the sessions over to other workers, and end their streams here.
+
+        It is done by itself when uvicorn is told to end, or at ASGI's shutdown; Hypercorn waits for
+        open streams before that, so let it be awaited by the trigger of the shutdown. Once begun,
+        a session that is left here is not served any more. Done twice, it waits for the first.
+
+        Cancellation: what has not moved stays, and ends with the worker.
+        """
+        if self._ends.is_set():
+            await self._left.wait()
+            return
+        self._ends.set()
+        try:
+            ids = await self._registry.get_all_session_ids()
+            held = [one for one in map(self._places.here, ids) if one is not None]
+            if held:
+                moved = await move_all(
+                    self._registry, held, patience=self._drain_timeout, timeout=self._call_timeout
+                )
+                logger.info("%d of %d sessions have moved to other workers", moved, len(held))
+        except SessionsError as exc:
+            logger.warning("sessions cannot move to other workers: %s", exc)
+        finally:
+            end_streams()
+            self._left.set()
+
+    # ---- for the tunnel ----
+
+    def start(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run a task for another worker. Not for users."""
+        if self._tasks is None:
+            raise RuntimeError("the router does not run")
+        self._tasks.start_soon(work, *args)
+
+    async def holds(self, session_id: str) -> HeldSession | None:
+        """Return a session that is here to stay. Not for users."""
+        held = await self._places.arrived(session_id)
+        if held is not None and self._is_ending:
+            await self._stays(held)
+            return None
+        return held
+
+    async def note(self, session_id: str, run: str) -> None:
+        """Write down that a request of another worker begins. Not for users."""
+        await note(self._registry, session_id, run)
+
+    async def take_over(self, payload: Any) -> list[str]:
+        """Adopt sessions of a worker that leaves. Not for users."""
+        if self._is_ending:
+            await anyio.lowlevel.checkpoint()
+            return []
+        return await self._places.take_over(payload)
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether the server wants to end."""
+        return self._ends.is_set() or was_told()
+
+    async def _stays(self, held: HeldSession) -> None:
+        """Wait until a session has moved, for this worker leaves."""
+        with anyio.move_on_after(self._call_timeout / 2):
+            await held.has_moved.wait()
+
+    # ---- requests ----
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or live from startup to shutdown."""
+        if scope["type"] == "lifespan":
+            await live(self._app, self._registry, self.run, self.leave, scope, receive, send)
+        elif scope["type"] != "http" or self._manager.stateless or _is_modern(scope):
+            await self._app(scope, receive, send)
+        else:
+            session_id = header(scope["headers"], _SESSION)
+            if session_id is None:
+                await self._begin(scope, receive, send)
+            else:
+                await self._continue(session_id, scope, receive, send)
+
+    # ---- without a session ----
+
+    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer, and note the session that it makes, if it makes one."""
+        conversation = Conversation()
+        heard = bytearray()
+        is_refused = False
+
+        async def listen() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and len(heard) <= self._max_body_bytes:
+                heard.extend(message.get("body", b""))
+            return message
+
+        async def tell(message: Message) -> None:
+            nonlocal is_refused
+            if message["type"] == "http.response.start" and message["status"] < 400:  # noqa: PLR2004 -- HTTP's
+                session_id = header(message.get("headers", ()), _SESSION)
+                if session_id is not None:
+                    is_refused = not await self._admit(
+                        session_id, bytes(heard), conversation, scope, send
+                    )
+            if not is_refused:
+                await send(message)
+
+        token = current.set(conversation)
+        try:
+            await self._app(scope, listen, tell)
+        finally:
+            conversation.settle(None)
+            current.reset(token)
+
+    async def _admit(
+        self, session_id: str, body: bytes, conversation: Conversation, scope: Scope, send: Send
+    ) -> bool:
+        """Tell the registry of a new session; or tell the client that it cannot be, and end it."""
+        owner = self._owner_of(scope)
+        data = what_began(body)
+        held = self._new(session_id, conversation, owner, data)
+        held.wake(session_id)
+        try:
+            await self._registry.add_session(session_id, held, owner=owner, data=data)
+        except MessageTooLarge:
+            await held.disconnect()
+            await answer_error(send, 413, "the request that begins a session is too large")
+            return False
+        except SessionsError as exc:
+            logger.warning("a session was refused: %s", exc)
+            await held.disconnect()
+            await answer_error(send, 503, "no session can begin here now", retry_after=1)
+            return False
+        conversation.settle(session_id)
+        return True
+
+    def _new(
+        self, session_id: str, conversation: Conversation, owner: str | None, data: Any
+    ) -> HeldSession:
+        return HeldSession(
+            session_id,
+            self._manager,
+            conversation,
+            owner=owner,
+            data=data,
+            idle_timeout=self._idle_timeout,
+        )
+
+    def _owner_of(self, scope: Scope) -> str | None:
+        return owner_of(scope) if self._owner is None else self._owner(scope)
+
+    def _may(self, scope: Scope, owner: str | None) -> bool:
+        """Say whether a request may be for a session of that owner, as far as is known yet.
+
+        Where the SDK authenticates, it does so at the worker that holds the session, and compares.
+        """
+        return self._owner is None or self._owner(scope) == owner
+
+    # ---- with a session ----
+
+    async def _continue(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let whoever holds the session answer."""
+        try:
+            event_id = header(scope["headers"], _EVENT)
+            if event_id and isinstance(self._manager.event_store, SessionEventStore):
+                if check_event_id(session_id, event_id) is None:
+                    await answer_error(send, 400, "Last-Event-ID is not of this session")
+                    return
+            await self._route(session_id, scope, receive, send)
+        except InvalidSessionId:
+            await answer_error(send, 404, _NOT_FOUND)
+        except BodyTooLarge:
+            await answer_error(send, 413, "Request body too large")
+        except Disconnected:
+            pass
+        except SessionsError as exc:
+            logger.warning("session %s cannot be reached: %s", fingerprint(session_id), exc)
+            await answer_error(send, 503, "the session cannot be reached now", retry_after=1)
+
+    async def _route(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        body: bytes | None = None
+        run = ""
+        was_asked = False
+        pause, longest = _PAUSES
+        until = anyio.current_time() + self._call_timeout
+        while anyio.current_time() < until:
+            place = await self._places.find(session_id)
+            if place is None or not self._may(scope, place.owner):
+                await answer_error(send, 404, _NOT_FOUND)
+                return
+            if was_asked and run:
+                if await has_begun(self._registry, session_id, run):
+                    await answer_error(send, 502, LOST)
+                    return
+                was_asked = False
+            if isinstance(place, HeldSession):
+                if not self._is_ending:
+                    receive = receive if body is None else once(body, receive)
+                    await self.serve_here(place, scope, receive, send)
+                    return
+                await self._stays(place)
+                continue
+            if body is None:
+                body = await read_body(scope, receive, self._max_body_bytes)
+                run = name_of(scope["method"], body)
+            outcome = await self._forwarding.forward(
+                place.incarnation, session_id, scope, body, receive, send, run
+            )
+            if outcome is Outcome.ANSWERED:
+                return
+            was_asked |= outcome is Outcome.UNKNOWN
+            self._places.forget(session_id)
+            await anyio.sleep(pause)
+            pause = min(longest, 2 * pause)
+        await answer_error(send, 503, "the session is moving", retry_after=1)
+
+    async def serve_here(
+        self, held: HeldSession, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Let the application here answer for a session that is held here. Not for users."""
+        token = current.set(held.conversation)
+        user = scope.pop("trio_sessions.mcp.user", None)
+        user_token = auth_context_var.set(give_user(scope, user)) if user is not None else None
+        method = scope["method"]
+        held.enter(method)
+        try:
+            self._registry.touch(held.session_id)
+            if held.phase is Phase.DORMANT:
+                refusal = await self._wake(held, scope)
+                if refusal is not None:
+                    await _tell(refusal, send)
+                    return
+            await self._serve_awake(held, scope, receive, send)
+        finally:
+            held.leave(method)
+            current.reset(token)
+            if user_token is not None:
+                auth_context_var.reset(user_token)
+
+    async def _serve_awake(
+        self, held: HeldSession, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        is_delete = scope["method"] == "DELETE"
+        own = {**scope, "headers": with_header(scope["headers"], _SESSION, held.alias)}
+        is_open_stream = False
+
+        async def tell(message: Message) -> None:
+            nonlocal is_open_stream
+            if message["type"] == "http.response.start":
+                headers = message.get("headers", ())
+                is_open_stream = is_stream(headers)
+                if header(headers, _SESSION) is not None:
+                    headers = with_header(headers, _SESSION, held.session_id)
+                    message = {**message, "headers": headers}
+                if (is_delete and message["status"] < 300) or not await held.is_connected():  # noqa: PLR2004 -- HTTP's
+                    await self._registry.remove_session(held.session_id, transport=held)
+            elif not message.get("more_body", False):
+                is_open_stream = False
+            await send(message)
+
+        await self._app(own, receive, tell)
+        if is_open_stream:  # the SDK leaves it open when the session, or the server, ends
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _wake(self, held: HeldSession, scope: Scope) -> Answer | None:
+        """Begin a session again that has come from another worker; return why not."""
+        async with held.waking:
+            if held.phase is not Phase.DORMANT:
+                return None
+            assert held.data is not None
+            held.conversation.is_muted = True
+            try:
+                answer, used = await begin_again(self._app, scope, held.data, self._call_timeout)
+            except TimeoutError:
+                return _refusal(504, "the session cannot begin again")
+            finally:
+                held.conversation.is_muted = False
+            alias = answer.alias
+            if alias is None:
+                return answer if answer.status else _refusal(502, "the session cannot begin again")
+            if held.phase is not Phase.DORMANT or self._owner_of(used) != held.owner:
+                await held.drop(alias)
+                return _refusal(404, _NOT_FOUND)
+            held.wake(alias)
+            logger.info("session %s goes on here", fingerprint(held.session_id))
+            return None
+
+
+def _is_modern(scope: Scope) -> bool:
+    """Say whether a request is of a protocol without sessions, as the SDK decides it."""
+    version = header(scope["headers"], _VERSION)
+    return version is not None and version not in HANDSHAKE_PROTOCOL_VERSIONS
+
+
+def _refusal(status: int, message: str) -> Answer:
+    """Return an answer of our own."""
+    body = error_body(status, message)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    return Answer(status, headers, bytearray(body))
+
+
+async def _tell(answer: Answer, send: Send) -> None:
+    """Send a whole answer."""
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": answer.headers,
+        }
+    )
+    await send({"type": "http.response.body", "body": bytes(answer.body), "more_body": False})

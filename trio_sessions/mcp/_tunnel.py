@@ -1,0 +1,252 @@
+"""The end of the tunnel at the worker that holds a session: what other workers may call."""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import anyio
+import anyio.lowlevel
+
+from trio_sessions.mcp._asgi import is_stream, once
+from trio_sessions.mcp._contracts import Message, Receive, Registry, Scope, Send
+from trio_sessions.mcp._held import HeldSession
+from trio_sessions.mcp._wire import Item, PackedRequest, unpack_body
+
+__all__ = ["ADOPT", "PART", "PART_BYTES", "SERVE", "Host", "Tunnel", "handlers", "tunnel_of"]
+
+logger = logging.getLogger("trio_sessions.mcp")
+
+SERVE = "trio_sessions.mcp"
+PART = "trio_sessions.mcp.part"
+ADOPT = "trio_sessions.mcp.adopt"
+
+PART_BYTES = 131_072
+"""Of a body in one letter: JSON makes at most six of each, which is less than 1 MiB."""
+_GATHER = 0.003
+"""Seconds for which a piece of an answer waits for the next one: a short answer is one letter."""
+_UPLOADS = 67_108_864
+"""Bytes of bodies that have come in parts and wait for their requests, of all together."""
+_QUEUE = 16
+
+
+class Host(Protocol):
+    """The router, as its tunnel needs it."""
+
+    async def holds(self, session_id: str) -> HeldSession | None:
+        """Return a session that is here to stay."""
+        ...
+
+    async def serve_here(
+        self, held: HeldSession, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer a request of a session that is held here."""
+        ...
+
+    async def note(self, session_id: str, run: str) -> None:
+        """Write down that a request begins."""
+        ...
+
+    async def take_over(self, payload: Any) -> list[str]:
+        """Adopt sessions of a worker that leaves."""
+        ...
+
+    def start(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run a task."""
+        ...
+
+
+class Tunnel:
+    """What a router's worker lets others call; made by `handlers`, found by the router."""
+
+    def __init__(self) -> None:
+        self.services: list[Callable[[], Awaitable[None]]] = []
+        """What is to run for as long as the router does."""
+        self._host: Host | None = None
+        self._uploads: dict[str, _Upload] = {}
+
+    def bind(self, host: Host | None) -> None:
+        """Serve a router; None: it has ended."""
+        self._host = host
+
+    async def serve(self, payload: Any) -> AsyncIterator[Any]:
+        """Answer a request that came to another worker, piece by piece.
+
+        Raises:
+            ValueError: it is no request.
+        """
+        request = PackedRequest.unpack(payload)
+        body = request.body
+        if body is None:
+            body = self._whole(request.upload)
+        host = self._host
+        held = None if host is None else await host.holds(request.session_id)
+        if host is None or held is None:
+            yield Item(is_elsewhere=True).pack()
+            return
+        if request.run:
+            await host.note(request.session_id, request.run)
+        answer = _Answer()
+        host.start(answer.produce, host, held, request, body)
+        try:
+            while not answer.is_over:
+                yield (await answer.next()).pack()
+        finally:
+            answer.abandon()
+
+    async def part(self, payload: Any) -> int:
+        """Keep a part of a body that is too large for one letter; return how much there is.
+
+        Raises:
+            ValueError: it is none, or not the next one, or there are too many.
+        """
+        await anyio.lowlevel.checkpoint()
+        now = time.monotonic()
+        for name in [name for name, one in self._uploads.items() if one.until < now]:
+            del self._uploads[name]
+        name, part = str(payload["upload"]), unpack_body(payload["body"])
+        if sum(len(one.body) for one in self._uploads.values()) + len(part) > _UPLOADS:
+            raise ValueError("too many large bodies are on their way to this worker")
+        upload = self._uploads.setdefault(name, _Upload())
+        if len(upload.body) != payload["at"]:
+            raise ValueError("a part of a body is missing")
+        upload.body += part
+        upload.until = now + float(payload["timeout"])
+        return len(upload.body)
+
+    def _whole(self, name: str) -> bytes:
+        upload = self._uploads.pop(name, None)
+        if upload is None:
+            raise ValueError("the body of this request has not come")
+        return bytes(upload.body)
+
+    async def adopt(self, payload: Any) -> list[str]:
+        """Take sessions over from a worker that leaves; return the ids of those that were."""
+        if self._host is None:
+            await anyio.lowlevel.checkpoint()
+            return []
+        return await self._host.take_over(payload)
+
+
+class _Upload:
+    """A body that comes in parts."""
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.until = 0.0
+
+
+class _Answer:
+    """An answer of the application, on its way from the task that makes it to the stream."""
+
+    def __init__(self) -> None:
+        self._into, self._out_of = anyio.create_memory_object_stream[Message](_QUEUE)
+        self._scope = anyio.CancelScope()
+        self._is_stream = False
+        self._rest: list[bytes] = []
+        self._ends = False
+        self.is_over = False
+
+    async def produce(
+        self, host: Host, held: HeldSession, request: PackedRequest, body: bytes
+    ) -> None:
+        """Let the application answer."""
+        scope = request.scope
+        if request.user is not None:
+            scope["trio_sessions.mcp.user"] = request.user
+        with self._scope, self._into:
+            try:
+                await host.serve_here(held, scope, once(body, _never), self._into.send)
+            except anyio.BrokenResourceError:
+                pass  # nobody reads it any more
+            except Exception:
+                logger.exception("the application failed to answer a request of another worker's")
+
+    def abandon(self) -> None:
+        """End it: the other worker has all of it, or its client has left."""
+        self._scope.cancel()
+        self._out_of.close()
+
+    async def next(self) -> Item:
+        """Return the next piece, once it has gathered.
+
+        Raises:
+            RuntimeError: the application has not answered to the end.
+        """
+        item = Item()
+        while not self._is_full(item):
+            if item.is_empty:
+                self._take(await self._receive(), item)
+                continue
+            with anyio.move_on_after(_GATHER) as gathering:
+                self._take(await self._receive(), item)
+            if gathering.cancelled_caught:
+                break
+        self.is_over = item.is_last
+        return item
+
+    async def _receive(self) -> Message | None:
+        if self._rest or self._ends:
+            await anyio.lowlevel.checkpoint()
+            return None
+        try:
+            return await self._out_of.receive()
+        except anyio.EndOfStream:
+            if self._is_stream:  # cut off, as by the end of its session: its client may resume it
+                self._ends = True
+                return None
+            raise RuntimeError("the application has not answered to the end") from None
+
+    def _is_full(self, item: Item) -> bool:
+        return item.is_last or bool(self._rest and item.body)
+
+    def _take(self, message: Message | None, item: Item) -> None:
+        if message is not None:
+            if message["type"] == "http.response.start":
+                item.status = message["status"]
+                item.headers = list(message.get("headers", ()))
+                self._is_stream = is_stream(item.headers)
+                return
+            if message["type"] != "http.response.body":
+                return
+            body = message.get("body", b"")
+            # The worker at the other end sends comments of its own, to keep its client.
+            if not (self._is_stream and body.startswith(b": ping")):
+                self._rest += [body[i : i + PART_BYTES] for i in range(0, len(body), PART_BYTES)]
+            self._ends = not message.get("more_body", False)
+        while self._rest and (not item.body or len(item.body) + len(self._rest[0]) <= PART_BYTES):
+            item.body += self._rest.pop(0)
+        if self._rest:
+            return
+        item.is_last = self._ends
+
+
+async def _never() -> Message:
+    """Wait for the client to leave: whoever hears of that cancels the answer instead."""
+    await anyio.sleep_forever()
+    raise AssertionError("for ever is over")
+
+
+def handlers() -> Mapping[str, Callable[..., Any]]:
+    """Return what other workers must be able to call for a `SessionRouter`.
+
+    To be given to the registry, ``handlers=handlers()``, with others of your own if you have any:
+    ``handlers={**handlers(), "mine": mine}``. One registry has one router.
+    """
+    tunnel = Tunnel()
+    return {SERVE: tunnel.serve, PART: tunnel.part, ADOPT: tunnel.adopt}
+
+
+def tunnel_of(registry: Registry) -> Tunnel:
+    """Return the tunnel that a registry was opened with.
+
+    Raises:
+        ValueError: none.
+    """
+    tunnel = getattr(registry.handlers.get(SERVE), "__self__", None)
+    if not isinstance(tunnel, Tunnel):
+        raise ValueError(
+            "registry must have been made with handlers=trio_sessions.mcp.handlers(), for other "
+            "workers pass requests on by them"
+        )
+    return tunnel
