@@ -158,7 +158,9 @@ class View:
     async def adopt_session(
         self, session_id: str, transport: Transport, *, from_worker: str
     ) -> bool:
-        _, given = self._flavoured.setdefault(id(transport), (transport, _InTrio(transport)))
+        given: Any = transport
+        if callable(getattr(transport, "disconnect", None)):
+            _, given = self._flavoured.setdefault(id(transport), (transport, _InTrio(transport)))
         adopt = partial(self._facade.adopt_session, from_worker=from_worker)
         return cast("bool", await in_asyncio(adopt, session_id, given))
 
