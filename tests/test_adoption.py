@@ -178,7 +178,7 @@ async def test_of_two_here_who_adopt_at_once_one_wins(everywhere: Shared) -> Non
 @pytest.mark.parametrize("is_removed", [False, True])
 @pytest.mark.parametrize("moment", ["before it leaves", "while it is under way", "unheard"])
 async def test_who_adds_the_id_here_meanwhile_has_it(
-    everywhere: Shared, moment: str, is_removed: bool
+    everywhere: Shared, moment: str, *, is_removed: bool
 ) -> None:
     """It is newer; and if it is removed at once, nothing is left of the session anywhere."""
     store = GatedStore(everywhere.make_store())
@@ -444,7 +444,7 @@ async def test_what_is_under_way_at_the_end_leaves_nothing(shared: Shared, held_
     async with shared.open() as a:
         await a.add_session("s", FakeTransport())
         transport, told = FakeTransport(), list[type[Exception]]()
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:  # noqa: SIM117 -- it goes on after the end
             async with shared.open(store=store) as b:
                 held = store.hold("Claim") if held_at == "before" else store.hold_answer("Claim")
 

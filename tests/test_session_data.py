@@ -192,7 +192,7 @@ async def test_a_rewind_keeps_data_as_its_holder_knows_it(shared: Shared) -> Non
 
 
 @pytest.mark.parametrize("merge", [False, True])
-async def test_what_is_said_while_a_rewind_is_noticed_stays(shared: Shared, merge: bool) -> None:
+async def test_what_is_said_while_a_rewind_is_noticed_stays(shared: Shared, *, merge: bool) -> None:
     """In the first batch of the new history; all rows are noted to be written anew meanwhile."""
     store = GatedStore(shared.make_store())
     async with shared.open(store=store) as a:
@@ -298,7 +298,9 @@ async def test_each_answer_is_a_fresh_value(everywhere: Shared) -> None:
         await registry.add_session("s", FakeTransport(), data=given)
         before = copy.deepcopy(given)
         given["list"].append(2)
-        (await registry.get_session_data("s"))["list"].append(3)
+        first = await registry.get_session_data("s")
+        assert first is not None
+        first["list"].append(3)
         assert await registry.get_session_data("s") == before
 
 

@@ -18,33 +18,35 @@ pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
 async def test_each_call_is_one_round_trip(proxy: Proxy) -> None:
     """With data as without; a merge, too, by whoever holds the session and knows what is there."""
-    async with open_registry(DatabaseStore(proxy.url)) as a:
-        async with open_registry(DatabaseStore(proxy.url)) as b:
-            for _ in range(3):  # until every statement is prepared
-                await a.add_session("s", FakeTransport(), owner="alice", data={"n": 0})
-                await a.set_session_data("s", {"n": 1})
-                await a.set_session_data("s", {"m": 1}, merge=True)
-                await a.get_session_data("s")
-                await a.describe_session("s")
-                await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
-                await b.adopt_session("t", FakeTransport(), from_worker=a.worker_id)
-                await b.remove_session("s")
-                await a.cleanup()
-            costs: list[int] = []
-            for call in (
-                lambda: a.add_session("s", FakeTransport(), owner="alice", data={"n": 0}),
-                lambda: a.set_session_data("s", {"n": 1}),
-                lambda: a.set_session_data("s", {"m": 1}, merge=True),
-                lambda: a.get_session_data("s"),
-                lambda: a.describe_session("s"),
-                lambda: b.adopt_session("s", FakeTransport(), from_worker=a.worker_id),
-                lambda: b.adopt_session("t", FakeTransport(), from_worker=a.worker_id),
-            ):
-                proxy.reset()
-                await call()
-                costs.append(len(proxy.round_trips))
-            assert costs == [1] * 7
-            assert await b.get_session_data("s") == {"n": 1, "m": 1}
+    async with (
+        open_registry(DatabaseStore(proxy.url)) as a,
+        open_registry(DatabaseStore(proxy.url)) as b,
+    ):
+        for _ in range(3):  # until every statement is prepared
+            await a.add_session("s", FakeTransport(), owner="alice", data={"n": 0})
+            await a.set_session_data("s", {"n": 1})
+            await a.set_session_data("s", {"m": 1}, merge=True)
+            await a.get_session_data("s")
+            await a.describe_session("s")
+            await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
+            await b.adopt_session("t", FakeTransport(), from_worker=a.worker_id)
+            await b.remove_session("s")
+            await a.cleanup()
+        costs: list[int] = []
+        for call in (
+            lambda: a.add_session("s", FakeTransport(), owner="alice", data={"n": 0}),
+            lambda: a.set_session_data("s", {"n": 1}),
+            lambda: a.set_session_data("s", {"m": 1}, merge=True),
+            lambda: a.get_session_data("s"),
+            lambda: a.describe_session("s"),
+            lambda: b.adopt_session("s", FakeTransport(), from_worker=a.worker_id),
+            lambda: b.adopt_session("t", FakeTransport(), from_worker=a.worker_id),
+        ):
+            proxy.reset()
+            await call()
+            costs.append(len(proxy.round_trips))
+        assert costs == [1] * 7
+        assert await b.get_session_data("s") == {"n": 1, "m": 1}
 
 
 async def test_who_adopts_nobody_sends_no_word_of_it(postgresql_schema: sa.URL) -> None:
