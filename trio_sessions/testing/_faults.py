@@ -14,6 +14,7 @@ from trio_sessions.abc import (
     Bell,
     DataStore,
     InspectionStore,
+    LimitStore,
     Part,
     RevocationStore,
     SessionStore,
@@ -81,7 +82,7 @@ class _PausedBell:
         return rung
 
 
-class FaultyStore(SessionStore, InspectionStore, RevocationStore, DataStore):
+class FaultyStore(SessionStore, InspectionStore, RevocationStore, DataStore, LimitStore):
     """Wraps a store; one for each worker makes a fault that only this worker sees.
 
     `fail` makes all operations, some, or only the next few run into a fault; `heal` ends it.

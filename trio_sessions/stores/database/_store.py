@@ -14,6 +14,7 @@ from trio_sessions.abc import (
     Bell,
     DataStore,
     InspectionStore,
+    LimitStore,
     RevocationStore,
     SessionStore,
     Worker,
@@ -53,7 +54,7 @@ _CONTRADICTION = (
 )
 
 
-class DatabaseStore(SessionStore, InspectionStore, RevocationStore, DataStore):
+class DatabaseStore(SessionStore, InspectionStore, RevocationStore, DataStore, LimitStore):
     """Rows in SQLite or PostgreSQL, one operation, one thread, one transaction.
 
     The engine is made when the first registry opens the store, never earlier, so the

@@ -15,6 +15,7 @@ from trio_sessions.abc import (
     Bell,
     DataStore,
     InspectionStore,
+    LimitStore,
     RevocationStore,
     SessionStore,
     Worker,
@@ -71,7 +72,7 @@ class _Run:
         self.bells: dict[str, _Bell] = {}
 
 
-class MemoryStore(SessionStore, InspectionStore, RevocationStore, DataStore):
+class MemoryStore(SessionStore, InspectionStore, RevocationStore, DataStore, LimitStore):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
     Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
@@ -157,8 +158,12 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore, DataStore):
                     Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=now)
                 )
         in_doubt = self._is_in_doubt(worker, now)
+        crowds = self._rows.crowds(
+            worker, batch, lambda incarnation: self._workers.has_stamped(incarnation, now)
+        )
         answers = [
-            self._rows.carry_out(worker, one, now, in_doubt=in_doubt) for one in batch.writes
+            self._rows.carry_out(worker, one, now, in_doubt=in_doubt, crowds=crowds)
+            for one in batch.writes
         ]
         for write, answer in zip(batch.writes, answers, strict=True):
             if isinstance(answer, Sent) and answer.holder.incarnation in bells:
