@@ -262,7 +262,7 @@ class Entry:
         """Its claim was refused, because its id is revoked."""
         self.is_one_too_many = False
         """Its claim was refused, because its owner has as many sessions as it may have."""
-        self.most_of_owner = None if replaced is None else replaced.most_of_owner
+        self.most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
         """How many its owner may have, as long as its first claim has not been answered: who is in
         is not turned away, and an outage lets more in."""
         self.removal: RemovalReason | None = None
