@@ -156,6 +156,21 @@ class View:
         add = partial(self._facade.add_session, **given_too)
         await in_asyncio(add, session_id, given)
 
+    async def adopt_session(
+        self, session_id: str, transport: Transport, *, from_worker: str
+    ) -> bool:
+        given: Any = transport
+        if callable(getattr(transport, "disconnect", None)):
+            _, given = self._flavoured.setdefault(id(transport), (transport, _InTrio(transport)))
+        adopt = partial(self._facade.adopt_session, from_worker=from_worker)
+        return cast("bool", await in_asyncio(adopt, session_id, given))
+
+    async def set_session_data(self, *args: Any, merge: bool = False) -> None:
+        await in_asyncio(partial(self._facade.set_session_data, merge=merge), *args)
+
+    async def get_session_data(self, *args: Any) -> Any:
+        return await in_asyncio(self._facade.get_session_data, *args)
+
     @staticmethod
     def _unwrapped(transport: Any) -> Transport | None:
         return transport.transport if isinstance(transport, _InTrio) else transport

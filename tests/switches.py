@@ -151,13 +151,11 @@ def _beats_counted_twice(patch: pytest.MonkeyPatch) -> None:
 def _generations_ignored(patch: pytest.MonkeyPatch) -> None:
     original = Rows._claim
 
-    def claim(
-        self: Rows, worker: Worker, claim: Claim, now: float, taken_at: float
-    ) -> Claimed | Unfinished:
+    def claim(self: Rows, worker: Worker, claim: Claim, *details: Any) -> Claimed | Unfinished:
         row = self._living(worker, claim.session_id, claim.ended)
         if row is not None and row.is_of(worker):
             row.generation = min(row.generation, claim.generation)
-        return original(self, worker, claim, now, taken_at)
+        return original(self, worker, claim, *details)
 
     patch.setattr(Rows, "_claim", claim)
 

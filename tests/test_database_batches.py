@@ -18,6 +18,7 @@ from statements import noting_engine
 
 from trio_sessions import RowUnavailable, StoreUnavailable
 from trio_sessions.abc import Worker
+from trio_sessions.stores._crowds import Crowds
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.database.portable._plan import decide
 from trio_sessions.stores.database.postgresql._batch import _parameters
@@ -426,11 +427,12 @@ def test_a_claim_grows_older_while_it_waits_for_a_connection(
         owner=None,
         capabilities=None,
         elicitation=False,
+        data=None,
         taken=8.0,
         taken_ahead=False,
     )
     batch = Batch(writes=[Claim(session_id="s", generation=1, age=5.0)])
-    plan = decide(worker, batch, {"s": row}, waited, revoked=(), in_doubt=False)
+    plan = decide(worker, batch, {"s": row}, waited, revoked=(), crowds=Crowds({}), in_doubt=False)
     assert plan.claimed == [(0, "s", outcome)]
     told = _parameters(worker, batch, waited)["claims"]
     assert told is not None

@@ -159,9 +159,12 @@ def test_what_was_learnt_since_is_what_is_written_once_more() -> None:
     entry.forget()
     assert (entry.pending.owner, entry.pending.capabilities) == ("p", ABLE)
     other = confirmed()
-    other.learn(Holder(worker_id="w", incarnation="i"), ABLE)
+    other.learn(Holder(worker_id="w", incarnation="i"))
+    other.learn_capabilities(ABLE)
+    other.learn_data("{}")
     other.forget()
     assert (other.pending.owner, other.pending.capabilities) == (Keep.AS_IS, ABLE)
+    assert other.pending.data == other.data == "{}"
 
 
 def test_what_is_to_be_written_already_comes_first() -> None:
@@ -171,8 +174,8 @@ def test_what_is_to_be_written_already_comes_first() -> None:
     pending.note_owner(None)
     assert not pending.is_empty
     pending.note_capabilities(newer)
-    pending.note_again(Holder(worker_id="w", incarnation="i", owner="old"), ABLE)
-    assert (pending.owner, pending.capabilities) == (None, newer)
+    pending.note_again(Holder(worker_id="w", incarnation="i", owner="old"), ABLE, "{}")
+    assert (pending.owner, pending.capabilities, pending.data) == (None, newer, "{}")
     able = Pending()
     able.note_capabilities(ABLE)
     assert not able.is_empty

@@ -10,7 +10,6 @@ from trio.testing import MockClock
 
 from trio_sessions import (
     Limits,
-    NotSupported,
     RemovalReason,
     SessionsError,
     TooManySessions,
@@ -32,7 +31,6 @@ MANUAL: dict[str, Any] = {"session_ttl": 36000.0, "cleanup_interval": 18000.0}
         ({"revocation_ttl": None}, TypeError, "limits.revocation_ttl"),
         ({"log_ttl": float("inf")}, ValueError, "limits.log_ttl"),
         ({"max_sessions_per_owner": 0}, ValueError, "limits.max_sessions_per_owner"),
-        ({"max_sessions_per_owner": 5}, NotSupported, "limits.max_sessions_per_owner"),
     ],
 )
 def test_a_limit_that_is_none_is_refused_by_name(

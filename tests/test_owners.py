@@ -686,7 +686,7 @@ async def test_what_was_set_in_an_outage_and_lost_is_told(caplog: pytest.LogCapt
         store.heal()
         assert (await a.cleanup()).taken_over == ("s",)
         assert await b.get_session_owner("s") is None
-    [told] = [one for one in caplog.messages if "set them once more" in one]
+    [told] = [one for one in caplog.messages if "say it once more" in one]
     assert "alice" not in told
 
 

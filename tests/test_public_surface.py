@@ -60,7 +60,10 @@ SETTINGS = {
     "max_message_bytes": 1_048_576,
 }
 METHODS = {
-    "add_session": ["session_id", "transport", "owner"],
+    "add_session": ["session_id", "transport", "owner", "data"],
+    "adopt_session": ["session_id", "transport", "from_worker"],
+    "set_session_data": ["session_id", "data", "merge"],
+    "get_session_data": ["session_id"],
     "get_session": ["session_id"],
     "get_session_sync": ["session_id"],
     "remove_session": ["session_id", "transport"],

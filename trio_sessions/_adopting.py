@@ -32,7 +32,7 @@ from trio_sessions._entry import Entry
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
-from trio_sessions.abc import Transport
+from trio_sessions.abc import Part, Transport
 from trio_sessions.errors import RegistryClosed, RowUnavailable, SessionRevoked
 from trio_sessions.types import fingerprint
 from trio_sessions.writes import Claim, Claimed, Outcome
@@ -120,7 +120,7 @@ class Adopting:
 
     async def adopt(self, session_id: str, transport: Transport, *, from_worker: str) -> bool:
         """See `SessionRegistry.adopt_session`."""
-        self._edge.check_keeps_data()
+        self._edge.check_keeps(Part.DATA, "DataStore")
         if session_id in self._table:
             await trio.lowlevel.checkpoint()
             return False

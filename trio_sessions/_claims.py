@@ -130,7 +130,7 @@ class Claims:
         self._listeners.append(listener)
 
     def notify_refused(self, listener: Callable[[Entry], None]) -> None:
-        """Tell ``listener`` of every claim that was refused because its id is revoked."""
+        """Tell ``listener`` of every claim that was refused: the entry says why."""
         self._refused.append(listener)
 
     def begin_adoption(self, session_id: str) -> None:
@@ -194,6 +194,7 @@ class Claims:
             owner=entry.pending.owner,
             capabilities=entry.pending.capabilities,
             data=entry.pending.data,
+            most_of_owner=entry.most_of_owner,
         )
 
     def birth(self, entry: Entry) -> str | None:
@@ -213,11 +214,12 @@ class Claims:
             return
         before, was_certain = entry.born, entry.is_certain
         was_forgotten = entry.was_forgotten
-        self.departures.settle(entry.session_id, claim.ended)
-        self.dropped(claimed.dropped)
-        entry.pending.forget(claim)
+        if claimed.outcome is not Outcome.TOO_MANY:  # else what was left here is there yet
+            self.departures.settle(entry.session_id, claim.ended)
+            self.dropped(claimed.dropped)
+            entry.pending.forget(claim)
         entry.confirm(claimed, self._witness.known)
-        if entry.is_revoked:
+        if entry.is_revoked or entry.is_one_too_many:
             for refused in self._refused:
                 refused(entry)
             return

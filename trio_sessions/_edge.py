@@ -265,9 +265,9 @@ class Edge(Asking):
             lambda: self._store.get_capabilities(self.worker, session_id), _STR_OR_NONE
         )
 
-    def check_keeps_data(self) -> None:
-        """Raise `NotSupported` if the store lacks that part of the contract."""
-        self._keeps(Part.DATA, "DataStore")
+    def check_keeps(self, part: Part, contract: str) -> None:
+        """Raise `NotSupported` if the store lacks a part of the contract."""
+        self._keeps(part, contract)
 
     async def get_data(self, session_id: str) -> str | None:
         """Return a session's data, encoded.

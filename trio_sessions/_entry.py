@@ -208,7 +208,9 @@ class Entry:
         "generation",
         "has_ended",
         "held_since",
+        "is_one_too_many",
         "is_revoked",
+        "most_of_owner",
         "pending",
         "removal",
         "session_id",
@@ -258,6 +260,11 @@ class Entry:
         """It has left the table; a pass may ask this of all that are missing at once."""
         self.is_revoked = False
         """Its claim was refused, because its id is revoked."""
+        self.is_one_too_many = False
+        """Its claim was refused, because its owner has as many sessions as it may have."""
+        self.most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
+        """How many its owner may have, as long as its first claim has not been answered: who is in
+        is not turned away, and an outage lets more in."""
         self.removal: RemovalReason | None = None
         """Why it has ended; None: it has not."""
         self._ended: trio.Event | None = None
@@ -321,18 +328,21 @@ class Entry:
             stamp: of this worker, not lower than the one that the claim's batch has set.
         """
         self.is_revoked = claimed.outcome is Outcome.REVOKED
-        lost = self.is_revoked or claimed.outcome is Outcome.LOST
+        self.is_one_too_many = claimed.outcome is Outcome.TOO_MANY
+        lost = self.is_revoked or self.is_one_too_many or claimed.outcome is Outcome.LOST
         if not lost:
             self._born = claimed.born
             self._holder, self._capabilities = claimed.holder, claimed.capabilities
             self._data = claimed.data
             self._told_in = stamp.history
         self._confirmed_by = stamp
+        self.most_of_owner = None
         self._is_certain, self._was_forgotten = True, False
         self._answer(Row.LOST if lost else Row.CONFIRMED, None)
 
     def fail(self, error: Exception | None) -> None:
         """Note that the claim has failed; None: it was not made, for it is not needed any more."""
+        self.most_of_owner = None
         self._is_certain &= error is None
         self._answer(Row.UNWRITTEN, error)
 

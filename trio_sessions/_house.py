@@ -70,6 +70,8 @@ class House:
         background: Background,
         settings: Settings,
     ) -> None:
+        if settings.limits.max_sessions_per_owner is not None:
+            edge.check_keeps(Part.LIMITS, "LimitStore")
         self.settings = settings
         self.table = table
         self.background = background

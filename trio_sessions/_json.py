@@ -12,10 +12,11 @@ from typing import Any
 
 import orjson
 
-from trio_sessions.errors import MessageTooLarge
+from trio_sessions.errors import MessageTooLarge, StoreUnavailable
 
 __all__ = ["decode", "decode_object", "encode", "encode_object", "size_of"]
 
+_NO_OBJECT = "the database has something else where a JSON object must be: who has written it?"
 _OBJECT = 65_536  # bytes of the data of a worker or a session: every worker may read it
 
 _PLAIN = frozenset({str, int, bool, type(None)})
@@ -64,12 +65,19 @@ def encode_object(value: object, *, what: str) -> str:
 
 
 def decode_object(encoded: str | None) -> dict[str, Any] | None:
-    """Return a fresh dict, of what is a JSON object; None: nothing."""
+    """Return a fresh dict, of what a store has; None: nothing.
+
+    Raises:
+        StoreUnavailable: it is no JSON object; somebody else has written it.
+    """
     if encoded is None:
         return None
-    decoded = decode(encoded)
+    try:
+        decoded = decode(encoded)
+    except (ValueError, LookupError) as exc:
+        raise StoreUnavailable(_NO_OBJECT) from exc
     if not isinstance(decoded, dict):
-        raise TypeError(f"the database has a {type(decoded).__name__} where a JSON object must be")
+        raise StoreUnavailable(_NO_OBJECT)
     return decoded
 
 

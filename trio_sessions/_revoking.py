@@ -80,8 +80,9 @@ class Revoking:
         return count
 
     def refused(self, entry: Entry) -> None:
-        """Let go of a session whose claim was refused."""
-        self._end([entry])
+        """Let go of a session whose claim was refused for that."""
+        if entry.is_revoked:
+            self._end([entry])
 
     def take_ended(self) -> list[str]:
         """Return the ids of the sessions that were let go since this was last asked."""

@@ -16,6 +16,7 @@ import outcome
 from trio_sessions._entry import Entry, Pending
 from trio_sessions._json import decode_object, encode_object, size_of
 from trio_sessions._saying import Said, Saying, SayOrder, not_found
+from trio_sessions.abc import Part
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.types import Holder
 from trio_sessions.writes import Differs, Keep, SetData
@@ -108,7 +109,7 @@ class SessionData(Saying):
 
     def check_supported(self) -> None:
         """Raise `NotSupported` unless the store keeps data."""
-        self._edge.check_keeps_data()
+        self._edge.check_keeps(Part.DATA, "DataStore")
 
     async def set(self, session_id: str, encoded: str, *, merge: bool) -> None:
         """See `SessionRegistry.set_session_data`."""

@@ -24,7 +24,7 @@ from trio_sessions._orders import Order
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import Transport
-from trio_sessions.errors import SessionRevoked
+from trio_sessions.errors import SessionRevoked, TooManySessions
 from trio_sessions.types import OnRemoved, RemovalReason, fingerprint
 from trio_sessions.writes import Claimed
 
@@ -63,6 +63,7 @@ class Sessions:
         self._settings = settings
         self._boarding: Leaving | None = None
         """Those who leave with a job that has not begun: one for all of a turn of the loop."""
+        claims.notify_refused(self._turn_away)
 
     # ---- in ----
 
@@ -84,6 +85,7 @@ class Sessions:
 
         Raises:
             SessionRevoked: its id is revoked; it is not held any more.
+            TooManySessions: nor is it, for its owner has as many as it may; nothing was written.
 
         Cancellation: all of it goes on.
         """
@@ -92,6 +94,8 @@ class Sessions:
             entry.pending.note_owner(owner)
         if data is not None:
             entry.pending.note_data(data)
+        if owner is not None and replaced is None:
+            entry.most_of_owner = self._settings.limits.max_sessions_per_owner
         disconnecting: trio.Event | None = None
         if replaced is not None:
             self._messages.add_again(entry, replaced)
@@ -106,6 +110,19 @@ class Sessions:
                 f"session {fingerprint(session_id)} was revoked, and its id is refused for "
                 "limits.revocation_ttl: its transport was disconnected"
             )
+        if entry.is_one_too_many:
+            raise TooManySessions(
+                "the session's owner has as many sessions as limits.max_sessions_per_owner "
+                f"({self._settings.limits.max_sessions_per_owner}) lets one have"
+            )
+
+    def _turn_away(self, entry: Entry) -> None:
+        """Take a session out that was refused before anything was written; no row is left of it.
+
+        Its transport is left to whoever has brought it.
+        """
+        if entry.is_one_too_many and self._table.discard(entry, RemovalReason.REMOVED):
+            self._messages.depart([entry], moved=True)
 
     async def _wait_claimed(self, entry: Entry, claim: Order[Claimed]) -> None:
         await claim.settled()

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from trio_sessions._checks import count, seconds
-from trio_sessions.errors import NotSupported
 
 __all__ = ["NO_LIMITS", "Limits"]
 
@@ -14,15 +13,17 @@ class Limits:
 
     Raises:
         TypeError, ValueError: a limit is none; the message names it.
-        NotSupported: ``max_sessions_per_owner`` is not there yet.
     """
 
     max_sessions: int | None = None
     """Held by one worker at a time: one more is refused, `TooManySessions`. An id that is held
     already may be added again."""
     max_sessions_per_owner: int | None = None
-    """Of one owner, held by all workers. Planned: to be counted in the database, in one step with
-    the write. None is the only value that is taken now."""
+    """Of one owner, held by all workers that are not gone. `SessionRegistry.add_session` with an
+    ``owner`` that has as many already is refused, `TooManySessions`: they are counted by the
+    database, in one step with the write, so that no two get the last place. An id that is held by
+    this worker, or is that owner's already, may be added again. An owner that is set later is not
+    refused, and counts from then. While the database is away sessions are let in, and stay."""
     idle_timeout: float | None = None
     """A session of which nothing was heard for longer is ended by the next pass. Heard of is the
     end of each message handled, and `SessionRegistry.touch`. While a message is being handled, or
@@ -42,7 +43,6 @@ class Limits:
             count("limits.max_sessions", self.max_sessions)
         if self.max_sessions_per_owner is not None:
             count("limits.max_sessions_per_owner", self.max_sessions_per_owner)
-            raise NotSupported("limits.max_sessions_per_owner is not there yet: leave it None")
         for name in ("idle_timeout", "max_age", "revocation_ttl", "log_ttl"):
             value = getattr(self, name)
             if value is not None or name.endswith("_ttl"):

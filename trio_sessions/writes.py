@@ -83,6 +83,10 @@ class Claim(Write["Claimed"]):
     """To be written with the row; None: leave what is there."""
     data: str | Keep | None = Keep.AS_IS
     """JSON, to be written with the row; None: nothing."""
+    most_of_owner: int | None = None
+    """Only if the ``owner`` that the claim brings has fewer other sessions than this, of workers
+    that are not gone, else `Outcome.TOO_MANY` (`trio_sessions.abc.LimitStore`). None: in any case.
+    """
     only_from: str | None = None
     """Adopt the session: only if another incarnation of this name, or of this worker id, holds its
     row, however lately it was taken. Otherwise nothing is done (`Outcome.NOT_ADOPTED`), also where
@@ -260,6 +264,9 @@ class Outcome(enum.Enum):
     REVOKED = "revoked"
     """The id was revoked, and is refused for a time (`trio_sessions.abc.RevocationStore`). Nothing
     was changed; what the answer says of a row means nothing."""
+    TOO_MANY = "too many"
+    """The owner has as many sessions as it may have (``most_of_owner``). Nothing was changed; what
+    the answer says of a row means nothing."""
     NOT_ADOPTED = "not adopted"
     """The session is not held by whom it was to be taken from (``only_from``), or by nobody.
     Nothing was changed; what the answer says of a row means nothing."""

@@ -8,6 +8,7 @@ part.
 
 from trio_sessions.abc._data import DataStore
 from trio_sessions.abc._inspection import InspectionStore
+from trio_sessions.abc._limits import LimitStore
 from trio_sessions.abc._logs import LogStore
 from trio_sessions.abc._mail import MailStore
 from trio_sessions.abc._messages import Bell, MessageStore
@@ -22,6 +23,7 @@ __all__ = [
     "Bell",
     "DataStore",
     "InspectionStore",
+    "LimitStore",
     "LogStore",
     "MailStore",
     "MessageStore",

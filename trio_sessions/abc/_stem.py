@@ -27,6 +27,8 @@ class Part(enum.Enum):
     """`RevocationStore`; likewise."""
     DATA = "data"
     """`DataStore`; likewise, and adoption of sessions."""
+    LIMITS = "limits"
+    """`LimitStore`; a registry that has such a limit does not open without it."""
     LOGS = "logs"
     """`LogStore`; likewise."""
     MAIL = "mail"

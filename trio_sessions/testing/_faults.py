@@ -14,6 +14,7 @@ from trio_sessions.abc import (
     Bell,
     DataStore,
     InspectionStore,
+    LimitStore,
     LogStore,
     MailStore,
     Part,
@@ -92,7 +93,9 @@ class _PausedBell:
         return rung
 
 
-class FaultyStore(SessionStore, InspectionStore, RevocationStore, DataStore, MailStore, LogStore):
+class FaultyStore(
+    SessionStore, InspectionStore, RevocationStore, DataStore, LimitStore, MailStore, LogStore
+):
     """Wraps a store; one for each worker makes a fault that only this worker sees.
 
     `fail` makes all operations, some, or only the next few run into a fault; `heal` ends it.

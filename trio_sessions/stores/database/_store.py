@@ -14,6 +14,7 @@ from trio_sessions.abc import (
     Bell,
     DataStore,
     InspectionStore,
+    LimitStore,
     LogStore,
     MailStore,
     Pool,
@@ -57,7 +58,9 @@ _CONTRADICTION = (
 )
 
 
-class DatabaseStore(SessionStore, InspectionStore, RevocationStore, DataStore, MailStore, LogStore):
+class DatabaseStore(
+    SessionStore, InspectionStore, RevocationStore, DataStore, LimitStore, MailStore, LogStore
+):
     """Rows in SQLite or PostgreSQL, one operation, one thread, one transaction.
 
     The engine is made when the first registry opens the store, never earlier, so the

@@ -1,11 +1,13 @@
 """The rows in memory, and what each kind of write does with one. Synchronous, no clock."""
 
 import itertools
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from trio_sessions.abc import Worker
 from trio_sessions.stores._adoption import NOT_ADOPTED, adopts, is_of_whom_it_names
+from trio_sessions.stores._crowds import TOO_MANY, Crowds, is_limited
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores._pieces import PIECE
 from trio_sessions.stores._revoked import REFUSED
@@ -15,6 +17,7 @@ from trio_sessions.writes import (
     Acknowledge,
     Answer,
     Append,
+    Batch,
     Claim,
     Claimed,
     ClaimOwner,
@@ -113,6 +116,30 @@ class Rows(dict[str, Row]):
             if row.incarnation != own or row.worker_id != own_id
         ]
 
+    def crowds(self, worker: Worker, batch: Batch, lives: Callable[[str], bool]) -> Crowds | None:
+        """Return how many sessions the owners have that a batch may be refused for.
+
+        Args:
+            worker: whose batch it is.
+            batch: the batch.
+            lives: says whether an incarnation is not gone.
+        """
+        limited = [claim for _, claim in batch.of(Claim) if is_limited(claim)]
+        if not limited:
+            return None
+        owners = {claim.owner for claim in limited}
+        ended = {claim.session_id: claim.ended for claim in limited}
+        return Crowds(
+            Counter(
+                row.owner
+                for session_id, row in self.items()
+                if row.owner is not None
+                and row.owner in owners
+                and (row.is_of(worker) or lives(row.incarnation))
+                and not (row.is_of(worker) and row.generation <= ended.get(session_id, 0))
+            )
+        )
+
     def set_right(self, now: float) -> None:
         """Take back refreshes in the future: the clock was set back."""
         for row in [row for row in self.values() if row.last_accessed > now]:
@@ -179,7 +206,13 @@ class Rows(dict[str, Row]):
         return len(found)
 
     def carry_out(
-        self, worker: Worker, write: Write[object], now: float, *, in_doubt: bool = False
+        self,
+        worker: Worker,
+        write: Write[object],
+        now: float,
+        *,
+        in_doubt: bool = False,
+        crowds: Crowds | None = None,
     ) -> Answer:
         """Do what a write says.
 
@@ -188,12 +221,13 @@ class Rows(dict[str, Row]):
             write: the write.
             now: the moment, on whatever clock the rows have.
             in_doubt: what is not there may have been forgotten.
+            crowds: of the owners that a claim may be refused for.
         """
         if in_doubt and self._is_doubtful(worker, write):
             return doubtful()
         match write:
             case Claim():
-                return self._claim(worker, write, now, now - write.age)
+                return self._claim(worker, write, now, now - write.age, crowds)
             case Delete():
                 return self._delete(worker, write)
             case SetOwner() | ClaimOwner() | SetCapabilities() | SetData():
@@ -223,12 +257,16 @@ class Rows(dict[str, Row]):
         return row
 
     def _claim(
-        self, worker: Worker, claim: Claim, now: float, taken_at: float
+        self,
+        worker: Worker,
+        claim: Claim,
+        now: float,
+        taken_at: float,
+        crowds: Crowds | None,
     ) -> Claimed | Unfinished:
-        if self.marks.has(claim.session_id, now):
-            return REFUSED
-        if claim.only_from is not None and not self._may_adopt(worker, claim):
-            return NOT_ADOPTED
+        refusal = self._refusal(worker, claim, now, crowds)
+        if refusal is not None:
+            return refusal
         dropped = 0
         row = self._living(worker, claim.session_id, claim.ended)
         if row is None:
@@ -267,6 +305,20 @@ class Rows(dict[str, Row]):
             born=row.born,
             dropped=dropped,
         )
+
+    def _refusal(
+        self, worker: Worker, claim: Claim, now: float, crowds: Crowds | None
+    ) -> Claimed | None:
+        """Return the answer to a claim that may not be done; else None."""
+        if self.marks.has(claim.session_id, now):
+            return REFUSED
+        if claim.only_from is not None and not self._may_adopt(worker, claim):
+            return NOT_ADOPTED
+        if crowds is not None and is_limited(claim):
+            row = self._living(worker, claim.session_id, claim.ended)
+            has_already = row is not None and row.owner == claim.owner
+            return None if crowds.let_in(claim, has_already=has_already) else TOO_MANY
+        return None
 
     def _may_adopt(self, worker: Worker, claim: Claim) -> bool:
         row = self._living(worker, claim.session_id, claim.ended)

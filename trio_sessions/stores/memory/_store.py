@@ -15,6 +15,7 @@ from trio_sessions.abc import (
     Bell,
     DataStore,
     InspectionStore,
+    LimitStore,
     LogStore,
     MailStore,
     RevocationStore,
@@ -26,6 +27,7 @@ from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
+from trio_sessions.stores._crowds import Crowds
 from trio_sessions.stores._doubt import IN_DOUBT
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.memory._bells import Bells, MemoryBell
@@ -58,7 +60,9 @@ def _bells(ended: Bells | None) -> Bells:
     return Bells()
 
 
-class MemoryStore(SessionStore, InspectionStore, RevocationStore, DataStore, MailStore, LogStore):
+class MemoryStore(
+    SessionStore, InspectionStore, RevocationStore, DataStore, LimitStore, MailStore, LogStore
+):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
     Its clock is Trio's, so it follows a mock clock. It belongs to one Trio run at a time, and
@@ -148,17 +152,23 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore, DataStore, Mai
                     Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=now)
                 )
         in_doubt = self._is_in_doubt(worker, now)
-        answers = [self._carry_out(worker, one, now, in_doubt=in_doubt) for one in batch.writes]
+        crowds = self._rows.crowds(
+            worker, batch, lambda incarnation: self._workers.has_stamped(incarnation, now)
+        )
+        answers = [
+            self._carry_out(worker, one, now, in_doubt=in_doubt, crowds=crowds)
+            for one in batch.writes
+        ]
         for write, answer in zip(batch.writes, answers, strict=True):
             if isinstance(answer, Sent):
                 bells.ring(answer.holder.incarnation, write.session_id)
         return await self._answer(Committed(answers=answers, stamp=stamp, clock=now))
 
     def _carry_out(
-        self, worker: Worker, write: Write[object], now: float, *, in_doubt: bool
+        self, worker: Worker, write: Write[object], now: float, *, in_doubt: bool, crowds: Crowds
     ) -> Answer:
         if not isinstance(write, Post):
-            return self._rows.carry_out(worker, write, now, in_doubt=in_doubt)
+            return self._rows.carry_out(worker, write, now, in_doubt=in_doubt, crowds=crowds)
         recipients = self._mail.post(write, self._workers, now)
         for incarnation in recipients:
             self._opened.state.ring(incarnation, MAIL)

@@ -158,6 +158,11 @@ class Workers:
             has_lapsed=row.has_lapsed(now) and self._is_unbroken(now, ttl),
         )
 
+    def has_stamped(self, incarnation: str, now: float) -> bool:
+        """Say whether a worker has stamped its row within its ``session_ttl``."""
+        row = self._rows.get(incarnation)
+        return row is not None and now - row.stamped_at <= row.presence.session_ttl
+
     def _is_unbroken(self, now: float, ttl: float) -> bool:
         """Say whether the series of vouchings goes on, and is so many seconds old."""
         if self._vouched_at is None or now - self._vouched_at > self.longest_ttl(0.0) * MAX_GAP:

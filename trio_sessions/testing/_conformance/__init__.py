@@ -6,6 +6,7 @@ from trio_sessions.testing._conformance._data import data_checks
 from trio_sessions.testing._conformance._doubt import doubt_checks
 from trio_sessions.testing._conformance._inspection import inspection_checks
 from trio_sessions.testing._conformance._leases import lease_checks
+from trio_sessions.testing._conformance._limits import limit_checks
 from trio_sessions.testing._conformance._logs import log_checks
 from trio_sessions.testing._conformance._mail import mail_checks
 from trio_sessions.testing._conformance._manners import manner_checks
@@ -28,6 +29,7 @@ __all__ = [
     "conformance_tests",
     "data_conformance",
     "inspection_conformance",
+    "limit_conformance",
     "log_conformance",
     "mail_conformance",
     "message_conformance",
@@ -78,6 +80,9 @@ data_conformance: tuple[Check, ...] = (*data_checks, *adoption_checks)
 """`DataStore`, one check a rule, likewise."""
 log_conformance: tuple[Check, ...] = log_checks
 """`LogStore`, one check a rule, likewise."""
+
+limit_conformance: tuple[Check, ...] = limit_checks
+"""`LimitStore`, one check a rule, likewise."""
 
 transport_conformance: tuple[TransportCheck, ...] = transport_checks
 """The contract of a `Transport`, one check a rule, which is its docstring.

@@ -15,6 +15,7 @@ from trio_sessions.stores.database._clock import age_of, ago, now
 from trio_sessions.stores.database._questions import noted_doubt
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._clear import Clear
+from trio_sessions.stores.database.portable._crowds import Count
 from trio_sessions.stores.database.portable._grammar import Grammar
 from trio_sessions.stores.database.portable._mail import Mail
 from trio_sessions.stores.database.portable._plan import Plan, claimed, decide, rests_on_absence
@@ -68,6 +69,7 @@ class Commit:
         marked = tables.revoked.c.session_id
         self._marks = sa.select(marked).where(among(marked), is_revoked(tables))
         self._clear = Clear(tables, grammar)
+        self._count = Count(tables, grammar)
         self._delete = sa.delete(tables.sessions).where(among(row.session_id))
         taken_at = ago(sa.bindparam("age", type_=sa.Float))
         written: dict[str, sa.BindParameter[Any]] = {
@@ -175,7 +177,10 @@ class Commit:
             rests_on_absence(worker, write, rows.get(write.session_id)) for write in batch.writes
         ) and bool(connection.execute(self._doubt).scalar())
         revoked = self._revoked(connection, [claim.session_id for _, claim in batch.of(Claim)])
-        plan = decide(worker, batch, rows, waited(), revoked=revoked, in_doubt=in_doubt)
+        crowds = self._count(connection, worker, batch, rows)
+        plan = decide(
+            worker, batch, rows, waited(), revoked=revoked, crowds=crowds, in_doubt=in_doubt
+        )
         self._carry_out(connection, plan)
         return plan.answers
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from trio_sessions.abc import Worker
 from trio_sessions.stores._adoption import NOT_ADOPTED, adopts, is_of_whom_it_names
+from trio_sessions.stores._crowds import TOO_MANY, Crowds, is_limited
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores._revoked import REFUSED
 from trio_sessions.types import Capabilities, Holder
@@ -30,7 +31,7 @@ from trio_sessions.writes import (
     Write,
 )
 
-__all__ = ["Plan", "claimed", "decide", "rests_on_absence"]
+__all__ = ["Plan", "claimed", "decide", "has_ended", "rests_on_absence"]
 
 
 @dataclass(slots=True)
@@ -121,6 +122,7 @@ def decide(
     waited: float,
     *,
     revoked: Collection[str],
+    crowds: Crowds,
     in_doubt: bool,
 ) -> Plan:
     """Decide what a batch does to the rows that there are.
@@ -131,12 +133,13 @@ def decide(
         rows: the rows by session id.
         waited: seconds since the ages were told that are in the batch.
         revoked: ids that no claim may bring back.
+        crowds: of the owners that a claim may be refused for.
         in_doubt: what is not there may have been forgotten.
     """
     plan = Plan(answers=[None] * len(batch.writes), posted=list(batch.of(Post)))
     for place, write in enumerate(batch.writes):
         row = rows.get(write.session_id)
-        refusal = _refusal(worker, write, row, revoked, in_doubt=in_doubt)
+        refusal = _refusal(worker, write, row, revoked, crowds, in_doubt=in_doubt)
         if refusal is not None:
             plan.answers[place] = refusal
             continue
@@ -151,10 +154,7 @@ def decide(
                     plan.cleared.add(write.session_id)
                     plan.deleted.append(write.session_id)
             case SetOwner() | ClaimOwner() | SetCapabilities() | SetData() | Send() | Append():
-                has_ended = row is None or (
-                    is_held_by(worker, row) and row.generation <= write.ended
-                )
-                if not has_ended:
+                if row is not None and not has_ended(worker, row, write.ended):
                     plan.answers[place] = _say(plan, worker, place, write, row)
             case Acknowledge():
                 is_own = row is not None and is_held_by(worker, row)
@@ -167,7 +167,13 @@ def decide(
 
 
 def _refusal(
-    worker: Worker, write: Write[object], row: Any, revoked: Collection[str], *, in_doubt: bool
+    worker: Worker,
+    write: Write[object],
+    row: Any,
+    revoked: Collection[str],
+    crowds: Crowds,
+    *,
+    in_doubt: bool,
 ) -> Answer:
     """Return the answer to a write that may not be done whatever its row is; else None."""
     if isinstance(write, Claim) and write.session_id in revoked:
@@ -176,7 +182,16 @@ def _refusal(
         return doubtful()
     if isinstance(write, Claim) and write.only_from is not None:
         return None if _may_adopt(worker, write, row) else NOT_ADOPTED
+    if isinstance(write, Claim) and is_limited(write):
+        has_already = row is not None and row.owner == write.owner
+        has_already = has_already and not has_ended(worker, row, write.ended)
+        return None if crowds.let_in(write, has_already=has_already) else TOO_MANY
     return None
+
+
+def has_ended(worker: Worker, row: Any, ended: int) -> bool:
+    """Say whether a row is what a session that has ended here has left."""
+    return is_held_by(worker, row) and bool(row.generation <= ended)
 
 
 def _may_adopt(worker: Worker, claim: Claim, row: Any) -> bool:

@@ -22,12 +22,14 @@ from sqlalchemy.exc import DBAPIError
 from trio_sessions.abc import Worker
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
 from trio_sessions.stores._adoption import adopts
+from trio_sessions.stores._crowds import is_limited
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.postgresql._adoptions import ADOPTIONS
 from trio_sessions.stores.database.postgresql._appends import APPENDS
-from trio_sessions.stores.database.postgresql._claims import CLAIMS, DELETIONS
+from trio_sessions.stores.database.postgresql._claims import CLAIMS, DELETIONS, LIMITED_CLAIMS
 from trio_sessions.stores.database.postgresql._connections import USE_INDEXES, USES_INDEXES
+from trio_sessions.stores.database.postgresql._crowds import lock_owners
 from trio_sessions.stores.database.postgresql._doubt import doubt_cte
 from trio_sessions.stores.database.postgresql._errors import (
     LOCK_NOT_AVAILABLE,
@@ -170,11 +172,18 @@ class Commit:
         *,
         rings: bool,
     ) -> Sequence[Any]:
-        kinds = tuple(kind for kind in _KINDS if kind.name in parameters)
+        limited = any(is_limited(claim) for _, claim in batch.of(Claim))
+        kinds = tuple(
+            LIMITED_CLAIMS if limited and kind is CLAIMS else kind
+            for kind in _KINDS
+            if kind.name in parameters
+        )
         stamps = batch.stamp is not None
         statements = [_statement(self._names, kinds, rings=rings, stamps=stamps)]
         if any(claim.ended and not adopts(claim) for _, claim in batch.of(Claim)):
             statements.insert(0, _lock_what_has_ended(self._names))
+        if limited:
+            statements.insert(0, lock_owners(self._names))
         if not connection.get_execution_options().get(USES_INDEXES):
             statements.insert(0, USE_INDEXES)
         return in_one_round_trip(connection, statements, parameters)

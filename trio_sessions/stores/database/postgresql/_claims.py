@@ -1,11 +1,15 @@
 """Claims and deletions."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from trio_sessions.abc import Worker
 from trio_sessions.stores._adoption import NOT_ADOPTED
+from trio_sessions.stores._crowds import TOO_MANY, is_limited
 from trio_sessions.stores._pieces import ENTRIES, PIECE
 from trio_sessions.stores._revoked import REFUSED
+from trio_sessions.stores.database.postgresql._crowds import many_cte
 from trio_sessions.stores.database.postgresql._kinds import (
     OWN,
     UNFINISHED,
@@ -23,6 +27,7 @@ __all__ = [
     "CLAIM",
     "CLAIMS",
     "DELETIONS",
+    "LIMITED_CLAIMS",
     "TAKEN_AT",
     "decode_claim",
     "encode_claim",
@@ -32,7 +37,7 @@ __all__ = [
 
 CLAIM = """
                 generation bigint, age float8, ended bigint, says boolean, owner text,
-                capabilities text, elicitation boolean, brings boolean, data text"""
+                capabilities text, elicitation boolean, brings boolean, data text, most integer"""
 """What a claim has besides ``n`` and ``id``, as `asked` reads it."""
 TAKEN_AT = "(now() - make_interval(secs => c.age))"
 """When the session of a claim, ``c``, was added."""
@@ -108,7 +113,10 @@ def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
         )"""
 
 
-def _claims(names: Names) -> str:
+_MANY = " AND id NOT IN (SELECT id FROM claim_many)"
+
+
+def _claims(names: Names, *, limited: bool = False) -> str:
     """What is there is locked and updated, what is not is inserted.
 
     ``there`` and the lock are of one snapshot: what is there and cannot be locked is locked by
@@ -117,10 +125,11 @@ def _claims(names: Names) -> str:
     earlier generation than that of the row. A revoked id is refused before anything is locked.
     """
     return f"""{asked(names, "claims", CLAIM)}, {revoked_cte(names, "claim", "claims")},
-        claim_locks AS MATERIALIZED (
+        {many_cte(names) if limited else ""} claim_locks AS MATERIALIZED (
             SELECT s.* FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(
-                SELECT id FROM claims WHERE there AND id NOT IN (SELECT id FROM claim_revoked)
+                SELECT id FROM claims
+                WHERE there AND id NOT IN (SELECT id FROM claim_revoked){_MANY if limited else ""}
             ))
             ORDER BY s.session_id FOR UPDATE SKIP LOCKED
         ), claim_found AS MATERIALIZED (
@@ -174,17 +183,21 @@ def _claims(names: Names) -> str:
                 c.capabilities, c.elicitation, c.data, clock_timestamp(), {TAKEN_AT},
                 clock_timestamp()
             FROM claims AS c
-            WHERE NOT c.there AND c.id NOT IN (SELECT id FROM claim_revoked) ORDER BY c.id
+            WHERE NOT c.there
+                AND id NOT IN (SELECT id FROM claim_revoked){_MANY if limited else ""}
+            ORDER BY c.id
             ON CONFLICT (session_id) DO NOTHING
             RETURNING s.session_id, s.owner, s.capabilities, s.elicitation, s.data,
                 {born("s")} AS born
         )"""
 
 
-def _claim_answers(names: Names) -> str:
-    return """
+def _claim_answers(names: Names, *, limited: bool = False) -> str:
+    too_many = f"WHEN c.id IN (SELECT id FROM claim_many) THEN '{Outcome.TOO_MANY.value}'"
+    return f"""
         SELECT 'claims', c.n,
             CASE WHEN c.id IN (SELECT id FROM claim_revoked) THEN 'revoked'
+                {too_many if limited else ""}
                 WHEN x.id IS NOT NULL AND (SELECT holds FROM claim_advances) THEN 'unfinished'
                 WHEN i.session_id IS NOT NULL THEN 'inserted'
                 WHEN u.session_id IS NOT NULL OR f.outcome = 'lost' THEN f.outcome
@@ -222,6 +235,7 @@ def encode_claim(claim: Claim) -> dict[str, Any]:
         "elicitation": capabilities is not None and capabilities.elicitation,
         "brings": brings,
         "data": claim.data if brings else None,
+        "most": claim.most_of_owner if is_limited(claim) else None,
     }
 
 
@@ -232,6 +246,8 @@ def decode_claim(worker: Worker, row: Any) -> Claimed | Unfinished:
     outcome = Outcome(row.state)
     if outcome is Outcome.REVOKED:
         return REFUSED
+    if outcome is Outcome.TOO_MANY:
+        return TOO_MANY
     if outcome is Outcome.NOT_ADOPTED:
         return NOT_ADOPTED
     is_lost = outcome is Outcome.LOST
@@ -261,6 +277,12 @@ CLAIMS = Kind(
     encode=encode_claim,
     decode=decode_claim,
 )
+
+
+LIMITED_CLAIMS = replace(
+    CLAIMS, ctes=partial(_claims, limited=True), answers=partial(_claim_answers, limited=True)
+)
+"""The same, where one of them may be refused for its owner has too many sessions."""
 
 
 def _deletions(names: Names) -> str:

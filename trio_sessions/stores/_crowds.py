@@ -1,0 +1,51 @@
+"""How many sessions owners have, and whether there is room for another, as our stores count.
+
+The store counts once for all claims of a batch; those that come in are counted here.
+"""
+
+from collections.abc import Mapping
+
+from trio_sessions.types import Holder
+from trio_sessions.writes import Claim, Claimed, Outcome, Write
+
+__all__ = ["TOO_MANY", "Crowds", "is_limited"]
+
+TOO_MANY = Claimed(
+    outcome=Outcome.TOO_MANY,
+    holder=Holder(worker_id="", incarnation=""),
+    capabilities=None,
+    born="",
+)
+
+
+def is_limited(write: Write[object]) -> bool:
+    """Say whether a write may be refused for its owner has too many sessions."""
+    return (
+        isinstance(write, Claim)
+        and write.most_of_owner is not None
+        and write.only_from is None
+        and isinstance(write.owner, str)
+    )
+
+
+class Crowds:
+    """The sessions of the owners that a batch is about.
+
+    Args:
+        numbers: how many each owner has, those included that the batch claims and it has already.
+    """
+
+    def __init__(self, numbers: Mapping[str, int]) -> None:
+        self._numbers = dict(numbers)
+
+    def let_in(self, claim: Claim, *, has_already: bool) -> bool:
+        """Say whether the session of a claim may come in; it counts from now on."""
+        assert isinstance(claim.owner, str)
+        assert claim.most_of_owner is not None
+        if has_already:
+            return True
+        number = self._numbers.get(claim.owner, 0)
+        if number >= claim.most_of_owner:
+            return False
+        self._numbers[claim.owner] = number + 1
+        return True

@@ -1,0 +1,51 @@
+"""How many sessions owners have, in SQL that any database understands."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from trio_sessions.abc import Worker
+from trio_sessions.stores._crowds import Crowds, is_limited
+from trio_sessions.stores.database._clock import ago
+from trio_sessions.stores.database._questions import identity, own
+from trio_sessions.stores.database._schema import Tables
+from trio_sessions.stores.database.portable._grammar import Grammar
+from trio_sessions.stores.database.portable._plan import has_ended
+from trio_sessions.writes import Batch, Claim
+
+__all__ = ["Count"]
+
+
+class Count:
+    """Counts in one set of tables. Nobody else must write meanwhile."""
+
+    def __init__(self, tables: Tables, grammar: Grammar) -> None:
+        row, worker = tables.sessions.c, tables.workers.c
+        lives = sa.exists(
+            sa.select(worker.incarnation).where(
+                worker.incarnation == row.incarnation,
+                worker.stamped_at >= ago(worker.session_ttl),
+            )
+        )
+        self._count = (
+            sa.select(sa.func.count())
+            .select_from(tables.sessions)
+            .where(row.owner == sa.bindparam("of_owner"), sa.or_(own(tables), lives))
+        )
+
+    def __call__(
+        self, connection: sa.Connection, worker: Worker, batch: Batch, rows: Mapping[str, Any]
+    ) -> Crowds:
+        """Return how many each owner has that a claim of the batch may be refused for."""
+        limited = [claim for _, claim in batch.of(Claim) if is_limited(claim)]
+        numbers: dict[str, int] = {}
+        for claim in limited:
+            assert isinstance(claim.owner, str)
+            if claim.owner not in numbers:
+                parameters = {**identity(worker), "of_owner": claim.owner}
+                numbers[claim.owner] = connection.execute(self._count, parameters).scalar_one()
+            row = rows.get(claim.session_id)
+            if row is not None and row.owner is not None and has_ended(worker, row, claim.ended):
+                numbers[row.owner] = numbers.get(row.owner, 0) - 1
+        return Crowds(numbers)
