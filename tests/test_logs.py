@@ -18,6 +18,7 @@ from trio_sessions import (
     MessageTooLarge,
     NotSupported,
     RegistryClosed,
+    RowLocked,
     SessionNotFound,
     SessionRegistry,
     StoreUnavailable,
@@ -722,7 +723,7 @@ async def test_who_reads_after_the_last_id_misses_nothing(shared: Shared) -> Non
                     while True:
                         try:
                             await registry.logs.append("s", [number, n])
-                        except StoreUnavailable:  # locked for long: not appended
+                        except RowLocked:  # for long: it was not appended
                             continue
                         break
 
