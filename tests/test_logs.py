@@ -30,7 +30,8 @@ from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.stores.memory._rows import LogLine
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.writes import Append, Batch, Committed
+from trio_sessions.testing._conformance._tools import Client, opened
+from trio_sessions.writes import Append, Batch, Claim, Claimed, Committed, Outcome, Send, Write
 
 
 async def events(registry: SessionRegistry, session_id: str = "s") -> list[Any]:
@@ -520,6 +521,46 @@ async def test_what_a_hand_has_left_is_not_seen(database: Shared) -> None:
         assert stored(database) == 0
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("table", ["trio_logs", "trio_messages"])
+async def test_what_comes_just_before_a_claim_goes_with_the_session(
+    postgresql: Shared, table: str
+) -> None:
+    """A claim replaces an ended session to whose row others add something at that very moment."""
+    assert isinstance(postgresql.backdoor, DatabaseBackdoor)
+    write: Write[object] = (
+        Append(session_id="s", event="1")
+        if table == "trio_logs"
+        else Send(session_id="s", payload="1")
+    )
+    # Of a message only the start of its transaction is known: it may come after the claim's.
+    margin = 0 if table == "trio_logs" else 10
+    survivors = sa.text(
+        f"SELECT one.id FROM {table} AS one JOIN trio_sessions AS s USING (session_id) "
+        f"WHERE one.created_at < s.created_at - interval '{margin} ms'"
+    )
+    beside = [Claim(session_id=f"t{n}", generation=1, age=0.0) for n in range(300)]
+    generation = 1
+
+    async def add(client: Client) -> None:
+        while generation < 60:
+            await client.store.commit(client.worker, Batch(writes=[write]))
+
+    async with opened(postgresql.make_store, "a", "b", "c") as (a, b, c):
+        await a.claim("s")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(add, b)
+            nursery.start_soon(add, c)
+            while generation < 60:
+                claim = Claim(session_id="s", generation=generation + 1, age=0.0, ended=generation)
+                batch = Batch(writes=[*beside, claim])
+                answer = (await a.store.commit(a.worker, batch)).answers[-1]
+                if isinstance(answer, Claimed):
+                    assert answer.outcome is Outcome.INSERTED
+                    assert postgresql.backdoor.execute(survivors) == []
+                    generation += 1
+
+
 # ---- bounds ----
 
 
@@ -559,7 +600,7 @@ async def test_a_long_log_goes_piece_by_piece(shared: Shared) -> None:
         pile_up(shared, "s", many)
         await registry.remove_session("s")
         if shared.name != "memory":
-            assert store.calls["Delete"] == 5
+            assert store.calls["Delete"] >= 5
         assert stored(shared) == 0
         await registry.add_session("s", FakeTransport())
         pile_up(shared, "s", many)
@@ -569,7 +610,7 @@ async def test_a_long_log_goes_piece_by_piece(shared: Shared) -> None:
         store.calls.clear()
         await registry.add_session("s", FakeTransport())
         if shared.name != "memory":
-            assert store.calls["Claim"] == 5
+            assert store.calls["Claim"] >= 5
         assert stored(shared) == 0
         shared.backdoor.insert("dead", "another worker", age=7200.0)
         pile_up(shared, "dead", many)
