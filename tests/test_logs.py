@@ -152,6 +152,29 @@ async def test_a_read_stops_at_a_size(shared: Shared, monkeypatch: pytest.Monkey
         assert seen == ["0", "1", "2", "3", "4"]
 
 
+async def test_decoding_many_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop is not held for all of it."""
+    monkeypatch.setattr(logs_module, "_TURN", 10)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with open_registry(MemoryStore()) as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        for _ in range(100):
+            await registry.logs.append("s", "0123456789")
+        nursery.start_soon(count)
+        await trio.lowlevel.checkpoint()
+        turns = 0
+        assert len(await registry.logs.read("s")) == 100
+        assert turns >= 100
+        nursery.cancel_scope.cancel()
+
+
 # ---- how much is asked of the store ----
 
 
@@ -728,7 +751,7 @@ async def test_expiry_goes_piece_by_piece(shared: Shared, monkeypatch: pytest.Mo
 
 
 async def test_its_task_ends_with_the_registry(autojump_clock: MockClock) -> None:
-    """And makes no noise while the store lacks the part that it had."""
+    """It goes round once an interval, and no more."""
     store = FaultyStore(MemoryStore())
     async with open_registry(store) as registry:
         await registry.add_session("s", FakeTransport())

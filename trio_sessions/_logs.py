@@ -30,12 +30,7 @@ from trio_sessions._orders import Order
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
-from trio_sessions.errors import (
-    NotSupported,
-    SessionNotFound,
-    SessionsError,
-    StoreUnavailable,
-)
+from trio_sessions.errors import SessionNotFound, SessionsError, StoreUnavailable
 from trio_sessions.inspection import check_limit
 from trio_sessions.types import LogEntry, StoredEntry, check_session_id, fingerprint
 from trio_sessions.writes import Append
@@ -232,8 +227,6 @@ class LogRoom:
             await trio.sleep(self._settings.cleanup_interval * jitter)
             try:
                 await self.expire()
-            except NotSupported:
-                return
             except SessionsError as exc:
                 logger.debug("cannot expire logs now: %s", exc)
 
