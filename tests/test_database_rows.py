@@ -396,7 +396,7 @@ async def test_a_failing_pass_sweeps_nobody(postgresql: Shared) -> None:
 async def test_dropped_tables_remove_nobody(database: Shared) -> None:
     """A table that is gone says nothing about rows."""
     async with open_with(database, 3) as (registry, _):
-        for name in ("messages", "logs", "sessions", "fleet"):
+        for name in ("logs", "messages", "sessions", "fleet"):
             back(database).execute(sa.text(f"DROP TABLE trio_{name}"))
         report = await registry.cleanup()
         assert sorted(report.refresh_failures) == ids(3)

@@ -90,7 +90,7 @@ async def test_a_failover_to_a_server_without_tables(
 @pytest.mark.parametrize("batch_size", [1, 7])
 async def test_tables_that_are_dropped_and_made_anew(server: Server, batch_size: int) -> None:
     """By whichever worker opens next."""
-    tables = "trio_messages, trio_sessions, trio_workers, trio_gone, trio_fleet"
+    tables = "trio_logs, trio_messages, trio_sessions, trio_workers, trio_gone, trio_fleet"
     async with join(server.url, batch_size=batch_size) as a, join(server.url) as b:
         held = {a: await add(a, *names("a", 12)), b: await add(b, *names("b", 3))}
         await a.set_session_owner("a00", "set")

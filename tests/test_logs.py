@@ -18,6 +18,7 @@ from trio_sessions import (
     MessageTooLarge,
     NotSupported,
     RegistryClosed,
+    RowLocked,
     SessionNotFound,
     SessionRegistry,
     StoreUnavailable,
@@ -29,7 +30,8 @@ from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.stores.memory._rows import LogLine
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.writes import Append, Batch, Committed
+from trio_sessions.testing._conformance._tools import Client, opened
+from trio_sessions.writes import Append, Batch, Claim, Claimed, Committed, Outcome, Send, Write
 
 
 async def events(registry: SessionRegistry, session_id: str = "s") -> list[Any]:
@@ -59,7 +61,8 @@ async def test_any_worker_appends_and_reads(everywhere: Shared) -> None:
             found = await registry.logs.read("s")
             assert [one.event for one in found] == values
             assert [one.id for one in found] == ids
-            assert all(isinstance(one, LogEntry) and 0 <= one.age < 600 for one in found)
+            assert {type(one) for one in found} == {LogEntry}
+            assert all(0 <= one.age < 600 for one in found)
         assert [one.id for one in await b.logs.read("s", after=ids[1], limit=3)] == ids[2:5]
         assert await b.logs.read("s", after=ids[-1]) == []
 
@@ -147,6 +150,29 @@ async def test_a_read_stops_at_a_size(shared: Shared, monkeypatch: pytest.Monkey
             seen += [one.event[0] for one in found]
             after = found[-1].id
         assert seen == ["0", "1", "2", "3", "4"]
+
+
+async def test_decoding_many_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop is not held for all of it."""
+    monkeypatch.setattr(logs_module, "_TURN", 10)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with open_registry(MemoryStore()) as registry, trio.open_nursery() as nursery:
+        await registry.add_session("s", FakeTransport())
+        for _ in range(100):
+            await registry.logs.append("s", "0123456789")
+        nursery.start_soon(count)
+        await trio.lowlevel.checkpoint()
+        turns = 0
+        assert len(await registry.logs.read("s")) == 100
+        assert turns >= 100
+        nursery.cancel_scope.cancel()
 
 
 # ---- how much is asked of the store ----
@@ -518,6 +544,46 @@ async def test_what_a_hand_has_left_is_not_seen(database: Shared) -> None:
         assert stored(database) == 0
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("table", ["trio_logs", "trio_messages"])
+async def test_what_comes_just_before_a_claim_goes_with_the_session(
+    postgresql: Shared, table: str
+) -> None:
+    """A claim replaces an ended session to whose row others add something at that very moment."""
+    assert isinstance(postgresql.backdoor, DatabaseBackdoor)
+    write: Write[object] = (
+        Append(session_id="s", event="1")
+        if table == "trio_logs"
+        else Send(session_id="s", payload="1")
+    )
+    # Of a message only the start of its transaction is known: it may come after the claim's.
+    margin = 0 if table == "trio_logs" else 10
+    survivors = sa.text(
+        f"SELECT one.id FROM {table} AS one JOIN trio_sessions AS s USING (session_id) "
+        f"WHERE one.created_at < s.created_at - interval '{margin} ms'"
+    )
+    beside = [Claim(session_id=f"t{n}", generation=1, age=0.0) for n in range(300)]
+    generation = 1
+
+    async def add(client: Client) -> None:
+        while generation < 60:
+            await client.store.commit(client.worker, Batch(writes=[write]))
+
+    async with opened(postgresql.make_store, "a", "b", "c") as (a, b, c):
+        await a.claim("s")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(add, b)
+            nursery.start_soon(add, c)
+            while generation < 60:
+                claim = Claim(session_id="s", generation=generation + 1, age=0.0, ended=generation)
+                batch = Batch(writes=[*beside, claim])
+                answer = (await a.store.commit(a.worker, batch)).answers[-1]
+                if isinstance(answer, Claimed):
+                    assert answer.outcome is Outcome.INSERTED
+                    assert postgresql.backdoor.execute(survivors) == []
+                    generation += 1
+
+
 # ---- bounds ----
 
 
@@ -557,7 +623,7 @@ async def test_a_long_log_goes_piece_by_piece(shared: Shared) -> None:
         pile_up(shared, "s", many)
         await registry.remove_session("s")
         if shared.name != "memory":
-            assert store.calls["Delete"] == 5
+            assert store.calls["Delete"] >= 5
         assert stored(shared) == 0
         await registry.add_session("s", FakeTransport())
         pile_up(shared, "s", many)
@@ -567,7 +633,7 @@ async def test_a_long_log_goes_piece_by_piece(shared: Shared) -> None:
         store.calls.clear()
         await registry.add_session("s", FakeTransport())
         if shared.name != "memory":
-            assert store.calls["Claim"] == 5
+            assert store.calls["Claim"] >= 5
         assert stored(shared) == 0
         shared.backdoor.insert("dead", "another worker", age=7200.0)
         pile_up(shared, "dead", many)
@@ -621,7 +687,7 @@ async def test_a_log_does_not_grow_without_end(
         found = await events(b)
         assert len(found) >= 20
         assert found == list(range(200))[-len(found) :]
-        counts = a._house.logs.counts
+        counts = a._house.log_room.counts
         while counts._counts["s"] != 9:
             await a.logs.append("s", 0)
         store.fail(Fault.FAILS, "Append", times=1)
@@ -679,13 +745,13 @@ async def test_expiry_goes_piece_by_piece(shared: Shared, monkeypatch: pytest.Mo
         pile_up(shared, "s", 250)
         await trio.sleep(1.1)
         await registry.logs.append("s", "new")
-        assert await registry._house.logs.expire() == 250
+        assert await registry._house.log_room.expire() == 250
         assert store.calls["expire_logs"] == 3
         assert await events(registry) == ["new"]
 
 
 async def test_its_task_ends_with_the_registry(autojump_clock: MockClock) -> None:
-    """And makes no noise while the store lacks the part that it had."""
+    """It goes round once an interval, and no more."""
     store = FaultyStore(MemoryStore())
     async with open_registry(store) as registry:
         await registry.add_session("s", FakeTransport())
@@ -722,7 +788,7 @@ async def test_who_reads_after_the_last_id_misses_nothing(shared: Shared) -> Non
                     while True:
                         try:
                             await registry.logs.append("s", [number, n])
-                        except StoreUnavailable:  # locked for long: not appended
+                        except RowLocked:  # for long: it was not appended
                             continue
                         break
 

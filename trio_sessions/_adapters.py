@@ -138,5 +138,5 @@ class AdapterMethods(OperatorMethods):
 
     @property
     def logs(self) -> Logs:
-        """The logs of sessions: events that any worker appends, and reads again and again."""
+        """The logs of sessions, for events that any worker appends, and reads again and again."""
         return self._house.logs

@@ -29,7 +29,7 @@ from trio_sessions._inspection import Inspection
 from trio_sessions._lag import LoopLag
 from trio_sessions._leaving import Leaving
 from trio_sessions._listening import Listening
-from trio_sessions._logs import Logs
+from trio_sessions._logs import LogRoom, Logs
 from trio_sessions._mail import Mail
 from trio_sessions._messages import Messages
 from trio_sessions._owners import Owners
@@ -129,7 +129,7 @@ class House:
         self.inspection = Inspection(edge=edge, claims=claims, table=table, departures=departures)
         self.workers = Workers(edge, histories, self._mail)
         self.topics = Topics(self._mail)
-        self.logs = Logs(
+        self.log_room = LogRoom(
             edge=edge,
             writer=writer,
             claims=claims,
@@ -137,8 +137,8 @@ class House:
             departures=departures,
             background=background,
             settings=settings,
-            check_open=self.check_open,
         )
+        self.logs = Logs(self.log_room, self.check_open)
         self.sessions = Sessions(
             table=table,
             calls=calls,

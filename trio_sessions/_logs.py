@@ -30,17 +30,12 @@ from trio_sessions._orders import Order
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
-from trio_sessions.errors import (
-    NotSupported,
-    SessionNotFound,
-    SessionsError,
-    StoreUnavailable,
-)
+from trio_sessions.errors import SessionNotFound, SessionsError, StoreUnavailable
 from trio_sessions.inspection import check_limit
 from trio_sessions.types import LogEntry, StoredEntry, check_session_id, fingerprint
 from trio_sessions.writes import Append
 
-__all__ = ["Logs"]
+__all__ = ["LogRoom", "Logs"]
 
 logger = logging.getLogger("trio_sessions.logs")
 
@@ -85,7 +80,7 @@ class _AppendOrder(Order[int | None]):
     """One event on its way to the store.
 
     Args:
-        logs: whose.
+        room: its.
         session_id: of whom.
         event: its JSON.
     """
@@ -93,19 +88,19 @@ class _AppendOrder(Order[int | None]):
     is_grouped = True
     group = "logs"
 
-    __slots__ = ("_entry", "_event", "_is_due", "_logs")
+    __slots__ = ("_entry", "_event", "_is_due", "_room")
 
-    def __init__(self, logs: "Logs", session_id: str, event: str) -> None:
+    def __init__(self, room: "LogRoom", session_id: str, event: str) -> None:
         super().__init__(session_id, size=size_of(event))
-        self._logs = logs
+        self._room = room
         self._event = event
-        self._entry = logs.held(session_id)
+        self._entry = room.held(session_id)
         """The session that is meant, if it is held here."""
         self._is_due = False
 
     def make(self) -> Append | None:
         session_id = self.session_id
-        entry = self._logs.held(session_id)
+        entry = self._room.held(session_id)
         born: str | None = None
         if self._entry is not None:
             # It may have been added again here, or have ended; then another one may have its id.
@@ -113,28 +108,28 @@ class _AppendOrder(Order[int | None]):
                 self._entry = entry
             elif entry is not None:
                 return None
-            born = self._logs.birth(self._entry)
+            born = self._room.birth(self._entry)
             if entry is None and born is None:
                 return None
         if entry is not None and entry.row is Row.UNWRITTEN:
             raise StoreUnavailable(f"{_UNWRITTEN}: {entry.error}") from entry.error
-        self._is_due = self._is_due or self._logs.counts.is_due(session_id)
+        self._is_due = self._is_due or self._room.counts.is_due(session_id)
         return Append(
             session_id=session_id,
             event=self._event,
-            ended=self._logs.ended(session_id),
+            ended=self._room.ended(session_id),
             born=born,
             keep=_KEEP if self._is_due else None,
         )
 
     def conclude(self, result: outcome.Outcome[int | None] | None) -> None:
         if self._is_due and not isinstance(result, outcome.Value):
-            self._logs.counts.owe(self.session_id)
+            self._room.counts.owe(self.session_id)
 
 
 @uninterrupted
-class Logs:
-    """The logs of sessions, as `SessionRegistry.logs`: events that are read again and again."""
+class LogRoom:
+    """The logs of the sessions of all workers, as one worker appends to them and reads them."""
 
     def __init__(
         self,
@@ -146,9 +141,7 @@ class Logs:
         departures: Departures,
         background: Background,
         settings: Settings,
-        check_open: Callable[[], None],
     ) -> None:
-        """Not for users."""
         self.counts = _Counts()
         self._edge = edge
         self._writer = writer
@@ -157,53 +150,26 @@ class Logs:
         self._departures = departures
         self._background = background
         self._settings = settings
-        self._check_open = check_open
         self._expires = False
         """The task that expires old entries has been started."""
 
     def held(self, session_id: str) -> Entry | None:
-        """Return a session if it is held here; not for users."""
+        """Return a session if it is held here."""
         return self._table.get(session_id)
 
     def birth(self, entry: Entry) -> str | None:
-        """Return the birth of a session, if it is certain; not for users."""
+        """Return the birth of a session, if it is certain."""
         return self._claims.birth(entry)
 
     def ended(self, session_id: str) -> int:
-        """Return the generation up to which a session's row is left over; not for users."""
+        """Return the generation up to which a session's row is left over."""
         return self._departures.ended(session_id)
 
     # ---- appending ----
 
     async def append(self, session_id: str, event: Any) -> int:
-        """Append an event to a session's log, whoever holds the session.
-
-        Calls that come at once share a transaction. What one worker appends to one session stays
-        in the order of the calls.
-
-        Args:
-            session_id: the session.
-            event: any JSON value, of at most ``max_message_bytes``.
-
-        Returns:
-            Its id, which is greater than that of every entry of the session before.
-
-        Raises:
-            TypeError, ValueError: JSON cannot carry the event (NaN and infinity neither).
-            MessageTooLarge: it is too large.
-            SessionNotFound: the database has confirmed that no worker holds the session, or it was
-                removed here meanwhile.
-            StoreUnavailable: the database is away, or the row is locked; the event may or may not
-                have been appended.
-            NotSupported: the store lacks this part of the contract.
-            RegistryClosed: the registry is closed.
-
-        Cancellation: it may or may not have been appended; what has not left is withdrawn.
-        """
-        check_trio()
-        check_session_id(session_id)
+        """See `Logs.append`."""
         encoded = encode(event, what="the event", limit=self._settings.max_message_bytes)
-        self._check_open()
         self._edge.check_keeps_logs()
         self._expire_from_now_on()
         await self._writer.admit()
@@ -218,30 +184,8 @@ class Logs:
 
     # ---- reading ----
 
-    async def read(self, session_id: str, *, after: int = 0, limit: int = 1000) -> list[LogEntry]:
-        """Return entries of a session's log by their ids; one round trip.
-
-        To follow a log, ask with ``after`` the id of the last entry that you have: whatever is
-        appended, by whichever worker, you miss nothing. The end, for now, is an empty list; one
-        that has fewer than ``limit`` entries is not: about 8 MiB are read at a time.
-
-        Args:
-            session_id: the session; an unknown one has no entries.
-            after: only entries with a greater id.
-            limit: at most so many, 1 to 10,000.
-
-        Raises:
-            TypeError, ValueError: an argument is wrong; the message names it.
-            StoreUnavailable: the database cannot say; or the session is held here, and its row
-                could not be written yet.
-            NotSupported: the store lacks this part of the contract.
-            RegistryClosed: the registry is closed.
-        """
-        check_trio()
-        check_session_id(session_id)
-        check_limit(limit)
-        _check_after(after)
-        self._check_open()
+    async def read(self, session_id: str, *, after: int, limit: int) -> list[LogEntry]:
+        """See `Logs.read`."""
         while True:
             entry = self._table.get(session_id)
             if entry is not None:
@@ -283,19 +227,83 @@ class Logs:
             await trio.sleep(self._settings.cleanup_interval * jitter)
             try:
                 await self.expire()
-            except NotSupported:
-                return
             except SessionsError as exc:
                 logger.debug("cannot expire logs now: %s", exc)
 
     async def expire(self) -> int:
-        """Delete what is older than ``limits.log_ttl``; return how many. Not for users."""
+        """Delete what is older than ``limits.log_ttl``; return how many."""
         older_than, total = self._settings.limits.log_ttl, 0
         while True:
             expired = await self._edge.expire_logs(older_than=older_than, limit=_PIECE)
             total += expired
             if expired < _PIECE:
                 return total
+
+
+@uninterrupted
+class Logs:
+    """The logs of sessions, as `SessionRegistry.logs`: events that are read again and again."""
+
+    def __init__(self, room: LogRoom, check_open: Callable[[], None]) -> None:
+        """Not for users."""
+        self._room = room
+        self._check_open = check_open
+
+    async def append(self, session_id: str, event: Any) -> int:
+        """Append an event to a session's log, whoever holds the session.
+
+        Calls that come at once share a transaction. What one worker appends to one session stays
+        in the order of the calls.
+
+        Args:
+            session_id: the session.
+            event: any JSON value, of at most ``max_message_bytes``.
+
+        Returns:
+            Its id, which is greater than that of every entry of the session before.
+
+        Raises:
+            TypeError, ValueError: JSON cannot carry the event (NaN and infinity neither).
+            MessageTooLarge: it is too large.
+            SessionNotFound: the database has confirmed that no worker holds the session, or it was
+                removed here meanwhile.
+            StoreUnavailable: the database is away, or the row is locked; the event may or may not
+                have been appended.
+            NotSupported: the store lacks this part of the contract.
+            RegistryClosed: the registry is closed.
+
+        Cancellation: it may or may not have been appended; what has not left is withdrawn.
+        """
+        check_trio()
+        check_session_id(session_id)
+        self._check_open()
+        return await self._room.append(session_id, event)
+
+    async def read(self, session_id: str, *, after: int = 0, limit: int = 1000) -> list[LogEntry]:
+        """Return entries of a session's log by their ids; one round trip.
+
+        To follow a log, ask with ``after`` the id of the last entry that you have: whatever is
+        appended, by whichever worker, you miss nothing. The end, for now, is an empty list; one
+        that has fewer than ``limit`` entries is not: about 8 MiB are read at a time.
+
+        Args:
+            session_id: the session; an unknown one has no entries.
+            after: only entries with a greater id.
+            limit: at most so many, 1 to 10,000.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; the message names it.
+            StoreUnavailable: the database cannot say; or the session is held here, and its row
+                could not be written yet.
+            NotSupported: the store lacks this part of the contract.
+            RegistryClosed: the registry is closed.
+        """
+        check_trio()
+        check_session_id(session_id)
+        check_limit(limit)
+        _check_after(after)
+        self._check_open()
+        return await self._room.read(session_id, after=after, limit=limit)
 
 
 def _check_after(after: object) -> None:

@@ -17,7 +17,7 @@ storm shares its statements, its transactions and its syncs to disk::
 - A batch that came too late has done nothing, and goes again at once. So has one that contradicts
   the witness (`trio_sessions._witness`): the worker begins a new history first.
 - A lost answer is everybody's error. Claims and deletions are repeated by the next pass, messages
-  by nobody.
+  and entries of logs by nobody.
 - A caller that leaves withdraws what has not left (`do`); claims and deletions go on (`give`).
 
 See docs/decisions/0009-one-writer.md.

@@ -357,7 +357,9 @@ class MemoryStore(
             await self._refuse_in_doubt()
         found, taken = list[StoredEntry](), 0
         for entry_id, line in ({} if row is None else row.log).items():
-            if entry_id > after and len(found) < limit and taken < size:
+            if len(found) >= limit or taken >= size:
+                break
+            if entry_id > after:
                 taken += len(line.event.encode())
                 found.append(StoredEntry(id=entry_id, event=line.event, age=now - line.stored_at))
         return await self._answer(found)

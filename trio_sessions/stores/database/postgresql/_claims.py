@@ -123,13 +123,21 @@ def _claims(names: Names, *, limited: bool = False) -> str:
     somebody else, or was deleted just now. What is not there and cannot be inserted was
     inserted by somebody else just now. Both are to be asked again. ``late`` is a claim of an
     earlier generation than that of the row. A revoked id is refused before anything is locked.
+
+    ``unready`` is a row of an ended session that the statement before could not lock: what was
+    stored for that since is not in this snapshot, and would be the new session's.
     """
     return f"""{asked(names, "claims", CLAIM)}, {revoked_cte(names, "claim", "claims")},
-        {many_cte(names) if limited else ""} claim_locks AS MATERIALIZED (
+        {many_cte(names) if limited else ""} claim_unready AS MATERIALIZED (
+            SELECT a.id FROM claims_asked AS a JOIN claims_there AS t ON t.session_id = a.id
+            WHERE t.mine AND t.generation <= a.ended
+                AND t.locker IS DISTINCT FROM CAST(pg_current_xact_id_if_assigned() AS xid)
+        ), claim_locks AS MATERIALIZED (
             SELECT s.* FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(
                 SELECT id FROM claims
-                WHERE there AND id NOT IN (SELECT id FROM claim_revoked){_MANY if limited else ""}
+                WHERE there AND id NOT IN (SELECT id FROM claim_revoked)
+                    AND id NOT IN (SELECT id FROM claim_unready){_MANY if limited else ""}
             ))
             ORDER BY s.session_id FOR UPDATE SKIP LOCKED
         ), claim_found AS MATERIALIZED (

@@ -122,7 +122,8 @@ def asked(names: Names, name: str, columns: str, *, there: str = "t.session_id I
                 n integer, id text, {columns}
             ) WHERE {HOLDS}
         ), {name}_there AS MATERIALIZED (
-            SELECT s.session_id, s.generation, {own("s")} AS mine FROM {names.sessions} AS s
+            SELECT s.session_id, s.generation, {own("s")} AS mine, s.xmax AS locker
+            FROM {names.sessions} AS s
             WHERE s.session_id = ANY (ARRAY(SELECT id FROM {name}_asked))
         ), {name} AS MATERIALIZED (
             SELECT a.*, coalesce({there}, false) AS there
