@@ -82,12 +82,7 @@ class Mail:
         Raises:
             NotSupported: the store keeps no mail, or cannot say who lives.
         """
-        for part, contract in ((Part.MAIL, "MailStore"), (Part.INSPECTION, "InspectionStore")):
-            if not self._edge.keeps(part):
-                raise NotSupported(
-                    "calls between workers and topics need a store that keeps the part of the "
-                    f"contract trio_sessions.abc.{contract}; this one does not"
-                )
+        self._check_store()
         if not self._runs:
             self._runs = True
             self._listening.start()
@@ -127,6 +122,14 @@ class Mail:
         if self._is_closed:
             raise _closed()
 
+    def _check_store(self) -> None:
+        for part, contract in ((Part.MAIL, "MailStore"), (Part.INSPECTION, "InspectionStore")):
+            if not self._edge.keeps(part):
+                raise NotSupported(
+                    "calls between workers and topics need a store that keeps the part of the "
+                    f"contract trio_sessions.abc.{contract}; this one does not"
+                )
+
     # ---- topics ----
 
     async def publish(self, topic: str, message: object) -> None:
@@ -134,6 +137,7 @@ class Mail:
         limit = self._settings.max_message_bytes
         contents = encode(message, what="the message", limit=limit)
         self.check_open()
+        self._check_store()
         await self._sender.publish(topic, seal("topic", topic, contents=contents))
 
     def subscribe(self, topic: str) -> Subscription:

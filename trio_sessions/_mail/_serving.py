@@ -227,6 +227,8 @@ class Serving:
     def _tell(self, one: _Running, letter: str) -> None:
         if not one.is_told:
             one.is_told = True
+            if one.outflow is not None:
+                one.outflow.flush()
             self._sender.post_soon(one.caller, letter)
 
     def _caught(self, one: _Running, error: Exception) -> str:
