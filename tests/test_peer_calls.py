@@ -107,8 +107,9 @@ async def test_a_call_is_answered(everywhere: Shared, handlers: Handlers) -> Non
             one.incarnation for one in await caller.workers.list() if one.worker_id == "callee"
         ]
         with trio.fail_after(TOO_LONG):
+            values: tuple[Any, ...] = ({"a": [1, 2.5, "ü"]}, None, "", 2**70, [[]])
             for to in ("callee", incarnation):
-                for value in ({"a": [1, 2.5, "ü"]}, None, "", 2**70, [[]]):
+                for value in values:
                     assert await caller.workers.call(to, "echo", value, timeout=10) == value
                     assert await callee.workers.call(to, "echo", value, timeout=10) == value
         assert waiting(caller) == waiting(callee) == (0, 0)
@@ -132,9 +133,7 @@ async def test_what_a_handler_raises_arrives(
         everywhere.open(handlers=handlers.all(), worker_id="callee") as callee,
         everywhere.open() as caller,
     ):
-        with pytest.raises(
-            CallFailed, match=r"'fail' at worker 'callee' failed: LookupError: no b"
-        ):
+        with pytest.raises(CallFailed, match=r"'fail' at worker 'callee' .*LookupError: no b"):
             await caller.workers.call("callee", "fail", "b", timeout=10)
         assert "LookupError: no b" in caplog.text
         assert await caller.workers.call("callee", "echo", 1, timeout=10) == 1
@@ -636,7 +635,7 @@ async def test_short_calls_ask_nobody_who_lives(handlers: Handlers) -> None:
     [
         ([], TypeError),
         ({"x": 7}, TypeError),
-        ({"x": lambda payload: None}, TypeError),
+        ({"x": print}, TypeError),
         ({"x": Handlers}, TypeError),
         ({"": Handlers().echo}, ValueError),
         ({7: Handlers().echo}, TypeError),
@@ -648,10 +647,10 @@ def test_bad_handlers_are_refused_by_name(handlers: Any, error: type[Exception])
 
 
 def test_handlers_may_be_any_kind_of_async_callable() -> None:
-    class Callable_:
+    class Answers:
         async def __call__(self, payload: Any) -> Any: ...
 
-    class Generator_:
+    class Yields:
         async def __call__(self, payload: Any) -> AsyncIterator[Any]:
             yield payload
 
@@ -660,10 +659,10 @@ def test_handlers_may_be_any_kind_of_async_callable() -> None:
         handlers={
             "method": one.echo,
             "partial": partial(one.echo),
-            "object": Callable_(),
+            "object": Answers(),
             "stream": one.count,
             "partial stream": partial(one.count),
-            "object stream": Generator_(),
+            "object stream": Yields(),
         }
     )
 

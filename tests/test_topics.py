@@ -156,44 +156,50 @@ async def test_closing_the_registry_ends_the_iteration(everywhere: Shared) -> No
 async def test_an_outage_ends_no_subscription(shared: Shared) -> None:
     """What is published afterwards is heard; who subscribes meanwhile is told."""
     faulty = FaultyStore(shared.make_store())
-    async with shared.open(store=faulty) as one, shared.open() as other:
-        async with one.topics.subscribe("t") as messages:
-            await other.topics.publish("t", "before")
-            assert await take(messages, 1) == ["before"]
-            faulty.fail()
-            with pytest.raises(StoreUnavailable):
-                await one.topics.publish("t", "from one")
-            with pytest.raises(StoreUnavailable):
-                async with one.topics.subscribe("new"):
-                    raise AssertionError("it is not open")
-            await other.topics.publish("t", "meanwhile")
-            with trio.fail_after(TOO_LONG):
-                while not faulty.faults["collect"]:
-                    await trio.sleep(0.01)
-            faulty.heal()
-            await other.topics.publish("t", "afterwards")
-            assert await take(messages, 2) == ["meanwhile", "afterwards"]
-            async with one.topics.subscribe("new") as new:
-                await other.topics.publish("new", 1)
-                assert await take(new, 1) == [1]
+    async with (
+        shared.open(store=faulty) as one,
+        shared.open() as other,
+        one.topics.subscribe("t") as messages,
+    ):
+        await other.topics.publish("t", "before")
+        assert await take(messages, 1) == ["before"]
+        faulty.fail()
+        with pytest.raises(StoreUnavailable):
+            await one.topics.publish("t", "from one")
+        with pytest.raises(StoreUnavailable):
+            async with one.topics.subscribe("new"):
+                raise AssertionError("it is not open")
+        await other.topics.publish("t", "meanwhile")
+        with trio.fail_after(TOO_LONG):
+            while not faulty.faults["collect"]:
+                await trio.sleep(0.01)
+        faulty.heal()
+        await other.topics.publish("t", "afterwards")
+        assert await take(messages, 2) == ["meanwhile", "afterwards"]
+        async with one.topics.subscribe("new") as new:
+            await other.topics.publish("new", 1)
+            assert await take(new, 1) == [1]
 
 
 async def test_topics_outlive_a_database_that_went_back(shared: Shared) -> None:
     """It has forgotten the worker's row and its topics: both are written anew."""
-    async with shared.open(cleanup_interval=1.0) as one, shared.open(cleanup_interval=1.0) as other:
-        async with one.topics.subscribe("t") as messages:
-            await one.topics.publish("t", "before")
-            assert await take(messages, 1) == ["before"]
-            shared.backdoor.go_back(None)
-            with trio.fail_after(TOO_LONG):
-                while not one.statistics().database_rewinds:
-                    await trio.sleep(0.01)
-                heard: list[Any] = []
-                while not heard:
-                    await other.topics.publish("t", "after")
-                    with trio.move_on_after(0.1):
-                        heard.append(await anext(messages))
-            assert heard == ["after"]
+    async with (
+        shared.open(cleanup_interval=1.0) as one,
+        shared.open(cleanup_interval=1.0) as other,
+        one.topics.subscribe("t") as messages,
+    ):
+        await one.topics.publish("t", "before")
+        assert await take(messages, 1) == ["before"]
+        shared.backdoor.go_back(None)
+        with trio.fail_after(TOO_LONG):
+            while not one.statistics().database_rewinds:
+                await trio.sleep(0.01)
+            heard: list[Any] = []
+            while not heard:
+                await other.topics.publish("t", "after")
+                with trio.move_on_after(0.1):
+                    heard.append(await anext(messages))
+        assert heard == ["after"]
 
 
 async def test_whoever_leaves_in_the_middle_of_joining_listens_to_nothing() -> None:
