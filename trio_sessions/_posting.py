@@ -2,12 +2,18 @@
 
 from trio_sessions._json import size_of
 from trio_sessions._orders import Order
+from trio_sessions.errors import InvalidSessionId
+from trio_sessions.types import check_session_id
 from trio_sessions.writes import Post
 
 __all__ = ["PostOrder"]
 
 _LINE = "\0mail"
 """No session has this id: the letters of a worker are a line of their own, in one order."""
+
+
+_NOBODY = ""
+"""No worker and no topic has this name."""
 
 
 class PostOrder(Order[int]):
@@ -18,8 +24,9 @@ class PostOrder(Order[int]):
 
     Args:
         payload: its JSON.
-        to: an incarnation, or the id of a worker.
-        topic: or whoever listens to it.
+        to: an incarnation, or the id of a worker. One that no worker can have is nobody's, and
+            never reaches a batch, which it would spoil for all others in it.
+        topic: or whoever listens to it; likewise.
     """
 
     is_grouped = True
@@ -34,5 +41,17 @@ class PostOrder(Order[int]):
 
     def make(self) -> Post:
         return Post(
-            session_id=self.session_id, payload=self._payload, to=self._to, topic=self._topic
+            session_id=self.session_id,
+            payload=self._payload,
+            to=_possible(self._to),
+            topic=_possible(self._topic),
         )
+
+
+def _possible(name: str | None) -> str | None:
+    if name is not None:
+        try:
+            return check_session_id(name)
+        except InvalidSessionId:
+            return _NOBODY
+    return None

@@ -23,11 +23,13 @@ class MailStore(Store):
     part = Part.MAIL
 
     @abc.abstractmethod
-    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
         """Take away the letters to this incarnation, the oldest first, and return their payloads.
 
-        At most ``limit`` of them. A letter that was returned, or whose answer was lost, is never
-        returned again. Letters of one sender come in the order in which they were left.
+        At most ``limit`` of them, and none after those that together reach ``size`` bytes of
+        UTF-8: there are no more if neither is reached. A letter that was returned, or whose answer
+        was lost, is never returned again. Letters of one sender come in the order in which they
+        were left.
         """
 
     @abc.abstractmethod

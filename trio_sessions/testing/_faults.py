@@ -330,10 +330,10 @@ class FaultyStore(SessionStore, InspectionStore, RevocationStore, MailStore):
     def _post_office(self) -> MailStore:
         return cast("MailStore", self._store)
 
-    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
         """Take letters away, or fail; see `MailStore.collect`."""
         return await self._through(
-            "collect", lambda: self._post_office.collect(worker, limit=limit)
+            "collect", lambda: self._post_office.collect(worker, limit=limit, size=size)
         )
 
     async def listen(self, worker: Worker, topics: Sequence[str]) -> None:

@@ -133,7 +133,9 @@ class SetStamp(Protocol):
 class PostOffice(Protocol):
     """What is asked about mail; see `trio_sessions.abc.MailStore`."""
 
-    def collect(self, connection: sa.Connection, worker: Worker, limit: int) -> list[str]: ...
+    def collect(
+        self, connection: sa.Connection, worker: Worker, limit: int, size: int
+    ) -> list[str]: ...
 
     def listen(self, connection: sa.Connection, worker: Worker, topics: Sequence[str]) -> None: ...
 

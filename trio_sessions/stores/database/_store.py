@@ -349,10 +349,12 @@ class DatabaseStore(SessionStore, InspectionStore, RevocationStore, MailStore):
 
     # ---- mail ----
 
-    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
         """Take letters away; see `MailStore.collect`."""
         mail = self._operations.mail
-        return await self.run(worker, lambda connection: mail.collect(connection, worker, limit))
+        return await self.run(
+            worker, lambda connection: mail.collect(connection, worker, limit, size)
+        )
 
     async def listen(self, worker: Worker, topics: Sequence[str]) -> None:
         """Add topics; see `MailStore.listen`."""

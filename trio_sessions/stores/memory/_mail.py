@@ -52,10 +52,13 @@ class Mail:
                 left.append(incarnation)
         return left
 
-    def collect(self, incarnation: str, limit: int) -> list[str]:
-        """Take letters away, the oldest first."""
+    def collect(self, incarnation: str, limit: int, size: int) -> list[str]:
+        """Take letters away, the oldest first, until they are as many or as large as this."""
         box = self._letters.get(incarnation, deque())
-        taken = [box.popleft().payload for _ in range(min(limit, len(box)))]
+        taken = list[str]()
+        while box and len(taken) < limit and size > 0:
+            taken.append(box.popleft().payload)
+            size -= len(taken[-1].encode())
         if not box:
             self._letters.pop(incarnation, None)
         return taken

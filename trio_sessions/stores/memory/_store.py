@@ -361,10 +361,10 @@ class MemoryStore(SessionStore, InspectionStore, RevocationStore, MailStore):
 
     # ---- mail ----
 
-    async def collect(self, worker: Worker, *, limit: int) -> Sequence[str]:
+    async def collect(self, worker: Worker, *, limit: int, size: int) -> Sequence[str]:
         """Take letters away; see `MailStore.collect`."""
         await self._begin()
-        return await self._answer(self._mail.collect(worker.incarnation, limit))
+        return await self._answer(self._mail.collect(worker.incarnation, limit, size))
 
     async def listen(self, worker: Worker, topics: Sequence[str]) -> None:
         """Add topics; see `MailStore.listen`."""

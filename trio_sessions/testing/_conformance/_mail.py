@@ -40,8 +40,8 @@ async def _begin(client: Client, *, session_ttl: float = LONG) -> Stamp:
     return await begin(client, session_ttl=session_ttl, cleanup_interval=LONG)
 
 
-async def _collect(client: Client, limit: int = 1000) -> list[str]:
-    return list(await _mail(client).collect(client.worker, limit=limit))
+async def _collect(client: Client, limit: int = 1000, size: int = 10**9) -> list[str]:
+    return list(await _mail(client).collect(client.worker, limit=limit, size=size))
 
 
 async def _listen(client: Client, *topics: str) -> None:
@@ -66,6 +66,19 @@ async def letters_are_collected_once_and_in_their_order(make_store: MakeStore) -
         assert await _collect(b) == [*payloads[7:], "[30]"]
         assert await _collect(b) == []
         assert await a.payloads("s") == ["1"]
+
+
+async def letters_are_collected_until_they_are_large(make_store: MakeStore) -> None:
+    """No more after those that reach so many bytes; but one, however large."""
+    async with opened(make_store, "a", "b") as (a, b):
+        await _begin(b)
+        payloads = [f'"{letter * 100}"' for letter in "aübcd"]
+        assert await a.commit(*(_post(one, to="b") for one in payloads)) == [1] * 5
+        sizes = [len(one.encode()) for one in payloads]
+        assert await _collect(b, size=sum(sizes[:2])) == payloads[:2]
+        assert await _collect(b, size=sizes[2] + 1) == payloads[2:4]
+        assert await _collect(b, size=1) == payloads[4:]
+        assert await _collect(b, size=1) == []
 
 
 async def the_bell_says_mail(make_store: MakeStore) -> None:
@@ -267,7 +280,7 @@ async def every_operation_on_mail_is_a_checkpoint(make_store: MakeStore) -> None
         store, me = _mail(a), a.worker
         operations: list[Callable[[], Awaitable[object]]] = [
             lambda: a.write(_post("1", to="nobody")),
-            lambda: store.collect(me, limit=10),
+            lambda: store.collect(me, limit=10, size=10),
             lambda: store.listen(me, []),
             lambda: store.listen(me, ["news"]),
             lambda: store.unlisten(me, []),
@@ -281,6 +294,7 @@ async def every_operation_on_mail_is_a_checkpoint(make_store: MakeStore) -> None
 
 mail_checks: tuple[Check, ...] = (
     letters_are_collected_once_and_in_their_order,
+    letters_are_collected_until_they_are_large,
     the_bell_says_mail,
     a_letter_goes_to_the_worker_that_is_meant,
     who_is_late_or_has_gone_gets_none,

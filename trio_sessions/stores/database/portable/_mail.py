@@ -50,11 +50,20 @@ class Mail:
         self._post_to = sa.insert(tables.mail).from_select(columns, addressee)
         self._publish = sa.insert(tables.mail).from_select(columns, listeners)
 
+        length = sa.func.length(sa.cast(letter.payload, sa.LargeBinary))
         oldest = (
-            sa.select(letter.id).where(letter.incarnation == mine).order_by(letter.id).limit(limit)
+            sa.select(letter.id, length.label("length"))
+            .where(letter.incarnation == mine)
+            .order_by(letter.id)
+            .limit(limit)
+            .subquery("oldest")
         )
+        before = sa.func.sum(oldest.c.length).over(order_by=oldest.c.id) - oldest.c.length
+        few = sa.select(oldest.c.id, before.label("before")).subquery("few")
         self._collect = (
-            sa.delete(tables.mail).where(letter.id.in_(oldest)).returning(letter.id, letter.payload)
+            sa.delete(tables.mail)
+            .where(letter.id.in_(sa.select(few.c.id).where(few.c.before < sa.bindparam("size"))))
+            .returning(letter.id, letter.payload)
         )
         self._newest = sa.select(sa.func.max(letter.id)).where(letter.incarnation == mine)
 
@@ -88,9 +97,11 @@ class Mail:
         asked = {"asked_topic": post.topic or "", "content": post.payload}
         return connection.execute(self._publish, asked).rowcount
 
-    def collect(self, connection: sa.Connection, worker: Worker, limit: int) -> list[str]:
-        """Take letters away, the oldest first."""
-        parameters = {"own_incarnation": worker.incarnation, "limit": limit}
+    def collect(
+        self, connection: sa.Connection, worker: Worker, limit: int, size: int
+    ) -> list[str]:
+        """Take letters away, the oldest first, until they are as many or as large as this."""
+        parameters = {"own_incarnation": worker.incarnation, "limit": limit, "size": size}
         with self._transaction(connection):
             taken = connection.execute(self._collect, parameters).all()
         return [row.payload for row in sorted(taken, key=lambda row: int(row.id))]

@@ -29,7 +29,7 @@ _TOPICS = "json_array_elements_text(CAST(%(topics)s AS json))"
 
 def _oldest(names: Names, incarnations: str, limit: str) -> str:
     """Return the select of the oldest letters to these incarnations that nobody has locked."""
-    return f"""SELECT m.id FROM {names.mail} AS m
+    return f"""SELECT m.id, octet_length(m.payload) AS size FROM {names.mail} AS m
             WHERE m.incarnation = ANY (ARRAY({incarnations}))
             ORDER BY m.incarnation, m.id LIMIT (SELECT {limit}) FOR UPDATE SKIP LOCKED"""
 
@@ -63,8 +63,12 @@ def forgetting(names: Names, incarnations: str) -> str:
 def _collect(names: Names) -> str:
     return f"""WITH oldest AS MATERIALIZED (
             {_oldest(names, f"SELECT {OWN['incarnation']}", LIMIT)}
+        ), few AS MATERIALIZED (
+            SELECT o.id, sum(o.size) OVER (ORDER BY o.id) - o.size AS before FROM oldest AS o
         ), taken AS (
-            DELETE FROM {names.mail} AS m WHERE m.id = ANY (ARRAY(SELECT o.id FROM oldest AS o))
+            DELETE FROM {names.mail} AS m WHERE m.id = ANY (ARRAY(
+                SELECT f.id FROM few AS f WHERE f.before < CAST(%(size)s AS bigint)
+            ))
             RETURNING m.id, m.payload
         )
         SELECT t.payload FROM taken AS t ORDER BY t.id"""
@@ -135,9 +139,11 @@ class Mail:
     def __init__(self, tables: Tables) -> None:
         self._names = Names.of(tables)
 
-    def collect(self, connection: sa.Connection, worker: Worker, limit: int) -> list[str]:
-        """Take letters away, the oldest first."""
-        parameters = {**identity(worker), "limit": limit}
+    def collect(
+        self, connection: sa.Connection, worker: Worker, limit: int, size: int
+    ) -> list[str]:
+        """Take letters away, the oldest first, until they are as many or as large as this."""
+        parameters = {**identity(worker), "limit": limit, "size": size}
         rows = _ask(connection, _collect(self._names), parameters)
         return [row.payload for row in rows]
 

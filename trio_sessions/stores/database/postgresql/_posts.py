@@ -22,6 +22,10 @@ earlier version takes it for sessions that it does not hold."""
 
 
 def _posts(names: Names) -> str:
+    """Find who listens in the order of the primary key, so that it is used.
+
+    Else a planner that believes that there are few topics may read all.
+    """
     return f"""
         posts AS MATERIALIZED (
             SELECT * FROM json_to_recordset(CAST(%(posts)s AS json)) AS a(
@@ -43,6 +47,7 @@ def _posts(names: Names) -> str:
             SELECT t.topic, t.incarnation FROM {names.topics} AS t
             WHERE t.topic = ANY (ARRAY(SELECT DISTINCT p.topic FROM posts AS p))
                 AND t.incarnation IN (SELECT l.incarnation FROM post_living AS l)
+            ORDER BY t.topic, t.incarnation
         ), recipients AS MATERIALIZED (
             SELECT p.n, p.payload, f.incarnation
             FROM posts AS p JOIN post_found AS f ON f.addressee = p.addressee
