@@ -619,12 +619,12 @@ async def test_short_calls_ask_nobody_who_lives(handlers: Handlers) -> None:
     ):
         for _ in range(20):
             await caller.workers.call("w", "echo", 1, timeout=5)
-        assert store.calls["list_workers"] == 0
+        assert store.calls["living"] == 0
         with trio.move_on_after(3.5):
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
                     nursery.start_soon(partial(caller.workers.call, "w", "hang", 1, timeout=1000))
-        assert 1 <= store.calls["list_workers"] <= 3
+        assert 1 <= store.calls["living"] <= 3
 
 
 # ---- what is refused at the door ----

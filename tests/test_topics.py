@@ -100,7 +100,7 @@ async def test_a_registry_that_uses_nothing_of_it_asks_nothing() -> None:
     async with open_registry(store) as registry:
         await registry.topics.publish("t", 1)
         await trio.testing.wait_all_tasks_blocked()
-        assert not {"open_bell", "collect", "listen", "list_workers"} & set(store.calls)
+        assert not {"open_bell", "collect", "listen", "living"} & set(store.calls)
         assert registry.health().bell_alive is None
 
 

@@ -80,7 +80,7 @@ class Mail:
         """Begin to collect letters, unless it does; most programs need it never.
 
         Raises:
-            NotSupported: the store keeps no mail, or cannot say who lives.
+            NotSupported: the store keeps no mail.
         """
         self._check_store()
         if not self._runs:
@@ -96,7 +96,7 @@ class Mail:
         await persist("listening to topics", self._topics.keep, logger)
 
     async def _look_after(self) -> None:
-        await self._watch.run(self._calling, self._serving)
+        await self._watch.run(self._calling, self._serving, self._office)
 
     async def _expire(self) -> None:
         await self._office.expire(self._settings.cleanup_interval)
@@ -123,12 +123,11 @@ class Mail:
             raise _closed()
 
     def _check_store(self) -> None:
-        for part, contract in ((Part.MAIL, "MailStore"), (Part.INSPECTION, "InspectionStore")):
-            if not self._edge.keeps(part):
-                raise NotSupported(
-                    "calls between workers and topics need a store that keeps the part of the "
-                    f"contract trio_sessions.abc.{contract}; this one does not"
-                )
+        if not self._edge.keeps(Part.MAIL):
+            raise NotSupported(
+                "calls between workers and topics need a store that keeps the part of the "
+                "contract trio_sessions.abc.MailStore; this one does not"
+            )
 
     # ---- topics ----
 
