@@ -94,6 +94,13 @@ def waiting(registry: SessionRegistry) -> tuple[int, int]:
     return len(mail._calling._pending), len(mail._serving._running)
 
 
+async def until_quiet(registry: SessionRegistry) -> None:
+    """Wait until nothing is under way there."""
+    with trio.fail_after(TOO_LONG):
+        while waiting(registry) != (0, 0):
+            await trio.sleep(0.01)
+
+
 # ---- calls ----
 
 
@@ -112,7 +119,8 @@ async def test_a_call_is_answered(everywhere: Shared, handlers: Handlers) -> Non
                 for value in values:
                     assert await caller.workers.call(to, "echo", value, timeout=10) == value
                     assert await callee.workers.call(to, "echo", value, timeout=10) == value
-        assert waiting(caller) == waiting(callee) == (0, 0)
+        assert waiting(caller) == (0, 0)
+        await until_quiet(callee)
 
 
 async def test_calling_oneself_needs_no_database(handlers: Handlers) -> None:
@@ -137,7 +145,7 @@ async def test_what_a_handler_raises_arrives(
             await caller.workers.call("callee", "fail", "b", timeout=10)
         assert "LookupError: no b" in caplog.text
         assert await caller.workers.call("callee", "echo", 1, timeout=10) == 1
-        assert waiting(callee) == (0, 0)
+        await until_quiet(callee)
         caplog.clear()
 
 
@@ -320,9 +328,7 @@ async def test_a_stream_comes_whole_and_in_order(everywhere: Shared, handlers: H
                 for _ in range(5):
                     nursery.start_soon(read)
         assert whole == [list(range(200))] * 5
-        with trio.fail_after(TOO_LONG):
-            while waiting(callee) != (0, 0):
-                await trio.sleep(0.01)
+        await until_quiet(callee)
         assert waiting(caller) == (0, 0)
 
 
@@ -378,9 +384,7 @@ async def test_whoever_leaves_a_stream_cancels_the_handler(
         async with caller.workers.stream("callee", "count_and_hang", 3, timeout=1000) as items:
             assert [await anext(items) for _ in range(3)] == [0, 1, 2]
         await handlers.until(handlers.ended, "count_and_hang")
-        with trio.fail_after(TOO_LONG):
-            while waiting(callee) != (0, 0):
-                await trio.sleep(0.01)
+        await until_quiet(callee)
         with pytest.raises(StopAsyncIteration):
             await anext(items)
 
@@ -430,6 +434,21 @@ async def test_a_silent_handler_is_alive(shared: Shared, handlers: Handlers) -> 
             await anext(items)
         assert scope.cancelled_caught
         assert waiting(callee) == (0, 1)
+
+
+async def test_a_short_timeout_beside_a_long_one(handlers: Handlers) -> None:
+    """The signs of life come as often as the shortest needs them."""
+    async with (
+        open_registry(handlers=handlers.all(), worker_id="w") as registry,
+        registry.workers.stream("w", "count_and_hang", 1, timeout=1000) as long,
+    ):
+        assert await anext(long) == 0
+        await trio.sleep(0.1)
+        async with registry.workers.stream("w", "count_and_hang", 1, timeout=0.6) as short:
+            assert await anext(short) == 0
+            with trio.move_on_after(1.5) as scope:
+                await anext(short)
+            assert scope.cancelled_caught
 
 
 async def test_a_lost_letter_is_an_error_and_no_gap(handlers: Handlers) -> None:

@@ -35,10 +35,10 @@ class Calling:
 
     Args:
         sender: leaves the letters.
-        wake: tells whoever watches the callees that there is one.
+        wake: tells whoever watches the callees when there is something to be done.
     """
 
-    def __init__(self, sender: Sender, wake: Callable[[], None]) -> None:
+    def __init__(self, sender: Sender, wake: Callable[[float], None]) -> None:
         self._sender = sender
         self._wake = wake
         self._numbers = itertools.count(1)
@@ -60,14 +60,14 @@ class Calling:
         number = next(self._numbers)
         one = Incoming(number=number, to=to, name=name, timeout=timeout, window=_WINDOW)
         self._pending[number] = one
-        self._wake()
+        self._wake(one.beat_at)
         return one
 
     @contextmanager
     def waiting_for(self, one: Pending) -> Iterator[None]:
         """Wait for a call in the block."""
         self._pending[one.number] = one
-        self._wake()
+        self._wake(one.beat_at)
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ also looks for letters now and then.
 """
 
 import logging
+import math
 
 import trio
 
@@ -35,11 +36,14 @@ class Watch:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
         self._needed = trio.Event()
+        self._due = math.inf
+        """When there is something to be done."""
         self._settled_at = float("-inf")
 
-    def wake(self) -> None:
-        """Note that there is somebody to look after."""
-        self._needed.set()
+    def wake(self, due: float) -> None:
+        """Note that there is something to be done at a moment, on Trio's clock."""
+        if due < self._due:
+            self._needed.set()
 
     async def run(self, calling: Calling, serving: Serving, office: Office) -> None:
         """Look after them, and send beats.
@@ -49,9 +53,13 @@ class Watch:
         looked_at = collected_at = float("-inf")
         while True:
             self._needed = trio.Event()
-            if calling.pause is None and serving.is_idle:
+            pause = calling.pause
+            is_idle = pause is None and serving.is_idle
+            longest = math.inf if is_idle else min(_LOOK, pause or _LOOK)
+            self._due = trio.current_time() + longest
+            with trio.move_on_at(self._due):
                 await self._needed.wait()
-            await trio.sleep(min(_LOOK, calling.pause or _LOOK))
+            await trio.lowlevel.checkpoint()
             calling.beat()
             now = trio.current_time()
             if now < looked_at + _LOOK:

@@ -66,9 +66,10 @@ class _Work:
 
     def _end(self, task: "asyncio.Task[None]") -> None:
         if self.result is None:
+            # By its own code, or by a loop that tidies up; Ctrl-C is the loop's, not Trio's.
             error: BaseException | None = None if task.cancelled() else task.exception()
-            # It may have been cancelled by its own code, or by a loop that tidies up.
-            self.result = outcome.Error(error or RuntimeError("the handler was cancelled"))
+            how = "was cancelled" if error is None else f"ended with {type(error).__name__}"
+            self.result = outcome.Error(RuntimeError(f"the handler {how}"))
         self._ended.set()
 
     async def finish(self) -> Any:
