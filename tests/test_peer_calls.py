@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,10 @@ from trio_sessions import (
     WorkerGone,
     open_registry,
 )
+from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore
+from trio_sessions.writes import Batch, Post
 
 TOO_LONG = 30  # seconds
 WINDOW = 32
@@ -644,6 +647,85 @@ async def test_short_calls_ask_nobody_who_lives(handlers: Handlers) -> None:
                 for _ in range(20):
                     nursery.start_soon(partial(caller.workers.call, "w", "hang", 1, timeout=1000))
         assert 1 <= store.calls["living"] <= 3
+
+
+async def test_a_letter_that_cannot_be_read_ends_nothing(
+    shared: Shared, handlers: Handlers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a later version, or garbage."""
+    garbage = [
+        "null",
+        "[]",
+        "[[],1]",
+        '["call",1]',
+        '[["call","a",1],1]',
+        '[["later","a"],1]',
+        '[["beat","x"],{"a":1}]',
+        '[["beat","x"],[[1],"x",[1,"y"]]]',
+        '[["alive","x"],[[[1]],[{}]]]',
+        '[["alive","x"],[1]]',
+        '[["items",1,0],7]',
+        '[["answer",[1]],7]',
+        '[["failed",99,0],7]',
+    ]
+    async with (
+        shared.open(handlers=handlers.all(), worker_id="callee") as callee,
+        shared.open() as caller,
+    ):
+        for one in (*garbage, '[["beat","x"],[1,}]', "no JSON at all"):
+            callee._house._mail._office.receive(one)
+        for one in garbage:
+            assert await caller._house._mail._sender.post("callee", one)
+        assert await caller.workers.call("callee", "echo", 1, timeout=30) == 1
+    assert "a letter was dropped" in caplog.text
+    caplog.clear()
+
+
+class Deaf(FaultyStore):
+    """Its bell never rings."""
+
+    @asynccontextmanager
+    async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
+        await trio.lowlevel.checkpoint()
+        yield self
+
+    async def wait(self) -> frozenset[str] | None:
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+
+async def test_an_answer_that_the_bell_does_not_ring_for_is_found(handlers: Handlers) -> None:
+    store = MemoryStore()
+    async with (
+        open_registry(store, handlers=handlers.all(), worker_id="w"),
+        open_registry(Deaf(store)) as caller,
+    ):
+        with trio.fail_after(10):
+            assert await caller.workers.call("w", "echo", 1, timeout=1000) == 1
+
+
+async def test_old_letters_are_deleted_where_mail_is_used(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nowhere else."""
+    monkeypatch.setattr("trio_sessions._mail._office._OLD", 0.1)
+    monkeypatch.setattr("trio_sessions._mail._office._EXPIRED", 2)
+    store = MemoryStore()
+    used, unused = FaultyStore(store), FaultyStore(store)
+    async with (
+        open_registry(used, handlers=handlers.all(), cleanup_interval=0.3),
+        open_registry(unused, cleanup_interval=0.3, worker_id="never looks") as registry,
+    ):
+        for _ in range(5):
+            write = Post(session_id="", payload="[]", to="never looks")
+            worker = registry._house._edge.worker
+            await store.commit(worker, Batch(writes=[write]))
+        assert sum(map(len, store._mail._letters.values())) == 5
+        with trio.fail_after(TOO_LONG):
+            while store._mail._letters:
+                await trio.sleep(0.01)
+        assert used.calls["expire_mail"] >= 3
+        assert unused.calls["expire_mail"] == 0
 
 
 # ---- what is refused at the door ----

@@ -8,7 +8,7 @@ import trio
 from trio_sessions._edge import Edge
 from trio_sessions._json import decode, size_of
 from trio_sessions._mail._calling import Calling
-from trio_sessions._mail._letters import unseal
+from trio_sessions._mail._letters import Letter, unseal
 from trio_sessions._mail._serving import Serving
 from trio_sessions._mail._topics import Subscriptions
 from trio_sessions.abc._mail import MAIL
@@ -85,9 +85,14 @@ class Office:
                 await trio.lowlevel.cancel_shielded_checkpoint()
         await trio.lowlevel.checkpoint()
 
-    def receive(self, text: str) -> None:  # noqa: C901 -- one case for each kind of letter
-        """Hand a letter to whom it concerns."""
-        letter = unseal(text)
+    def receive(self, text: str) -> None:
+        """Hand a letter to whom it concerns; one that cannot be read is logged, and dropped."""
+        try:
+            self._receive(unseal(text))
+        except (ValueError, LookupError) as exc:
+            logger.warning("a letter was dropped that is no JSON: %s", type(exc).__name__)
+
+    def _receive(self, letter: Letter | None) -> None:  # noqa: C901 -- a case for each kind
         contents = "" if letter is None else letter.contents
         match letter and letter.head:
             case ["topic", str(topic)]:
