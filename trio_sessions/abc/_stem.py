@@ -63,7 +63,8 @@ class Store(abc.ABC):
       registry cancels it after ``store_timeout``, and treats that and every other
       exception as "unknown".
     - It changes no more than it says, and what it changes may be asked for again, but for
-      `Send`: an earlier attempt may have been committed although its answer was lost.
+      `Send`, `Append` and `Post`: an earlier attempt may have been committed although its
+      answer was lost.
     - It never refreshes or deletes a row of another incarnation, except by a `Claim` (a
       takeover) and by `RowStore.sweep` (an expired lease).
     - When it is cancelled, the operation may or may not have happened.
