@@ -1,6 +1,7 @@
 """Calls and streams between workers: answered, failed or cut off, but never lost in silence."""
 
 import json
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -726,6 +727,48 @@ async def test_old_letters_are_deleted_where_mail_is_used(
                 await trio.sleep(0.01)
         assert used.calls["expire_mail"] >= 3
         assert unused.calls["expire_mail"] == 0
+
+
+async def test_whenever_callers_leave_nothing_is_left_over(
+    everywhere: Shared, handlers: Handlers
+) -> None:
+    """Cut at any moment, calls and streams, by leaving and by timeouts; others are answered."""
+    moments = random.Random(13)
+    answered = []
+    async with (
+        everywhere.open(handlers=handlers.all(), worker_id="callee") as callee,
+        everywhere.open() as caller,
+    ):
+
+        async def call(number: int) -> None:
+            name = moments.choice(["echo", "hang"])
+            with trio.move_on_after(moments.random() * 0.3):
+                if name == "echo":
+                    answer = await caller.workers.call("callee", name, number, timeout=10)
+                    assert answer == number
+                    answered.append(number)
+                else:
+                    with pytest.raises(TimeoutError):
+                        timeout = 0.01 + moments.random() * 0.2
+                        await caller.workers.call("callee", name, number, timeout=timeout)
+
+        async def stream(number: int) -> None:
+            with trio.move_on_after(moments.random() * 0.3):
+                async with caller.workers.stream("callee", "count", 500, timeout=10) as items:
+                    expected = 0
+                    async for item in items:
+                        assert item == expected
+                        expected += 1
+                        if moments.random() < 0.01:
+                            break
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for number in range(60):
+                    nursery.start_soon(moments.choice([call, stream]), number)
+        assert await caller.workers.call("callee", "echo", "last", timeout=30) == "last"
+        await until_quiet(caller)
+        await until_quiet(callee)
 
 
 # ---- what is refused at the door ----
