@@ -140,6 +140,16 @@ class BoxesOfTheDead(MemoryStore):
         return max(named)[1] if named else None
 
 
+class IncarnationsAlone(MemoryStore):
+    async def living(self, worker: Worker) -> frozenset[str]:
+        return frozenset(self._workers.alive(self._now()))
+
+
+class TheDeadAmongTheLiving(MemoryStore):
+    async def living(self, worker: Worker) -> frozenset[str]:
+        return await super().living(worker) | self._workers.incarnations()
+
+
 class CountsForNobody(MemoryStore):
     """The answer says that it was left though there is nobody."""
 
@@ -256,6 +266,8 @@ class PostsFirst(MemoryStore):
         (Returns, "letters_are_collected_once_and_in_their_order"),
         (TheNewestFirst, "letters_are_collected_once_and_in_their_order"),
         (TakesThemAllAway, "letters_are_collected_once_and_in_their_order"),
+        (IncarnationsAlone, "who_is_late_or_has_gone_is_not_among_the_living"),
+        (TheDeadAmongTheLiving, "who_is_late_or_has_gone_is_not_among_the_living"),
         (TakesAnySize, "letters_are_collected_until_they_are_large"),
         (CountsCharacters, "letters_are_collected_until_they_are_large"),
         (NeverMoreThanTheSize, "letters_are_collected_until_they_are_large"),

@@ -348,6 +348,11 @@ class Edge(Asking):
         store = self._mail
         await self._question(lambda: store.unlisten(self.worker, topics), _NONE, may_leave=False)
 
+    async def living(self) -> frozenset[str]:
+        """Return the incarnations, and the ids, of workers that are not late."""
+        store = self._mail
+        return await self._question(lambda: store.living(self.worker), frozenset, may_leave=False)
+
     async def expire_mail(self, *, older_than: float, limit: int) -> int:
         """Delete letters that nobody has taken away; return how many."""
         store = self._mail

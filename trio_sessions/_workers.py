@@ -64,7 +64,7 @@ class Workers:
 
         Args:
             worker_id: the worker, or one incarnation of it; of several that have the id, the one
-                that began last.
+                that began last. This worker's own id means itself.
             name: the handler's name.
             payload: any JSON value, of at most ``max_message_bytes``.
             timeout: seconds for all of it; then the handler is cancelled.

@@ -129,7 +129,11 @@ class WorkerGone(SessionsError):
 
 
 class CallFailed(SessionsError):
-    """What was called at another worker raised, or is not there; the message says what it was."""
+    """What was called at another worker raised, is not there, or has been lost on the way.
+
+    The message says which: of an exception it has type and text; the traceback is in the log of
+    the worker that was called.
+    """
 
 
 class MissingDependency(SessionsError, ImportError):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from trio_sessions._edge import chunked
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import encode
 from trio_sessions._mail._letters import seal
@@ -27,7 +28,8 @@ P = TypeVar("P", bound=Pending)
 
 _WINDOW = 32  # items of a stream that may be under way, or wait to be consumed
 _LEAST_LOOK = 0.1  # seconds between two rounds of beats, at least
-_BEATS = 1 << 20  # bytes of one beat, far more than there can be
+_CALLS = 10_000  # calls in one beat
+_BEAT = 1 << 20  # bytes of one beat, more than that takes
 
 
 class Calling:
@@ -35,10 +37,10 @@ class Calling:
 
     Args:
         sender: leaves the letters.
-        wake: tells whoever watches the callees that there is one.
+        wake: tells whoever watches the callees when there is something to be done.
     """
 
-    def __init__(self, sender: Sender, wake: Callable[[], None]) -> None:
+    def __init__(self, sender: Sender, wake: Callable[[float], None]) -> None:
         self._sender = sender
         self._wake = wake
         self._numbers = itertools.count(1)
@@ -60,14 +62,14 @@ class Calling:
         number = next(self._numbers)
         one = Incoming(number=number, to=to, name=name, timeout=timeout, window=_WINDOW)
         self._pending[number] = one
-        self._wake()
+        self._wake(one.beat_at)
         return one
 
     @contextmanager
     def waiting_for(self, one: Pending) -> Iterator[None]:
         """Wait for a call in the block."""
         self._pending[one.number] = one
-        self._wake()
+        self._wake(one.beat_at)
         try:
             yield
         finally:
@@ -133,19 +135,18 @@ class Calling:
 
     def alive(self, callee: str, running: list[Any], unknown: list[Any]) -> None:
         """Take in the answer to a beat."""
-        for number in running:
-            one = self._pending.get(number)
-            if one is not None:
-                one.hear(callee)
-        for number in unknown:
-            one = self._pending.get(number)
-            if one is not None:
-                one.fail(
-                    CallFailed(
-                        f"{one.what} was lost: the worker knows nothing of it (any more), for it "
-                        "began anew, or a letter got lost"
-                    )
-                )
+        for one in self._among(running):
+            one.hear(callee)
+        for one in self._among(unknown):
+            error = (
+                f"{one.what} was lost: the worker knows nothing of it (any more), for it began "
+                "anew, or a letter got lost"
+            )
+            one.fail(CallFailed(error))
+
+    def _among(self, numbers: list[Any]) -> list[Pending]:
+        known = [self._pending.get(one) for one in numbers if isinstance(one, int)]
+        return [one for one in known if one is not None]
 
     # ---- who lives ----
 
@@ -183,8 +184,9 @@ class Calling:
                 one.beat_at = now + one.beat_interval
                 due.setdefault(one.callee or one.to, []).append((one.number, one.taken))
         for to, ones in due.items():
-            waits = encode(ones, what="a beat", limit=_BEATS)
-            self._sender.post_soon(to, seal("beat", self._sender.own, contents=waits))
+            for part in chunked(ones, _CALLS):
+                waits = encode(part, what="a beat", limit=_BEAT)
+                self._sender.post_soon(to, seal("beat", self._sender.own, contents=waits))
 
     def close(self, error: Callable[[], SessionsError]) -> None:
         """Let nobody wait any more."""
@@ -196,6 +198,8 @@ class Calling:
 @uninterrupted
 class Stream(Reader):
     """The items of one call; made by `Workers.stream`."""
+
+    _incoming: Incoming | None = None
 
     def __init__(
         self,
@@ -213,7 +217,6 @@ class Stream(Reader):
         self._payload = payload
         self._timeout = timeout
         self._check_open = check_open
-        self._incoming: Incoming | None = None
         self._telling: Order[int] | None = None
         self._is_closed = False
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection
 import trio
 
 from trio_sessions._edge import Edge
-from trio_sessions._json import decode
+from trio_sessions._json import decode, size_of
 from trio_sessions._mail._calling import Calling
-from trio_sessions._mail._letters import unseal
+from trio_sessions._mail._letters import Letter, unseal
 from trio_sessions._mail._serving import Serving
 from trio_sessions._mail._topics import Subscriptions
 from trio_sessions.abc._mail import MAIL
@@ -18,8 +18,8 @@ __all__ = ["Office"]
 
 logger = logging.getLogger("trio_sessions.mail")
 
-_LETTERS = (32, 1024)  # taken away by one operation, at least and at most
-_SIZE = 4 * 1024 * 1024  # characters taken away by one operation, after which it takes fewer
+_LETTERS = 1000  # taken away by one operation, at most
+_SIZE = 4 * 1024 * 1024  # bytes taken away by one operation; but one letter
 _SLICE = 100_000  # characters handed on before the event loop gets its turn
 _OLD = 60.0  # seconds after which nobody waits for a letter
 _EXPIRED = 1000  # letters deleted by one operation
@@ -41,15 +41,18 @@ class Office:
         self._topics = topics
         self._calling = calling
         self._serving = serving
-        self._limit = _LETTERS[0]
         self._is_rung = True  # there may be letters from before
         self._rang = trio.Event()
 
     async def rung(self, session_ids: Collection[str] | None) -> None:
         """Collect letters if the bell says so; see `trio_sessions._listening.BellListener`."""
         if session_ids is None or MAIL in session_ids:
-            self._is_rung = True
-            self._rang.set()
+            self.look()
+
+    def look(self) -> None:
+        """Collect letters soon, rung for or not."""
+        self._is_rung = True
+        self._rang.set()
 
     async def collect(self, worked: Callable[[], None]) -> None:
         """Collect letters, whenever there are some.
@@ -63,34 +66,33 @@ class Office:
                 await self._rang.wait()
             self._is_rung = False
             try:
-                letters = await self._edge.collect(limit=self._limit)
+                letters = await self._edge.collect(limit=_LETTERS, size=_SIZE)
             except SessionsError:
                 self._is_rung = True
                 raise
             worked()
-            if len(letters) >= self._limit:
+            if len(letters) >= _LETTERS or sum(map(size_of, letters)) >= _SIZE:
                 self._is_rung = True
             await self._hand_on(letters)
 
     async def _hand_on(self, letters: Collection[str]) -> None:
-        size = since = 0
+        since = 0
         for text in letters:
             self.receive(text)
-            size += len(text)
             since += len(text)
             if since >= _SLICE:
                 since = 0
                 await trio.lowlevel.cancel_shielded_checkpoint()
-        least, most = _LETTERS
-        if size > _SIZE:
-            self._limit = max(least, self._limit // 2)
-        elif len(letters) >= self._limit and size < _SIZE // 4:
-            self._limit = min(most, self._limit * 2)
         await trio.lowlevel.checkpoint()
 
-    def receive(self, text: str) -> None:  # noqa: C901 -- one case for each kind of letter
-        """Hand a letter to whom it concerns."""
-        letter = unseal(text)
+    def receive(self, text: str) -> None:
+        """Hand a letter to whom it concerns; one that cannot be read is logged, and dropped."""
+        try:
+            self._receive(unseal(text))
+        except (ValueError, LookupError) as exc:
+            logger.warning("a letter was dropped that is no JSON: %s", type(exc).__name__)
+
+    def _receive(self, letter: Letter | None) -> None:  # noqa: C901 -- a case for each kind
         contents = "" if letter is None else letter.contents
         match letter and letter.head:
             case ["topic", str(topic)]:
@@ -125,6 +127,7 @@ class Office:
         """
         while True:
             await trio.sleep(interval)
+            self.look()  # a ring may have been lost
             try:
                 for _ in range(_PIECES):
                     expired = await self._edge.expire_mail(older_than=_OLD, limit=_EXPIRED)

@@ -35,6 +35,8 @@ class Outflow:
         self._sizes: list[int] = []
         """Of the items that the caller has not consumed."""
         self._size = 0
+        self._gone = 0
+        """Items that stood in letters."""
         self._taken = 0
         self._last: str | None = None
         self._changed = trio.Event()
@@ -81,17 +83,28 @@ class Outflow:
 
     async def send(self) -> None:
         """Send what is put in, until the last letter has gone."""
-        gone = 0
         while self._waiting or self._last is None:
-            if not self._waiting:
+            if self._waiting:
+                await self._sender.deliver(self._caller, self._take_letter())
+            else:
                 await self._change()
-                continue
-            items, size = [self._waiting.pop(0)], 0
-            size = size_of(items[0])
-            while self._waiting and size + size_of(self._waiting[0]) <= _LETTER:
-                items.append(self._waiting.pop(0))
-                size += size_of(items[-1])
-            letter = seal("items", self._number, gone, contents=f"[{','.join(items)}]")
-            gone += len(items)
-            await self._sender.deliver(self._caller, letter)
         await self._sender.deliver(self._caller, self._last)
+
+    def flush(self) -> None:
+        """Send at once what is left, when `send` was cancelled; it may be lost."""
+        while self._waiting:
+            self._sender.post_soon(self._caller, self._take_letter())
+
+    def _take_letter(self) -> str:
+        """Return the letter with the next items."""
+        count, size = 0, 0
+        for item in self._waiting:
+            size += size_of(item)
+            if count and size > _LETTER:
+                break
+            count += 1
+        items = ",".join(self._waiting[:count])
+        letter = seal("items", self._number, self._gone, contents=f"[{items}]")
+        del self._waiting[:count]
+        self._gone += count
+        return letter

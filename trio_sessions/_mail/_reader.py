@@ -7,11 +7,13 @@ from typing import Any, Self
 
 import trio
 
+from trio_sessions._interrupts import uninterrupted
 from trio_sessions._library import check_trio
 
 __all__ = ["Reader"]
 
 
+@uninterrupted
 class Reader(abc.ABC):
     """Values for one reader, an asynchronous iterator and context manager.
 

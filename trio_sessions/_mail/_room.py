@@ -80,14 +80,9 @@ class Mail:
         """Begin to collect letters, unless it does; most programs need it never.
 
         Raises:
-            NotSupported: the store keeps no mail, or cannot say who lives.
+            NotSupported: the store keeps no mail.
         """
-        for part, contract in ((Part.MAIL, "MailStore"), (Part.INSPECTION, "InspectionStore")):
-            if not self._edge.keeps(part):
-                raise NotSupported(
-                    "calls between workers and topics need a store that keeps the part of the "
-                    f"contract trio_sessions.abc.{contract}; this one does not"
-                )
+        self._check_store()
         if not self._runs:
             self._runs = True
             self._listening.start()
@@ -101,7 +96,7 @@ class Mail:
         await persist("listening to topics", self._topics.keep, logger)
 
     async def _look_after(self) -> None:
-        await self._watch.run(self._calling, self._serving)
+        await self._watch.run(self._calling, self._serving, self._office)
 
     async def _expire(self) -> None:
         await self._office.expire(self._settings.cleanup_interval)
@@ -127,6 +122,13 @@ class Mail:
         if self._is_closed:
             raise _closed()
 
+    def _check_store(self) -> None:
+        if not self._edge.keeps(Part.MAIL):
+            raise NotSupported(
+                "calls between workers and topics need a store that keeps the part of the "
+                "contract trio_sessions.abc.MailStore; this one does not"
+            )
+
     # ---- topics ----
 
     async def publish(self, topic: str, message: object) -> None:
@@ -134,6 +136,7 @@ class Mail:
         limit = self._settings.max_message_bytes
         contents = encode(message, what="the message", limit=limit)
         self.check_open()
+        self._check_store()
         await self._sender.publish(topic, seal("topic", topic, contents=contents))
 
     def subscribe(self, topic: str) -> Subscription:

@@ -25,6 +25,7 @@ __all__ = ["Serving"]
 logger = logging.getLogger("trio_sessions.mail")
 
 _MOST = 1000  # calls at a time
+_LOOK = 1.0  # seconds after which it is looked whether a caller lives
 _MESSAGE = 2000  # characters of what a handler raised
 _REPORT = 65_536  # bytes of an error, or of the answer to a beat, and more than enough
 
@@ -88,7 +89,7 @@ class Serving:
         sender: leaves the answers.
         background: where handlers run.
         limit: bytes of an answer, or of an item.
-        wake: tells whoever watches the callers that there is one.
+        wake: tells whoever watches the callers when there is one to look for.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Serving:
         sender: Sender,
         background: Background,
         limit: int,
-        wake: Callable[[], None],
+        wake: Callable[[float], None],
     ) -> None:
         self._handlers = handlers
         self._sender = sender
@@ -126,7 +127,7 @@ class Serving:
         if window:
             one.outflow = Outflow(self._sender, caller, number, window)
         self._running[caller, number] = one
-        self._wake()
+        self._wake(one.began_at + _LOOK)
         self._background.start_lasting(self._serve, one, handler, payload)
 
     def _refusal(self, handler: Handler | None, name: str, window: int) -> str:
@@ -227,6 +228,8 @@ class Serving:
     def _tell(self, one: _Running, letter: str) -> None:
         if not one.is_told:
             one.is_told = True
+            if one.outflow is not None:
+                one.outflow.flush()
             self._sender.post_soon(one.caller, letter)
 
     def _caught(self, one: _Running, error: Exception) -> str:

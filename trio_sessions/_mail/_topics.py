@@ -107,11 +107,12 @@ class Subscriptions:
     async def _listen(self, topics: list[str]) -> None:
         for part in chunked(topics, _TOPICS):
             async with self._turn:
-                epoch = self._epoch
-                await self._edge.listen(part)
-                self._surplus.difference_update(part)
+                epoch, new = self._epoch, [one for one in part if one not in self._written]
+                if new:
+                    await self._edge.listen(new)
+                self._surplus.difference_update(new)
                 if epoch == self._epoch:
-                    self._written.update(part)
+                    self._written.update(new)
 
     async def _unlisten(self) -> None:
         self._surplus.update(one for one in self._written if one not in self._subscribers)

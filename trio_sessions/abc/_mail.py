@@ -41,6 +41,13 @@ class MailStore(Store):
         """Remove topics from those that this incarnation listens to."""
 
     @abc.abstractmethod
+    async def living(self, worker: Worker) -> frozenset[str]:
+        """Return to whom a letter can be left now: incarnations, and ids of workers.
+
+        Those that are not late. It is asked once a second while calls go on, so it counts nothing.
+        """
+
+    @abc.abstractmethod
     async def expire_mail(self, worker: Worker, *, older_than: float, limit: int) -> int:
         """Delete letters older than so many seconds, at most ``limit``; return how many.
 

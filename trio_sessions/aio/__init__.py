@@ -8,6 +8,7 @@ hold transports of asyncio.
 from trio_sessions.aio._adapters import Logs
 from trio_sessions.aio._operators import Workers
 from trio_sessions.aio._registry import SessionRegistry
+from trio_sessions.aio._topics import Topics
 from trio_sessions.aio._transport import asyncio_transport
 
-__all__ = ["Logs", "SessionRegistry", "Workers", "asyncio_transport"]
+__all__ = ["Logs", "SessionRegistry", "Topics", "Workers", "asyncio_transport"]

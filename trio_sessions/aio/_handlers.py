@@ -6,6 +6,7 @@ it goes on when the Trio side asks for the next item.
 
 import asyncio
 import functools
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, cast
 
@@ -17,15 +18,23 @@ from trio_sessions.aio._tasks import new_task
 
 __all__ = ["on_loop"]
 
+logger = logging.getLogger("trio_sessions.mail")
+
 
 def on_loop(
-    loop: asyncio.AbstractEventLoop, handlers: Mapping[str, Handler] | None
+    loop: asyncio.AbstractEventLoop, handlers: Mapping[str, Handler] | None, *, patience: float
 ) -> Mapping[str, Handler] | None:
-    """Return handlers of Trio that run these on a loop."""
+    """Return handlers of Trio that run these on a loop.
+
+    Args:
+        loop: the loop.
+        handlers: of asyncio.
+        patience: seconds for which one that was cancelled is waited for.
+    """
     if handlers is None:
         return None
     return {
-        name: (_stream if is_stream(handler) else _call)(loop, handler)
+        name: (_stream if is_stream(handler) else _call)(loop, handler, patience)
         for name, handler in handlers.items()
     }
 
@@ -33,8 +42,14 @@ def on_loop(
 class _Work:
     """A task of the loop, seen from Trio's side."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        work: Callable[[], Awaitable[Any]],
+        patience: float,
+    ) -> None:
         self._loop = loop
+        self._patience = patience
         self._ended = trio.Event()
         self.result: outcome.Outcome[Any] | None = None
         self._task = new_task(loop, self._run(work), name="trio_sessions: a handler")
@@ -51,15 +66,16 @@ class _Work:
 
     def _end(self, task: "asyncio.Task[None]") -> None:
         if self.result is None:
+            # By its own code, or by a loop that tidies up; Ctrl-C is the loop's, not Trio's.
             error: BaseException | None = None if task.cancelled() else task.exception()
-            # It may have been cancelled by its own code, or by a loop that tidies up.
-            self.result = outcome.Error(error or RuntimeError("the handler was cancelled"))
+            how = "was cancelled" if error is None else f"ended with {type(error).__name__}"
+            self.result = outcome.Error(RuntimeError(f"the handler {how}"))
         self._ended.set()
 
     async def finish(self) -> Any:
         """Wait until it ends; return or raise what it did.
 
-        Cancellation: cancels it, and waits until it has ended.
+        Cancellation: as `cancel`.
         """
         try:
             await self._ended.wait()
@@ -70,25 +86,31 @@ class _Work:
         return self.result.unwrap()
 
     async def cancel(self) -> None:
-        """Cancel it, and wait until it has ended."""
-        if not self._ended.is_set() and not self._loop.is_closed():
-            self._task.cancel()
-            with trio.CancelScope(shield=True):
-                await self._ended.wait()
+        """Cancel it, and wait until it has ended; one that refuses is left behind, and logged."""
+        if self._ended.is_set() or self._loop.is_closed():
+            return
+        self._task.cancel()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._patience):
+            await self._ended.wait()
+        if not self._ended.is_set():
+            logger.error("a handler ignores its cancellation and goes on")
 
 
-def _call(loop: asyncio.AbstractEventLoop, handler: Handler) -> Handler:
+def _call(loop: asyncio.AbstractEventLoop, handler: Handler, patience: float) -> Handler:
     @functools.wraps(handler)
     async def call(payload: Any) -> Any:
-        return await _Work(loop, lambda: cast("Awaitable[Any]", handler(payload))).finish()
+        def begin() -> Awaitable[Any]:
+            return cast("Awaitable[Any]", handler(payload))
+
+        return await _Work(loop, begin, patience).finish()
 
     return call
 
 
-def _stream(loop: asyncio.AbstractEventLoop, handler: Handler) -> Handler:
+def _stream(loop: asyncio.AbstractEventLoop, handler: Handler, patience: float) -> Handler:
     @functools.wraps(handler)
     async def stream(payload: Any) -> AsyncIterator[Any]:
-        pump = _Pump(loop, handler, payload)
+        pump = _Pump(loop, handler, payload, patience)
         try:
             while True:
                 found, item = await pump.next()
@@ -104,13 +126,15 @@ def _stream(loop: asyncio.AbstractEventLoop, handler: Handler) -> Handler:
 class _Pump:
     """One async generator of asyncio, asked for its items from Trio's side."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, handler: Handler, payload: Any) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, handler: Handler, payload: Any, patience: float
+    ) -> None:
         self._handler = handler
         self._payload = payload
         self._asked = asyncio.Event()
         self._answered = trio.Event()
         self._item: tuple[bool, Any] = False, None
-        self._work = _Work(loop, self._run)
+        self._work = _Work(loop, self._run, patience)
 
     async def _run(self) -> None:
         items = cast("Any", self._handler(self._payload))

@@ -29,7 +29,11 @@ class AsyncioReader:
         await self._service.crossing.call(function)
 
     async def __aenter__(self) -> Self:
-        await self._cross(self._reader.open)
+        try:
+            await self._cross(self._reader.open)
+        except BaseException:  # cancelled, it may have been opened all the same
+            self._reader.close()
+            raise
         return self
 
     async def __aexit__(

@@ -60,7 +60,8 @@ class Service:
         self.crossing = Crossing(loop, self.why_ended)
         self.respond_tasks = RespondTasks()
         self._store = store
-        self._settings = replace(settings, handlers=on_loop(loop, settings.handlers))
+        handlers = on_loop(loop, settings.handlers, patience=settings.disconnect_timeout)
+        self._settings = replace(settings, handlers=handlers)
         self._core: TrioRegistry | None = None
         self._host: Host | None = None
         self._opening = trio.CancelScope()

@@ -362,6 +362,10 @@ class FaultyStore(
         """Remove topics, or fail; see `MailStore.unlisten`."""
         await self._through("unlisten", lambda: self._post_office.unlisten(worker, topics))
 
+    async def living(self, worker: Worker) -> frozenset[str]:
+        """Say who can get letters, or fail; see `MailStore.living`."""
+        return await self._through("living", lambda: self._post_office.living(worker))
+
     async def expire_mail(self, worker: Worker, *, older_than: float, limit: int) -> int:
         """Delete old letters, or fail; see `MailStore.expire_mail`."""
         return await self._through(

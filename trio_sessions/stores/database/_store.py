@@ -408,6 +408,10 @@ class DatabaseStore(
         mail = self._operations.mail
         await self.run(worker, lambda connection: mail.unlisten(connection, worker, topics))
 
+    async def living(self, worker: Worker) -> frozenset[str]:
+        """Say who can get letters; see `MailStore.living`."""
+        return await self.run(worker, self._operations.mail.living)
+
     async def expire_mail(self, worker: Worker, *, older_than: float, limit: int) -> int:
         """Delete old letters; see `MailStore.expire_mail`."""
         mail = self._operations.mail

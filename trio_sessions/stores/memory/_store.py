@@ -428,6 +428,11 @@ class MemoryStore(
         self._mail.unlisten(worker.incarnation, topics)
         await self._answer(None)
 
+    async def living(self, worker: Worker) -> frozenset[str]:
+        """Say who can get letters; see `MailStore.living`."""
+        await self._begin()
+        return await self._answer(self._workers.living(self._now()))
+
     async def expire_mail(self, worker: Worker, *, older_than: float, limit: int) -> int:
         """Delete old letters; see `MailStore.expire_mail`."""
         await self._begin()

@@ -125,6 +125,11 @@ class Workers:
         """Yield the incarnations that are not late."""
         return (incarnation for incarnation, row in self._rows.items() if not row.is_late(now))
 
+    def living(self, now: float) -> frozenset[str]:
+        """Return the incarnations and the worker ids of those that are not late."""
+        alive = list(self.alive(now))
+        return frozenset(alive).union(self._rows[one].worker_id for one in alive)
+
     def addressee(self, to: str, now: float) -> str | None:
         """Return the incarnation of that name, or the last of that worker id; None: none lives."""
         row = self._rows.get(to)

@@ -148,6 +148,24 @@ async def who_is_late_or_has_gone_gets_none(make_store: MakeStore) -> None:
         assert (await commit(b, known)).verdict is Verdict.FORGOTTEN
 
 
+async def who_is_late_or_has_gone_is_not_among_the_living(make_store: MakeStore) -> None:
+    """Neither by incarnation nor by worker id, unless another one of that id lives."""
+    async with opened(make_store, "a", "b", "b", "c") as (a, late, b, c):
+        await _begin(a)
+        assert await _mail(b).living(b.worker) == {a.worker.incarnation, "a"}
+        await begin(late, cleanup_interval=TICK)
+        await trio.sleep(5 * TICK)
+        assert await _mail(a).living(a.worker) == {a.worker.incarnation, "a"}
+        await _begin(b)
+        await _begin(c)
+        living = {
+            name for one in (a, b, c) for name in (one.worker.incarnation, one.worker.worker_id)
+        }
+        assert await _mail(a).living(a.worker) == living
+        assert not (await c.store.delete_all(c.worker, limit=100)).more
+        assert await _mail(a).living(a.worker) == living - {c.worker.incarnation, "c"}
+
+
 async def a_late_one_of_the_name_hides_no_other(make_store: MakeStore) -> None:
     """The last of a worker id that is not late, as after a restart that has failed."""
     async with opened(make_store, "x", "a", "a") as (x, old, new):
@@ -285,6 +303,7 @@ async def every_operation_on_mail_is_a_checkpoint(make_store: MakeStore) -> None
             lambda: store.listen(me, ["news"]),
             lambda: store.unlisten(me, []),
             lambda: store.unlisten(me, ["news"]),
+            lambda: store.living(me),
             lambda: store.expire_mail(me, older_than=LONG, limit=10),
         ]
         for operation in operations:
@@ -298,6 +317,7 @@ mail_checks: tuple[Check, ...] = (
     the_bell_says_mail,
     a_letter_goes_to_the_worker_that_is_meant,
     who_is_late_or_has_gone_gets_none,
+    who_is_late_or_has_gone_is_not_among_the_living,
     a_late_one_of_the_name_hides_no_other,
     a_topic_reaches_all_that_listen,
     who_listens_no_longer_gets_no_more,

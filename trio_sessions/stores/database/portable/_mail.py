@@ -47,6 +47,7 @@ class Mail:
             .join_from(tables.topics, tables.workers, topic.incarnation == worker.incarnation)
             .where(topic.topic == sa.bindparam("asked_topic", type_=sa.String), is_alive)
         )
+        self._living = sa.select(worker.incarnation, worker.worker_id).where(is_alive)
         self._post_to = sa.insert(tables.mail).from_select(columns, addressee)
         self._publish = sa.insert(tables.mail).from_select(columns, listeners)
 
@@ -133,6 +134,10 @@ class Mail:
         if topics:
             with self._transaction(connection):
                 connection.execute(self._unlisten, asked)
+
+    def living(self, connection: sa.Connection) -> frozenset[str]:
+        """Return the incarnations, and the ids, of workers that are not late."""
+        return frozenset(name for row in connection.execute(self._living) for name in row)
 
     def expire(self, connection: sa.Connection, older_than: float, limit: int) -> int:
         """Delete old letters, and topics of incarnations without a row; return how many letters."""

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from trio_sessions.abc import Worker
 from trio_sessions.abc._mail import MAIL
+from trio_sessions.inspection import MISSED
 from trio_sessions.stores.database._questions import identity
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.postgresql._clearing import LIMIT
@@ -96,6 +97,12 @@ def _unlisten(names: Names) -> str:
 
 
 @lru_cache
+def _living(names: Names) -> str:
+    return f"""SELECT w.incarnation, w.worker_id FROM {names.workers} AS w
+        WHERE w.stamped_at >= now() - make_interval(secs => {MISSED} * w.stamp_interval)"""
+
+
+@lru_cache
 def _expire(names: Names) -> str:
     return f"""WITH old AS MATERIALIZED (
             SELECT m.id FROM {names.mail} AS m
@@ -158,6 +165,11 @@ class Mail:
         if topics:
             parameters = {**identity(worker), "topics": encode_ids(topics)}
             _ask(connection, _unlisten(self._names), parameters)
+
+    def living(self, connection: sa.Connection) -> frozenset[str]:
+        """Return the incarnations, and the ids, of workers that are not late."""
+        rows = in_one_round_trip(connection, [_living(self._names)], {})
+        return frozenset(name for row in rows for name in (row.incarnation, row.worker_id))
 
     def expire(self, connection: sa.Connection, older_than: float, limit: int) -> int:
         """Delete old letters, and topics of incarnations without a row; return how many letters."""
