@@ -34,7 +34,7 @@ async def writing(client: Client, **settings: Any) -> AsyncIterator[tuple[Writer
     presence = checked.presence()
     histories = Histories(edge=edge, witness=witness, presence=presence, counters=counters)
     await histories.begin()
-    writer = Writer(edge, histories, rows=100, timeout=checked.store_timeout)
+    writer = Writer(edge, histories, rows=100, timeout=checked.store_timeout, counters=counters)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
         yield writer, edge, counters

@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import NoReturn, TypeVar
 
 import trio
 
@@ -24,17 +22,13 @@ from trio_sessions.abc import (
 )
 from trio_sessions.abc._mail import MAIL
 from trio_sessions.abc._workers import MAX_GAP
-from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.stores._crowds import Crowds
-from trio_sessions.stores._doubt import IN_DOUBT
-from trio_sessions.stores._one_run import OneRun
-from trio_sessions.stores.memory._bells import Bells, MemoryBell
+from trio_sessions.stores.memory._bells import MemoryBell
+from trio_sessions.stores.memory._core import MemoryCore
 from trio_sessions.stores.memory._inspection import inform, page
-from trio_sessions.stores.memory._mail import Mail
-from trio_sessions.stores.memory._rows import Row, Rows
-from trio_sessions.stores.memory._workers import Workers
+from trio_sessions.stores.memory._rows import Row
 from trio_sessions.types import (
     Begun,
     Holder,
@@ -52,16 +46,16 @@ from trio_sessions.writes import Answer, Batch, Committed, Post, Verdict, Write
 
 __all__ = ["MemoryStore"]
 
-T = TypeVar("T")
-
-
-def _bells(ended: Bells | None) -> Bells:
-    """Return the bells of a new Trio run."""
-    return Bells()
-
 
 class MemoryStore(
-    SessionStore, InspectionStore, RevocationStore, DataStore, LimitStore, MailStore, LogStore
+    MemoryCore,
+    SessionStore,
+    InspectionStore,
+    RevocationStore,
+    DataStore,
+    LimitStore,
+    MailStore,
+    LogStore,
 ):
     """Rows in a dictionary. Several registries may share one, as workers share a database.
 
@@ -69,74 +63,6 @@ class MemoryStore(
     refuses another one with `StoreInUse`; in a later run its rows count as never refreshed
     before that run. A forked process has a copy of its own.
     """
-
-    def __init__(self) -> None:
-        self._rows = Rows()
-        self._opened = OneRun(_bells, "the memory store")
-        self._workers = Workers()
-        self._mail = Mail()
-        self._clock: object = None
-        self._beginning = datetime.now(UTC)
-        """Of the clock, on the calendar."""
-
-    @property
-    def may_outlast_cancellation(self) -> bool:
-        """No operation does."""
-        return False
-
-    async def open(self, worker: Worker) -> None:
-        """Make the store ready; see `SessionStore.open`.
-
-        Raises:
-            StoreInUse: another Trio run has it open.
-        """
-        await trio.lowlevel.checkpoint()
-        self._opened.join(worker)
-        clock = trio.lowlevel.current_clock()
-        if clock is not self._clock:
-            self._clock = clock
-            self._restart_clock()
-
-    async def close(self, worker: Worker) -> None:
-        """Leave the rows to the other workers; see `SessionStore.close`."""
-        await trio.lowlevel.checkpoint()
-        self._opened.leave(worker)
-
-    async def _begin(self) -> Bells:
-        """Begin an operation: operations are carried out in the order of the calls.
-
-        Cancellation: nothing has been done.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        return self._opened.state
-
-    @staticmethod
-    async def _answer(answer: T) -> T:
-        """Return an answer once the other tasks have run."""
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return answer
-
-    def _now(self) -> float:
-        """Return the moment on the clock of the rows."""
-        return trio.current_time()
-
-    def _is_in_doubt(self, worker: Worker, now: float) -> bool:
-        """Say whether sessions may have been forgotten that this worker asks for."""
-        return self._workers.is_in_doubt(now)
-
-    def _restart_clock(self) -> None:
-        """Take up a clock that has nothing to do with the one before."""
-        now = self._now()
-        self._beginning = datetime.now(UTC) - timedelta(seconds=now)
-        for row in self._rows.values():
-            row.created_at = row.taken_at = row.last_accessed = now
-            for message in row.messages.values():
-                message.stored_at = now
-            for line in row.log.values():
-                line.stored_at = now
-        self._rows.marks.restart_clock(now)
-        self._mail.restart_clock(now)
-        self._workers.restart_clock(now, has_rows=bool(self._rows))
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         """Carry out writes; see `Store.commit`."""
@@ -165,7 +91,13 @@ class MemoryStore(
         return await self._answer(Committed(answers=answers, stamp=stamp, clock=now))
 
     def _carry_out(
-        self, worker: Worker, write: Write[object], now: float, *, in_doubt: bool, crowds: Crowds
+        self,
+        worker: Worker,
+        write: Write[object],
+        now: float,
+        *,
+        in_doubt: bool,
+        crowds: Crowds | None,
     ) -> Answer:
         if not isinstance(write, Post):
             return self._rows.carry_out(worker, write, now, in_doubt=in_doubt, crowds=crowds)
@@ -244,11 +176,6 @@ class MemoryStore(
         if row is None and self._is_in_doubt(worker, self._now()):
             await self._refuse_in_doubt()
         return await self._answer(None if row is None else row.holder())
-
-    async def _refuse_in_doubt(self) -> NoReturn:
-        """Raise, for what is not there may have been forgotten."""
-        await self._answer(None)
-        raise StoreUnavailable(IN_DOUBT)
 
     async def revoke(self, worker: Worker, revocation: Revocation, *, limit: int) -> Revoked:
         """Mark ids, and delete their rows; see `RevocationStore.revoke`."""
@@ -340,10 +267,6 @@ class MemoryStore(
 
     def _inform(self, session_id: str, row: Row, now: float) -> SessionInfo:
         return inform(session_id, row, self._workers, now, self._moment)
-
-    def _moment(self, moment: float) -> datetime:
-        """Return a moment of Trio's clock on the calendar: that clock begins anywhere."""
-        return self._beginning + timedelta(seconds=moment)
 
     # ---- logs ----
 
