@@ -656,6 +656,99 @@ def test_a_runner_that_is_used_again_leaves_the_default_handler() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def press_in_a_run(runner: asyncio.Runner, press: Callable[[], Awaitable[object]]) -> None:
+    """Press Ctrl-C in a run, which is cancelled by it, has time to tidy up, and ends."""
+    seen: list[str] = []
+
+    async def main() -> None:
+        try:
+            await press()
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            seen.append("tidied up")
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(main())
+    assert seen == ["tidied up"]
+
+
+async def press_between() -> None:
+    press_here()
+
+
+@pytest.mark.parametrize("where", ["the loop", "trio"])
+def test_ctrl_c_in_a_later_run_of_a_runner_cancels_that_run(new_loop: Loop, where: str) -> None:
+    """Each run has its own main task, and none finds our wrapper in its way, nor loses a press."""
+    registry = SessionRegistry(pressed_in_trio()())
+
+    async def press() -> None:
+        if where == "trio":
+            await registry.locate_session("press")
+        else:
+            await press_between()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(registry.initialize())
+        for _ in range(3):
+            press_in_a_run(runner, press)
+            assert len(asyncio.all_tasks(runner.get_loop())) == 1, "only ours, which keeps Trio"
+            assert runner.run(registry.cleanup()).checked == 0
+        with pytest.raises(KeyboardInterrupt):  # between two runs
+            press_here()
+        runner.run(registry.shutdown())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_in_which_the_registry_is_shut_down_has_ctrl_c_to_its_end(new_loop: Loop) -> None:
+    """And the next one too, though a run before it has opened the registry."""
+    registry = SessionRegistry()
+
+    async def shut_down_and_press() -> None:
+        await registry.shutdown()
+        press_here()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(registry.initialize())
+        for _ in range(2):
+            press_in_a_run(runner, shut_down_and_press)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert asyncio.all_tasks(runner.get_loop()) == set()
+
+
+def test_another_runner_has_ctrl_c_while_a_loop_at_rest_has_a_registry_open(new_loop: Loop) -> None:
+    """It has found our wrapper, and neither a handler of its own nor the default one."""
+    registry, loop = SessionRegistry(), new_loop()
+    loop.run_until_complete(registry.initialize())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        press_in_a_run(runner, press_between)
+        assert asyncio.all_tasks(runner.get_loop()) == set()
+    loop.run_until_complete(registry.shutdown())
+    loop.close()
+
+
+def test_a_second_press_in_a_later_run_is_raised(new_loop: Loop) -> None:
+    """As in a first one; and the run after it is cancelled by its own first press."""
+    registry = SessionRegistry()
+
+    async def refuse() -> None:
+        try:
+            press_here()
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            press_here()
+        raise AssertionError("not raised")
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(registry.initialize())
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                runner.run(refuse())
+            press_in_a_run(runner, press_between)
+        runner.run(registry.shutdown())
+
+
 def test_a_runner_that_ends_with_the_registry_open_leaves_the_default_handler() -> None:
     """The next one finds what it looks for, and takes Ctrl-C again."""
 
