@@ -1,5 +1,6 @@
 """Handlers of other signals that raise: in the middle of our code, as Ctrl-C never is."""
 
+import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -9,7 +10,7 @@ from types import FrameType
 import pytest
 import trio
 
-from trio_sessions import SessionRegistry, open_registry
+from trio_sessions import SessionRegistry, aio, open_registry
 from trio_sessions.testing import FakeTransport
 
 
@@ -18,15 +19,15 @@ class TimedOut(Exception):
 
 
 @contextmanager
-def alarm_at(event: str, function: str) -> Iterator[list[str]]:
-    """Let SIGALRM come once, at the first call of a function, or its return.
+def signal_at(event: str, function: str, error: BaseException) -> Iterator[list[str]]:
+    """Let a signal come once whose handler raises, at the first call of a function, or its return.
 
-    It is named as ``__qualname__`` is; what it gives has its name when the signal has come.
+    The function is named as ``__qualname__`` is; what it gives has its name when the signal has come.
     """
     came: list[str] = []
 
     def raise_it(*_: object) -> None:
-        raise TimedOut
+        raise error
 
     def profile(frame: FrameType, now: str, _: object) -> None:
         if now == event and frame.f_code.co_qualname == function:
@@ -75,7 +76,7 @@ def test_a_signal_around_the_start_of_a_task_stalls_nothing(
         with trio.fail_after(20):
             async with open_registry() as registry:
                 await registry.add_session("s", transport)
-                with pytest.raises(TimedOut), alarm_at(event, function) as came:
+                with pytest.raises(TimedOut), signal_at(event, function, TimedOut()) as came:
                     await deed(registry)
                 assert came
                 checks = transport.checks
@@ -86,3 +87,31 @@ def test_a_signal_around_the_start_of_a_task_stalls_nothing(
         assert registry.statistics().closed
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("event", ["call", "return"])
+def test_a_signal_in_a_call_into_a_transport_travels(event: str) -> None:
+    """A handler that exits ends the program, and is no failure of the call, nor lost in one."""
+    closed = []
+
+    class Connection:
+        async def is_connected(self) -> bool:
+            await asyncio.sleep(0.01)
+            return True
+
+        async def disconnect(self) -> None:
+            closed.append(self)
+
+    async def main() -> None:
+        async with aio.SessionRegistry() as registry:
+            for number in range(3):
+                await registry.add_session(f"s{number}", Connection())
+            with signal_at(event, "AsyncioHost.limit", SystemExit(7)):
+                await registry.cleanup()
+                await asyncio.sleep(20)
+
+    with pytest.raises(SystemExit) as caught:
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(main())
+    assert caught.value.code == 7
+    assert len(closed) == 3
