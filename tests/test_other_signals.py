@@ -22,7 +22,7 @@ class TimedOut(Exception):
 def signal_at(event: str, function: str, error: BaseException) -> Iterator[list[str]]:
     """Let a signal come once whose handler raises, at the first call of a function, or its return.
 
-    The function is named as ``__qualname__`` is; what it gives has its name when the signal has come.
+    The function is named as its ``__qualname__``; what is given has that when the signal has come.
     """
     came: list[str] = []
 
@@ -110,8 +110,10 @@ def test_a_signal_in_a_call_into_a_transport_travels(event: str) -> None:
                 await registry.cleanup()
                 await asyncio.sleep(20)
 
-    with pytest.raises(SystemExit) as caught:
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            runner.run(main())
+    with (
+        pytest.raises(SystemExit) as caught,
+        asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
+    ):
+        runner.run(main())
     assert caught.value.code == 7
     assert len(closed) == 3

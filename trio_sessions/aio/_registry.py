@@ -156,6 +156,8 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
 
         Cancellation: it goes on, in bounded time, and the cancellation is raised at its end.
         """
+        if self._service is not None and self._service.is_inherited:
+            return  # its parent's to close; and asyncio finds no running loop after a fork
         turn, cancelled = self._my_turn(), None
         try:
             await wait_out(turn.acquire)
