@@ -307,7 +307,18 @@ def test_a_loop_that_goes_on_in_another_thread(new_loop: Loop, *, first_thread_e
     else:
         begin()
     elsewhere = Elsewhere(loop)
+
+    async def touch() -> None:
+        registry.touch("s")
+
+    async def tie() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        registry.register_respond_task("s", task)
+
     for call in (
+        touch,
+        tie,
         lambda: registry.locate_session("elsewhere"),
         lambda: registry.add_session("t", Connection()),
         lambda: registry.broadcast("s", 1),
@@ -330,6 +341,27 @@ def test_a_loop_that_goes_on_in_another_thread(new_loop: Loop, *, first_thread_e
             await registry.cleanup()
 
     run(asyncio.SelectorEventLoop, main)
+
+
+def test_a_thread_without_a_loop_is_told_where_to_call(new_loop: Loop) -> None:
+    """As that of a plain ``def`` endpoint, for the methods that are not awaited."""
+
+    async def main() -> None:
+        async with SessionRegistry() as registry:
+            await registry.add_session("s", Connection())
+            served = asyncio.create_task(asyncio.sleep(3600))
+            for call in (
+                lambda: registry.touch("s"),
+                lambda: registry.register_respond_task("s", served),
+                lambda: registry.register_respond_task("elsewhere", served),
+            ):
+                with pytest.raises(RuntimeError, match=r"this thread.*call_soon_threadsafe"):
+                    await asyncio.to_thread(call)
+            await registry.remove_session("s")
+            assert not served.cancelling(), "it was tied from another thread"
+            served.cancel()
+
+    run(new_loop, main)
 
 
 def test_a_pass_that_cannot_follow_its_loop_is_an_error_in_the_log(

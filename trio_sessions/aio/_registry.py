@@ -24,12 +24,7 @@ from trio_sessions.aio._waiting import wait_out
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.limits import NO_LIMITS, Limits
 from trio_sessions.stores import resolve_store
-from trio_sessions.types import (
-    CleanupReport,
-    OnRemoved,
-    check_session_id,
-    fingerprint,
-)
+from trio_sessions.types import CleanupReport, OnRemoved, check_session_id, fingerprint
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -436,12 +431,14 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
 
         Raises:
             TypeError: ``task`` is no `asyncio.Task`.
+            RuntimeError: called elsewhere than on the loop that called `initialize`.
         """
         if not isinstance(task, asyncio.Task):
             raise TypeError(f"task must be an asyncio.Task, not {type(task).__name__}")
         if self._service is not None and self._service.life.has_ended:
             task.cancel()
         service = self._opened()
+        service.check_loop()
         check_session_id(session_id)
         entry = service.table.get(session_id)
         if entry is not None:
