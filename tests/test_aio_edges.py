@@ -143,12 +143,16 @@ def test_a_task_factory_of_the_programs_does_not_make_our_tasks() -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        connection = Connection()
         async with SessionRegistry() as registry:
-            await registry.add_session("s", Connection())
+            await registry.add_session("s", connection)
             loop.set_task_factory(refuse)
-            assert (await registry.cleanup()).refreshed == 1
+            report = await registry.cleanup()
             await registry.remove_session("s")
             loop.set_task_factory(None)
+        assert report.refreshed == 1
+        assert report.check_failures == {}, "its check could not be made"
+        assert not connection.open
 
     run(asyncio.SelectorEventLoop, main)
 
