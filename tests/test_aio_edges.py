@@ -4,6 +4,7 @@ What only a process of its own can show stands in test_aio_processes.py.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import gc
@@ -26,6 +27,7 @@ from trio_sessions import RegistryClosed, fingerprint
 from trio_sessions.abc import Worker
 from trio_sessions.aio import SessionRegistry
 from trio_sessions.aio._life import _NEXT, Life, State
+from trio_sessions.aio._service import Service
 from trio_sessions.aio._sigint import Sigint
 from trio_sessions.aio._steps import Steps
 from trio_sessions.stores.memory import MemoryStore
@@ -396,9 +398,17 @@ def test_a_pass_that_cannot_follow_its_loop_is_an_error_in_the_log(
     run(asyncio.SelectorEventLoop, main)
 
 
-@pytest.mark.parametrize("round_", range(5))
-def test_two_threads_that_open_one_registry_at_once(round_: int) -> None:
+def test_two_threads_that_open_one_registry_at_once() -> None:
     """One has it, the other is refused at once; nothing is orphaned."""
+    both_claim = threading.Barrier(2)
+
+    def hold(frame: Any, event: str, _: Any) -> None:
+        """Keep a thread that takes the registry until the other one does, if it can."""
+        if event == "call" and frame.f_code is Service.__init__.__code__:
+            sys.setprofile(None)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_claim.wait(0.2)
+
     store = MemoryStore()
     registry = SessionRegistry(store)
     barrier = threading.Barrier(2)
@@ -407,17 +417,21 @@ def test_two_threads_that_open_one_registry_at_once(round_: int) -> None:
 
     async def open_it() -> None:
         barrier.wait(20)
+        sys.setprofile(hold)
         try:
             await registry.initialize()
         except RuntimeError as exc:
             results.append(exc)
             release.set()
         else:
+            assert both_claim.broken, "both have claimed it"
             await registry.add_session("s", Connection())
             results.append(None)
             while not release.is_set():
                 await asyncio.sleep(0.001)
             await registry.shutdown()
+        finally:
+            sys.setprofile(None)
 
     threads = [threading.Thread(target=lambda: asyncio.run(open_it())) for _ in range(2)]
     for thread in threads:
@@ -571,6 +585,41 @@ def test_ctrl_c_without_a_runner_is_raised_between_two_steps() -> None:
         loop.run_until_complete(call)
     assert loop.run_until_complete(call) is None
     assert loop.run_until_complete(registry.cleanup()).checked == 0
+    loop.run_until_complete(registry.shutdown())
+    loop.close()
+
+
+def press_before_a_step(frame: Any, event: str, _: Any) -> None:
+    """Press Ctrl-C when the loop has taken the callback that makes a step, and not called it yet.
+
+    It is a profiler, for once.
+    """
+    if event == "call" and frame.f_code is asyncio.Handle._run.__code__:
+        callback = frame.f_locals["self"]._callback
+        if getattr(callback, "__func__", None) is Steps._make:
+            sys.setprofile(None)
+            press_here()
+
+
+def test_a_press_that_takes_a_callback_of_ours_along_loses_no_step() -> None:
+    """The loop had taken it when Ctrl-C was raised: nobody else would call it."""
+    registry, loop = SessionRegistry(), asyncio.SelectorEventLoop()
+
+    loop.run_until_complete(registry.initialize())
+    call = loop.create_task(registry.locate_session("elsewhere"))
+    sys.setprofile(press_before_a_step)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(call)
+    finally:
+        sys.setprofile(None)
+
+    async def answered() -> bool:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return call.done()
+
+    assert loop.run_until_complete(answered())
     loop.run_until_complete(registry.shutdown())
     loop.close()
 
