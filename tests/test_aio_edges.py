@@ -654,6 +654,43 @@ def test_a_press_that_gives_up_the_rest_leaves_the_thread_as_good_as_new(new_loo
         runner.run(main())
 
 
+class SilentWhileClosing(MemoryStore):
+    """A thread of Trio's never reports back from its last operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = threading.Event()
+
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        await trio.to_thread.run_sync(self.release.wait)
+        raise AssertionError
+
+
+def test_last_steps_that_wait_for_a_silent_thread_are_given_up(
+    new_loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread in which the loop was closed is as good as new then, too."""
+    monkeypatch.setattr("trio_sessions.aio._steps._PATIENCE", 0.3)
+    store = SilentWhileClosing()
+    registry, loop = SessionRegistry(store), new_loop()
+    loop.run_until_complete(registry.initialize())
+    with pytest.warns(ResourceWarning, match="shutdown"):
+        loop.close()
+
+    async def main() -> None:
+        async with SessionRegistry() as other:
+            await other.add_session("s", Connection())
+            assert (await other.cleanup()).refreshed == 1
+
+    try:
+        with pytest.raises(RegistryClosed):
+            registry.get_session_sync("s")
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(main())
+    finally:
+        store.release.set()
+
+
 def test_a_press_is_held_at_most_twice() -> None:
     """A loop that never turns again can be ended all the same."""
     loop = asyncio.SelectorEventLoop()
