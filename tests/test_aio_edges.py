@@ -4,6 +4,7 @@ What only a process of its own can show stands in test_aio_processes.py.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import gc
@@ -26,6 +27,7 @@ from trio_sessions import RegistryClosed, fingerprint
 from trio_sessions.abc import Worker
 from trio_sessions.aio import SessionRegistry
 from trio_sessions.aio._life import _NEXT, Life, State
+from trio_sessions.aio._service import Service
 from trio_sessions.aio._sigint import Sigint
 from trio_sessions.aio._steps import Steps
 from trio_sessions.stores.memory import MemoryStore
@@ -143,12 +145,16 @@ def test_a_task_factory_of_the_programs_does_not_make_our_tasks() -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        connection = Connection()
         async with SessionRegistry() as registry:
-            await registry.add_session("s", Connection())
+            await registry.add_session("s", connection)
             loop.set_task_factory(refuse)
-            assert (await registry.cleanup()).refreshed == 1
+            report = await registry.cleanup()
             await registry.remove_session("s")
             loop.set_task_factory(None)
+        assert report.refreshed == 1
+        assert report.check_failures == {}, "its check could not be made"
+        assert not connection.open
 
     run(asyncio.SelectorEventLoop, main)
 
@@ -307,7 +313,18 @@ def test_a_loop_that_goes_on_in_another_thread(new_loop: Loop, *, first_thread_e
     else:
         begin()
     elsewhere = Elsewhere(loop)
+
+    async def touch() -> None:
+        registry.touch("s")
+
+    async def tie() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        registry.register_respond_task("s", task)
+
     for call in (
+        touch,
+        tie,
         lambda: registry.locate_session("elsewhere"),
         lambda: registry.add_session("t", Connection()),
         lambda: registry.broadcast("s", 1),
@@ -330,6 +347,27 @@ def test_a_loop_that_goes_on_in_another_thread(new_loop: Loop, *, first_thread_e
             await registry.cleanup()
 
     run(asyncio.SelectorEventLoop, main)
+
+
+def test_a_thread_without_a_loop_is_told_where_to_call(new_loop: Loop) -> None:
+    """As that of a plain ``def`` endpoint, for the methods that are not awaited."""
+
+    async def main() -> None:
+        async with SessionRegistry() as registry:
+            await registry.add_session("s", Connection())
+            served = asyncio.create_task(asyncio.sleep(3600))
+            for call in (
+                lambda: registry.touch("s"),
+                lambda: registry.register_respond_task("s", served),
+                lambda: registry.register_respond_task("elsewhere", served),
+            ):
+                with pytest.raises(RuntimeError, match=r"this thread.*call_soon_threadsafe"):
+                    await asyncio.to_thread(call)
+            await registry.remove_session("s")
+            assert not served.cancelling(), "it was tied from another thread"
+            served.cancel()
+
+    run(new_loop, main)
 
 
 def test_a_pass_that_cannot_follow_its_loop_is_an_error_in_the_log(
@@ -360,9 +398,17 @@ def test_a_pass_that_cannot_follow_its_loop_is_an_error_in_the_log(
     run(asyncio.SelectorEventLoop, main)
 
 
-@pytest.mark.parametrize("round_", range(5))
-def test_two_threads_that_open_one_registry_at_once(round_: int) -> None:
+def test_two_threads_that_open_one_registry_at_once() -> None:
     """One has it, the other is refused at once; nothing is orphaned."""
+    both_claim = threading.Barrier(2)
+
+    def hold(frame: Any, event: str, _: Any) -> None:
+        """Keep a thread that takes the registry until the other one does, if it can."""
+        if event == "call" and frame.f_code is Service.__init__.__code__:
+            sys.setprofile(None)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_claim.wait(0.2)
+
     store = MemoryStore()
     registry = SessionRegistry(store)
     barrier = threading.Barrier(2)
@@ -371,17 +417,21 @@ def test_two_threads_that_open_one_registry_at_once(round_: int) -> None:
 
     async def open_it() -> None:
         barrier.wait(20)
+        sys.setprofile(hold)
         try:
             await registry.initialize()
         except RuntimeError as exc:
             results.append(exc)
             release.set()
         else:
+            assert both_claim.broken, "both have claimed it"
             await registry.add_session("s", Connection())
             results.append(None)
             while not release.is_set():
                 await asyncio.sleep(0.001)
             await registry.shutdown()
+        finally:
+            sys.setprofile(None)
 
     threads = [threading.Thread(target=lambda: asyncio.run(open_it())) for _ in range(2)]
     for thread in threads:
@@ -539,6 +589,41 @@ def test_ctrl_c_without_a_runner_is_raised_between_two_steps() -> None:
     loop.close()
 
 
+def press_before_a_step(frame: Any, event: str, _: Any) -> None:
+    """Press Ctrl-C when the loop has taken the callback that makes a step, and not called it yet.
+
+    It is a profiler, for once.
+    """
+    if event == "call" and frame.f_code is asyncio.Handle._run.__code__:
+        callback = frame.f_locals["self"]._callback
+        if getattr(callback, "__func__", None) is Steps._make:
+            sys.setprofile(None)
+            press_here()
+
+
+def test_a_press_that_takes_a_callback_of_ours_along_loses_no_step() -> None:
+    """The loop had taken it when Ctrl-C was raised: nobody else would call it."""
+    registry, loop = SessionRegistry(), asyncio.SelectorEventLoop()
+
+    loop.run_until_complete(registry.initialize())
+    call = loop.create_task(registry.locate_session("elsewhere"))
+    sys.setprofile(press_before_a_step)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(call)
+    finally:
+        sys.setprofile(None)
+
+    async def answered() -> bool:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return call.done()
+
+    assert loop.run_until_complete(answered())
+    loop.run_until_complete(registry.shutdown())
+    loop.close()
+
+
 class PressedWhileClosing(MemoryStore):
     """Somebody presses Ctrl-C while it is asked for the last time, and it never answers."""
 
@@ -567,6 +652,43 @@ def test_a_press_that_gives_up_the_rest_leaves_the_thread_as_good_as_new(new_loo
     trio.run(trio.sleep, 0)
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(main())
+
+
+class SilentWhileClosing(MemoryStore):
+    """A thread of Trio's never reports back from its last operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = threading.Event()
+
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        await trio.to_thread.run_sync(self.release.wait)
+        raise AssertionError
+
+
+def test_last_steps_that_wait_for_a_silent_thread_are_given_up(
+    new_loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread in which the loop was closed is as good as new then, too."""
+    monkeypatch.setattr("trio_sessions.aio._steps._PATIENCE", 0.3)
+    store = SilentWhileClosing()
+    registry, loop = SessionRegistry(store), new_loop()
+    loop.run_until_complete(registry.initialize())
+    with pytest.warns(ResourceWarning, match="shutdown"):
+        loop.close()
+
+    async def main() -> None:
+        async with SessionRegistry() as other:
+            await other.add_session("s", Connection())
+            assert (await other.cleanup()).refreshed == 1
+
+    try:
+        with pytest.raises(RegistryClosed):
+            registry.get_session_sync("s")
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(main())
+    finally:
+        store.release.set()
 
 
 def test_a_press_is_held_at_most_twice() -> None:
@@ -654,6 +776,99 @@ def test_a_runner_that_is_used_again_leaves_the_default_handler() -> None:
         runner.run(registry.initialize())
         runner.run(shut_down())
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def press_in_a_run(runner: asyncio.Runner, press: Callable[[], Awaitable[object]]) -> None:
+    """Press Ctrl-C in a run, which is cancelled by it, has time to tidy up, and ends."""
+    seen: list[str] = []
+
+    async def main() -> None:
+        try:
+            await press()
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            seen.append("tidied up")
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(main())
+    assert seen == ["tidied up"]
+
+
+async def press_between() -> None:
+    press_here()
+
+
+@pytest.mark.parametrize("where", ["the loop", "trio"])
+def test_ctrl_c_in_a_later_run_of_a_runner_cancels_that_run(new_loop: Loop, where: str) -> None:
+    """Each run has its own main task, and none finds our wrapper in its way, nor loses a press."""
+    registry = SessionRegistry(pressed_in_trio()())
+
+    async def press() -> None:
+        if where == "trio":
+            await registry.locate_session("press")
+        else:
+            await press_between()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(registry.initialize())
+        for _ in range(3):
+            press_in_a_run(runner, press)
+            assert len(asyncio.all_tasks(runner.get_loop())) == 1, "only ours, which keeps Trio"
+            assert runner.run(registry.cleanup()).checked == 0
+        with pytest.raises(KeyboardInterrupt):  # between two runs
+            press_here()
+        runner.run(registry.shutdown())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_in_which_the_registry_is_shut_down_has_ctrl_c_to_its_end(new_loop: Loop) -> None:
+    """And the next one too, though a run before it has opened the registry."""
+    registry = SessionRegistry()
+
+    async def shut_down_and_press() -> None:
+        await registry.shutdown()
+        press_here()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(registry.initialize())
+        for _ in range(2):
+            press_in_a_run(runner, shut_down_and_press)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert asyncio.all_tasks(runner.get_loop()) == set()
+
+
+def test_another_runner_has_ctrl_c_while_a_loop_at_rest_has_a_registry_open(new_loop: Loop) -> None:
+    """It has found our wrapper, and neither a handler of its own nor the default one."""
+    registry, loop = SessionRegistry(), new_loop()
+    loop.run_until_complete(registry.initialize())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        press_in_a_run(runner, press_between)
+        assert asyncio.all_tasks(runner.get_loop()) == set()
+    loop.run_until_complete(registry.shutdown())
+    loop.close()
+
+
+def test_a_second_press_in_a_later_run_is_raised(new_loop: Loop) -> None:
+    """As in a first one; and the run after it is cancelled by its own first press."""
+    registry = SessionRegistry()
+
+    async def refuse() -> None:
+        try:
+            press_here()
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            press_here()
+        raise AssertionError("not raised")
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(registry.initialize())
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                runner.run(refuse())
+            press_in_a_run(runner, press_between)
+        runner.run(registry.shutdown())
 
 
 def test_a_runner_that_ends_with_the_registry_open_leaves_the_default_handler() -> None:

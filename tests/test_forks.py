@@ -408,6 +408,34 @@ def test_an_aio_child_opens_what_its_parent_has_open(postgresql_schema: sa.URL) 
     assert printed == ["child 20", "parent 20"]
 
 
+@pytest.mark.parametrize("runner", ["asyncio.run", "uvloop.run"])
+def test_an_aio_child_that_leaves_the_block_has_its_own_exit_code(url: sa.URL, runner: str) -> None:
+    """What it raises comes out of the block as it is; the registry is its parent's to close."""
+    printed = run(
+        f"""
+        import asyncio, uvloop
+        class Connection:
+            async def is_connected(self): return True
+            async def disconnect(self):
+                print("disconnected by the", "parent" if os.getpid() == parent else "CHILD")
+        async def main():
+            async with aio.SessionRegistry(store) as registry:
+                await registry.add_session("s", Connection())
+                for leave in (lambda: sys.exit(5), lambda: os._exit(6)):
+                    pid = os.fork()
+                    if not pid:
+                        leave()
+                    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+                        await asyncio.sleep(0.01)
+                    print(os.waitstatus_to_exitcode(ended[1]), flush=True)
+                print((await registry.cleanup()).refreshed, flush=True)
+        {runner}(main())
+        """,
+        url,
+    )
+    assert printed == ["5", "6", "1", "disconnected by the parent"]
+
+
 def test_a_child_does_not_wait_for_its_parents_threads(url: sa.URL) -> None:
     """It leaves at once, though the parent's write waits for a lock and may do so for a minute."""
     printed = run(

@@ -44,18 +44,23 @@ class Background:
         """Start what must come to its end; the event is set then."""
         ended = trio.Event()
         scope = self._jobs[ended] = trio.CancelScope(shield=True)
-        self._nursery.start_soon(self._to_its_end, ended, scope, partial(job, *args), name=job)
+        try:
+            self._nursery.start_soon(self._to_its_end, ended, scope, partial(job, *args), name=job)
+        except BaseException:  # the handler of another signal; nobody waits for what never began
+            self._jobs.pop(ended, None)
+            raise
         return ended
 
     async def _to_its_end(
         self, ended: trio.Event, scope: trio.CancelScope, job: Callable[[], Awaitable[None]]
     ) -> None:
         try:
+            self._jobs[ended] = scope  # it has been started, whatever its starter believes
             with scope:
                 if self._process is this_process():
                     await job()
         finally:
-            del self._jobs[ended]
+            self._jobs.pop(ended, None)
             ended.set()
 
     def start_service(self, service: Callable[[], Awaitable[None]]) -> None:
@@ -87,8 +92,12 @@ class Background:
     def start_interruptible(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start a task that `interrupt` may cut at any checkpoint, or before it has begun."""
         loop = _Loop()
-        self._nursery.start_soon(self._until_interrupted, loop, partial(task, *args), name=task)
         self._loops.add(loop)
+        try:
+            self._nursery.start_soon(self._until_interrupted, loop, partial(task, *args), name=task)
+        except BaseException:  # as in `start_job`
+            self._loops.discard(loop)
+            raise
 
     def start_lasting(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start a task as `start_interruptible` does, in the context of the opening.
@@ -105,11 +114,11 @@ class Background:
         self, task: Callable[..., Awaitable[None]], *, task_status: trio.TaskStatus[None]
     ) -> None:
         loop = _Loop()
-        self._loops.add(loop)
         await self._until_interrupted(loop, partial(task, task_status=task_status))
 
     async def _until_interrupted(self, loop: _Loop, task: Callable[[], Awaitable[None]]) -> None:
         try:
+            self._loops.add(loop)
             with loop.scope:
                 await task()
         finally:

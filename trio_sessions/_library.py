@@ -2,7 +2,7 @@
 
 import sniffio
 
-__all__ = ["check_trio", "wrong_library"]
+__all__ = ["check_trio", "no_loop_here", "wrong_library"]
 
 
 def check_trio() -> None:
@@ -31,6 +31,16 @@ def wrong_library() -> RuntimeError:
     return RuntimeError(
         "this registry is asyncio's, and no event loop runs here: await it inside asyncio.run(), "
         "or use trio_sessions.open_registry in a Trio program"
+    )
+
+
+def no_loop_here() -> RuntimeError:
+    """Return the error for a call into an open registry of asyncio from a thread without a loop."""
+    if _running() == "trio":
+        return wrong_library()
+    return RuntimeError(
+        "no event loop runs in this thread: call this in the thread of the registry's loop, "
+        "by loop.call_soon_threadsafe() or asyncio.run_coroutine_threadsafe()"
     )
 
 

@@ -139,10 +139,14 @@ class Passes:
         )
 
     async def _join(self) -> _Running:
-        if self._running is None:
-            self._running = _Running()
-            self._background.start_interruptible(self._run, self._running)
         running = self._running
+        if running is None:
+            running = self._running = _Running()
+            try:
+                self._background.start_interruptible(self._run, running)
+            except BaseException:  # the handler of a signal; else no pass would ever run again
+                self._running = None
+                raise
         await running.ended.wait()
         return running
 
@@ -150,6 +154,8 @@ class Passes:
         return (await self._join()).complete
 
     async def _run(self, running: _Running) -> None:
+        if self._running is not running:  # it was started, and its starter does not know
+            return
         one = self.new_pass()
         try:
             running.report = self._last_report = await one.run()

@@ -289,7 +289,9 @@ class Round:
             if waited:
                 if scope.cancel_called:  # what comes after the deadline is no answer
                     answer = outcome.Error(self._late(entry))
-                del self._waiting[entry], self._running[entry, self._name]
+                # They need not be there: a signal's handler may have raised before they were.
+                self._waiting.pop(entry, None)
+                self._running.pop((entry, self._name), None)
             if entry not in self._answers:
                 self._answer(entry, answer)
         return waited

@@ -168,9 +168,10 @@ class Guest(Host):
         finally:
             if _this_thread.guest is self and not sys.is_finalizing():
                 self._interrupt()
-                self._steps.make_all(self._is_over)
+                is_enough = self._steps.make_all(self._is_over)
                 if _this_thread.guest is self:  # it has not ended
-                    self.abandon("Ctrl-C gave up the last steps of a loop that was closed")
+                    who = "Ctrl-C" if is_enough else "the silence of a thread"
+                    self.abandon(f"{who} gave up the last steps of a loop that was closed")
 
     def _is_over(self) -> bool:
         return self.life.state is State.CLOSED or self._sigint.held > 0

@@ -149,6 +149,8 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
 
         Cancellation: it goes on, in bounded time, and the cancellation is raised at its end.
         """
+        if self._service is not None and self._service.is_inherited:
+            return  # its parent's to close; and asyncio finds no running loop after a fork
         turn, cancelled = self._my_turn(), None
         try:
             await wait_out(turn.acquire)
@@ -430,12 +432,14 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
 
         Raises:
             TypeError: ``task`` is no `asyncio.Task`.
+            RuntimeError: called elsewhere than on the loop that called `initialize`.
         """
         if not isinstance(task, asyncio.Task):
             raise TypeError(f"task must be an asyncio.Task, not {type(task).__name__}")
         if self._service is not None and self._service.life.has_ended:
             task.cancel()
         service = self._opened()
+        service.check_loop()
         check_session_id(session_id)
         entry = service.table.get(session_id)
         if entry is not None:

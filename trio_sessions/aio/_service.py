@@ -7,7 +7,7 @@ from dataclasses import replace
 import trio
 
 from trio_sessions._calls import TransportCalls
-from trio_sessions._library import wrong_library
+from trio_sessions._library import no_loop_here, wrong_library
 from trio_sessions._open import open_with
 from trio_sessions._process import this_process
 from trio_sessions._registry import SessionRegistry as TrioRegistry
@@ -110,7 +110,11 @@ class Service:
 
     def check_on_loop(self) -> None:
         """Raise `RuntimeError` unless it was opened on the running loop."""
-        if self.loop is not asyncio.get_running_loop():
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            raise no_loop_here() from None
+        if self.loop is not running:
             raise RuntimeError(
                 "the registry is open on another event loop: await its shutdown() there first, "
                 "or make another registry for this loop"

@@ -10,6 +10,11 @@ Where it gets it at once, the loop may be just between taking one of our callbac
 which is then lost: so the steps are looked after again. A loop that does not turn any more, because
 some transport keeps it, gets the third press at once.
 
+A call of ``Runner.run`` puts a handler of its own in the place of the default one, and takes it
+back. One that begins while our wrapper stands there does neither: the wrapper then speaks for it.
+It finds it on the stack, and so a press goes to the main task of the run that is under way,
+whichever run has opened the registry.
+
 Looking at the stack when a signal comes costs nothing otherwise. Trio itself decides in this
 way which tasks Ctrl-C may hit (`trio.lowlevel.enable_ki_protection`).
 """
@@ -63,15 +68,18 @@ class Sigint:
         self._is_over = True
         if threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGINT) == self._handle:
-            left = _is_left_by_a_runner(self._wrapped)
-            signal.signal(signal.SIGINT, signal.default_int_handler if left else self._wrapped)
+        if signal.getsignal(signal.SIGINT) != self._handle:
+            return
+        handler = self._meant()
+        signal.signal(signal.SIGINT, handler)
+        if handler is not self._wrapped and isinstance(handler, functools.partial):
+            _take_back_after(handler.keywords["main_task"], handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._is_over or self.held >= _MOST_HELD or not _is_protected(frame):
             if not self._loop.is_closed():
                 self._steps.look_again()
-            self._wrapped(number, frame)
+            self._meant()(number, frame)
             return
         self.held += 1
         if not self._loop.is_closed():  # else whoever makes the last steps looks at `held`
@@ -79,7 +87,17 @@ class Sigint:
 
     def _hand_on(self, number: int) -> None:
         self.held = 0
-        self._wrapped(number, None)
+        self._meant()(number, None)
+
+    def _meant(self) -> Any:
+        """Return the handler that would stand there by now, had nobody found ours in its place."""
+        run = _run_under_way()
+        if _is_a_runners(self._wrapped):
+            if run is not None and run.f_locals.get("task") is self._wrapped.keywords["main_task"]:
+                return self._wrapped
+        elif self._wrapped is not signal.default_int_handler:  # then a run would leave it alone
+            return self._wrapped
+        return signal.default_int_handler if run is None else _handler_of(run)
 
 
 def _is_protected(frame: FrameType | None) -> bool:
@@ -90,17 +108,36 @@ def _is_protected(frame: FrameType | None) -> bool:
     return False
 
 
-def _is_left_by_a_runner(handler: Any) -> bool:
-    """Say whether it is what `asyncio.Runner` would have taken back, had it not found ours.
-
-    It is the handler of one call of ``Runner.run``, and that call is not under way any more.
-    """
-    run = getattr(asyncio.Runner.run, "__code__", None)
+def _is_a_runners(handler: Any) -> bool:
+    """Say whether it is the handler of one call of ``Runner.run``."""
     if not isinstance(handler, functools.partial) or "main_task" not in handler.keywords:
         return False
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001 -- inspect's way takes much longer
-    while frame is not None:
-        if frame.f_code is run and frame.f_locals.get("task") is handler.keywords["main_task"]:
-            return False
-        frame = frame.f_back
     return getattr(handler.func, "__func__", None) is getattr(asyncio.Runner, "_on_sigint", None)
+
+
+def _run_under_way() -> FrameType | None:
+    """Return the call of ``Runner.run`` that is under way in this thread."""
+    code = getattr(asyncio.Runner.run, "__code__", None)
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 -- inspect's way takes much longer
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame
+
+
+def _handler_of(run: FrameType) -> Any:
+    """Return the handler that a call of ``Runner.run`` sets, where it may."""
+    main_task = run.f_locals.get("task")
+    on_sigint = getattr(run.f_locals.get("self"), "_on_sigint", None)
+    if main_task is None or on_sigint is None:  # it has only begun, or is another Python's
+        return signal.default_int_handler
+    return functools.partial(on_sigint, main_task=main_task)
+
+
+def _take_back_after(main_task: "asyncio.Task[Any]", handler: Any) -> None:
+    """Put the default handler back when a run ends that does not, as it has set none."""
+
+    def take_back(_: object) -> None:
+        if signal.getsignal(signal.SIGINT) is handler:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    main_task.add_done_callback(take_back)

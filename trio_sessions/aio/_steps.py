@@ -147,11 +147,11 @@ class Steps:
         self._unpark()
         self._loop.call_soon(self._make, context=self._context)
 
-    def make_all(self, enough: Callable[[], bool]) -> None:
+    def make_all(self, enough: Callable[[], bool]) -> bool:
         """Make steps in this thread, without the loop, until it is enough.
 
-        Raises:
-            queue.Empty: Trio's threads give no sign any more.
+        Returns:
+            False: Trio's threads give no sign any more, and it is not enough.
         """
         self.clock.host_waits = False
         self._under_way = True  # there is no loop to call
@@ -162,10 +162,11 @@ class Steps:
                 step = self._due.get(timeout=_LOOK)
             except queue.Empty:
                 if time.monotonic() - last_sign > _PATIENCE:
-                    raise
+                    return False
             else:
                 step()
                 last_sign = time.monotonic()
+        return True
 
     # ---- waiting ----
 
