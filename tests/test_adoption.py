@@ -546,3 +546,35 @@ async def test_whoever_tells_the_older_holder_is_told(shared: Shared) -> None:
         await b.adopt_session("nobody", FakeTransport(), from_worker=a.worker_id)
         await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
         assert told == [("s", a.worker_id, True)]
+
+
+# ---- the older holder ----
+
+
+async def test_a_holder_that_lives_is_told_at_once(shared: Shared) -> None:
+    """By a letter, if it hears the bell: it asks, and need not wait for its next pass."""
+    async with shared.open() as a, shared.open() as b, a.topics.subscribe("news"):
+        transport, kept = FakeTransport(), FakeTransport()
+        await a.add_session("s", transport)
+        await a.add_session("kept", kept)
+        assert await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
+        with trio.fail_after(20):
+            while a.get_session_sync("s") is not None or not transport.reasons:
+                await trio.sleep(0.02)
+        assert transport.reasons == [RemovalReason.TAKEN_OVER]
+        assert (kept.disconnects, a.get_session_sync("kept")) == (0, kept)
+
+
+async def test_a_letter_about_a_move_is_no_evidence(shared: Shared) -> None:
+    """The row says who holds a session; and what is not held is not looked for."""
+    async with shared.open() as a, shared.open() as b, a.topics.subscribe("news"):
+        transport = FakeTransport()
+        await a.add_session("s", transport)
+        passes = a.statistics().passes
+        for session_id in ("nobody", "s"):
+            b._house._mail.tell_moved(session_id, a.worker_id)
+        with trio.fail_after(20):
+            while a.statistics().passes == passes:
+                await trio.sleep(0.02)
+        assert (transport.disconnects, a.get_session_sync("s")) == (0, transport)
+        assert a.statistics().passes == passes + 1

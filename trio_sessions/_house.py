@@ -32,6 +32,7 @@ from trio_sessions._listening import Listening
 from trio_sessions._logs import LogRoom, Logs
 from trio_sessions._mail import Mail
 from trio_sessions._messages import Messages
+from trio_sessions._moves import Moves
 from trio_sessions._owners import Owners
 from trio_sessions._passes import Passes
 from trio_sessions._restoring import Restorer
@@ -181,6 +182,13 @@ class House:
             background=background,
             counters=counters,
             settings=settings,
+        )
+        Moves(
+            adopting=self.adopting,
+            mail=self._mail,
+            table=table,
+            passes=self.passes,
+            background=background,
         )
         self._reads = False
         """The loops that read messages have been started; most programs need none."""

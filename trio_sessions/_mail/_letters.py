@@ -5,6 +5,8 @@ on as they are until somebody wants them::
 
     [["topic", topic], message]                  to whoever listens
 
+    [["moved"], session id]                      to the older holder, by the new one
+
     [["call", caller, number, name, timeout, window], payload]        caller to callee
     [["leave", caller, number], null]            nobody waits for the answer any more
     [["taken", caller, number, taken], null]     so many items of a stream are consumed

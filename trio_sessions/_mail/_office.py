@@ -41,8 +41,13 @@ class Office:
         self._topics = topics
         self._calling = calling
         self._serving = serving
+        self._moved: list[Callable[[str], None]] = []
         self._is_rung = True  # there may be letters from before
         self._rang = trio.Event()
+
+    def notify_moved(self, listener: Callable[[str], None]) -> None:
+        """Tell ``listener`` of each session that another worker says to hold now."""
+        self._moved.append(listener)
 
     async def rung(self, session_ids: Collection[str] | None) -> None:
         """Collect letters if the bell says so; see `trio_sessions._listening.BellListener`."""
@@ -92,13 +97,16 @@ class Office:
         except (ValueError, LookupError) as exc:
             logger.warning("a letter was dropped that is no JSON: %s", type(exc).__name__)
 
-    def _receive(self, letter: Letter | None) -> None:  # noqa: C901 -- a case for each kind
+    def _receive(self, letter: Letter | None) -> None:  # noqa: C901, PLR0912 -- one case a kind
         contents = "" if letter is None else letter.contents
         match letter and letter.head:
             case ["topic", str(topic)]:
                 self._topics.deliver(topic, contents)
             case ["call", str(caller), int(number), str(name), float(timeout), int(window)]:
                 self._serving.begin(caller, number, name, contents, timeout=timeout, window=window)
+            case ["moved"]:
+                for listener in self._moved:
+                    listener(str(decode(contents)))
             case ["leave", str(caller), int(number)]:
                 self._serving.leave(caller, number)
             case ["taken", str(caller), int(number), int(taken)]:

@@ -1,6 +1,7 @@
 """The door of the room of mail: what the registry asks of it."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from trio_sessions._asking import INHERITED
@@ -26,6 +27,8 @@ from trio_sessions.errors import NotSupported, RegistryClosed
 __all__ = ["Mail"]
 
 logger = logging.getLogger("trio_sessions.mail")
+
+_ID = 4096  # bytes of an id in a letter, far more than there can be
 
 
 @uninterrupted
@@ -128,6 +131,18 @@ class Mail:
                 "calls between workers and topics need a store that keeps the part of the "
                 "contract trio_sessions.abc.MailStore; this one does not"
             )
+
+    # ---- sessions that move ----
+
+    def tell_moved(self, session_id: str, from_worker: str) -> None:
+        """Tell a worker that a session of it is held here now, if the store keeps mail."""
+        if self._edge.keeps(Part.MAIL):
+            contents = encode(session_id, what="a session id", limit=_ID)
+            self._sender.post_soon(from_worker, seal("moved", contents=contents))
+
+    def notify_moved(self, listener: Callable[[str], None]) -> None:
+        """Tell ``listener`` of each session that another worker says to hold now."""
+        self._office.notify_moved(listener)
 
     # ---- topics ----
 
