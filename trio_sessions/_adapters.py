@@ -98,8 +98,9 @@ class AdapterMethods(OperatorMethods):
 
         Of all who try at once one wins, and it wins all of the session: owner, capabilities, data
         and the messages that are stored. Whether that worker is dead is for you to say
-        (`describe_session` tells its state): one that lives loses the session likewise, which it
-        learns at its next pass, and disconnects its transport (`RemovalReason.TAKEN_OVER`).
+        (`describe_session` tells its state): one that lives loses the session likewise, of which
+        it is told at once if it listens (an inbox, a topic, handlers or a call), else learns at its
+        next pass, and disconnects its transport (`RemovalReason.TAKEN_OVER`).
 
         Args:
             session_id: the session.
