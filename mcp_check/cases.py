@@ -78,7 +78,7 @@ async def calls(fleet: Fleet, seen: Seen, *, clients: int, each: int) -> None:
                 for i in range(each):
                     try:
                         with anyio.fail_after(30):
-                            if i % 5 == 4:
+                            if i % 5 == 0:
                                 answer = await session.call_tool("greet", {})
                                 assert f"hello user{number}" in str(answer.content)
                             else:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -131,7 +130,7 @@ class Fleet:
 
 
 class Balancer(httpx2.AsyncBaseTransport):
-    """Sends each request to a worker by chance, or to one; a worker that is not there is passed by."""
+    """Sends each request to a worker by chance, or to one; one that is not there is passed by."""
 
     def __init__(self, fleet: Fleet, only: Worker | None = None) -> None:
         self.fleet = fleet
