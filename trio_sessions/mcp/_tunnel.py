@@ -157,7 +157,7 @@ class _Answer:
         with self._scope, self._into:
             try:
                 await host.serve_here(held, scope, once(body, _never), self._into.send)
-            except anyio.BrokenResourceError:
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass  # nobody reads it any more
             except Exception:
                 logger.exception("the application failed to answer a request of another worker's")
@@ -166,6 +166,7 @@ class _Answer:
         """End it: the other worker has all of it, or its client has left."""
         self._scope.cancel()
         self._out_of.close()
+        self._into.close()
 
     async def next(self) -> Item:
         """Return the next piece, once it has gathered.
