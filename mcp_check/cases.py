@@ -77,7 +77,7 @@ async def calls(fleet: Fleet, seen: Seen, *, clients: int, each: int) -> None:
             async with connect(fleet, f"user{number}") as (session, _):
                 for i in range(each):
                     try:
-                        with anyio.fail_after(30):
+                        with anyio.fail_after(10):
                             if i % 5 == 0:
                                 answer = await session.call_tool("greet", {})
                                 assert f"hello user{number}" in str(answer.content)

@@ -22,6 +22,7 @@ from mcp_fleet import (
     text_of,
 )
 
+from trio_sessions.mcp._runs import name_of
 from trio_sessions.stores.memory import MemoryStore
 
 pytestmark = [
@@ -253,3 +254,75 @@ def test_bob_cannot_use_alices_session(backend: str) -> None:
             assert (await bob.post(URL, json=ping, headers=headers)).status_code == 404
 
     run(backend, scenario)
+
+
+@pytest.mark.parametrize("name", ["slow", "echo"])
+def test_a_call_that_was_begun_is_not_run_by_another_worker(backend: str, name: str) -> None:
+    """Its client is told so; one that the dead worker had not begun is run by the next one."""
+
+    async def scenario() -> None:
+        async with (
+            open_fleet(backend, one_store(), json_response=True) as fleet,
+            raw(fleet) as http,
+        ):
+            session_id = await begin(fleet, http, 0)
+            at(fleet, 1)
+            arguments = {"gate": "g"} if name == "slow" else {"text": "x"}
+            call = {
+                "jsonrpc": "2.0",
+                "id": 1,
+                "method": "tools/call",
+                "params": {"name": name, "arguments": arguments},
+            }
+            answers = []
+
+            async def ask() -> None:
+                headers = {**HEADERS, "mcp-session-id": session_id}
+                answers.append(await http.post(URL, json=call, headers=headers))
+
+            dying = fleet.workers[0]
+            async with anyio.create_task_group() as tasks:
+                if name == "slow":
+                    tasks.start_soon(ask)
+                    await dying.calls.started.setdefault("g", anyio.Event()).wait()
+                else:
+                    await http.post(
+                        URL,
+                        json={"jsonrpc": "2.0", "id": 0, "method": "ping"},
+                        headers={**HEADERS, "mcp-session-id": session_id},
+                    )
+                fleet.workers.remove(dying)
+                at(fleet, 0)
+                await dying.vanish()
+                if name == "echo":
+                    tasks.start_soon(ask)
+            (answer,) = answers
+            assert fleet.workers[0].calls.ran == []
+            if name == "slow":
+                assert answer.status_code == 502
+                assert "not run again" in answer.text
+            else:
+                assert answer.json()["result"]["structuredContent"] == {"result": "x"}
+
+    run(backend, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "is_named"),
+    [
+        ("POST", b'{"jsonrpc":"2.0","id":1,"method":"tools/call"}', True),
+        ("POST", b'{"jsonrpc":"2.0","id":1,"method":"of/somebody"}', True),
+        ("POST", b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}', False),
+        ("POST", b'{"jsonrpc":"2.0","method":"notifications/cancelled"}', False),
+        ("POST", b'{"jsonrpc":"2.0","id":1,"result":{}}', False),
+        ("POST", b"no json", False),
+        ("POST", b"[]", False),
+        ("GET", b"", False),
+        ("DELETE", b"", False),
+    ],
+)
+def test_what_must_not_run_twice_has_a_name(
+    backend: str, method: str, body: bytes, *, is_named: bool
+) -> None:
+    """What changes nothing, or the same twice, needs none."""
+    assert bool(name_of(method, body)) is is_named

@@ -72,6 +72,7 @@ def test_a_mounted_application_is_found() -> None:
     assert manager is not None
     assert find_manager(outer) is manager
     SessionRouter(outer, aio.SessionRegistry(handlers=handlers()))
+    assert manager is not None
     assert manager.session_idle_timeout is None
 
 
