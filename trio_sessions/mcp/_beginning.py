@@ -74,7 +74,6 @@ class Beginnings:
         try:
             await self._app(scope, listen, tell)
         finally:
-            conversation.settle(None)
             current.reset(token)
 
     async def _admit(
@@ -103,5 +102,5 @@ class Beginnings:
             await held.disconnect()
             await answer_error(send, 503, "no session can begin here now", retry_after=1)
             return False
-        conversation.settle(session_id)
+        conversation.session_id = session_id
         return True
