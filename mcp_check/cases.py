@@ -228,7 +228,7 @@ async def restart(fleet: Fleet, seen: Seen, *, clients: int) -> None:
             tasks.start_soon(one, number)
         await anyio.sleep(1)
         for worker in list(fleet.workers):
-            slowest = max(slowest, await fleet.end(worker, signal.SIGTERM))
+            slowest = max(slowest, await fleet.end(worker, signal.SIGTERM, notice=0.5))
             await fleet.wait(fleet.start())
             await anyio.sleep(1)
         goes_on = False
