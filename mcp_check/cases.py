@@ -77,8 +77,8 @@ async def calls(fleet: Fleet, seen: Seen, *, clients: int, each: int) -> None:
             async with connect(fleet, f"user{number}") as (session, _):
                 for i in range(each):
                     try:
-                        with anyio.fail_after(30):
-                            if i % 5 == 4:
+                        with anyio.fail_after(10):
+                            if i % 5 == 0:
                                 answer = await session.call_tool("greet", {})
                                 assert f"hello user{number}" in str(answer.content)
                             else:
@@ -228,7 +228,7 @@ async def restart(fleet: Fleet, seen: Seen, *, clients: int) -> None:
             tasks.start_soon(one, number)
         await anyio.sleep(1)
         for worker in list(fleet.workers):
-            slowest = max(slowest, await fleet.end(worker, signal.SIGTERM))
+            slowest = max(slowest, await fleet.end(worker, signal.SIGTERM, notice=0.5))
             await fleet.wait(fleet.start())
             await anyio.sleep(1)
         goes_on = False

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -104,9 +103,20 @@ class Fleet:
         text = (self.folder / "workers.log").read_text(errors="replace")
         return "\n".join(text.splitlines()[-25:])
 
-    async def end(self, worker: Worker, number: int, patience: float = 60.0) -> float:
-        """Send a signal to a worker, and wait until it has ended; return the seconds."""
+    async def end(
+        self, worker: Worker, number: int, *, notice: float = 0.0, patience: float = 60.0
+    ) -> float:
+        """Send a signal to a worker, and wait until it has ended; return the seconds.
+
+        Args:
+            worker: which.
+            number: of the signal.
+            notice: seconds for which it gets no more requests before that, as from a balancer
+                that is told of a restart: what connects in the very moment is reset by the kernel.
+            patience: seconds until it is killed.
+        """
         self.workers.remove(worker)
+        await anyio.sleep(notice)
         began = time.monotonic()
         worker.process.send_signal(number)
         while worker.process.poll() is None:
@@ -131,7 +141,7 @@ class Fleet:
 
 
 class Balancer(httpx2.AsyncBaseTransport):
-    """Sends each request to a worker by chance, or to one; a worker that is not there is passed by."""
+    """Sends each request to a worker by chance, or to one; one that is not there is passed by."""
 
     def __init__(self, fleet: Fleet, only: Worker | None = None) -> None:
         self.fleet = fleet

@@ -51,7 +51,10 @@ def build(registry: Any) -> Any:
         auth=AuthSettings(issuer_url=url, resource_server_url=None, required_scopes=[]),
         token_verifier=Users(),
     )
-    ran = Path(os.environ["CHECK_RAN"])
+
+    def note(name: str) -> None:
+        with Path(os.environ["CHECK_RAN"]).open("a") as file:
+            file.write(f"{name}\n")
 
     @server.tool()
     async def add(a: int, b: int, ctx: Context) -> int:
@@ -74,8 +77,7 @@ def build(registry: Any) -> Any:
     @server.tool()
     async def slow(name: str, seconds: float) -> str:
         """Note that it runs, and take some time."""
-        with ran.open("a") as file:
-            file.write(f"{name}\n")
+        note(name)
         await anyio.sleep(seconds)
         return f"done {name}"
 

@@ -35,11 +35,14 @@ __all__ = [
     "URL",
     "Fleet",
     "Worker",
+    "as_bytes",
+    "at",
     "begin",
     "client",
     "open_fleet",
     "raw",
     "run",
+    "text_of",
 ]
 
 BACKENDS = ("trio", "asyncio")
@@ -158,6 +161,11 @@ class Worker:
     def sdk_sessions(self) -> int:
         return len(self.server.session_manager._server_instances)
 
+    def ids(self) -> list[str]:
+        registry = self.registry
+        core = registry if not hasattr(registry, "_opened") else registry._opened().core
+        return list(core._house.table.ids())
+
     async def stop(self) -> None:
         """End as a server does when it is told to."""
         await self.router.leave()
@@ -200,15 +208,6 @@ class Fleet(httpx2.AsyncBaseTransport):
     def other(self) -> Worker:
         """Return one that does not."""
         return next(worker for worker in self.workers if worker is not self.holder())
-
-
-def _ids(worker: Worker) -> list[str]:
-    registry = worker.registry
-    core = registry if not hasattr(registry, "_opened") else registry._opened().core
-    return list(core._house.table.ids())
-
-
-Worker.ids = _ids  # type: ignore[attr-defined]
 
 
 async def through(tasks: anyio.abc.TaskGroup, app: Any, request: httpx2.Request) -> httpx2.Response:
@@ -376,3 +375,20 @@ async def begin(fleet: Fleet, http: Any, worker: int) -> str:
     done = {"jsonrpc": "2.0", "method": "notifications/initialized"}
     await http.post(URL, json=done, headers={**HEADERS, "mcp-session-id": session_id})
     return session_id
+
+
+def at(fleet: Fleet, worker: int) -> None:
+    """Send what follows to one worker."""
+    fleet.pick = lambda workers: workers[worker]
+
+
+def text_of(answer: mcp_types.CallToolResult) -> str:
+    """Return what a tool has said."""
+    (content,) = answer.content
+    assert isinstance(content, mcp_types.TextContent)
+    return content.text
+
+
+def as_bytes(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    """Return headers that may have letters which do not belong there."""
+    return [(key.encode(), value.encode()) for key, value in headers.items()]

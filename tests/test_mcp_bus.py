@@ -11,13 +11,14 @@ from mcp.server.subscriptions import (
     PromptsListChanged,
     ResourcesListChanged,
     ResourceUpdated,
+    ServerEvent,
     ToolsListChanged,
 )
 from mcp_fleet import BACKENDS, open_fleet, run
 
 from trio_sessions.stores.memory import MemoryStore
 
-EVENTS = [
+EVENTS: list[ServerEvent] = [
     ToolsListChanged(),
     PromptsListChanged(),
     ResourcesListChanged(),

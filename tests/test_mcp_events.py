@@ -1,14 +1,14 @@
 """What a client has missed is sent again, by whatever worker, and to nobody else."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
 
 pytest.importorskip("mcp")
 
-from mcp_fleet import BACKENDS, HEADERS, URL, Fleet, begin, open_fleet, raw, run
+from mcp_fleet import BACKENDS, HEADERS, URL, as_bytes, at, begin, open_fleet, raw, run
 from mcp_types import JSONRPCNotification, JSONRPCResponse
 
 from trio_sessions.errors import StoreUnavailable
@@ -56,10 +56,6 @@ def headers(session_id: str, **more: str) -> dict[str, str]:
     }
 
 
-def at(fleet: Fleet, worker: int) -> None:
-    fleet.pick = lambda workers: workers[worker]
-
-
 @both
 @pytest.mark.parametrize("place", ["here", "elsewhere", "after its worker's death"])
 def test_an_answer_that_was_missed_is_sent_again(backend: str, place: str) -> None:
@@ -99,10 +95,10 @@ def test_a_call_that_died_with_its_worker_is_answered_and_not_run_again(backend:
             async with http.stream(
                 "POST", URL, json=call(7, "slow", {"gate": "g"}), headers=headers(session_id)
             ) as answer:
-                lines = answer.aiter_text()
-                first = events(await anext(lines))
+                async for text in answer.aiter_text():
+                    first = events(text)
+                    break
                 await dying.calls.started.setdefault("g", anyio.Event()).wait()
-                await lines.aclose()
             fleet.workers.remove(dying)
             await dying.vanish()
             at(fleet, 0)
@@ -151,7 +147,7 @@ def test_an_event_id_that_cannot_be_one_is_refused(backend: str, event_id: str) 
     async def scenario() -> None:
         async with open_fleet(backend, one_store(), size=1) as fleet, raw(fleet) as http:
             session_id = await begin(fleet, http, 0)
-            bad = {**headers(session_id), "last-event-id": event_id.encode()}
+            bad = as_bytes({**headers(session_id), "last-event-id": event_id})
             refused = await http.get(URL, headers=bad)
             assert refused.status_code == 400
 
@@ -185,6 +181,10 @@ class OnlyLogs:
         self.logs = Log()
 
 
+def store_on(registry: OnlyLogs) -> SessionEventStore:
+    return SessionEventStore(cast("Any", registry))
+
+
 NOTE = JSONRPCNotification(jsonrpc="2.0", method="notifications/message", params={"n": 1})
 ANSWER = JSONRPCResponse(jsonrpc="2.0", id=1, result={})
 
@@ -194,7 +194,7 @@ async def test_an_event_is_sent_though_the_database_is_away(
 ) -> None:
     """It is not kept, and what is kept later follows the same id."""
     registry = OnlyLogs()
-    store = SessionEventStore(registry)  # type: ignore[arg-type] -- it has all that is needed
+    store = store_on(registry)
     current.set(Conversation("a"))
     first = await store.store_event("1", NOTE)
     registry.logs.is_away = True
@@ -215,7 +215,7 @@ async def test_an_event_is_sent_though_the_database_is_away(
 async def test_streams_are_replayed_apart() -> None:
     """Of what a session was told, only what belongs to the stream is sent; its end is its end."""
     registry = OnlyLogs()
-    store = SessionEventStore(registry)  # type: ignore[arg-type] -- it has all that is needed
+    store = store_on(registry)
     current.set(Conversation("a"))
     one, two = await store.store_event("1", None), await store.store_event("2", None)
     for _ in range(3):
@@ -236,7 +236,7 @@ async def test_streams_are_replayed_apart() -> None:
 
 async def test_an_event_outside_a_session_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
     """Without a router nobody knows whose it is: it has no id, and that is logged."""
-    store = SessionEventStore(OnlyLogs())  # type: ignore[arg-type] -- it has all that is needed
+    store = store_on(OnlyLogs())
     current.set(None)
     assert await store.store_event("1", NOTE) == ""
     assert "outside a SessionRouter" in caplog.text

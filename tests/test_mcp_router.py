@@ -7,8 +7,22 @@ import pytest
 
 pytest.importorskip("mcp")
 
-from mcp_fleet import BACKENDS, HEADERS, INITIALIZE, URL, begin, client, open_fleet, raw, run
+from mcp_fleet import (
+    BACKENDS,
+    HEADERS,
+    INITIALIZE,
+    URL,
+    as_bytes,
+    at,
+    begin,
+    client,
+    open_fleet,
+    raw,
+    run,
+    text_of,
+)
 
+from trio_sessions.mcp._runs import name_of
 from trio_sessions.stores.memory import MemoryStore
 
 pytestmark = [
@@ -16,6 +30,13 @@ pytestmark = [
     # the SDK's client leaves what its streams are made of to the collector of garbage
     pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning"),
 ]
+
+
+def noting(heard: list[float]) -> Any:
+    async def note(progress: float, total: Any, message: Any) -> None:
+        heard.append(progress)
+
+    return note
 
 
 def one_store() -> Any:
@@ -32,10 +53,9 @@ def test_calls_are_answered_by_any_worker(backend: str) -> None:
                 for n in range(20):
                     heard: list[float] = []
 
-                    async def note(progress: float, total: Any, message: Any) -> None:
-                        heard.append(progress)
-
-                    answer = await session.call_tool("add", {"n": 3}, progress_callback=note)
+                    answer = await session.call_tool(
+                        "add", {"n": 3}, progress_callback=noting(heard)
+                    )
                     assert answer.structured_content == {"result": 4}, n
                     assert heard == [0.0, 1.0, 2.0]
             assert {status for _, _, status in fleet.seen} <= {200, 202}
@@ -52,7 +72,7 @@ def test_a_server_asks_its_client_through_any_worker(backend: str) -> None:
         async with open_fleet(backend, one_store()) as fleet, client(fleet) as session:
             for _ in range(10):
                 answer = await session.call_tool("ask", {})
-                assert answer.content[0].text == "hello bob"
+                assert text_of(answer) == "hello bob"
 
     run(backend, scenario)
 
@@ -66,13 +86,15 @@ def test_a_stream_of_notifications_comes_through_another_worker(backend: str) ->
         async def note(message: Any) -> None:
             heard.set()
 
-        async with open_fleet(backend, one_store()) as fleet:
-            async with client(fleet, messages=note) as session:
-                await session.call_tool("echo", {"text": "x"})
-                while not any(method == "GET" for method, _, _ in fleet.seen):
-                    await anyio.sleep(0.01)
-                await session.call_tool("tell", {})
-                await heard.wait()
+        async with (
+            open_fleet(backend, one_store()) as fleet,
+            client(fleet, messages=note) as session,
+        ):
+            await session.call_tool("echo", {"text": "x"})
+            while not any(method == "GET" for method, _, _ in fleet.seen):
+                await anyio.sleep(0.01)
+            await session.call_tool("tell", {})
+            await heard.wait()
 
     run(backend, scenario)
 
@@ -82,18 +104,18 @@ def test_a_session_that_was_deleted_is_gone_everywhere(backend: str) -> None:
 
     async def scenario() -> None:
         async with open_fleet(backend, one_store()) as fleet, raw(fleet) as http:
-            fleet.pick = lambda workers: workers[0]
+            at(fleet, 0)
             began = await http.post(URL, json=INITIALIZE, headers=HEADERS)
             assert began.status_code == 200
             session_id = began.headers["mcp-session-id"]
-            fleet.pick = lambda workers: workers[1]
+            at(fleet, 1)
             ended = await http.delete(URL, headers={"mcp-session-id": session_id})
             assert ended.status_code == 200
             assert [worker.sdk_sessions for worker in fleet.workers] == [0, 0]
-            for worker in fleet.workers:
+            for place, worker in enumerate(fleet.workers):
                 assert await worker.registry.get_all_session_ids() == []
                 assert await worker.registry.describe_session(session_id) is None
-                fleet.pick = lambda workers, worker=worker: worker
+                at(fleet, place)
                 again = await http.delete(URL, headers={"mcp-session-id": session_id})
                 assert again.status_code == 404
 
@@ -110,7 +132,7 @@ def test_a_session_of_a_dead_worker_goes_on_at_another(backend: str) -> None:
             fleet.workers.remove(dead)
             await dead.vanish()
             assert (await session.call_tool("add", {"n": 1})).structured_content == {"result": 2}
-            assert (await session.call_tool("ask", {})).content[0].text == "hello bob"
+            assert text_of(await session.call_tool("ask", {})) == "hello bob"
             assert fleet.workers[0].sdk_sessions == 1
 
     run(backend, scenario)
@@ -137,7 +159,7 @@ def test_an_unknown_session_is_not_found(backend: str, session_id: str) -> None:
 
     async def scenario() -> None:
         async with open_fleet(backend, one_store(), size=1) as fleet, raw(fleet) as http:
-            headers = {**HEADERS, "mcp-session-id": session_id.encode()}
+            headers = as_bytes({**HEADERS, "mcp-session-id": session_id})
             ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
             answer = await http.post(URL, json=ping, headers=headers)
             assert answer.status_code == 404
@@ -153,7 +175,7 @@ def test_what_nobody_can_say_is_503(backend: str) -> None:
         async with open_fleet(backend, one_store()) as fleet, raw(fleet) as http:
             session_id = await begin(fleet, http, 0)
             fleet.workers[1].store.fail()
-            fleet.pick = lambda workers: workers[1]
+            at(fleet, 1)
             ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
             answer = await http.post(
                 URL, json=ping, headers={**HEADERS, "mcp-session-id": session_id}
@@ -162,7 +184,7 @@ def test_what_nobody_can_say_is_503(backend: str) -> None:
             assert answer.headers["retry-after"] == "1"
             fleet.workers[1].store.heal()
             # a session that is held here goes on
-            fleet.pick = lambda workers: workers[0]
+            at(fleet, 0)
             fleet.workers[0].store.fail()
             answer = await http.post(
                 URL, json=ping, headers={**HEADERS, "mcp-session-id": session_id}
@@ -181,7 +203,7 @@ def test_large_bodies_go_in_parts(backend: str) -> None:
             text = 'ä\n"' * 50_000
             for _ in range(4):
                 answer = await session.call_tool("echo", {"text": text})
-                assert answer.content[0].text == text
+                assert text_of(answer) == text
 
     run(backend, scenario)
 
@@ -192,8 +214,8 @@ def test_a_body_over_the_limit_is_413(backend: str) -> None:
     async def scenario() -> None:
         async with open_fleet(backend, one_store()) as fleet, raw(fleet) as http:
             session_id = await begin(fleet, http, 0)
-            for worker in fleet.workers:
-                fleet.pick = lambda workers, worker=worker: worker
+            for place in range(2):
+                at(fleet, place)
                 answer = await http.post(
                     URL,
                     content=b" " * (5 << 20),
@@ -217,14 +239,14 @@ def test_bob_cannot_use_alices_session(backend: str) -> None:
             session_id = await begin(fleet, alice, 0)
             headers = {**HEADERS, "mcp-session-id": session_id}
             ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-            for worker in fleet.workers:
-                fleet.pick = lambda workers, worker=worker: worker
+            for place in range(2):
+                at(fleet, place)
                 assert (await alice.post(URL, json=ping, headers=headers)).status_code == 200
                 assert (await bob.post(URL, json=ping, headers=headers)).status_code == 404
                 assert (await bob.delete(URL, headers=headers)).status_code == 404
                 assert (await nobody.post(URL, json=ping, headers=headers)).status_code == 401
             await fleet.workers.pop(0).vanish()
-            fleet.pick = lambda workers: workers[0]
+            at(fleet, 0)
             assert (await bob.post(URL, json=ping, headers=headers)).status_code == 404
             assert (await nobody.post(URL, json=ping, headers=headers)).status_code == 401
             assert fleet.workers[0].sdk_sessions == 0
@@ -232,3 +254,75 @@ def test_bob_cannot_use_alices_session(backend: str) -> None:
             assert (await bob.post(URL, json=ping, headers=headers)).status_code == 404
 
     run(backend, scenario)
+
+
+@pytest.mark.parametrize("name", ["slow", "echo"])
+def test_a_call_that_was_begun_is_not_run_by_another_worker(backend: str, name: str) -> None:
+    """Its client is told so; one that the dead worker had not begun is run by the next one."""
+
+    async def scenario() -> None:
+        async with (
+            open_fleet(backend, one_store(), json_response=True) as fleet,
+            raw(fleet) as http,
+        ):
+            session_id = await begin(fleet, http, 0)
+            at(fleet, 1)
+            arguments = {"gate": "g"} if name == "slow" else {"text": "x"}
+            call = {
+                "jsonrpc": "2.0",
+                "id": 1,
+                "method": "tools/call",
+                "params": {"name": name, "arguments": arguments},
+            }
+            answers = []
+
+            async def ask() -> None:
+                headers = {**HEADERS, "mcp-session-id": session_id}
+                answers.append(await http.post(URL, json=call, headers=headers))
+
+            dying = fleet.workers[0]
+            async with anyio.create_task_group() as tasks:
+                if name == "slow":
+                    tasks.start_soon(ask)
+                    await dying.calls.started.setdefault("g", anyio.Event()).wait()
+                else:
+                    await http.post(
+                        URL,
+                        json={"jsonrpc": "2.0", "id": 0, "method": "ping"},
+                        headers={**HEADERS, "mcp-session-id": session_id},
+                    )
+                fleet.workers.remove(dying)
+                at(fleet, 0)
+                await dying.vanish()
+                if name == "echo":
+                    tasks.start_soon(ask)
+            (answer,) = answers
+            assert fleet.workers[0].calls.ran == []
+            if name == "slow":
+                assert answer.status_code == 502
+                assert "not run again" in answer.text
+            else:
+                assert answer.json()["result"]["structuredContent"] == {"result": "x"}
+
+    run(backend, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "is_named"),
+    [
+        ("POST", b'{"jsonrpc":"2.0","id":1,"method":"tools/call"}', True),
+        ("POST", b'{"jsonrpc":"2.0","id":1,"method":"of/somebody"}', True),
+        ("POST", b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}', False),
+        ("POST", b'{"jsonrpc":"2.0","method":"notifications/cancelled"}', False),
+        ("POST", b'{"jsonrpc":"2.0","id":1,"result":{}}', False),
+        ("POST", b"no json", False),
+        ("POST", b"[]", False),
+        ("GET", b"", False),
+        ("DELETE", b"", False),
+    ],
+)
+def test_what_must_not_run_twice_has_a_name(
+    backend: str, method: str, body: bytes, *, is_named: bool
+) -> None:
+    """What changes nothing, or the same twice, needs none."""
+    assert bool(name_of(method, body)) is is_named

@@ -37,6 +37,7 @@ MODULES = [
     "trio_sessions.aio",
     "trio_sessions.aio.transports",
     "trio_sessions.errors",
+    "trio_sessions.mcp",
     "trio_sessions.otel",
     "trio_sessions.stores",
     "trio_sessions.stores.database",

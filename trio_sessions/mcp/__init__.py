@@ -17,7 +17,8 @@ It needs the MCP SDK, which the extra ``mcp`` brings.
 Layers, lower never imports higher::
 
     _router                        what a server is given
-    _lifespan | _moving | _places  how it begins and ends; where sessions are
+    _lifespan | _moving            how it begins and ends
+    _places | _beginning           where sessions are; how they begin
     _forwarding | _bus             through the tunnel to others, and to all
     _tunnel                        the tunnel's other end
     _held | _events                a session that is held here, and what was said in it

@@ -2,19 +2,49 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Any, Protocol
 
 from trio_sessions.abc import Transport
 from trio_sessions.inspection import SessionInfo, WorkerInfo
 from trio_sessions.types import LogEntry
 
-__all__ = ["App", "Logs", "Message", "Receive", "Registry", "Scope", "Send", "Topics", "Workers"]
+__all__ = [
+    "App",
+    "Logs",
+    "Message",
+    "Receive",
+    "Registry",
+    "Scope",
+    "Send",
+    "Stream",
+    "Topics",
+    "Workers",
+]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Stream(Protocol):
+    """The answers of one call: opened, read, closed."""
+
+    async def __aenter__(self) -> AsyncIterator[Any]:
+        """Open it."""
+        ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None:
+        """Close it."""
+        ...
 
 
 class Workers(Protocol):
@@ -28,9 +58,7 @@ class Workers(Protocol):
         """Call what another worker handles."""
         ...
 
-    def stream(
-        self, worker_id: str, name: str, payload: Any, *, timeout: float
-    ) -> AsyncIterator[Any]:
+    def stream(self, worker_id: str, name: str, payload: Any, *, timeout: float) -> "Stream":
         """Call what another worker handles, for many answers."""
         ...
 

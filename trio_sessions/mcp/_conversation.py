@@ -2,8 +2,6 @@
 
 from contextvars import ContextVar
 
-import anyio
-
 __all__ = ["Conversation", "current"]
 
 
@@ -21,8 +19,6 @@ class Conversation:
             session_id: None: the SDK is only about to make it.
         """
         self.session_id = session_id
-        self.is_settled = anyio.Event()
-        """Whether the session has come into being is known."""
         self.is_muted = False
         """Nothing is kept: what is said now, the client has been told in an earlier life."""
         self.cursor = 0
@@ -31,14 +27,6 @@ class Conversation:
         """Streams of requests that this worker runs."""
         self.replayed: dict[str, int] = {}
         """How far the streams that are being resumed have been sent."""
-        if session_id is not None:
-            self.is_settled.set()
-
-    def settle(self, session_id: str | None) -> None:
-        """Note the session's id; None: there is no session. The first word counts."""
-        if not self.is_settled.is_set():
-            self.session_id = session_id
-            self.is_settled.set()
 
 
 current: ContextVar[Conversation | None] = ContextVar("trio_sessions.mcp", default=None)

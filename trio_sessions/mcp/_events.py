@@ -34,8 +34,6 @@ LOST = "the worker that ran this request has ended; it was not run again"
 """What the client of such a request is told."""
 
 _GET_STREAM = "_GET_stream"  # the SDK's name for what belongs to no request
-_SETTLING = 30.0
-"""Seconds for which the first event waits for its session's row."""
 _PATIENCE = 5.0
 """Seconds for which an event may wait for the database, and with it its whole session."""
 _PAUSE = 1.0
@@ -157,9 +155,8 @@ class SessionEventStore(EventStore):
         self, conversation: Conversation, stream_id: str, message: JSONRPCMessage
     ) -> int:
         """Append an event to the session's log; return 0 if it could not be kept."""
-        if not conversation.is_settled.is_set():
-            with anyio.move_on_after(_SETTLING):
-                await conversation.is_settled.wait()
+        # Without an id yet it is the answer to initialize, which comes before the session: whoever
+        # misses that begins anew. To wait for the id would be to wait for ourselves.
         session_id = conversation.session_id
         if session_id is None or conversation.is_muted or time.monotonic() < self._again_at:
             await anyio.lowlevel.checkpoint()

@@ -28,7 +28,7 @@ def take_charge() -> None:
         return
     _State.is_in_charge = True
     _State.original = AppStatus.original_handler
-    AppStatus.disable_automatic_graceful_drain()
+    AppStatus.enable_automatic_graceful_drain = False
     AppStatus.original_handler = _hear
 
 

@@ -3,6 +3,8 @@
 import enum
 import logging
 import uuid
+from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -11,7 +13,6 @@ from trio_sessions.errors import (
     CallFailed,
     MessageTooLarge,
     SessionsError,
-    StoreUnavailable,
     WorkerGone,
 )
 from trio_sessions.mcp._asgi import answer_error, is_stream
@@ -20,12 +21,36 @@ from trio_sessions.mcp._identity import user_of
 from trio_sessions.mcp._tunnel import PART, PART_BYTES, SERVE
 from trio_sessions.mcp._wire import Item, PackedRequest, pack_body
 
-__all__ = ["Forwarding", "Outcome"]
+__all__ = ["Exchange", "Forwarding", "Outcome"]
 
 logger = logging.getLogger("trio_sessions.mcp")
 
 _PING = 15.0
 """Seconds after which a client of a silent stream is sent a comment, as by the SDK."""
+
+
+_FAILURES: tuple[tuple[type[Exception], int, str, int | None], ...] = (
+    (TimeoutError, 504, "the worker that holds this session does not answer", None),
+    (MessageTooLarge, 413, "the request is too large to be passed on", None),
+    (CallFailed, 502, "the worker that holds this session has failed", None),
+    (SessionsError, 503, "the workers cannot reach each other now", 1),
+    (ValueError, 502, "the worker that holds this session has answered nonsense", None),
+)
+"""What is said to a client: the first that fits, its status, and when to come back, seconds."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request with a session, and the way back to its client."""
+
+    session_id: str
+    scope: Scope
+    receive: Receive
+    send: Send
+    body: bytes
+    """All of it."""
+    run: str
+    """Its name, if it must not be run twice; see `trio_sessions.mcp._runs`."""
 
 
 class Outcome(enum.Enum):
@@ -80,6 +105,11 @@ class _Answering:
         self.said_at = anyio.current_time()
         await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
 
+    async def refuse(self, status: int, message: str, retry_after: int | None) -> None:
+        """Send an error instead."""
+        self.has_begun = self.is_over = True
+        await answer_error(self._send, status, message, retry_after=retry_after)
+
     async def finish(self) -> None:
         """End it: what would have followed does not come."""
         async with self._turn:
@@ -108,34 +138,23 @@ class Forwarding:
         self._timeout = timeout
         self._ends = ends
 
-    async def forward(
-        self,
-        to: str,
-        session_id: str,
-        scope: Scope,
-        body: bytes,
-        receive: Receive,
-        send: Send,
-        run: str,
-    ) -> Outcome:
+    async def forward(self, to: str, exchange: Exchange) -> Outcome:
         """Pass a request on, and its answer back.
 
         Args:
             to: the incarnation that holds the session.
-            session_id: whose.
-            run: its name, if it must not be run twice.
-            scope, receive, send: of the request.
-            body: all of it.
+            exchange: the request.
         """
-        answering = _Answering(send)
+        answering = _Answering(exchange.send)
         outcome = Outcome.ANSWERED
+        method = exchange.scope["method"]
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._until_left, receive, tasks.cancel_scope)
-            if scope["method"] == "GET":  # the others have an end of their own
+            tasks.start_soon(self._until_left, exchange.receive, tasks.cancel_scope)
+            if method == "GET":  # the others have an end of their own
                 tasks.start_soon(self._until_ended, answering, tasks.cancel_scope)
-            if scope["method"] != "DELETE":
+            if method != "DELETE":
                 tasks.start_soon(answering.keep_alive)
-            outcome = await self._pass_on(to, session_id, scope, body, answering, run)
+            outcome = await self._pass_on(to, exchange, answering)
             tasks.cancel_scope.cancel()
         return outcome
 
@@ -152,65 +171,49 @@ class Forwarding:
             await answering.finish()
         scope.cancel()
 
-    async def _pass_on(
-        self,
-        to: str,
-        session_id: str,
-        scope: Scope,
-        body: bytes,
-        answering: _Answering,
-        run: str,
-    ) -> Outcome:
+    async def _pass_on(self, to: str, exchange: Exchange, answering: _Answering) -> Outcome:
         was_asked = False
         try:
-            upload = await self._send_ahead(to, body)
-            request = PackedRequest(
-                session_id=session_id,
-                scope=scope,
-                body=None if upload else body,
-                upload=upload,
-                user=user_of(scope),
-                run=run,
-            )
-            items = self._registry.workers.stream(to, SERVE, request.pack(), timeout=self._timeout)
-            async with items:  # type: ignore[attr-defined] -- a stream is both
+            packed_request = await self._packed(to, exchange)
+            stream = self._registry.workers.stream(to, SERVE, packed_request, timeout=self._timeout)
+            async with stream as items:
                 was_asked = True
                 async for packed in items:
                     item = Item.unpack(packed)
                     if item.is_elsewhere and not answering.has_begun:
                         return Outcome.ELSEWHERE
                     await answering.give(item)
-        except WorkerGone:
-            if answering.has_begun:
-                await answering.finish()
-            else:
-                return Outcome.UNKNOWN if was_asked else Outcome.UNHEARD
-        except TimeoutError:
-            await self._fail(answering, 504, "the worker that holds this session does not answer")
-        except MessageTooLarge:
-            await self._fail(answering, 413, "the request is too large to be passed on")
-        except StoreUnavailable as exc:
-            logger.warning("a request could not be passed on: %s", exc)
-            await self._fail(answering, 503, "the workers cannot reach each other", retry=1)
-        except (CallFailed, ValueError) as exc:
-            logger.warning("a request was passed on, and the answer is none: %s", exc)
-            await self._fail(answering, 502, "the worker that holds this session has failed")
-        except SessionsError as exc:
-            logger.warning("a request could not be passed on: %s", exc)
-            await self._fail(answering, 503, "this worker is not ready", retry=1)
-        else:
             if not answering.is_over:
-                await self._fail(answering, 502, "the answer has not come to its end")
+                raise ValueError("the answer has not come to its end")
+        except WorkerGone:
+            if not answering.has_begun:
+                return Outcome.UNKNOWN if was_asked else Outcome.UNHEARD
+            await answering.finish()
+        except (SessionsError, TimeoutError, ValueError) as exc:
+            logger.warning("a request could not be passed on: %s", exc)
+            await self._fail(answering, exc)
         return Outcome.ANSWERED
 
-    async def _fail(
-        self, answering: _Answering, status: int, message: str, *, retry: int | None = None
-    ) -> None:
+    async def _fail(self, answering: _Answering, error: Exception) -> None:
+        """Tell the client; one that has had a part of its answer is told by its end."""
         if answering.has_begun:
             await answering.finish()
-        else:
-            answering.has_begun = answering.is_over = True
-            await answer_error(answering._send, status, message, retry_after=retry)  # noqa: SLF001 -- nothing of it was sent
+            return
+        for kind, status, message, retry_after in _FAILURES:
+            if isinstance(error, kind):
+                await answering.refuse(status, message, retry_after)
+                return
+
+    async def _packed(self, to: str, exchange: Exchange) -> dict[str, Any]:
+        upload = await self._send_ahead(to, exchange.body)
+        return PackedRequest(
+            session_id=exchange.session_id,
+            scope=exchange.scope,
+            body=None if upload else exchange.body,
+            upload=upload,
+            user=user_of(exchange.scope),
+            run=exchange.run,
+        ).pack()
 
     async def _send_ahead(self, to: str, body: bytes) -> str:
         """Send a body that is too large for one letter; return its name, or an empty one."""

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
@@ -13,7 +13,20 @@ __all__ = ["live"]
 logger = logging.getLogger("trio_sessions.mcp")
 
 
-async def live(
+@runtime_checkable
+class _Openable(Protocol):
+    """The registry of asyncio, which may be made before it is opened."""
+
+    async def initialize(self) -> None:
+        """Open it."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Close it."""
+        ...
+
+
+async def live(  # noqa: PLR0917 -- three of them are ASGI's, in its order
     app: App,
     registry: Registry,
     run: Callable[[], AbstractAsyncContextManager[Any]],
@@ -32,15 +45,16 @@ async def live(
         registry: of the router.
         run: the router's own tasks.
         leave: hands the sessions over.
-        scope, receive, send: of the lifespan.
+        scope: of the lifespan.
+        receive: of the lifespan.
+        send: of the lifespan.
     """
     message = await receive()
     assert message["type"] == "lifespan.startup"
-    opens = getattr(registry, "initialize", None)
-    owns = opens is not None and not _is_open(registry)
-    if owns:
+    own = registry if isinstance(registry, _Openable) and not _is_open(registry) else None
+    if own is not None:
         try:
-            await opens()
+            await own.initialize()
         except Exception as exc:
             logger.exception("the registry could not be opened")
             await send({"type": "lifespan.startup.failed", "message": str(exc)})
@@ -69,8 +83,8 @@ async def live(
         async with run():
             await app(scope, receive_ours, send_ours)
     finally:
-        if owns:
-            await registry.shutdown()  # type: ignore[attr-defined] -- asyncio's has one
+        if own is not None:
+            await own.shutdown()
     if last is not None:
         await send(last)
 

@@ -1,7 +1,7 @@
 """The router: ASGI in front of the SDK's application."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,6 @@ import anyio.lowlevel
 from trio_sessions._checks import seconds
 from trio_sessions.errors import (
     InvalidSessionId,
-    MessageTooLarge,
     SessionsError,
 )
 from trio_sessions.mcp._asgi import (
@@ -26,17 +25,18 @@ from trio_sessions.mcp._asgi import (
     read_body,
     with_header,
 )
+from trio_sessions.mcp._beginning import Beginnings
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
-from trio_sessions.mcp._conversation import Conversation, current
+from trio_sessions.mcp._conversation import current
 from trio_sessions.mcp._events import LOST, SessionEventStore, check_event_id
 from trio_sessions.mcp._exit import end_streams, take_charge, was_told
-from trio_sessions.mcp._forwarding import Forwarding, Outcome
+from trio_sessions.mcp._forwarding import Exchange, Forwarding, Outcome
 from trio_sessions.mcp._held import HeldSession, Phase
 from trio_sessions.mcp._identity import give_user, owner_of
 from trio_sessions.mcp._lifespan import live
 from trio_sessions.mcp._moving import move_all
 from trio_sessions.mcp._places import Places
-from trio_sessions.mcp._replay import Answer, begin_again, what_began
+from trio_sessions.mcp._replay import Answer, begin_again
 from trio_sessions.mcp._runs import has_begun, name_of, note
 from trio_sessions.mcp._sdk import (
     HANDSHAKE_PROTOCOL_VERSIONS,
@@ -133,8 +133,15 @@ class SessionRouter:
         self._registry = registry
         self._max_body_bytes = max_body_bytes
         self._owner = owner
-        self._idle_timeout = idle_timeout
         self._manager = found
+        self._beginnings = Beginnings(
+            app,
+            registry,
+            found,
+            owner=self._owner_of,
+            idle_timeout=idle_timeout,
+            most=max_body_bytes,
+        )
         self._places = Places(registry, found, idle_timeout=idle_timeout)
         self._tunnel = tunnel_of(registry)
         self._ends = anyio.Event()
@@ -166,7 +173,7 @@ class SessionRouter:
 
     async def _watch_server(self) -> None:
         """Move the sessions as soon as uvicorn is told to end: it waits for open streams first."""
-        while not was_told():
+        while not was_told():  # noqa: ASYNC110 -- a handler of signals tells it, which has no event
             await anyio.sleep(_LOOK)
         await self.leave()
 
@@ -199,7 +206,7 @@ class SessionRouter:
 
     # ---- for the tunnel ----
 
-    def start(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+    def start(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run a task for another worker. Not for users."""
         if self._tasks is None:
             raise RuntimeError("the router does not run")
@@ -245,75 +252,9 @@ class SessionRouter:
         else:
             session_id = header(scope["headers"], _SESSION)
             if session_id is None:
-                await self._begin(scope, receive, send)
+                await self._beginnings.begin(scope, receive, send)
             else:
                 await self._continue(session_id, scope, receive, send)
-
-    # ---- without a session ----
-
-    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer, and note the session that it makes, if it makes one."""
-        conversation = Conversation()
-        heard = bytearray()
-        is_refused = False
-
-        async def listen() -> Message:
-            message = await receive()
-            if message["type"] == "http.request" and len(heard) <= self._max_body_bytes:
-                heard.extend(message.get("body", b""))
-            return message
-
-        async def tell(message: Message) -> None:
-            nonlocal is_refused
-            if message["type"] == "http.response.start" and message["status"] < 400:  # noqa: PLR2004 -- HTTP's
-                session_id = header(message.get("headers", ()), _SESSION)
-                if session_id is not None:
-                    is_refused = not await self._admit(
-                        session_id, bytes(heard), conversation, scope, send
-                    )
-            if not is_refused:
-                await send(message)
-
-        token = current.set(conversation)
-        try:
-            await self._app(scope, listen, tell)
-        finally:
-            conversation.settle(None)
-            current.reset(token)
-
-    async def _admit(
-        self, session_id: str, body: bytes, conversation: Conversation, scope: Scope, send: Send
-    ) -> bool:
-        """Tell the registry of a new session; or tell the client that it cannot be, and end it."""
-        owner = self._owner_of(scope)
-        data = what_began(body)
-        held = self._new(session_id, conversation, owner, data)
-        held.wake(session_id)
-        try:
-            await self._registry.add_session(session_id, held, owner=owner, data=data)
-        except MessageTooLarge:
-            await held.disconnect()
-            await answer_error(send, 413, "the request that begins a session is too large")
-            return False
-        except SessionsError as exc:
-            logger.warning("a session was refused: %s", exc)
-            await held.disconnect()
-            await answer_error(send, 503, "no session can begin here now", retry_after=1)
-            return False
-        conversation.settle(session_id)
-        return True
-
-    def _new(
-        self, session_id: str, conversation: Conversation, owner: str | None, data: Any
-    ) -> HeldSession:
-        return HeldSession(
-            session_id,
-            self._manager,
-            conversation,
-            owner=owner,
-            data=data,
-            idle_timeout=self._idle_timeout,
-        )
 
     def _owner_of(self, scope: Scope) -> str | None:
         return owner_of(scope) if self._owner is None else self._owner(scope)
@@ -331,10 +272,10 @@ class SessionRouter:
         """Let whoever holds the session answer."""
         try:
             event_id = header(scope["headers"], _EVENT)
-            if event_id and isinstance(self._manager.event_store, SessionEventStore):
-                if check_event_id(session_id, event_id) is None:
-                    await answer_error(send, 400, "Last-Event-ID is not of this session")
-                    return
+            is_ours = isinstance(self._manager.event_store, SessionEventStore)
+            if event_id and is_ours and check_event_id(session_id, event_id) is None:
+                await answer_error(send, 400, "Last-Event-ID is not of this session")
+                return
             await self._route(session_id, scope, receive, send)
         except InvalidSessionId:
             await answer_error(send, 404, _NOT_FOUND)
@@ -347,9 +288,8 @@ class SessionRouter:
             await answer_error(send, 503, "the session cannot be reached now", retry_after=1)
 
     async def _route(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        body: bytes | None = None
-        run = ""
-        was_asked = False
+        exchange: Exchange | None = None
+        may_have_begun = False
         pause, longest = _PAUSES
         until = anyio.current_time() + self._call_timeout
         while anyio.current_time() < until:
@@ -357,27 +297,26 @@ class SessionRouter:
             if place is None or not self._may(scope, place.owner):
                 await answer_error(send, 404, _NOT_FOUND)
                 return
-            if was_asked and run:
-                if await has_begun(self._registry, session_id, run):
+            if may_have_begun and exchange is not None and exchange.run:
+                if await has_begun(self._registry, session_id, exchange.run):
                     await answer_error(send, 502, LOST)
                     return
-                was_asked = False
+                may_have_begun = False
             if isinstance(place, HeldSession):
                 if not self._is_ending:
-                    receive = receive if body is None else once(body, receive)
-                    await self.serve_here(place, scope, receive, send)
+                    again = receive if exchange is None else once(exchange.body, receive)
+                    await self.serve_here(place, scope, again, send)
                     return
                 await self._stays(place)
                 continue
-            if body is None:
+            if exchange is None:
                 body = await read_body(scope, receive, self._max_body_bytes)
                 run = name_of(scope["method"], body)
-            outcome = await self._forwarding.forward(
-                place.incarnation, session_id, scope, body, receive, send, run
-            )
+                exchange = Exchange(session_id, scope, receive, send, body, run)
+            outcome = await self._forwarding.forward(place.incarnation, exchange)
             if outcome is Outcome.ANSWERED:
                 return
-            was_asked |= outcome is Outcome.UNKNOWN
+            may_have_begun |= outcome is Outcome.UNKNOWN
             self._places.forget(session_id)
             await anyio.sleep(pause)
             pause = min(longest, 2 * pause)
@@ -447,7 +386,7 @@ class SessionRouter:
             alias = answer.alias
             if alias is None:
                 return answer if answer.status else _refusal(502, "the session cannot begin again")
-            if held.phase is not Phase.DORMANT or self._owner_of(used) != held.owner:
+            if held.has_moved.is_set() or self._owner_of(used) != held.owner:
                 await held.drop(alias)
                 return _refusal(404, _NOT_FOUND)
             held.wake(alias)

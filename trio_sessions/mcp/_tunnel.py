@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import anyio
@@ -51,7 +51,7 @@ class Host(Protocol):
         """Adopt sessions of a worker that leaves."""
         ...
 
-    def start(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+    def start(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run a task."""
         ...
 
@@ -60,7 +60,7 @@ class Tunnel:
     """What a router's worker lets others call; made by `handlers`, found by the router."""
 
     def __init__(self) -> None:
-        self.services: list[Callable[[], Awaitable[None]]] = []
+        self.services: list[Callable[[], Coroutine[Any, Any, None]]] = []
         """What is to run for as long as the router does."""
         self._host: Host | None = None
         self._uploads: dict[str, _Upload] = {}
@@ -157,7 +157,7 @@ class _Answer:
         with self._scope, self._into:
             try:
                 await host.serve_here(held, scope, once(body, _never), self._into.send)
-            except anyio.BrokenResourceError:
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass  # nobody reads it any more
             except Exception:
                 logger.exception("the application failed to answer a request of another worker's")
@@ -166,6 +166,7 @@ class _Answer:
         """End it: the other worker has all of it, or its client has left."""
         self._scope.cancel()
         self._out_of.close()
+        self._into.close()
 
     async def next(self) -> Item:
         """Return the next piece, once it has gathered.
@@ -245,7 +246,7 @@ def tunnel_of(registry: Registry) -> Tunnel:
     """
     tunnel = getattr(registry.handlers.get(SERVE), "__self__", None)
     if not isinstance(tunnel, Tunnel):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 -- it is a registry, but of other settings
             "registry must have been made with handlers=trio_sessions.mcp.handlers(), for other "
             "workers pass requests on by them"
         )

@@ -1,0 +1,181 @@
+"""How a server with a router begins and ends, and what it is told if it is set up wrongly."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+
+pytest.importorskip("mcp")
+
+from mcp.server import MCPServer
+from mcp_fleet import BACKENDS, HEADERS, INITIALIZE, URL, Fleet, at, begin, open_fleet, raw, run
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from trio_sessions import RegistryClosed, aio
+from trio_sessions.mcp import SessionRouter, handlers
+from trio_sessions.mcp._sdk import check_seams, find_manager
+from trio_sessions.stores.memory import MemoryStore
+
+pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "mcp_server.py"
+
+
+def made_app() -> Any:
+    return MCPServer("x").streamable_http_app()
+
+
+def test_a_registry_without_the_handlers_is_refused() -> None:
+    """The message says what to give it."""
+    with pytest.raises(ValueError, match=r"handlers=trio_sessions\.mcp\.handlers\(\)"):
+        SessionRouter(made_app(), aio.SessionRegistry())
+
+
+def test_an_application_without_the_sdk_is_refused() -> None:
+    """The message says which one it may be."""
+    registry = aio.SessionRegistry(handlers=handlers())
+    with pytest.raises(ValueError, match="app must be the SDK's"):
+        SessionRouter(Starlette(), registry)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("call_timeout", 0, ValueError),
+        ("call_timeout", "1", TypeError),
+        ("drain_timeout", float("inf"), ValueError),
+        ("idle_timeout", -1.0, ValueError),
+        ("max_body_bytes", 0, ValueError),
+        ("max_body_bytes", True, TypeError),
+    ],
+)
+def test_a_bad_setting_is_named(name: str, value: Any, error: type[Exception]) -> None:
+    """Before anything is served."""
+    registry = aio.SessionRegistry(handlers=handlers())
+    settings: dict[str, Any] = {name: value}
+    with pytest.raises(error, match=name):
+        SessionRouter(made_app(), registry, **settings)
+
+
+def test_a_mounted_application_is_found() -> None:
+    """However deep it lies; and the SDK's own timer is off then."""
+    inner = made_app()
+    outer = Starlette(routes=[Mount("/deep", Starlette(routes=[Mount("/", inner)]))])
+    manager = find_manager(inner)
+    assert manager is not None
+    assert find_manager(outer) is manager
+    SessionRouter(outer, aio.SessionRegistry(handlers=handlers()))
+    assert manager is not None
+    assert manager.session_idle_timeout is None
+
+
+def test_an_sdk_that_lacks_a_seam_is_named() -> None:
+    """With the versions that work."""
+    with pytest.raises(ImportError, match=r"mcp>=2\.3,<3.*_server_instances"):
+        check_seams(SimpleNamespace(session_idle_timeout=1, stateless=False))
+
+
+def test_without_the_sdk_the_extra_is_named() -> None:
+    """And the rest of the package needs none."""
+    code = (
+        "import sys; sys.modules['mcp'] = None\n"
+        "from importlib import metadata\n"
+        "def version(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = version\n"
+        "import trio_sessions\n"
+        "try:\n    import trio_sessions.mcp\n"
+        "except trio_sessions.MissingDependency as exc: print(exc)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'trio_sessions[mcp]'" in done.stdout
+
+
+def test_the_example_opens_and_closes_its_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From startup to shutdown it serves; the registry is closed last."""
+    monkeypatch.setitem(os.environ, "DATABASE_URL", f"sqlite:///{tmp_path / 'mcp.db'}")
+    spec = importlib.util.spec_from_file_location("mcp_server_example", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "mcp_server_example", example)
+    spec.loader.exec_module(example)
+
+    async def scenario() -> None:
+        told: list[str] = []
+        into, events = anyio.create_memory_object_stream[dict[str, str]](2)
+        started = anyio.Event()
+
+        async def send(message: Any) -> None:
+            told.append(message["type"])
+            started.set()
+
+        async with into, events, anyio.create_task_group() as tasks:
+            await into.send({"type": "lifespan.startup"})
+            scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+            tasks.start_soon(example.app, scope, events.receive, send)
+            await started.wait()
+            assert example.registry.worker_id
+            worker: Any = SimpleNamespace(router=example.app, registry=example.registry)
+            fleet = Fleet(tasks, [worker])
+            async with raw(fleet) as http:
+                await begin(fleet, http, 0)
+            assert len(await example.registry.get_all_session_ids()) == 1
+            await into.send({"type": "lifespan.shutdown"})
+        assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        with pytest.raises(RegistryClosed):
+            _ = example.registry.worker_id
+
+    run("asyncio", scenario)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_protocol_without_sessions_passes_through(backend: str) -> None:
+    """Though it names a session of another worker: nobody is asked about that."""
+
+    async def scenario() -> None:
+        store = MemoryStore()
+        async with open_fleet(backend, lambda: store) as fleet, raw(fleet) as http:
+            session_id = await begin(fleet, http, 0)
+            at(fleet, 1)
+            asked = fleet.workers[1].store.calls["describe_session"]
+            headers = {
+                **HEADERS,
+                "mcp-session-id": session_id,
+                "mcp-protocol-version": "2026-07-28",
+            }
+            answer = await http.post(URL, json=INITIALIZE, headers=headers)
+            assert "mcp-session-id" not in answer.headers
+            assert fleet.workers[1].store.calls["describe_session"] == asked
+
+    run(backend, scenario)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_session_that_is_idle_ends(backend: str) -> None:
+    """By the next pass, in the SDK too."""
+
+    async def scenario() -> None:
+        store = MemoryStore()
+        router = {"idle_timeout": 0.3}
+        async with (
+            open_fleet(backend, lambda: store, size=1, router=router) as fleet,
+            raw(fleet) as http,
+        ):
+            session_id = await begin(fleet, http, 0)
+            worker = fleet.workers[0]
+            while worker.sdk_sessions:
+                await anyio.sleep(0.05)
+            while worker.ids():
+                await anyio.sleep(0.05)
+            assert await worker.registry.describe_session(session_id) is None
+
+    run(backend, scenario)

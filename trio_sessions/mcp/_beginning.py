@@ -1,0 +1,106 @@
+"""Requests without a session: one of them may make one, which the registry is told of."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from trio_sessions.errors import MessageTooLarge, SessionsError
+from trio_sessions.mcp._asgi import answer_error, header
+from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
+from trio_sessions.mcp._conversation import Conversation, current
+from trio_sessions.mcp._held import HeldSession
+from trio_sessions.mcp._replay import what_began
+
+__all__ = ["Beginnings"]
+
+logger = logging.getLogger("trio_sessions.mcp")
+
+_SESSION = b"mcp-session-id"
+
+
+class Beginnings:
+    """Where sessions begin.
+
+    Args:
+        app: the SDK's application.
+        registry: that is told.
+        manager: of the SDK's sessions.
+        owner: says whose a request is, once the application has looked at it.
+        idle_timeout: seconds, of a session.
+        most: bytes of a request.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        registry: Registry,
+        manager: Any,
+        *,
+        owner: Callable[[Scope], str | None],
+        idle_timeout: float | None,
+        most: int,
+    ) -> None:
+        self._app = app
+        self._registry = registry
+        self._manager = manager
+        self._owner = owner
+        self._idle_timeout = idle_timeout
+        self._most = most
+
+    async def begin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer, and note the session that it makes, if it makes one."""
+        conversation = Conversation()
+        heard = bytearray()
+        is_refused = False
+
+        async def listen() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and len(heard) <= self._most:
+                heard.extend(message.get("body", b""))
+            return message
+
+        async def tell(message: Message) -> None:
+            nonlocal is_refused
+            if message["type"] == "http.response.start" and message["status"] < 400:  # noqa: PLR2004 -- HTTP's
+                session_id = header(message.get("headers", ()), _SESSION)
+                if session_id is not None:
+                    is_refused = not await self._admit(
+                        session_id, bytes(heard), conversation, scope, send
+                    )
+            if not is_refused:
+                await send(message)
+
+        token = current.set(conversation)
+        try:
+            await self._app(scope, listen, tell)
+        finally:
+            current.reset(token)
+
+    async def _admit(
+        self, session_id: str, body: bytes, conversation: Conversation, scope: Scope, send: Send
+    ) -> bool:
+        """Tell the registry of a new session; or tell the client that it cannot be, and end it."""
+        owner = self._owner(scope)
+        data = what_began(body)
+        held = HeldSession(
+            session_id,
+            self._manager,
+            conversation,
+            owner=owner,
+            data=data,
+            idle_timeout=self._idle_timeout,
+        )
+        held.wake(session_id)
+        try:
+            await self._registry.add_session(session_id, held, owner=owner, data=data)
+        except MessageTooLarge:
+            await held.disconnect()
+            await answer_error(send, 413, "the request that begins a session is too large")
+            return False
+        except SessionsError as exc:
+            logger.warning("a session was refused: %s", exc)
+            await held.disconnect()
+            await answer_error(send, 503, "no session can begin here now", retry_after=1)
+            return False
+        conversation.session_id = session_id
+        return True
