@@ -18,9 +18,9 @@ A task stops leading in four ways:
 - the next task could not be appointed;
 - it fails, is cancelled, or its coroutine is thrown away by a loop that ends.
 
-What a transport raises to end the host's loop (`SystemExit` in a task of asyncio) is such a failure,
-but where each transport is to be called whatever happens, as to be disconnected: then it travels
-when the leading has ended.
+What a transport raises to end the host's loop (`SystemExit` in a task of asyncio) is such a
+failure, but where each transport is to be called whatever happens, as to be disconnected: then it
+travels when the leading has ended.
 
 All but the second end the leading (``_led_through``), in two places: the ``finally`` of `_lead`
 and `_hand_on`. The round is settled when the leading has ended and no call waits. Whatever has
