@@ -493,6 +493,43 @@ def test_a_transport_that_exits_ends_the_program_as_any_task_does(
     assert not any(connection.open for connection in others)
 
 
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("how", ["closing", "a pass"])
+def test_a_transport_that_exits_in_disconnect_leaves_no_other_open(
+    new_loop: Loop, how: str, *, waits: bool
+) -> None:
+    """Each of the round is asked to disconnect, and then the program ends."""
+    asked: list[str] = []
+    dead = False
+
+    class Leaves(Connection):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def is_connected(self) -> bool:
+            return not dead
+
+        async def disconnect(self) -> None:
+            asked.append(self.name)
+            if self.name == "exits":
+                raise SystemExit(7)
+            if waits:
+                await asyncio.sleep(0)
+
+    async def main() -> None:
+        nonlocal dead
+        async with SessionRegistry() as registry:
+            for name in ("exits", "a", "b", "c", "d"):
+                await registry.add_session(name, Leaves(name))
+            if how == "a pass":
+                dead = True
+                await registry.cleanup()
+
+    with pytest.raises(SystemExit):
+        run(new_loop, main)
+    assert sorted(asked) == ["a", "b", "c", "d", "exits"]
+
+
 def test_a_transport_that_raises_generator_exit_fails_alone(new_loop: Loop) -> None:
     """It ends no other's check, and no registry."""
 

@@ -18,6 +18,10 @@ A task stops leading in four ways:
 - the next task could not be appointed;
 - it fails, is cancelled, or its coroutine is thrown away by a loop that ends.
 
+What a transport raises to end the host's loop (`SystemExit` in a task of asyncio) is such a
+failure, but where each transport is to be called whatever happens, as to be disconnected: then it
+travels when the leading has ended.
+
 All but the second end the leading (``_led_through``), in two places: the ``finally`` of `_lead`
 and `_hand_on`. The round is settled when the leading has ended and no call waits. Whatever has
 no answer then is unknown. And if a leading task is lost in a way that nobody has thought of,
@@ -30,6 +34,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
@@ -37,7 +42,7 @@ import outcome
 import trio
 
 from trio_sessions._entry import Entry
-from trio_sessions._one_call import Enter, begin, go_on, interruptibly
+from trio_sessions._one_call import Enter, begin, go_on, interruptibly, to_its_end
 from trio_sessions._process import this_process
 from trio_sessions.types import fingerprint
 
@@ -155,6 +160,8 @@ class Round:
         self._settled = trio.Event()
         self._failure: Exception | None = None
         """What has ended the leading before its end."""
+        self._loop_ends_with: BaseException | None = None
+        """What a transport raised to end the host's loop, put off until the leading has ended."""
         self._given_up = False
         self._waiting: dict[Entry, Scope] = {}
         self._called = 0
@@ -223,6 +230,7 @@ class Round:
                 return
         # `ask` tells, a turn later: what answers by then is told together with the others.
         self._led_through.set()
+        self._end_loop()
         self._notice_end()
 
     @trio.lowlevel.enable_ki_protection
@@ -242,6 +250,7 @@ class Round:
 
     def _end_leading(self) -> None:
         self._led_through.set()
+        self._end_loop()
         self._tell_from_now_on()
 
     def _tell_from_now_on(self) -> None:
@@ -283,7 +292,7 @@ class Round:
         except BaseException as exc:  # noqa: BLE001 -- raised here, or by `ask` in the pass
             answer = self._judge_fatal(exc, entry)
             end = _first(exc, self._host.ends_loop)
-            if end is not None:
+            if end is not None and not self._puts_off(end):
                 raise end  # noqa: B904 -- it is a part of the error that is being handled
         finally:
             if waited:
@@ -313,6 +322,22 @@ class Round:
     def _notice_end(self) -> None:
         if self._led_through.is_set() and not self._waiting:
             self._settled.set()
+
+    # ---- what ends the loop ----
+
+    def _puts_off(self, end: BaseException) -> bool:
+        """Keep what ends the loop, if others are left that must be called whatever happens."""
+        if self._enter is not to_its_end or not self._remaining:
+            return False
+        if self._loop_ends_with is None:
+            self._loop_ends_with = end
+        return True
+
+    def _end_loop(self) -> None:
+        """Let it travel now, in a task of its own."""
+        if self._loop_ends_with is not None:
+            end, self._loop_ends_with = self._loop_ends_with, None
+            self._host.start(partial(_raise, end))
 
     # ---- what is no answer ----
 
@@ -350,6 +375,10 @@ class Round:
             f"{self._name}() of session {fingerprint(entry.session_id)} "
             "was cancelled from elsewhere"
         )
+
+
+async def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _first(error: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
