@@ -73,6 +73,7 @@ docs: $(VENV)/.dev ## build the documentation; a warning is an error
 bench: $(VENV)/.dev ## measure; prints ratios within one run
 	$(BIN)/python -m benchmarks
 
+# Eager tasks of asyncio need Python 3.12: make soak PYTHON=python3.12 VENV=.venv-3.12
 soak: $(VENV)/.dev ## the property suites for much longer, trials by the thousand, a fleet under faults
 	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 \
 		tests/test_properties.py tests/test_message_histories.py \
