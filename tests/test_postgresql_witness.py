@@ -250,7 +250,7 @@ async def test_a_server_that_is_frozen_after_the_stamp_expires_nobody(postgresql
         freeze(1000.0)
         assert isinstance(a.store, DatabaseStore)
         swept = await a.store.run(a.worker, sweep(a))
-        assert swept == [[0, 0, 0, False], [0]]
+        assert swept == [[0, 0, 0, False, False], [0]]
         freeze(-1000.0)
         backdoor.execute(sa.text("UPDATE trio_fleet SET unbroken_since = NULL"))
         backdoor.age(1000.0)
