@@ -3,7 +3,6 @@
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
 from typing import Any
 
 from trio_sessions._reports import BATCH_SIZES, MESSAGE_AGES, CleanupReport, RemovalReason
@@ -47,7 +46,7 @@ class Counters:
     def frozen(self) -> dict[str, Any]:
         """Return the fields as they are now; nothing changes them afterwards."""
         now = {one.name: getattr(self, one.name) for one in fields(self)}
-        now["removals"] = MappingProxyType(dict(self.removals))
+        now["removals"] = dict(self.removals)  # no proxy: `dataclasses.asdict` copies
         now["batches_by_size"] = tuple(self.batches_by_size)
         now["messages_fetched_by_age"] = tuple(self.messages_fetched_by_age)
         return now
