@@ -43,6 +43,7 @@ __all__ = [
     "raw",
     "run",
     "text_of",
+    "through",
 ]
 
 BACKENDS = ("trio", "asyncio")
