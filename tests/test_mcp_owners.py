@@ -13,8 +13,8 @@ from mcp.server.auth.provider import AccessToken
 from mcp_fleet import BACKENDS, HEADERS, INITIALIZE, URL, Fleet, at, begin, open_fleet, raw, run
 from mcp_fleet import through as let_answer
 
-from trio_sessions.mcp import _tunnel
 from trio_sessions.mcp._held import HeldSession
+from trio_sessions.mcp._wire import Item
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault
 
@@ -109,7 +109,7 @@ def test_a_worker_that_answers_nonsense_is_502(
     backend: str, nonsense: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its client is told so, by a worker that goes on."""
-    monkeypatch.setattr(_tunnel.Item, "pack", lambda _: nonsense)
+    monkeypatch.setattr(Item, "pack", lambda _: nonsense)
 
     async def scenario() -> None:
         async with open_fleet(backend, one_store()) as fleet, raw(fleet) as http:
