@@ -142,3 +142,26 @@ def test_no_session_begins_at_a_worker_that_leaves(backend: str) -> None:
             assert (worker.sdk_sessions, worker.ids()) == (0, [])
 
     run(backend, scenario)
+
+
+@pytest.mark.parametrize("trouble", ["another server", "silent"])
+def test_sessions_move_past_a_worker_that_cannot_have_them(backend: str, trouble: str) -> None:
+    """One of another server on the same database, or one that does not answer."""
+
+    async def scenario() -> None:
+        async with open_fleet(backend, one_store(), size=3) as fleet, raw(fleet) as http:
+            ids = [await begin(fleet, http, 0) for _ in range(3)]
+            leaving, fit, unfit = fleet.workers
+            if trouble == "silent":
+                unfit.store.fail(Fault.HANGS, "collect")
+            else:
+                unfit.server.session_manager.app.name = "another"
+            fleet.workers.remove(leaving)
+            with anyio.fail_after(12):
+                await leaving.router.leave()
+            assert sorted(fit.ids()) == sorted(ids)
+            assert unfit.ids() == []
+            unfit.store.heal()
+            await leaving.close()
+
+    run(backend, scenario)

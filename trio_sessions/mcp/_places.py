@@ -50,6 +50,11 @@ class Places:
         self._known: OrderedDict[str, Place] = OrderedDict()
         self._coming: dict[str, anyio.Event] = {}
 
+    @property
+    def server(self) -> str | None:
+        """The name of the SDK's server: one database may serve several."""
+        return getattr(self._manager.app, "name", None)
+
     def here(self, session_id: str) -> HeldSession | None:
         """Return a session that is held here, and has not moved since."""
         held = self._registry.get_session_sync(session_id)
@@ -170,7 +175,10 @@ class Places:
         Raises:
             KeyError, TypeError: it cannot be read.
         """
-        taken = []
+        taken: list[str] = []
+        if payload["server"] != self.server:
+            await anyio.lowlevel.checkpoint()
+            return taken
         for one in payload["sessions"]:
             try:
                 held = await self.adopt(

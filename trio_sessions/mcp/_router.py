@@ -202,7 +202,11 @@ class SessionRouter:
                     break
                 tried |= held
                 moved = await move_all(
-                    self._registry, held, patience=self._drain_timeout, timeout=self._call_timeout
+                    self._registry,
+                    held,
+                    server=self._places.server,
+                    patience=self._drain_timeout,
+                    timeout=self._call_timeout,
                 )
                 logger.info("%d of %d sessions have moved to other workers", moved, len(held))
         except SessionsError as exc:
