@@ -1,5 +1,6 @@
 """Whose a session is, where it is not the SDK that says so, and what a bad worker answers."""
 
+import traceback
 from typing import Any
 
 import anyio
@@ -14,6 +15,7 @@ from mcp_fleet import BACKENDS, HEADERS, INITIALIZE, URL, Fleet, at, begin, open
 from mcp_fleet import through as let_answer
 
 from trio_sessions.mcp._held import HeldSession
+from trio_sessions.mcp._identity import give_user
 from trio_sessions.mcp._wire import Item
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault
@@ -151,3 +153,11 @@ def test_a_worker_that_never_answers_is_504(backend: str) -> None:
                 assert (await http.post(URL, json=PING, headers=headers)).status_code == 504
 
     run(backend, scenario)
+
+
+def test_a_user_that_cannot_be_read_is_not_quoted(backend: str) -> None:
+    """The handler's failure is logged, and a token does not belong there."""
+    token = "a-secret"  # the line that a traceback shows does not have it
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        give_user({}, {"token": token, "scopes": 7})
+    assert token not in "".join(traceback.format_exception(caught.value))
