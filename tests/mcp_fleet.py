@@ -43,6 +43,7 @@ __all__ = [
     "raw",
     "run",
     "text_of",
+    "through",
 ]
 
 BACKENDS = ("trio", "asyncio")
@@ -175,6 +176,14 @@ class Worker:
         """End as by kill -9: nobody is told, and the rows stay."""
         self.store.fail()
         await self.close()
+
+    async def sees_the_death(self, session_id: str) -> None:
+        """Wait until the worker of a session is known to be dead: after three missed stamps."""
+        while True:
+            info = await self.registry.describe_session(session_id)
+            if info is None or not info.worker_alive:
+                return
+            await anyio.sleep(0.05)
 
     async def close(self) -> None:
         self.ends.set()

@@ -146,7 +146,7 @@ def test_a_protocol_without_sessions_passes_through(backend: str) -> None:
         async with open_fleet(backend, lambda: store) as fleet, raw(fleet) as http:
             session_id = await begin(fleet, http, 0)
             at(fleet, 1)
-            asked = fleet.workers[1].store.calls["describe_session"]
+            asked = fleet.workers[1].store.calls["describe"]
             headers = {
                 **HEADERS,
                 "mcp-session-id": session_id,
@@ -154,7 +154,7 @@ def test_a_protocol_without_sessions_passes_through(backend: str) -> None:
             }
             answer = await http.post(URL, json=INITIALIZE, headers=headers)
             assert "mcp-session-id" not in answer.headers
-            assert fleet.workers[1].store.calls["describe_session"] == asked
+            assert fleet.workers[1].store.calls["describe"] == asked
 
     run(backend, scenario)
 

@@ -28,6 +28,7 @@ class Beginnings:
         owner: says whose a request is, once the application has looked at it.
         idle_timeout: seconds, of a session.
         most: bytes of a request.
+        is_ending: says whether this worker leaves, and takes no more.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Beginnings:
         owner: Callable[[Scope], str | None],
         idle_timeout: float | None,
         most: int,
+        is_ending: Callable[[], bool],
     ) -> None:
         self._app = app
         self._registry = registry
@@ -46,6 +48,7 @@ class Beginnings:
         self._owner = owner
         self._idle_timeout = idle_timeout
         self._most = most
+        self._is_ending = is_ending
 
     async def begin(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer, and note the session that it makes, if it makes one."""
@@ -91,6 +94,10 @@ class Beginnings:
             idle_timeout=self._idle_timeout,
         )
         held.wake(session_id)
+        if self._is_ending():
+            await held.disconnect()
+            await answer_error(send, 503, "this worker ends", retry_after=1)
+            return False
         try:
             await self._registry.add_session(session_id, held, owner=owner, data=data)
         except MessageTooLarge:

@@ -51,8 +51,15 @@ def give_user(scope: Scope, token: dict[str, Any]) -> AuthenticatedUser:
     Args:
         scope: of a request that came from another worker.
         token: what `user_of` said there.
+
+    Raises:
+        ValueError: it is no such thing; the message has nothing of it.
     """
-    user = AuthenticatedUser(AccessToken.model_validate(token))
+    try:
+        read = AccessToken.model_validate(token)
+    except ValueError:  # pydantic's, which quotes what it was given
+        raise ValueError("the user that another worker has sent cannot be read") from None
+    user = AuthenticatedUser(read)
     scope["user"] = user
     scope["auth"] = AuthCredentials(user.scopes)
     return user

@@ -17,11 +17,17 @@ __all__ = ["move_all"]
 logger = logging.getLogger("trio_sessions.mcp")
 
 _LETTER = 20  # sessions in one letter
+_ANSWER = 4.0  # seconds for one letter: a server that ends is given some 15 for everything
 _LOOK = 0.05  # seconds between two looks whether requests have been answered
 
 
 async def move_all(
-    registry: Registry, sessions: Iterable[HeldSession], *, patience: float, timeout: float
+    registry: Registry,
+    sessions: Iterable[HeldSession],
+    *,
+    server: str | None,
+    patience: float,
+    timeout: float,
 ) -> int:
     """Let other workers adopt sessions; return how many were moved.
 
@@ -31,9 +37,13 @@ async def move_all(
     Args:
         registry: that holds them.
         sessions: which.
+        server: the name of the SDK's server: workers of another one on this database refuse.
         patience: seconds for which requests may go on.
-        timeout: seconds for one letter with some of them.
+        timeout: seconds for one letter with some of them, at most; a worker that has not answered
+            is asked for no more.
     """
+    timeout = min(timeout, _ANSWER)
+    silent: set[str] = set()
     waiting = {one.session_id: one for one in sessions}
     moved = 0
     deadline = anyio.current_time() + patience
@@ -42,12 +52,14 @@ async def move_all(
         ready = [one for one in waiting.values() if is_late or not one.is_busy]
         for one in ready:
             del waiting[one.session_id]
-        others = await _others(registry)
+        others = [one for one in await _others(registry) if one not in silent]
         if ready and not others:
             logger.warning("no other worker is there to take %d sessions over", len(ready))
             return moved
         for i, batch in enumerate(_batches(ready)):
-            moved += await _give(registry, batch, others[i % len(others) :] + others, timeout)
+            turn = i % len(others)
+            order = [one for one in others[turn:] + others[:turn] if one not in silent]
+            moved += await _give(registry, batch, order, silent, server, timeout)
         if waiting and not ready:
             await anyio.sleep(_LOOK)
     return moved
@@ -74,14 +86,20 @@ async def _others(registry: Registry) -> list[str]:
     ]
 
 
-async def _give(
-    registry: Registry, batch: list[HeldSession], others: list[str], timeout: float
+async def _give(  # noqa: PLR0917 -- of this module only
+    registry: Registry,
+    batch: list[HeldSession],
+    others: list[str],
+    silent: set[str],
+    server: str | None,
+    timeout: float,
 ) -> int:
-    """Offer sessions to one worker after another, until they are gone."""
+    """Offer sessions to one worker after another, until they are gone; note who is silent."""
     left = {one.session_id: one for one in batch}
     for to in others:
         payload: dict[str, Any] = {
             "from": registry.worker_id,
+            "server": server,
             "sessions": [
                 {"id": one.session_id, "owner": one.owner, "data": one.data}
                 for one in left.values()
@@ -91,6 +109,7 @@ async def _give(
             taken = await registry.workers.call(to, ADOPT, payload, timeout=timeout)
         except (SessionsError, TimeoutError) as exc:
             logger.info("a worker does not take sessions over: %s", exc)
+            silent.add(to)
             continue
         for session_id in taken if isinstance(taken, list) else ():
             one = left.pop(session_id, None)

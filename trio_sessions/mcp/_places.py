@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from trio_sessions.errors import SessionsError
+from trio_sessions.errors import SessionsError, StoreUnavailable
 from trio_sessions.mcp._contracts import Registry
 from trio_sessions.mcp._conversation import Conversation
 from trio_sessions.mcp._held import HeldSession
@@ -20,6 +20,7 @@ __all__ = ["Place", "Places"]
 logger = logging.getLogger("trio_sessions.mcp")
 
 _MOST = 10_000  # places remembered
+_TRIES = 5  # to take a session over, where others do so, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,17 @@ class Places:
         self._known: OrderedDict[str, Place] = OrderedDict()
         self._coming: dict[str, anyio.Event] = {}
 
+    @property
+    def server(self) -> str | None:
+        """The name of the SDK's server: one database may serve several."""
+        return getattr(self._manager.app, "name", None)
+
     def here(self, session_id: str) -> HeldSession | None:
-        """Return a session that is held here."""
+        """Return a session that is held here, and has not moved since."""
         held = self._registry.get_session_sync(session_id)
-        return held if isinstance(held, HeldSession) else None
+        if not isinstance(held, HeldSession) or held.has_moved.is_set():
+            return None  # the registry learns of a move a little later
+        return held
 
     async def arrived(self, session_id: str) -> HeldSession | None:
         """Return a session that is held here, or is just coming."""
@@ -76,25 +84,30 @@ class Places:
         Raises:
             InvalidSessionId: there cannot be one.
             RegistryDraining, TooManySessions: it would have to come here, and may not.
-            StoreUnavailable: the database cannot say.
+            StoreUnavailable: the database cannot say, or other workers are always faster.
         """
-        held = await self.arrived(session_id)
-        if held is not None:
-            return held
-        known = self._known.get(session_id)
-        if known is not None:
-            self._known.move_to_end(session_id)
-            return known
-        info = await self._registry.describe_session(session_id)
-        if info is None:
-            return None
-        if info.worker_alive:
-            if info.worker_id == self._registry.worker_id:
-                return await self.arrived(session_id)  # it has just come, or gone
-            return self._remember(session_id, Place(info.incarnation, info.owner))
-        return await self.adopt(
-            session_id, info.data, owner=info.owner, from_worker=info.incarnation
-        )
+        for _ in range(_TRIES):
+            held = await self.arrived(session_id)
+            if held is not None:
+                return held
+            known = self._known.get(session_id)
+            if known is not None:
+                self._known.move_to_end(session_id)
+                return known
+            info = await self._registry.describe_session(session_id)
+            if info is None:
+                return None
+            if info.worker_alive:
+                if info.worker_id == self._registry.worker_id:
+                    return await self.arrived(session_id)  # it has just come, or gone
+                return self._remember(session_id, Place(info.incarnation, info.owner))
+            held = await self.adopt(
+                session_id, info.data, owner=info.owner, from_worker=info.incarnation
+            )
+            if held is not None or not _can_begin_again(info.data):
+                return held
+            # Another worker was faster: it has the session, or it has ended there.
+        raise StoreUnavailable("the session was taken over by others again and again")
 
     def _remember(self, session_id: str, place: Place) -> Place:
         self._known[session_id] = place
@@ -124,7 +137,7 @@ class Places:
             None: another worker has been faster, or the session has ended; or, for want of
             ``data``, it will.
         """
-        if not data or not isinstance(data.get("initialize"), dict):
+        if not _can_begin_again(data):
             logger.warning(
                 "session %s cannot be taken over: nobody has noted how it began",
                 fingerprint(session_id),
@@ -162,7 +175,10 @@ class Places:
         Raises:
             KeyError, TypeError: it cannot be read.
         """
-        taken = []
+        taken: list[str] = []
+        if payload["server"] != self.server:
+            await anyio.lowlevel.checkpoint()
+            return taken
         for one in payload["sessions"]:
             try:
                 held = await self.adopt(
@@ -176,3 +192,8 @@ class Places:
             if held is not None:
                 taken.append(held.session_id)
         return taken
+
+
+def _can_begin_again(data: Mapping[str, Any] | None) -> bool:
+    """Say whether it is known how a session began."""
+    return data is not None and isinstance(data.get("initialize"), dict)

@@ -1,7 +1,7 @@
 """A session's beginning, said again to this worker's SDK on its client's behalf."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,12 @@ def what_began(body: bytes) -> Mapping[str, Any] | None:
 
 
 async def begin_again(
-    app: App, scope: Scope, data: Mapping[str, Any], timeout: float
+    app: App,
+    scope: Scope,
+    data: Mapping[str, Any],
+    *,
+    timeout: float,
+    drop: Callable[[str], Awaitable[None]],
 ) -> tuple[Answer, Scope]:
     """Begin a session once more.
 
@@ -58,19 +63,26 @@ async def begin_again(
         scope: of a request of the session's client, whose credentials are used.
         data: what `what_began` has said when the session began.
         timeout: seconds.
+        drop: ends a session of the SDK, which the caller will not be told of.
 
     Returns:
         The answer, and the scope as the application has left it, with the user in it.
 
     Raises:
         TimeoutError: the application does not answer.
+
+    Cancellation: what has begun is dropped.
     """
     body = json.dumps(data["initialize"]).encode()
     with anyio.fail_after(timeout):
         answer, used = await _ask(app, scope, body, session_id=None)
         if answer.alias is not None:
             done = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
-            await _ask(app, scope, done, session_id=answer.alias)
+            try:
+                await _ask(app, scope, done, session_id=answer.alias)
+            except BaseException:
+                await drop(answer.alias)
+                raise
     return answer, used
 
 

@@ -45,6 +45,7 @@ from trio_sessions.mcp._sdk import (
     find_manager,
 )
 from trio_sessions.mcp._tunnel import tunnel_of
+from trio_sessions.mcp._wire import OWNER
 from trio_sessions.types import fingerprint
 
 __all__ = ["SessionRouter"]
@@ -57,6 +58,7 @@ _EVENT = b"last-event-id"
 _PAUSES = (0.05, 1.0)  # seconds between two looks for a session that is just moving: first, most
 _LOOK = 0.2  # seconds between two looks whether the server wants to end
 _NOT_FOUND = "Session not found"
+_MOVING = "the session is moving"
 
 
 class SessionRouter:
@@ -141,6 +143,7 @@ class SessionRouter:
             owner=self._owner_of,
             idle_timeout=idle_timeout,
             most=max_body_bytes,
+            is_ending=lambda: self._is_ending,
         )
         self._places = Places(registry, found, idle_timeout=idle_timeout)
         self._tunnel = tunnel_of(registry)
@@ -191,11 +194,19 @@ class SessionRouter:
             return
         self._ends.set()
         try:
-            ids = await self._registry.get_all_session_ids()
-            held = [one for one in map(self._places.here, ids) if one is not None]
-            if held:
+            tried: set[HeldSession] = set()
+            while True:  # at the second look there are those that were just beginning
+                ids = await self._registry.get_all_session_ids()
+                held = {one for one in map(self._places.here, ids) if one is not None} - tried
+                if not held:
+                    break
+                tried |= held
                 moved = await move_all(
-                    self._registry, held, patience=self._drain_timeout, timeout=self._call_timeout
+                    self._registry,
+                    held,
+                    server=self._places.server,
+                    patience=self._drain_timeout,
+                    timeout=self._call_timeout,
                 )
                 logger.info("%d of %d sessions have moved to other workers", moved, len(held))
         except SessionsError as exc:
@@ -257,14 +268,19 @@ class SessionRouter:
                 await self._continue(session_id, scope, receive, send)
 
     def _owner_of(self, scope: Scope) -> str | None:
-        return owner_of(scope) if self._owner is None else self._owner(scope)
+        if self._owner is None:
+            return owner_of(scope)
+        if OWNER in scope:  # the worker that the client has reached has asked
+            owner: str | None = scope[OWNER]
+            return owner
+        return self._owner(scope)
 
     def _may(self, scope: Scope, owner: str | None) -> bool:
         """Say whether a request may be for a session of that owner, as far as is known yet.
 
         Where the SDK authenticates, it does so at the worker that holds the session, and compares.
         """
-        return self._owner is None or self._owner(scope) == owner
+        return self._owner is None or self._owner_of(scope) == owner
 
     # ---- with a session ----
 
@@ -312,7 +328,8 @@ class SessionRouter:
             if exchange is None:
                 body = await read_body(scope, receive, self._max_body_bytes)
                 run = name_of(scope["method"], body)
-                exchange = Exchange(session_id, scope, receive, send, body, run)
+                passed = scope if self._owner is None else {**scope, OWNER: self._owner_of(scope)}
+                exchange = Exchange(session_id, passed, receive, send, body, run)
             outcome = await self._forwarding.forward(place.incarnation, exchange)
             if outcome is Outcome.ANSWERED:
                 return
@@ -320,7 +337,7 @@ class SessionRouter:
             self._places.forget(session_id)
             await anyio.sleep(pause)
             pause = min(longest, 2 * pause)
-        await answer_error(send, 503, "the session is moving", retry_after=1)
+        await answer_error(send, 503, _MOVING, retry_after=1)
 
     async def serve_here(
         self, held: HeldSession, scope: Scope, receive: Receive, send: Send
@@ -378,7 +395,9 @@ class SessionRouter:
             assert held.data is not None
             held.conversation.is_muted = True
             try:
-                answer, used = await begin_again(self._app, scope, held.data, self._call_timeout)
+                answer, used = await begin_again(
+                    self._app, scope, held.data, timeout=self._call_timeout, drop=held.drop
+                )
             except TimeoutError:
                 return _refusal(504, "the session cannot begin again")
             finally:
@@ -386,9 +405,12 @@ class SessionRouter:
             alias = answer.alias
             if alias is None:
                 return answer if answer.status else _refusal(502, "the session cannot begin again")
-            if held.has_moved.is_set() or self._owner_of(used) != held.owner:
+            if self._owner_of(used) != held.owner:
                 await held.drop(alias)
                 return _refusal(404, _NOT_FOUND)
+            if held.has_moved.is_set():
+                await held.drop(alias)
+                return _refusal(503, _MOVING, retry_after=1)
             held.wake(alias)
             logger.info("session %s goes on here", fingerprint(held.session_id))
             return None
@@ -400,13 +422,15 @@ def _is_modern(scope: Scope) -> bool:
     return version is not None and version not in HANDSHAKE_PROTOCOL_VERSIONS
 
 
-def _refusal(status: int, message: str) -> Answer:
+def _refusal(status: int, message: str, *, retry_after: int | None = None) -> Answer:
     """Return an answer of our own."""
     body = error_body(status, message)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
     ]
+    if retry_after is not None:
+        headers.append((b"retry-after", str(retry_after).encode()))
     return Answer(status, headers, bytearray(body))
 
 

@@ -47,7 +47,7 @@ def name_of(method: str, body: bytes) -> str:
         return ""
     try:
         message = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""  # nobody will run it
     if not isinstance(message, dict) or "id" not in message:
         return ""

@@ -86,6 +86,9 @@ class Tunnel:
             return
         if request.run:
             await host.note(request.session_id, request.run)
+            if held.has_moved.is_set():
+                yield Item(is_elsewhere=True).pack()
+                return
         answer = _Answer()
         host.start(answer.produce, host, held, request, body)
         try:

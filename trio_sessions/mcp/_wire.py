@@ -9,7 +9,11 @@ from typing import Any
 from trio_sessions.mcp._asgi import Headers
 from trio_sessions.mcp._contracts import Scope
 
-__all__ = ["Item", "PackedRequest", "pack_body", "unpack_body"]
+__all__ = ["OWNER", "Item", "PackedRequest", "pack_body", "unpack_body"]
+
+OWNER = "trio_sessions.mcp.owner"
+"""Under this name a request's scope says whose it is, where ``owner=`` has said so. What that looks
+at need not be there any more at the other worker."""
 
 
 def pack_body(body: bytes) -> str | list[str]:
@@ -85,6 +89,7 @@ class PackedRequest:
             "upload": self.upload,
             "run": self.run,
             "user": self.user,
+            "owner": [scope[OWNER]] if OWNER in scope else None,
         }
 
     @classmethod
@@ -115,6 +120,9 @@ class PackedRequest:
             "client": _address(packed.get("client")),
             "server": _address(packed.get("server")),
         }
+        match packed.get("owner"):
+            case [str() | None as owner]:
+                scope[OWNER] = owner
         body = packed.get("body")
         user = packed.get("user")
         return cls(
