@@ -43,7 +43,7 @@ SKIPPED = {
 """The tables that are not there in a shallow clone, which has no earlier revision."""
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)  # 100 s on a quiet machine
 def test_the_quick_benchmarks_print_every_table(postgresql_url: sa.URL) -> None:
     """Each table is there with its rows, and every ratio in it is a finite number."""
     url = postgresql_url.render_as_string(hide_password=False)

@@ -10,14 +10,19 @@ from proxy import Proxy
 from statements import noting_engine
 
 from trio_sessions import open_registry
+from trio_sessions._mail import Mail
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.testing import FakeTransport
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
 
-async def test_each_call_is_one_round_trip(proxy: Proxy) -> None:
-    """With data as without; a merge, too, by whoever holds the session and knows what is there."""
+async def test_each_call_is_one_round_trip(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With data as without; a merge, too, by whoever holds the session and knows what is there.
+
+    Without the letter to the older holder, which leaves by itself, and for which nobody waits.
+    """
+    monkeypatch.setattr(Mail, "tell_moved", lambda *_: None)
     async with (
         open_registry(DatabaseStore(proxy.url)) as a,
         open_registry(DatabaseStore(proxy.url)) as b,
