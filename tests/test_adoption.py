@@ -668,6 +668,28 @@ async def test_an_outage_keeps_what_a_letter_names(shared: Shared) -> None:
         assert (await a.cleanup()).taken_over == ("s",)
 
 
+async def test_an_older_copy_lets_nobody_go_whom_a_letter_names(shared: Shared) -> None:
+    """It shows the holder of before: the database went back, and that decides nothing."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as a, shared.open() as b, a.topics.subscribe("news"):
+        transport = FakeTransport()
+        await b.add_session("s", FakeTransport())
+        copy = shared.backdoor.copy()
+        await a.add_session("s", transport)
+        asked = store.calls["refresh"]
+        shared.backdoor.go_back(copy)
+        assert shared.backdoor.rows() == {"s": b.worker_id}
+        b._house._mail.tell_moved("s", a.worker_id)
+        with trio.fail_after(20):
+            while store.calls["refresh"] == asked:
+                await trio.sleep(0.02)
+        await shared.settle()
+        assert (transport.disconnects, a.get_session_sync("s")) == (0, transport)
+        await a.cleanup()
+        assert a.statistics().database_rewinds == 1
+        assert shared.backdoor.rows() == {"s": a.worker_id}
+
+
 async def test_letters_about_moves_are_looked_into_once_a_second(
     autojump_clock: MockClock,
 ) -> None:
