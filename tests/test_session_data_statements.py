@@ -17,7 +17,10 @@ pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
 
 async def test_each_call_is_one_round_trip(proxy: Proxy) -> None:
-    """With data as without; a merge, too, by whoever holds the session and knows what is there."""
+    """With data as without; a merge, too, by whoever holds the session and knows what is there.
+
+    The letter to whom a session was taken from follows the last of them, and nobody waits for it.
+    """
     async with (
         open_registry(DatabaseStore(proxy.url)) as a,
         open_registry(DatabaseStore(proxy.url)) as b,
@@ -39,8 +42,8 @@ async def test_each_call_is_one_round_trip(proxy: Proxy) -> None:
             lambda: a.set_session_data("s", {"m": 1}, merge=True),
             lambda: a.get_session_data("s"),
             lambda: a.describe_session("s"),
-            lambda: b.adopt_session("s", FakeTransport(), from_worker=a.worker_id),
             lambda: b.adopt_session("t", FakeTransport(), from_worker=a.worker_id),
+            lambda: b.adopt_session("s", FakeTransport(), from_worker=a.worker_id),
         ):
             proxy.reset()
             await call()
