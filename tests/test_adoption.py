@@ -1,11 +1,13 @@
 """Sessions that are taken from a worker that is dead: one winner, and it wins all of a session."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import trio
 from conftest import Shared
 from gates import GatedStore
+from trio.testing import MockClock
 
 from trio_sessions import (
     InvalidSessionId,
@@ -19,6 +21,7 @@ from trio_sessions import (
     TooManySessions,
     open_registry,
 )
+from trio_sessions.errors import RowDoubtful
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
@@ -296,6 +299,44 @@ async def test_an_adoption_whose_answer_was_lost_may_be_asked_for_again(
         assert (await b.cleanup()).refreshed == 1
 
 
+@pytest.mark.parametrize("between", ["refused", "withdrawn"])
+async def test_an_attempt_that_decides_nothing_does_not_forget_it(
+    everywhere: Shared, between: str
+) -> None:
+    """It was won unheard, then asked for without an answer: it is still ours."""
+    faulty = FaultyStore(everywhere.make_store())
+    store = GatedStore(faulty)
+    async with everywhere.open() as a, everywhere.open(store=store) as b:
+        await a.add_session("s", FakeTransport(), data={"n": 1})
+        await b.add_session("other", FakeTransport())
+        faulty.fail(Fault.COMMITS_THEN_FAILS, "Claim", times=1)
+        with pytest.raises(StoreUnavailable):
+            await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
+        assert everywhere.backdoor.rows()["s"] == b.worker_id
+        if between == "refused":
+            unheard, faulty.error = faulty.error, RowDoubtful("who holds it is unknown")
+            faulty.fail(Fault.FAILS, "Claim", times=1)
+            with pytest.raises(StoreUnavailable):
+                await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
+            faulty.error = unheard
+        else:
+            with trio.fail_after(30):
+                async with trio.open_nursery() as nursery:
+                    held = store.hold("SetOwner")
+                    nursery.start_soon(b.set_session_owner, "other", "x")
+                    await held.reached.wait()
+                    with trio.move_on_after(0.05) as scope:
+                        await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
+                    assert scope.cancelled_caught
+                    held.open()
+        transport = FakeTransport()
+        assert await b.adopt_session("s", transport, from_worker=a.worker_id)
+        assert b.get_session_sync("s") is transport
+        await b.cleanup()
+        assert everywhere.backdoor.rows()["s"] == b.worker_id
+        assert await b.get_session_data("s") == {"n": 1}
+
+
 async def test_what_was_won_unheard_is_deleted_by_a_pass(everywhere: Shared) -> None:
     """Nobody has asked for it again: no row stays that no session has."""
     store = FaultyStore(everywhere.make_store())
@@ -524,13 +565,15 @@ async def test_a_caller_that_leaves_late_may_find_it_held(everywhere: Shared) ->
 
 
 async def test_an_adoption_is_one_batch() -> None:
+    """And the letter to the older holder another, for which nobody waits."""
     store = FaultyStore(MemoryStore())
     async with open_registry(store._store) as a, open_registry(store) as b:
         await a.add_session("s", FakeTransport())
         store.calls.clear()
         assert await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
         assert not await b.adopt_session("t", FakeTransport(), from_worker=a.worker_id)
-        assert store.calls == {"commit": 2, "Claim": 2}
+        letter = Counter({"commit": 1, "Post": 1})
+        assert store.calls - letter == {"commit": 2, "Claim": 2}
 
 
 async def test_whoever_tells_the_older_holder_is_told(shared: Shared) -> None:
@@ -567,14 +610,118 @@ async def test_a_holder_that_lives_is_told_at_once(shared: Shared) -> None:
 
 async def test_a_letter_about_a_move_is_no_evidence(shared: Shared) -> None:
     """The row says who holds a session; and what is not held is not looked for."""
-    async with shared.open() as a, shared.open() as b, a.topics.subscribe("news"):
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as a, shared.open() as b, a.topics.subscribe("news"):
         transport = FakeTransport()
         await a.add_session("s", transport)
-        passes = a.statistics().passes
+        asked = store.calls["refresh"]
         for session_id in ("nobody", "s"):
             b._house._mail.tell_moved(session_id, a.worker_id)
         with trio.fail_after(20):
-            while a.statistics().passes == passes:
+            while store.calls["refresh"] == asked:
                 await trio.sleep(0.02)
+        await shared.settle()
         assert (transport.disconnects, a.get_session_sync("s")) == (0, transport)
-        assert a.statistics().passes == passes + 1
+        assert store.calls["refresh"] == asked + 1
+
+
+async def test_a_look_that_a_letter_has_caused_is_no_pass(shared: Shared) -> None:
+    """What the brake holds stays held, no transport is asked, and nothing is swept."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as a, shared.open() as b, a.topics.subscribe("news"):
+        transports = {f"s{number:02}": FakeTransport() for number in range(21)}
+        for session_id, transport in transports.items():
+            await a.add_session(session_id, transport)
+        deleted = sorted(transports)[:15]
+        shared.backdoor.delete(*deleted)
+        assert sorted((await a.cleanup()).held) == deleted
+        before, store_before = a.statistics(), store.calls.copy()
+        checks = {one.checks for one in transports.values()}
+        b._house._mail.tell_moved(deleted[0], a.worker_id)  # its row is gone, which is the pass's
+        assert await b.adopt_session("s20", FakeTransport(), from_worker=a.worker_id)
+        with trio.fail_after(20):
+            while a.get_session_sync("s20") is not None:
+                await trio.sleep(0.02)
+        await shared.settle()
+        assert sorted(await a.get_all_session_ids()) == sorted(transports)[:20]
+        assert a.statistics().passes == before.passes
+        assert store.calls["sweep"] == store_before["sweep"]
+        assert {one.checks for one in transports.values()} == checks
+        assert transports["s20"].reasons == [RemovalReason.TAKEN_OVER]
+        report = await a.cleanup()
+        assert sorted(report.missing) == deleted, "this one is the next pass"
+
+
+async def test_an_outage_keeps_what_a_letter_names(shared: Shared) -> None:
+    """The pass sees to it, once the database answers."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as a, shared.open() as b, a.topics.subscribe("news"):
+        transport = FakeTransport()
+        await a.add_session("s", transport)
+        store.fail(Fault.FAILS, "refresh", times=1)
+        assert await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
+        with trio.fail_after(20):
+            while not store.faults["refresh"]:
+                await trio.sleep(0.02)
+        await shared.settle()
+        assert a.get_session_sync("s") is transport
+        assert (await a.cleanup()).taken_over == ("s",)
+
+
+async def test_an_older_copy_lets_nobody_go_whom_a_letter_names(shared: Shared) -> None:
+    """It shows the holder of before: the database went back, and that decides nothing."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as a, shared.open() as b, a.topics.subscribe("news"):
+        transport = FakeTransport()
+        await b.add_session("s", FakeTransport())
+        copy = shared.backdoor.copy()
+        await a.add_session("s", transport)
+        asked = store.calls["refresh"]
+        shared.backdoor.go_back(copy)
+        assert shared.backdoor.rows() == {"s": b.worker_id}
+        b._house._mail.tell_moved("s", a.worker_id)
+        with trio.fail_after(20):
+            while store.calls["refresh"] == asked:
+                await trio.sleep(0.02)
+        await shared.settle()
+        assert (transport.disconnects, a.get_session_sync("s")) == (0, transport)
+        await a.cleanup()
+        assert a.statistics().database_rewinds == 1
+        assert shared.backdoor.rows() == {"s": a.worker_id}
+
+
+async def test_letters_about_moves_are_looked_into_once_a_second(
+    autojump_clock: MockClock,
+) -> None:
+    """However many come: all that were named meanwhile are asked for at once."""
+    store = FaultyStore(MemoryStore())
+    async with (
+        open_registry(store) as a,
+        open_registry(store._store) as b,
+        a.topics.subscribe("news"),
+    ):
+        for number in range(30):
+            await a.add_session(f"s{number}", FakeTransport())
+        asked = store.calls["refresh"]
+        for number in range(30):
+            for _ in range(2):
+                b._house._mail.tell_moved(f"s{number}", a.worker_id)
+            await trio.sleep(0.1)
+        await trio.sleep(2)
+        assert 3 <= store.calls["refresh"] - asked <= 5
+        assert a.statistics().sessions == 30
+
+
+@pytest.mark.parametrize("named", ["worker_id", "incarnation"])
+async def test_who_adopts_from_its_own_predecessor_tells_nobody(shared: Shared, named: str) -> None:
+    """A letter to its own name would come to itself."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store, worker_id="w") as again, again.topics.subscribe("news"):
+        shared.backdoor.insert("s", "w")
+        row = await again.describe_session("s")
+        assert row is not None
+        before = store.calls["refresh"], store.calls["Post"]
+        assert await again.adopt_session("s", FakeTransport(), from_worker=getattr(row, named))
+        await shared.settle()
+        posts = 0 if named == "worker_id" else 1  # whose incarnation it was, is not known
+        assert (store.calls["refresh"], store.calls["Post"]) == (before[0], before[1] + posts)

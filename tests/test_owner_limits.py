@@ -96,6 +96,18 @@ async def test_an_owner_that_is_set_later_is_not_refused(everywhere: Shared) -> 
         assert (await a.cleanup()).refreshed == 3
 
 
+async def test_a_session_that_is_adopted_is_not_refused(everywhere: Shared) -> None:
+    """It is no further one: its owner has as many as before."""
+    async with everywhere.open() as a, everywhere.open(limits=TWO) as b:
+        for session_id in ("s", "t", "u"):
+            await a.add_session(session_id, FakeTransport(), owner="alice")
+        for session_id in ("s", "t", "u"):
+            assert await b.adopt_session(session_id, FakeTransport(), from_worker=a.worker_id)
+        with pytest.raises(TooManySessions):
+            await b.add_session("v", FakeTransport(), owner="alice")
+        assert len(await b.get_all_session_ids()) == 3
+
+
 async def test_a_refused_session_takes_nothing_with_it(everywhere: Shared) -> None:
     """What another session of the id has left here stays due, and is deleted by a pass."""
     store = FaultyStore(everywhere.make_store())

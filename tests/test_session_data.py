@@ -191,6 +191,69 @@ async def test_a_rewind_keeps_data_as_its_holder_knows_it(shared: Shared) -> Non
         }
 
 
+async def test_a_rewind_keeps_what_its_holder_has_read(shared: Shared) -> None:
+    """Another worker has said it, and the database has it yet: it is not replaced by older."""
+    async with shared.open() as a, shared.open() as b:
+        await a.add_session("s", FakeTransport(), owner="alice", data={"n": 1})
+        await a.store_client_capabilities("s", {"n": 1})
+        await b.set_session_data("s", {"n": 2})
+        await b.set_session_owner("s", "bob")
+        await b.store_client_capabilities("s", {"n": 2})
+        assert await a.get_session_data("s") == {"n": 2}
+        assert await a.get_session_owner("s") == "bob"
+        assert await a.get_client_capabilities("s") == {"n": 2}
+        copy = shared.backdoor.copy()
+        await a.add_session("t", FakeTransport())
+        shared.backdoor.go_back(copy)
+        await a.cleanup()
+        assert a.statistics().database_rewinds == 1
+        await a.cleanup()
+        assert await b.get_session_data("s") == {"n": 2}
+        assert await b.get_session_owner("s") == "bob"
+        assert await b.get_client_capabilities("s") == {"n": 2}
+
+
+async def test_what_is_read_of_an_older_copy_is_not_believed(shared: Shared) -> None:
+    """Nobody has noticed yet that the database went back: the holder knows better."""
+    async with shared.open() as a:
+        await a.add_session("s", FakeTransport(), owner="alice", data={"n": 1})
+        await a.store_client_capabilities("s", {"n": 1})
+        copy = shared.backdoor.copy()
+        await a.set_session_data("s", {"n": 2})
+        await a.set_session_owner("s", "bob")
+        await a.store_client_capabilities("s", {"n": 2})
+        shared.backdoor.go_back(copy)
+        assert await a.get_session_data("s") == {"n": 1}, "it is not noticed by a question"
+        assert await a.get_session_owner("s") in {"alice", "bob"}
+        assert await a.get_client_capabilities("s") in ({"n": 1}, {"n": 2})
+        await a.cleanup()
+        await a.cleanup()
+        assert await a.get_session_data("s") == {"n": 2}
+        assert await a.get_session_owner("s") == "bob"
+        assert await a.get_client_capabilities("s") == {"n": 2}
+
+
+async def test_what_was_read_before_it_was_replaced_here_is_not_believed(shared: Shared) -> None:
+    """The answer comes late: after a rewind the data is what was said last."""
+    store = GatedStore(shared.make_store())
+    async with shared.open(store=store) as a, shared.open() as b:
+        await a.add_session("s", FakeTransport(), data={"n": 1})
+        await b.set_session_data("s", {"n": 2})
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                held = store.hold_answer("get_data")
+                nursery.start_soon(a.get_session_data, "s")
+                await held.reached.wait()
+                await a.set_session_data("s", {"n": 3})
+                held.open()
+        copy = shared.backdoor.copy()
+        await a.add_session("t", FakeTransport())
+        shared.backdoor.go_back(copy)
+        await a.cleanup()
+        await a.cleanup()
+        assert await a.get_session_data("s") == {"n": 3}
+
+
 @pytest.mark.parametrize("merge", [False, True])
 async def test_what_is_said_while_a_rewind_is_noticed_stays(shared: Shared, *, merge: bool) -> None:
     """In the first batch of the new history; all rows are noted to be written anew meanwhile."""
@@ -389,6 +452,19 @@ async def test_whoever_holds_it_elsewhere_costs_a_merge_one_more_question() -> N
         await other.set_session_data("s", {"m": 1}, merge=True)
         assert store.calls == {"commit": 2, "SetData": 2}
         assert await holder.get_session_data("s") == {"n": 1, "m": 1}
+
+
+async def test_what_another_has_said_costs_its_holder_one_more_question() -> None:
+    """The first time that it is read: whether the database has forgotten something."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store) as holder, open_registry(store._store) as other:
+        await holder.add_session("s", FakeTransport(), data={"n": 1})
+        await other.set_session_data("s", {"n": 2})
+        store.calls.clear()
+        assert await holder.get_session_data("s") == {"n": 2}
+        assert store.calls == {"get_data": 1, "refresh": 1}
+        assert await holder.get_session_data("s") == {"n": 2}
+        assert store.calls == {"get_data": 2, "refresh": 1}
 
 
 async def test_rows_are_compared_by_the_database(database: Shared) -> None:

@@ -44,8 +44,8 @@ async def test_each_call_is_one_round_trip(proxy: Proxy, monkeypatch: pytest.Mon
             lambda: a.set_session_data("s", {"m": 1}, merge=True),
             lambda: a.get_session_data("s"),
             lambda: a.describe_session("s"),
-            lambda: b.adopt_session("s", FakeTransport(), from_worker=a.worker_id),
             lambda: b.adopt_session("t", FakeTransport(), from_worker=a.worker_id),
+            lambda: b.adopt_session("s", FakeTransport(), from_worker=a.worker_id),
         ):
             proxy.reset()
             await call()

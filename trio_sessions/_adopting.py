@@ -15,7 +15,8 @@ Who adds the id here meanwhile is newer, and has the session: the claim of that 
 one in the line, and finds the row of its own incarnation.
 
 Where the answer was lost, the same is asked for again with the same generation, by which the row
-says whose it is. Where nobody asks again, a pass finds the row and deletes it.
+says whose it is, until an answer has decided. Where nobody asks again, a pass finds the row and
+deletes it.
 See docs/decisions/0013-mcp.md.
 """
 
@@ -62,7 +63,6 @@ class _AdoptOrder(Order[Claimed]):
         transport: Transport,
         *,
         from_worker: str,
-        generation: int,
     ) -> None:
         super().__init__(session_id)
         self._adopting = adopting
@@ -70,7 +70,8 @@ class _AdoptOrder(Order[Claimed]):
         self.added_at = trio.current_time()
         self.transport = transport
         self.from_worker = from_worker
-        self.generation = generation
+        self.generation = 0
+        """With which it was claimed last; 0: it was not yet."""
         self.entry: Entry | None = None
         """The session, since it is held here."""
 
@@ -102,7 +103,10 @@ class Adopting:
         self._departures = departures
         self._admission = admission
         self._unsure: dict[str, int] = {}
-        """The generations of adoptions whose answers were lost, the oldest first."""
+        """The generations of adoptions whose answers were lost, the oldest first.
+
+        Each until an answer has decided: an attempt that is refused or withdrawn says nothing of
+        the one before."""
         self._is_closed = False
         self._listeners: list[Callable[[str, str], None]] = []
 
@@ -127,13 +131,7 @@ class Adopting:
         self._admission.check(session_id)
         await self._writer.admit()
         self._admission.check(session_id)  # it may have waited
-        order = _AdoptOrder(
-            self,
-            session_id,
-            transport,
-            from_worker=from_worker,
-            generation=self._generation(session_id),
-        )
+        order = _AdoptOrder(self, session_id, transport, from_worker=from_worker)
         self._admission.expect()
         self._claims.begin_adoption(session_id)
         claimed = await self._writer.answer(self._writer.give(order))
@@ -146,11 +144,14 @@ class Adopting:
             raise RegistryClosed("the registry was closed while the session was adopted")
         return order.entry is not None
 
-    def _generation(self, session_id: str) -> int:
-        """Return the generation of a session that is adopted; that of an attempt before."""
-        before = self._unsure.pop(session_id, 0)
-        if before > self._departures.ended(session_id):
-            return before
+    def _generation(self, order: _AdoptOrder, ended: int) -> int:
+        """Return the generation of a session that is adopted; that of an attempt before.
+
+        Unless it was added here since, and has gone.
+        """
+        for before in (self._unsure.get(order.session_id, 0), order.generation):
+            if before > ended:
+                return before
         return self._table.next_generation()
 
     def make(self, order: _AdoptOrder) -> Claim | None:
@@ -163,8 +164,7 @@ class Adopting:
             return None
         self._admission.check_draining()
         ended = self._departures.ended(order.session_id)
-        if order.generation <= ended:  # it was added here since, and has gone
-            order.generation = self._table.next_generation()
+        order.generation = self._generation(order, ended)
         return Claim(
             session_id=order.session_id,
             generation=order.generation,
@@ -188,6 +188,7 @@ class Adopting:
         if not isinstance(result, outcome.Value):
             return None
         claimed = result.value
+        self._unsure.pop(order.session_id, None)  # this, and nothing else, has decided it
         if claimed.outcome not in {Outcome.TAKEN_OVER, Outcome.KEPT}:
             return None
         if self._is_newer_here(order):

@@ -187,8 +187,11 @@ class House:
             adopting=self.adopting,
             mail=self._mail,
             table=table,
-            passes=self.passes,
+            edge=edge,
+            witness=witness,
+            sessions=self.sessions,
             background=background,
+            batch_size=settings.batch_size,
         )
         self._reads = False
         """The loops that read messages have been started; most programs need none."""

@@ -139,34 +139,41 @@ class Owners(Saying):
         entry = await self._noted(session_id)
         if entry is not None and entry.pending.owner is not Keep.AS_IS:
             return entry.pending.owner
+        asked = self._told(session_id)
         holder, is_left_over = await self._locate(session_id)
         if holder is None or is_left_over:
             return None
-        entry = self._table.get(session_id)
+        entry, _ = asked
         if entry is not None and self._edge.is_own(holder):
-            entry.learn(holder)
+            known, *_ = entry.told
+            is_known = known is not None and known.owner == holder.owner
+            if not is_known and await self._is_newer(session_id, asked):
+                entry.learn(holder)
         return holder.owner
 
     async def get_capabilities(self, session_id: str) -> dict[str, object] | None:
         """See `SessionRegistry.get_client_capabilities`."""
-        encoded = await self._encoded_capabilities(session_id)
-        if encoded is None:
-            return None
-        decoded = decode(encoded)
-        assert isinstance(decoded, dict)
-        return decoded
-
-    async def _encoded_capabilities(self, session_id: str) -> str | None:
         entry = await self._noted(session_id)
         if entry is not None and entry.pending.capabilities is not None:
-            return entry.pending.capabilities.encoded
+            return _decode_capabilities(entry.pending.capabilities.encoded)
         while True:
             if await self._is_left_behind(session_id):
                 return None
-            known = self._known(session_id)
+            known, asked = self._known(session_id), self._told(session_id)
             encoded = await self._edge.get_capabilities(session_id)
             if self._known(session_id) == known:
-                return encoded
+                break
+        if encoded is None:
+            return None
+        decoded = _decode_capabilities(encoded)
+        entry, _ = asked
+        if entry is not None:
+            _, told, *_ = entry.told
+            is_told = told is not None and told.encoded == encoded
+            if not is_told and await self._is_newer(session_id, asked):
+                elicitation = decoded.get("elicitation") not in (None, False)
+                entry.learn_capabilities(Capabilities(encoded=encoded, elicitation=elicitation))
+        return decoded
 
     async def elicitation_capable(self) -> list[str]:
         """See `SessionRegistry.get_elicitation_capable_sessions`."""
@@ -201,3 +208,9 @@ class Owners(Saying):
                 await trio.lowlevel.checkpoint()
             else:
                 return capable, ended
+
+
+def _decode_capabilities(encoded: str) -> dict[str, object]:
+    decoded = decode(encoded)
+    assert isinstance(decoded, dict)
+    return decoded

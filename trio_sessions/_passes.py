@@ -118,10 +118,6 @@ class Passes:
             raise RegistryClosed("the registry was closed while the pass ran") from running.crash
         return running.report
 
-    async def run_beside(self) -> None:
-        """Run a pass now, beside those of the plan, or join the one that runs."""
-        await self._join()
-
     def new_pass(self) -> Pass:
         """Return a pass, to be run once."""
         return Pass(

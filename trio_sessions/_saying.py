@@ -8,6 +8,7 @@ same id (invariant 14). See docs/decisions/0009-one-writer.md.
 """
 
 import abc
+import logging
 
 import outcome
 
@@ -18,11 +19,13 @@ from trio_sessions._entry import Entry, Pending, Row
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
-from trio_sessions.errors import SessionNotFound, StoreUnavailable
+from trio_sessions.errors import SessionNotFound, SessionsError, StoreUnavailable
 from trio_sessions.types import Holder, fingerprint
 from trio_sessions.writes import Differs, Write
 
 __all__ = ["Said", "SayOrder", "Saying", "not_found"]
+
+logger = logging.getLogger("trio_sessions.rows")
 
 Said = Holder | Differs | None
 """What the store answers: who holds the session; None: there is none."""
@@ -182,6 +185,41 @@ class Saying:
         """Return what is another as soon as an answer may be of another session of this id."""
         entry = self._table.get(session_id)
         return self._departures.ended(session_id), None if entry is None else entry.pending
+
+    def _told(self, session_id: str) -> tuple[Entry | None, object]:
+        """Return the session if it is held here, with what the store has said of it last."""
+        entry = self._table.get(session_id)
+        return entry, None if entry is None else entry.told
+
+    def _may_learn(self, session_id: str, asked: tuple[Entry | None, object]) -> bool:
+        entry, _ = asked
+        return (
+            entry is not None
+            and entry.row is Row.CONFIRMED
+            and entry.pending.is_empty
+            and self._claims.birth(entry) is not None  # confirmed by the database as it is now
+            and self._told(session_id) == asked
+        )
+
+    async def _is_newer(self, session_id: str, asked: tuple[Entry | None, object]) -> bool:
+        """Say whether what was read of a session held here is newer than what was known of it.
+
+        Another worker has said it then, and no rewind is to undo it. But the database may have gone
+        back unnoticed, so that it is older: it has to show first that it has forgotten nothing, and
+        that the row is this worker's.
+
+        Args:
+            session_id: the session.
+            asked: what `_told` has returned before the store was asked.
+        """
+        if not self._may_learn(session_id, asked):
+            return False
+        try:
+            answers = await self._edge.refresh([session_id])
+        except SessionsError as exc:
+            logger.debug("what was read of a session may be old, and is not noted: %s", exc)
+            return False
+        return session_id in answers.held and self._may_learn(session_id, asked)
 
     async def _is_elsewhere(self, session_id: str) -> bool:
         holder = await self._edge.locate(session_id)

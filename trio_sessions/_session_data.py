@@ -147,7 +147,12 @@ class SessionData(Saying):
         while True:
             if await self._is_left_behind(session_id):
                 return None
-            known = self._known(session_id)
+            known, asked = self._known(session_id), self._told(session_id)
             encoded = await self._edge.get_data(session_id)
             if self._known(session_id) == known:
-                return decode_object(encoded)
+                break
+        data = decode_object(encoded)
+        entry, _ = asked
+        if entry is not None and entry.data != encoded and await self._is_newer(session_id, asked):
+            entry.learn_data(encoded)
+        return data

@@ -135,8 +135,11 @@ class Mail:
     # ---- sessions that move ----
 
     def tell_moved(self, session_id: str, from_worker: str) -> None:
-        """Tell a worker that a session of it is held here now, if the store keeps mail."""
-        if self._edge.keeps(Part.MAIL):
+        """Tell a worker that a session of it is held here now, if the store keeps mail.
+
+        Not an earlier opening of this very worker: it is gone, and its letters would come here.
+        """
+        if self._edge.keeps(Part.MAIL) and not self._sender.is_own(from_worker):
             contents = encode(session_id, what="a session id", limit=_ID)
             self._sender.post_soon(from_worker, seal("moved", contents=contents))
 
