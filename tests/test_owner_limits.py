@@ -1,23 +1,28 @@
 """`Limits.max_sessions_per_owner`: of the whole fleet, and no more than that, however many ask."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
+from backdoors import DatabaseBackdoor
 from conftest import Shared
 from gates import GatedStore
 from proxy import Proxy
 
+import trio_sessions._writer as writer_module
 from trio_sessions import (
     Limits,
     NotSupported,
     TooManySessions,
     open_registry,
 )
-from trio_sessions.abc import Part
+from trio_sessions.abc import Part, SessionStore, Worker
+from trio_sessions.errors import RowLocked
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
+from trio_sessions.writes import Batch, Claim, Committed, Verdict
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
@@ -128,6 +133,129 @@ async def test_in_an_outage_sessions_are_let_in_and_stay(everywhere: Shared) -> 
         assert len(await a.get_all_session_ids()) == 4
         with pytest.raises(TooManySessions):
             await a.add_session("5", FakeTransport(), owner="alice")
+
+
+class BusyStore(FaultyStore):
+    """Somebody else counts the sessions of every owner, as long as it `is_busy`."""
+
+    is_busy = False
+
+    def __init__(self, store: SessionStore) -> None:
+        super().__init__(store)
+        self.most: list[int | None] = []
+        """What the claims said that were answered."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        busy = [one for _, one in batch.of(Claim) if one.most_of_owner and self.is_busy]
+        others = [one for one in batch.writes if one not in busy]
+        self.most += [one.most_of_owner for one in others if isinstance(one, Claim)]
+        committed = await super().commit(worker, replace(batch, writes=others))
+        answers = dict(zip(map(id, others), committed.answers, strict=True))
+        return replace(
+            committed, answers=[answers.get(id(one), RowLocked("busy")) for one in batch.writes]
+        )
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_PATIENCE", 0.05)
+
+
+async def test_whom_nobody_counts_for_long_is_let_in_and_counted_later(
+    shared: Shared, impatient: None
+) -> None:
+    """Its row is not written without the limit, however many passes there are; then with it."""
+    store = BusyStore(shared.make_store())
+    async with shared.open(limits=TWO, store=store) as a, shared.open(limits=TWO) as b:
+        store.is_busy = True
+        transport = FakeTransport()
+        with trio.fail_after(30):
+            await a.add_session("1", transport, owner="alice", data={"n": 1})
+            await a.add_session("nobody's", FakeTransport())
+            assert (await a.cleanup()).restored == ()
+        assert a.get_session_sync("1") is transport
+        assert set(shared.backdoor.rows()) == {"nobody's"}
+        assert a.statistics().unconfirmed == 1
+        store.is_busy = False
+        store.most.clear()
+        assert (await a.cleanup()).restored == ("1",)
+        assert store.most == [2]
+        assert await b.get_session_data("1") == {"n": 1}
+        await b.add_session("2", FakeTransport(), owner="alice")
+        with pytest.raises(TooManySessions):
+            await a.add_session("3", FakeTransport(), owner="alice")
+
+
+@pytest.mark.parametrize("again", ["the next pass", "the same id"])
+async def test_who_was_let_in_stays_where_there_is_no_room(
+    shared: Shared, impatient: None, caplog: pytest.LogCaptureFixture, again: str
+) -> None:
+    """Its row is written beyond the limit, and nobody else comes in."""
+    store = BusyStore(shared.make_store())
+    async with shared.open(limits=TWO, store=store) as a, shared.open(limits=TWO) as b:
+        store.is_busy = True
+        transport = FakeTransport()
+        with trio.fail_after(30):
+            await a.add_session("late", transport, owner="alice", data={"n": 1})
+        for session_id in ("1", "2"):
+            await b.add_session(session_id, FakeTransport(), owner="alice")
+        store.is_busy = False
+        store.most.clear()
+        if again == "the next pass":
+            assert (await a.cleanup()).restored == ("late",)
+        else:
+            await a.add_session("late", transport, owner="alice")
+        assert store.most == [2, None]
+        assert "one more than limits.max_sessions_per_owner" in caplog.text
+        assert a.get_session_sync("late") is transport
+        assert set(shared.backdoor.rows()) == {"1", "2", "late"}
+        assert await b.get_session_data("late") == {"n": 1}
+        await b.remove_session("1")
+        with pytest.raises(TooManySessions):
+            await b.add_session("3", FakeTransport(), owner="alice")
+        await b.remove_session("2")
+        await b.add_session("3", FakeTransport(), owner="alice")
+        assert (await a.cleanup()).refreshed == 1
+        assert transport.disconnects == 0
+
+
+async def test_nobody_waits_while_an_owner_is_counted(postgresql: Shared) -> None:
+    """Neither what is in that batch, nor what comes behind it; and no batch is late."""
+    verdicts: set[Verdict] = set()
+
+    class Noting(FaultyStore):
+        async def commit(self, worker: Worker, batch: Batch) -> Committed:
+            committed = await super().commit(worker, batch)
+            verdicts.add(committed.verdict)
+            return committed
+
+    assert isinstance(postgresql.backdoor, DatabaseBackdoor)
+    lock = "SELECT pg_advisory_xact_lock(hashtextextended('trio_sessions alice', 0))"
+    store, events = Noting(postgresql.make_store()), list[str]()
+    async with postgresql.open(limits=TWO, store=store) as a:
+        await a.add_session("1", FakeTransport(), owner="alice")
+
+        async def add(session_id: str, owner: str) -> None:
+            try:
+                await a.add_session(session_id, FakeTransport(), owner=owner)
+            except TooManySessions:
+                events.append(f"not {session_id}")
+            else:
+                events.append(session_id)
+
+        with trio.fail_after(30), postgresql.backdoor.engine.connect() as connection:
+            connection.exec_driver_sql(lock)
+            async with trio.open_nursery() as nursery:
+                for session_id in ("2", "3"):
+                    nursery.start_soon(add, session_id, "alice")
+                for number in range(3):
+                    await add(f"carol {number}", "carol")
+                await a.set_session_owner("1", "alice")
+                events.append("set")
+                connection.rollback()
+        assert events[:4] == ["carol 0", "carol 1", "not carol 2", "set"]
+        assert sorted(events[4:]) in (["2", "not 3"], ["3", "not 2"])
+    assert verdicts == {Verdict.DONE}
 
 
 async def test_who_is_added_again_while_it_is_counted_is_counted_too(shared: Shared) -> None:
