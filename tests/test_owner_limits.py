@@ -1,14 +1,18 @@
 """`Limits.max_sessions_per_owner`: of the whole fleet, and no more than that, however many ask."""
 
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import trio
 from backdoors import DatabaseBackdoor
 from conftest import Shared
 from gates import GatedStore
 from proxy import Proxy
+from statements import noting_engine
 
 import trio_sessions._writer as writer_module
 from trio_sessions import (
@@ -339,3 +343,128 @@ async def test_it_costs_no_further_round_trip(proxy: Proxy) -> None:
         assert await cost("plain") == 1
         assert "advisory" not in proxy.round_trips[0]
         assert "claim_many" not in proxy.round_trips[0]
+
+
+# ---- how far it counts ----
+
+MANY = 20_000
+
+
+def give_many(database: Shared, owner: str) -> None:
+    """Let the holder of the session "seed" hold many more, of one owner."""
+    numbers = (
+        f"generate_series(1, {MANY}) AS one(i)"
+        if database.name == "postgresql"
+        else f"(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {MANY})"
+        " SELECT i FROM n) AS one"
+    )
+    columns = "worker_id, incarnation, generation, created_at, taken_at, last_accessed"
+    assert isinstance(database.backdoor, DatabaseBackdoor)
+    database.backdoor.execute(
+        sa.text(
+            f"INSERT INTO trio_sessions (session_id, owner, {columns}) "
+            f"SELECT 'many ' || one.i, :owner, {columns} FROM trio_sessions, {numbers} "
+            "WHERE session_id = 'seed'"
+        ).bindparams(owner=owner)
+    )
+    database.backdoor.execute(sa.text("ANALYZE"))
+
+
+async def test_memory_looks_at_no_more_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all the sessions of one owner, and at none of the others."""
+    looks = list[str]()
+
+    store = MemoryStore()
+    has_stamped = store._workers.has_stamped
+
+    def look(incarnation: str, now: float) -> bool:
+        looks.append(incarnation)
+        return has_stamped(incarnation, now)
+
+    monkeypatch.setattr(store._workers, "has_stamped", look)
+    async with open_registry(store) as many, open_registry(store, limits=TWO) as few:
+        async with trio.open_nursery() as nursery:
+            for number in range(300):
+                for owner in ("alice", "bob"):
+                    name = f"{owner} {number}"
+                    nursery.start_soon(partial(many.add_session, owner=owner), name, FakeTransport())
+        looks.clear()
+        with pytest.raises(TooManySessions):
+            await few.add_session("s", FakeTransport(), owner="alice")
+        assert len(looks) == 2
+        looks.clear()
+        await few.add_session("s", FakeTransport(), owner="carol")
+        assert looks == []
+        for number in range(299):
+            await many.remove_session(f"alice {number}")
+            await many.set_session_owner(f"bob {number}", "carol")
+        await few.add_session("t", FakeTransport(), owner="alice")
+        with pytest.raises(TooManySessions):
+            await few.add_session("u", FakeTransport(), owner="alice")
+        with pytest.raises(TooManySessions):
+            await few.add_session("u", FakeTransport(), owner="carol")
+        await few.add_session("u", FakeTransport(), owner="bob")
+
+
+async def test_a_file_is_read_no_further_than_may_be(sqlite: Shared) -> None:
+    """As many steps of the database as where the owner has just as many as it may."""
+    assert isinstance(sqlite.backdoor, DatabaseBackdoor)
+    engine = sa.create_engine(sqlite.backdoor.engine.url)
+    steps = Counter[str]()
+
+    @sa.event.listens_for(engine, "connect")
+    def count(connection: Any, record: Any) -> None:
+        connection.set_progress_handler(lambda: steps.update(all=1), 10)
+
+    costs = list[int]()
+    async with sqlite.open() as other:
+        await other.add_session("seed", FakeTransport())
+        for name in ("1", "2"):
+            await other.add_session(name, FakeTransport(), owner="alice")
+        give_many(sqlite, "bob")
+        async with sqlite.open(limits=TWO, store=DatabaseStore(engine)) as registry:
+            for owner in ("alice", "bob"):
+                steps.clear()
+                for name in ("s", "t"):
+                    with pytest.raises(TooManySessions):
+                        await registry.add_session(name, FakeTransport(), owner=owner)
+                costs.append(steps["all"])
+        assert costs[1] < 2 * costs[0] < 10_000
+        sqlite.backdoor.execute(sa.text("DELETE FROM trio_sessions WHERE owner = 'bob'"))
+    engine.dispose()
+
+
+async def test_a_server_reads_no_further_than_may_be(postgresql: Shared) -> None:
+    """Whatever it believes of how many sessions an owner has."""
+    assert isinstance(postgresql.backdoor, DatabaseBackdoor)
+    with noting_engine(postgresql.backdoor.engine.url) as (engine, seen):
+        async with postgresql.open() as other:
+            await other.add_session("seed", FakeTransport())
+            async with postgresql.open(limits=TWO, store=DatabaseStore(engine)) as registry:
+                give_many(postgresql, "alice")
+                with pytest.raises(TooManySessions):
+                    await registry.add_session("s", FakeTransport(), owner="alice")
+                [lock] = [one for one in seen if "pg_try_advisory_xact_lock" in one]
+                [batch] = [one for one in seen if "claim_many AS" in one]
+                with postgresql.backdoor.engine.connect() as connection:
+                    connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+                    connection.exec_driver_sql(lock, seen[lock])
+                    explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {batch}"
+                    plan = connection.exec_driver_sql(explain, seen[batch]).scalar_one()
+                    connection.rollback()
+                assert 2 <= rows_read(plan, "trio_sessions") <= 20
+            delete = "DELETE FROM trio_sessions WHERE owner = 'alice'"
+            postgresql.backdoor.execute(sa.text(delete))
+
+
+def rows_read(plan: Any, table: str) -> int:
+    """Return how many rows of a table were looked at."""
+    if isinstance(plan, list):
+        return sum(rows_read(one, table) for one in plan)
+    if not isinstance(plan, dict):
+        return 0
+    read = sum(rows_read(one, table) for one in plan.values())
+    if plan.get("Relation Name") == table and "Scan" in plan["Node Type"]:
+        removed = plan.get("Rows Removed by Filter", 0)
+        read += int((plan["Actual Rows"] + removed) * plan["Actual Loops"])
+    return read

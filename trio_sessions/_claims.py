@@ -69,6 +69,10 @@ class _ClaimOrder(Order[Claimed]):
         self._made = self._claims.make(self._entry)
         return self._made
 
+    @property
+    def is_in_a_queue(self) -> bool:
+        return self._entry.most_of_owner is not None
+
     def advance(self, part: Unfinished) -> None:
         self._claims.dropped(part.dropped)
 
