@@ -102,7 +102,7 @@ class TakesAwayFirst(MemoryStore):
         for write in batch.writes:
             row = self._rows.get(write.session_id)
             if isinstance(write, Claim) and write.owner in uncounted:
-                write = replace(write, most_of_owner=None)  # noqa: PLW2901 -- as it is written
+                write = replace(write, most_of_owner=None)
             if isinstance(write, Claim) and write.ended and row is not None:
                 uncounted.add(row.owner if row.owner != write.owner else None)
             writes.append(write)

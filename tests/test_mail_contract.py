@@ -295,7 +295,7 @@ class PostsFirst(MemoryStore):
         (ExpiresAtOnce, "what_nobody_takes_away_expires"),
         (ExpiresNothing, "what_nobody_takes_away_expires"),
         (DropsAllTopicsAtOnce, "topics_of_nobody_go_piece_by_piece"),
-    (KeepsTheTopicsOfNobody, "what_nobody_takes_away_expires"),
+        (KeepsTheTopicsOfNobody, "what_nobody_takes_away_expires"),
         (PostsFirst, "a_batch_that_does_nothing_leaves_no_letter"),
     ],
 )

@@ -387,7 +387,9 @@ async def test_memory_looks_at_no_more_than_may_be(monkeypatch: pytest.MonkeyPat
             for number in range(300):
                 for owner in ("alice", "bob"):
                     name = f"{owner} {number}"
-                    nursery.start_soon(partial(many.add_session, owner=owner), name, FakeTransport())
+                    nursery.start_soon(
+                        partial(many.add_session, owner=owner), name, FakeTransport()
+                    )
         looks.clear()
         with pytest.raises(TooManySessions):
             await few.add_session("s", FakeTransport(), owner="alice")

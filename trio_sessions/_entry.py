@@ -267,7 +267,7 @@ class Entry:
         self.most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
         """How many its owner may have, until its row is written, or an outage lets it in: nobody
         can be counted then."""
-        self.is_let_in = replaced is not None and replaced.is_let_in
+        self.is_let_in: bool = replaced is not None and replaced.is_let_in
         """Its claim could not be done, for something was locked: it is held, and goes on being
         claimed with the limit. Who is in is not turned away: refused, it is claimed without."""
         self.removal: RemovalReason | None = None

@@ -6,7 +6,7 @@ __all__ = ["Owned"]
 
 
 class Owned:
-    """Ids of sessions by their owner. Whoever asks looks at the rows: one may have another by now."""
+    """Ids of sessions by their owner. Whoever asks looks at the rows, too: they are what counts."""
 
     def __init__(self) -> None:
         self._ids: dict[str, set[str]] = {}

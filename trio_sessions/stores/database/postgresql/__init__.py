@@ -73,7 +73,9 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
 
     marks = Revocations(tables, insert=postgresql.insert, transaction=transaction)
     questions = Questions(tables, in_doubt(tables))
-    logs = Logs(tables, questions, octets=sa.func.octet_length, chosen=chosen, transaction=transaction)
+    logs = Logs(
+        tables, questions, octets=sa.func.octet_length, chosen=chosen, transaction=transaction
+    )
     return Operations(
         check=check_opening(tables),
         creation=_creation,

@@ -38,9 +38,7 @@ def among(column: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     return column == sa.any_(sa.func.array(each, type_=postgresql.ARRAY(sa.Text())))
 
 
-def chosen(
-    column: sa.ColumnElement[int], ids: sa.Select[tuple[int]]
-) -> sa.ColumnElement[bool]:
+def chosen(column: sa.ColumnElement[int], ids: sa.Select[tuple[int]]) -> sa.ColumnElement[bool]:
     """Return "the column is one of these ids", which are selected, and locked, once.
 
     With IN a planner may join, and carry out the select again and again: each time others are
