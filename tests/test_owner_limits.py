@@ -26,7 +26,9 @@ from trio_sessions.errors import RowLocked
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
-from trio_sessions.writes import Batch, Claim, Committed, Verdict
+from trio_sessions.testing._conformance._fleet import begin
+from trio_sessions.testing._conformance._tools import Client, opened
+from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome, Verdict
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
@@ -260,6 +262,38 @@ async def test_nobody_waits_while_an_owner_is_counted(postgresql: Shared) -> Non
         assert events[:4] == ["carol 0", "carol 1", "not carol 2", "set"]
         assert sorted(events[4:]) in (["2", "not 3"], ["3", "not 2"])
     assert verdicts == {Verdict.DONE}
+
+
+async def test_batches_of_the_same_owners_end(postgresql: Shared) -> None:
+    """In whatever order they name them: nobody waits for an owner, so nobody for each other."""
+    owners = [f"owner {number}" for number in range(8)]
+    let_in = Counter[str]()
+
+    async def claim(client: Client, names: list[str]) -> None:
+        for number in range(6):
+            claims = [
+                Claim(
+                    session_id=f"{client.worker.worker_id} {number} {owner}",
+                    generation=number + 1,
+                    age=0.0,
+                    owner=owner,
+                    most_of_owner=3,
+                )
+                for owner in names
+            ]
+            for owner, answer in zip(names, await client.commit(*claims), strict=True):
+                assert isinstance(answer, Claimed)
+                let_in[owner] += answer.outcome is Outcome.INSERTED
+
+    async with opened(postgresql.make_store, "a", "b", "c") as clients:
+        for client in clients:
+            await begin(client, session_ttl=3600.0)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for turn, client in enumerate(clients):
+                    names = owners[turn:] + owners[:turn]
+                    nursery.start_soon(claim, client, names[::-1] if turn % 2 else names)
+    assert let_in == dict.fromkeys(owners, 3)
 
 
 async def test_who_is_added_again_while_it_is_counted_is_counted_too(shared: Shared) -> None:
