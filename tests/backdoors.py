@@ -93,7 +93,7 @@ class MemoryBackdoor:
 
     def delete(self, *session_ids: str) -> None:
         for session_id in session_ids:
-            self._store._rows.pop(session_id, None)
+            self._store._rows.take(session_id)
 
     def insert(self, session_id: str, worker_id: str, *, age: float = 0.0) -> None:
         then = trio.current_time() - age
@@ -111,7 +111,7 @@ class MemoryBackdoor:
         workers._vouched_at -= seconds
 
     def set_owner(self, session_id: str, owner: str) -> None:
-        self._store._rows[session_id].owner = owner
+        self._store._rows.give(session_id, owner)
 
     def give(self, session_id: str, worker_id: str) -> None:
         self._store._rows[session_id].worker_id = worker_id

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from trio_sessions.abc import Part, SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FaultyStore, limit_conformance
-from trio_sessions.writes import Batch, Claim, Committed
+from trio_sessions.writes import Batch, Claim, Committed, Write
 
 Check = Callable[[Callable[[], SessionStore]], Awaitable[None]]
 
@@ -94,6 +94,53 @@ class CountsTheEnded(Meddles):
         return claim
 
 
+class TakesAwayFirst(MemoryStore):
+    """An owner of whom the batch ends something is not counted any more."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        writes, uncounted = list[Write[object]](), set[str | None]()
+        for write in batch.writes:
+            row = self._rows.get(write.session_id)
+            if isinstance(write, Claim) and write.owner in uncounted:
+                write = replace(write, most_of_owner=None)
+            if isinstance(write, Claim) and write.ended and row is not None:
+                uncounted.add(row.owner if row.owner != write.owner else None)
+            writes.append(write)
+        return await super().commit(worker, replace(batch, writes=writes))
+
+
+class CountsNoFurtherThanMay(MemoryStore):
+    """And takes away from that what has ended."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        ended = [claim for _, claim in batch.of(Claim) if claim.ended and claim.most_of_owner]
+        writes = [
+            replace(one, most_of_owner=one.most_of_owner + len(ended) + 5)
+            if ended and isinstance(one, Claim) and one.most_of_owner
+            else one
+            for one in batch.writes
+        ]
+        return await super().commit(worker, replace(batch, writes=writes))
+
+
+class HandsOnFirst(MemoryStore):
+    """What is claimed for another owner counts for nobody."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        owners = {
+            claim.session_id: row.owner
+            for _, claim in batch.of(Claim)
+            if (row := self._rows.get(claim.session_id)) is not None and row.owner != claim.owner
+        }
+        for session_id in owners:
+            self._rows.give(session_id, None)
+        committed = await super().commit(worker, batch)
+        for session_id, owner in owners.items():
+            if self._rows[session_id].owner is None:
+                self._rows.give(session_id, owner)
+        return committed
+
+
 class CountsWhatWasSaidFirst(MemoryStore):
     """Owners that are set later do not count."""
 
@@ -140,6 +187,9 @@ BROKEN = [
     (CountsWhatTheyHaveAlready, "what_an_owner_has_already_is_no_further_one"),
     (LetsAnothersIn, "what_an_owner_has_already_is_no_further_one"),
     (CountsTheEnded, "what_has_ended_does_not_count"),
+    (TakesAwayFirst, "what_another_has_left_makes_no_room"),
+    (CountsNoFurtherThanMay, "what_has_ended_of_many_makes_no_room"),
+    (HandsOnFirst, "a_session_that_is_not_handed_on_counts"),
     (CountsWhatWasSaidFirst, "an_owner_that_is_set_counts_from_then"),
     (CountsTheGone, "sessions_of_workers_that_are_gone_do_not_count"),
     (CountsOnceForABatch, "of_many_in_one_batch_as_many_as_may_come_in"),

@@ -750,6 +750,24 @@ async def test_expiry_goes_piece_by_piece(shared: Shared, monkeypatch: pytest.Mo
         assert await events(registry) == ["new"]
 
 
+@pytest.mark.parametrize("believed", ["nothing", "much"])
+async def test_what_expires_is_chosen_once(postgresql: Shared, believed: str) -> None:
+    """A join might carry the select out again and again, and each time lock others."""
+    store = postgresql.make_store()
+    assert isinstance(store, DatabaseStore)
+    assert isinstance(postgresql.backdoor, DatabaseBackdoor)
+    async with postgresql.open(store=store) as registry:
+        await registry.add_session("s", FakeTransport())
+        if believed == "much":
+            pile_up(postgresql, "s", 20_000)
+        postgresql.backdoor.execute(sa.text("ANALYZE trio_logs"))
+        expire = store._operations.expire_logs.__self__._expire  # type: ignore[attr-defined]
+        plan = explained(postgresql, store, expire)
+        assert "InitPlan" in plan, plan
+        for word in ("Join", "Nested Loop", "SubPlan"):
+            assert word not in plan, plan
+
+
 async def test_its_task_ends_with_the_registry(autojump_clock: MockClock) -> None:
     """It goes round once an interval, and no more."""
     store = FaultyStore(MemoryStore())

@@ -249,6 +249,13 @@ class KeepsTheTopicsOfNobody(MemoryStore):
         return expired
 
 
+class DropsAllTopicsAtOnce(MemoryStore):
+    async def expire_mail(self, worker: Worker, *, older_than: float, limit: int) -> int:
+        expired = await super().expire_mail(worker, older_than=older_than, limit=limit)
+        await super().expire_mail(worker, older_than=1e9, limit=10**9)
+        return expired
+
+
 class PostsFirst(MemoryStore):
     """Letters are left, whatever becomes of the rest of the batch."""
 
@@ -287,6 +294,7 @@ class PostsFirst(MemoryStore):
         (ExpiresAll, "what_nobody_takes_away_expires"),
         (ExpiresAtOnce, "what_nobody_takes_away_expires"),
         (ExpiresNothing, "what_nobody_takes_away_expires"),
+        (DropsAllTopicsAtOnce, "topics_of_nobody_go_piece_by_piece"),
         (KeepsTheTopicsOfNobody, "what_nobody_takes_away_expires"),
         (PostsFirst, "a_batch_that_does_nothing_leaves_no_letter"),
     ],

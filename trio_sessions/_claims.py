@@ -69,6 +69,10 @@ class _ClaimOrder(Order[Claimed]):
         self._made = self._claims.make(self._entry)
         return self._made
 
+    @property
+    def is_in_a_queue(self) -> bool:
+        return self._entry.most_of_owner is not None
+
     def advance(self, part: Unfinished) -> None:
         self._claims.dropped(part.dropped)
 
@@ -212,6 +216,9 @@ class Claims:
             # clock of another server. Its worker deletes what it does not hold; ask again then.
             entry.fail(RowDoubtful(_LOST_IN_DOUBT))
             return
+        if claimed.outcome is Outcome.TOO_MANY and entry.is_let_in:
+            self._write_beyond_the_limit(entry)
+            return
         before, was_certain = entry.born, entry.is_certain
         was_forgotten = entry.was_forgotten
         if claimed.outcome is not Outcome.TOO_MANY:  # else what was left here is there yet
@@ -243,6 +250,17 @@ class Claims:
             )
             for listener in self._listeners:
                 listener.claimed(entry, comparison)
+
+    def _write_beyond_the_limit(self, entry: Entry) -> None:
+        """Claim a session once more whose owner has as many as it may: it has been let in."""
+        logger.warning(
+            "session %s was let in while its owner's sessions could not be counted, and is one "
+            "more than limits.max_sessions_per_owner: it stays",
+            fingerprint(entry.session_id),
+        )
+        entry.fail(None)
+        if self._table.holds(entry):
+            self.write(entry, first=True)
 
     # ---- deleting ----
 

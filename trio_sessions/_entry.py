@@ -20,6 +20,7 @@ import trio
 
 from trio_sessions._json import size_of
 from trio_sessions.abc import Transport
+from trio_sessions.errors import RowUnavailable
 from trio_sessions.types import Capabilities, Holder, RemovalReason, Stamp
 from trio_sessions.writes import Claim, Claimed, Keep, Outcome
 
@@ -208,6 +209,7 @@ class Entry:
         "generation",
         "has_ended",
         "held_since",
+        "is_let_in",
         "is_one_too_many",
         "is_revoked",
         "most_of_owner",
@@ -263,8 +265,11 @@ class Entry:
         self.is_one_too_many = False
         """Its claim was refused, because its owner has as many sessions as it may have."""
         self.most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
-        """How many its owner may have, as long as its first claim has not been answered: who is in
-        is not turned away, and an outage lets more in."""
+        """How many its owner may have, until its row is written, or an outage lets it in: nobody
+        can be counted then."""
+        self.is_let_in: bool = replaced is not None and replaced.is_let_in
+        """Its claim could not be done, for something was locked: it is held, and goes on being
+        claimed with the limit. Who is in is not turned away: refused, it is claimed without."""
         self.removal: RemovalReason | None = None
         """Why it has ended; None: it has not."""
         self._ended: trio.Event | None = None
@@ -342,7 +347,10 @@ class Entry:
 
     def fail(self, error: Exception | None) -> None:
         """Note that the claim has failed; None: it was not made, for it is not needed any more."""
-        self.most_of_owner = None
+        if isinstance(error, RowUnavailable):
+            self.is_let_in = True
+        else:
+            self.most_of_owner = None
         self._is_certain &= error is None
         self._answer(Row.UNWRITTEN, error)
 

@@ -81,6 +81,11 @@ class Order(abc.ABC, Generic[T]):
         """Say whether one batch may take both, for one session."""
         return self.is_grouped and other.is_grouped and self.group == other.group
 
+    @property
+    def is_in_a_queue(self) -> bool:
+        """If it is locked, others take turns with the same lock: ask again soon, to get one."""
+        return False
+
     def advance(self, part: Unfinished) -> None:
         """Take note that a part of it is done; it goes again, for the rest."""
 

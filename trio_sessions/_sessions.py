@@ -126,6 +126,8 @@ class Sessions:
 
     async def _wait_claimed(self, entry: Entry, claim: Order[Claimed]) -> None:
         await claim.settled()
+        if entry.is_let_in:  # it may have been refused, and claimed without a limit
+            await entry.answered()
         if claim.error is not None:
             logger.warning(
                 "session %s is added but unconfirmed, the next pass writes its row: %s",

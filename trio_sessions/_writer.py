@@ -55,6 +55,7 @@ T = TypeVar("T")
 _SIZE = 8 * 1024 * 1024  # bytes in one batch
 _ROOM = (10_000, 64 * 1024 * 1024)  # callers inside, and their bytes; others wait outside
 _PAUSES = (0.005, 0.25)  # seconds until a locked row is asked again, the first and the longest
+_SHORT = 0.03  # seconds, the longest where the lock is one that nobody has for long
 _PATIENCE = 2.0  # seconds for which a locked row is asked again
 _SPLITTING = 15.0  # seconds for which a refused batch is split; each refusal may take lock_timeout
 
@@ -296,7 +297,8 @@ class Writer:
         for order in locked:
             lines.setdefault(order.session_id, []).append(order)
         for orders in lines.values():
-            pause = min(longest, first * 2 ** orders[0].attempts)
+            most = _SHORT if orders[0].is_in_a_queue else longest
+            pause = min(most, first * 2 ** orders[0].attempts)
             for order in orders:
                 order.attempts += 1
             due = now + pause * (0.5 + random.random())  # noqa: S311 -- jitter, no secret

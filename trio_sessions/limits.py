@@ -24,7 +24,9 @@ class Limits:
     database, in one step with the write, so that no two get the last place. An id that is held by
     this worker, or is that owner's already, may be added again. An owner that is set later is not
     refused, and counts from then. `SessionRegistry.adopt_session` is not refused either: a session
-    that moves is no further one. While the database is away sessions are let in, and stay."""
+    that moves is no further one. While the database is away sessions are let in, and stay. So
+    does one whose owner other workers were counting all the time, for some seconds: it is held, and
+    its row is written later, counted then if there is room. Who is in is never removed for it."""
     idle_timeout: float | None = None
     """A session of which nothing was heard for longer is ended by the next pass. Heard of is the
     end of each message handled, and `SessionRegistry.touch`. While a message is being handled, or
@@ -35,8 +37,8 @@ class Limits:
     revocation_ttl: float = 3600.0
     """For so long the id of a session that was revoked here is refused, `SessionRevoked`."""
     log_ttl: float = 600.0
-    """Entries of logs that are older are deleted, now and then, by each registry that has appended
-    something."""
+    """Entries of logs that are older are deleted, once a ``cleanup_interval``, by every registry
+    that has appended something since it was opened; where none has, they go with their sessions."""
 
     def __post_init__(self) -> None:
         """Check every limit; durations come out as `float`."""

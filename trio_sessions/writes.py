@@ -86,7 +86,7 @@ class Claim(Write["Claimed"]):
     most_of_owner: int | None = None
     """Only if the ``owner`` that the claim brings has fewer other sessions than this, of workers
     that are not gone, else `Outcome.TOO_MANY` (`trio_sessions.abc.LimitStore`). None: in any case.
-    """
+    Where somebody else counts these just now, it may be answered as locked."""
     only_from: str | None = None
     """Adopt the session: only if another incarnation of this name, or of this worker id, holds its
     row, however lately it was taken. Otherwise nothing is done (`Outcome.NOT_ADOPTED`), also where

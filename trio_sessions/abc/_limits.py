@@ -14,7 +14,12 @@ class LimitStore(Store):
     already is no further one, and may be claimed. **To count and to write is one step**: of many
     claims at once, in one batch or in those of many workers, no more come in than there is room
     for. What is said of an owner later (`trio_sessions.writes.SetOwner`) is never refused, and
-    counts from then.
+    counts from then. What a claim of the batch replaces, for it has ended here, counts no more for
+    whoever had it.
+
+    Whoever counts an owner's sessions may have to keep others from doing so. Let no batch wait for
+    that: the rest of it would wait, too. Answer such claims with `trio_sessions.errors.RowLocked`;
+    they are asked again. Count no further than ``most_of_owner``: an owner may have any number.
     """
 
     part = Part.LIMITS

@@ -51,5 +51,6 @@ class MailStore(Store):
     async def expire_mail(self, worker: Worker, *, older_than: float, limit: int) -> int:
         """Delete letters older than so many seconds, at most ``limit``; return how many.
 
-        And the topics of incarnations that have no row.
+        And of incarnations that have no row as many topics, at most: the others go with the next
+        calls. They are not in the answer.
         """

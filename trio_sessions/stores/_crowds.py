@@ -32,7 +32,9 @@ class Crowds:
     """The sessions of the owners that a batch is about.
 
     Args:
-        numbers: how many each owner has, those included that the batch claims and it has already.
+        numbers: how many each owner has, those included that the batch claims and it has already,
+            but not what has ended and is replaced by the batch. Where it is as many as one may
+            have, or more, it need not be exact.
     """
 
     def __init__(self, numbers: Mapping[str, int]) -> None:

@@ -21,6 +21,7 @@ class Logs:
         tables: the tables.
         questions: knows what it means that a session's row is not there.
         octets: returns the bytes of a text.
+        chosen: returns "the column is one of the ids of this select", which is carried out once.
         transaction: runs a block as one writing transaction.
     """
 
@@ -30,6 +31,7 @@ class Logs:
         questions: Questions,
         *,
         octets: Callable[[sa.ColumnElement[str]], sa.ColumnElement[int]],
+        chosen: Callable[[sa.ColumnElement[int], sa.Select[tuple[int]]], sa.ColumnElement[bool]],
         transaction: Callable[[sa.Connection], AbstractContextManager[None]],
     ) -> None:
         self._questions = questions
@@ -66,7 +68,7 @@ class Logs:
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
-        self._expire = sa.delete(tables.logs).where(entry.id.in_(old))
+        self._expire = sa.delete(tables.logs).where(chosen(entry.id, old))
 
     def read(
         self,

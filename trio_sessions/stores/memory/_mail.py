@@ -82,14 +82,19 @@ class Mail:
         self.unlisten(incarnation, list(self._topics))
 
     def expire(self, workers: Workers, now: float, older_than: float, limit: int) -> int:
-        """Drop old letters, so many at most, and topics of workers without a row.
+        """Drop old letters, so many at most, and as many topics of workers without a row.
 
         Returns:
             How many letters.
         """
-        listening = set(itertools.chain.from_iterable(self._topics.values()))
-        for incarnation in sorted(listening - workers.incarnations()):
-            self.unlisten(incarnation, list(self._topics))
+        known = workers.incarnations()
+        strays = (
+            (incarnation, topic)
+            for topic, listeners in self._topics.items()
+            for incarnation in listeners - known
+        )
+        for incarnation, topic in list(itertools.islice(strays, limit)):
+            self.unlisten(incarnation, [topic])
         expired = 0
         for incarnation, box in list(self._letters.items()):
             while box and expired < limit and now - box[0].left_at > older_than:

@@ -1,7 +1,6 @@
 """The rows in memory, and what each kind of write does with one. Synchronous, no clock."""
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from trio_sessions.stores._crowds import TOO_MANY, Crowds, is_limited
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores._pieces import PIECE
 from trio_sessions.stores._revoked import REFUSED
+from trio_sessions.stores.memory._owned import Owned
 from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.types import Capabilities, Holder, Sent
 from trio_sessions.writes import (
@@ -98,6 +98,26 @@ class Rows(dict[str, Row]):
         self._births = Numbers()
         self._message_ids = Numbers()
         self._entry_ids = Numbers()
+        self._owned = Owned()
+
+    def __setitem__(self, session_id: str, row: Row) -> None:
+        """Put a row in, in the place of any other of its id."""
+        before = self.get(session_id)
+        super().__setitem__(session_id, row)
+        self._owned.change(session_id, None if before is None else before.owner, row.owner)
+
+    def take(self, session_id: str) -> Row | None:
+        """Take a row out, whatever belongs to it; None: there is none."""
+        row = self.pop(session_id, None)
+        if row is not None:
+            self._owned.change(session_id, row.owner, None)
+        return row
+
+    def give(self, session_id: str, owner: str | None) -> None:
+        """Say who owns the session of a row."""
+        row = self[session_id]
+        self._owned.change(session_id, row.owner, owner)
+        row.owner = owner
 
     def own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, Row]]:
         """Return those of these rows that are there and are held by this incarnation."""
@@ -127,17 +147,31 @@ class Rows(dict[str, Row]):
         limited = [claim for _, claim in batch.of(Claim) if is_limited(claim)]
         if not limited:
             return None
-        owners = {claim.owner for claim in limited}
         ended = {claim.session_id: claim.ended for claim in limited}
+        most = dict[str, int]()
+        for claim in limited:
+            assert isinstance(claim.owner, str)
+            assert claim.most_of_owner is not None
+            most[claim.owner] = max(most.get(claim.owner, 0), claim.most_of_owner)
+
+        def counts(session_id: str, owner: str) -> bool:
+            row = self.get(session_id)
+            if row is None or row.owner != owner:
+                return False
+            if not row.is_of(worker):
+                return lives(row.incarnation)
+            return row.generation > ended.get(session_id, 0)
+
         return Crowds(
-            Counter(
-                row.owner
-                for session_id, row in self.items()
-                if row.owner is not None
-                and row.owner in owners
-                and (row.is_of(worker) or lives(row.incarnation))
-                and not (row.is_of(worker) and row.generation <= ended.get(session_id, 0))
-            )
+            {
+                owner: sum(
+                    1
+                    for _ in itertools.islice(
+                        (one for one in self._owned.of(owner) if counts(one, owner)), number
+                    )
+                )
+                for owner, number in most.items()
+            }
         )
 
     def set_right(self, now: float) -> None:
@@ -164,7 +198,8 @@ class Rows(dict[str, Row]):
         """
         messages = self[session_id].messages
         if len(messages) <= limit:
-            return len(self.pop(session_id).messages), True
+            self.take(session_id)
+            return len(messages), True
         for message_id in list(itertools.islice(messages, limit)):
             del messages[message_id]
         return limit, False
@@ -294,7 +329,8 @@ class Rows(dict[str, Row]):
             if row.generation <= claim.generation:
                 row.generation = claim.generation
                 row.taken_at = taken_at if row.taken_at > now else max(row.taken_at, taken_at)
-                row.owner = row.owner if claim.owner is Keep.AS_IS else claim.owner
+                if claim.owner is not Keep.AS_IS:
+                    self.give(claim.session_id, claim.owner)
                 row.capabilities = claim.capabilities or row.capabilities
                 row.data = row.data if claim.data is Keep.AS_IS else claim.data
         return Claimed(
@@ -348,7 +384,7 @@ class Rows(dict[str, Row]):
         elif isinstance(write, SetCapabilities):
             row.capabilities = write.capabilities
         elif isinstance(write, SetOwner) or row.owner is None:
-            row.owner = write.owner
+            self.give(write.session_id, write.owner)
         return row.holder()
 
     def _add(self, worker: Worker, write: Send | Append, now: float) -> Sent | int | None:

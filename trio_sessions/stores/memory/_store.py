@@ -192,7 +192,7 @@ class MemoryStore(
         gone = 0
         for session_id in ids:
             self._rows.marks.mark(session_id, now, revocation.ttl)
-            gone += self._rows.pop(session_id, None) is not None
+            gone += self._rows.take(session_id) is not None
         return await self._answer(Revoked(sessions=gone, more=more))
 
     async def revocations(self, worker: Worker, *, within: float) -> list[Mark]:

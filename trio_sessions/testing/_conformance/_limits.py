@@ -1,5 +1,7 @@
 """Checks of `LimitStore`: an owner has no more sessions than it may."""
 
+from dataclasses import replace
+
 import trio
 
 from trio_sessions.testing._conformance._fleet import LONG, TTL, begin, eventually
@@ -99,6 +101,51 @@ async def what_has_ended_does_not_count(make_store: MakeStore) -> None:
         assert await _outcome(a, _limited("3")) is Outcome.TOO_MANY
 
 
+async def what_another_has_left_makes_no_room(make_store: MakeStore) -> None:
+    """A claim replaces an ended session of another owner: that is none of the others, not one less.
+
+    Of those who come after it in the batch; and it makes room for one where it had been the last.
+    """
+    async with opened(make_store, "a") as (a,):
+        await _begin_all(a)
+        for session_id in ("left", "bob's", "bob's 2"):
+            await a.write(_limited(session_id, owner="bob", most=3))
+        claims = [_limited(f"more {number}", owner="bob") for number in range(3)]
+        answers = await a.commit(_limited("left", generation=2, ended=1), *claims)
+        assert [_let_in(answers[:1]), _let_in(answers[1:])] == [1, 0]
+        await a.write(_limited("left", owner="bob", most=3, generation=3, ended=2))
+        claims = [_limited(f"more {number}", owner="bob", most=3) for number in range(3)]
+        answers = await a.commit(_limited("left", generation=4, ended=3), *claims)
+        assert [_let_in(answers[:1]), _let_in(answers[1:])] == [1, 1]
+
+
+async def what_has_ended_of_many_makes_no_room(make_store: MakeStore) -> None:
+    """Who has far more than it may, and whose sessions end here, still has more than it may."""
+    async with opened(make_store, "a", "b") as (a, b):
+        await _begin_all(a, b)
+        for number in range(4):
+            await a.write(_limited(f"a{number}", most=None))
+            await b.write(_limited(f"b{number}", most=None))
+        again = [_limited(f"a{number}", generation=2, ended=1) for number in range(3)]
+        answers = await a.commit(*again, _limited("new"))
+        assert _let_in(answers) == 0
+        answers = await a.commit(*[replace(one, most_of_owner=7) for one in again])
+        assert _let_in(answers) == 2
+
+
+async def a_session_that_is_not_handed_on_counts(make_store: MakeStore) -> None:
+    """A claim for another owner is refused: the session stays with the one that has it."""
+    async with opened(make_store, "a", "b") as (a, b):
+        await _begin_all(a, b)
+        await a.write(_limited("alice's"))
+        for session_id in ("bob's", "bob's 2"):
+            await b.write(_limited(session_id, owner="bob"))
+        await trio.sleep(TICK)
+        further = _limited("bob's", most=1)
+        answers = await a.commit(further, _limited("bob's 3", owner="bob"))
+        assert _let_in(answers) == 0
+
+
 async def an_owner_that_is_set_counts_from_then(make_store: MakeStore) -> None:
     """It is never refused, however many there are."""
     async with opened(make_store, "a", "b") as (a, b):
@@ -171,6 +218,9 @@ limit_checks: tuple[Check, ...] = (
     who_names_no_owner_or_no_limit_is_let_in,
     what_an_owner_has_already_is_no_further_one,
     what_has_ended_does_not_count,
+    what_another_has_left_makes_no_room,
+    what_has_ended_of_many_makes_no_room,
+    a_session_that_is_not_handed_on_counts,
     an_owner_that_is_set_counts_from_then,
     sessions_of_workers_that_are_gone_do_not_count,
     of_many_in_one_batch_as_many_as_may_come_in,

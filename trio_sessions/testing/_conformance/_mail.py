@@ -276,6 +276,21 @@ async def what_nobody_takes_away_expires(make_store: MakeStore) -> None:
         assert await b.write(_post("1", topic="news")) == 0
 
 
+async def topics_of_nobody_go_piece_by_piece(make_store: MakeStore) -> None:
+    """No call drops more of them than it may, and they are gone after some."""
+    topics = [f"topic {number}" for number in range(5)]
+    async with opened(make_store, "a", "b", "c") as (a, b, c):
+        await _begin(b)
+        await _listen(b, *topics)
+        for client, calls, listening in ((a, 1, 5 + 3), (c, 5, 5 + 3)):
+            await _listen(client, *topics)
+            for _ in range(calls):
+                assert await _mail(b).expire_mail(b.worker, older_than=LONG, limit=2) == 0
+            await _begin(client)
+            heard = await b.commit(*(_post("1", topic=one) for one in topics))
+            assert sum(one for one in heard if isinstance(one, int)) == listening
+
+
 async def a_batch_that_does_nothing_leaves_no_letter(make_store: MakeStore) -> None:
     """One that names a stamp that is not there, or comes too late; one that does leaves each."""
     async with opened(make_store, "a", "b") as (a, b):
@@ -325,6 +340,7 @@ mail_checks: tuple[Check, ...] = (
     what_a_worker_that_closes_leaves_goes_with_its_row,
     what_a_swept_worker_leaves_goes_with_its_row,
     what_nobody_takes_away_expires,
+    topics_of_nobody_go_piece_by_piece,
     a_batch_that_does_nothing_leaves_no_letter,
     every_operation_on_mail_is_a_checkpoint,
 )

@@ -247,7 +247,7 @@ class Database(MemoryStore):
         """Delete rows as an operator does."""
         before = holders(self._rows)
         for session_id in session_ids:
-            self._rows.pop(session_id, None)
+            self._rows.take(session_id)
         self._tell("deleted by hand", None, before)
         self._keep()
 
@@ -255,7 +255,8 @@ class Database(MemoryStore):
         """Undo what an operator has just done to rows."""
         now = self._rows
         for session_id, row in self._states[-1 - commits][0].copy().items():
-            now.setdefault(session_id, row)
+            if session_id not in now:
+                now[session_id] = row
         self._keep()
 
     def moment(self) -> Moment:

@@ -45,7 +45,8 @@ class Table(Rows):
         copied._message_ids = Numbers(self._message_ids.following)
         copied.marks = self.marks.copy()
         copied._entry_ids = Numbers(self._entry_ids.following)
-        copied.update((session_id, _copy_row(row)) for session_id, row in self.items())
+        for session_id, row in self.items():
+            copied[session_id] = _copy_row(row)
         return copied
 
     def emptied(self) -> "Table":

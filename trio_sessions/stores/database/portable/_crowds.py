@@ -1,5 +1,6 @@
 """How many sessions owners have, in SQL that any database understands."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,24 +29,35 @@ class Count:
                 worker.stamped_at >= ago(worker.session_ttl),
             )
         )
-        self._count = (
-            sa.select(sa.func.count())
+        few = (
+            sa.select(sa.literal_column("1"))
             .select_from(tables.sessions)
             .where(row.owner == sa.bindparam("of_owner"), sa.or_(own(tables), lives))
+            .limit(sa.bindparam("most", type_=sa.Integer))
+            .subquery("few")
         )
+        self._count = sa.select(sa.func.count()).select_from(few)
 
     def __call__(
         self, connection: sa.Connection, worker: Worker, batch: Batch, rows: Mapping[str, Any]
     ) -> Crowds:
-        """Return how many each owner has that a claim of the batch may be refused for."""
+        """Return how many each owner has that a claim of the batch may be refused for.
+
+        It reads no more rows of an owner than decide that, but for those of workers that are gone.
+        """
         limited = [claim for _, claim in batch.of(Claim) if is_limited(claim)]
-        numbers: dict[str, int] = {}
+        most = dict[str, int]()
+        ended = Counter[str]()
         for claim in limited:
             assert isinstance(claim.owner, str)
-            if claim.owner not in numbers:
-                parameters = {**identity(worker), "of_owner": claim.owner}
-                numbers[claim.owner] = connection.execute(self._count, parameters).scalar_one()
+            assert claim.most_of_owner is not None
+            most[claim.owner] = max(most.get(claim.owner, 0), claim.most_of_owner)
             row = rows.get(claim.session_id)
             if row is not None and row.owner is not None and has_ended(worker, row, claim.ended):
-                numbers[row.owner] = numbers.get(row.owner, 0) - 1
+                ended[row.owner] += 1
+        numbers = dict[str, int]()
+        for owner, number in most.items():
+            parameters = {**identity(worker), "of_owner": owner, "most": number + ended[owner]}
+            found = connection.execute(self._count, parameters).scalar_one()
+            numbers[owner] = found - ended[owner]
         return Crowds(numbers)

@@ -85,7 +85,13 @@ class Mail:
         )
         self._expire = sa.delete(tables.mail).where(letter.id.in_(old))
         known = sa.select(worker.incarnation)
-        self._forget_strays = sa.delete(tables.topics).where(topic.incarnation.not_in(known))
+        each = sa.tuple_(topic.topic, topic.incarnation)
+        strays = (
+            sa.select(topic.topic, topic.incarnation)
+            .where(topic.incarnation.not_in(known))
+            .limit(limit)
+        )
+        self._forget_strays = sa.delete(tables.topics).where(each.in_(strays))
         of_some = sa.select(letter.id).where(grammar.among(letter.incarnation)).limit(limit)
         self._forget_letters = sa.delete(tables.mail).where(letter.id.in_(of_some))
         self._forget_topics = sa.delete(tables.topics).where(grammar.among(topic.incarnation))
@@ -144,7 +150,7 @@ class Mail:
         parameters = {"older_than": older_than, "limit": limit}
         with self._transaction(connection):
             expired = connection.execute(self._expire, parameters).rowcount
-            connection.execute(self._forget_strays)
+            connection.execute(self._forget_strays, parameters)
         return expired
 
     def forget(self, connection: sa.Connection, incarnations: Iterable[str], limit: int) -> None:

@@ -40,7 +40,7 @@ from trio_sessions.stores.database.postgresql._lease import Lease
 from trio_sessions.stores.database.postgresql._mail import Mail
 from trio_sessions.stores.database.postgresql._opening import check_opening
 from trio_sessions.stores.database.postgresql._sweep import Sweep
-from trio_sessions.stores.database.postgresql._words import CLOCK
+from trio_sessions.stores.database.postgresql._words import CLOCK, chosen
 from trio_sessions.stores.database.postgresql._workers import Workers
 
 __all__ = ["DATABASE"]
@@ -73,7 +73,9 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
 
     marks = Revocations(tables, insert=postgresql.insert, transaction=transaction)
     questions = Questions(tables, in_doubt(tables))
-    logs = Logs(tables, questions, octets=sa.func.octet_length, transaction=transaction)
+    logs = Logs(
+        tables, questions, octets=sa.func.octet_length, chosen=chosen, transaction=transaction
+    )
     return Operations(
         check=check_opening(tables),
         creation=_creation,

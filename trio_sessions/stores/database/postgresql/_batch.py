@@ -38,11 +38,13 @@ from trio_sessions.stores.database.postgresql._errors import (
     sqlstate,
 )
 from trio_sessions.stores.database.postgresql._kinds import (
+    BUSY,
     COLUMNS,
     DOUBTFUL,
     LOCKED,
     Kind,
     Names,
+    busy,
     locked,
     own,
     without_data,
@@ -71,7 +73,11 @@ _IN_DOUBT = (ADOPTIONS, SAYINGS, SENDS, APPENDS)
 _BELLS = ((SENDS, BELLS), (POSTS, MAIL_BELLS))
 _BY_NAME = {kind.name: kind for kind in _KINDS}
 _BY_WRITE = {write: kind for kind in _KINDS for write in kind.writes}
-_REFUSED: Mapping[str, Callable[[], RowUnavailable]] = {LOCKED: locked, DOUBTFUL: doubtful}
+_REFUSED: Mapping[str, Callable[[], RowUnavailable]] = {
+    LOCKED: locked,
+    BUSY: busy,
+    DOUBTFUL: doubtful,
+}
 
 
 @lru_cache

@@ -9,8 +9,9 @@ from trio_sessions.stores._adoption import NOT_ADOPTED
 from trio_sessions.stores._crowds import TOO_MANY, is_limited
 from trio_sessions.stores._pieces import ENTRIES, PIECE
 from trio_sessions.stores._revoked import REFUSED
-from trio_sessions.stores.database.postgresql._crowds import many_cte
+from trio_sessions.stores.database.postgresql._crowds import let_in, many_cte
 from trio_sessions.stores.database.postgresql._kinds import (
+    BUSY,
     OWN,
     UNFINISHED,
     Kind,
@@ -113,7 +114,7 @@ def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
         )"""
 
 
-_MANY = " AND id NOT IN (SELECT id FROM claim_many)"
+_LET_IN = f" AND {let_in('id')}"
 
 
 def _claims(names: Names, *, limited: bool = False) -> str:
@@ -137,7 +138,7 @@ def _claims(names: Names, *, limited: bool = False) -> str:
             WHERE s.session_id = ANY (ARRAY(
                 SELECT id FROM claims
                 WHERE there AND id NOT IN (SELECT id FROM claim_revoked)
-                    AND id NOT IN (SELECT id FROM claim_unready){_MANY if limited else ""}
+                    AND id NOT IN (SELECT id FROM claim_unready){_LET_IN if limited else ""}
             ))
             ORDER BY s.session_id FOR UPDATE SKIP LOCKED
         ), claim_found AS MATERIALIZED (
@@ -192,7 +193,7 @@ def _claims(names: Names, *, limited: bool = False) -> str:
                 clock_timestamp()
             FROM claims AS c
             WHERE NOT c.there
-                AND id NOT IN (SELECT id FROM claim_revoked){_MANY if limited else ""}
+                AND id NOT IN (SELECT id FROM claim_revoked){_LET_IN if limited else ""}
             ORDER BY c.id
             ON CONFLICT (session_id) DO NOTHING
             RETURNING s.session_id, s.owner, s.capabilities, s.elicitation, s.data,
@@ -201,7 +202,8 @@ def _claims(names: Names, *, limited: bool = False) -> str:
 
 
 def _claim_answers(names: Names, *, limited: bool = False) -> str:
-    too_many = f"WHEN c.id IN (SELECT id FROM claim_many) THEN '{Outcome.TOO_MANY.value}'"
+    too_many = f"""WHEN c.id IN (SELECT id FROM claim_many) THEN '{Outcome.TOO_MANY.value}'
+                WHEN c.id IN (SELECT id FROM claim_busy) THEN '{BUSY}'"""
     return f"""
         SELECT 'claims', c.n,
             CASE WHEN c.id IN (SELECT id FROM claim_revoked) THEN 'revoked'

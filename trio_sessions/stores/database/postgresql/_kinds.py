@@ -10,6 +10,7 @@ from trio_sessions.stores.database._schema import Tables
 from trio_sessions.writes import Answer, Write
 
 __all__ = [
+    "BUSY",
     "COLUMNS",
     "DOUBTFUL",
     "HOLDS",
@@ -21,6 +22,7 @@ __all__ = [
     "all_own",
     "asked",
     "born",
+    "busy",
     "limited_to",
     "locked",
     "own",
@@ -33,6 +35,9 @@ COLUMNS = f"{_TOLD}, data"
 
 LOCKED = "locked"
 """The state of a write that was not done because of somebody else's lock."""
+
+BUSY = "busy"
+"""The state of a claim that was not done because somebody else counts its owner's sessions."""
 
 DOUBTFUL = "doubtful"
 """The state of a write that was not done because the database may have forgotten something."""
@@ -167,3 +172,8 @@ def limited_to(number: int) -> str:
 def locked() -> RowLocked:
     """Return the answer to a write whose row somebody else has locked."""
     return RowLocked("the row is locked by another transaction")
+
+
+def busy() -> RowLocked:
+    """Return the answer to a claim whose owner's sessions somebody else counts."""
+    return RowLocked("the sessions of its owner are being counted by another transaction")

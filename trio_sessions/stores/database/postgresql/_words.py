@@ -8,7 +8,7 @@ from sqlalchemy.dialects import postgresql
 
 from trio_sessions.stores.database._database import Clock
 
-__all__ = ["CLOCK", "among", "each_id", "encode_ids"]
+__all__ = ["CLOCK", "among", "chosen", "each_id", "encode_ids"]
 
 CLOCK = Clock(
     now="clock_timestamp()",
@@ -36,6 +36,16 @@ def among(column: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     """
     each = sa.select(each_id()).scalar_subquery()
     return column == sa.any_(sa.func.array(each, type_=postgresql.ARRAY(sa.Text())))
+
+
+def chosen(column: sa.ColumnElement[int], ids: sa.Select[tuple[int]]) -> sa.ColumnElement[bool]:
+    """Return "the column is one of these ids", which are selected, and locked, once.
+
+    With IN a planner may join, and carry out the select again and again: each time others are
+    locked, and more than its limit.
+    """
+    found = sa.func.array(ids.scalar_subquery(), type_=postgresql.ARRAY(sa.BigInteger()))
+    return column == sa.any_(found)
 
 
 def encode_ids(session_ids: Sequence[str]) -> str:

@@ -60,7 +60,13 @@ def _operations(tables: Tables, *, listens: bool) -> Operations:
 
     lease, questions, mail = Lease(tables, _GRAMMAR), Questions(tables), Mail(tables, _GRAMMAR)
     marks = Revocations(tables, insert=sqlite.insert, transaction=transaction)
-    logs = Logs(tables, questions, octets=octets, transaction=transaction)
+    logs = Logs(
+        tables,
+        questions,
+        octets=octets,
+        chosen=lambda column, ids: column.in_(ids),
+        transaction=transaction,
+    )
     return Operations(
         check=check_opening(tables),
         creation=transaction,
