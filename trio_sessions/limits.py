@@ -23,7 +23,8 @@ class Limits:
     ``owner`` that has as many already is refused, `TooManySessions`: they are counted by the
     database, in one step with the write, so that no two get the last place. An id that is held by
     this worker, or is that owner's already, may be added again. An owner that is set later is not
-    refused, and counts from then. While the database is away sessions are let in, and stay."""
+    refused, and counts from then; nor is one that `SessionRegistry.adopt_session` brings along:
+    it counted before. While the database is away sessions are let in, and stay."""
     idle_timeout: float | None = None
     """A session of which nothing was heard for longer is ended by the next pass. Heard of is the
     end of each message handled, and `SessionRegistry.touch`. While a message is being handled, or
