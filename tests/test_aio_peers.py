@@ -209,3 +209,78 @@ def test_a_handler_has_the_context_of_the_opening(run: Run) -> None:
             assert await registry.workers.call("me", "where", None, timeout=9) == "opening"
 
     run(main)
+
+
+def test_a_backlog_leaves_the_loop_its_turns(run: Run) -> None:
+    """Whoever reads what has come already gives way to the others after each of it."""
+
+    async def main() -> None:
+        turns = 0
+
+        async def turn() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async with SessionRegistry() as registry, registry.topics.subscribe("t") as messages:
+            for number in range(100):
+                await registry.topics.publish("t", number)
+            subscription: Any = messages
+            await until(lambda: len(subscription._reader._waiting) == 100)
+            turning = asyncio.create_task(turn())
+            await asyncio.sleep(0)
+            turns = 0
+            assert [await anext(messages) for _ in range(100)] == list(range(100))
+            assert turns >= 50
+            turning.cancel()
+
+    run(main)
+
+
+def test_a_reader_that_is_cancelled_loses_nothing(run: Run) -> None:
+    async def main() -> None:
+        async with SessionRegistry() as registry, registry.topics.subscribe("t") as messages:
+            for number in range(2):
+                await registry.topics.publish("t", number)
+            assert await anext(messages) == 0
+
+            async def read() -> Any:
+                return await anext(messages)
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(0)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            assert await anext(messages) == 1
+
+    run(main)
+
+
+def test_a_stream_that_has_ended_stays_so(run: Run) -> None:
+    """A good end is the end, a bad one the same error; both of two readers hear of it."""
+
+    async def main() -> None:
+        async def fails(payload: Any) -> AsyncIterator[Any]:
+            yield 0
+            raise LookupError("no more")
+
+        handlers = {**Handlers().all(), "fails": fails}
+        async with SessionRegistry(worker_id="me", handlers=handlers) as registry:
+            async with registry.workers.stream("me", "count", 3, timeout=9) as items:
+
+                async def read() -> list[Any]:
+                    return [item async for item in items]
+
+                async with asyncio.timeout(TOO_LONG):
+                    read_by = await asyncio.gather(read(), read())
+                assert sorted([*read_by[0], *read_by[1]]) == [0, 1, 2]
+                assert await anext(items, "the end") == "the end"
+            async with registry.workers.stream("me", "fails", 3, timeout=9) as items:
+                assert await anext(items) == 0
+                for _ in range(3):
+                    with pytest.raises(CallFailed, match="no more"):
+                        await anext(items)
+
+    run(main)

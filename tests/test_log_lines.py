@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,20 @@ Line = tuple[str, str]
 
 
 def lines_of(source: str) -> list[tuple[Line, str]]:
-    """Return what a module logs loudly, with the level; "log" where a variable is called so."""
-    tree = ast.parse(source)
+    """Return what a module logs loudly, with the level; "log" where a variable is called so.
+
+    The logger of a function that is handed one is the function's name and "()".
+    """
     name = re.search(r'^logger = logging\.getLogger\("([\w.]+)"\)', source, re.MULTILINE)
-    found = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
+    return list(_lines_in(ast.parse(source), name and name[1]))
+
+
+def _lines_in(node: ast.AST, logger: str | None) -> Iterator[tuple[Line, str]]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        parameters = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if "logger" in {one.arg for one in parameters}:
+            logger = f"{node.name}()"
+    if isinstance(node, ast.Call):
         called = node.func
         if isinstance(called, ast.Attribute):
             on_logger = isinstance(called.value, ast.Name) and called.value.id == "logger"
@@ -32,19 +40,54 @@ def lines_of(source: str) -> list[tuple[Line, str]]:
         else:
             level = called.id if isinstance(called, ast.Name) and called.id == "log" else ""
         if level:
-            assert name is not None, "a module that logs has a logger of its own"
+            assert logger is not None, "who logs has a logger of the module, or is handed one"
             text = node.args[isinstance(called, ast.Attribute) and level == "log"]
             assert isinstance(text, ast.Constant), "a text is a constant: it can be looked up"
-            found.append(((name[1], str(text.value)), level))
+            yield (logger, str(text.value)), level
+    for child in ast.iter_child_nodes(node):
+        yield from _lines_in(child, logger)
+
+
+def handed_by(source: str, function: str) -> set[str]:
+    """Return the logger that a module hands to a function, if it calls it."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == function
+    ]
+    if not calls:
+        return set()
+    name = re.search(r'^logger = logging\.getLogger\("([\w.]+)"\)', source, re.MULTILINE)
+    assert name is not None, "who hands a logger on has one of the module"
+    for call in calls:
+        handed = [*call.args, *(one.value for one in call.keywords)]
+        assert any(isinstance(one, ast.Name) and one.id == "logger" for one in handed)
+    return {name[1]}
+
+
+def logged_by(sources: Collection[str]) -> dict[Line, str]:
+    """Return what modules log loudly; what a function logs that is handed a logger, for each."""
+    found: dict[Line, str] = {}
+    for source in sources:
+        for (logger, text), level in lines_of(source):
+            loggers = {logger}
+            if logger.endswith("()"):
+                loggers = set().union(*(handed_by(one, logger[:-2]) for one in sources))
+                assert loggers, f"nobody hands a logger to {logger}"
+            found.update({(one, text): level for one in loggers})
     return found
 
 
 def logged() -> dict[Line, str]:
-    found: dict[Line, str] = {}
-    for path in sorted((ROOT / "trio_sessions").rglob("*.py")):
-        if not {"testing", "cli"} & {*path.relative_to(ROOT).parts}:
-            found.update(lines_of(path.read_text("utf-8")))
-    return found
+    return logged_by(
+        [
+            path.read_text("utf-8")
+            for path in sorted((ROOT / "trio_sessions").rglob("*.py"))
+            if not {"testing", "cli"} & {*path.relative_to(ROOT).parts}
+        ]
+    )
 
 
 def explained() -> dict[Line, str]:
@@ -84,3 +127,36 @@ def test_the_search_finds_what_is_loud(call: str, found: list[tuple[Line, str]])
     """A look that finds nothing would prove nothing."""
     source = f'import logging\nlogger = logging.getLogger("trio_sessions.x")\n{call}\n'
     assert lines_of(source) == found
+
+
+HANDED = """
+def keep(work, logger):
+    def inner():
+        log = logger.warning if work else logger.debug
+        log("%s failed", work)
+    inner()
+"""
+HANDS = """
+logger = logging.getLogger("trio_sessions.{}")
+keep("it", logger)
+"""
+
+
+def test_what_a_handed_logger_is_given_counts_for_each_that_hands_one() -> None:
+    """So a row is missing where another module begins to call it; nobody may call it without."""
+    assert lines_of(HANDED) == [(("keep()", "%s failed"), "log")]
+    assert logged_by([HANDED, HANDS.format("x"), HANDS.format("y"), "other()"]) == {
+        ("trio_sessions.x", "%s failed"): "log",
+        ("trio_sessions.y", "%s failed"): "log",
+    }
+    with pytest.raises(AssertionError, match="nobody hands a logger"):
+        logged_by([HANDED, "other()"])
+    with pytest.raises(AssertionError, match="has one of the module"):
+        logged_by([HANDED, 'keep("it", get())'])
+    with pytest.raises(AssertionError):
+        logged_by([HANDED, HANDS.format("x").replace(", logger", ", another")])
+
+
+def test_a_module_that_logs_has_a_logger_or_is_handed_one() -> None:
+    with pytest.raises(AssertionError, match="handed one"):
+        lines_of('def keep(work):\n    log("c")\n')

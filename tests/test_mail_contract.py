@@ -10,6 +10,7 @@ from conftest import Shared
 from trio.testing import MockClock
 
 from trio_sessions.abc import Part, SessionStore, Worker
+from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FaultyStore, mail_conformance
 from trio_sessions.testing._conformance._fleet import LONG, begin
@@ -309,15 +310,23 @@ async def test_a_broken_store_fails_the_check_of_its_rule(
 
 
 async def test_so_many_letters_wait_in_memory_at_most(autojump_clock: MockClock) -> None:
-    """What is not left is not counted, and the worker that does not collect holds up no other."""
+    """The worker that does not collect holds up no other, and is not taken for dead.
+
+    What is not left is not counted, and may be left again.
+    """
     store = MemoryStore()
     async with opened(lambda: store, "a", "b", "c") as (a, b, c):
         for client in (b, c):
             await begin(client, cleanup_interval=LONG)
             await store.listen(client.worker, ["news"])
         posts = [Post(session_id="", payload=str(n), to="b") for n in range(10_010)]
-        answers = await a.commit(*posts, Post(session_id="", payload="news", topic="news"))
-        assert answers == [1] * 10_000 + [0] * 10 + [1]
+        news = Post(session_id="", payload="news", topic="news")
+        answers = (await store.commit(a.worker, Batch(writes=[*posts, news]))).answers
+        assert set(answers[:10_000]) == {answers[-1]} == {1}
+        assert [type(one) for one in answers[10_000:-1]] == [RowUnavailable] * 10
+        assert await a.write(Post(session_id="", payload="to all", topic="news")) == 1
         assert await store.collect(b.worker, limit=2, size=100) == ["0", "1"]
-        assert await store.collect(c.worker, limit=2, size=100) == ["news"]
-        assert await a.commit(*posts[:3]) == [1, 1, 0]
+        assert await store.collect(c.worker, limit=3, size=100) == ["news", "to all"]
+        again = (await store.commit(a.worker, Batch(writes=posts[:3]))).answers
+        assert list(again[:2]) == [1, 1]
+        assert isinstance(again[2], RowUnavailable)

@@ -15,19 +15,21 @@ from conftest import Shared
 from trio_sessions import (
     CallFailed,
     MessageTooLarge,
+    NotSupported,
     RegistryClosed,
     SessionRegistry,
     StoreUnavailable,
     WorkerGone,
     open_registry,
 )
-from trio_sessions.abc import Bell, Worker
+from trio_sessions.abc import Bell, Part, Worker
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.testing import Fault, FaultyStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.writes import Batch, Post
 
 TOO_LONG = 30  # seconds
 WINDOW = 32
+DEEP = "[" * 50_000 + "]" * 50_000
 
 
 class Handlers:
@@ -418,6 +420,72 @@ async def test_a_handler_that_fails_is_heard_of_after_its_items(
     caplog.clear()
 
 
+async def test_a_stream_that_has_ended_stays_so(
+    shared: Shared, handlers: Handlers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often it is asked: a good end is the end, a bad one the same error."""
+    async with (
+        shared.open(handlers=handlers.all(), worker_id="callee"),
+        shared.open() as caller,
+    ):
+        async with caller.workers.stream("callee", "count", 3, timeout=30) as items:
+            assert [item async for item in items] == [0, 1, 2]
+            for _ in range(3):
+                assert await anext(items, "the end") == "the end"
+        async with caller.workers.stream("callee", "count_and_fail", 1, timeout=30) as items:
+            assert await anext(items) == 0
+            for _ in range(3):
+                with pytest.raises(CallFailed, match="no more"):
+                    await anext(items)
+    caplog.clear()
+
+
+async def test_a_stream_that_has_ended_is_not_looked_after(handlers: Handlers) -> None:
+    """Though its items are still to be consumed; there is nothing to beat, or to look for."""
+    store = MemoryStore()
+    async with (
+        open_registry(store, handlers=handlers.all(), worker_id="callee"),
+        open_registry(store) as caller,
+        caller.workers.stream("callee", "count", 3, timeout=30) as items,
+    ):
+        assert await anext(items) == 0
+        await until_quiet(caller)
+        assert caller._house._mail._calling.pause is None
+        assert [item async for item in items] == [1, 2]
+
+
+async def test_two_readers_of_one_stream_share_it(handlers: Handlers) -> None:
+    """Each item goes to one of them, and the end to both."""
+    go_on = trio.Event()
+    heard: list[Any] = []
+
+    async def slow(payload: Any) -> AsyncIterator[Any]:
+        yield 0
+        yield 1
+        await go_on.wait()
+        yield 2
+        yield 3
+
+    store = MemoryStore()
+    async with (
+        open_registry(store, handlers={"slow": slow}, worker_id="callee"),
+        open_registry(store) as caller,
+        caller.workers.stream("callee", "slow", None, timeout=30) as items,
+    ):
+
+        async def read() -> None:
+            async for item in items:
+                heard.append(item)
+
+        with trio.fail_after(TOO_LONG):
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(read)
+                    await trio.testing.wait_all_tasks_blocked()
+                go_on.set()
+    assert sorted(heard) == [0, 1, 2, 3]
+
+
 async def test_a_stream_without_a_block_is_closed_by_hand(handlers: Handlers) -> None:
     """And one that is forgotten is left, too."""
     async with open_registry(handlers=handlers.all(), worker_id="w") as registry:
@@ -676,6 +744,9 @@ async def test_a_letter_that_cannot_be_read_ends_nothing(
         '[["items",1,0],7]',
         '[["answer",[1]],7]',
         '[["failed",99,0],7]',
+        f"[{DEEP},null]",
+        f'[["moved"],{DEEP}]',
+        f'[["beat","x"],{DEEP}]',
     ]
     async with (
         shared.open(handlers=handlers.all(), worker_id="callee") as callee,
@@ -688,6 +759,126 @@ async def test_a_letter_that_cannot_be_read_ends_nothing(
         assert await caller.workers.call("callee", "echo", 1, timeout=30) == 1
     assert "a letter was dropped" in caplog.text
     caplog.clear()
+
+
+@pytest.mark.parametrize(
+    "letter",
+    [
+        '[["answer",1],no JSON]',
+        '[["answer",1],]]',
+        f'[["failed",1,0],{{"type":{DEEP},"message":{DEEP}}}]',
+        '[["failed",1,0],no JSON]',
+    ],
+)
+async def test_an_answer_that_cannot_be_read_is_a_failure(handlers: Handlers, letter: str) -> None:
+    """The handler has run, and nobody can say what came of it."""
+    async with (
+        open_registry(handlers=handlers.all(), worker_id="w") as registry,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def call() -> None:
+            with trio.fail_after(TOO_LONG), pytest.raises(CallFailed, match="'hang' at worker 'w'"):
+                await registry.workers.call("w", "hang", 1, timeout=1000)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(call)
+        await handlers.until(handlers.begun, "hang")
+        registry._house._mail._office.receive(letter)
+
+
+# ---- workers that use little of it ----
+
+
+async def test_whoever_reads_an_inbox_answers_calls(everywhere: Shared) -> None:
+    """It hears the bell, so the first letter to it starts the mail."""
+    async with everywhere.open(worker_id="reader") as reader, everywhere.open() as caller:
+        await reader.add_session("s", FakeTransport())
+        async with reader.open_inbox("s"):
+            with trio.fail_after(TOO_LONG), pytest.raises(CallFailed, match="no handler"):
+                await caller.workers.call("reader", "echo", 1, timeout=1000)
+
+
+async def test_whoever_reads_an_inbox_is_told_of_a_move(everywhere: Shared) -> None:
+    """At once, as one that uses mail by itself."""
+    async with everywhere.open() as older, everywhere.open() as newer:
+        await older.add_session("s", FakeTransport())
+        await older.add_session("other", FakeTransport())
+        async with older.open_inbox("other"):
+            with trio.fail_after(TOO_LONG):
+                while not older.health().bell_alive:
+                    await trio.sleep(0.01)
+            assert await newer.adopt_session("s", FakeTransport(), from_worker=older.worker_id)
+            with trio.fail_after(TOO_LONG):
+                while older.get_session_sync("s") is not None:
+                    await trio.sleep(0.01)
+
+
+async def test_whoever_reads_an_inbox_only_asks_for_no_letters() -> None:
+    """Neither when its bell is opened, nor when it rings for messages."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store) as registry:
+        await registry.add_session("s", FakeTransport())
+        async with registry.open_inbox("s") as inbox:
+            await registry.broadcast("s", {"a": 1})
+            with trio.fail_after(TOO_LONG):
+                assert await anext(inbox) == {"a": 1}
+            await trio.testing.wait_all_tasks_blocked()
+        assert not {"collect", "living", "expire_mail"} & set(store.calls)
+
+
+async def test_an_adopter_deletes_the_letters_that_nobody_collects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It leaves them, so it sees to it; and hears no bell for that."""
+    monkeypatch.setattr("trio_sessions._mail._office._OLD", 0.1)
+    memory = MemoryStore()
+    store = FaultyStore(memory)
+    async with (
+        open_registry(memory) as older,
+        open_registry(store, cleanup_interval=0.2) as newer,
+    ):
+        for name in ("s", "t"):
+            await older.add_session(name, FakeTransport())
+            assert await newer.adopt_session(name, FakeTransport(), from_worker=older.worker_id)
+        with trio.fail_after(TOO_LONG):
+            while not memory._mail._letters:
+                await trio.sleep(0.01)
+            while memory._mail._letters:
+                await trio.sleep(0.01)
+        assert store.calls["expire_mail"] >= 1
+        assert not {"open_bell", "collect", "living"} & set(store.calls)
+
+
+async def test_a_full_box_is_no_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It collects nothing just now: ask again."""
+    monkeypatch.setattr("trio_sessions.stores.memory._mail._MOST", 1)
+    store = MemoryStore()
+    async with open_registry(store, worker_id="full"), open_registry(store) as caller:
+        assert await caller._house._mail._sender.post("full", "[]")
+        with pytest.raises(StoreUnavailable, match="does not collect"):
+            await caller.workers.call("full", "echo", 1, timeout=5)
+
+
+async def test_calling_oneself_needs_no_store_for_mail() -> None:
+    """As another worker would be told: what this one does not have, it cannot call."""
+
+    class Plain(FaultyStore):
+        @property
+        def parts(self) -> frozenset[Part]:
+            return super().parts - {Part.MAIL}
+
+    store = Plain(MemoryStore())
+    async with open_registry(store, worker_id="me") as registry:
+        with pytest.raises(CallFailed, match="no handler"):
+            await registry.workers.call("me", "echo", 1, timeout=5)
+        with pytest.raises(CallFailed, match="no handler"):
+            async with registry.workers.stream("me", "echo", 1, timeout=5) as items:
+                await anext(items)
+        with pytest.raises(NotSupported, match="MailStore"):
+            await registry.workers.call("another", "echo", 1, timeout=5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert "open_bell" not in store.calls
 
 
 class Deaf(FaultyStore):

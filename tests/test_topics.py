@@ -215,6 +215,82 @@ async def test_whoever_leaves_in_the_middle_of_joining_listens_to_nothing() -> N
             assert await take(messages, 1) == [1]
 
 
+@pytest.mark.parametrize("fault", [Fault.COMMITS_THEN_FAILS, Fault.ANSWERS_LATE])
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_who_may_have_been_listening_is_taken_off(
+    fault: Fault, *, is_cancelled: bool
+) -> None:
+    """The answer was lost, or nobody waited for it: the store may know of the topic."""
+    memory = MemoryStore()
+    store = FaultyStore(memory)
+    async with open_registry(store, store_timeout=0.3) as registry:
+        seconds = 3600.0 if fault is Fault.ANSWERS_LATE else None
+        store.fail(fault, "listen", seconds=seconds)
+        with trio.move_on_after(0.05 if is_cancelled else TOO_LONG):
+            with pytest.raises(StoreUnavailable):
+                async with registry.topics.subscribe("t"):
+                    raise AssertionError("it is not open")
+        assert memory._mail._topics
+        store.heal()
+        with trio.fail_after(TOO_LONG):
+            while memory._mail._topics or registry._house._mail._topics._surplus:
+                await trio.sleep(0.01)
+        assert store.calls["unlisten"] >= 1
+
+
+async def test_who_joins_while_others_are_taken_off_hears_it() -> None:
+    """Its topic is one that the store may know of, and that nobody wanted for a moment."""
+    memory = MemoryStore()
+    store = FaultyStore(memory)
+    async with open_registry(store) as registry:
+        store.fail(Fault.COMMITS_THEN_FAILS, "listen")
+        with pytest.raises(StoreUnavailable):
+            async with registry.topics.subscribe("t"):
+                raise AssertionError("it is not open")
+        store.heal()
+        async with registry.topics.subscribe("t") as messages:
+            await trio.testing.wait_all_tasks_blocked()
+            await registry.topics.publish("t", 1)
+            assert await take(messages, 1) == [1]
+        with trio.fail_after(TOO_LONG):
+            while memory._mail._topics:
+                await trio.sleep(0.01)
+
+
+async def test_two_readers_of_one_subscription_share_it() -> None:
+    """Each message goes to one of them, and the end to both."""
+    heard: list[Any] = []
+    async with open_registry() as registry, trio.open_nursery() as nursery:
+        async with registry.topics.subscribe("t") as messages:
+
+            async def read() -> None:
+                async for message in messages:
+                    heard.append(message)
+
+            for _ in range(2):
+                nursery.start_soon(read)
+                await trio.testing.wait_all_tasks_blocked()
+            for number in range(4):
+                await registry.topics.publish("t", number)
+                await trio.testing.wait_all_tasks_blocked()
+            assert heard == [0, 1, 2, 3]
+        nursery.cancel_scope.deadline = trio.current_time() + TOO_LONG
+    assert not nursery.cancel_scope.cancelled_caught
+
+
+async def test_a_message_that_cannot_be_read_ends_no_subscription(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Somebody else may have left it."""
+    async with open_registry() as registry, registry.topics.subscribe("t") as messages:
+        for contents in ("no JSON", "]", "[1}}"):
+            registry._house._mail._office.receive(f'[["topic","t"],{contents}]')
+        await registry.topics.publish("t", 1)
+        assert await take(messages, 1) == [1]
+    assert "that cannot be read" in caplog.text
+    caplog.clear()
+
+
 @pytest.mark.parametrize(
     ("topic", "error"),
     [("", ValueError), ("x" * 256, ValueError), (7, TypeError), ("a\0", ValueError)],

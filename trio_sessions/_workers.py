@@ -60,7 +60,9 @@ class Workers:
         """Call a handler of a worker, and return its answer.
 
         The handler is one of ``handlers`` of that worker's `trio_sessions.open_registry`. It is
-        called at most once. This worker may be called, too, which needs no database.
+        called at most once. This worker may be called, too, which needs no database. A worker
+        that hears no bell is not there for calls: it has no handlers, reads no messages, has
+        subscribed to nothing and called nobody.
 
         Args:
             worker_id: the worker, or one incarnation of it; of several that have the id, the one
@@ -76,8 +78,10 @@ class Workers:
                 answer was lost. The message says which; the traceback is in that worker's log.
             WorkerGone: no such worker lives, or it has died or closed meanwhile; the handler may
                 have run.
-            TimeoutError: there was no answer in time; the handler may have run.
-            StoreUnavailable: the call could not be left in the database; it may have been.
+            TimeoutError: there was no answer in time; the handler may have run. Also if the
+                worker hears no bell.
+            StoreUnavailable: the call could not be left in the database; it may have been. Or too
+                many letters wait for the worker, and it does not collect them.
             NotSupported: the store lacks the parts of the contract for this.
             RegistryClosed: the registry is closed, or was meanwhile.
 

@@ -202,8 +202,10 @@ class Post(Write[int]):
     """Leave a letter for one worker, or for all that listen to a topic, and ring for each.
 
     Answered with the number of workers that it was left for; those that are late (three stamps
-    missed) get none. Its ``session_id`` names no session but the line in which letters stay in
-    order; a store does not look at it. Like `Send` it must not be repeated.
+    missed) get none. With ``to``, `RowUnavailable` says that the worker lives and too many letters
+    wait for it; of those that listen to a topic, such ones are passed over. Its ``session_id``
+    names no session but the line in which letters stay in order; a store does not look at it. Like
+    `Send` it must not be repeated.
     """
 
     payload: str

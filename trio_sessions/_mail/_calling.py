@@ -98,6 +98,11 @@ class Calling:
             leave = seal("leave", self._sender.own, one.number)
             self._sender.post_soon(one.callee or one.to, leave)
 
+    def _let_go(self, one: Pending) -> None:
+        """Look no longer after what has ended, though its items may still have to be consumed."""
+        if one.is_over:
+            self.leave(one)
+
     def tell_taken(self, one: Incoming, earlier: Order[int] | None) -> Order[int] | None:
         """Tell the callee what was consumed, unless an earlier word of it is still to go."""
         letter = seal("taken", self._sender.own, one.number, one.taken)
@@ -113,6 +118,7 @@ class Calling:
         one = self._pending.get(number)
         if isinstance(one, Answer):
             one.answer(contents)
+            self._let_go(one)
 
     def items(self, number: int, first: int, contents: str) -> None:
         """Take in items of a stream."""
@@ -120,18 +126,21 @@ class Calling:
         if isinstance(one, Incoming):
             one.hear()
             one.items(first, contents)
+            self._let_go(one)
 
     def finish(self, number: int, sent: int) -> None:
         """Take in the end of a stream."""
         one = self._pending.get(number)
         if isinstance(one, Incoming):
             one.finish(sent)
+            self._let_go(one)
 
     def failed(self, number: int, sent: int, contents: str) -> None:
         """Take in that a call has failed."""
         one = self._pending.get(number)
         if one is not None:
             one.failed(sent, contents)
+            self._let_go(one)
 
     def alive(self, callee: str, running: list[Any], unknown: list[Any]) -> None:
         """Take in the answer to a beat."""
@@ -143,6 +152,7 @@ class Calling:
                 "anew, or a letter got lost"
             )
             one.fail(CallFailed(error))
+            self._let_go(one)
 
     def _among(self, numbers: list[Any]) -> list[Pending]:
         known = [self._pending.get(one) for one in numbers if isinstance(one, int)]
@@ -172,6 +182,7 @@ class Calling:
                 continue
             if not is_alive(one.callee or one.to):
                 one.fail(WorkerGone(f"{one.what} was cut off: the worker does not live any more"))
+                self._let_go(one)
 
     def beat(self) -> None:
         """Say of what we still wait for it, where that is due; forget what was abandoned."""
@@ -180,7 +191,7 @@ class Calling:
         for one in list(self._pending.values()):
             if one.is_abandoned:
                 self.leave(one)
-            elif one.beat_at <= now and not one.is_over:
+            elif one.beat_at <= now:
                 one.beat_at = now + one.beat_interval
                 due.setdefault(one.callee or one.to, []).append((one.number, one.taken))
         for to, ones in due.items():

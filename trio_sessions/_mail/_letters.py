@@ -49,7 +49,11 @@ def seal(*head: str | float, contents: str = "null") -> str:
 
 
 def unseal(text: str) -> Letter | None:
-    """Return the letter; None: it is none."""
+    """Return the letter; None: it is none.
+
+    Raises:
+        RecursionError: its head is nested too deeply; none of ours is.
+    """
     try:
         head, end = _DECODER.raw_decode(text, text.index("[") + 1)
     except ValueError:

@@ -11,7 +11,6 @@ from trio_sessions._mail._calling import Calling
 from trio_sessions._mail._letters import Letter, unseal
 from trio_sessions._mail._serving import Serving
 from trio_sessions._mail._topics import Subscriptions
-from trio_sessions.abc._mail import MAIL
 from trio_sessions.errors import SessionsError
 
 __all__ = ["Office"]
@@ -48,11 +47,6 @@ class Office:
     def notify_moved(self, listener: Callable[[str], None]) -> None:
         """Tell ``listener`` of each session that another worker says to hold now."""
         self._moved.append(listener)
-
-    async def rung(self, session_ids: Collection[str] | None) -> None:
-        """Collect letters if the bell says so; see `trio_sessions._listening.BellListener`."""
-        if session_ids is None or MAIL in session_ids:
-            self.look()
 
     def look(self) -> None:
         """Collect letters soon, rung for or not."""
@@ -94,8 +88,8 @@ class Office:
         """Hand a letter to whom it concerns; one that cannot be read is logged, and dropped."""
         try:
             self._receive(unseal(text))
-        except (ValueError, LookupError) as exc:
-            logger.warning("a letter was dropped that is no JSON: %s", type(exc).__name__)
+        except (ValueError, LookupError, RecursionError) as exc:
+            logger.warning("a letter was dropped that cannot be read: %s", type(exc).__name__)
 
     def _receive(self, letter: Letter | None) -> None:  # noqa: C901, PLR0912 -- one case a kind
         contents = "" if letter is None else letter.contents
@@ -105,8 +99,10 @@ class Office:
             case ["call", str(caller), int(number), str(name), float(timeout), int(window)]:
                 self._serving.begin(caller, number, name, contents, timeout=timeout, window=window)
             case ["moved"]:
-                for listener in self._moved:
-                    listener(str(decode(contents)))
+                match decode(contents):
+                    case str(session_id):
+                        for listener in self._moved:
+                            listener(session_id)
             case ["leave", str(caller), int(number)]:
                 self._serving.leave(caller, number)
             case ["taken", str(caller), int(number), int(taken)]:

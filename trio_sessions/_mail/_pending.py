@@ -23,13 +23,16 @@ def failure(contents: str, what: str) -> SessionsError:
         contents: what it says, JSON.
         what: names the call.
     """
-    said = decode(contents)
-    if not isinstance(said, dict):
-        return CallFailed(f"{what} failed, and the worker's reason cannot be read")
-    if said.get("gone"):
-        return WorkerGone(f"{what} was cut off: the worker has closed")
-    kind, message = str(said.get("type", "")), str(said.get("message", ""))
-    return CallFailed(f"{what} failed: {kind + ': ' if kind else ''}{message}")
+    try:
+        said = decode(contents)
+    except (ValueError, LookupError):
+        said = None
+    match said:
+        case {"gone": True}:
+            return WorkerGone(f"{what} was cut off: the worker has closed")
+        case {"type": str(kind), "message": str(message)}:
+            return CallFailed(f"{what} failed: {kind + ': ' if kind else ''}{message}")
+    return CallFailed(f"{what} failed, and the worker's reason cannot be read")
 
 
 class Pending(abc.ABC):
@@ -112,7 +115,11 @@ class Answer(Pending):
         """Wait for the answer, and return it, or raise what it was."""
         await self._settled.wait()
         assert self._result is not None
-        return decode(self._result.unwrap())
+        contents = self._result.unwrap()
+        try:
+            return decode(contents)
+        except (ValueError, LookupError) as exc:
+            raise CallFailed(f"{self.what} has answered, and that cannot be read") from exc
 
 
 @dataclass(slots=True)
@@ -144,12 +151,14 @@ class Incoming(Pending):
         self._told = 0
         self._size_taken = 0
         """Bytes taken since the callee was told."""
-        self._end: outcome.Outcome[None] | None = None
+        self._is_over = False
+        self._error: SessionsError | None = None
+        """What it has ended with; None: well, if it has."""
         self._arrived = trio.Event()
 
     @property
     def is_over(self) -> bool:
-        return self._end is not None
+        return self._is_over
 
     @property
     def taken(self) -> int:
@@ -177,7 +186,7 @@ class Incoming(Pending):
             self._lose()
         else:
             self.must_tell = False
-            self._finish(outcome.Value(None))
+            self._finish(None)
 
     def failed(self, sent: int, contents: str) -> None:
         if sent > self._received:
@@ -186,20 +195,24 @@ class Incoming(Pending):
             super().failed(sent, contents)
 
     def fail(self, error: SessionsError) -> None:
-        self._finish(outcome.Error(error))
+        self._finish(error)
 
     def _lose(self) -> None:
         self.fail(CallFailed(f"{self.what} failed: items of the stream were lost on their way"))
 
-    def _finish(self, end: outcome.Outcome[None]) -> None:
-        if self._end is None:
-            self._end = end
+    def _finish(self, error: SessionsError | None) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._error = error
             self._arrived.set()
 
     # ---- what is taken ----
 
     def take(self) -> tuple[bool, Any]:
-        """Return True and an item, or False and whether there will be one; raise at a bad end."""
+        """Return True and an item, or False and whether there will be one.
+
+        Whoever asks behind a bad end gets its error, each time: it must not look like a good one.
+        """
         if not self._chunks:
             self._chunks, self._later = self._later[::-1], []
         if self._chunks:
@@ -210,9 +223,9 @@ class Incoming(Pending):
                 self._chunks.pop()
                 self._size_taken += chunk.size
             return True, item
-        if self._end is not None:
-            self._end.unwrap()
-        return False, self._end is None
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return False, not self._is_over
 
     @property
     def should_tell(self) -> bool:
@@ -228,7 +241,8 @@ class Incoming(Pending):
     async def wait(self) -> None:
         """Wait until there is something to take, or nothing was heard for too long."""
         while not (self._chunks or self._later or self.is_over):
-            self._arrived = trio.Event()
+            if self._arrived.is_set():  # else another reader may wait for it
+                self._arrived = trio.Event()
             with trio.move_on_at(self.heard_at + self.timeout):
                 await self._arrived.wait()
                 return

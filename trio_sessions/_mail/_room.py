@@ -1,7 +1,8 @@
 """The door of the room of mail: what the registry asks of it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Any
 
 from trio_sessions._asking import INHERITED
@@ -22,11 +23,14 @@ from trio_sessions._persisting import persist
 from trio_sessions._settings import Settings
 from trio_sessions._writer import Writer
 from trio_sessions.abc import Part
+from trio_sessions.abc._mail import MAIL
 from trio_sessions.errors import NotSupported, RegistryClosed
 
 __all__ = ["Mail"]
 
 logger = logging.getLogger("trio_sessions.mail")
+
+Loop = Callable[[], Awaitable[None]]
 
 _ID = 4096  # bytes of an id in a letter, far more than there can be
 
@@ -73,8 +77,8 @@ class Mail:
             edge, topics=self._topics, calling=self._calling, serving=self._serving
         )
         self._sender.receive_by(self._office)
-        listening.tell(self._office)
-        self._runs = False
+        listening.tell(self)
+        self._started: set[Loop] = set()
         self._is_closed = False
 
     # ---- its life ----
@@ -86,11 +90,25 @@ class Mail:
             NotSupported: the store keeps no mail.
         """
         self._check_store()
-        if not self._runs:
-            self._runs = True
-            self._listening.start()
-            for loop in (self._collect, self._keep_topics, self._look_after, self._expire):
+        self._listening.start()
+        self._start(self._collect, self._keep_topics, self._look_after, self._expire)
+
+    def _start(self, *loops: Loop) -> None:
+        for loop in loops:
+            if loop not in self._started:
+                self._started.add(loop)
                 self._background.start_lasting(loop)
+
+    async def rung(self, session_ids: Collection[str] | None) -> None:
+        """Collect letters if the bell says so; see `trio_sessions._listening.BellListener`.
+
+        Who hears the bell for messages alone begins to collect with the first letter.
+        """
+        is_mail = session_ids is not None and MAIL in session_ids
+        if is_mail and not self._is_closed and self._edge.keeps(Part.MAIL):
+            self.start()
+        if is_mail or session_ids is None:
+            self._office.look()
 
     async def _collect(self) -> None:
         await persist("collecting letters", self._office.collect, logger)
@@ -138,8 +156,11 @@ class Mail:
         """Tell a worker that a session of it is held here now, if the store keeps mail.
 
         Not an earlier opening of this very worker: it is gone, and its letters would come here.
+        It may hear no bell, and never collect: who leaves such letters deletes the old ones.
         """
-        if self._edge.keeps(Part.MAIL) and not self._sender.is_own(from_worker):
+        is_own = self._sender.is_own(from_worker)
+        if self._edge.keeps(Part.MAIL) and not is_own and not self._is_closed:
+            self._start(self._expire)
             contents = encode(session_id, what="a session id", limit=_ID)
             self._sender.post_soon(from_worker, seal("moved", contents=contents))
 
@@ -166,15 +187,14 @@ class Mail:
     async def call(self, to: str, name: str, payload: object, timeout: float) -> Any:
         """See `Workers.call`."""
         encoded = self._encode(payload)
-        self._begin()
+        self._begin_call(to)
         return await self._calling.call(to, name, encoded, timeout)
 
     def stream(self, to: str, name: str, payload: object, timeout: float) -> Stream:
         """See `Workers.stream`."""
         encoded = self._encode(payload)
-        return Stream(
-            self._calling, self._begin, to=to, name=name, payload=encoded, timeout=timeout
-        )
+        begin = partial(self._begin_call, to)
+        return Stream(self._calling, begin, to=to, name=name, payload=encoded, timeout=timeout)
 
     def _encode(self, payload: object) -> str:
         limit = self._settings.max_message_bytes
@@ -183,6 +203,13 @@ class Mail:
     def _begin(self) -> None:
         self.check_open()
         self.start()
+
+    def _begin_call(self, to: str) -> None:
+        self.check_open()
+        if self._sender.is_own(to):
+            self._start(self._look_after)  # it asks no store of oneself
+        else:
+            self.start()
 
 
 def _closed() -> RegistryClosed:

@@ -4,6 +4,7 @@ A worker listens to a topic once, for all its subscribers, and as long as it has
 should know is told to it by whoever subscribes, who waits for that, and by a loop for the rest.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from trio_sessions._json import decode, size_of
 from trio_sessions._mail._reader import Reader
 
 __all__ = ["Subscription", "Subscriptions"]
+
+logger = logging.getLogger("trio_sessions.mail")
 
 _MOST = 1000  # messages that wait for one subscriber
 _SIZE = 16 * 1024 * 1024  # bytes that they may have together; one message may wait in any case
@@ -108,6 +111,7 @@ class Subscriptions:
         for part in chunked(topics, _TOPICS):
             async with self._turn:
                 epoch, new = self._epoch, [one for one in part if one not in self._written]
+                self._surplus.update(new)  # unless it is answered, the store may know of them
                 if new:
                     await self._edge.listen(new)
                 self._surplus.difference_update(new)
@@ -122,7 +126,7 @@ class Subscriptions:
                 self._written.difference_update(left)  # whoever joins meanwhile listens behind this
                 if left:
                     await self._edge.unlisten(left)
-                self._surplus.difference_update(part)
+                self._surplus.difference_update(left)
 
 
 @uninterrupted
@@ -181,13 +185,18 @@ class Subscription(Reader):
         return dropped
 
     def next_nowait(self) -> tuple[bool, Any]:
-        if not self._waiting:
-            return False, not self._has_ended
-        contents, size = self._waiting.popleft()
-        self._size -= size
-        return True, decode(contents)
+        while self._waiting:
+            contents, size = self._waiting.popleft()
+            self._size -= size
+            try:
+                return True, decode(contents)
+            except (ValueError, LookupError) as exc:
+                logger.warning(
+                    "a message of a topic was dropped that cannot be read: %s", type(exc).__name__
+                )
+        return False, not self._has_ended
 
     async def wait(self) -> None:
-        if not self._waiting and not self._has_ended:
-            self._arrived = trio.Event()
+        if not self._waiting and not self._has_ended and self._arrived.is_set():
+            self._arrived = trio.Event()  # another reader may wait for the one that is not set
         await self._arrived.wait()

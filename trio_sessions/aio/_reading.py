@@ -1,5 +1,6 @@
 """What users iterate over, on asyncio's side: streams and subscriptions."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
@@ -52,6 +53,7 @@ class AsyncioReader:
         return self
 
     async def __anext__(self) -> Any:
+        await asyncio.sleep(0)  # to read a backlog, and decode it, must not hold the loop
         if self._reader.needs_opening:
             await self._cross(self._reader.prepare)
         while True:

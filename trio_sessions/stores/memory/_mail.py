@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from trio_sessions.errors import RowUnavailable
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.writes import Post
 
@@ -31,8 +32,11 @@ class Mail:
         for letter in itertools.chain.from_iterable(self._letters.values()):
             letter.left_at = now
 
-    def post(self, post: Post, workers: Workers, now: float) -> list[str]:
+    def post(self, post: Post, workers: Workers, now: float) -> list[str] | RowUnavailable:
         """Leave a letter; return the incarnations that it was left for.
+
+        One for a single worker whose box is full was not left, and may be left again later. Of
+        those that listen to a topic, some with full boxes hold up no other.
 
         Args:
             post: the letter.
@@ -50,6 +54,11 @@ class Mail:
             if len(box) < _MOST:
                 box.append(_Letter(post.payload, now))
                 left.append(incarnation)
+        if recipients and post.to is not None and not left:
+            return RowUnavailable(
+                f"{_MOST} letters wait for the worker already, which does not collect them: "
+                "try again later"
+            )
         return left
 
     def collect(self, incarnation: str, limit: int, size: int) -> list[str]:

@@ -22,6 +22,7 @@ from trio_sessions.abc import (
 )
 from trio_sessions.abc._mail import MAIL
 from trio_sessions.abc._workers import MAX_GAP
+from trio_sessions.errors import RowUnavailable
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.stores._crowds import Crowds
@@ -102,6 +103,8 @@ class MemoryStore(
         if not isinstance(write, Post):
             return self._rows.carry_out(worker, write, now, in_doubt=in_doubt, crowds=crowds)
         recipients = self._mail.post(write, self._workers, now)
+        if isinstance(recipients, RowUnavailable):
+            return recipients
         for incarnation in recipients:
             self._opened.state.ring(incarnation, MAIL)
         return len(recipients)
