@@ -256,7 +256,7 @@ async def test_a_server_that_is_frozen_after_the_stamp_expires_nobody(postgresql
         backdoor.age(1000.0)
         backdoor.age_workers(1000.0, "b", "idle")
         swept = await a.store.run(a.worker, sweep(a))
-        assert swept == [[1, 0, 0, False], [2]]
+        assert swept == [[1, 0, 0, False, False], [2]]
 
 
 async def test_an_incarnation_is_known_to_be_gone_for_a_week(postgresql: Shared) -> None:
