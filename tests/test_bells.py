@@ -1,11 +1,10 @@
 """How a worker learns of messages, and what that costs: LISTEN, a look at the file, one poll."""
 
 import logging
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 import trio
 from backdoors import DatabaseBackdoor
 from conftest import Shared
+from processes import killed_at_the_end
 from proxy import Proxy
 from soak import SOAK
 from statements import noting_engine
@@ -482,7 +482,7 @@ async def test_a_consumer_killed_between_read_and_acknowledge(
     assert isinstance(backdoor, DatabaseBackdoor)
     url = backdoor.engine.url.render_as_string(hide_password=False)
     async with database.open() as registry:
-        async with killed_at_the_end([sys.executable, "-c", program, url]) as lines:
+        async with killed_at_the_end([sys.executable, "-c", program, url]) as (_, lines):
             assert await anext(lines) == "ready"
             for message in ("one", "two", "three"):
                 await registry.broadcast("s", message)
@@ -494,31 +494,6 @@ async def test_a_consumer_killed_between_read_and_acknowledge(
         async with registry.open_inbox("s") as inbox:
             with trio.fail_after(40):
                 assert [await anext(inbox), await anext(inbox)] == ["two", "three"]
-
-
-@asynccontextmanager
-async def killed_at_the_end(command: list[str]) -> AsyncIterator[AsyncIterator[str]]:
-    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    stdout = process.stdout
-
-    async def lines() -> AsyncGenerator[str, None]:
-        unread = b""
-        async for data in stdout:
-            unread += data
-            while b"\n" in unread:
-                line, _, unread = unread.partition(b"\n")
-                yield line.decode()
-
-    try:
-        with trio.fail_after(40):
-            async with aclosing(lines()) as generator:
-                yield generator
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            await stdout.aclose()
 
 
 @pytest.mark.timeout(1800 if SOAK else 120)

@@ -9,6 +9,7 @@ import trio
 from backdoors import DatabaseBackdoor, MemoryBackdoor
 from conftest import Shared
 from gates import GatedStore
+from piles import pile_up_log
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_sessions import (
@@ -28,7 +29,6 @@ from trio_sessions import _logs as logs_module
 from trio_sessions.abc import Part, Worker
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.stores.memory._rows import LogLine
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.testing._conformance._tools import Client, opened
 from trio_sessions.writes import Append, Batch, Claim, Claimed, Committed, Outcome, Send, Write
@@ -227,7 +227,7 @@ async def test_reading_and_expiring_go_by_an_index(database: Shared) -> None:
     assert isinstance(database.backdoor, DatabaseBackdoor)
     async with database.open(store=store) as registry:
         await registry.add_session("s", FakeTransport())
-        pile_up(database, "s", 20_000)
+        pile_up_log(database, "s", 20_000)
         database.backdoor.execute(sa.text("ANALYZE"))
         read = store._operations.read_log.__self__._read  # type: ignore[attr-defined]
         expire = store._operations.expire_logs.__self__._expire  # type: ignore[attr-defined]
@@ -587,24 +587,6 @@ async def test_what_comes_just_before_a_claim_goes_with_the_session(
 # ---- bounds ----
 
 
-def pile_up(shared: Shared, session_id: str, number: int) -> None:
-    """Store so many entries for a session."""
-    if isinstance(shared.backdoor, MemoryBackdoor):
-        row = shared.backdoor._store._rows[session_id]
-        now = trio.current_time()
-        row.log = {-n: LogLine(event="0", stored_at=now) for n in range(number, 0, -1)}
-        return
-    assert isinstance(shared.backdoor, DatabaseBackdoor)
-    numbers = (
-        f"generate_series(1, {number})"
-        if shared.name == "postgresql"
-        else f"(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number})"
-        " SELECT i FROM n)"
-    )
-    insert = f"INSERT INTO trio_logs (session_id, event) SELECT '{session_id}', '0'"
-    shared.backdoor.execute(sa.text(f"{insert} FROM {numbers} AS one"))
-
-
 @pytest.mark.timeout(120)
 async def test_a_long_log_goes_piece_by_piece(shared: Shared) -> None:
     """However its session ends, no operation takes long; nothing of it is left."""
@@ -620,13 +602,13 @@ async def test_a_long_log_goes_piece_by_piece(shared: Shared) -> None:
     many = 45_000
     async with shared.open(store=store) as registry:
         await registry.add_session("s", FakeTransport())
-        pile_up(shared, "s", many)
+        pile_up_log(shared, "s", many)
         await registry.remove_session("s")
         if shared.name != "memory":
             assert store.calls["Delete"] >= 5
         assert stored(shared) == 0
         await registry.add_session("s", FakeTransport())
-        pile_up(shared, "s", many)
+        pile_up_log(shared, "s", many)
         store.fail(Fault.FAILS, "Delete")
         await registry.remove_session("s")
         store.heal()
@@ -636,13 +618,13 @@ async def test_a_long_log_goes_piece_by_piece(shared: Shared) -> None:
             assert store.calls["Claim"] >= 5
         assert stored(shared) == 0
         shared.backdoor.insert("dead", "another worker", age=7200.0)
-        pile_up(shared, "dead", many)
+        pile_up_log(shared, "dead", many)
         if isinstance(shared.backdoor, DatabaseBackdoor):
             shared.backdoor.age(7200.0, "dead")
             shared.backdoor.execute(sa.text("UPDATE trio_fleet SET unbroken_since = NULL"))
         assert (await registry.cleanup()).expired == 1
         assert stored(shared) == 0
-        pile_up(shared, "s", many)
+        pile_up_log(shared, "s", many)
     assert stored(shared) == 0
     assert shared.backdoor.rows() == {}
 
@@ -742,7 +724,7 @@ async def test_expiry_goes_piece_by_piece(shared: Shared, monkeypatch: pytest.Mo
     store = FaultyStore(shared.make_store())
     async with shared.open(store=store, limits=Limits(log_ttl=1.0)) as registry:
         await registry.add_session("s", FakeTransport())
-        pile_up(shared, "s", 250)
+        pile_up_log(shared, "s", 250)
         await trio.sleep(1.1)
         await registry.logs.append("s", "new")
         assert await registry._house.log_room.expire() == 250
@@ -759,7 +741,7 @@ async def test_what_expires_is_chosen_once(postgresql: Shared, believed: str) ->
     async with postgresql.open(store=store) as registry:
         await registry.add_session("s", FakeTransport())
         if believed == "much":
-            pile_up(postgresql, "s", 20_000)
+            pile_up_log(postgresql, "s", 20_000)
         postgresql.backdoor.execute(sa.text("ANALYZE trio_logs"))
         expire = store._operations.expire_logs.__self__._expire  # type: ignore[attr-defined]
         plan = explained(postgresql, store, expire)

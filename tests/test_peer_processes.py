@@ -1,16 +1,15 @@
 """Calls between two processes, of which one is killed in the middle."""
 
 import signal
-import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import trio
 from backdoors import DatabaseBackdoor
 from conftest import Shared
+from processes import killed_at_the_end
 
 from trio_sessions import WorkerGone
 
@@ -78,33 +77,6 @@ trio.run(main)
 """
 
 
-@asynccontextmanager
-async def started(program: str, url: str) -> AsyncIterator[tuple[Any, AsyncGenerator[str, None]]]:
-    """Start a program, which is killed at the end; yield it, and the lines that it prints."""
-    command = [sys.executable, "-c", program, url]
-    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    stdout = process.stdout
-
-    async def lines() -> AsyncGenerator[str, None]:
-        unread = b""
-        async for data in stdout:
-            unread += data
-            while b"\n" in unread:
-                line, _, unread = unread.partition(b"\n")
-                yield line.decode()
-
-    try:
-        with trio.fail_after(60):
-            async with aclosing(lines()) as generator:
-                yield process, generator
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            await stdout.aclose()
-
-
 def url_of(shared: Shared) -> str:
     assert isinstance(shared.backdoor, DatabaseBackdoor)
     return shared.backdoor.engine.url.render_as_string(hide_password=False)
@@ -118,7 +90,7 @@ async def test_a_callee_that_is_killed_is_known_to_be_gone(
     gone: list[float] = []
     async with (
         postgresql.open() as registry,
-        started(program, url_of(postgresql)) as (process, lines),
+        killed_at_the_end([sys.executable, "-c", program, url_of(postgresql)]) as (process, lines),
         trio.open_nursery() as nursery,
     ):
         assert await anext(lines) == "ready"
@@ -173,7 +145,7 @@ async def test_handlers_of_a_caller_that_is_killed_are_cancelled(postgresql: Sha
 
     async with (
         postgresql.open(worker_id="callee", handlers={"hang": hang, "count": count}),
-        started(CALLER, url_of(postgresql)) as (process, lines),
+        killed_at_the_end([sys.executable, "-c", CALLER, url_of(postgresql)]) as (process, lines),
     ):
         assert [await anext(lines) for _ in range(3)] == ["0", "1", "2"]
         assert not ended

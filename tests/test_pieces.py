@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
-from backdoors import DatabaseBackdoor, MemoryBackdoor
+from backdoors import DatabaseBackdoor
 from conftest import Shared
+from piles import pile_up
 
 from trio_sessions import StoreUnavailable, open_registry
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.database import DatabaseStore
-from trio_sessions.stores.memory._rows import Message
 from trio_sessions.testing import FakeTransport, FaultyStore
 from trio_sessions.types import Swept
 
@@ -19,24 +19,6 @@ pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
 MANY = 200_000
 SETTINGS: dict[str, Any] = {"session_ttl": 3600.0, "cleanup_interval": 1800.0}
-
-
-def pile_up(shared: Shared, session_id: str, number: int) -> None:
-    """Store so many messages for a session."""
-    if isinstance(shared.backdoor, MemoryBackdoor):
-        row = shared.backdoor._store._rows[session_id]
-        now = trio.current_time()
-        row.messages = {-n: Message(payload="0", stored_at=now) for n in range(number, 0, -1)}
-        return
-    assert isinstance(shared.backdoor, DatabaseBackdoor)
-    numbers = (
-        f"generate_series(1, {number})"
-        if shared.name == "postgresql"
-        else f"(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number})"
-        " SELECT i FROM n)"
-    )
-    insert = f"INSERT INTO trio_messages (session_id, payload) SELECT '{session_id}', '0'"
-    shared.backdoor.execute(sa.text(f"{insert} FROM {numbers} AS one"))
 
 
 class Noting(FaultyStore):

@@ -245,7 +245,7 @@ class Stream(Reader):
                 await self._calling.ask(one, self._name, self._payload, one.window)
                 return
             raise TimeoutError(f"{one.what} could not be called within {self._timeout:g} seconds")
-        except BaseException:
+        except BaseException:  # whoever does not come in has nothing to close
             self.close()
             raise
 

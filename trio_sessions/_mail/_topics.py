@@ -63,7 +63,7 @@ class Subscriptions:
             await trio.lowlevel.checkpoint()
             while topic not in self._written:
                 await self._listen([topic])
-        except BaseException:
+        except BaseException:  # whoever does not come in has nothing to leave
             self.leave(subscription)
             raise
 
