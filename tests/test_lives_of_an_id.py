@@ -12,8 +12,8 @@ import pytest
 import trio
 from conftest import Shared
 from gates import Gate, GatedStore
+from piles import pile_up
 from readers import finish_writing, read
-from test_pieces import pile_up
 from witnesses import open_witnessed
 
 from trio_sessions import SessionRegistry, StoreUnavailable
