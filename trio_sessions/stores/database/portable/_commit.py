@@ -171,6 +171,9 @@ class Commit:
     def _write(
         self, connection: sa.Connection, worker: Worker, batch: Batch, waited: Callable[[], float]
     ) -> list[Answer]:
+        # Before the look: a claim may seem newer by what lies between, as the one of which the
+        # database heard later; never older than a row that is. See docs/decisions/0010-evidence.md.
+        asked = waited()
         named = [one.session_id for one in batch.writes if not isinstance(one, Post)]
         rows = self._rows(connection, named) if named else {}
         in_doubt = any(
@@ -178,10 +181,8 @@ class Commit:
         ) and bool(connection.execute(self._doubt).scalar())
         revoked = self._revoked(connection, [claim.session_id for _, claim in batch.of(Claim)])
         crowds = self._count(connection, worker, batch, rows)
-        plan = decide(
-            worker, batch, rows, waited(), revoked=revoked, crowds=crowds, in_doubt=in_doubt
-        )
-        self._carry_out(connection, plan)
+        plan = decide(worker, batch, rows, asked, revoked=revoked, crowds=crowds, in_doubt=in_doubt)
+        self._carry_out(connection, plan, lambda: waited() - asked)
         return plan.answers
 
     def _revoked(self, connection: sa.Connection, session_ids: Sequence[str]) -> frozenset[str]:
@@ -196,13 +197,15 @@ class Commit:
         found = connection.execute(self._find, self._among(session_ids))
         return {row.session_id: row for row in found}
 
-    def _carry_out(self, connection: sa.Connection, plan: Plan) -> None:
+    def _carry_out(self, connection: sa.Connection, plan: Plan, since: Callable[[], float]) -> None:
+        """Do what was decided; ``since`` returns the seconds since the ages in the plan."""
         cleared = self._clear(connection, plan.cleared, PIECE)
         dropped = cleared.dropped
         if cleared.left:
             plan.put_off(cleared.left, dropped)
         if plan.deleted:
             connection.execute(self._delete, self._among(plan.deleted))
+        plan.grow_older(since())
         for statement, values in (
             (self._insert, plan.inserted),
             (self._update, plan.updated),

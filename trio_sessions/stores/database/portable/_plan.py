@@ -72,6 +72,11 @@ class Plan:
         for place, session_id in places:
             self.answers[place] = Unfinished(dropped=dropped.get(session_id, 0))
 
+    def grow_older(self, seconds: float) -> None:
+        """Add what has passed since the decision to the ages of what is claimed."""
+        for values in (*self.inserted, *self.updated):
+            values["age"] += seconds
+
 
 def is_held_by(worker: Worker, row: Any) -> bool:
     """Say whether this incarnation holds a row."""
