@@ -81,6 +81,22 @@ async def test_missing_tables_are_created_and_found_again(database: Database) ->
     assert database.tables() == created
 
 
+async def test_a_store_opens_in_a_few_round_trips(postgresql_schema: sa.URL) -> None:
+    """All tables are looked at together; in front of a far server each statement costs."""
+    asked: list[str] = []
+    engine = sa.create_engine(postgresql_schema)
+    async with open_registry(DatabaseStore(engine)):
+        pass
+    sa.event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+    async with open_registry(DatabaseStore(engine)):
+        pass
+    engine.dispose()
+    of_the_catalogue = [sql for sql in asked if "pg_catalog" in sql or "pg_class" in sql]
+    # Session and rights; columns, and two of their types; keys; indexes.
+    assert len(of_the_catalogue) == 6, of_the_catalogue
+    assert len(asked) <= 10, asked
+
+
 async def test_only_what_is_missing_is_created(database: Database) -> None:
     """A table of ours that is there already is used as it is."""
     metadata().tables["trio_sessions"].create(database.engine)

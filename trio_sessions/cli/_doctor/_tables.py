@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from trio_sessions.cli._doctor._findings import Case, Check, Finding, fail, ok, warn
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import Selection
-from trio_sessions.stores.database._columns import check_tables
+from trio_sessions.stores.database._columns import check_tables, find_tables
 from trio_sessions.stores.database._database import find
 from trio_sessions.stores.database._inspection import Inspection
 from trio_sessions.stores.database._questions import Questions
@@ -27,14 +27,14 @@ def told(error: StoreSchemaError) -> Finding:
 
 
 def _schema(connection: sa.Connection, case: Case) -> Iterator[Finding]:
-    inspector = sa.inspect(connection)
+    found = find_tables(connection, case.tables)
     has_time_zones = find(connection.dialect.name).has_time_zones
     try:
-        check_tables(inspector, case.tables, has_time_zones=has_time_zones)
+        check_tables(found, case.tables, connection.dialect, has_time_zones=has_time_zones)
     except StoreSchemaError as exc:
         yield told(exc)
         return
-    lacking = look(connection, inspector, case.tables)
+    lacking = look(connection, found, case.tables)
     if lacking.needs > VERSION:
         yield fail(
             f"the schema has version {lacking.version}, and needs workers that know version "
@@ -55,7 +55,7 @@ def _schema(connection: sa.Connection, case: Case) -> Iterator[Finding]:
 
 
 def _indexes(connection: sa.Connection, case: Case) -> Iterator[Finding]:
-    lacking = look(connection, sa.inspect(connection), case.tables)
+    lacking = look(connection, find_tables(connection, case.tables), case.tables)
     alterations = replace(lacking, columns=()).alterations(connection.dialect)
     statements = [one for of_table in alterations.values() for one in of_table]
     for statement in statements:

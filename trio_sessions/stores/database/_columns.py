@@ -1,39 +1,59 @@
-"""The check that tables of our names are our tables."""
+"""What is there of our tables' names, and the check that they are our tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
 
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database._versions import STEPS
 
-__all__ = ["check_tables", "columns_of"]
+__all__ = ["Found", "check_tables", "find_tables"]
 
 _Type = sa.types.TypeEngine[Any]
 
 _HINT = "nothing was altered; use another table_prefix or migrate the table"
 
 
-def columns_of(inspector: sa.Inspector, table: sa.Table) -> Sequence[Any] | None:
-    """Return the columns of a table as it is; None: there is no such table.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is there of our tables, by name; a table that is not there has no entry."""
 
-    SQLite says that it has none, if somebody has created it between two looks.
+    columns: Mapping[str, Sequence[Any]]
+    keys: Mapping[str, Sequence[str]]
+    indexes: Mapping[str, frozenset[str | None]]
+
+
+def find_tables(connection: sa.Connection, ours: Tables) -> Found:
+    """Ask what is there, for all tables at once: a store opens in a few round trips.
+
+    SQLite may say that a table has no columns, if somebody creates it between two looks: then it
+    is not there.
     """
-    try:
-        return inspector.get_columns(table.name) or None
-    except NoSuchTableError:
-        return None
+    inspector = sa.inspect(connection)
+    names = [table.name for table in ours.metadata.sorted_tables]
+    # Views and temporary tables, too: what a statement that names it would meet.
+    anything: Any = {"filter_names": names, "kind": ObjectKind.ANY, "scope": ObjectScope.ANY}
+    columns = inspector.get_multi_columns(**anything)
+    keys = inspector.get_multi_pk_constraint(**anything)
+    indexes = inspector.get_multi_indexes(**anything)
+    return Found(
+        {name: found for (_, name), found in columns.items() if found},
+        {name: found["constrained_columns"] for (_, name), found in keys.items()},
+        {name: frozenset(one["name"] for one in found) for (_, name), found in indexes.items()},
+    )
 
 
-def check_tables(inspector: sa.Inspector, ours: Tables, *, has_time_zones: bool) -> None:
+def check_tables(found: Found, ours: Tables, dialect: sa.Dialect, *, has_time_zones: bool) -> None:
     """Raise unless each table that is there is ours, of this version or of an earlier one.
 
     Args:
-        inspector: of the database; what it has found it does not ask for again.
+        found: what is there.
         ours: the tables as they should be.
+        dialect: how the database spells types, for what errors say.
         has_time_zones: whether the database knows moments with and without a time zone.
 
     Raises:
@@ -46,14 +66,20 @@ def check_tables(inspector: sa.Inspector, ours: Tables, *, has_time_zones: bool)
         for table, _, column in (name.partition(".") for name in step.columns)
     }
     for table in ours.metadata.sorted_tables:
-        if columns_of(inspector, table) is not None:
-            _check_columns(inspector, table, later, has_time_zones=has_time_zones)
+        if table.name in found.columns:
+            columns = {column["name"]: column for column in found.columns[table.name]}
+            _check_columns(columns, table, later, dialect, has_time_zones=has_time_zones)
+            _check_key(found.keys[table.name], table)
 
 
 def _check_columns(
-    inspector: sa.Inspector, table: sa.Table, later: set[sa.Column[Any]], *, has_time_zones: bool
+    found: Mapping[str, Any],
+    table: sa.Table,
+    later: set[sa.Column[Any]],
+    dialect: sa.Dialect,
+    *,
+    has_time_zones: bool,
 ) -> None:
-    found = {column["name"]: column for column in inspector.get_columns(table.name)}
     for column in table.columns:
         if column.name not in found and column in later:
             continue
@@ -64,7 +90,7 @@ def _check_columns(
         fault = _fault(column.type, found[column.name]["type"], has_time_zones=has_time_zones)
         if fault is not None:
             is_now, must_be = (
-                _spelled(one, inspector) for one in (found[column.name]["type"], column.type)
+                one.compile(dialect=dialect) for one in (found[column.name]["type"], column.type)
             )
             raise StoreSchemaError(
                 f"column {column.name!r} of table {table.name!r} is {is_now} and must be "
@@ -77,16 +103,14 @@ def _check_columns(
                 f"table {table.name!r} exists and has another column {name!r} that is "
                 f"required: {_HINT}"
             )
-    key = inspector.get_pk_constraint(table.name)["constrained_columns"]
-    expected_key = [column.name for column in table.primary_key]
-    if key != expected_key:
+
+
+def _check_key(key: Sequence[str], table: sa.Table) -> None:
+    expected = [column.name for column in table.primary_key]
+    if list(key) != expected:
         raise StoreSchemaError(
-            f"column {expected_key[0]!r} is not the primary key of table {table.name!r}: {_HINT}"
+            f"column {expected[0]!r} is not the primary key of table {table.name!r}: {_HINT}"
         )
-
-
-def _spelled(column_type: _Type, inspector: sa.Inspector) -> str:
-    return column_type.compile(dialect=inspector.dialect)
 
 
 def _fault(ours: _Type, theirs: _Type, *, has_time_zones: bool) -> str | None:

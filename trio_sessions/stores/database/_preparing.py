@@ -21,7 +21,7 @@ import shlex
 import sqlalchemy as sa
 
 from trio_sessions.errors import StoreSchemaError
-from trio_sessions.stores.database._columns import check_tables
+from trio_sessions.stores.database._columns import check_tables, find_tables
 from trio_sessions.stores.database._database import Database, Operations
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database._upgrade import Changes, Lacking, carry_out, look
@@ -68,9 +68,10 @@ class Preparation:
             StoreSchemaError: they are not what they must be; nothing was altered.
         """
         check_alterations = self._operations.check(connection)
-        inspector = sa.inspect(connection)
-        check_tables(inspector, self._tables, has_time_zones=self._database.has_time_zones)
-        lacking = look(connection, inspector, self._tables)
+        found = find_tables(connection, self._tables)
+        has_time_zones = self._database.has_time_zones
+        check_tables(found, self._tables, connection.dialect, has_time_zones=has_time_zones)
+        lacking = look(connection, found, self._tables)
         self._check_version(lacking)
         if allowed is Allowed.NOTHING:
             if lacking.tables or lacking.columns:
@@ -80,7 +81,7 @@ class Preparation:
         if not _is_needed(lacking, allowed):
             return Changes(before=lacking.version)
         with self._operations.creation(connection):
-            lacking = look(connection, sa.inspect(connection), self._tables)
+            lacking = look(connection, find_tables(connection, self._tables), self._tables)
             self._check_version(lacking)
             if not _is_needed(lacking, allowed):  # others were faster
                 return Changes(before=lacking.version)

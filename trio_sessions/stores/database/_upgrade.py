@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from trio_sessions.stores.database._columns import columns_of
+from trio_sessions.stores.database._columns import Found
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database._versions import NEEDS, STEPS, VERSION
 
@@ -82,23 +82,22 @@ class Changes:
     """This version was noted."""
 
 
-def look(connection: sa.Connection, inspector: sa.Inspector, ours: Tables) -> Lacking:
+def look(connection: sa.Connection, found: Found, ours: Tables) -> Lacking:
     """Return what the database lacks.
 
-    Where others may create or upgrade meanwhile it may be half of theirs. Under their lock, with a
-    fresh inspector, it is not.
+    Where others may create or upgrade meanwhile it may be half of theirs. What was found under
+    their lock is not.
     """
     missing: list[sa.Table] = []
     columns: list[sa.Column[Any]] = []
     indexes: list[sa.Index] = []
     for table in ours.metadata.sorted_tables:
-        found = columns_of(inspector, table)
-        if found is None:
+        if table.name not in found.columns:
             missing.append(table)
             continue
-        there = {column["name"] for column in found}
+        there = {column["name"] for column in found.columns[table.name]}
         columns += [column for column in table.columns if column.name not in there]
-        indexed = {index["name"] for index in inspector.get_indexes(table.name)}
+        indexed = found.indexes[table.name]
         indexes += [index for index in _indexes(table) if index.name not in indexed]
     later = {f"{ours.prefix}{name}" for step in STEPS for name in step.tables}
     version, needs = None, 0
