@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,10 +44,16 @@ def metadata(table_prefix: str = "trio_") -> sa.MetaData:
     Raises:
         ValueError: the prefix is no lower-case identifier of at most 38 characters.
     """
-    return tables(table_prefix).metadata
+    return _define(table_prefix).metadata  # yours: you may add to it
 
 
+@lru_cache(maxsize=8)
 def tables(prefix: str) -> Tables:
+    """Return the tables, the same for all stores of a prefix: not to be changed."""
+    return _define(prefix)
+
+
+def _define(prefix: str) -> Tables:
     """Define the tables. Everything but the two ids has a default, for rows from elsewhere."""
     if not isinstance(prefix, str):
         raise TypeError(f"table_prefix must be a str, not {type(prefix).__name__}")

@@ -7,6 +7,7 @@ transaction mode (with ``server_timeouts=False, listen=False``).
 
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import lru_cache
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -60,6 +61,7 @@ def _creation(connection: sa.Connection) -> Iterator[None]:
         yield
 
 
+@lru_cache(maxsize=8)  # statements, which keep nothing of a store
 def _operations(tables: Tables, *, listens: bool) -> Operations:
     lease, workers, names = Lease(tables), Workers(tables), Names.of(tables)
     mail = Mail(tables)

@@ -1,6 +1,7 @@
 """SQLite: a file in WAL mode, one writer at a time."""
 
 from contextlib import AbstractAsyncContextManager
+from functools import lru_cache
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
@@ -49,6 +50,7 @@ _GRAMMAR = Grammar(
 )
 
 
+@lru_cache(maxsize=8)  # statements, which keep nothing of a store
 def _operations(tables: Tables, *, listens: bool) -> Operations:
     def open_bell(source: BellSource, worker: Worker) -> AbstractAsyncContextManager[Bell]:
         return look_at_the_file(
