@@ -153,7 +153,7 @@ class Messages:
             if inbox is None:
                 continue
             self._reading.forget(inbox)
-            in_hand = {one for one in inbox.handed_out() if not self._inboxes.is_expired(one)}
+            in_hand = self._inboxes.handed_out(inbox)
             if moved and inbox.row_in_hand is not None:
                 in_hand.discard(inbox.row_in_hand)
             self._inboxes.end(entry.session_id)
