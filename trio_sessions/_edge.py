@@ -58,6 +58,7 @@ T = TypeVar("T")
 _HOLDER_OR_NONE = (Holder, type(None))
 _STR_OR_NONE = (str, type(None))
 _NONE = type(None)
+_ANSWERS = {write: (*kinds, RowUnavailable) for write, kinds in ANSWERS.items()}
 _ANY_SIZE = 2**62  # bytes
 
 
@@ -135,7 +136,7 @@ class Edge(Asking):
         if len(committed.answers) != len(writes):
             raise breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
         for write, answer in zip(writes, committed.answers, strict=True):
-            if not isinstance(answer, (*ANSWERS[type(write)], RowUnavailable)):
+            if not isinstance(answer, _ANSWERS[type(write)]):
                 raise breach(f"it answered a {type(write).__name__} with {type(answer).__name__}")
         return committed.answers
 

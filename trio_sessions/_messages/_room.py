@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import trio
 
-from trio_sessions._claims import ClaimComparison, Claims
+from trio_sessions._claims import Claims
 from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
@@ -116,17 +116,18 @@ class Messages:
 
     # ---- what becomes of sessions ----
 
-    def claimed(self, entry: Entry, comparison: ClaimComparison) -> None:
+    def claimed(
+        self, entry: Entry, *, is_other: bool, has_moved: bool, was_forgotten: bool
+    ) -> None:
         """Fetch what was sent before; see `trio_sessions._claims.ClaimListener`."""
         inbox = self._inboxes.get(entry.session_id)
         if inbox is None:
             return
-        if comparison.was_forgotten:
+        if was_forgotten:
             self._inboxes.forget_rows(inbox)
             self._receipts.forget(inbox)
-        dropped = inbox.claimed(
-            is_other=comparison.is_other, has_moved=comparison.has_moved, now=trio.current_time()
-        )
+        now = trio.current_time()
+        dropped = inbox.claimed(is_other=is_other, has_moved=has_moved, now=now)
         self._counters.count_dropped(sum(one.row is None for one in dropped))
         self._reading.want(inbox)
 
