@@ -47,6 +47,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _entry                   one session, and what is known of its row
     abc, _settings           contracts, settings
     _handlers                what other workers may call
+    _pending                 what is said of a session, until it is written with its row
     _background, _one_call   tasks; one call of a transport's method
     _tracing                 who is told of what the registry does
     inspection, _json        what operators are told; encoding
