@@ -35,6 +35,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _posting | _listening    letters to other workers on their way; the bell
     _histories               a worker's histories, begun and begun anew
     _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
+    _questions               what a store is asked at the gate
     _asking                  how a store is asked: with a deadline, at a gate
     _persisting              work that goes on through outages
     _rounds | _counters      one method called on many transports
