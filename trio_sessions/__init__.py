@@ -16,7 +16,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _moves                   sessions that have moved away, told of by their new holder
     _passes                  when a pass runs
     _cleanup | _pacing       what a pass does
-    _verdicts                what answers mean for sessions
+    _verdicts, _tally        what answers mean for sessions; what a pass has done
     _brake | _portions       masses that are missing at once; how much is asked for at once
     _strays | _stamping      rows that no session has; stamps between the passes
     _restoring               what a new history means for the sessions
