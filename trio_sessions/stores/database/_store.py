@@ -1,4 +1,4 @@
-"""`DatabaseStore`: the contract of a store, each method a line or two around a database's SQL."""
+"""`DatabaseStore`: thirty operations, hence over 400 lines, each a line or two around the SQL."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
