@@ -11,7 +11,8 @@ import trio
 from trio_sessions.stores.database import metadata
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.stores.memory._mail import Mail
-from trio_sessions.stores.memory._rows import Numbers, Row, Rows
+from trio_sessions.stores.memory._row import Row
+from trio_sessions.stores.memory._rows import Numbers, Rows
 from trio_sessions.stores.memory._workers import Workers
 
 

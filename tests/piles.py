@@ -5,7 +5,7 @@ import trio
 from backdoors import DatabaseBackdoor, MemoryBackdoor
 from conftest import Shared
 
-from trio_sessions.stores.memory._rows import LogLine, Message
+from trio_sessions.stores.memory._row import LogLine, Message
 
 __all__ = ["pile_up", "pile_up_log"]
 

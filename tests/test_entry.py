@@ -4,7 +4,8 @@ import pytest
 import trio
 import trio.testing
 
-from trio_sessions._entry import Entry, Pending, Row
+from trio_sessions._entry import Entry, Row
+from trio_sessions._pending import Pending
 from trio_sessions._table import LocalTable
 from trio_sessions.testing import FakeTransport
 from trio_sessions.types import Capabilities, Holder, RemovalReason, Stamp

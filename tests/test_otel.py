@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import REGISTRY, start_http_server
 from trio.testing import MockClock
 
-from trio_sessions import Limits, RemovalReason, aio, open_registry
+from trio_sessions import Limits, RemovalReason, SessionRegistry, aio, open_registry
 from trio_sessions.otel import instrument
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import RegistryHealth, RegistryStatistics
 
 ROOT = Path(__file__).parent.parent
 OBSERVABILITY = ROOT / "docs/observability"
@@ -214,6 +216,40 @@ async def test_each_pass_that_is_collected_is_one_duration(collector: Collector)
         await registry.cleanup()
         collector.collect()
         assert [count(), count()] == [2, 2]
+
+
+class Read:
+    """A registry that counts how often it is read."""
+
+    def __init__(self, registry: SessionRegistry) -> None:
+        self._registry = registry
+        self.trace = registry.trace
+        self.reads: Counter[str] = Counter()
+
+    def statistics(self) -> RegistryStatistics:
+        self.reads["statistics"] += 1
+        return self._registry.statistics()
+
+    def health(self) -> RegistryHealth:
+        self.reads["health"] += 1
+        return self._registry.health()
+
+
+async def test_metrics_cost_one_reading_for_each_collection(collector: Collector) -> None:
+    """However many metrics, sessions and passes there are; and nothing in between."""
+    async with open_registry() as registry:
+        read = Read(registry)
+        instrument(read, collector.provider)
+        read.reads.clear()
+        for number in range(50):
+            await registry.add_session(f"s{number}", FakeTransport())
+        await registry.cleanup()
+        await registry.cleanup()
+        assert not read.reads
+        assert len(collector.collect()) > 20
+        assert read.reads == {"statistics": 1, "health": 1}
+        collector.collect()
+        assert read.reads == {"statistics": 2, "health": 2}
 
 
 async def test_no_id_is_ever_an_attribute(collector: Collector) -> None:

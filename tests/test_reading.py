@@ -16,7 +16,7 @@ from trio_sessions._orders import Order
 from trio_sessions._writer import Writer
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.stores.memory._rows import Message
+from trio_sessions.stores.memory._row import Message
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import StoredMessage, Wanted
 from trio_sessions.writes import Acknowledge

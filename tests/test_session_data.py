@@ -20,7 +20,7 @@ from trio_sessions import (
     StoreUnavailable,
     open_registry,
 )
-from trio_sessions._entry import Pending
+from trio_sessions._pending import Pending
 from trio_sessions.abc import Part
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore

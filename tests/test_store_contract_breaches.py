@@ -12,7 +12,7 @@ from trio_sessions import StoreUnavailable
 from trio_sessions.abc import Worker
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.stores.memory._rows import Row
+from trio_sessions.stores.memory._row import Row
 from trio_sessions.testing import store_conformance
 from trio_sessions.types import Begun, Holder, Presence, RowAnswers, Stamp, Stamped, Swept
 from trio_sessions.writes import (

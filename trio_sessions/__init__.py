@@ -16,7 +16,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _moves                   sessions that have moved away, told of by their new holder
     _passes                  when a pass runs
     _cleanup | _pacing       what a pass does
-    _verdicts                what answers mean for sessions
+    _verdicts, _tally        what answers mean for sessions; what a pass has done
     _brake | _portions       masses that are missing at once; how much is asked for at once
     _strays | _stamping      rows that no session has; stamps between the passes
     _restoring               what a new history means for the sessions
@@ -35,6 +35,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _posting | _listening    letters to other workers on their way; the bell
     _histories               a worker's histories, begun and begun anew
     _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
+    _questions               what a store is asked at the gate
     _asking                  how a store is asked: with a deadline, at a gate
     _persisting              work that goes on through outages
     _rounds | _counters      one method called on many transports
@@ -47,6 +48,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _entry                   one session, and what is known of its row
     abc, _settings           contracts, settings
     _handlers                what other workers may call
+    _pending                 what is said of a session, until it is written with its row
     _background, _one_call   tasks; one call of a transport's method
     _tracing                 who is told of what the registry does
     inspection, _json        what operators are told; encoding

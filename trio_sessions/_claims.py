@@ -7,7 +7,6 @@ is: so nobody acts on a row that is not known to be this session's.
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 import outcome
@@ -25,7 +24,7 @@ from trio_sessions.errors import RowDoubtful
 from trio_sessions.types import fingerprint
 from trio_sessions.writes import Claim, Claimed, Delete, Keep, Outcome, Unfinished
 
-__all__ = ["ClaimComparison", "ClaimListener", "Claims", "wait_all"]
+__all__ = ["ClaimListener", "Claims", "wait_all"]
 
 logger = logging.getLogger("trio_sessions.rows")
 
@@ -36,23 +35,21 @@ _LOST_IN_DOUBT = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimComparison:
-    """What an answered claim says of the session and of what was known of it before."""
-
-    is_other: bool
-    """The session was removed elsewhere, and this is another one of the same id."""
-    has_moved: bool
-    """Another worker may have held it since its last claim was answered."""
-    was_forgotten: bool
-    """The store went back: its messages may be others than before, and so may their ids."""
-
-
 class ClaimListener(Protocol):
     """Is told of claims."""
 
-    def claimed(self, entry: Entry, comparison: ClaimComparison) -> None:
-        """The row of a session that is held here is known to be this worker's."""
+    def claimed(
+        self, entry: Entry, *, is_other: bool, has_moved: bool, was_forgotten: bool
+    ) -> None:
+        """Note that the row of a session that is held here is known to be this worker's.
+
+        Args:
+            entry: the session.
+            is_other: it was removed elsewhere, and this is another one of the same id.
+            has_moved: another worker may have held it since its last claim was answered.
+            was_forgotten: the store went back: its messages may be others than before, and so may
+                their ids.
+        """
         ...
 
 
@@ -243,13 +240,13 @@ class Claims:
                 fingerprint(entry.session_id),
             )
         if entry.row is Row.CONFIRMED and self._table.holds(entry):
-            comparison = ClaimComparison(
-                is_other=before is not None and before != claimed.born,
-                has_moved=claimed.outcome is not Outcome.KEPT or not was_certain,
-                was_forgotten=was_forgotten,
-            )
             for listener in self._listeners:
-                listener.claimed(entry, comparison)
+                listener.claimed(
+                    entry,
+                    is_other=before is not None and before != claimed.born,
+                    has_moved=claimed.outcome is not Outcome.KEPT or not was_certain,
+                    was_forgotten=was_forgotten,
+                )
 
     def _write_beyond_the_limit(self, entry: Entry) -> None:
         """Claim a session once more whose owner has as many as it may: it has been let in."""

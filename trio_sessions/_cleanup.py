@@ -8,9 +8,7 @@ in, verdicts out. What is here acts on them: asynchronous, no decisions of its o
 """
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
@@ -33,6 +31,7 @@ from trio_sessions._settings import Settings
 from trio_sessions._strays import Strays
 from trio_sessions._sweeping import Sweeper
 from trio_sessions._table import LocalTable
+from trio_sessions._tally import Tally
 from trio_sessions._tracing import Phase
 from trio_sessions._verdicts import (
     Leases,
@@ -51,21 +50,6 @@ logger = logging.getLogger("trio_sessions.cleanup")
 
 _SLICE = 1000  # sessions judged before the event loop gets its turn
 _SPLITTING = 0.5  # of cleanup_interval: a flood of bad rows must not keep the pass from its end
-
-
-@dataclass(slots=True)
-class _Tally:
-    checked: int = 0
-    refreshed: int = 0
-    ended: dict[RemovalReason, list[str]] = field(default_factory=lambda: defaultdict(list))
-    restored: list[str] = field(default_factory=list)
-    held: list[str] = field(default_factory=list)
-    check_failures: dict[str, Exception] = field(default_factory=dict)
-    refresh_failures: dict[str, Exception] = field(default_factory=dict)
-    expired: int = 0
-    checking: float = 0.0
-    refreshing: float = 0.0
-    sweeping: float = 0.0
 
 
 @uninterrupted
@@ -109,7 +93,7 @@ class Pass:
         self._is_busy = is_busy
         self._revoking = revoking
         self._settings = settings
-        self._tally = _Tally()
+        self._tally = Tally()
         self._taken_over: list[Entry] = []
         self._went_back = False
         self._history = ""
@@ -137,7 +121,7 @@ class Pass:
                 await self._stamp_and_sweep()
             tally.sweeping = phase.seconds
             tally.ended[RemovalReason.REVOKED] += self._revoking.take_ended()
-            report = self._report(trio.current_time() - start)
+            report = tally.report(trio.current_time() - start)
             span.note(checked=report.checked, refreshed=report.refreshed, expired=report.expired)
         return report
 
@@ -355,28 +339,6 @@ class Pass:
         if leaving is not None:
             self._tally.ended[reason] += [entry.session_id for entry in leaving.entries]
             removals.start_soon(leaving.gone)
-
-    def _report(self, duration: float) -> CleanupReport:
-        tally = self._tally
-        return CleanupReport(
-            checked=tally.checked,
-            refreshed=tally.refreshed,
-            disconnected=tuple(tally.ended[RemovalReason.DISCONNECTED]),
-            missing=(*tally.ended[RemovalReason.MISSING], *tally.ended[RemovalReason.TAKEN_OVER]),
-            restored=tuple(tally.restored),
-            taken_over=tuple(tally.ended[RemovalReason.TAKEN_OVER]),
-            held=tuple(tally.held),
-            check_failures=dict(tally.check_failures),
-            refresh_failures=dict(tally.refresh_failures),
-            revoked=tuple(tally.ended[RemovalReason.REVOKED]),
-            idle=tuple(tally.ended[RemovalReason.IDLE]),
-            aged=tuple(tally.ended[RemovalReason.AGED]),
-            expired=tally.expired,
-            duration=duration,
-            checking=tally.checking,
-            refreshing=tally.refreshing,
-            sweeping=tally.sweeping,
-        )
 
 
 def _log_brake(decision: Decision, share: float) -> None:

@@ -1,50 +1,37 @@
-"""The edge between the registry and its store: what a worker asks of it, operation by operation.
+"""The edge between the registry and its store: what the writer and the pass ask of it.
 
-How it asks, with a deadline and at a gate, stands in `trio_sessions._asking`. What an answer says
-of the database's memory is shown to the witness here, and what it says of its clock to the
-estimate.
+What an answer says of the database's memory is shown to the witness here, and what it says of its
+clock to the estimate. What is asked at the gate stands in `trio_sessions._questions`, and how
+anything is asked, with a deadline, in `trio_sessions._asking`.
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import trio
 
-from trio_sessions._asking import INHERITED, Asking, breach
+from trio_sessions._asking import breach
 from trio_sessions._estimate import ClockEstimate
+from trio_sessions._questions import Questions
 from trio_sessions._settings import Settings
 from trio_sessions._witness import Witness
 from trio_sessions.abc import (
-    Bell,
-    DataStore,
-    InspectionStore,
-    LogStore,
-    MailStore,
-    Part,
-    RevocationStore,
     SessionStore,
     Worker,
 )
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import (
-    RegistryClosed,
     RowUnavailable,
     SessionsError,
     StoreUnavailable,
 )
-from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.types import (
     Begun,
-    Holder,
     Presence,
     RowAnswers,
     Stamped,
-    StoredEntry,
-    StoredMessage,
     Swept,
-    Wanted,
 )
 from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Verdict, Write
 
@@ -54,11 +41,7 @@ logger = logging.getLogger("trio_sessions.rows")
 
 T = TypeVar("T")
 
-# Made once: `Holder | None` makes a union each time that it is met.
-_HOLDER_OR_NONE = (Holder, type(None))
-_STR_OR_NONE = (str, type(None))
-_NONE = type(None)
-_ANY_SIZE = 2**62  # bytes
+_ANSWERS = {write: (*kinds, RowUnavailable) for write, kinds in ANSWERS.items()}
 
 
 def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -70,7 +53,7 @@ class Late(StoreUnavailable):
     """A batch came later to the store than it may, and did nothing: ask again."""
 
 
-class Edge(Asking):
+class Edge(Questions):
     """One worker's way to its store.
 
     Args:
@@ -83,8 +66,7 @@ class Edge(Asking):
     def __init__(
         self, store: SessionStore, worker: Worker, witness: Witness, settings: Settings
     ) -> None:
-        super().__init__(store, settings)
-        self.worker = worker
+        super().__init__(store, worker, settings)
         self._witness = witness
         self._estimate = ClockEstimate(self.gives_up_after)
 
@@ -135,7 +117,7 @@ class Edge(Asking):
         if len(committed.answers) != len(writes):
             raise breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
         for write, answer in zip(writes, committed.answers, strict=True):
-            if not isinstance(answer, (*ANSWERS[type(write)], RowUnavailable)):
+            if not isinstance(answer, _ANSWERS[type(write)]):
                 raise breach(f"it answered a {type(write).__name__} with {type(answer).__name__}")
         return committed.answers
 
@@ -191,13 +173,6 @@ class Edge(Asking):
             lambda: self._store.own_rows(self.worker, after=after, limit=limit), list
         )
 
-    async def rows_left(self, after: str) -> list[tuple[str, int]]:
-        """Return `own_rows` as a question, which its caller may leave."""
-        limit = self._settings.batch_size
-        return await self._question(
-            lambda: self._store.own_rows(self.worker, after=after, limit=limit), list
-        )
-
     async def delete_all(self) -> bool:
         """Delete every row of this incarnation, in batches; say whether it is done.
 
@@ -241,190 +216,3 @@ class Edge(Asking):
         finally:
             self._witness.lose(flight)
         return swept
-
-    # ---- questions ----
-
-    async def locate(self, session_id: str) -> Holder | None:
-        """Return what a session's row says, whoever holds it."""
-        return await self._question(
-            lambda: self._store.locate(self.worker, session_id), _HOLDER_OR_NONE
-        )
-
-    def is_incarnation(self, incarnation: str) -> bool:
-        """Say whether it is this worker's."""
-        return incarnation == self.worker.incarnation
-
-    def is_own(self, holder: Holder) -> bool:
-        """Say whether a row is held by this incarnation."""
-        own = self.worker.worker_id, self.worker.incarnation
-        return (holder.worker_id, holder.incarnation) == own
-
-    async def get_capabilities(self, session_id: str) -> str | None:
-        """Return a session's capabilities, encoded."""
-        return await self._question(
-            lambda: self._store.get_capabilities(self.worker, session_id), _STR_OR_NONE
-        )
-
-    def check_keeps(self, part: Part, contract: str) -> None:
-        """Raise `NotSupported` if the store lacks a part of the contract."""
-        self._keeps(part, contract)
-
-    async def get_data(self, session_id: str) -> str | None:
-        """Return a session's data, encoded.
-
-        Raises:
-            NotSupported: the store lacks that part of the contract.
-        """
-        store = cast("DataStore", self._keeps(Part.DATA, "DataStore"))
-        return await self._question(lambda: store.get_data(self.worker, session_id), _STR_OR_NONE)
-
-    async def elicitation_capable(self) -> list[str]:
-        """Return the ids of all sessions that can be asked."""
-        return await self._question(lambda: self._store.elicitation_capable(self.worker), list)
-
-    async def inspect(
-        self,
-        question: Callable[[InspectionStore, Worker], Awaitable[T]],
-        kind: Any,
-        *,
-        may_leave: bool = True,
-    ) -> T:
-        """Ask what only operators ask.
-
-        Args:
-            question: what is asked of the store.
-            kind: of this class is the answer.
-            may_leave: it changes nothing, so the caller may leave while a thread is at work.
-
-        Raises:
-            NotSupported: the store lacks that part of the contract.
-        """
-        store = cast("InspectionStore", self._keeps(Part.INSPECTION, "InspectionStore"))
-        return await self._question(lambda: question(store, self.worker), kind, may_leave=may_leave)
-
-    async def revoke(self, revocation: Revocation, *, limit: int) -> Revoked:
-        """Mark ids as revoked, and delete their rows.
-
-        Raises:
-            NotSupported: the store lacks that part of the contract.
-        """
-        store = cast("RevocationStore", self._keeps(Part.REVOCATION, "RevocationStore"))
-        return await self._question(
-            lambda: store.revoke(self.worker, revocation, limit=limit), Revoked, may_leave=False
-        )
-
-    async def revocations(self, within: float) -> list[Mark]:
-        """Return the marks that were made so many seconds ago or later.
-
-        Raises:
-            NotSupported: the store lacks that part of the contract.
-        """
-        store = cast("RevocationStore", self._keeps(Part.REVOCATION, "RevocationStore"))
-        return await self._question(
-            lambda: store.revocations(self.worker, within=within), list, may_leave=False
-        )
-
-    # ---- mail; each raises `NotSupported` where the store lacks that part of the contract ----
-
-    @property
-    def _mail(self) -> MailStore:
-        return cast("MailStore", self._keeps(Part.MAIL, "MailStore"))
-
-    async def collect(self, *, limit: int, size: int = _ANY_SIZE) -> list[str]:
-        """Take away letters to this worker; those of a lost answer are lost."""
-        store = self._mail
-        found = await self._question(
-            lambda: store.collect(self.worker, limit=limit, size=size), Sequence, may_leave=False
-        )
-        return list(found)
-
-    async def listen(self, topics: Sequence[str]) -> None:
-        """Add topics that this worker listens to."""
-        store = self._mail
-        await self._question(lambda: store.listen(self.worker, topics), _NONE, may_leave=False)
-
-    async def unlisten(self, topics: Sequence[str]) -> None:
-        """Remove topics that this worker listens to."""
-        store = self._mail
-        await self._question(lambda: store.unlisten(self.worker, topics), _NONE, may_leave=False)
-
-    async def living(self) -> frozenset[str]:
-        """Return the incarnations, and the ids, of workers that are not late."""
-        store = self._mail
-        return await self._question(lambda: store.living(self.worker), frozenset, may_leave=False)
-
-    async def expire_mail(self, *, older_than: float, limit: int) -> int:
-        """Delete letters that nobody has taken away; return how many."""
-        store = self._mail
-        return await self._question(
-            lambda: store.expire_mail(self.worker, older_than=older_than, limit=limit),
-            int,
-            may_leave=False,
-        )
-
-    # ---- logs ----
-
-    def check_keeps_logs(self) -> "LogStore":
-        """Return the store as one that keeps logs.
-
-        Raises:
-            NotSupported: it lacks that part of the contract.
-        """
-        return cast("LogStore", self._keeps(Part.LOGS, "LogStore"))
-
-    async def read_log(
-        self, session_id: str, *, after: int, limit: int, size: int
-    ) -> Sequence[StoredEntry]:
-        """Return entries of a session's log, by their ids.
-
-        Raises:
-            NotSupported: the store lacks that part of the contract.
-        """
-        store = self.check_keeps_logs()
-        return await self._question(
-            lambda: store.read_log(self.worker, session_id, after=after, limit=limit, size=size),
-            Sequence,
-        )
-
-    async def expire_logs(self, *, older_than: float, limit: int) -> int:
-        """Delete entries of logs that are older than so many seconds; return how many.
-
-        Raises:
-            NotSupported: the store lacks that part of the contract.
-        """
-        store = self.check_keeps_logs()
-        return await self._question(
-            lambda: store.expire_logs(self.worker, older_than=older_than, limit=limit),
-            int,
-            may_leave=False,
-        )
-
-    # ---- messages ----
-
-    async def waiting(self) -> list[str]:
-        """Return the ids of sessions of this worker for which messages are stored."""
-        return await self._question(lambda: self._store.waiting(self.worker), list, may_leave=False)
-
-    async def fetch(self, wanted: Sequence[Wanted]) -> Mapping[str, Sequence[StoredMessage]]:
-        """Return stored messages."""
-        return await self._question(
-            lambda: self._store.fetch(self.worker, wanted), Mapping, may_leave=False
-        )
-
-    @asynccontextmanager
-    async def open_bell(self) -> AsyncIterator[Bell]:
-        """Open the store's bell; whatever breaks it is `StoreUnavailable`."""
-        if self.is_inherited:
-            raise RegistryClosed(INHERITED)
-        try:
-            self.contact.bell_alive = False
-            async with self._store.open_bell(self.worker) as bell:
-                self.contact.bell_alive = True
-                yield bell
-        except SessionsError:
-            raise
-        except Exception as exc:
-            logger.exception("the store's bell broke in a way that it does not promise")
-            raise StoreUnavailable(f"the bell broke with {type(exc).__name__}") from exc
-        finally:
-            self.contact.bell_alive = False

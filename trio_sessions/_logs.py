@@ -22,11 +22,12 @@ from trio_sessions._background import Background
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
-from trio_sessions._entry import Entry, Pending, Row
+from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import decode, encode, size_of
 from trio_sessions._library import check_trio
 from trio_sessions._orders import Order
+from trio_sessions._pending import Pending
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer

@@ -8,8 +8,9 @@ import outcome
 import trio
 
 from trio_sessions._edge import chunked
-from trio_sessions._entry import Entry, Pending, Row
+from trio_sessions._entry import Entry, Row
 from trio_sessions._json import decode, size_of
+from trio_sessions._pending import Pending
 from trio_sessions._saying import Said, Saying, SayOrder, not_found
 from trio_sessions.errors import SessionsError, StoreUnavailable
 from trio_sessions.types import Capabilities, Holder

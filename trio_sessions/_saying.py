@@ -15,8 +15,9 @@ import outcome
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
-from trio_sessions._entry import Entry, Pending, Row
+from trio_sessions._entry import Entry, Row
 from trio_sessions._orders import Order
+from trio_sessions._pending import Pending
 from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
 from trio_sessions.errors import SessionNotFound, SessionsError, StoreUnavailable

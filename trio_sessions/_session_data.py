@@ -13,8 +13,9 @@ from collections.abc import Mapping
 
 import outcome
 
-from trio_sessions._entry import Entry, Pending
+from trio_sessions._entry import Entry
 from trio_sessions._json import decode_object, encode_object, size_of
+from trio_sessions._pending import Pending
 from trio_sessions._saying import Said, Saying, SayOrder, not_found
 from trio_sessions.abc import Part
 from trio_sessions.errors import StoreUnavailable

@@ -22,7 +22,8 @@ EXPLAINED = Path(__file__).parent / "explained.toml"
 KEPT = ROOT / ".mutants"
 ALONE = """
     _cleanup _passes _verdicts _brake _witness _table _entry _writer _claims _departures _leaving
-    _sessions _owners _restoring _stamping _strays _sweeping _portions
+    _sessions _owners _restoring _stamping _strays _sweeping _portions _pending
+    _tally
 """
 
 

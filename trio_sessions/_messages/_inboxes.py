@@ -26,7 +26,8 @@ class Inboxes:
         self._inboxes: dict[str, Inbox] = {}
         self._filled: dict[Inbox, None] = {}
         self._waiting = Waiting()
-        self._expired: dict[int, Inbox] = {}
+        self._expired: dict[Inbox, set[int]] = {}
+        """Rows that are only left for the sweep, of inboxes that have any."""
         self._coming: Counter[str] = Counter()
         """Messages of this worker that wait until they may go to the store, by session."""
         self._storing: Counter[str] = Counter()
@@ -85,6 +86,7 @@ class Inboxes:
         inbox = self._inboxes.pop(session_id, None)
         if inbox is not None:
             self._filled.pop(inbox, None)
+            self._expired.pop(inbox, None)
             inbox.end()
         return inbox
 
@@ -115,19 +117,22 @@ class Inboxes:
             if message.row is None:
                 self._counters.count_dropped(1)
             else:  # the sweep deletes and counts it; until then it must not be fetched again
-                self._expired[message.row] = inbox
+                self._expired.setdefault(inbox, set()).add(message.row)
 
-    def is_expired(self, row: int) -> bool:
-        """Say whether a row is only left for the sweep."""
-        return row in self._expired
+    def handed_out(self, inbox: Inbox) -> set[int]:
+        """Return the rows that somebody has in hand, or has finished lately.
+
+        Those that are only left for the sweep are nobody's.
+        """
+        return inbox.handed_out() - self._expired.get(inbox, set())
 
     def forget_rows(self, inbox: Inbox) -> None:
         """Note that the store went back, and rows of an inbox may be others than before."""
         inbox.forget_rows()
-        self._expired = {row: one for row, one in self._expired.items() if one is not inbox}
+        self._expired.pop(inbox, None)
 
     def swept(self) -> None:
         """Note that the store has dropped what was too old."""
-        for row, inbox in self._expired.items():
-            inbox.forget([row])
+        for inbox, rows in self._expired.items():
+            inbox.forget(rows)
         self._expired.clear()

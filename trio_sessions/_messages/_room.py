@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import trio
 
-from trio_sessions._claims import ClaimComparison, Claims
+from trio_sessions._claims import Claims
 from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
@@ -116,17 +116,18 @@ class Messages:
 
     # ---- what becomes of sessions ----
 
-    def claimed(self, entry: Entry, comparison: ClaimComparison) -> None:
+    def claimed(
+        self, entry: Entry, *, is_other: bool, has_moved: bool, was_forgotten: bool
+    ) -> None:
         """Fetch what was sent before; see `trio_sessions._claims.ClaimListener`."""
         inbox = self._inboxes.get(entry.session_id)
         if inbox is None:
             return
-        if comparison.was_forgotten:
+        if was_forgotten:
             self._inboxes.forget_rows(inbox)
             self._receipts.forget(inbox)
-        dropped = inbox.claimed(
-            is_other=comparison.is_other, has_moved=comparison.has_moved, now=trio.current_time()
-        )
+        now = trio.current_time()
+        dropped = inbox.claimed(is_other=is_other, has_moved=has_moved, now=now)
         self._counters.count_dropped(sum(one.row is None for one in dropped))
         self._reading.want(inbox)
 
@@ -153,7 +154,7 @@ class Messages:
             if inbox is None:
                 continue
             self._reading.forget(inbox)
-            in_hand = {one for one in inbox.handed_out() if not self._inboxes.is_expired(one)}
+            in_hand = self._inboxes.handed_out(inbox)
             if moved and inbox.row_in_hand is not None:
                 in_hand.discard(inbox.row_in_hand)
             self._inboxes.end(entry.session_id)

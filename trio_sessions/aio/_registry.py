@@ -1,4 +1,4 @@
-"""`SessionRegistry` for asyncio: the same methods, as coroutines. Most lines are docstrings."""
+"""`SessionRegistry` for asyncio: its methods as coroutines. Over 400 lines, most are docstrings."""
 
 import asyncio
 import logging

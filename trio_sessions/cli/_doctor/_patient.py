@@ -13,8 +13,9 @@ import trio
 
 from trio_sessions.abc import Worker
 from trio_sessions.cli._read_only import read_only
-from trio_sessions.stores.database._connections import Connections, note_process
+from trio_sessions.stores.database._connections import Connections
 from trio_sessions.stores.database._database import find
+from trio_sessions.stores.database._given import note_process
 
 __all__ = ["Patient", "open_patient"]
 

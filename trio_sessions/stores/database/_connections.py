@@ -6,7 +6,6 @@ each run, and after a fork (see `trio_sessions.stores._one_run`).
 
 import contextlib
 import logging
-import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -21,35 +20,17 @@ from trio_sessions.abc import Pool, Worker
 from trio_sessions.errors import OperationTooLong, StoreSchemaError, StoreUnavailable
 from trio_sessions.stores.database._database import Database, Timeouts
 from trio_sessions.stores.database._errors import first_line, hide_values
+from trio_sessions.stores.database._given import places, renew_pool
 from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
 from trio_sessions.stores.database._urls import masked
 
-__all__ = ["Connections", "note_process"]
+__all__ = ["Connections"]
 
 logger = logging.getLogger("trio_sessions.rows")
 
 T = TypeVar("T")
 
 _SPARE = 2  # connections that no question gets: for the pass, and for the writer
-
-_process_of: "weakref.WeakKeyDictionary[sa.Engine, object]" = weakref.WeakKeyDictionary()
-"""The process whose connections are in the pool of an engine that was handed in."""
-
-
-def note_process(given: sa.Engine) -> None:
-    """An engine was handed in: what its pool holds now is this process's."""
-    _process_of.setdefault(given, this_process())
-
-
-def _renew_pool(given: sa.Engine) -> None:
-    """In a forked child, give an engine that was handed in a pool of its own.
-
-    https://docs.sqlalchemy.org/en/21/core/pooling.html#pooling-multiprocessing
-    """
-    if _process_of[given] is not this_process():
-        keep_for_ever(given.pool)
-        given.dispose(close=False)
-        _process_of[given] = this_process()
 
 
 class Connections:
@@ -89,7 +70,7 @@ class Connections:
         self._running = 0
         self._idle = trio.Event()
         if given is not None:
-            _renew_pool(given)
+            renew_pool(given)
 
     def __repr__(self) -> str:
         return f"Connections({masked(self._url)!r})"
@@ -105,8 +86,8 @@ class Connections:
                 self._engine = await trio.to_thread.run_sync(
                     self._make_engine, worker, abandon_on_cancel=True, limiter=worker.limiter
                 )
-                self._places = _places(self._given, spare=0)
-                self._question_places = _places(self._given, spare=_SPARE)
+                self._places = places(self._given, spare=0)
+                self._question_places = places(self._given, spare=_SPARE)
             await self.run(worker, prepare)
 
     async def close(self, worker: Worker) -> None:
@@ -388,15 +369,3 @@ def _invalidate_pool(connection: sa.Connection) -> None:
     driver.close()
     with contextlib.suppress(DBAPIError):
         connection.exec_driver_sql("SELECT 1")
-
-
-def _places(given: sa.Engine | None, *, spare: int) -> trio.CapacityLimiter | None:
-    """Return places for the connections that a given engine has, if it has a number of them.
-
-    Args:
-        given: the engine.
-        spare: connections that questions must not take; one is always left to them.
-    """
-    if given is None or not isinstance(given.pool, sa.QueuePool) or not given.pool.size():
-        return None
-    return trio.CapacityLimiter(max(1, given.pool.size() - spare))

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from trio_sessions.inspection import Selection, SessionInfo
-from trio_sessions.stores.memory._rows import Row, Rows
+from trio_sessions.stores.memory._row import Row
+from trio_sessions.stores.memory._rows import Rows
 from trio_sessions.stores.memory._workers import Workers
 
 __all__ = ["inform", "page"]

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from trio_sessions.abc import Worker
 from trio_sessions.stores._adoption import NOT_ADOPTED, adopts, is_of_whom_it_names
@@ -12,7 +11,8 @@ from trio_sessions.stores._pieces import PIECE
 from trio_sessions.stores._revoked import REFUSED
 from trio_sessions.stores.memory._owned import Owned
 from trio_sessions.stores.memory._revoked import Marks
-from trio_sessions.types import Capabilities, Holder, Sent
+from trio_sessions.stores.memory._row import LogLine, Message, Row
+from trio_sessions.types import Holder, Sent
 from trio_sessions.writes import (
     Acknowledge,
     Answer,
@@ -33,49 +33,7 @@ from trio_sessions.writes import (
     Write,
 )
 
-__all__ = ["LogLine", "Message", "Numbers", "Row", "Rows"]
-
-
-@dataclass(slots=True, kw_only=True)
-class Message:
-    """A message that waits for the session of a row."""
-
-    payload: str
-    stored_at: float
-
-
-@dataclass(slots=True, kw_only=True)
-class LogLine:
-    """An entry of the log of a session of a row."""
-
-    event: str
-    stored_at: float
-
-
-@dataclass(slots=True, kw_only=True)
-class Row:
-    """What is known of a session."""
-
-    born: str = ""
-    created_at: float
-    worker_id: str = ""
-    incarnation: str = ""
-    generation: int = 0
-    owner: str | None = None
-    capabilities: Capabilities | None = None
-    data: str | None = None
-    messages: dict[int, Message] = field(default_factory=dict)
-    log: dict[int, LogLine] = field(default_factory=dict)
-    taken_at: float = float("-inf")
-    last_accessed: float = float("-inf")
-
-    def holder(self) -> Holder:
-        """Return who holds it."""
-        return Holder(worker_id=self.worker_id, incarnation=self.incarnation, owner=self.owner)
-
-    def is_of(self, worker: Worker) -> bool:
-        """Say whether this incarnation holds it."""
-        return self.incarnation == worker.incarnation and self.worker_id == worker.worker_id
+__all__ = ["Numbers", "Row", "Rows"]
 
 
 class Numbers:

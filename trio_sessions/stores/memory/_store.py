@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ from trio_sessions.stores._crowds import Crowds
 from trio_sessions.stores.memory._bells import MemoryBell
 from trio_sessions.stores.memory._core import MemoryCore
 from trio_sessions.stores.memory._inspection import inform, page
-from trio_sessions.stores.memory._rows import Row
+from trio_sessions.stores.memory._row import Row
 from trio_sessions.types import (
     Begun,
     Holder,
@@ -281,14 +281,8 @@ class MemoryStore(
         row, now = self._rows.get(session_id), self._now()
         if row is None and self._is_in_doubt(worker, now):
             await self._refuse_in_doubt()
-        found, taken = list[StoredEntry](), 0
-        for entry_id, line in ({} if row is None else row.log).items():
-            if len(found) >= limit or taken >= size:
-                break
-            if entry_id > after:
-                taken += len(line.event.encode())
-                found.append(StoredEntry(id=entry_id, event=line.event, age=now - line.stored_at))
-        return await self._answer(found)
+        found = () if row is None else row.read_log(now, after=after, limit=limit, size=size)
+        return await self._answer(list(found))
 
     async def expire_logs(self, worker: Worker, *, older_than: float, limit: int) -> int:
         """Delete old entries of logs; see `LogStore.expire_logs`."""
@@ -308,21 +302,11 @@ class MemoryStore(
     ) -> Mapping[str, Sequence[StoredMessage]]:
         """Return stored messages; see `SessionStore.fetch`."""
         await self._begin()
-        found = {}
+        found, now = {}, self._now()
         for one in wanted:
             for _, row in self._rows.own(worker, [one.session_id]):
-                found[one.session_id] = list(self._fetch(row, one))
+                found[one.session_id] = list(row.fetch(one, now))
         return await self._answer(found)
-
-    def _fetch(self, row: Row, wanted: Wanted) -> Iterator[StoredMessage]:
-        now, size = self._now(), 0
-        fresh = (one for one in row.messages.items() if one[0] not in wanted.held)
-        for message_id, message in itertools.islice(fresh, wanted.count):
-            if size >= wanted.size:
-                return
-            size += len(message.payload.encode())
-            age = now - message.stored_at
-            yield StoredMessage(id=message_id, payload=message.payload, age=age)
 
     @asynccontextmanager
     async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:

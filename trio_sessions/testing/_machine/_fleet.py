@@ -1,6 +1,6 @@
 """What the rules of a `RegistryMachine` do: to real workers, and to the models beside them.
 
-In one file, though a long one: whatever a rule does is told to all the models in the same step.
+In one file of over 400 lines: whatever a rule does is told to all the models in the same step.
 """
 
 import itertools

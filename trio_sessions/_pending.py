@@ -1,0 +1,114 @@
+"""What is said of a session and is still to be written, with its row. Synchronous.
+
+It passes on to whoever holds the id next here, so it stays the same for as long as one does. What
+is to be written *again* was in the row when the database went back: anything newer goes before it.
+See docs/decisions/0010-evidence.md.
+"""
+
+from trio_sessions._json import size_of
+from trio_sessions.types import Capabilities, Holder
+from trio_sessions.writes import Claim, Keep
+
+__all__ = ["Pending"]
+
+
+class Pending:
+    """What is said of a session and is to be written with its row, however often it is claimed."""
+
+    __slots__ = (
+        "_capabilities",
+        "_capabilities_again",
+        "_data",
+        "_data_again",
+        "_owner",
+        "_owner_again",
+    )
+
+    def __init__(self) -> None:
+        self._owner: str | Keep | None = Keep.AS_IS
+        self._capabilities: Capabilities | None = None
+        self._data: str | Keep | None = Keep.AS_IS
+        self._owner_again: str | None = None
+        self._capabilities_again: Capabilities | None = None
+        self._data_again: str | None = None
+
+    @property
+    def owner(self) -> str | Keep | None:
+        """The owner to be written; None: nobody."""
+        return self._owner
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """The capabilities to be written, if there are any."""
+        return self._capabilities
+
+    @property
+    def data(self) -> str | Keep | None:
+        """The data to be written, encoded; None: none."""
+        return self._data
+
+    @property
+    def size(self) -> int:
+        """Bytes to be written, about."""
+        size = 0 if self._capabilities is None else size_of(self._capabilities.encoded)
+        return size + size_of(self._data) if isinstance(self._data, str) else size
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is to be written."""
+        return self._owner is Keep.AS_IS and self._capabilities is None and self._data is Keep.AS_IS
+
+    def note_owner(self, owner: str | None) -> None:
+        """Write this owner with the row."""
+        self._owner, self._owner_again = owner, None
+
+    def note_capabilities(self, capabilities: Capabilities) -> None:
+        """Write these capabilities with the row."""
+        self._capabilities, self._capabilities_again = capabilities, None
+
+    def note_data(self, data: str | None) -> None:
+        """Write this data with the row."""
+        self._data, self._data_again = data, None
+
+    def note_again(
+        self, holder: Holder, capabilities: Capabilities | None, data: str | Keep | None
+    ) -> None:
+        """Write what is known with the row once more, unless something else is to be written."""
+        if self._owner is Keep.AS_IS and holder.owner is not None:  # else somebody may have set one
+            self._owner = self._owner_again = holder.owner
+        if self._capabilities is None:
+            self._capabilities = self._capabilities_again = capabilities
+        if self._data is Keep.AS_IS and isinstance(data, str):
+            self._data = self._data_again = data
+
+    # A new history may have its first batch under way when all is noted once more. What that batch
+    # says of the session is newer than what is noted, and its answer comes before the next claim.
+
+    @property
+    def owner_again(self) -> str | None:
+        """The owner to be written once more, as the row had it before; None: there is none."""
+        return self._owner_again if self._owner == self._owner_again else None
+
+    def supersede_owner(self, owner: str | None) -> None:
+        """Write this owner instead of one that is to be written once more."""
+        if self.owner_again is not None:
+            self._owner, self._owner_again = owner, None
+
+    def supersede_capabilities(self, capabilities: Capabilities) -> None:
+        """Write these capabilities instead of some that are to be written once more."""
+        if self._capabilities is not None and self._capabilities is self._capabilities_again:
+            self._capabilities, self._capabilities_again = capabilities, None
+
+    def supersede_data(self, data: str | None) -> None:
+        """Write this data instead of what is to be written once more."""
+        if self._data_again is not None and self._data is self._data_again:
+            self._data, self._data_again = data, None
+
+    def forget(self, claim: Claim) -> None:
+        """Forget what a claim has written, unless something else has been said meanwhile."""
+        if self._owner == claim.owner:
+            self._owner = Keep.AS_IS
+        if self._capabilities is claim.capabilities:
+            self._capabilities = None
+        if self._data == claim.data:
+            self._data = Keep.AS_IS
