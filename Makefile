@@ -63,7 +63,7 @@ format: $(VENV)/.dev ## fail unless the code is formatted
 
 lint: $(VENV)/.dev ## ruff and flake8-async
 	$(BIN)/ruff check .
-	$(BIN)/flake8-async --enable=$(ASYNC_RULES) $(ASYNC_MANAGERS) $$(git ls-files "*.py")
+	git ls-files -z "*.py" | xargs -0 -n 80 -P 2 $(BIN)/flake8-async --enable=$(ASYNC_RULES) $(ASYNC_MANAGERS)
 
 types: $(VENV)/.dev ## mypy, strict, tests and examples too
 	$(BIN)/mypy trio_sessions tests benchmarks examples gateway_check mcp_check

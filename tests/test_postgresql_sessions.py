@@ -10,7 +10,7 @@ from openings import open_at_once
 from proxy import Proxy
 from servers import make_database, make_role, make_standby, run_sql
 
-from trio_sessions import RowUnavailable, StoreSchemaError, open_registry
+from trio_sessions import RowUnavailable, StoreSchemaError, StoreUnavailable, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
@@ -315,6 +315,31 @@ async def test_an_old_primary_that_comes_back_as_a_standby(
                 with trio.fail_after(BELL):
                     assert await anext(inbox) == "rung"
         given.dispose()
+
+
+async def test_letters_to_a_standby(postgresql_schema: sa.URL, proxy: Proxy) -> None:
+    """It refuses their table as one that is not logged; whoever learns of it moves on, too."""
+
+    async def echo(said: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return said
+
+    with make_standby(postgresql_schema) as standby:
+        async with (
+            open_registry(DatabaseStore(proxy.url)) as a,
+            open_registry(postgresql_schema, handlers={"echo": echo}, worker_id="b"),
+        ):
+            assert await a.workers.call("b", "echo", 1, timeout=BELL) == 1
+            proxy.lead_to(standby)
+            proxy.cut()
+            with trio.fail_after(BELL):
+                error = ""
+                while "takes no writes" not in error:
+                    with pytest.raises(StoreUnavailable) as caught:
+                        await a.workers.call("b", "echo", 2, timeout=BELL)
+                    error = str(caught.value)
+            proxy.lead_to(postgresql_schema)
+            assert await a.workers.call("b", "echo", 3, timeout=BELL) == 3
 
 
 def set_read_only(url: sa.URL, value: str) -> None:

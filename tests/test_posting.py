@@ -16,7 +16,7 @@ from trio_sessions._edge import Edge
 from trio_sessions._histories import Histories
 from trio_sessions._posting import PostOrder
 from trio_sessions._settings import Settings
-from trio_sessions._witness import Witness
+from trio_sessions._witness import WentBack, Witness
 from trio_sessions._writer import Writer
 from trio_sessions.abc import Part
 from trio_sessions.errors import NotSupported
@@ -24,6 +24,7 @@ from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.testing._conformance._fleet import LONG, begin
 from trio_sessions.testing._conformance._tools import Client, opened
+from trio_sessions.writes import Delete, Post
 
 
 @asynccontextmanager
@@ -91,18 +92,27 @@ async def test_a_letter_whose_answer_was_lost_is_not_left_again(autojump_clock: 
         assert await edge.collect(limit=10) == ["1", "2"]
 
 
-async def test_a_letter_of_a_batch_that_is_not_there_is_left_again(
-    autojump_clock: MockClock,
-) -> None:
-    """The database went back: what named a stamp that it does not have has done nothing."""
+async def test_letters_alone_rest_on_no_evidence(autojump_clock: MockClock) -> None:
+    """They ask for no stamp, which would wait for the disk, and go out of a worker without a row.
+
+    With anything else in their batch they do what it does: nothing, if the database went back.
+    """
     memory = MemoryStore()
     async with opened(lambda: memory, "a", "b") as (a, b):
         await begin(b, cleanup_interval=LONG)
-        async with writing(a) as (writer, _, counters):
-            memory._workers.remove(a.worker)
+        async with writing(a) as (writer, edge, counters):
+            before = memory._workers.seen(a.worker)
             assert await writer.do(PostOrder("1", to="b")) == 1
-            assert counters.database_rewinds == 1
-        assert await memory.collect(b.worker, limit=10, size=10**9) == ["1"]
+            assert memory._workers.seen(a.worker) == before
+            memory._workers.remove(a.worker)
+            assert await writer.do(PostOrder("2", to="b")) == 1
+            assert counters.database_rewinds == 0
+            with pytest.raises(WentBack):
+                await edge.commit(
+                    [Post(session_id="", to="b", payload="3"), Delete(session_id="s", up_to=1)],
+                    trio.CancelScope(),
+                )
+            assert await memory.collect(b.worker, limit=10, size=10**9) == ["1", "2"]
 
 
 async def test_a_letter_that_was_withdrawn_is_not_left(autojump_clock: MockClock) -> None:

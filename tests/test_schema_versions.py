@@ -364,3 +364,15 @@ async def test_rows_that_are_updated_have_room_in_their_page(postgresql_schema: 
         )
         stored = {row.relname: row.reloptions for row in found}
     assert stored == {"trio_sessions": ["fillfactor=70"], "trio_workers": ["fillfactor=10"]}
+
+
+async def test_letters_wait_for_no_disk(postgresql_schema: sa.URL) -> None:
+    """A commit that has changed nothing but a table that is not logged is not synced."""
+    older = Older("postgresql", postgresql_schema)
+    await open_and_add(DatabaseStore(older.url))
+    with older.engine.connect() as connection:
+        found = connection.exec_driver_sql(
+            "SELECT relname FROM pg_class WHERE relpersistence = 'u' AND relkind IN ('r', 'S') "
+            "AND relnamespace = CAST(current_schema() AS regnamespace) ORDER BY relname"
+        )
+        assert list(found.scalars()) == ["trio_mail", "trio_mail_id_seq"]

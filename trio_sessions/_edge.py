@@ -30,10 +30,11 @@ from trio_sessions.types import (
     Begun,
     Presence,
     RowAnswers,
+    Stamp,
     Stamped,
     Swept,
 )
-from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Verdict, Write
+from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Post, Verdict, Write
 
 __all__ = ["Edge", "Late", "chunked"]
 
@@ -95,31 +96,41 @@ class Edge(Questions):
             Late: it has done nothing; it may be asked for again at once.
             WentBack: what it has done, if anything, is worth nothing.
         """
-        asked_at = trio.current_time()
-        flight = self._witness.depart()
-        try:
-            batch = Batch(
-                writes=writes, stamp=flight.known, not_after=self._estimate.not_after(writes)
-            )
-            committed = await self._ask(
-                lambda: self._store.commit(self.worker, batch), Committed, scope
-            )
-            late = committed.verdict is Verdict.LATE
-            self._estimate.read(committed.clock, asked_at)
-            self._estimate.note_verdict(late=late)
-            if late:
-                raise Late("the batch came too late to the store, and did nothing")
-            if committed.verdict is Verdict.DONE and committed.stamp is None:
-                raise breach("it has set no stamp")
-            self._witness.land(flight, committed.stamp)
-        finally:
-            self._witness.lose(flight)
+        if all(isinstance(write, Post) for write in writes):
+            # Letters rest on no row, so they need no witness. On PostgreSQL such a batch waits for
+            # no disk, which the stamp of a worker's row would. See docs/decisions/0013-mcp.md.
+            committed = await self._send(writes, None, scope)
+        else:
+            flight = self._witness.depart()
+            try:
+                committed = await self._send(writes, flight.known, scope)
+                if committed.verdict is Verdict.DONE and committed.stamp is None:
+                    raise breach("it has set no stamp")
+                self._witness.land(flight, committed.stamp)
+            finally:
+                self._witness.lose(flight)
         if len(committed.answers) != len(writes):
             raise breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
         for write, answer in zip(writes, committed.answers, strict=True):
             if not isinstance(answer, _ANSWERS[type(write)]):
                 raise breach(f"it answered a {type(write).__name__} with {type(answer).__name__}")
         return committed.answers
+
+    async def _send(
+        self, writes: Sequence[Write[object]], stamp: Stamp | None, scope: trio.CancelScope
+    ) -> Committed:
+        """Have the store commit a batch that is in time; raises `Late` if it is not."""
+        asked_at = trio.current_time()
+        batch = Batch(writes=writes, stamp=stamp, not_after=self._estimate.not_after(writes))
+        committed = await self._ask(
+            lambda: self._store.commit(self.worker, batch), Committed, scope
+        )
+        late = committed.verdict is Verdict.LATE
+        self._estimate.read(committed.clock, asked_at)
+        self._estimate.note_verdict(late=late)
+        if late:
+            raise Late("the batch came too late to the store, and did nothing")
+        return committed
 
     async def refresh(self, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows.

@@ -26,6 +26,8 @@ CREATE INDEX ix_trio_mail_created_at ON trio_mail (created_at);
 
 CREATE INDEX ix_trio_mail_incarnation_id ON trio_mail (incarnation, id);
 
+ALTER TABLE trio_mail SET UNLOGGED;
+
 CREATE TABLE trio_revoked (
     session_id VARCHAR(255) COLLATE "C" NOT NULL,
     revoked_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,

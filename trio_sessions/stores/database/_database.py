@@ -261,8 +261,8 @@ class Database:
     messages_options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the `sqlalchemy.Table` of messages."""
     storage: Mapping[str, str] = field(default_factory=dict)
-    """How tables are to be stored, by their names without the prefix. `sqlalchemy.Table` takes it
-    from 2.1 on only."""
+    """How tables are to be stored: what ALTER TABLE is told of them once they are created, by their
+    names without the prefix. `sqlalchemy.Table` has no word for it before 2.1."""
 
     operations: MakeOperations
 

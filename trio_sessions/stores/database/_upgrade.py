@@ -125,7 +125,7 @@ def definition(
 
     Args:
         ours: all of the tables.
-        storage: how the database is to store them, by the tables' names without the prefix.
+        storage: what alters how the database stores them, by the tables' names without the prefix.
         tables: those to be created.
     """
     for table in tables:
@@ -134,7 +134,7 @@ def definition(
             yield sa.schema.CreateIndex(index)
         how = storage.get(table.name.removeprefix(ours.prefix))
         if how is not None:
-            statement = sa.DDL(f"ALTER TABLE %(table)s SET ({how})")  # type: ignore[no-untyped-call]
+            statement = sa.DDL(f"ALTER TABLE %(table)s {how}")  # type: ignore[no-untyped-call]
             yield statement.against(table)
 
 

@@ -18,8 +18,9 @@ __all__ = [
     "sqlstate",
 ]
 
-# A server that takes no writes, as a standby does, and one that goes, has crashed or only comes.
-_ASTRAY = ("25006", "57P01", "57P02", "57P03")
+# A server that takes no writes, as a standby does, and one that goes, has crashed or only comes. A
+# standby also refuses whatever names a table that is not logged: as a feature that it has not.
+_ASTRAY = ("25006", "0A000", "57P01", "57P02", "57P03")
 
 LOCK_NOT_AVAILABLE = "55P03"
 
@@ -58,7 +59,7 @@ def leads_astray(error: DBAPIError) -> bool:
 def advice(error: DBAPIError) -> str:
     """Say what to do about an error, where the server's own words leave that open."""
     match sqlstate(error):
-        case "25006":
+        case "25006" | "0A000":
             return (
                 "this server takes no writes, as a standby does; all connections to it were thrown "
                 "away, and the next operation connects anew"
