@@ -13,7 +13,7 @@ import anyio
 import sqlalchemy as sa
 
 import mcp_check
-from mcp_check import cases
+from mcp_check import cases, speed
 from mcp_check.cases import Seen
 from mcp_check.fleet import Fleet
 
@@ -30,6 +30,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--calls", type=int, default=20, help="of each client")
     parser.add_argument("--rounds", type=int, default=50, help="calls whose time is taken")
+    parser.add_argument("--sessions", type=int, default=1000, help="that are called, of one worker")
+    parser.add_argument("--rate", type=float, default=100.0, help="calls a second of these")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for which they are made")
+    parser.add_argument("--events", type=int, default=1000, help="of a stream that is replayed")
     parser.add_argument("--listeners", type=int, default=200)
     parser.add_argument("--idle-seconds", type=float, default=20.0)
     parser.add_argument("--within", type=float, default=25.0, help="seconds after a death")
@@ -84,6 +88,14 @@ async def run(way: str, fleet: Fleet, options: argparse.Namespace) -> Seen:
             await cases.calls(fleet, seen, clients=options.clients, each=options.calls)
             await cases.speed(fleet, seen, rounds=options.rounds)
             if way != "alone":
+                await speed.load(
+                    fleet,
+                    seen,
+                    sessions=options.sessions,
+                    rate=options.rate,
+                    seconds=options.seconds,
+                )
+                await speed.replay(fleet, seen, events=options.events)
                 await cases.isolation(fleet, seen)
                 await cases.idle(
                     fleet, seen, listeners=options.listeners, seconds=options.idle_seconds
@@ -123,6 +135,10 @@ def main() -> int:
             f"{way:<26}"
             + "".join(f"{'-' if c is None else f'{c * 1000:.1f} ms':>14}" for c in cells)
         )
+    for way, seen in found.items():
+        for name, seconds in seen.times.items():
+            if name not in ("own worker", "other worker"):
+                print(f"{way}: {name}: {seconds * 1000:.1f} ms")
     promised = (seen for way, seen in found.items() if way != "alone")
     return int(not all(holds for seen in promised for holds, _ in seen.facts))
 

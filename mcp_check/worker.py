@@ -64,6 +64,13 @@ def build(registry: Any) -> Any:
         return a + b
 
     @server.tool()
+    async def add_many(number: int, ctx: Context) -> int:
+        """Tell of the progress many times."""
+        for i in range(number):
+            await ctx.report_progress(i, number)
+        return number
+
+    @server.tool()
     async def echo(text: str) -> str:
         """Say it again."""
         return text

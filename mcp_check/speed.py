@@ -1,0 +1,90 @@
+"""What calls take when many sessions make them, and what the replay of a long stream takes."""
+
+import statistics
+import time
+from typing import Any
+
+import anyio
+import httpx2
+
+from mcp_check.cases import ERRORS, Count, Seen, begin, call, event_ids, of
+from mcp_check.fleet import URL, Fleet, raw
+
+LEAST = 3  # replays whose time is taken
+
+
+async def load(fleet: Fleet, seen: Seen, *, sessions: int, rate: float, seconds: float) -> None:
+    """Hold many sessions at one worker, and call them through the other, so many times a second.
+
+    A call begins when it is due, whatever became of those before.
+    """
+    here, other = fleet.workers[:2]
+    times: list[float] = []
+    count = Count()
+    async with raw(fleet, "alice") as (http, balancer):
+        balancer.only = here
+        ids: list[str] = []
+
+        async def open_some(number: int) -> None:
+            ids.extend([await begin(http) for _ in range(number)])
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(open_some, sessions // 10)
+        balancer.only = other
+
+        async def one(session_id: str, number: int) -> None:
+            began = time.perf_counter()
+            count.asked += 1
+            try:
+                asked = call(number, "echo", text=str(number))
+                answer = await http.post(URL, json=asked, headers=of(session_id))
+                if answer.status_code == httpx2.codes.OK and f'"{number}"' in answer.text:
+                    count.answered += 1
+                    times.append(time.perf_counter() - began)
+                else:
+                    count.lose(AssertionError(f"status {answer.status_code}"))
+            except ERRORS as exc:
+                count.lose(exc)
+
+        began = time.perf_counter()
+        async with anyio.create_task_group() as tasks:
+            for number in range(int(rate * seconds)):
+                await anyio.sleep(max(0.0, began + number / rate - time.perf_counter()))
+                tasks.start_soon(one, ids[number % len(ids)], number)
+        balancer.only = here
+        for session_id in ids:
+            await http.delete(URL, headers=of(session_id))
+    seen.note(count.answered == count.asked, f"{rate:g} calls a second: {count}")
+    if len(times) > 1:
+        hundredths = statistics.quantiles(times, n=100)
+        seen.times[f"{len(ids)} sessions, {rate:g} calls/s, p50"] = hundredths[49]
+        seen.times[f"{len(ids)} sessions, {rate:g} calls/s, p99"] = hundredths[98]
+
+
+async def replay(fleet: Fleet, seen: Seen, *, events: int) -> None:
+    """Read a stream of many events again, from its first one on."""
+    times: list[float] = []
+    async with raw(fleet, "alice", fleet.workers[0]) as (http, _):
+        session_id = await begin(http)
+        asked: dict[str, Any] = call(1, "add_many", number=events)
+        asked["params"]["_meta"] = {"progressToken": 1}
+        answer = await http.post(URL, json=asked, headers=of(session_id))
+        ids = [one for one in event_ids(answer.text) if one]
+        replayed: list[int] = []
+        for _ in range(LEAST):
+            began = time.perf_counter()
+            async with http.stream("GET", URL, headers=of(session_id, ids[0])) as stream:
+                text = ""
+                async for piece in stream.aiter_text():
+                    text += piece
+                    if ids[-1] in text:
+                        break
+            times.append(time.perf_counter() - began)
+            replayed.append(len([one for one in event_ids(text) if one in ids]))
+        await http.delete(URL, headers=of(session_id))
+    seen.note(
+        len(ids) >= events and set(replayed) == {len(ids) - 1},
+        f"of {len(ids)} events {min(replayed)} came again after the first",
+    )
+    seen.times[f"replay of {events} events"] = min(times)
