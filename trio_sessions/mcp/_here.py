@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from trio_sessions.mcp._asgi import error_body, header, is_stream, with_header
+from trio_sessions.mcp._asgi import bounded, error_body, header, is_stream, with_header
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._conversation import current
 from trio_sessions.mcp._held import HeldSession, Phase
@@ -30,6 +30,7 @@ class Here:
         registry: that holds them.
         owner: says whose a request is, once the application has looked at it.
         timeout: seconds for a session that has come from another worker to begin again.
+        most: bytes of a request.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class Here:
         *,
         owner: Callable[[Scope], str | None],
         timeout: float,
+        most: int,
     ) -> None:
         self._app = app
         self._registry = registry
         self._owner = owner
         self._timeout = timeout
+        self._most = most
 
     async def serve(self, held: HeldSession, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer; a session that is dormant is begun again first."""
@@ -87,7 +90,7 @@ class Here:
                 is_open_stream = False
             await send(message)
 
-        await self._app(own, receive, tell)
+        await bounded(self._app, own, receive, tell, most=self._most)
         if is_open_stream:  # the SDK leaves it open when the session, or the server, ends
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

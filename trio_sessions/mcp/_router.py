@@ -15,6 +15,7 @@ from trio_sessions.errors import (
     SessionsError,
 )
 from trio_sessions.mcp._asgi import (
+    TOO_LARGE,
     BodyTooLarge,
     Disconnected,
     answer_error,
@@ -79,7 +80,8 @@ class SessionRouter:
         app: the SDK's application, ``server.streamable_http_app()``, or one in which it is mounted.
         registry: the registry of this worker.
         call_timeout: seconds without a sign of life of another worker that answers a request.
-        max_body_bytes: of a request; None: what the SDK's application takes.
+        max_body_bytes: of a request of a session, the one that begins it too; None: what the SDK's
+            application takes.
         owner: called with a request's scope, says whose it is, for where no authentication of the
             SDK's is used: ``lambda scope: ...``. None: whom the SDK has authenticated.
         idle_timeout: seconds without a request after which a session ends; None: never. The SDK's
@@ -138,7 +140,13 @@ class SessionRouter:
             most=max_body_bytes,
             is_ending=lambda: self._is_ending,
         )
-        self._here = Here(app, registry, owner=self._owner_of, timeout=self._call_timeout)
+        self._here = Here(
+            app,
+            registry,
+            owner=self._owner_of,
+            timeout=self._call_timeout,
+            most=max_body_bytes,
+        )
         self._places = Places(registry, found, idle_timeout=idle_timeout)
         self._tunnel = tunnel_of(registry)
         self._ends = anyio.Event()
@@ -290,7 +298,7 @@ class SessionRouter:
         except InvalidSessionId:
             await answer_error(send, 404, NOT_FOUND)
         except BodyTooLarge:
-            await answer_error(send, 413, "Request body too large")
+            await answer_error(send, 413, TOO_LARGE)
         except Disconnected:
             pass
         except SessionsError as exc:
