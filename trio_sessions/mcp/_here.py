@@ -1,7 +1,11 @@
 """What is answered here: the application, asked for a session that this worker holds."""
 
 import logging
+import math
 from collections.abc import Callable
+
+import anyio
+import anyio.lowlevel
 
 from trio_sessions.mcp._asgi import bounded, error_body, header, is_stream, with_header
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
@@ -30,6 +34,7 @@ class Here:
         registry: that holds them.
         owner: says whose a request is, once the application has looked at it.
         timeout: seconds for a session that has come from another worker to begin again.
+        answer_timeout: seconds until an answer begins; None: as long as it takes.
         most: bytes of a request.
     """
 
@@ -40,12 +45,14 @@ class Here:
         *,
         owner: Callable[[Scope], str | None],
         timeout: float,
+        answer_timeout: float | None,
         most: int,
     ) -> None:
         self._app = app
         self._registry = registry
         self._owner = owner
         self._timeout = timeout
+        self._answer_timeout = math.inf if answer_timeout is None else answer_timeout
         self._most = most
 
     async def serve(self, held: HeldSession, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,10 +82,14 @@ class Here:
         is_delete = scope["method"] == "DELETE"
         own = {**scope, "headers": with_header(scope["headers"], _SESSION, held.alias)}
         is_open_stream = False
+        deadline = anyio.current_time() + self._answer_timeout
+        patience = anyio.CancelScope(deadline=deadline)
 
         async def tell(message: Message) -> None:
             nonlocal is_open_stream
             if message["type"] == "http.response.start":
+                patience.deadline = math.inf
+                await anyio.lowlevel.checkpoint_if_cancelled()  # too late: its client is told 504
                 headers = message.get("headers", ())
                 is_open_stream = is_stream(headers)
                 if header(headers, _SESSION) is not None:
@@ -90,7 +101,10 @@ class Here:
                 is_open_stream = False
             await send(message)
 
-        await bounded(self._app, own, receive, tell, most=self._most)
+        with patience:
+            await bounded(self._app, own, receive, tell, most=self._most)
+        if patience.cancelled_caught:
+            await _tell(_refusal(504, "the server does not answer"), send)
         if is_open_stream:  # the SDK leaves it open when the session, or the server, ends
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -52,6 +52,7 @@ _SESSION = b"mcp-session-id"
 _VERSION = b"mcp-protocol-version"
 _EVENT = b"last-event-id"
 _PAUSES = (0.05, 1.0)  # seconds between two looks for a session that is just moving: first, most
+_SIGN = 1.0  # seconds without an answer after which another worker is told that it is being made
 _LOOK = 0.2  # seconds between two looks whether the server wants to end
 
 
@@ -79,7 +80,11 @@ class SessionRouter:
     Args:
         app: the SDK's application, ``server.streamable_http_app()``, or one in which it is mounted.
         registry: the registry of this worker.
-        call_timeout: seconds without a sign of life of another worker that answers a request.
+        call_timeout: seconds without a sign of life of another worker that answers a request; and
+            seconds within which it has to begin its answer, or to run the request if the SDK
+            answers as a whole (``json_response=True``).
+        answer_timeout: seconds within which such an answer has to come, at whichever worker the
+            request runs; at least ``call_timeout``. None: as long as it takes.
         max_body_bytes: of a request of a session, the one that begins it too; None: what the SDK's
             application takes.
         owner: called with a request's scope, says whose it is, for where no authentication of the
@@ -102,6 +107,7 @@ class SessionRouter:
         registry: Registry,
         *,
         call_timeout: float = 30.0,
+        answer_timeout: float | None = 300.0,
         max_body_bytes: int | None = None,
         owner: Callable[[Scope], str | None] | None = None,
         idle_timeout: float | None = 1800.0,
@@ -109,6 +115,8 @@ class SessionRouter:
         manager: Any = None,
     ) -> None:
         self._call_timeout = seconds("call_timeout", call_timeout)
+        if answer_timeout is not None:
+            answer_timeout = max(seconds("answer_timeout", answer_timeout), self._call_timeout)
         self._drain_timeout = seconds("drain_timeout", drain_timeout)
         if idle_timeout is not None:
             idle_timeout = seconds("idle_timeout", idle_timeout)
@@ -145,6 +153,7 @@ class SessionRouter:
             registry,
             owner=self._owner_of,
             timeout=self._call_timeout,
+            answer_timeout=answer_timeout,
             most=max_body_bytes,
         )
         self._places = Places(registry, found, idle_timeout=idle_timeout)
@@ -152,7 +161,12 @@ class SessionRouter:
         self._ends = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._left = anyio.Event()
-        self._forwarding = Forwarding(registry, timeout=self._call_timeout, ends=self._ends)
+        self._forwarding = Forwarding(
+            registry,
+            timeout=self._call_timeout,
+            answer_timeout=answer_timeout,
+            ends=self._ends,
+        )
 
     # ---- its life ----
 
@@ -224,6 +238,11 @@ class SessionRouter:
         if self._tasks is None:
             raise RuntimeError("the router does not run")
         self._tasks.start_soon(work, *args)
+
+    @property
+    def sign_after(self) -> float | None:
+        """Seconds after which it is said that a request runs. Not for users."""
+        return min(_SIGN, self._call_timeout / 3) if self._manager.json_response else None
 
     async def holds(self, session_id: str) -> HeldSession | None:
         """Return a session that is here to stay. Not for users."""
