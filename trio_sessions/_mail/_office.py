@@ -20,6 +20,7 @@ logger = logging.getLogger("trio_sessions.mail")
 _LETTERS = 1000  # taken away by one operation, at most
 _SIZE = 4 * 1024 * 1024  # bytes taken away by one operation; but one letter
 _SLICE = 100_000  # characters handed on before the event loop gets its turn
+_LOOK = 5.0  # seconds between two looks for letters that the bell may not have rung for
 _OLD = 60.0  # seconds after which nobody waits for a letter
 _EXPIRED = 1000  # letters deleted by one operation
 _PIECES = 100  # operations of one round of deleting
@@ -124,6 +125,17 @@ class Office:
             case _:
                 logger.warning("a letter was dropped: this version does not know its kind")
 
+    async def look_anyway(self) -> None:
+        """Look for letters now and then: the bell may be broken, or others may ring none.
+
+        A letter is kept for a minute, so it will not do to look at passes.
+
+        Cancellation: at any moment.
+        """
+        while True:
+            await trio.sleep(_LOOK)
+            self.look()
+
     async def expire(self, interval: float) -> None:
         """Delete letters that nobody has collected, once an interval.
 
@@ -131,7 +143,6 @@ class Office:
         """
         while True:
             await trio.sleep(interval)
-            self.look()  # a ring may have been lost
             try:
                 for _ in range(_PIECES):
                     expired = await self._edge.expire_mail(older_than=_OLD, limit=_EXPIRED)

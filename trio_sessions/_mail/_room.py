@@ -91,7 +91,8 @@ class Mail:
         """
         self._check_store()
         self._listening.start()
-        self._start(self._collect, self._keep_topics, self._look_after, self._expire)
+        look_anyway = self._office.look_anyway
+        self._start(self._collect, look_anyway, self._keep_topics, self._look_after, self._expire)
 
     def _start(self, *loops: Loop) -> None:
         for loop in loops:
@@ -117,7 +118,7 @@ class Mail:
         await persist("listening to topics", self._topics.keep, logger)
 
     async def _look_after(self) -> None:
-        await self._watch.run(self._calling, self._serving, self._office)
+        await self._watch.run(self._calling, self._serving)
 
     async def _expire(self) -> None:
         await self._office.expire(self._settings.cleanup_interval)
