@@ -746,6 +746,9 @@ async def test_a_letter_that_cannot_be_read_ends_nothing(
         '[["failed",99,0],7]',
         f"[{DEEP},null]",
         f'[["moved"],{DEEP}]',
+        f'[["said"],{DEEP}]',
+        '[["said"],{"s":"data"}]',
+        '[["said"],[1,["s"],["s",1],["s","data"],["s","of a later version"]]]',
         f'[["beat","x"],{DEEP}]',
     ]
     async with (

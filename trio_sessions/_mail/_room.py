@@ -1,7 +1,7 @@
 """The door of the room of mail: what the registry asks of it."""
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ logger = logging.getLogger("trio_sessions.mail")
 Loop = Callable[[], Awaitable[None]]
 
 _ID = 4096  # bytes of an id in a letter, far more than there can be
+_SAID = 4096 * 1024  # bytes of what was said of a thousand sessions, likewise
 
 
 @uninterrupted
@@ -168,6 +169,20 @@ class Mail:
     def notify_moved(self, listener: Callable[[str], None]) -> None:
         """Tell ``listener`` of each session that another worker says to hold now."""
         self._office.notify_moved(listener)
+
+    def tell_said(self, incarnation: str, things: Sequence[tuple[str, str]]) -> None:
+        """Tell the holder of sessions what was changed of them here, if the store keeps mail.
+
+        As with `tell_moved` it may never collect.
+        """
+        if self._edge.keeps(Part.MAIL) and not self._is_closed:
+            self._start(self._expire)
+            contents = encode(list(map(list, things)), what="what was said", limit=_SAID)
+            self._sender.post_soon(incarnation, seal("said", contents=contents))
+
+    def notify_said(self, listener: Callable[[Sequence[tuple[str, str]]], None]) -> None:
+        """Tell ``listener`` what other workers say to have changed: of which session, and what."""
+        self._office.notify_said(listener)
 
     # ---- topics ----
 
