@@ -20,7 +20,7 @@ from starlette.routing import Mount
 
 from trio_sessions import RegistryClosed, aio
 from trio_sessions.mcp import SessionRouter, handlers
-from trio_sessions.mcp._sdk import check_seams, find_manager
+from trio_sessions.mcp._sdk import check_seams, find_seat
 from trio_sessions.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
@@ -68,12 +68,11 @@ def test_a_mounted_application_is_found() -> None:
     """However deep it lies; and the SDK's own timer is off then."""
     inner = made_app()
     outer = Starlette(routes=[Mount("/deep", Starlette(routes=[Mount("/", inner)]))])
-    manager = find_manager(inner)
-    assert manager is not None
-    assert find_manager(outer) is manager
+    seat = find_seat(inner)
+    assert seat is not None
+    assert find_seat(outer) is seat
     SessionRouter(outer, aio.SessionRegistry(handlers=handlers()))
-    assert manager is not None
-    assert manager.session_idle_timeout is None
+    assert seat.session_manager.session_idle_timeout is None
 
 
 def test_an_sdk_that_lacks_a_seam_is_named() -> None:

@@ -28,12 +28,13 @@ from trio_sessions.mcp._asgi import (
 from trio_sessions.mcp._beginning import Beginnings
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._conversation import current
-from trio_sessions.mcp._events import LOST, SessionEventStore, check_event_id
+from trio_sessions.mcp._events import LOST, check_event_id
 from trio_sessions.mcp._exit import end_streams, take_charge, was_told
 from trio_sessions.mcp._forwarding import Exchange, Forwarding, Outcome
 from trio_sessions.mcp._held import HeldSession, Phase
 from trio_sessions.mcp._identity import give_user, owner_of
 from trio_sessions.mcp._lifespan import live
+from trio_sessions.mcp._manager import find_sessions
 from trio_sessions.mcp._moving import move_all
 from trio_sessions.mcp._places import Places
 from trio_sessions.mcp._replay import Answer, begin_again
@@ -41,8 +42,6 @@ from trio_sessions.mcp._runs import has_begun, name_of, note
 from trio_sessions.mcp._sdk import (
     HANDSHAKE_PROTOCOL_VERSIONS,
     auth_context_var,
-    check_seams,
-    find_manager,
 )
 from trio_sessions.mcp._tunnel import tunnel_of
 from trio_sessions.mcp._wire import OWNER
@@ -117,14 +116,7 @@ class SessionRouter:
         self._drain_timeout = seconds("drain_timeout", drain_timeout)
         if idle_timeout is not None:
             idle_timeout = seconds("idle_timeout", idle_timeout)
-        found = manager if manager is not None else find_manager(app)
-        if found is None:
-            raise ValueError(
-                "app must be the SDK's: server.streamable_http_app(), or an application in which "
-                "it is mounted; or give its session manager as manager="
-            )
-        check_seams(found)
-        found.session_idle_timeout = None
+        found = find_sessions(app, manager)
         if max_body_bytes is None:
             max_body_bytes = found.max_request_body_size
         if isinstance(max_body_bytes, bool) or not isinstance(max_body_bytes, int):
@@ -257,7 +249,8 @@ class SessionRouter:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or live from startup to shutdown."""
         if scope["type"] == "lifespan":
-            await live(self._app, self._registry, self.run, self.leave, scope, receive, send)
+            told = self._manager.checking(send)
+            await live(self._app, self._registry, self.run, self.leave, scope, receive, told)
         elif scope["type"] != "http" or self._manager.stateless or _is_modern(scope):
             await self._app(scope, receive, send)
         else:
@@ -288,8 +281,8 @@ class SessionRouter:
         """Let whoever holds the session answer."""
         try:
             event_id = header(scope["headers"], _EVENT)
-            is_ours = isinstance(self._manager.event_store, SessionEventStore)
-            if event_id and is_ours and check_event_id(session_id, event_id) is None:
+            is_kept = event_id and self._manager.keeps_events
+            if event_id and is_kept and check_event_id(session_id, event_id) is None:
                 await answer_error(send, 400, "Last-Event-ID is not of this session")
                 return
             await self._route(session_id, scope, receive, send)
