@@ -70,9 +70,10 @@ def test_a_mounted_application_is_found() -> None:
     outer = Starlette(routes=[Mount("/deep", Starlette(routes=[Mount("/", inner)]))])
     seat = find_seat(inner)
     assert seat is not None
+    manager = seat.session_manager
     assert find_seat(outer) is seat
     SessionRouter(outer, aio.SessionRegistry(handlers=handlers()))
-    assert seat.session_manager.session_idle_timeout is None
+    assert manager.session_idle_timeout is None
 
 
 def test_an_sdk_that_lacks_a_seam_is_named() -> None:

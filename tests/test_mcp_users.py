@@ -65,7 +65,7 @@ def there(user: AuthenticatedUser) -> Any:
 
 
 def member() -> Member:
-    return Member(Token(**TOKEN, tenant="acme", memberOf=["a", "b"]))
+    return Member(Token(**TOKEN, tenant="acme", memberOf=frozenset("ab")))
 
 
 def test_classes_and_fields_of_ones_own_go_along() -> None:
@@ -92,7 +92,7 @@ def marked() -> AuthenticatedUser:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: AuthenticatedUser(Hidden(**TOKEN, key="s")),
+        lambda: AuthenticatedUser(Hidden(**TOKEN, key=SecretStr("s"))),
         lambda: AuthenticatedUser(AccessToken(**TOKEN, claims={"groups": {"a"}})),
         lambda: Guest(AccessToken(**TOKEN), "x"),
         marked,

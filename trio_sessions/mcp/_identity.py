@@ -5,9 +5,10 @@ go along whole, or not at all: the token as JSON, which its class reads there, a
 class makes it of the token.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from trio_sessions.mcp._contracts import Scope
@@ -15,10 +16,14 @@ from trio_sessions.mcp._sdk import (
     AccessToken,
     AuthCredentials,
     AuthenticatedUser,
+    auth_context_var,
     authorization_context,
 )
 
-__all__ = ["UserStaysHere", "give_user", "owner_of", "user_of"]
+__all__ = ["USER", "UserStaysHere", "give_user", "given_user", "owner_of", "user_of"]
+
+USER = "trio_sessions.mcp.user"
+"""Under this name a request that has come from another worker says who was recognised there."""
 
 T = TypeVar("T")
 
@@ -96,6 +101,24 @@ def give_user(scope: Scope, packed: Mapping[str, Any]) -> AuthenticatedUser:
     scope["user"] = user
     scope["auth"] = AuthCredentials(user.scopes)
     return user
+
+
+@contextlib.contextmanager
+def given_user(scope: Scope) -> Iterator[None]:
+    """Serve a request in the block as if its user had been recognised here.
+
+    Raises:
+        ValueError: as `give_user`.
+    """
+    packed = scope.pop(USER, None)
+    if packed is None:
+        yield
+        return
+    token = auth_context_var.set(give_user(scope, packed))
+    try:
+        yield
+    finally:
+        auth_context_var.reset(token)
 
 
 def _unpack(packed: Mapping[str, Any]) -> AuthenticatedUser:

@@ -95,24 +95,27 @@ class SdkSessions:
 
 
 class _Given:
-    """The place of a manager that was named."""
+    """The place of a manager that was named, or of none."""
 
-    def __init__(self, manager: object) -> None:
+    def __init__(self, manager: object | None) -> None:
         self.session_manager = manager
 
 
-def find_sessions(app: App, manager: object | None) -> SdkSessions:
+def find_sessions(app: App, manager: object | None, *, is_needed: bool = True) -> SdkSessions:
     """Return the sessions of an application.
 
     Args:
         app: the SDK's, or one in which it is mounted.
         manager: of the sessions, where it cannot be found in ``app``; None: it is looked for.
+        is_needed: there must be one; False: the application may have streams of SSE alone.
 
     Raises:
         ImportError: the manager lacks something that the router needs.
         ValueError: there is none.
     """
     seat = find_seat(app) if manager is None else _Given(manager)
+    if seat is None and not is_needed:
+        seat = _Given(None)
     if seat is None:
         raise ValueError(
             "app must be the SDK's: server.streamable_http_app(), or an application in which "

@@ -18,7 +18,6 @@ from trio_sessions.mcp._asgi import (
     BodyTooLarge,
     Disconnected,
     answer_error,
-    error_body,
     header,
     is_stream,
     once,
@@ -32,17 +31,16 @@ from trio_sessions.mcp._events import LOST, check_event_id
 from trio_sessions.mcp._exit import end_streams, take_charge, was_told
 from trio_sessions.mcp._forwarding import Exchange, Forwarding, Outcome
 from trio_sessions.mcp._held import HeldSession, Phase
-from trio_sessions.mcp._identity import give_user, owner_of
+from trio_sessions.mcp._identity import given_user, owner_of
 from trio_sessions.mcp._lifespan import live
 from trio_sessions.mcp._manager import find_sessions
 from trio_sessions.mcp._moving import move_all
 from trio_sessions.mcp._places import Places
-from trio_sessions.mcp._replay import Answer, begin_again
+from trio_sessions.mcp._replay import Answer, begin_again, refusal
 from trio_sessions.mcp._runs import has_begun, name_of, note
-from trio_sessions.mcp._sdk import (
-    HANDSHAKE_PROTOCOL_VERSIONS,
-    auth_context_var,
-)
+from trio_sessions.mcp._sdk import HANDSHAKE_PROTOCOL_VERSIONS, find_endpoints
+from trio_sessions.mcp._sse import SseSessions
+from trio_sessions.mcp._sse_stream import SseStream
 from trio_sessions.mcp._tunnel import tunnel_of
 from trio_sessions.mcp._wire import OWNER
 from trio_sessions.types import fingerprint
@@ -116,20 +114,34 @@ class SessionRouter:
         self._drain_timeout = seconds("drain_timeout", drain_timeout)
         if idle_timeout is not None:
             idle_timeout = seconds("idle_timeout", idle_timeout)
-        found = find_sessions(app, manager)
+        endpoints = find_endpoints(app)
+        found = find_sessions(app, manager, is_needed=not endpoints)
         if max_body_bytes is None:
             max_body_bytes = found.max_request_body_size
         if isinstance(max_body_bytes, bool) or not isinstance(max_body_bytes, int):
             raise TypeError("max_body_bytes must be a number of bytes")
         if max_body_bytes < 1:
             raise ValueError(f"max_body_bytes must be 1 or more, not {max_body_bytes}")
-        self._app = app
         self._registry = registry
         self._max_body_bytes = max_body_bytes
         self._owner = owner
         self._manager = found
-        self._beginnings = Beginnings(
+        self._ends = anyio.Event()
+        self._forwarding = Forwarding(registry, timeout=self._call_timeout, ends=self._ends)
+        self._sse = SseSessions(
             app,
+            registry,
+            self._forwarding,
+            endpoints=endpoints,
+            owner=self._owner_of,
+            may=self._may,
+            most=max_body_bytes,
+            timeout=self._call_timeout,
+            is_ending=lambda: self._is_ending,
+        )
+        self._app: App = self._sse
+        self._beginnings = Beginnings(
+            self._app,
             registry,
             found,
             owner=self._owner_of,
@@ -139,10 +151,8 @@ class SessionRouter:
         )
         self._places = Places(registry, found, idle_timeout=idle_timeout)
         self._tunnel = tunnel_of(registry)
-        self._ends = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._left = anyio.Event()
-        self._forwarding = Forwarding(registry, timeout=self._call_timeout, ends=self._ends)
 
     # ---- its life ----
 
@@ -204,6 +214,7 @@ class SessionRouter:
         except SessionsError as exc:
             logger.warning("sessions cannot move to other workers: %s", exc)
         finally:
+            self._sse.end()
             end_streams()
             self._left.set()
 
@@ -215,8 +226,11 @@ class SessionRouter:
             raise RuntimeError("the router does not run")
         self._tasks.start_soon(work, *args)
 
-    async def holds(self, session_id: str) -> HeldSession | None:
+    async def holds(self, session_id: str) -> HeldSession | SseStream | None:
         """Return a session that is here to stay. Not for users."""
+        stream = self._sse.here(session_id)
+        if stream is not None:
+            return stream
         held = await self._places.arrived(session_id)
         if held is not None and self._is_ending:
             await self._stays(held)
@@ -333,27 +347,32 @@ class SessionRouter:
         await answer_error(send, 503, _MOVING, retry_after=1)
 
     async def serve_here(
-        self, held: HeldSession, scope: Scope, receive: Receive, send: Send
+        self, held: HeldSession | SseStream, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Let the application here answer for a session that is held here. Not for users."""
+        with given_user(scope):
+            if isinstance(held, SseStream):
+                await self._sse.serve(held, scope, receive, send)
+            else:
+                await self._serve_held(held, scope, receive, send)
+
+    async def _serve_held(
+        self, held: HeldSession, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         token = current.set(held.conversation)
-        user = scope.pop("trio_sessions.mcp.user", None)
-        user_token = auth_context_var.set(give_user(scope, user)) if user is not None else None
         method = scope["method"]
         held.enter(method)
         try:
             self._registry.touch(held.session_id)
             if held.phase is Phase.DORMANT:
-                refusal = await self._wake(held, scope)
-                if refusal is not None:
-                    await _tell(refusal, send)
+                refused = await self._wake(held, scope)
+                if refused is not None:
+                    await refused.tell(send)
                     return
             await self._serve_awake(held, scope, receive, send)
         finally:
             held.leave(method)
             current.reset(token)
-            if user_token is not None:
-                auth_context_var.reset(user_token)
 
     async def _serve_awake(
         self, held: HeldSession, scope: Scope, receive: Receive, send: Send
@@ -392,18 +411,18 @@ class SessionRouter:
                     self._app, scope, held.data, timeout=self._call_timeout, drop=held.drop
                 )
             except TimeoutError:
-                return _refusal(504, "the session cannot begin again")
+                return refusal(504, "the session cannot begin again")
             finally:
                 held.conversation.is_muted = False
             alias = answer.alias
             if alias is None:
-                return answer if answer.status else _refusal(502, "the session cannot begin again")
+                return answer if answer.status else refusal(502, "the session cannot begin again")
             if self._owner_of(used) != held.owner:
                 await held.drop(alias)
-                return _refusal(404, _NOT_FOUND)
+                return refusal(404, _NOT_FOUND)
             if held.has_moved.is_set():
                 await held.drop(alias)
-                return _refusal(503, _MOVING, retry_after=1)
+                return refusal(503, _MOVING, retry_after=1)
             held.wake(alias)
             logger.info("session %s goes on here", fingerprint(held.session_id))
             return None
@@ -413,27 +432,3 @@ def _is_modern(scope: Scope) -> bool:
     """Say whether a request is of a protocol without sessions, as the SDK decides it."""
     version = header(scope["headers"], _VERSION)
     return version is not None and version not in HANDSHAKE_PROTOCOL_VERSIONS
-
-
-def _refusal(status: int, message: str, *, retry_after: int | None = None) -> Answer:
-    """Return an answer of our own."""
-    body = error_body(status, message)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if retry_after is not None:
-        headers.append((b"retry-after", str(retry_after).encode()))
-    return Answer(status, headers, bytearray(body))
-
-
-async def _tell(answer: Answer, send: Send) -> None:
-    """Send a whole answer."""
-    await send(
-        {
-            "type": "http.response.start",
-            "status": answer.status,
-            "headers": answer.headers,
-        }
-    )
-    await send({"type": "http.response.body", "body": bytes(answer.body), "more_body": False})

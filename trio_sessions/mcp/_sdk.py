@@ -14,6 +14,7 @@ try:
     from mcp.server.auth.middleware.auth_context import auth_context_var
     from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, authorization_context
     from mcp.server.auth.provider import AccessToken
+    from mcp.server.sse import SseServerTransport
     from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
     from mcp.server.subscriptions import (
@@ -28,6 +29,7 @@ try:
     from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
     from sse_starlette.sse import AppStatus
     from starlette.authentication import AuthCredentials
+    from starlette.datastructures import QueryParams
 except ImportError as exc:
     try:
         found = metadata.version("mcp")
@@ -57,6 +59,7 @@ __all__ = [
     "JSONRPCResponse",
     "Manager",
     "PromptsListChanged",
+    "QueryParams",
     "ResourceUpdated",
     "ResourcesListChanged",
     "ServerEvent",
@@ -64,6 +67,7 @@ __all__ = [
     "auth_context_var",
     "authorization_context",
     "check_seams",
+    "find_endpoints",
     "find_seat",
     "messages",
 ]
@@ -109,6 +113,29 @@ def find_seat(app: object) -> Any | None:
         if manager is None and empty is None:
             empty = current
     return empty
+
+
+def find_endpoints(app: object) -> frozenset[str]:
+    """Return the paths to which clients of the SSE transports in an application post.
+
+    Args:
+        app: as for `find_seat`. Where such a path is served by a function of one's own, that is not
+            known.
+
+    Raises:
+        ImportError: the SDK does not say which path it is.
+    """
+    found = set()
+    for current in _parts(app):
+        transport = getattr(current, "__self__", None)
+        if isinstance(transport, SseServerTransport):
+            if not hasattr(transport, "_endpoint"):
+                raise ImportError(
+                    "trio_sessions.mcp works with mcp>=2.3,<3: mcp.server.sse.SseServerTransport "
+                    "of this version has no _endpoint"
+                )
+            found.add(str(transport._endpoint).rstrip("/") + "/")  # noqa: SLF001 -- it says so nowhere else
+    return frozenset(found)
 
 
 def _parts(app: object) -> Iterator[object]:
