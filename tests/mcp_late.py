@@ -20,7 +20,7 @@ from mcp_types import JSONRPCMessage
 from trio_sessions.mcp import SessionEventStore
 from trio_sessions.mcp._sdk import find_seat
 
-__all__ = ["KINDS", "KIND_NAMES", "Scoping", "make_fastmcp", "make_late"]
+__all__ = ["KINDS", "KIND_NAMES", "Scoping", "make_fastmcp", "make_late", "needs_fastmcp"]
 
 
 class Scoping(EventStore):
@@ -142,16 +142,11 @@ def make_fastmcp(
     return server, app
 
 
-KIND_NAMES = [
-    "like fastmcp",
-    pytest.param(
-        "fastmcp",
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec("fastmcp") is None,
-            reason="fastmcp is not installed here; `make mcp-check` looks at it",
-        ),
-    ),
-]
+needs_fastmcp = pytest.mark.skipif(
+    importlib.util.find_spec("fastmcp") is None,
+    reason="fastmcp is not installed here; `make mcp-check` looks at it",
+)
+KIND_NAMES = ["like fastmcp", pytest.param("fastmcp", marks=needs_fastmcp)]
 KINDS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "like fastmcp": make_late,
     "fastmcp": make_fastmcp,

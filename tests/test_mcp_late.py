@@ -10,14 +10,17 @@ import pytest
 
 pytest.importorskip("mcp")
 
-from mcp_fleet import Calls, run
-from mcp_late import make_late
+from mcp_fleet import BACKENDS, URL, Calls, at, begin, open_fleet, raw, run
+from mcp_late import make_fastmcp, make_late, needs_fastmcp
+from test_mcp_events import call, events, headers, one_store
 
 from trio_sessions import aio
 from trio_sessions.mcp import RegistrySubscriptionBus, SessionRouter, handlers
 from trio_sessions.mcp._manager import find_sessions
 from trio_sessions.mcp._sdk import find_seat
 from trio_sessions.mcp._streams import behind, split
+
+pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
 
 
 @pytest.mark.parametrize("name", ["7", "", "3:abc", "3:abcd:7", "x:abc:7", "²:ab:7", ":7", "9:a:7"])
@@ -113,3 +116,27 @@ def test_a_manager_that_lacks_a_seam_ends_the_start() -> None:
         assert "_server_instances" in told[0]["message"]
 
     run("asyncio", scenario)
+
+
+@needs_fastmcp
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_token_of_fastmcps_has_all_its_fields(backend: str) -> None:
+    """At the session's worker, through another one, and after its death."""
+
+    async def scenario() -> None:
+        async with (
+            open_fleet(backend, one_store(), make=make_fastmcp, authenticates=True) as fleet,
+            raw(fleet, "alice") as http,
+        ):
+            session_id = await begin(fleet, http, 0)
+            for died in (False, True):
+                if died:
+                    await fleet.workers.pop(0).vanish()
+                for worker in range(len(fleet.workers)):
+                    at(fleet, worker)
+                    asked = call(7, "whose", {})
+                    answer = await http.post(URL, json=asked, headers=headers(session_id))
+                    (said,) = [m for _, m in events(answer.text) if m is not None]
+                    assert said["result"]["structuredContent"] == {"result": "first"}
+
+    run(backend, scenario)
