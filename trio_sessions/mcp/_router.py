@@ -65,8 +65,9 @@ class SessionRouter:
     registry is told of it. One with the header goes to the worker that holds the session: here, or
     through the registry to another. A session whose worker is dead is taken over by the worker
     that its client reaches: the client's ``initialize`` is said again to the SDK here, with the
-    credentials of the request. Everything else passes through untouched: other protocol versions
-    (2026-07-28 and later have no sessions), other paths, WebSockets.
+    credentials of the request. What an old client posts (the SSE transport) goes to the worker that
+    holds its stream. Everything else passes through untouched: other protocol versions (2026-07-28
+    and later have no sessions), other paths, WebSockets.
 
     It runs under asyncio with `trio_sessions.aio.SessionRegistry`, and under Trio with the
     registry of `trio_sessions.open_registry`. The registry must have been made with
@@ -80,7 +81,8 @@ class SessionRouter:
     Logger: ``trio_sessions.mcp``.
 
     Args:
-        app: the SDK's application, ``server.streamable_http_app()``, or one in which it is mounted.
+        app: the SDK's application, ``server.streamable_http_app()``, or one in which it is mounted;
+            or fastmcp's, ``server.http_app()``.
         registry: the registry of this worker.
         call_timeout: seconds without a sign of life of another worker that answers a request.
         max_body_bytes: of a request; None: what the SDK's application takes.
@@ -90,10 +92,12 @@ class SessionRouter:
             own timer is off.
         drain_timeout: seconds for which requests may go on when the server ends; then the sessions
             move to other workers.
-        manager: the SDK's `StreamableHTTPSessionManager`, where it cannot be found in ``app``.
+        manager: the SDK's `StreamableHTTPSessionManager`, where it cannot be found in ``app``. One
+            that is made when the server starts is looked for there, as fastmcp's.
 
     Raises:
-        ImportError: this version of the SDK lacks something that the router needs.
+        ImportError: this version of the SDK, or of fastmcp, lacks something that the router needs;
+            where its manager is made later, the start of the server fails with it.
         ValueError: a setting is none, or ``registry`` was made without the handlers, or there are
             no sessions of the SDK's in ``app``.
     """
