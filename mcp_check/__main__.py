@@ -101,6 +101,7 @@ async def run(way: str, fleet: Fleet, options: argparse.Namespace) -> Seen:
                     fleet, seen, listeners=options.listeners, seconds=options.idle_seconds
                 )
                 await cases.death(fleet, seen, within=options.within)
+                await cases.old_stream(fleet, seen)
                 await cases.restart(fleet, seen, clients=options.clients)
                 await cases.nothing_left(fleet, seen)
     except Exception as exc:  # noqa: BLE001 -- whatever it is, the other ways are looked at, too

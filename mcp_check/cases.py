@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from mcp.client.session import ClientSession
 from mcp.shared.exceptions import MCPError
 
-from mcp_check.fleet import URL, Fleet, connect, connect_as_of_old, raw
+from mcp_check.fleet import OLD_URL, URL, Fleet, connect, connect_as_of_old, raw
 
 HEADERS = {
     "accept": "application/json, text/event-stream",
@@ -31,6 +31,8 @@ BEGIN = {
     },
 }
 BEGUN = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+NOT_FOUND = 404
+GRACE = 10.0  # seconds; the server would wait for 15 for a stream that stays
 ERRORS = (MCPError, httpx2.HTTPError, TimeoutError, BaseExceptionGroup, AssertionError)
 
 
@@ -255,6 +257,38 @@ async def restart(fleet: Fleet, seen: Seen, *, clients: int) -> None:
     seen.note(
         count.answered == count.asked and not count.why,
         f"rolling restart by SIGTERM, at most {slowest:.1f} s each: {count}",
+    )
+
+
+async def old_stream(fleet: Fleet, seen: Seen) -> None:
+    """End a worker by SIGTERM that has a stream of an old client: it cannot move, nor stay."""
+    ending, other = fleet.workers[:2]
+    async with raw(fleet, "alice", ending) as (alice, at):
+        async with alice.stream("GET", OLD_URL) as stream:
+            lines = stream.aiter_lines()
+            await anext(lines)
+            url = URL.removesuffix("/mcp") + (await anext(lines)).removeprefix("data: ")
+            at.only = other
+            took = 0.0
+
+            async def end() -> None:
+                nonlocal took
+                took = await fleet.end(ending, signal.SIGTERM)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(end)
+                try:
+                    async for _ in lines:
+                        pass
+                    how = "ended"
+                except httpx2.HTTPError as exc:
+                    how = f"broke: {exc!r}"
+        answer = await alice.post(url, json={"jsonrpc": "2.0", "id": 1, "method": "ping"})
+    await fleet.wait(fleet.start())
+    seen.note(
+        how == "ended" and took < GRACE and answer.status_code == NOT_FOUND,
+        f"an old client's stream has {how} with its worker, {took:.1f} s; a post to it later is "
+        f"{answer.status_code}",
     )
 
 
