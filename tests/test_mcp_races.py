@@ -83,15 +83,15 @@ def test_a_session_that_moves_while_it_wakes_is_not_gone(backend: str) -> None:
             await fleet.workers[0].sees_the_death(session_id)
             worker = fleet.workers[0]
             held: Any = await worker.router._places.find(session_id)
-            app = worker.router._app
+            app = worker.router._here._app
 
             async def moves(*args: Any) -> None:
                 await held.disconnect()
                 await app(*args)
 
-            worker.router._app = moves
+            worker.router._here._app = moves
             assert await ping(fleet, http, 0, session_id) == 503
-            worker.router._app = app
+            worker.router._here._app = app
             assert worker.sdk_sessions == 0
 
     run(backend, scenario)

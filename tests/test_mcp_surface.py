@@ -51,6 +51,7 @@ def test_an_application_without_the_sdk_is_refused() -> None:
     [
         ("call_timeout", 0, ValueError),
         ("call_timeout", "1", TypeError),
+        ("answer_timeout", 0, ValueError),
         ("drain_timeout", float("inf"), ValueError),
         ("idle_timeout", -1.0, ValueError),
         ("max_body_bytes", 0, ValueError),

@@ -746,6 +746,9 @@ async def test_a_letter_that_cannot_be_read_ends_nothing(
         '[["failed",99,0],7]',
         f"[{DEEP},null]",
         f'[["moved"],{DEEP}]',
+        f'[["said"],{DEEP}]',
+        '[["said"],{"s":"data"}]',
+        '[["said"],[1,["s"],["s",1],["s","data"],["s","of a later version"]]]',
         f'[["beat","x"],{DEEP}]',
     ]
     async with (
@@ -894,14 +897,67 @@ class Deaf(FaultyStore):
         raise AssertionError("unreachable")
 
 
-async def test_an_answer_that_the_bell_does_not_ring_for_is_found(handlers: Handlers) -> None:
+@pytest.mark.parametrize("deaf", ["caller", "callee", "both"])
+async def test_letters_that_the_bell_does_not_ring_for_are_found(
+    handlers: Handlers, deaf: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """LISTEN broke without a word, or others do not notify: it takes seconds, and is answered."""
+    store = MemoryStore()
+    callee = store if deaf == "caller" else Deaf(store)
+    async with (
+        open_registry(callee, handlers=handlers.all(), worker_id="w"),
+        open_registry(store if deaf == "callee" else Deaf(store)) as caller,
+    ):
+        await trio.sleep(100)
+        with trio.fail_after(11):
+            assert await caller.workers.call("w", "echo", 1, timeout=30) == 1
+        with trio.fail_after(60):
+            async with caller.workers.stream("w", "count_and_hang", 100, timeout=15) as items:
+                for number in range(100):
+                    assert await anext(items) == number
+
+
+async def test_a_message_that_the_bell_does_not_ring_for_is_found(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """That of a topic, before its letter is too old."""
     store = MemoryStore()
     async with (
-        open_registry(store, handlers=handlers.all(), worker_id="w"),
-        open_registry(Deaf(store)) as caller,
+        open_registry(Deaf(store)) as deaf,
+        open_registry(store) as publisher,
+        deaf.topics.subscribe("t") as messages,
     ):
-        with trio.fail_after(10):
-            assert await caller.workers.call("w", "echo", 1, timeout=1000) == 1
+        await trio.sleep(100)
+        await publisher.topics.publish("t", 1)
+        with trio.fail_after(6):
+            assert await anext(messages) == 1
+
+
+@pytest.mark.parametrize("kind", ["call", "stream"])
+async def test_a_worker_that_collects_no_letters_is_named_as_the_reason(
+    kind: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It lives, and has nothing that could be called; it cannot say so itself."""
+    store = MemoryStore()
+    async with open_registry(store, worker_id="w"), open_registry(store) as caller:
+        with pytest.raises(TimeoutError, match="a worker without handlers collects no letters"):
+            if kind == "call":
+                await caller.workers.call("w", "echo", 1, timeout=30)
+            else:
+                async with caller.workers.stream("w", "count", 1, timeout=30) as items:
+                    await anext(items)
+
+
+async def test_a_worker_that_runs_a_call_is_not_said_to_collect_no_letters(
+    handlers: Handlers, autojump_clock: trio.testing.MockClock
+) -> None:
+    store = MemoryStore()
+    async with (
+        open_registry(store, worker_id="w", handlers=handlers.all()),
+        open_registry(store) as caller,
+    ):
+        with pytest.raises(TimeoutError, match=r"within 30 seconds$"):
+            await caller.workers.call("w", "hang", 1, timeout=30)
 
 
 async def test_old_letters_are_deleted_where_mail_is_used(

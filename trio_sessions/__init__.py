@@ -13,7 +13,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _adapters                what of it is for adapters of protocols
     _operators               what of it is about all workers
     _house                   the parts of one registry, put together
-    _moves                   sessions that have moved away, told of by their new holder
+    _moves | _hearsay        what other workers tell: of sessions that moved, of what they changed
     _passes                  when a pass runs
     _cleanup | _pacing       what a pass does
     _verdicts                what answers mean for sessions

@@ -24,6 +24,7 @@ from trio_sessions._departures import Departures
 from trio_sessions._draining import Draining
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Row
+from trio_sessions._hearsay import Hearsay
 from trio_sessions._histories import Histories
 from trio_sessions._inspection import Inspection
 from trio_sessions._lag import LoopLag
@@ -193,6 +194,14 @@ class House:
             background=background,
             batch_size=settings.batch_size,
         )
+        self._hearsay = Hearsay(
+            owners=self.owners,
+            data=self.session_data,
+            mail=self._mail,
+            table=table,
+            edge=edge,
+            background=background,
+        )
         self._reads = False
         """The loops that read messages have been started; most programs need none."""
         self._is_closed = False
@@ -259,6 +268,7 @@ class House:
         is its parent's.
         """
         self._is_closed = True
+        self._hearsay.close()
         self.adopting.close()
         if self._edge.is_inherited:
             return

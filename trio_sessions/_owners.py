@@ -10,7 +10,7 @@ import trio
 from trio_sessions._edge import chunked
 from trio_sessions._entry import Entry, Pending, Row
 from trio_sessions._json import decode, size_of
-from trio_sessions._saying import Said, Saying, SayOrder, not_found
+from trio_sessions._saying import Said, Saying, SayOrder, What, not_found
 from trio_sessions.errors import SessionsError, StoreUnavailable
 from trio_sessions.types import Capabilities, Holder
 from trio_sessions.writes import ClaimOwner, Keep, SetCapabilities, SetOwner
@@ -22,6 +22,7 @@ _SLICE = 1000  # sessions looked at before the event loop gets its turn
 
 class _SetOwner(SayOrder):
     __slots__ = ("_owner",)
+    changes = What.OWNER
 
     def __init__(self, owners: "Owners", session_id: str, owner: str | None) -> None:
         super().__init__(owners, session_id)
@@ -72,6 +73,7 @@ class _ClaimOwner(SayOrder):
 
 class _SetCapabilities(SayOrder):
     __slots__ = ("_capabilities",)
+    changes = What.CAPABILITIES
 
     def __init__(self, owners: "Owners", session_id: str, capabilities: Capabilities) -> None:
         super().__init__(owners, session_id, size=size_of(capabilities.encoded))

@@ -8,7 +8,9 @@ same id (invariant 14). See docs/decisions/0009-one-writer.md.
 """
 
 import abc
+import enum
 import logging
+from collections.abc import Callable
 
 import outcome
 
@@ -23,7 +25,7 @@ from trio_sessions.errors import SessionNotFound, SessionsError, StoreUnavailabl
 from trio_sessions.types import Holder, fingerprint
 from trio_sessions.writes import Differs, Write
 
-__all__ = ["Said", "SayOrder", "Saying", "not_found"]
+__all__ = ["Said", "SayOrder", "Saying", "What", "not_found"]
 
 logger = logging.getLogger("trio_sessions.rows")
 
@@ -36,6 +38,14 @@ _NOT_OURS = (
 )
 
 
+class What(enum.StrEnum):
+    """What is changed of a session, as letters call it."""
+
+    OWNER = "owner"
+    CAPABILITIES = "capabilities"
+    DATA = "data"
+
+
 class SayOrder(Order[Said]):
     """Something that is said of a session, behind the claim of its row.
 
@@ -46,6 +56,10 @@ class SayOrder(Order[Said]):
     """
 
     __slots__ = ("_pending", "_saying", "noted_for")
+
+    changes: What | None = None
+    """What is changed where it is done, so that the session's holder should know; None: perhaps
+    nothing."""
 
     def __init__(self, saying: "Saying", session_id: str, size: int = 0) -> None:
         super().__init__(session_id, size)
@@ -88,6 +102,8 @@ class SayOrder(Order[Said]):
             entry.learn(holder)
             self._tell(entry)
             self._supersede(entry.pending)
+        if self.changes is not None:
+            self._saying.changed(self.session_id, self.changes, holder)
 
     def _tell(self, entry: Entry) -> None:
         """Tell it what was written besides the owner."""
@@ -121,6 +137,17 @@ class Saying:
         self._claims = claims
         self._table = table
         self._departures = departures
+        self._listeners: list[Callable[[str, What, Holder], None]] = []
+
+    def notify(self, listener: Callable[[str, What, Holder], None]) -> None:
+        """Tell ``listener`` of what is changed here of a session that another worker holds."""
+        self._listeners.append(listener)
+
+    def changed(self, session_id: str, what: What, holder: Holder) -> None:
+        """Note that something of a session was changed."""
+        if not self._edge.is_own(holder):
+            for listener in self._listeners:
+                listener(session_id, what, holder)
 
     def held(self, session_id: str) -> Entry | None:
         """Return the session if it is held here."""

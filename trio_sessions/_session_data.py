@@ -15,7 +15,7 @@ import outcome
 
 from trio_sessions._entry import Entry, Pending
 from trio_sessions._json import decode_object, encode_object, size_of
-from trio_sessions._saying import Said, Saying, SayOrder, not_found
+from trio_sessions._saying import Said, Saying, SayOrder, What, not_found
 from trio_sessions.abc import Part
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.types import Holder
@@ -31,6 +31,7 @@ _UNKNOWN = (
 
 class _Replace(SayOrder):
     __slots__ = ("_data",)
+    changes = What.DATA
 
     def __init__(self, saying: Saying, session_id: str, data: str) -> None:
         super().__init__(saying, session_id, size=size_of(data))
@@ -60,6 +61,7 @@ class _Merge(SayOrder):
     """
 
     __slots__ = ("_base", "_data", "_members")
+    changes = What.DATA
 
     def __init__(
         self, saying: Saying, session_id: str, members: Mapping[str, object], base: str | None

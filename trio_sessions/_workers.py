@@ -61,8 +61,8 @@ class Workers:
 
         The handler is one of ``handlers`` of that worker's `trio_sessions.open_registry`. It is
         called at most once. This worker may be called, too, which needs no database. A worker
-        that hears no bell is not there for calls: it has no handlers, reads no messages, has
-        subscribed to nothing and called nobody.
+        that collects no letters is not there for calls: it has no handlers, reads no messages,
+        has subscribed to nothing and called nobody.
 
         Args:
             worker_id: the worker, or one incarnation of it; of several that have the id, the one
@@ -79,7 +79,7 @@ class Workers:
             WorkerGone: no such worker lives, or it has died or closed meanwhile; the handler may
                 have run.
             TimeoutError: there was no answer in time; the handler may have run. Also if the
-                worker hears no bell.
+                worker collects no letters, which the message says if it was asked for long enough.
             StoreUnavailable: the call could not be left in the database; it may have been. Or too
                 many letters wait for the worker, and it does not collect them.
             NotSupported: the store lacks the parts of the contract for this.

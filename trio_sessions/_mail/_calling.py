@@ -50,12 +50,11 @@ class Calling:
 
     async def call(self, to: str, name: str, payload: str, timeout: float) -> Any:
         """Call, and return the answer; see `Workers.call`."""
-        with trio.move_on_after(timeout):
-            one = Answer(number=next(self._numbers), to=to, name=name, timeout=timeout)
-            with self.waiting_for(one):
-                await self.ask(one, name, payload, 0)
-                return await one.wait()
-        raise TimeoutError(f"{name!r} at worker {to!r} did not answer within {timeout:g} seconds")
+        one = Answer(number=next(self._numbers), to=to, name=name, timeout=timeout)
+        with trio.move_on_after(timeout), self.waiting_for(one):
+            await self.ask(one, name, payload, 0)
+            return await one.wait()
+        raise TimeoutError(f"{one.what} did not answer within {timeout:g} seconds{one.perhaps_why}")
 
     def new_stream(self, to: str, name: str, timeout: float) -> Incoming:
         """Begin to wait for a stream; `ask` and `leave` must follow."""

@@ -6,6 +6,7 @@ on as they are until somebody wants them::
     [["topic", topic], message]                  to whoever listens
 
     [["moved"], session id]                      to the older holder, by the new one
+    [["said"], [[session id, what], ...]]        to the holder, by who has changed that
 
     [["call", caller, number, name, timeout, window], payload]        caller to callee
     [["leave", caller, number], null]            nobody waits for the answer any more

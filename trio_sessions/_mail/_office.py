@@ -1,7 +1,7 @@
 """The post office: fetches the letters of this worker, and hands each to whom it concerns."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import trio
 
@@ -20,6 +20,7 @@ logger = logging.getLogger("trio_sessions.mail")
 _LETTERS = 1000  # taken away by one operation, at most
 _SIZE = 4 * 1024 * 1024  # bytes taken away by one operation; but one letter
 _SLICE = 100_000  # characters handed on before the event loop gets its turn
+_LOOK = 5.0  # seconds between two looks for letters that the bell may not have rung for
 _OLD = 60.0  # seconds after which nobody waits for a letter
 _EXPIRED = 1000  # letters deleted by one operation
 _PIECES = 100  # operations of one round of deleting
@@ -41,12 +42,17 @@ class Office:
         self._calling = calling
         self._serving = serving
         self._moved: list[Callable[[str], None]] = []
+        self._said: list[Callable[[Sequence[tuple[str, str]]], None]] = []
         self._is_rung = True  # there may be letters from before
         self._rang = trio.Event()
 
     def notify_moved(self, listener: Callable[[str], None]) -> None:
         """Tell ``listener`` of each session that another worker says to hold now."""
         self._moved.append(listener)
+
+    def notify_said(self, listener: Callable[[Sequence[tuple[str, str]]], None]) -> None:
+        """Tell ``listener`` what other workers say to have changed: of which session, and what."""
+        self._said.append(listener)
 
     def look(self) -> None:
         """Collect letters soon, rung for or not."""
@@ -103,6 +109,8 @@ class Office:
                     case str(session_id):
                         for listener in self._moved:
                             listener(session_id)
+            case ["said"]:
+                self._receive_said(decode(contents))
             case ["leave", str(caller), int(number)]:
                 self._serving.leave(caller, number)
             case ["taken", str(caller), int(number), int(taken)]:
@@ -124,6 +132,26 @@ class Office:
             case _:
                 logger.warning("a letter was dropped: this version does not know its kind")
 
+    def _receive_said(self, contents: object) -> None:
+        said: list[tuple[str, str]] = []
+        for one in contents if isinstance(contents, list) else ():
+            match one:
+                case [str(session_id), str(what)]:
+                    said.append((session_id, what))
+        for listener in self._said:
+            listener(said)
+
+    async def look_anyway(self) -> None:
+        """Look for letters now and then: the bell may be broken, or others may ring none.
+
+        A letter is kept for a minute, so it will not do to look at passes.
+
+        Cancellation: at any moment.
+        """
+        while True:
+            await trio.sleep(_LOOK)
+            self.look()
+
     async def expire(self, interval: float) -> None:
         """Delete letters that nobody has collected, once an interval.
 
@@ -131,7 +159,6 @@ class Office:
         """
         while True:
             await trio.sleep(interval)
-            self.look()  # a ring may have been lost
             try:
                 for _ in range(_PIECES):
                     expired = await self._edge.expire_mail(older_than=_OLD, limit=_EXPIRED)

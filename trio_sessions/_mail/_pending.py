@@ -13,6 +13,7 @@ from trio_sessions.errors import CallFailed, SessionsError, WorkerGone
 __all__ = ["Answer", "Incoming", "Pending", "failure"]
 
 _BEAT = (0.1, 10.0)  # seconds between two beats, the least and the most
+_ANSWERED = 7.0  # seconds after which a worker that collects letters has answered a beat
 _TELL = 1024 * 1024  # bytes taken, after which the callee is told
 
 
@@ -60,6 +61,15 @@ class Pending(abc.ABC):
         least, most = _BEAT
         self.beat_interval = min(most, max(least, timeout / 3))
         self.beat_at = self.began_at + min(1.0, self.beat_interval)
+
+    @property
+    def perhaps_why(self) -> str:
+        """What to add of a worker that has had the time to say that it was called, and has not."""
+        if self.callee is not None or trio.current_time() < self.began_at + _ANSWERED:
+            return ""
+        return (
+            ", and has not said that it was called: a worker without handlers collects no letters"
+        )
 
     @property
     @abc.abstractmethod
@@ -247,5 +257,8 @@ class Incoming(Pending):
                 await self._arrived.wait()
                 return
             if trio.current_time() >= self.heard_at + self.timeout:
-                raise TimeoutError(f"{self.what} gave no sign of life for {self.timeout:g} seconds")
+                raise TimeoutError(
+                    f"{self.what} gave no sign of life for {self.timeout:g} seconds"
+                    f"{self.perhaps_why}"
+                )
         await trio.lowlevel.checkpoint()

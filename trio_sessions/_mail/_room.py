@@ -1,7 +1,7 @@
 """The door of the room of mail: what the registry asks of it."""
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ logger = logging.getLogger("trio_sessions.mail")
 Loop = Callable[[], Awaitable[None]]
 
 _ID = 4096  # bytes of an id in a letter, far more than there can be
+_SAID = 4096 * 1024  # bytes of what was said of a thousand sessions, likewise
 
 
 @uninterrupted
@@ -91,7 +92,8 @@ class Mail:
         """
         self._check_store()
         self._listening.start()
-        self._start(self._collect, self._keep_topics, self._look_after, self._expire)
+        look_anyway = self._office.look_anyway
+        self._start(self._collect, look_anyway, self._keep_topics, self._look_after, self._expire)
 
     def _start(self, *loops: Loop) -> None:
         for loop in loops:
@@ -117,7 +119,7 @@ class Mail:
         await persist("listening to topics", self._topics.keep, logger)
 
     async def _look_after(self) -> None:
-        await self._watch.run(self._calling, self._serving, self._office)
+        await self._watch.run(self._calling, self._serving)
 
     async def _expire(self) -> None:
         await self._office.expire(self._settings.cleanup_interval)
@@ -167,6 +169,20 @@ class Mail:
     def notify_moved(self, listener: Callable[[str], None]) -> None:
         """Tell ``listener`` of each session that another worker says to hold now."""
         self._office.notify_moved(listener)
+
+    def tell_said(self, incarnation: str, things: Sequence[tuple[str, str]]) -> None:
+        """Tell the holder of sessions what was changed of them here, if the store keeps mail.
+
+        As with `tell_moved` it may never collect.
+        """
+        if self._edge.keeps(Part.MAIL) and not self._is_closed:
+            self._start(self._expire)
+            contents = encode(list(map(list, things)), what="what was said", limit=_SAID)
+            self._sender.post_soon(incarnation, seal("said", contents=contents))
+
+    def notify_said(self, listener: Callable[[Sequence[tuple[str, str]]], None]) -> None:
+        """Tell ``listener`` what other workers say to have changed: of which session, and what."""
+        self._office.notify_said(listener)
 
     # ---- topics ----
 

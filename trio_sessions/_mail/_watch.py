@@ -2,8 +2,7 @@
 
 One question for all of them, and none while everything that goes on is younger than a second, or
 is our own. What the database says after it was away is not believed at once: the others may not
-have had the time to stamp their rows. A ring of the bell may be lost, so whoever waits for others
-also looks for letters now and then.
+have had the time to stamp their rows.
 """
 
 import logging
@@ -13,7 +12,6 @@ import trio
 
 from trio_sessions._edge import Edge
 from trio_sessions._mail._calling import Calling
-from trio_sessions._mail._office import Office
 from trio_sessions._mail._serving import Serving
 from trio_sessions.errors import SessionsError
 
@@ -23,7 +21,6 @@ logger = logging.getLogger("trio_sessions.mail")
 
 _LOOK = 1.0  # seconds between two looks
 _SETTLE = 6.0  # seconds after an outage in which nobody is taken for dead: a stamp, and a bit
-_COLLECT = 5.0  # seconds between two looks for letters that nobody has rung for
 
 
 class Watch:
@@ -45,12 +42,12 @@ class Watch:
         if due < self._due:
             self._needed.set()
 
-    async def run(self, calling: Calling, serving: Serving, office: Office) -> None:
+    async def run(self, calling: Calling, serving: Serving) -> None:
         """Look after them, and send beats.
 
         Cancellation: at any moment.
         """
-        looked_at = collected_at = float("-inf")
+        looked_at = float("-inf")
         while True:
             self._needed = trio.Event()
             pause = calling.pause
@@ -64,9 +61,6 @@ class Watch:
             now = trio.current_time()
             if now < looked_at + _LOOK:
                 continue
-            if now >= collected_at + _COLLECT:
-                collected_at = now
-                office.look()
             before = now - _LOOK
             if calling.callees(before) or serving.callers(before):
                 looked_at = now

@@ -18,7 +18,7 @@ Layers, lower never imports higher::
 
     _router                        what a server is given
     _lifespan | _moving            how it begins and ends
-    _places | _beginning           where sessions are; how they begin
+    _places | _beginning | _here   where sessions are; how they begin; who answers for those here
     _manager                       the SDK's sessions, whose manager may be made late
     _sse                           posts of old clients, and the streams that they belong to
     _forwarding | _bus             through the tunnel to others, and to all

@@ -4,13 +4,15 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from trio_sessions.mcp._contracts import Message, Receive, Scope, Send
+from trio_sessions.mcp._contracts import App, Message, Receive, Scope, Send
 
 __all__ = [
+    "TOO_LARGE",
     "BodyTooLarge",
     "Disconnected",
     "Headers",
     "answer_error",
+    "bounded",
     "error_body",
     "header",
     "is_stream",
@@ -28,6 +30,9 @@ _CODES = {
     413: -32600,
 }  # as the SDK says that there is no such session
 _INTERNAL = -32603
+
+TOO_LARGE = "Request body too large"
+"""What a client is told with 413, as by the SDK."""
 
 
 class BodyTooLarge(Exception):
@@ -80,9 +85,7 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
         BodyTooLarge: it has more bytes, or says that it will have.
         Disconnected: the client has left.
     """
-    declared = header(scope["headers"], b"content-length")
-    if declared is not None and declared.isdigit() and int(declared) > most:
-        raise BodyTooLarge
+    _check_declared(scope, most)
     body = bytearray()
     while True:
         message = await receive()
@@ -93,6 +96,53 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
             raise BodyTooLarge
         if not message.get("more_body", False):
             return bytes(body)
+
+
+def _check_declared(scope: Scope, most: int) -> None:
+    declared = header(scope["headers"], b"content-length")
+    if declared is not None and declared.isdigit() and int(declared) > most:
+        raise BodyTooLarge
+
+
+async def bounded(app: App, scope: Scope, receive: Receive, send: Send, *, most: int) -> None:
+    """Let an application answer a request whose body has a bound, or answer 413 instead.
+
+    Nothing is kept of the body. An answer that has begun before too much was read is left as it is.
+
+    Args:
+        app: reading raises `BodyTooLarge` in it. It may catch that, and answer: nobody hears it.
+        scope: of the request.
+        receive: of the request.
+        send: of the request.
+        most: bytes.
+    """
+    left = most
+    has_begun = False
+
+    async def listen() -> Message:
+        nonlocal left
+        if left >= 0:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            left -= len(message.get("body", b""))
+            if left >= 0:
+                return message
+        raise BodyTooLarge
+
+    async def tell(message: Message) -> None:
+        nonlocal has_begun
+        if has_begun or left >= 0:
+            has_begun = True
+            await send(message)
+
+    try:
+        _check_declared(scope, most)
+        await app(scope, listen, tell)
+    except* BodyTooLarge:
+        left = -1
+    if left < 0 and not has_begun:
+        await answer_error(send, 413, TOO_LARGE)
 
 
 def once(body: bytes, after: Receive) -> Receive:

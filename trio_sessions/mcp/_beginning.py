@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from trio_sessions.errors import MessageTooLarge, SessionsError
-from trio_sessions.mcp._asgi import answer_error, header
+from trio_sessions.mcp._asgi import TOO_LARGE, answer_error, header
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._conversation import Conversation, current
 from trio_sessions.mcp._held import HeldSession
@@ -27,7 +27,7 @@ class Beginnings:
         manager: of the SDK's sessions.
         owner: says whose a request is, once the application has looked at it.
         idle_timeout: seconds, of a session.
-        most: bytes of a request.
+        most: bytes of a request that makes a session.
         is_ending: says whether this worker leaves, and takes no more.
     """
 
@@ -94,6 +94,10 @@ class Beginnings:
             idle_timeout=self._idle_timeout,
         )
         held.wake(session_id)
+        if len(body) > self._most:
+            await held.disconnect()
+            await answer_error(send, 413, TOO_LARGE)
+            return False
         if self._is_ending():
             await held.disconnect()
             await answer_error(send, 503, "this worker ends", retry_after=1)

@@ -2,6 +2,7 @@
 
 import enum
 import logging
+import math
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -130,13 +131,23 @@ class Forwarding:
 
     Args:
         registry: by which it does.
-        timeout: seconds without a sign of life of the other worker.
+        timeout: seconds without a sign of life of the other worker; and until an answer begins, or
+            that worker says that the request runs, and its answer will come as a whole.
+        answer_timeout: seconds until such an answer begins; None: as long as it takes.
         ends: streams end when this is set, for this worker does.
     """
 
-    def __init__(self, registry: Registry, *, timeout: float, ends: anyio.Event) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        timeout: float,
+        answer_timeout: float | None,
+        ends: anyio.Event,
+    ) -> None:
         self._registry = registry
         self._timeout = timeout
+        self._answer_timeout = math.inf if answer_timeout is None else answer_timeout
         self._ends = ends
 
     async def forward(self, to: str, exchange: Exchange) -> Outcome:
@@ -177,13 +188,22 @@ class Forwarding:
         try:
             packed_request = await self._packed(to, exchange)
             stream = self._registry.workers.stream(to, SERVE, packed_request, timeout=self._timeout)
-            async with stream as items:
-                was_asked = True
-                async for packed in items:
-                    item = Item.unpack(packed)
-                    if item.is_elsewhere and not answering.has_begun:
-                        return Outcome.ELSEWHERE
-                    await answering.give(item)
+            asked_at = anyio.current_time()
+            # The other worker's beats say that it lives; this, that it has to answer, too.
+            with anyio.CancelScope(deadline=asked_at + self._timeout) as patience:
+                async with stream as items:
+                    was_asked = True
+                    async for packed in items:
+                        item = Item.unpack(packed)
+                        if item.is_elsewhere and not answering.has_begun:
+                            return Outcome.ELSEWHERE
+                        if item.is_empty and not answering.has_begun:
+                            patience.deadline = asked_at + self._answer_timeout
+                            continue
+                        patience.deadline = math.inf
+                        await answering.give(item)
+            if patience.cancelled_caught:
+                raise TimeoutError("the worker lives, and does not answer")
             if not answering.is_over:
                 raise ValueError("the answer has not come to its end")
         except WorkerGone:

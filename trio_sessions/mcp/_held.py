@@ -45,7 +45,19 @@ class HeldSession:
         owner: str | None,
         data: Mapping[str, Any] | None,
         idle_timeout: float | None,
+        idle: float = 0.0,
     ) -> None:
+        """Begin to hold it.
+
+        Args:
+            session_id: the client's.
+            manager: of the SDK's sessions.
+            conversation: in which its requests are.
+            owner: whose it is.
+            data: what it began with.
+            idle_timeout: seconds after which it has been idle for too long; None: never.
+            idle: seconds for which it was idle at the worker that it comes from.
+        """
         self.session_id = session_id
         self.conversation = conversation
         self.owner = owner
@@ -60,7 +72,7 @@ class HeldSession:
         self._idle_timeout = idle_timeout
         self._requests = 0
         self._answering = 0
-        self._heard = time.monotonic()
+        self._heard = time.monotonic() - idle
         self._phase = Phase.DORMANT
 
     @property
@@ -104,14 +116,15 @@ class HeldSession:
         return self._manager.get(self.alias)
 
     @property
-    def _is_idle(self) -> bool:
-        if self._requests or self._idle_timeout is None:
-            return False
-        return time.monotonic() - self._heard > self._idle_timeout
+    def idle(self) -> float:
+        """Seconds since it was last asked for something, at whatever worker."""
+        return 0.0 if self._requests else time.monotonic() - self._heard
 
     async def is_connected(self) -> bool:
         """Say whether the session goes on: False once the SDK has ended it, or it was idle."""
-        if self._phase is Phase.ENDED or self._is_idle:
+        if self._phase is Phase.ENDED:
+            return False
+        if self._idle_timeout is not None and self.idle > self._idle_timeout:
             return False
         if self._phase is Phase.DORMANT:
             return True

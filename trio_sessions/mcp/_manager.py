@@ -67,6 +67,12 @@ class SdkSessions:
         return manager is not None and bool(manager.stateless)
 
     @property
+    def json_response(self) -> bool:
+        """Whether it answers as a whole, and not by streams."""
+        manager = self.manager
+        return manager is not None and bool(manager.json_response)
+
+    @property
     def keeps_events(self) -> bool:
         """Whether what it says is kept by a `SessionEventStore`."""
         return self.manager is not None and self._keeps_events

@@ -101,7 +101,7 @@ async def _give(  # noqa: PLR0917 -- of this module only
             "from": registry.worker_id,
             "server": server,
             "sessions": [
-                {"id": one.session_id, "owner": one.owner, "data": one.data}
+                {"id": one.session_id, "owner": one.owner, "data": one.data, "idle": one.idle}
                 for one in left.values()
             ],
         }

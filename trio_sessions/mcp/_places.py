@@ -21,6 +21,7 @@ __all__ = ["Place", "Places"]
 logger = logging.getLogger("trio_sessions.mcp")
 
 _MOST = 10_000  # places remembered
+_AT_ONCE = 20  # sessions adopted at a time: their claims share the writer's batches
 _TRIES = 5  # to take a session over, where others do so, too
 
 
@@ -30,6 +31,26 @@ class Place:
 
     incarnation: str
     owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A session that another worker hands over."""
+
+    session_id: str
+    owner: str | None
+    data: Mapping[str, Any] | None
+    idle: float
+
+    @classmethod
+    def read(cls, one: Any) -> "_Offer":
+        """Return what a letter says.
+
+        Raises:
+            KeyError, TypeError, ValueError: it cannot be read.
+        """
+        idle = max(0.0, float(one["idle"]))
+        return cls(session_id=one["id"], owner=one["owner"], data=one["data"], idle=idle)
 
 
 class Places:
@@ -125,6 +146,7 @@ class Places:
         *,
         owner: str | None,
         from_worker: str,
+        idle: float = 0.0,
     ) -> HeldSession | None:
         """Take a session over from a worker that does not live, or leaves.
 
@@ -135,6 +157,7 @@ class Places:
             data: what it began with; None: nobody can take it over.
             owner: whose it is.
             from_worker: the incarnation that has it, and must have it still.
+            idle: seconds for which it was idle there; a dead worker's is asked for just now.
 
         Returns:
             None: another worker has been faster, or the session has ended; or, for want of
@@ -156,6 +179,7 @@ class Places:
             owner=owner,
             data=data,
             idle_timeout=self._idle_timeout,
+            idle=idle,
         )
         coming = self._coming[session_id] = anyio.Event()
         try:
@@ -176,24 +200,41 @@ class Places:
             payload: what that worker says of them.
 
         Raises:
-            KeyError, TypeError: it cannot be read.
+            KeyError, TypeError, ValueError: it cannot be read.
         """
         taken: list[str] = []
         if payload["server"] != self.server:
             await anyio.lowlevel.checkpoint()
             return taken
-        for one in payload["sessions"]:
+        from_worker = payload["from"]
+        offers = [_Offer.read(one) for one in payload["sessions"]]
+        is_refused = False
+
+        async def take(offer: _Offer) -> None:
+            nonlocal is_refused
             try:
                 held = await self.adopt(
-                    one["id"], one["data"], owner=one["owner"], from_worker=payload["from"]
+                    offer.session_id,
+                    offer.data,
+                    owner=offer.owner,
+                    from_worker=from_worker,
+                    idle=offer.idle,
                 )
             except SessionsError as exc:
+                is_refused = True
                 logger.warning(
-                    "session %s cannot be taken over: %s", fingerprint(str(one["id"])), exc
+                    "session %s cannot be taken over: %s", fingerprint(offer.session_id), exc
                 )
+            else:
+                if held is not None:
+                    taken.append(held.session_id)
+
+        for i in range(0, len(offers), _AT_ONCE):
+            if is_refused:  # what could not be had just now is offered to others at once
                 break
-            if held is not None:
-                taken.append(held.session_id)
+            async with anyio.create_task_group() as tasks:
+                for offer in offers[i : i + _AT_ONCE]:
+                    tasks.start_soon(take, offer)
         return taken
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import anyio
 
-from trio_sessions.mcp._asgi import Headers, error_body, header, once, with_header
-from trio_sessions.mcp._contracts import App, Message, Scope, Send
+from trio_sessions.mcp._asgi import Headers, header, once, with_header
+from trio_sessions.mcp._contracts import App, Message, Scope
 
-__all__ = ["Answer", "begin_again", "refusal", "what_began"]
+__all__ = ["Answer", "begin_again", "what_began"]
 
 _MOST = 1_048_576  # bytes of an answer to initialize
 _SESSION = b"mcp-session-id"
@@ -28,24 +28,6 @@ class Answer:
     def alias(self) -> str | None:
         """The id of the SDK's session that it tells of."""
         return header(self.headers, _SESSION) if 200 <= self.status < 300 else None  # noqa: PLR2004 -- HTTP's
-
-    async def tell(self, send: Send) -> None:
-        """Send all of it."""
-        start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
-        await send(start)
-        await send({"type": "http.response.body", "body": bytes(self.body), "more_body": False})
-
-
-def refusal(status: int, message: str, *, retry_after: int | None = None) -> Answer:
-    """Return an answer of our own; as `answer_error`, to be sent later."""
-    body = error_body(status, message)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if retry_after is not None:
-        headers.append((b"retry-after", str(retry_after).encode()))
-    return Answer(status, headers, bytearray(body))
 
 
 def what_began(body: bytes) -> Mapping[str, Any] | None:

@@ -15,28 +15,26 @@ from trio_sessions.errors import (
     SessionsError,
 )
 from trio_sessions.mcp._asgi import (
+    TOO_LARGE,
     BodyTooLarge,
     Disconnected,
     answer_error,
     header,
-    is_stream,
     once,
     read_body,
-    with_header,
 )
 from trio_sessions.mcp._beginning import Beginnings
-from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
-from trio_sessions.mcp._conversation import current
+from trio_sessions.mcp._contracts import App, Receive, Registry, Scope, Send
 from trio_sessions.mcp._events import LOST, check_event_id
 from trio_sessions.mcp._exit import end_streams, take_charge, was_told
 from trio_sessions.mcp._forwarding import Exchange, Forwarding, Outcome
-from trio_sessions.mcp._held import HeldSession, Phase
+from trio_sessions.mcp._held import HeldSession
+from trio_sessions.mcp._here import MOVING, NOT_FOUND, Here
 from trio_sessions.mcp._identity import given_user, owner_of
 from trio_sessions.mcp._lifespan import live
 from trio_sessions.mcp._manager import find_sessions
 from trio_sessions.mcp._moving import move_all
 from trio_sessions.mcp._places import Places
-from trio_sessions.mcp._replay import Answer, begin_again, refusal
 from trio_sessions.mcp._runs import has_begun, name_of, note
 from trio_sessions.mcp._sdk import HANDSHAKE_PROTOCOL_VERSIONS, find_endpoints
 from trio_sessions.mcp._sse import SseSessions
@@ -53,9 +51,8 @@ _SESSION = b"mcp-session-id"
 _VERSION = b"mcp-protocol-version"
 _EVENT = b"last-event-id"
 _PAUSES = (0.05, 1.0)  # seconds between two looks for a session that is just moving: first, most
+_SIGN = 1.0  # seconds without an answer after which another worker is told that it is being made
 _LOOK = 0.2  # seconds between two looks whether the server wants to end
-_NOT_FOUND = "Session not found"
-_MOVING = "the session is moving"
 
 
 class SessionRouter:
@@ -84,8 +81,13 @@ class SessionRouter:
         app: the SDK's application, ``server.streamable_http_app()``, or one in which it is mounted;
             or fastmcp's, ``server.http_app()``.
         registry: the registry of this worker.
-        call_timeout: seconds without a sign of life of another worker that answers a request.
-        max_body_bytes: of a request; None: what the SDK's application takes.
+        call_timeout: seconds without a sign of life of another worker that answers a request; and
+            seconds within which it has to begin its answer, or to run the request if the SDK
+            answers as a whole (``json_response=True``).
+        answer_timeout: seconds within which such an answer has to come, at whichever worker the
+            request runs; at least ``call_timeout``. None: as long as it takes.
+        max_body_bytes: of a request of a session, the one that begins it too; None: what the SDK's
+            application takes.
         owner: called with a request's scope, says whose it is, for where no authentication of the
             SDK's is used: ``lambda scope: ...``. None: whom the SDK has authenticated.
         idle_timeout: seconds without a request after which a session ends; None: never. The SDK's
@@ -108,6 +110,7 @@ class SessionRouter:
         registry: Registry,
         *,
         call_timeout: float = 30.0,
+        answer_timeout: float | None = 300.0,
         max_body_bytes: int | None = None,
         owner: Callable[[Scope], str | None] | None = None,
         idle_timeout: float | None = 1800.0,
@@ -115,6 +118,8 @@ class SessionRouter:
         manager: Any = None,
     ) -> None:
         self._call_timeout = seconds("call_timeout", call_timeout)
+        if answer_timeout is not None:
+            answer_timeout = max(seconds("answer_timeout", answer_timeout), self._call_timeout)
         self._drain_timeout = seconds("drain_timeout", drain_timeout)
         if idle_timeout is not None:
             idle_timeout = seconds("idle_timeout", idle_timeout)
@@ -131,7 +136,12 @@ class SessionRouter:
         self._owner = owner
         self._manager = found
         self._ends = anyio.Event()
-        self._forwarding = Forwarding(registry, timeout=self._call_timeout, ends=self._ends)
+        self._forwarding = Forwarding(
+            registry,
+            timeout=self._call_timeout,
+            answer_timeout=answer_timeout,
+            ends=self._ends,
+        )
         self._sse = SseSessions(
             app,
             registry,
@@ -152,6 +162,14 @@ class SessionRouter:
             idle_timeout=idle_timeout,
             most=max_body_bytes,
             is_ending=lambda: self._is_ending,
+        )
+        self._here = Here(
+            self._app,
+            registry,
+            owner=self._owner_of,
+            timeout=self._call_timeout,
+            answer_timeout=answer_timeout,
+            most=max_body_bytes,
         )
         self._places = Places(registry, found, idle_timeout=idle_timeout)
         self._tunnel = tunnel_of(registry)
@@ -230,6 +248,11 @@ class SessionRouter:
             raise RuntimeError("the router does not run")
         self._tasks.start_soon(work, *args)
 
+    @property
+    def sign_after(self) -> float | None:
+        """Seconds after which it is said that a request runs. Not for users."""
+        return min(_SIGN, self._call_timeout / 3) if self._manager.json_response else None
+
     async def holds(self, session_id: str) -> HeldSession | SseStream | None:
         """Return a session that is here to stay. Not for users."""
         stream = self._sse.here(session_id)
@@ -305,9 +328,9 @@ class SessionRouter:
                 return
             await self._route(session_id, scope, receive, send)
         except InvalidSessionId:
-            await answer_error(send, 404, _NOT_FOUND)
+            await answer_error(send, 404, NOT_FOUND)
         except BodyTooLarge:
-            await answer_error(send, 413, "Request body too large")
+            await answer_error(send, 413, TOO_LARGE)
         except Disconnected:
             pass
         except SessionsError as exc:
@@ -322,7 +345,7 @@ class SessionRouter:
         while anyio.current_time() < until:
             place = await self._places.find(session_id)
             if place is None or not self._may(scope, place.owner):
-                await answer_error(send, 404, _NOT_FOUND)
+                await answer_error(send, 404, NOT_FOUND)
                 return
             if may_have_begun and exchange is not None and exchange.run:
                 if await has_begun(self._registry, session_id, exchange.run):
@@ -332,7 +355,7 @@ class SessionRouter:
             if isinstance(place, HeldSession):
                 if not self._is_ending:
                     again = receive if exchange is None else once(exchange.body, receive)
-                    await self.serve_here(place, scope, again, send)
+                    await self._here.serve(place, scope, again, send)
                     return
                 await self._stays(place)
                 continue
@@ -348,7 +371,7 @@ class SessionRouter:
             self._places.forget(session_id)
             await anyio.sleep(pause)
             pause = min(longest, 2 * pause)
-        await answer_error(send, 503, _MOVING, retry_after=1)
+        await answer_error(send, 503, MOVING, retry_after=1)
 
     async def serve_here(
         self, held: HeldSession | SseStream, scope: Scope, receive: Receive, send: Send
@@ -358,78 +381,7 @@ class SessionRouter:
             if isinstance(held, SseStream):
                 await self._sse.serve(held, scope, receive, send)
             else:
-                await self._serve_held(held, scope, receive, send)
-
-    async def _serve_held(
-        self, held: HeldSession, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        token = current.set(held.conversation)
-        method = scope["method"]
-        held.enter(method)
-        try:
-            self._registry.touch(held.session_id)
-            if held.phase is Phase.DORMANT:
-                refused = await self._wake(held, scope)
-                if refused is not None:
-                    await refused.tell(send)
-                    return
-            await self._serve_awake(held, scope, receive, send)
-        finally:
-            held.leave(method)
-            current.reset(token)
-
-    async def _serve_awake(
-        self, held: HeldSession, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        is_delete = scope["method"] == "DELETE"
-        own = {**scope, "headers": with_header(scope["headers"], _SESSION, held.alias)}
-        is_open_stream = False
-
-        async def tell(message: Message) -> None:
-            nonlocal is_open_stream
-            if message["type"] == "http.response.start":
-                headers = message.get("headers", ())
-                is_open_stream = is_stream(headers)
-                if header(headers, _SESSION) is not None:
-                    headers = with_header(headers, _SESSION, held.session_id)
-                    message = {**message, "headers": headers}
-                if (is_delete and message["status"] < 300) or not await held.is_connected():  # noqa: PLR2004 -- HTTP's
-                    await self._registry.remove_session(held.session_id, transport=held)
-            elif not message.get("more_body", False):
-                is_open_stream = False
-            await send(message)
-
-        await self._app(own, receive, tell)
-        if is_open_stream:  # the SDK leaves it open when the session, or the server, ends
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _wake(self, held: HeldSession, scope: Scope) -> Answer | None:
-        """Begin a session again that has come from another worker; return why not."""
-        async with held.waking:
-            if held.phase is not Phase.DORMANT:
-                return None
-            assert held.data is not None
-            held.conversation.is_muted = True
-            try:
-                answer, used = await begin_again(
-                    self._app, scope, held.data, timeout=self._call_timeout, drop=held.drop
-                )
-            except TimeoutError:
-                return refusal(504, "the session cannot begin again")
-            finally:
-                held.conversation.is_muted = False
-            alias = answer.alias
-            if alias is None:
-                return answer if answer.status else refusal(502, "the session cannot begin again")
-            if self._owner_of(used) != held.owner:
-                await held.drop(alias)
-                return refusal(404, _NOT_FOUND)
-            if held.has_moved.is_set():
-                await held.drop(alias)
-                return refusal(503, _MOVING, retry_after=1)
-            held.wake(alias)
-            logger.info("session %s goes on here", fingerprint(held.session_id))
-            return None
+                await self._here.serve(held, scope, receive, send)
 
 
 def _is_modern(scope: Scope) -> bool:

@@ -77,6 +77,7 @@ Manager = StreamableHTTPSessionManager
 _SEAMS = (
     "_server_instances",  # the sessions of the process, by id: the only way to end one
     "event_store",
+    "json_response",  # whether answers come as a whole, and may take their time
     "max_request_body_size",
     "session_idle_timeout",
     "stateless",

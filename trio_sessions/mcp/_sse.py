@@ -20,9 +20,11 @@ import anyio
 
 from trio_sessions.errors import RegistryClosed, SessionsError
 from trio_sessions.mcp._asgi import (
+    TOO_LARGE,
     BodyTooLarge,
     Disconnected,
     answer_error,
+    bounded,
     header,
     read_body,
 )
@@ -51,7 +53,7 @@ class SseSessions:
         endpoints: the paths that are posted to; none: the application has no such transport.
         owner: says whose a request is, once the application has looked at it.
         may: says whether a request may be for a session of that owner, as far as is known yet.
-        most: bytes of a post that is passed on.
+        most: bytes of a post.
         timeout: seconds for which the server may let a post wait that has been answered.
         is_ending: says whether this worker leaves, and takes no more.
     """
@@ -152,12 +154,12 @@ class SseSessions:
         stream = self.here(session_id)
         if stream is not None and self._may(scope, stream.owner):
             self._registry.touch(session_id)
-            await self._app(scope, receive, send)
+            await bounded(self._app, scope, receive, send, most=self._most)
             return
         try:
             outcome = await self._pass_on(session_id, scope, receive, send)
         except BodyTooLarge:
-            await answer_error(send, 413, "Request body too large")
+            await answer_error(send, 413, TOO_LARGE)
         except Disconnected:
             pass
         except SessionsError as exc:

@@ -35,6 +35,14 @@ _QUEUE = 16
 class Host(Protocol):
     """The router, as its tunnel needs it."""
 
+    @property
+    def sign_after(self) -> float | None:
+        """Seconds after which it is said that a request runs whose answer has not begun.
+
+        None: answers begin at once, for they are streams.
+        """
+        ...
+
     async def holds(self, session_id: str) -> HeldSession | SseStream | None:
         """Return a session that is here to stay."""
         ...
@@ -93,7 +101,10 @@ class Tunnel:
                 return
         answer = _Answer()
         host.start(answer.produce, host, held, request, body)
+        sign_after = host.sign_after if request.scope["method"] == "POST" else None
         try:
+            if sign_after is not None and await answer.is_late(sign_after):
+                yield Item().pack()
             while not answer.is_over:
                 yield (await answer.next()).pack()
         finally:
@@ -145,6 +156,10 @@ class _Answer:
     """An answer of the application, on its way from the task that makes it to the stream."""
 
     def __init__(self) -> None:
+        self._is_taken = False
+        """The application has asked for the request's body."""
+        self._has_begun = anyio.Event()
+        """The answer; or it never will."""
         self._into, self._out_of = anyio.create_memory_object_stream[Message](_QUEUE)
         self._scope = anyio.CancelScope()
         self._is_stream = False
@@ -159,19 +174,44 @@ class _Answer:
         scope = request.scope
         if request.user is not None:
             scope[USER] = request.user
+        give = once(body, _never)
+
+        async def receive() -> Message:
+            self._is_taken = True
+            return await give()
+
+        async def send(message: Message) -> None:
+            self._has_begun.set()
+            await self._into.send(message)
+
         with self._scope, self._into:
             try:
-                await host.serve_here(held, scope, once(body, _never), self._into.send)
+                await host.serve_here(held, scope, receive, send)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass  # nobody reads it any more
             except Exception:
                 logger.exception("the application failed to answer a request of another worker's")
+            finally:
+                self._has_begun.set()
 
     def abandon(self) -> None:
         """End it: the other worker has all of it, or its client has left."""
         self._scope.cancel()
         self._out_of.close()
         self._into.close()
+
+    async def is_late(self, after: float) -> bool:
+        """Wait until the answer has begun, or is late: then the application runs the request.
+
+        Args:
+            after: seconds.
+        """
+        while True:
+            with anyio.move_on_after(after):
+                await self._has_begun.wait()
+                return False
+            if self._is_taken:
+                return True
 
     async def next(self) -> Item:
         """Return the next piece, once it has gathered.

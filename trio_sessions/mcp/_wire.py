@@ -141,7 +141,10 @@ def _address(packed: object) -> tuple[Any, Any] | None:
 
 @dataclass(slots=True, kw_only=True)
 class Item:
-    """A piece of an answer: as much of it as has gathered in a few milliseconds."""
+    """A piece of an answer: as much of it as has gathered in a few milliseconds.
+
+    An empty one says that the request runs, and that its answer comes as a whole, once it is known.
+    """
 
     status: int | None = None
     """With the first piece that is of the answer."""
@@ -154,10 +157,10 @@ class Item:
     @property
     def is_empty(self) -> bool:
         """Whether nothing has gathered."""
-        return self.status is None and not self.body and not self.is_last
+        return self.status is None and not self.body and not self.is_last and not self.is_elsewhere
 
     def pack(self) -> dict[str, Any]:
-        """Return it as JSON; with nothing in it, it says that the request is being answered."""
+        """Return it as JSON."""
         packed: dict[str, Any] = {}
         if self.is_elsewhere:
             packed["elsewhere"] = True

@@ -100,8 +100,8 @@ class DatabaseStore(
         listen: learn of messages by LISTEN on a connection of its own. PgBouncer in
             transaction mode loses it: set it to False behind one, and the worker polls
             once for all its sessions, and never sends a NOTIFY. The same for all workers: one
-            that listens is told nothing by one that does not, and looks once a minute and at
-            its passes only.
+            that listens is told nothing by one that does not. It looks once a minute and at
+            its passes only, and every 5 s for what workers tell each other.
         server_timeouts: send the timeouts as ``options`` when connecting to PostgreSQL, and
             prepare statements. PgBouncer does not take the former, and loses the latter:
             set it to False behind one. With the timeouts go ``row_security`` and the

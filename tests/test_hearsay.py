@@ -1,0 +1,127 @@
+"""What a worker says of a session that another one holds, the holder learns before a rewind."""
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from conftest import Shared
+
+from trio_sessions import SessionRegistry, open_registry
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
+
+async def nothing(payload: Any) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+HANDLERS = {"nothing": nothing}
+"""Who has some collects letters."""
+
+
+def known(registry: SessionRegistry, session_id: str) -> tuple[Any, Any, Any]:
+    """Return what a holder knows of its session: owner, capabilities and data."""
+    entry = registry._house.table.get(session_id)
+    assert entry is not None
+    holder, capabilities, data, _ = entry.told
+    assert holder is not None
+    return holder.owner, capabilities and capabilities.encoded, data
+
+
+async def until_known(registry: SessionRegistry, session_id: str, expected: Any) -> None:
+    """Wait until a holder knows this of its session."""
+    with trio.fail_after(30):
+        while known(registry, session_id) != expected:
+            await trio.sleep(0.05)
+
+
+async def test_a_rewind_keeps_what_another_worker_has_said(shared: Shared) -> None:
+    """Nobody has read it at the holder: that was told, and has asked."""
+    async with shared.open(handlers=HANDLERS) as a, shared.open() as b:
+        await a.add_session("s", FakeTransport(), owner="alice", data={"n": 1})
+        await a.store_client_capabilities("s", {"n": 1})
+        copy = shared.backdoor.copy()
+        await b.set_session_data("s", {"m": 2}, merge=True)
+        await b.set_session_owner("s", "bob")
+        await b.store_client_capabilities("s", {"n": 2})
+        await until_known(a, "s", ("bob", '{"n":2}', '{"n":1,"m":2}'))
+        await a.add_session("t", FakeTransport())
+        shared.backdoor.go_back(copy)
+        await a.cleanup()
+        assert a.statistics().database_rewinds == 1
+        await a.cleanup()
+        assert await b.get_session_data("s") == {"n": 1, "m": 2}
+        assert await b.get_session_owner("s") == "bob"
+        assert await b.get_client_capabilities("s") == {"n": 2}
+
+
+async def test_many_changes_are_one_letter(autojump_clock: trio.testing.MockClock) -> None:
+    """Of a second, to one holder; and the holder asks once for each session."""
+    memory = MemoryStore()
+    of_a, of_b = FaultyStore(memory), FaultyStore(memory)
+    async with open_registry(of_a, handlers=HANDLERS) as a, open_registry(of_b) as b:
+        for name in ("s", "t"):
+            await a.add_session(name, FakeTransport(), data={"n": 0})
+        of_a.calls.clear()
+        for number in range(50):
+            await b.set_session_data("s", {"n": number})
+            await b.set_session_data("t", {"n": number})
+        await until_known(a, "s", (None, None, '{"n":49}'))
+        await until_known(a, "t", (None, None, '{"n":49}'))
+        await trio.sleep(10)
+        assert of_b.calls["Post"] == 1
+        assert of_a.calls["get_data"] == 2
+
+
+async def test_what_is_said_at_the_holder_or_where_nothing_changed_is_told_to_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The holder knows; and a merge that has to be made once more has not been done."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store, handlers=HANDLERS) as a:
+        await a.add_session("s", FakeTransport(), data={"n": 0})
+        await a.set_session_data("s", {"n": 1})
+        await a.set_session_owner("s", "alice")
+        await trio.sleep(10)
+        assert store.calls["Post"] == 0
+
+
+async def test_a_claim_of_an_owner_is_not_told(autojump_clock: trio.testing.MockClock) -> None:
+    """It may be made with each request, and mostly changes nothing."""
+    memory = MemoryStore()
+    of_b = FaultyStore(memory)
+    async with open_registry(memory, handlers=HANDLERS) as a, open_registry(of_b) as b:
+        await a.add_session("s", FakeTransport())
+        assert await b.claim_session_owner("s", "bob") == "bob"
+        await trio.sleep(10)
+        assert of_b.calls["Post"] == 0
+
+
+async def test_what_cannot_be_asked_now_holds_up_no_other(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """One question fails: the sessions after it are asked for all the same."""
+    memory = MemoryStore()
+    of_a = FaultyStore(memory)
+    async with open_registry(of_a, handlers=HANDLERS) as a, open_registry(memory) as b:
+        for name in ("s", "t"):
+            await a.add_session(name, FakeTransport())
+        of_a.fail(Fault.FAILS, "get_data", times=1)
+        for name in ("s", "t"):
+            await b.set_session_data(name, {"n": 1})
+        await until_known(a, "t", (None, None, '{"n":1}'))
+        assert of_a.faults["get_data"] == 1
+
+
+async def test_whoever_closes_waits_for_nothing_that_is_still_to_be_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_registry(MemoryStore(), handlers=HANDLERS) as a:
+        await a.add_session("s", FakeTransport())
+        async with open_registry(a._house._edge._store) as b:
+            await b.set_session_data("s", {"n": 1})
+            began = trio.current_time()
+        assert trio.current_time() - began < 0.5

@@ -1,0 +1,152 @@
+"""What other workers have said of sessions that are held here: it is read before it can be lost.
+
+Owner, capabilities and data are written anew by the session's holder where the database has gone
+back, as it knows them. So whoever has changed them elsewhere leaves a letter for the holder, and
+that asks the database: the letter says what to ask for, and nothing is believed of it. What the
+answer is worth is judged as if a user had asked (`trio_sessions._saying`).
+
+At most one letter a second goes to one holder, with all that was said meanwhile, so a session that
+is changed with each request costs no more. A letter may be lost, and a holder that collects none
+never asks: then what it knows is older, as long as nobody asks it. Who claims an owner tells
+nobody: it may be done with each request, and the answer does not say whether it has changed one.
+See docs/decisions/0013-mcp.md.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import trio
+
+from trio_sessions._background import Background
+from trio_sessions._edge import Edge, chunked
+from trio_sessions._interrupts import uninterrupted
+from trio_sessions._mail import Mail
+from trio_sessions._owners import Owners
+from trio_sessions._saying import What
+from trio_sessions._session_data import SessionData
+from trio_sessions._table import LocalTable
+from trio_sessions.abc import Part
+from trio_sessions.errors import SessionsError
+from trio_sessions.types import Holder, fingerprint
+
+__all__ = ["Hearsay"]
+
+logger = logging.getLogger("trio_sessions.rows")
+
+_PAUSE = 1.0  # seconds for which what is said is gathered, and between two rounds of questions
+_MOST = 10_000  # things to tell one holder, or to ask for; what is more is not told
+_LETTER = 1000  # things in one letter
+
+
+@uninterrupted
+class Hearsay:
+    """What one worker tells the holders of others' sessions, and is told of its own.
+
+    Args:
+        owners: asked for owners and capabilities, and heard.
+        data: asked for data, and heard.
+        mail: carries the letters.
+        table: the sessions held here.
+        edge: says what the store keeps.
+        background: where it runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        owners: Owners,
+        data: SessionData,
+        mail: Mail,
+        table: LocalTable,
+        edge: Edge,
+        background: Background,
+    ) -> None:
+        self._owners = owners
+        self._data = data
+        self._mail = mail
+        self._table = table
+        self._background = background
+        self._to_tell: dict[str, dict[tuple[str, str], None]] = {}
+        """By the incarnation of the holder."""
+        self._tells = False
+        self._to_ask: dict[tuple[str, str], None] = {}
+        self._asks = False
+        self._is_closed = not edge.keeps(Part.MAIL)
+        owners.notify(self._said)
+        data.notify(self._said)
+        mail.notify_said(self._told)
+
+    def close(self) -> None:
+        """Tell nobody any more, and ask for nothing."""
+        self._is_closed = True
+
+    # ---- telling ----
+
+    def _said(self, session_id: str, what: What, holder: Holder) -> None:
+        if self._is_closed:
+            return
+        waiting = self._to_tell.setdefault(holder.incarnation, {})
+        if len(waiting) < _MOST:
+            waiting[session_id, what] = None
+        if not self._tells:
+            self._background.start_lasting(self._tell)
+            self._tells = True
+
+    async def _tell(self) -> None:
+        try:
+            while self._to_tell:
+                await trio.sleep(_PAUSE)
+                telling, self._to_tell = self._to_tell, {}
+                for incarnation, things in telling.items():
+                    for part in chunked(list(things), _LETTER):
+                        self._mail.tell_said(incarnation, part)
+        finally:
+            self._tells = False
+
+    # ---- asking ----
+
+    def _told(self, things: Sequence[tuple[str, str]]) -> None:
+        if self._is_closed:
+            return
+        here = [one for one in things if one[0] in self._table]
+        self._to_ask |= dict.fromkeys(here[: _MOST - len(self._to_ask)])
+        if self._to_ask and not self._asks:
+            self._background.start_lasting(self._ask)
+            self._asks = True
+
+    async def _ask(self) -> None:
+        try:
+            while self._to_ask:
+                await self._ask_for_some()
+                await trio.sleep(_PAUSE)
+        finally:
+            self._asks = False
+
+    async def _ask_for_some(self) -> None:
+        """Ask for one thing after another, until all are known, or one cannot be asked for."""
+        while self._to_ask:
+            session_id, what = next(iter(self._to_ask))
+            del self._to_ask[session_id, what]
+            if session_id not in self._table:
+                continue
+            try:
+                await self._ask_for(session_id, what)
+            except SessionsError as exc:
+                logger.debug(
+                    "what was said of session %s elsewhere cannot be read now: %s",
+                    fingerprint(session_id),
+                    exc,
+                )
+                return
+
+    async def _ask_for(self, session_id: str, what: str) -> None:
+        """Ask as a user would; the answer is noted on its way."""
+        match what:
+            case What.OWNER:
+                await self._owners.get_owner(session_id)
+            case What.CAPABILITIES:
+                await self._owners.get_capabilities(session_id)
+            case What.DATA:
+                await self._data.get(session_id)
+            case _:
+                await trio.lowlevel.checkpoint()  # a later version's
