@@ -139,13 +139,13 @@ def test_the_other_worker_has_the_same_user(backend: str) -> None:
             began = await ask(fleet, 0, {"user": member()}, INITIALIZE)
             session_id = began.headers["mcp-session-id"]
             seen: list[Any] = []
-            app = fleet.workers[0].router._app
+            app = fleet.workers[0].router._sse._app
 
             async def look(scope: Any, receive: Any, send: Any) -> None:
                 seen.append(scope["user"])
                 await app(scope, receive, send)
 
-            fleet.workers[0].router._app = look
+            fleet.workers[0].router._sse._app = look
             answer = await ask(fleet, 1, {"user": member()}, PING, session_id)
             assert answer.status_code == 200
             (user,) = seen
