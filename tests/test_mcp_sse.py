@@ -187,6 +187,8 @@ def test_a_stream_takes_posts_of_its_owner_only(backend: str, by: str) -> None:
         ):
             at(fleet, 0)
             async with listen(alice) as hers, listen(bob) as his:
+                info = await fleet.workers[1].registry.describe_session(f"sse:{hers.session_id}")
+                assert "alice" in info.owner
                 path, _, query = hers.endpoint.partition("?")
                 dashed = re.sub("(.{8})(.{4})(.{4})(.{4})(.{12})", r"{\1-\2-\3-\4-\5}", query[11:])
                 for worker in (0, 1):
