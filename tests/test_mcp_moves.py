@@ -114,7 +114,13 @@ def test_what_cannot_be_adopted_stays_for_another_worker(backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "session", [{}, {"id": "x"}, {"id": "x", "data": {}, "owner": None, "idle": "long"}]
+    "session",
+    [
+        {},
+        {"id": "x"},
+        {"id": "x", "data": {}, "owner": None, "idle": "long"},
+        {"id": ["x"], "data": {}, "owner": None, "idle": 0},
+    ],
 )
 def test_a_letter_that_cannot_be_read_moves_nothing(backend: str, session: Any) -> None:
     """Not even what stands in front of the nonsense."""

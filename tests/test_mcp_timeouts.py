@@ -1,6 +1,6 @@
 """A worker that holds a session and never answers is 504, within the time that is stated.
 
-Time is the test's own here: nothing but Trio and memory.
+Time is the tests' own, where it is measured: nothing but Trio and memory.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,7 +12,7 @@ import trio.testing
 
 pytest.importorskip("mcp")
 
-from mcp_fleet import HEADERS, URL, Fleet, at, begin, open_fleet, raw
+from mcp_fleet import BACKENDS, HEADERS, URL, Fleet, at, begin, open_fleet, raw, run
 
 from trio_sessions.stores.memory import MemoryStore
 
@@ -75,6 +75,37 @@ def test_a_holder_that_streams_has_to_begin_at_once(app: Any) -> None:
             assert CALL <= took < CALL + 1
 
     jumping(scenario)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("json_response", [False, True])
+def test_a_holder_that_never_answers_is_given_up_under_either_library(
+    backend: str, *, json_response: bool
+) -> None:
+    """And what it was to answer is ended there: it may take the next request."""
+
+    async def scenario() -> None:
+        store = MemoryStore()
+        router = {"call_timeout": 0.3, "answer_timeout": 0.6}
+        async with (
+            open_fleet(backend, lambda: store, json_response=json_response, router=router) as fleet,
+            raw(fleet) as http,
+        ):
+            session_id = await begin(fleet, http, HOLDER)
+            ended = anyio.Event()
+
+            async def hangs(scope: Any, receive: Any, send: Any) -> None:
+                try:
+                    await never_answers(scope, receive, send)
+                finally:
+                    ended.set()
+
+            fleet.workers[HOLDER].router._here._app = hangs
+            answer, _ = await ask(fleet, http, OTHER, session_id)
+            assert answer.status_code == 504
+            await ended.wait()
+
+    run(backend, scenario)
 
 
 @pytest.mark.parametrize(

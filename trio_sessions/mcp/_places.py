@@ -49,8 +49,10 @@ class _Offer:
         Raises:
             KeyError, TypeError, ValueError: it cannot be read.
         """
-        idle = max(0.0, float(one["idle"]))
-        return cls(session_id=one["id"], owner=one["owner"], data=one["data"], idle=idle)
+        session_id, idle = one["id"], max(0.0, float(one["idle"]))
+        if not isinstance(session_id, str):
+            raise TypeError(f"a session's id cannot be a {type(session_id).__name__}")
+        return cls(session_id=session_id, owner=one["owner"], data=one["data"], idle=idle)
 
 
 class Places:
