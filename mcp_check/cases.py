@@ -10,9 +10,10 @@ from typing import Any
 import anyio
 import httpx2
 import sqlalchemy as sa
+from mcp.client.session import ClientSession
 from mcp.shared.exceptions import MCPError
 
-from mcp_check.fleet import URL, Fleet, connect, raw
+from mcp_check.fleet import OLD_URL, URL, Fleet, connect, connect_as_of_old, raw
 
 HEADERS = {
     "accept": "application/json, text/event-stream",
@@ -30,6 +31,8 @@ BEGIN = {
     },
 }
 BEGUN = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+NOT_FOUND = 404
+GRACE = 10.0  # seconds; the server would wait for 15 for a stream that stays
 ERRORS = (MCPError, httpx2.HTTPError, TimeoutError, BaseExceptionGroup, AssertionError)
 
 
@@ -67,33 +70,52 @@ class Count:
         return f"{self.answered} of {self.asked} answered{reasons}"
 
 
-async def calls(fleet: Fleet, seen: Seen, *, clients: int, each: int) -> None:
-    """Let clients call, by chance at either worker: with progress, and with elicitation."""
+async def calls(
+    fleet: Fleet, seen: Seen, *, clients: int, each: int, are_old: bool = False
+) -> None:
+    """Let clients call, by chance at either worker: with progress, and with elicitation.
+
+    Args:
+        fleet: of workers.
+        seen: what is noted.
+        clients: how many.
+        each: calls of each.
+        are_old: they have streams of the SSE transport.
+    """
     count = Count()
+
+    async def ask(session: ClientSession, number: int) -> None:
+        for i in range(each):
+            try:
+                with anyio.fail_after(10):
+                    if i % 5 == 0:
+                        answer = await session.call_tool("greet", {})
+                        assert f"hello user{number}" in str(answer.content)
+                    else:
+                        answer = await session.call_tool("add", {"a": i, "b": number})
+                        assert answer.structured_content == {"result": i + number}
+                    count.answered += 1
+            except ERRORS as exc:
+                count.lose(exc)
 
     async def one(number: int) -> None:
         count.asked += each
         try:
-            async with connect(fleet, f"user{number}") as (session, _):
-                for i in range(each):
-                    try:
-                        with anyio.fail_after(10):
-                            if i % 5 == 0:
-                                answer = await session.call_tool("greet", {})
-                                assert f"hello user{number}" in str(answer.content)
-                            else:
-                                answer = await session.call_tool("add", {"a": i, "b": number})
-                                assert answer.structured_content == {"result": i + number}
-                            count.answered += 1
-                    except ERRORS as exc:
-                        count.lose(exc)
+            with anyio.fail_after(20 + 10 * each):
+                if are_old:
+                    async with connect_as_of_old(fleet, f"user{number}") as old:
+                        await ask(old, number)
+                else:
+                    async with connect(fleet, f"user{number}") as (session, _):
+                        await ask(session, number)
         except ERRORS as exc:
             count.lose(exc)
 
     async with anyio.create_task_group() as tasks:
         for number in range(clients):
             tasks.start_soon(one, number)
-    seen.note(count.answered == count.asked, f"calls by chance: {count}")
+    whose = "of old clients " if are_old else ""
+    seen.note(count.answered == count.asked, f"calls {whose}by chance: {count}")
 
 
 async def speed(fleet: Fleet, seen: Seen, *, rounds: int) -> None:
@@ -235,6 +257,38 @@ async def restart(fleet: Fleet, seen: Seen, *, clients: int) -> None:
     seen.note(
         count.answered == count.asked and not count.why,
         f"rolling restart by SIGTERM, at most {slowest:.1f} s each: {count}",
+    )
+
+
+async def old_stream(fleet: Fleet, seen: Seen) -> None:
+    """End a worker by SIGTERM that has a stream of an old client: it cannot move, nor stay."""
+    ending, other = fleet.workers[:2]
+    async with raw(fleet, "alice", ending) as (alice, at):
+        async with alice.stream("GET", OLD_URL) as stream:
+            lines = stream.aiter_lines()
+            await anext(lines)
+            url = URL.removesuffix("/mcp") + (await anext(lines)).removeprefix("data: ")
+            at.only = other
+            took = 0.0
+
+            async def end() -> None:
+                nonlocal took
+                took = await fleet.end(ending, signal.SIGTERM)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(end)
+                try:
+                    async for _ in lines:
+                        pass
+                    how = "ended"
+                except httpx2.HTTPError as exc:
+                    how = f"broke: {exc!r}"
+        answer = await alice.post(url, json={"jsonrpc": "2.0", "id": 1, "method": "ping"})
+    await fleet.wait(fleet.start())
+    seen.note(
+        how == "ended" and took < GRACE and answer.status_code == NOT_FOUND,
+        f"an old client's stream has {how} with its worker, {took:.1f} s; a post to it later is "
+        f"{answer.status_code}",
     )
 
 

@@ -17,10 +17,12 @@ import anyio
 import httpx2
 import mcp_types
 from mcp.client.session import ClientSession
+from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 URL = "http://127.0.0.1:1/mcp"  # the port is chosen for each request
+OLD_URL = "http://127.0.0.1:1/sse"
 START = 60.0  # seconds for a worker to start, on a busy machine
 
 
@@ -47,11 +49,13 @@ class Fleet:
     Args:
         url: of the database; empty: the SDK alone.
         server: uvicorn or hypercorn.
+        made_with: the SDK or fastmcp.
         folder: for logs, and for what tools have run.
     """
 
     url: str
     server: str
+    made_with: str
     folder: Path
     workers: list[Worker] = field(default_factory=list)
 
@@ -71,6 +75,7 @@ class Fleet:
             ),
             "CHECK_DATABASE_URL": self.url,
             "CHECK_SERVER": self.server,
+            "CHECK_MADE_WITH": self.made_with,
             "CHECK_RAN": str(self.ran),
         }
         with (self.folder / "workers.log").open("ab") as log:
@@ -179,19 +184,40 @@ async def raw(
         yield http, balancer
 
 
+def _elicits(user: str) -> Any:
+    """Return what a client's user answers."""
+
+    async def elicit(context: Any, params: Any) -> mcp_types.ElicitResult:
+        return mcp_types.ElicitResult(action="accept", content={"name": user})
+
+    return elicit
+
+
 @asynccontextmanager
 async def connect(
     fleet: Fleet, user: str = "alice", only: Worker | None = None
 ) -> AsyncIterator[tuple[ClientSession, Balancer]]:
     """Open a client of the SDK's, with a session."""
-
-    async def elicit(context: Any, params: Any) -> mcp_types.ElicitResult:
-        return mcp_types.ElicitResult(action="accept", content={"name": user})
-
     async with (
         raw(fleet, user, only) as (http, balancer),
         streamable_http_client(URL, http_client=http) as streams,
-        ClientSession(streams[0], streams[1], elicitation_callback=elicit) as session,
+        ClientSession(streams[0], streams[1], elicitation_callback=_elicits(user)) as session,
     ):
         await session.initialize()
         yield session, balancer
+
+
+@asynccontextmanager
+async def connect_as_of_old(fleet: Fleet, user: str) -> AsyncIterator[ClientSession]:
+    """Open a client of the SDK's, with a session of the SSE transport."""
+
+    def factory(*_: Any, **__: Any) -> httpx2.AsyncClient:
+        headers = {"authorization": f"Bearer {user}"}
+        return httpx2.AsyncClient(transport=Balancer(fleet), timeout=60.0, headers=headers)
+
+    async with (
+        sse_client(OLD_URL, httpx_client_factory=factory) as streams,
+        ClientSession(streams[0], streams[1], elicitation_callback=_elicits(user)) as session,
+    ):
+        await session.initialize()
+        yield session

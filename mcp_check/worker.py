@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,6 +16,7 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import Context
 from pydantic import AnyHttpUrl, BaseModel
 
+from mcp_check.tools import note
 from trio_sessions import aio, open_registry
 from trio_sessions.mcp import (
     RegistrySubscriptionBus,
@@ -52,10 +52,6 @@ def build(registry: Any) -> Any:
         token_verifier=Users(),
     )
 
-    def note(name: str) -> None:
-        with Path(os.environ["CHECK_RAN"]).open("a") as file:
-            file.write(f"{name}\n")
-
     @server.tool()
     async def add(a: int, b: int, ctx: Context) -> int:
         """Add, and tell of the progress."""
@@ -88,10 +84,10 @@ def build(registry: Any) -> Any:
         await anyio.sleep(seconds)
         return f"done {name}"
 
-    if registry is None:
-        return server.streamable_http_app()
-    store = SessionEventStore(registry)
-    return SessionRouter(server.streamable_http_app(event_store=store), registry)
+    store = SessionEventStore(registry) if registry else None
+    app = server.streamable_http_app(event_store=store)
+    app.router.routes.extend(server.sse_app().routes)  # for old clients
+    return SessionRouter(app, registry) if registry else app
 
 
 async def serve_on_trio(port: int, url: str) -> None:
@@ -118,8 +114,13 @@ def main() -> None:
         trio.run(serve_on_trio, port, url)
         return
     registry = aio.SessionRegistry(url, handlers=handlers()) if url else None
+    make = build
+    if os.environ["CHECK_MADE_WITH"] == "fastmcp":
+        from mcp_check import on_fastmcp  # it may not be installed
+
+        make = on_fastmcp.build
     uvicorn.run(
-        build(registry),
+        make(registry),
         host="127.0.0.1",
         port=port,
         log_level="warning",

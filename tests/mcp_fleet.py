@@ -39,6 +39,7 @@ __all__ = [
     "at",
     "begin",
     "client",
+    "make_app",
     "open_fleet",
     "raw",
     "run",
@@ -145,13 +146,32 @@ def make_server(bus: RegistrySubscriptionBus, calls: Calls, **settings: Any) -> 
     return server
 
 
+def make_app(
+    registry: Any,
+    bus: RegistrySubscriptionBus,
+    calls: Calls,
+    *,
+    authenticates: bool,
+    json_response: bool,
+) -> tuple[Any, Any]:
+    """Return a server, and its application."""
+    extra: dict[str, Any] = {}
+    if authenticates:
+        url = AnyHttpUrl("http://127.0.0.1:8000")
+        extra["auth"] = AuthSettings(issuer_url=url, resource_server_url=None, required_scopes=[])
+        extra["token_verifier"] = Users()
+    server = make_server(bus, calls, **extra)
+    store = SessionEventStore(registry)
+    return server, server.streamable_http_app(event_store=store, json_response=json_response)
+
+
 @dataclass
 class Worker:
     """One worker."""
 
     registry: Any
     router: SessionRouter
-    server: MCPServer
+    server: Any
     store: FaultyStore
     calls: Calls
     bus: RegistrySubscriptionBus
@@ -292,6 +312,7 @@ async def serve(
     authenticates: bool = False,
     json_response: bool = False,
     router: dict[str, Any] | None = None,
+    make: Callable[..., tuple[Any, Any]] = make_app,
     task_status: anyio.abc.TaskStatus[Worker],
     **settings: Any,
 ) -> None:
@@ -309,21 +330,12 @@ async def serve(
                 aio.SessionRegistry(faulty, handlers=handlers(), **settings)
             )
         calls = Calls()
-        extra: dict[str, Any] = {}
-        if authenticates:
-            url = AnyHttpUrl("http://127.0.0.1:8000")
-            extra["auth"] = AuthSettings(
-                issuer_url=url, resource_server_url=None, required_scopes=[]
-            )
-            extra["token_verifier"] = Users()
         bus = RegistrySubscriptionBus(registry)
-        server = make_server(bus, calls, **extra)
-        app = server.streamable_http_app(
-            event_store=SessionEventStore(registry),
-            json_response=json_response,
+        server, app = make(
+            registry, bus, calls, authenticates=authenticates, json_response=json_response
         )
         made = SessionRouter(app, registry, **(router or {}))
-        await stack.enter_async_context(server.session_manager.run())
+        await stack.enter_async_context(app.router.lifespan_context(app))
         await stack.enter_async_context(made.run())
         worker = Worker(registry, made, server, faulty, calls, bus)
         task_status.started(worker)

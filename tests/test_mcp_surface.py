@@ -15,17 +15,18 @@ pytest.importorskip("mcp")
 
 from mcp.server import MCPServer
 from mcp_fleet import BACKENDS, HEADERS, INITIALIZE, URL, Fleet, at, begin, open_fleet, raw, run
+from mcp_late import needs_fastmcp
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from trio_sessions import RegistryClosed, aio
 from trio_sessions.mcp import SessionRouter, handlers
-from trio_sessions.mcp._sdk import check_seams, find_manager
+from trio_sessions.mcp._sdk import check_seams, find_seat
 from trio_sessions.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "mcp_server.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def made_app() -> Any:
@@ -69,11 +70,11 @@ def test_a_mounted_application_is_found() -> None:
     """However deep it lies; and the SDK's own timer is off then."""
     inner = made_app()
     outer = Starlette(routes=[Mount("/deep", Starlette(routes=[Mount("/", inner)]))])
-    manager = find_manager(inner)
-    assert manager is not None
-    assert find_manager(outer) is manager
+    seat = find_seat(inner)
+    assert seat is not None
+    manager = seat.session_manager
+    assert find_seat(outer) is seat
     SessionRouter(outer, aio.SessionRegistry(handlers=handlers()))
-    assert manager is not None
     assert manager.session_idle_timeout is None
 
 
@@ -98,16 +99,17 @@ def test_without_the_sdk_the_extra_is_named() -> None:
     assert "pip install 'trio_sessions[mcp]'" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["mcp_server", pytest.param("mcp_fastmcp", marks=needs_fastmcp)])
 def test_the_example_opens_and_closes_its_registry(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From startup to shutdown it serves; the registry is closed last."""
     monkeypatch.setitem(os.environ, "DATABASE_URL", f"sqlite:///{tmp_path / 'mcp.db'}")
-    spec = importlib.util.spec_from_file_location("mcp_server_example", EXAMPLE)
+    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "mcp_server_example", example)
+    monkeypatch.setitem(sys.modules, f"{name}_example", example)
     spec.loader.exec_module(example)
 
     async def scenario() -> None:

@@ -19,11 +19,14 @@ Layers, lower never imports higher::
     _router                        what a server is given
     _lifespan | _moving            how it begins and ends
     _places | _beginning | _here   where sessions are; how they begin; who answers for those here
+    _manager                       the SDK's sessions, whose manager may be made late
+    _sse                           posts of old clients, and the streams that they belong to
     _forwarding | _bus             through the tunnel to others, and to all
     _tunnel                        the tunnel's other end
-    _held | _events                a session that is held here, and what was said in it
+    _held | _events | _sse_stream  a session that is held here, and what was said in it
     _wire | _replay | _identity    requests as JSON; a beginning said again; whose a session is
     _runs | _exit                  what must not be run twice; when the server ends
+    _streams                       what fastmcp puts before the names of streams
     _asgi | _conversation          headers and bodies; in which session a task is
     _contracts | _sdk              the registry, and the SDK, as this package needs them
 """

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from trio_sessions.errors import MessageTooLarge, SessionsError
 from trio_sessions.mcp._asgi import TOO_LARGE, answer_error, header
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._conversation import Conversation, current
 from trio_sessions.mcp._held import HeldSession
+from trio_sessions.mcp._manager import SdkSessions
 from trio_sessions.mcp._replay import what_began
 
 __all__ = ["Beginnings"]
@@ -35,7 +35,7 @@ class Beginnings:
         self,
         app: App,
         registry: Registry,
-        manager: Any,
+        manager: SdkSessions,
         *,
         owner: Callable[[Scope], str | None],
         idle_timeout: float | None,

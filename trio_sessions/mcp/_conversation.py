@@ -25,6 +25,8 @@ class Conversation:
         """The greatest id of an event that was kept here."""
         self.begun: set[str] = set()
         """Streams of requests that this worker runs."""
+        self.prefix = ""
+        """What fastmcp puts before the names of streams here; see `trio_sessions.mcp._streams`."""
         self.replayed: dict[str, int] = {}
         """How far the streams that are being resumed have been sent."""
 

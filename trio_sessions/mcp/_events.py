@@ -24,6 +24,7 @@ from trio_sessions.mcp._sdk import (
     JSONRPCResponse,
     messages,
 )
+from trio_sessions.mcp._streams import split
 from trio_sessions.types import fingerprint
 
 __all__ = ["LOST", "SessionEventStore", "check_event_id"]
@@ -109,6 +110,11 @@ class SessionEventStore(EventStore):
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._again_at = 0.0
+        self._has_prefixes = False
+
+    def expect_prefixes(self) -> None:
+        """Take the names of streams as fastmcp's adapter says them. Not for users."""
+        self._has_prefixes = True
 
     async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
         """Keep an event, and return its id. For the SDK.
@@ -125,6 +131,8 @@ class SessionEventStore(EventStore):
             )
             await anyio.lowlevel.checkpoint()
             return ""
+        if self._has_prefixes:
+            conversation.prefix, stream_id = split(stream_id)
         if message is None:
             await anyio.lowlevel.checkpoint()
             return self._begin(conversation, stream_id)
@@ -191,13 +199,24 @@ class SessionEventStore(EventStore):
             send_callback: awaited with each event, in their order.
 
         Returns:
-            The stream, if more may come of it.
+            The stream, if more may come of it. For fastmcp's adapter, which sends nothing where it
+            is told of none, a nameless one stands for none.
         """
         conversation = current.get()
-        if conversation is None or conversation.session_id is None:
+        if conversation is None:
             await anyio.lowlevel.checkpoint()
             return None
+        goes_on = await self._resume(conversation, last_event_id, send_callback)
+        return conversation.prefix + (goes_on or "") or None
+
+    async def _resume(
+        self, conversation: Conversation, last_event_id: str, send_callback: EventCallback
+    ) -> str | None:
+        """Send what a client has missed of one stream; return it, if more may come of it."""
         session_id = conversation.session_id
+        if session_id is None:
+            await anyio.lowlevel.checkpoint()
+            return None
         found = check_event_id(session_id, last_event_id)
         if found is None:
             await anyio.lowlevel.checkpoint()

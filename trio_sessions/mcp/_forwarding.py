@@ -18,7 +18,7 @@ from trio_sessions.errors import (
 )
 from trio_sessions.mcp._asgi import answer_error, is_stream
 from trio_sessions.mcp._contracts import Receive, Registry, Scope, Send
-from trio_sessions.mcp._identity import user_of
+from trio_sessions.mcp._identity import UserStaysHere, user_of
 from trio_sessions.mcp._tunnel import PART, PART_BYTES, SERVE
 from trio_sessions.mcp._wire import Item, PackedRequest, pack_body
 
@@ -35,6 +35,7 @@ _FAILURES: tuple[tuple[type[Exception], int, str, int | None], ...] = (
     (MessageTooLarge, 413, "the request is too large to be passed on", None),
     (CallFailed, 502, "the worker that holds this session has failed", None),
     (SessionsError, 503, "the workers cannot reach each other now", 1),
+    (UserStaysHere, 500, "the user of this request cannot be passed on", None),
     (ValueError, 502, "the worker that holds this session has answered nonsense", None),
 )
 """What is said to a client: the first that fits, its status, and when to come back, seconds."""

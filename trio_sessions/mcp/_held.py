@@ -113,7 +113,7 @@ class HeldSession:
 
     @property
     def _sdk_session(self) -> Any | None:
-        return self._manager._server_instances.get(self.alias)  # noqa: SLF001 -- the SDK has no other way to it; see `_sdk`
+        return self._manager.get(self.alias)
 
     @property
     def idle(self) -> float:
@@ -145,7 +145,7 @@ class HeldSession:
         Args:
             alias: its id; unknown: nothing is done.
         """
-        session = self._manager._server_instances.pop(alias, None)  # noqa: SLF001 -- as above
+        session = self._manager.take(alias)
         if session is not None and not session.is_terminated:
             with anyio.CancelScope(
                 shield=True

@@ -11,9 +11,7 @@ from trio_sessions.mcp._asgi import bounded, error_body, header, is_stream, with
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._conversation import current
 from trio_sessions.mcp._held import HeldSession, Phase
-from trio_sessions.mcp._identity import give_user
 from trio_sessions.mcp._replay import Answer, begin_again
-from trio_sessions.mcp._sdk import auth_context_var
 from trio_sessions.types import fingerprint
 
 __all__ = ["MOVING", "NOT_FOUND", "Here"]
@@ -58,8 +56,6 @@ class Here:
     async def serve(self, held: HeldSession, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer; a session that is dormant is begun again first."""
         token = current.set(held.conversation)
-        user = scope.pop("trio_sessions.mcp.user", None)
-        user_token = auth_context_var.set(give_user(scope, user)) if user is not None else None
         method = scope["method"]
         held.enter(method)
         try:
@@ -73,8 +69,6 @@ class Here:
         finally:
             held.leave(method)
             current.reset(token)
-            if user_token is not None:
-                auth_context_var.reset(user_token)
 
     async def _serve_awake(
         self, held: HeldSession, scope: Scope, receive: Receive, send: Send

@@ -13,6 +13,7 @@ from trio_sessions.errors import SessionsError, StoreUnavailable
 from trio_sessions.mcp._contracts import Registry
 from trio_sessions.mcp._conversation import Conversation
 from trio_sessions.mcp._held import HeldSession
+from trio_sessions.mcp._manager import SdkSessions
 from trio_sessions.types import fingerprint
 
 __all__ = ["Place", "Places"]
@@ -66,7 +67,9 @@ class Places:
         idle_timeout: seconds, of a session that comes here.
     """
 
-    def __init__(self, registry: Registry, manager: Any, *, idle_timeout: float | None) -> None:
+    def __init__(
+        self, registry: Registry, manager: SdkSessions, *, idle_timeout: float | None
+    ) -> None:
         self._registry = registry
         self._manager = manager
         self._idle_timeout = idle_timeout
@@ -76,7 +79,7 @@ class Places:
     @property
     def server(self) -> str | None:
         """The name of the SDK's server: one database may serve several."""
-        return getattr(self._manager.app, "name", None)
+        return self._manager.server
 
     def here(self, session_id: str) -> HeldSession | None:
         """Return a session that is held here, and has not moved since."""

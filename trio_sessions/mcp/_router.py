@@ -25,21 +25,20 @@ from trio_sessions.mcp._asgi import (
 )
 from trio_sessions.mcp._beginning import Beginnings
 from trio_sessions.mcp._contracts import App, Receive, Registry, Scope, Send
-from trio_sessions.mcp._events import LOST, SessionEventStore, check_event_id
+from trio_sessions.mcp._events import LOST, check_event_id
 from trio_sessions.mcp._exit import end_streams, take_charge, was_told
 from trio_sessions.mcp._forwarding import Exchange, Forwarding, Outcome
 from trio_sessions.mcp._held import HeldSession
 from trio_sessions.mcp._here import MOVING, NOT_FOUND, Here
-from trio_sessions.mcp._identity import owner_of
+from trio_sessions.mcp._identity import given_user, owner_of
 from trio_sessions.mcp._lifespan import live
+from trio_sessions.mcp._manager import find_sessions
 from trio_sessions.mcp._moving import move_all
 from trio_sessions.mcp._places import Places
 from trio_sessions.mcp._runs import has_begun, name_of, note
-from trio_sessions.mcp._sdk import (
-    HANDSHAKE_PROTOCOL_VERSIONS,
-    check_seams,
-    find_manager,
-)
+from trio_sessions.mcp._sdk import HANDSHAKE_PROTOCOL_VERSIONS, find_endpoints
+from trio_sessions.mcp._sse import SseSessions
+from trio_sessions.mcp._sse_stream import SseStream
 from trio_sessions.mcp._tunnel import tunnel_of
 from trio_sessions.mcp._wire import OWNER
 from trio_sessions.types import fingerprint
@@ -63,8 +62,9 @@ class SessionRouter:
     registry is told of it. One with the header goes to the worker that holds the session: here, or
     through the registry to another. A session whose worker is dead is taken over by the worker
     that its client reaches: the client's ``initialize`` is said again to the SDK here, with the
-    credentials of the request. Everything else passes through untouched: other protocol versions
-    (2026-07-28 and later have no sessions), other paths, WebSockets.
+    credentials of the request. What an old client posts (the SSE transport) goes to the worker that
+    holds its stream. Everything else passes through untouched: other protocol versions (2026-07-28
+    and later have no sessions), other paths, WebSockets.
 
     It runs under asyncio with `trio_sessions.aio.SessionRegistry`, and under Trio with the
     registry of `trio_sessions.open_registry`. The registry must have been made with
@@ -78,7 +78,8 @@ class SessionRouter:
     Logger: ``trio_sessions.mcp``.
 
     Args:
-        app: the SDK's application, ``server.streamable_http_app()``, or one in which it is mounted.
+        app: the SDK's application, ``server.streamable_http_app()``, or one in which it is mounted;
+            or fastmcp's, ``server.http_app()``.
         registry: the registry of this worker.
         call_timeout: seconds without a sign of life of another worker that answers a request; and
             seconds within which it has to begin its answer, or to run the request if the SDK
@@ -93,10 +94,12 @@ class SessionRouter:
             own timer is off.
         drain_timeout: seconds for which requests may go on when the server ends; then the sessions
             move to other workers.
-        manager: the SDK's `StreamableHTTPSessionManager`, where it cannot be found in ``app``.
+        manager: the SDK's `StreamableHTTPSessionManager`, where it cannot be found in ``app``. One
+            that is made when the server starts is looked for there, as fastmcp's.
 
     Raises:
-        ImportError: this version of the SDK lacks something that the router needs.
+        ImportError: this version of the SDK, or of fastmcp, lacks something that the router needs;
+            where its manager is made later, the start of the server fails with it.
         ValueError: a setting is none, or ``registry`` was made without the handlers, or there are
             no sessions of the SDK's in ``app``.
     """
@@ -120,27 +123,39 @@ class SessionRouter:
         self._drain_timeout = seconds("drain_timeout", drain_timeout)
         if idle_timeout is not None:
             idle_timeout = seconds("idle_timeout", idle_timeout)
-        found = manager if manager is not None else find_manager(app)
-        if found is None:
-            raise ValueError(
-                "app must be the SDK's: server.streamable_http_app(), or an application in which "
-                "it is mounted; or give its session manager as manager="
-            )
-        check_seams(found)
-        found.session_idle_timeout = None
+        endpoints = find_endpoints(app)
+        found = find_sessions(app, manager, is_needed=not endpoints)
         if max_body_bytes is None:
             max_body_bytes = found.max_request_body_size
         if isinstance(max_body_bytes, bool) or not isinstance(max_body_bytes, int):
             raise TypeError("max_body_bytes must be a number of bytes")
         if max_body_bytes < 1:
             raise ValueError(f"max_body_bytes must be 1 or more, not {max_body_bytes}")
-        self._app = app
         self._registry = registry
         self._max_body_bytes = max_body_bytes
         self._owner = owner
         self._manager = found
-        self._beginnings = Beginnings(
+        self._ends = anyio.Event()
+        self._forwarding = Forwarding(
+            registry,
+            timeout=self._call_timeout,
+            answer_timeout=answer_timeout,
+            ends=self._ends,
+        )
+        self._sse = SseSessions(
             app,
+            registry,
+            self._forwarding,
+            endpoints=endpoints,
+            owner=self._owner_of,
+            may=self._may,
+            most=max_body_bytes,
+            timeout=self._call_timeout,
+            is_ending=lambda: self._is_ending,
+        )
+        self._app: App = self._sse
+        self._beginnings = Beginnings(
+            self._app,
             registry,
             found,
             owner=self._owner_of,
@@ -149,7 +164,7 @@ class SessionRouter:
             is_ending=lambda: self._is_ending,
         )
         self._here = Here(
-            app,
+            self._app,
             registry,
             owner=self._owner_of,
             timeout=self._call_timeout,
@@ -158,15 +173,8 @@ class SessionRouter:
         )
         self._places = Places(registry, found, idle_timeout=idle_timeout)
         self._tunnel = tunnel_of(registry)
-        self._ends = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._left = anyio.Event()
-        self._forwarding = Forwarding(
-            registry,
-            timeout=self._call_timeout,
-            answer_timeout=answer_timeout,
-            ends=self._ends,
-        )
 
     # ---- its life ----
 
@@ -228,6 +236,7 @@ class SessionRouter:
         except SessionsError as exc:
             logger.warning("sessions cannot move to other workers: %s", exc)
         finally:
+            self._sse.end()
             end_streams()
             self._left.set()
 
@@ -244,8 +253,11 @@ class SessionRouter:
         """Seconds after which it is said that a request runs. Not for users."""
         return min(_SIGN, self._call_timeout / 3) if self._manager.json_response else None
 
-    async def holds(self, session_id: str) -> HeldSession | None:
+    async def holds(self, session_id: str) -> HeldSession | SseStream | None:
         """Return a session that is here to stay. Not for users."""
+        stream = self._sse.here(session_id)
+        if stream is not None:
+            return stream
         held = await self._places.arrived(session_id)
         if held is not None and self._is_ending:
             await self._stays(held)
@@ -278,7 +290,8 @@ class SessionRouter:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or live from startup to shutdown."""
         if scope["type"] == "lifespan":
-            await live(self._app, self._registry, self.run, self.leave, scope, receive, send)
+            told = self._manager.checking(send)
+            await live(self._app, self._registry, self.run, self.leave, scope, receive, told)
         elif scope["type"] != "http" or self._manager.stateless or _is_modern(scope):
             await self._app(scope, receive, send)
         else:
@@ -309,8 +322,8 @@ class SessionRouter:
         """Let whoever holds the session answer."""
         try:
             event_id = header(scope["headers"], _EVENT)
-            is_ours = isinstance(self._manager.event_store, SessionEventStore)
-            if event_id and is_ours and check_event_id(session_id, event_id) is None:
+            is_kept = event_id and self._manager.keeps_events
+            if event_id and is_kept and check_event_id(session_id, event_id) is None:
                 await answer_error(send, 400, "Last-Event-ID is not of this session")
                 return
             await self._route(session_id, scope, receive, send)
@@ -361,10 +374,14 @@ class SessionRouter:
         await answer_error(send, 503, MOVING, retry_after=1)
 
     async def serve_here(
-        self, held: HeldSession, scope: Scope, receive: Receive, send: Send
+        self, held: HeldSession | SseStream, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Let the application here answer for a session that is held here. Not for users."""
-        await self._here.serve(held, scope, receive, send)
+        with given_user(scope):
+            if isinstance(held, SseStream):
+                await self._sse.serve(held, scope, receive, send)
+            else:
+                await self._here.serve(held, scope, receive, send)
 
 
 def _is_modern(scope: Scope) -> bool:

@@ -4,6 +4,7 @@ The SDK has no hook for its sessions: not where they are looked up, and not wher
 the router stands in front of its application, and here is all that it takes hold of behind.
 """
 
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ try:
     from mcp.server.auth.middleware.auth_context import auth_context_var
     from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, authorization_context
     from mcp.server.auth.provider import AccessToken
+    from mcp.server.sse import SseServerTransport
     from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
     from mcp.server.subscriptions import (
@@ -27,6 +29,7 @@ try:
     from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
     from sse_starlette.sse import AppStatus
     from starlette.authentication import AuthCredentials
+    from starlette.datastructures import QueryParams
 except ImportError as exc:
     try:
         found = metadata.version("mcp")
@@ -42,6 +45,7 @@ except ImportError as exc:
 __all__ = [
     "HANDSHAKE_PROTOCOL_VERSIONS",
     "INTERNAL_ERROR",
+    "MOST_BYTES",
     "AccessToken",
     "AppStatus",
     "AuthCredentials",
@@ -55,6 +59,7 @@ __all__ = [
     "JSONRPCResponse",
     "Manager",
     "PromptsListChanged",
+    "QueryParams",
     "ResourceUpdated",
     "ResourcesListChanged",
     "ServerEvent",
@@ -62,7 +67,8 @@ __all__ = [
     "auth_context_var",
     "authorization_context",
     "check_seams",
-    "find_manager",
+    "find_endpoints",
+    "find_seat",
     "messages",
 ]
 
@@ -70,6 +76,7 @@ Manager = StreamableHTTPSessionManager
 
 _SEAMS = (
     "_server_instances",  # the sessions of the process, by id: the only way to end one
+    "event_store",
     "json_response",  # whether answers come as a whole, and may take their time
     "max_request_body_size",
     "session_idle_timeout",
@@ -87,13 +94,53 @@ def check_seams(manager: object) -> None:
         )
 
 
-def find_manager(app: object) -> Any | None:
-    """Return the manager of the sessions of an application, however deep it lies, or None.
+def find_seat(app: object) -> Any | None:
+    """Return the object whose ``session_manager`` manages an application's sessions, or None.
+
+    The SDK's has one from the beginning; fastmcp's is None until the server starts.
 
     Args:
-        app: an ASGI application of Starlette, with the SDK's among its routes; or one of the
-            SDK's servers.
+        app: an ASGI application of Starlette, with the SDK's among its routes, however deep; or
+            one of the SDK's servers.
     """
+    empty: object | None = None
+    for current in _parts(app):
+        try:
+            manager = getattr(current, "session_manager", ...)
+        except RuntimeError:  # a server of which nobody has made an application yet
+            continue
+        if hasattr(manager, "handle_request"):
+            return current
+        if manager is None and empty is None:
+            empty = current
+    return empty
+
+
+def find_endpoints(app: object) -> frozenset[str]:
+    """Return the paths to which clients of the SSE transports in an application post.
+
+    Args:
+        app: as for `find_seat`. Where such a path is served by a function of one's own, that is not
+            known.
+
+    Raises:
+        ImportError: the SDK does not say which path it is.
+    """
+    found = set()
+    for current in _parts(app):
+        transport = getattr(current, "__self__", None)
+        if isinstance(transport, SseServerTransport):
+            if not hasattr(transport, "_endpoint"):
+                raise ImportError(
+                    "trio_sessions.mcp works with mcp>=2.3,<3: mcp.server.sse.SseServerTransport "
+                    "of this version has no _endpoint"
+                )
+            found.add(str(transport._endpoint).rstrip("/") + "/")  # noqa: SLF001 -- it says so nowhere else
+    return frozenset(found)
+
+
+def _parts(app: object) -> Iterator[object]:
+    """Iterate over an application and everything in it that may be one."""
     seen: set[int] = set()
     waiting: list[object] = [app]
     while waiting:
@@ -101,15 +148,12 @@ def find_manager(app: object) -> Any | None:
         if current is None or id(current) in seen or isinstance(current, str | bytes | int):
             continue
         seen.add(id(current))
-        try:
-            manager = getattr(current, "session_manager", None)
-        except RuntimeError:  # a server of which nobody has made an application yet
-            manager = None
-        if hasattr(manager, "handle_request"):
-            return manager
+        yield current
         waiting.extend(getattr(current, "routes", None) or ())
         waiting.extend(getattr(current, name, None) for name in ("endpoint", "app"))
-    return None
 
 
-check_seams(Manager(app=cast("Any", None)))  # never run, only looked at
+_model = Manager(app=cast("Any", None))  # never run, only looked at
+check_seams(_model)
+MOST_BYTES: int = _model.max_request_body_size
+"""Bytes of a request's body that a manager takes which was told nothing else."""

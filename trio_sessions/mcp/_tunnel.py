@@ -11,6 +11,8 @@ import anyio.lowlevel
 from trio_sessions.mcp._asgi import is_stream, once
 from trio_sessions.mcp._contracts import Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._held import HeldSession
+from trio_sessions.mcp._identity import USER
+from trio_sessions.mcp._sse_stream import SseStream
 from trio_sessions.mcp._wire import Item, PackedRequest, unpack_body
 
 __all__ = ["ADOPT", "PART", "PART_BYTES", "SERVE", "Host", "Tunnel", "handlers", "tunnel_of"]
@@ -41,12 +43,12 @@ class Host(Protocol):
         """
         ...
 
-    async def holds(self, session_id: str) -> HeldSession | None:
+    async def holds(self, session_id: str) -> HeldSession | SseStream | None:
         """Return a session that is here to stay."""
         ...
 
     async def serve_here(
-        self, held: HeldSession, scope: Scope, receive: Receive, send: Send
+        self, held: HeldSession | SseStream, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Answer a request of a session that is held here."""
         ...
@@ -166,12 +168,12 @@ class _Answer:
         self.is_over = False
 
     async def produce(
-        self, host: Host, held: HeldSession, request: PackedRequest, body: bytes
+        self, host: Host, held: HeldSession | SseStream, request: PackedRequest, body: bytes
     ) -> None:
         """Let the application answer."""
         scope = request.scope
         if request.user is not None:
-            scope["trio_sessions.mcp.user"] = request.user
+            scope[USER] = request.user
         give = once(body, _never)
 
         async def receive() -> Message:
