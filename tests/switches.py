@@ -17,7 +17,7 @@ from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.stores.memory._rows import Rows
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.testing._simulation._database import Database
-from trio_sessions.types import RemovalReason, RowAnswers, Stamp
+from trio_sessions.types import RemovalReason, Stamp
 from trio_sessions.writes import Claim, Claimed, Unfinished
 
 __all__ = ["SWITCHES", "Switch"]
@@ -104,8 +104,8 @@ def _departures_forgotten(patch: pytest.MonkeyPatch) -> None:
 def _unknown_is_gone(patch: pytest.MonkeyPatch) -> None:
     original = _verdicts.judge_rows
 
-    def judge_rows(entries: Iterable[Entry], answers: RowAnswers, witness: Any) -> Any:
-        verdict = original(entries, answers, witness)
+    def judge_rows(entries: Iterable[Entry], *details: Any) -> Any:
+        verdict = original(entries, *details)
         gone = [*verdict.gone, *(e for e in entries if e.session_id in verdict.unknown)]
         return _verdicts.RowVerdict(
             there=verdict.there, taken_over=verdict.taken_over, gone=gone, unknown={}
