@@ -9,24 +9,44 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from click.testing import CliRunner
 from soak import SOAK
 from switches import SWITCHES, Switch
 
-from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.abc import Worker
 from trio_sessions.stores.memory._workers import Workers
-from trio_sessions.testing import simulate, store_conformance
+from trio_sessions.testing import (
+    data_conformance,
+    limit_conformance,
+    log_conformance,
+    mail_conformance,
+    revocation_conformance,
+    simulate,
+    store_conformance,
+)
 from trio_sessions.testing._simulation import Run, picture, run_once
 from trio_sessions.testing._simulation._database import Database
-from trio_sessions.testing._simulation._link import Link, Network
+from trio_sessions.testing._simulation._link import OPTIONAL, Link
 from trio_sessions.testing._simulation._mixes import WEIGHTS
+from trio_sessions.testing._simulation._way import Network
 from trio_sessions.testing.simulate import main
 from trio_sessions.types import Presence
 
-Check = Callable[[Callable[[], SessionStore]], Awaitable[None]]
+Check = Callable[[Callable[[], Any]], Awaitable[None]]
+
+EVERYTHING: tuple[Check, ...] = (
+    *store_conformance,
+    *revocation_conformance,
+    *data_conformance,
+    *limit_conformance,
+    *log_conformance,
+    *mail_conformance,
+)
 
 STEPS = 100_000 if SOAK else 450
 SEED = int(os.environ.get("TRIO_SESSIONS_SEED", str(time.time_ns() % 1_000_000) if SOAK else "1"))
@@ -77,10 +97,12 @@ def test_a_seed_gives_one_trace_in_every_process() -> None:
     assert digests == {run_once("4", steps=40, workers=3).digest}
 
 
-@pytest.mark.parametrize("check", store_conformance, ids=lambda check: check.__name__)
-async def test_the_simulated_database_keeps_the_contract(check: Check) -> None:
-    """It is a store as the others are."""
-    network = Network(Database())
+@pytest.mark.parametrize("check", EVERYTHING, ids=lambda check: check.__name__)
+async def test_the_simulated_database_keeps_the_contract(
+    check: Check, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is a store as the others are, whatever parts are played."""
+    network = Network(Database(), parts=OPTIONAL)
     async with network.running():
         await check(lambda: Link(network))
 

@@ -7,7 +7,7 @@
     _disasters     what becomes of the database
     _judge         the invariants
     _clients       connections, which are transports    _workers   registries that pause and die
-    _link          one worker's way to the database, and what goes wrong on it
+    _link          one worker's store      _way     to the database, and what goes wrong on it
     _database      commits in one order; goes back, lags, hides
     _tables        its rows, copied at each commit      _truth     what has really become of them
     _simulate      many runs       _report  their sum       _picture  one that failed

@@ -14,7 +14,7 @@ import trio
 from trio_sessions.abc import Worker
 from trio_sessions.errors import RowLocked, RowUnavailable, StoreUnavailable
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.testing._simulation._tables import Fleet, Table
+from trio_sessions.testing._simulation._tables import Fleet, Letters, Table
 from trio_sessions.testing._simulation._truth import Moment, Truth, holders
 from trio_sessions.types import RowAnswers, Stamp, Swept
 from trio_sessions.writes import Batch, Committed, Unfinished, Verdict
@@ -23,8 +23,14 @@ __all__ = ["Change", "Database"]
 
 T = TypeVar("T")
 
-_WRITES = frozenset({"commit", "refresh", "delete_all", "begin", "stamp", "sweep", "revoke"})
+_WRITES = frozenset(
+    {"commit", "refresh", "delete_all", "begin", "stamp", "sweep", "revoke"}
+    | {"expire_logs", "collect", "listen", "unlisten", "expire_mail"}
+)
 _KEPT = 3000  # states
+
+State = tuple[Table, Fleet, Letters]
+"""All that was committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class Database(MemoryStore):
         super().__init__()
         self._rows: Table = Table()
         self._workers: Fleet = Fleet()
+        self._mail: Letters = Letters()
         self.offset = 0.0
         """Seconds by which its clock is ahead of Trio's."""
         self.server = 0
@@ -75,7 +82,7 @@ class Database(MemoryStore):
         self.claimed = trio.Event()
         """Set when the next row is written for a worker that did not hold it."""
         self._workers.server = self.server
-        self._states: deque[tuple[Table, Fleet]] = deque(maxlen=_KEPT)
+        self._states: deque[State] = deque(maxlen=_KEPT)
         self._begun: set[str] = set()
         self._listener = listener
 
@@ -164,17 +171,17 @@ class Database(MemoryStore):
 
     def _keep(self) -> None:
         self.commits += 1
-        self._states.append((self._rows.copy(), self._workers.copy()))
+        self._states.append((self._rows.copy(), self._workers.copy(), self._mail.copy()))
 
     async def _in_the_past(self, operation: Callable[[], Awaitable[T]]) -> T:
-        present = self._rows, self._workers
+        present = self._rows, self._workers, self._mail
         lag = min(self.weather.lag, len(self._states))
         if lag:
-            self._rows, self._workers = self._states[-lag]
+            self._rows, self._workers, self._mail = self._states[-lag]
         try:
             return await operation()
         finally:
-            self._rows, self._workers = present
+            self._rows, self._workers, self._mail = present
 
     # ---- single rows ----
 
@@ -231,14 +238,14 @@ class Database(MemoryStore):
 
     def be_emptied(self) -> None:
         """Be another database, which is empty."""
-        self._become(self._rows.emptied(), Fleet())
+        self._become(self._rows.emptied(), Fleet(), Letters())
 
     def restart(self) -> None:
         """Be started again; nothing is lost."""
-        self._become(self._rows, self._workers)
+        self._become(self._rows, self._workers, self._mail)
 
-    def _become(self, rows: Table, fleet: Fleet) -> None:
-        self._rows, self._workers = rows.copy(), fleet.copy()
+    def _become(self, rows: Table, fleet: Fleet, mail: Letters) -> None:
+        self._rows, self._workers, self._mail = rows.copy(), fleet.copy(), mail.copy()
         self.server += 1
         self.changed_at = trio.current_time()
         self._keep()

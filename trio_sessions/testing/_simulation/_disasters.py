@@ -9,7 +9,7 @@ from trio_sessions.testing._simulation._clients import Client
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import DATABASE, Log
 from trio_sessions.testing._simulation._judge import Judge
-from trio_sessions.testing._simulation._link import LinkFault, Network
+from trio_sessions.testing._simulation._way import LinkFault, Network
 from trio_sessions.testing._simulation._workers import SimulatedWorker
 
 __all__ = ["APART", "Disasters"]

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
-__all__ = ["MIXES", "WEIGHTS"]
+from trio_sessions.abc import Part
+
+__all__ = ["MIXES", "WEIGHTS", "parts_of"]
 
 WEIGHTS: Mapping[str, int] = {
     "connect": 24,
@@ -101,3 +103,11 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "revokes": _REVOKES,
 }
 """Where everything happens, little of one kind does."""
+
+_PLAYS: Mapping[str, Part] = {"revoke": Part.REVOCATION}
+"""Rules for which the store has to keep a part of the contract that is optional."""
+
+
+def parts_of(mix: str) -> frozenset[Part]:
+    """Return the optional parts of the contract that the rules of a mix need."""
+    return frozenset(part for name, part in _PLAYS.items() if name in MIXES[mix])

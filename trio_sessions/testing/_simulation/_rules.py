@@ -13,7 +13,8 @@ from trio_sessions.errors import (
 )
 from trio_sessions.testing._simulation._clients import Client, Connection
 from trio_sessions.testing._simulation._disasters import Disasters
-from trio_sessions.testing._simulation._link import Link, LinkFault
+from trio_sessions.testing._simulation._link import Link
+from trio_sessions.testing._simulation._way import LinkFault
 from trio_sessions.testing._simulation._workers import CHECK_TIMEOUT, SimulatedWorker, start_worker
 
 __all__ = ["Rules"]

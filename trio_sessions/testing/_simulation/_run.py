@@ -14,10 +14,10 @@ import trio.testing
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import DATABASE, Event, Log
 from trio_sessions.testing._simulation._judge import Judge
-from trio_sessions.testing._simulation._link import Network
-from trio_sessions.testing._simulation._mixes import MIXES
+from trio_sessions.testing._simulation._mixes import MIXES, parts_of
 from trio_sessions.testing._simulation._rules import Rules
 from trio_sessions.testing._simulation._seeded import seeded
+from trio_sessions.testing._simulation._way import Network
 from trio_sessions.testing._simulation._workers import SETTINGS
 
 __all__ = ["MOST_WORKERS", "Run", "run_once"]
@@ -107,8 +107,8 @@ def run_once(
 
     async def main() -> None:
         nonlocal made, ended_at
-        network = Network(database, random.Random(f"{seed} network"), latency=0.01)  # noqa: S311
-        network.revokes = "revoke" in MIXES[mix]
+        ways = random.Random(f"{seed} network")  # noqa: S311 -- to be replayed
+        network = Network(database, ways, latency=0.01, parts=parts_of(mix))
         async with network.running(), trio.open_nursery() as nursery:
             rules = Rules(nursery=nursery, network=network, judge=judge, log=log, chance=chance)
             for number in range(workers):
