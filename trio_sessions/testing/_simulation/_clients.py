@@ -31,6 +31,8 @@ class Connection:
     was_ended: bool = False
     """The gateway has removed it, or replaced it on the same worker."""
     disconnected_at: float | None = None
+    why: str = ""
+    """Why it was disconnected."""
 
     async def is_connected(self) -> bool:
         """See `trio_sessions.abc.Transport`."""
@@ -69,6 +71,11 @@ class Client:
     """The database's clock was set while it moved: until then no order is promised."""
     is_restless: bool = False
     """It comes and goes by itself."""
+    life: int = 0
+    """Counts the sessions of this id: each ended before the next one began."""
+    life_began_at: float = float("-inf")
+    left_over: str | None = None
+    """The birth of the row that was left over then, which only the worker knows to be that."""
     sent: int = 0
     received: list[tuple[int, int, int]] = field(default_factory=list)
 

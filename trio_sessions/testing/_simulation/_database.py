@@ -76,6 +76,10 @@ class Database(MemoryStore):
         self.server = 0
         self.changed_at = float("-inf")
         """When another server took over, on Trio's clock."""
+        self.undeleted_at = float("-inf")
+        """When rows were last there again that had been deleted."""
+        self.lagged_at = float("-inf")
+        """When something was last asked of a replica that lags."""
         self.weather = Weather()
         self.truth = Truth()
         self.commits = 0
@@ -118,6 +122,7 @@ class Database(MemoryStore):
                 raise StoreUnavailable("could not extend file: no space left on device")
             return await self._write(kind, worker, operation)
         if self.weather.lag:
+            self.lagged_at = trio.current_time()
             return await self._in_the_past(operation)
         return await operation()
 
@@ -247,7 +252,7 @@ class Database(MemoryStore):
     def _become(self, rows: Table, fleet: Fleet, mail: Letters) -> None:
         self._rows, self._workers, self._mail = rows.copy(), fleet.copy(), mail.copy()
         self.server += 1
-        self.changed_at = trio.current_time()
+        self.changed_at = self.undeleted_at = trio.current_time()
         self._keep()
 
     def delete(self, *session_ids: str) -> None:
@@ -261,6 +266,7 @@ class Database(MemoryStore):
     def put_back(self, commits: int) -> None:
         """Undo what an operator has just done to rows."""
         now = self._rows
+        self.undeleted_at = trio.current_time()
         for session_id, row in self._states[-1 - commits][0].copy().items():
             if session_id not in now:
                 now[session_id] = row
@@ -273,6 +279,16 @@ class Database(MemoryStore):
     def holders(self) -> dict[str, str]:
         """Return which incarnation holds each row."""
         return {session_id: row.incarnation for session_id, row in self._rows.items()}
+
+    def born(self, session_id: str) -> str | None:
+        """Return the birth of a session; None: it has no row."""
+        row = self._rows.get(session_id)
+        return None if row is None else row.born
+
+    def data(self, session_id: str) -> str | None:
+        """Return the data in the row of a session, if there is any."""
+        row = self._rows.get(session_id)
+        return None if row is None else row.data
 
     def has(self, incarnation: str, stamp: Stamp) -> bool:
         """Say whether it has what was committed with a stamp."""

@@ -5,6 +5,7 @@ import random
 
 import trio
 
+from trio_sessions.abc import Part
 from trio_sessions.testing._simulation._clients import Client
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import DATABASE, Log
@@ -47,6 +48,10 @@ class Disasters:
     @property
     def _database(self) -> Database:
         return self._network.database
+
+    def _plays(self, part: Part) -> bool:
+        """Say whether a part of the contract that is optional is played."""
+        return part in self._network.parts
 
     def _workers(self) -> list[SimulatedWorker]:
         """Return workers that run."""

@@ -53,6 +53,7 @@ class Judge:
             )
             return
         self._log.right[why] += 1
+        connection.why = why
         if connection is connection.client.newest:
             connection.client.leave()
         self._log.note(place, f"disconnects {name}: {why}")
@@ -160,8 +161,13 @@ class Judge:
 
     # ---- answers ----
 
-    def is_surely_there(self, client: Client) -> bool:
-        """Say whether everybody has to know of a session: its worker was told of its row."""
+    def is_surely_there(self, client: Client, *, has_settled: bool = False) -> bool:
+        """Say whether everybody has to know of a session: its worker was told of its row.
+
+        Args:
+            client: the session.
+            has_settled: the database has not gone back for a while.
+        """
         newest = client.newest
         if not newest.is_held or not newest.worker.is_open or self.ends_of(client):
             return False
@@ -170,9 +176,8 @@ class Judge:
             return False
         # A database that went back has other signs for a while; then it is for the holder to tell.
         has_just_gone_back = trio.current_time() - self.database.changed_at < _SIGNS
-        return has_just_gone_back or self.database.has(
-            newest.worker.incarnation, entry.confirmed_by
-        )
+        has_row = self.database.has(newest.worker.incarnation, entry.confirmed_by)
+        return not has_just_gone_back and has_row if has_settled else has_just_gone_back or has_row
 
     def ends_of(self, client: Client) -> list[str]:
         """Return why the row of its newest connection has truly ended."""

@@ -93,6 +93,39 @@ _REVOKES = {
     "leave": 1,
 }
 """Sessions are ended for good while they move, and while their workers cannot hear of it."""
+_WORDS = {
+    "connect": 10,
+    "move": 8,
+    "reconnect": 3,
+    "come_back": 5,
+    "die": 2,
+    "remove": 2,
+    "change_answers": 1,
+    "pass_now": 3,
+    "say_data": 12,
+    "ask_data": 16,
+    "append": 16,
+    "read_on": 16,
+}
+"""Much is said of sessions, which move, end and come back."""
+_MISHAPS = {
+    "break_link": 6,
+    "break_database": 2,
+    "hold_up": 1,
+    "heal": 10,
+    "fail_over": 1,
+    "restart_database": 1,
+    "lag": 1,
+    "refuse_rows": 1,
+    "hide_rows": 1,
+    "delete_row": 1,
+    "truncate_by_mistake": 1,
+    "pause": 1,
+    "resume": 2,
+    "crash": 1,
+    "leave": 1,
+}
+"""Of every kind, some."""
 MIXES: Mapping[str, Mapping[str, int]] = {
     "all": WEIGHTS,
     "moves": _MOVES,
@@ -101,10 +134,16 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "returns": _RETURNS,
     "overlaps": _OVERLAPS,
     "revokes": _REVOKES,
+    "words": _WORDS,
+    "lost words": {**_WORDS, **_MISHAPS},
 }
 """Where everything happens, little of one kind does."""
 
-_PLAYS: Mapping[str, Part] = {"revoke": Part.REVOCATION}
+_PLAYS: Mapping[str, Part] = {
+    "revoke": Part.REVOCATION,
+    "say_data": Part.DATA,
+    "append": Part.LOGS,
+}
 """Rules for which the store has to keep a part of the contract that is optional."""
 
 

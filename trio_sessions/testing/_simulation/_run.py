@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import trio
 import trio.testing
 
+from trio_sessions.testing._simulation._data_rules import DataRules
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import DATABASE, Event, Log
 from trio_sessions.testing._simulation._judge import Judge
+from trio_sessions.testing._simulation._log_rules import LogRules
 from trio_sessions.testing._simulation._mixes import MIXES, parts_of
-from trio_sessions.testing._simulation._rules import Rules
 from trio_sessions.testing._simulation._seeded import seeded
 from trio_sessions.testing._simulation._way import Network
 from trio_sessions.testing._simulation._workers import SETTINGS
@@ -39,6 +40,10 @@ _PAUSES = (
     10.0,
     40.0,
 )  # seconds between two steps
+
+
+class _Rules(DataRules, LogRules):
+    """All rules; a mix says which of them are followed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +115,7 @@ def run_once(
         ways = random.Random(f"{seed} network")  # noqa: S311 -- to be replayed
         network = Network(database, ways, latency=0.01, parts=parts_of(mix))
         async with network.running(), trio.open_nursery() as nursery:
-            rules = Rules(nursery=nursery, network=network, judge=judge, log=log, chance=chance)
+            rules = _Rules(nursery=nursery, network=network, judge=judge, log=log, chance=chance)
             for number in range(workers):
                 rules.start(number)
             await trio.sleep(1.0)
@@ -150,7 +155,7 @@ def run_once(
     )
 
 
-def _step(rules: Rules, log: Log, chance: random.Random, weights: Mapping[str, int]) -> None:
+def _step(rules: _Rules, log: Log, chance: random.Random, weights: Mapping[str, int]) -> None:
     """Follow one rule that has something to do."""
     while True:
         [name] = chance.choices(list(weights), list(weights.values()))
@@ -159,7 +164,7 @@ def _step(rules: Rules, log: Log, chance: random.Random, weights: Mapping[str, i
             return
 
 
-async def _make_peace(rules: Rules, judge: Judge, log: Log) -> None:
+async def _make_peace(rules: _Rules, judge: Judge, log: Log) -> None:
     """Let all faults stop; in bounded time what lives is held and stored, and nothing else."""
     rules.heal()
     for worker in judge.workers:
