@@ -108,6 +108,15 @@ _WORDS = {
     "read_on": 16,
 }
 """Much is said of sessions, which move, end and come back."""
+_MAIL = {
+    "connect": 4,
+    "pass_now": 2,
+    "call": 20,
+    "stream": 8,
+    "subscribe": 8,
+    "publish": 12,
+}
+"""Workers call each other, and listen."""
 _MISHAPS = {
     "break_link": 6,
     "break_database": 2,
@@ -135,6 +144,8 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "overlaps": _OVERLAPS,
     "revokes": _REVOKES,
     "words": _WORDS,
+    "mail": _MAIL,
+    "lost mail": {**_MAIL, **_MISHAPS},
     "lost words": {**_WORDS, **_MISHAPS},
 }
 """Where everything happens, little of one kind does."""
@@ -143,6 +154,7 @@ _PLAYS: Mapping[str, Part] = {
     "revoke": Part.REVOCATION,
     "say_data": Part.DATA,
     "append": Part.LOGS,
+    "call": Part.MAIL,
 }
 """Rules for which the store has to keep a part of the contract that is optional."""
 

@@ -3,6 +3,7 @@
 Each rule is a method; `_mixes` says how often. A rule that has nothing to do says False.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import trio
@@ -17,7 +18,12 @@ from trio_sessions.testing._simulation._clients import Client, Connection
 from trio_sessions.testing._simulation._disasters import Disasters
 from trio_sessions.testing._simulation._link import Link
 from trio_sessions.testing._simulation._way import LinkFault
-from trio_sessions.testing._simulation._workers import CHECK_TIMEOUT, SimulatedWorker, start_worker
+from trio_sessions.testing._simulation._workers import (
+    CHECK_TIMEOUT,
+    SETTINGS,
+    SimulatedWorker,
+    start_worker,
+)
 
 __all__ = ["Rules"]
 
@@ -427,10 +433,14 @@ class Rules(Disasters):
         self._judge.workers.remove(worker)
         self.start(worker.number)
 
+    def _settings(self, number: int) -> Mapping[str, Any]:
+        """Return settings of a worker."""
+        return SETTINGS[number]
+
     def start(self, number: int) -> None:
         """Start a worker."""
         link = Link(self._network, in_threads=self._chance.random() < 0.5)  # noqa: PLR2004 -- a coin
-        worker = start_worker(self._nursery, number, link)
+        worker = start_worker(self._nursery, number, link, self._settings(number))
         self._judge.workers.append(worker)
         self._judge.workers.sort(key=lambda one: one.number)
         self._judge.all_workers.append(worker)

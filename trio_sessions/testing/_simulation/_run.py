@@ -16,6 +16,7 @@ from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import DATABASE, Event, Log
 from trio_sessions.testing._simulation._judge import Judge
 from trio_sessions.testing._simulation._log_rules import LogRules
+from trio_sessions.testing._simulation._mail_rules import MailRules
 from trio_sessions.testing._simulation._mixes import MIXES, parts_of
 from trio_sessions.testing._simulation._seeded import seeded
 from trio_sessions.testing._simulation._way import Network
@@ -42,7 +43,7 @@ _PAUSES = (
 )  # seconds between two steps
 
 
-class _Rules(DataRules, LogRules):
+class _Rules(DataRules, LogRules, MailRules):
     """All rules; a mix says which of them are followed."""
 
 

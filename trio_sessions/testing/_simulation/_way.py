@@ -112,6 +112,8 @@ class Way:
         self.fault = LinkFault.NONE
         self.is_dead = False
         """The worker's process has died: nothing leaves it any more."""
+        self.pauses = 0
+        """How often the process was stopped."""
         self.faults: dict[str, int] = {}
         self.in_threads = in_threads
         self._network = network
@@ -123,6 +125,7 @@ class Way:
 
     def pause(self) -> None:
         """Stop the process: nothing leaves it, and no answer is read."""
+        self.pauses += 1
         self._running = trio.Event()
 
     def resume(self) -> None:
