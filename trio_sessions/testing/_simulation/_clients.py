@@ -31,6 +31,10 @@ class Connection:
     was_ended: bool = False
     """The gateway has removed it, or replaced it on the same worker."""
     disconnected_at: float | None = None
+    may_be_adopted: bool = False
+    """Somebody has tried, and gave up before it was known what has become of it."""
+    touched_at: float = float("-inf")
+    """When its gateway said last that it is active."""
     why: str = ""
     """Why it was disconnected."""
 
@@ -71,6 +75,8 @@ class Client:
     """The database's clock was set while it moved: until then no order is promised."""
     is_restless: bool = False
     """It comes and goes by itself."""
+    adopters: frozenset[SimulatedWorker] = frozenset()
+    """Workers that try to adopt it just now."""
     life: int = 0
     """Counts the sessions of this id: each ended before the next one began."""
     life_began_at: float = float("-inf")

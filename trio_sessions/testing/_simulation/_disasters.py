@@ -64,7 +64,9 @@ class Disasters:
         """Return clients that have not done anything for a while."""
         long_ago = trio.current_time() - APART
         return [
-            one for one in self._alive() if one.newest.is_added and one.newest.added_at < long_ago
+            one
+            for one in self._alive()
+            if one.newest.is_added and one.newest.added_at < long_ago and not one.adopters
         ]
 
     def _fault(self, name: str, text: str, place: int = DATABASE) -> bool:

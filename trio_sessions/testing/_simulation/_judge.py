@@ -54,7 +54,7 @@ class Judge:
             return
         self._log.right[why] += 1
         connection.why = why
-        if connection is connection.client.newest:
+        if connection is connection.client.newest and not connection.client.adopters:
             connection.client.leave()
         self._log.note(place, f"disconnects {name}: {why}")
 
@@ -78,7 +78,7 @@ class Judge:
             return "its row was deleted"
         if client.blurred_until > trio.current_time():
             return "the clock was set while it moved"
-        return None
+        return "adopted" if client.adopters or connection.may_be_adopted else None
 
     def _judge_brake(self, connection: Connection) -> None:
         """Object if a mass of rows was missing for the first time, and was believed at once."""
@@ -145,6 +145,8 @@ class Judge:
         """Object if an older connection has taken a row from a newer one."""
         client = self.clients.get(change.session_id)
         if client is None or client.blurred_until > trio.current_time():
+            return
+        if after in client.adopters:
             return
         older = [c for c in client.connections if c.worker is after]
         newer = [

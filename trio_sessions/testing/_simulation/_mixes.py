@@ -117,6 +117,19 @@ _MAIL = {
     "publish": 12,
 }
 """Workers call each other, and listen."""
+_ADOPTIONS = {
+    "connect": 20,
+    "adopt": 24,
+    "move": 6,
+    "reconnect": 3,
+    "die": 4,
+    "remove": 3,
+    "pass_now": 6,
+    "call": 1,
+    "say_data": 4,
+    "ask_data": 4,
+}
+"""Sessions are adopted, by whoever is first."""
 _MISHAPS = {
     "break_link": 6,
     "break_database": 2,
@@ -146,6 +159,8 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "words": _WORDS,
     "mail": _MAIL,
     "lost mail": {**_MAIL, **_MISHAPS},
+    "adoptions": _ADOPTIONS,
+    "lost adoptions": {**_ADOPTIONS, **_MISHAPS},
     "lost words": {**_WORDS, **_MISHAPS},
 }
 """Where everything happens, little of one kind does."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import trio
 import trio.testing
 
+from trio_sessions.testing._simulation._adoption_rules import AdoptionRules
 from trio_sessions.testing._simulation._data_rules import DataRules
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import DATABASE, Event, Log
@@ -43,7 +44,7 @@ _PAUSES = (
 )  # seconds between two steps
 
 
-class _Rules(DataRules, LogRules, MailRules):
+class _Rules(AdoptionRules, DataRules, LogRules, MailRules):
     """All rules; a mix says which of them are followed."""
 
 
