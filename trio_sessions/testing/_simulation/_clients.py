@@ -6,6 +6,7 @@ from typing import Literal
 
 import trio
 
+from trio_sessions.limits import NO_LIMITS
 from trio_sessions.testing._simulation._workers import SimulatedWorker
 
 __all__ = ["Client", "Connection"]
@@ -33,6 +34,10 @@ class Connection:
     disconnected_at: float | None = None
     may_be_adopted: bool = False
     """Somebody has tried, and gave up before it was known what has become of it."""
+    refusal: Exception | None = None
+    """Why it could not be added."""
+    is_read: bool = False
+    """Somebody has its inbox open."""
     touched_at: float = float("-inf")
     """When its gateway said last that it is active."""
     why: str = ""
@@ -55,6 +60,17 @@ class Connection:
         await trio.lowlevel.checkpoint()
 
     @property
+    def is_over_limits(self) -> bool:
+        """Nothing was heard of it for too long, or its client is here for too long."""
+        limits = self.worker.settings.get("limits", NO_LIMITS)
+        now = trio.current_time()
+        began_at = min(one.added_at for one in self.client.connections if one.worker is self.worker)
+        is_aged = limits.max_age is not None and now - began_at > limits.max_age
+        silent_since = max(self.added_at, self.touched_at)
+        is_idle = limits.idle_timeout is not None and now - silent_since > limits.idle_timeout
+        return is_aged or is_idle
+
+    @property
     def is_held(self) -> bool:
         """Its worker holds it, and has no reason of its own to end it."""
         return (
@@ -75,6 +91,7 @@ class Client:
     """The database's clock was set while it moved: until then no order is promised."""
     is_restless: bool = False
     """It comes and goes by itself."""
+    owner: str | None = None
     adopters: frozenset[SimulatedWorker] = frozenset()
     """Workers that try to adopt it just now."""
     life: int = 0

@@ -285,6 +285,15 @@ class Database(MemoryStore):
         row = self._rows.get(session_id)
         return None if row is None else row.born
 
+    def owner(self, session_id: str) -> str | None:
+        """Return the owner in the row of a session, if there is one."""
+        row = self._rows.get(session_id)
+        return None if row is None else row.owner
+
+    def owners(self) -> list[str]:
+        """Return the owner of each row that has one."""
+        return [row.owner for row in self._rows.values() if row.owner is not None]
+
     def data(self, session_id: str) -> str | None:
         """Return the data in the row of a session, if there is any."""
         row = self._rows.get(session_id)

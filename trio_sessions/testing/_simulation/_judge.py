@@ -78,6 +78,8 @@ class Judge:
             return "its row was deleted"
         if client.blurred_until > trio.current_time():
             return "the clock was set while it moved"
+        if connection.is_over_limits:
+            return "it was silent, or here, for too long"
         return "adopted" if client.adopters or connection.may_be_adopted else None
 
     def _judge_brake(self, connection: Connection) -> None:

@@ -130,6 +130,18 @@ _ADOPTIONS = {
     "ask_data": 4,
 }
 """Sessions are adopted, by whoever is first."""
+_LIMITS = {
+    "connect": 40,
+    "connect_many": 2,
+    "move": 10,
+    "reconnect": 5,
+    "come_back": 6,
+    "touch": 10,
+    "die": 4,
+    "remove": 6,
+    "pass_now": 4,
+}
+"""Owners have as many sessions as they may have, and some are silent."""
 _MISHAPS = {
     "break_link": 6,
     "break_database": 2,
@@ -161,6 +173,8 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "lost mail": {**_MAIL, **_MISHAPS},
     "adoptions": _ADOPTIONS,
     "lost adoptions": {**_ADOPTIONS, **_MISHAPS},
+    "limits": _LIMITS,
+    "lost limits": {**_LIMITS, **_MISHAPS},
     "lost words": {**_WORDS, **_MISHAPS},
 }
 """Where everything happens, little of one kind does."""
@@ -170,6 +184,8 @@ _PLAYS: Mapping[str, Part] = {
     "say_data": Part.DATA,
     "append": Part.LOGS,
     "call": Part.MAIL,
+    "adopt": Part.DATA,
+    "touch": Part.LIMITS,
 }
 """Rules for which the store has to keep a part of the contract that is optional."""
 

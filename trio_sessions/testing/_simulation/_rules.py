@@ -109,11 +109,13 @@ class Rules(Disasters):
             await registry.add_session(
                 connection.client.session_id, connection, **self._brought(connection)
             )
-        except SessionsError:
-            connection.was_ended = True  # its worker is gone
+        except SessionsError as exc:
+            connection.was_ended = True  # its worker is gone, or it was refused
+            connection.refusal = exc
             return
         connection.is_added = True
         if connection.number % 3 == 0:
+            connection.is_read = True
             self._nursery.start_soon(self._consume, connection)
 
     def _brought(self, connection: Connection) -> dict[str, Any]:

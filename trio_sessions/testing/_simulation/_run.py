@@ -16,6 +16,7 @@ from trio_sessions.testing._simulation._data_rules import DataRules
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import DATABASE, Event, Log
 from trio_sessions.testing._simulation._judge import Judge
+from trio_sessions.testing._simulation._limit_rules import LimitRules
 from trio_sessions.testing._simulation._log_rules import LogRules
 from trio_sessions.testing._simulation._mail_rules import MailRules
 from trio_sessions.testing._simulation._mixes import MIXES, parts_of
@@ -44,7 +45,7 @@ _PAUSES = (
 )  # seconds between two steps
 
 
-class _Rules(AdoptionRules, DataRules, LogRules, MailRules):
+class _Rules(AdoptionRules, DataRules, LimitRules, LogRules, MailRules):
     """All rules; a mix says which of them are followed."""
 
 
@@ -125,6 +126,7 @@ def run_once(
                 _step(rules, log, chance, MIXES[mix])
                 await trio.sleep(chance.choice(_PAUSES))
                 judge.look()
+                rules.look()
                 made += 1
                 if on_step is not None:
                     on_step()
