@@ -108,6 +108,18 @@ _WORDS = {
     "read_on": 16,
 }
 """Much is said of sessions, which move, end and come back."""
+_WORDS_AGAIN = {
+    "connect": 12,
+    "come_back": 40,
+    "hold_up": 10,
+    "heal": 4,
+    "pass_now": 6,
+    "say_data": 16,
+    "ask_data": 24,
+    "append": 16,
+    "read_on": 24,
+}
+"""Sessions of one id follow each other, and what was said of the last one is still on its way."""
 _MAIL = {
     "connect": 4,
     "pass_now": 2,
@@ -142,6 +154,25 @@ _LIMITS = {
     "pass_now": 4,
 }
 """Owners have as many sessions as they may have, and some are silent."""
+_PARTS = {
+    "connect": 12,
+    "move": 6,
+    "come_back": 4,
+    "die": 2,
+    "remove": 2,
+    "pass_now": 2,
+    "say_data": 6,
+    "ask_data": 8,
+    "append": 8,
+    "read_on": 8,
+    "adopt": 6,
+    "touch": 3,
+    "call": 4,
+    "stream": 2,
+    "subscribe": 3,
+    "publish": 4,
+}
+"""All that is optional, without a fault: so nothing is excused."""
 _MISHAPS = {
     "break_link": 6,
     "break_database": 2,
@@ -168,6 +199,7 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "returns": _RETURNS,
     "overlaps": _OVERLAPS,
     "revokes": _REVOKES,
+    "parts": _PARTS,
     "words": _WORDS,
     "mail": _MAIL,
     "lost mail": {**_MAIL, **_MISHAPS},
@@ -175,6 +207,8 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "lost adoptions": {**_ADOPTIONS, **_MISHAPS},
     "limits": _LIMITS,
     "lost limits": {**_LIMITS, **_MISHAPS},
+    "words again": _WORDS_AGAIN,
+    "forgotten words": {**_WORDS, "fail_over": 6, "restore": 2, "replace": 1},
     "lost words": {**_WORDS, **_MISHAPS},
 }
 """Where everything happens, little of one kind does."""
