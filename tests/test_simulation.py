@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from soak import SOAK
 from switches import SWITCHES, Switch
 
+from trio_sessions._logs import LogRoom
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.testing import (
@@ -53,7 +54,7 @@ SEED = int(os.environ.get("TRIO_SESSIONS_SEED", str(time.time_ns() % 1_000_000) 
 
 
 def told(run: Run) -> str:
-    again = f"--run {run.seed} --steps {run.asked} --workers {run.workers} --mix {run.mix}"
+    again = f"--run {run.seed} --steps {run.asked} --workers {run.workers} --mix {run.mix!r}"
     return f"{picture(run.events, run.workers)}\n{run.violations}\n{again}"
 
 
@@ -124,6 +125,18 @@ def test_a_late_claim_is_refused_before_the_first_stamp() -> None:
     """Found by the fleet: a worker that had only had a pass did not know the database's clock."""
     found = run_once("14", steps=60, workers=3, mix="moves")
     assert not found.violations, told(found)
+
+
+def test_whatever_a_registry_raises_comes_with_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it must not raise ends the run, and it is said how to see that once more."""
+
+    async def fail(self: LogRoom, *details: object) -> int:
+        raise TypeError("not for users")
+
+    monkeypatch.setattr(LogRoom, "append", fail)
+    with pytest.raises(ExceptionGroup) as raised:
+        run_once("7", steps=60, workers=2, mix="words again")
+    assert raised.value.__notes__ == ["in --run 7 --steps 60 --workers 2 --mix 'words again'"]
 
 
 def test_the_command_reports() -> None:

@@ -140,7 +140,11 @@ def run_once(
 
     started = time.perf_counter()
     with seeded(seed), _quiet():
-        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        try:
+            trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        except Exception as exc:  # a registry raised what it must not raise
+            exc.add_note(f"in --run {seed} --steps {steps} --workers {workers} --mix {mix!r}")
+            raise
     return Run(
         seed=seed,
         workers=workers,
