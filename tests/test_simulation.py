@@ -31,10 +31,14 @@ from trio_sessions.testing import (
     store_conformance,
 )
 from trio_sessions.testing._simulation import Run, picture, run_once
+from trio_sessions.testing._simulation._clients import Client, Connection
 from trio_sessions.testing._simulation._database import Database
+from trio_sessions.testing._simulation._events import Log
+from trio_sessions.testing._simulation._judge import Judge
 from trio_sessions.testing._simulation._link import OPTIONAL, Link
 from trio_sessions.testing._simulation._mixes import WEIGHTS
 from trio_sessions.testing._simulation._way import Network
+from trio_sessions.testing._simulation._workers import SETTINGS, SimulatedWorker
 from trio_sessions.testing.simulate import main
 from trio_sessions.types import Presence
 
@@ -166,6 +170,30 @@ def test_numbers_out_of_range_are_refused(arguments: dict[str, int], message: st
     """The error names the argument."""
     with pytest.raises(ValueError, match=message):
         simulate(seed=1, steps=arguments.get("steps", 1), workers=arguments.get("workers"))
+
+
+async def test_rows_that_are_hidden_are_missed_by_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Of twelve rows that are deleted at once three are hidden: too few are left for the brake."""
+    log = Log()
+    judge = Judge(log)
+    database = judge.database = Database()
+    worker = SimulatedWorker(
+        0, Link(Network(database)), SETTINGS[0], trio.CancelScope(), trio.Event()
+    )
+    for number in range(12):
+        client = judge.clients[f"s{number}"] = Client(f"s{number}")
+        connection = Connection(client, worker, number, 0.0, judge.disconnected)
+        client.connections.append(connection)
+        judge.truncated[connection] = trio.current_time()
+        database.truth.ended(worker.incarnation, f"s{number}", "deleted by hand", 0.0)
+    database.weather.hidden.update({"s9", "s10", "s11"})
+    await judge.clients["s0"].newest.disconnect()
+    assert not log.wrong
+    database.weather.hidden.clear()
+    await judge.clients["s1"].newest.disconnect()
+    assert ["12 rows of its worker were deleted at once" in one for one in log.wrong] == [True]
 
 
 def test_a_clock_that_is_set_back_prolongs_no_doubt() -> None:

@@ -83,12 +83,16 @@ class Judge:
         return "adopted" if client.adopters or connection.may_be_adopted else None
 
     def _judge_brake(self, connection: Connection) -> None:
-        """Object if a mass of rows was missing for the first time, and was believed at once."""
+        """Object if a mass of rows was missing for the first time, and was believed at once.
+
+        Of rows that are hidden nobody knows whether they are missing.
+        """
         truncated_at = self.truncated.get(connection)
         now = trio.current_time()
         here = [
             one
             for client in self.clients.values()
+            if client.session_id not in self.database.weather.hidden
             for one in client.connections
             if one.worker is connection.worker and (one.is_held or one.disconnected_at == now)
         ]
