@@ -9,16 +9,21 @@ import pytest
 from trio_sessions import _brake, _cleanup, _estimate, _verdicts, _witness
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
-from trio_sessions._entry import Entry, Row
+from trio_sessions._entry import Entry, Pending, Row
+from trio_sessions._limiting import OverLimits
+from trio_sessions._logs import LogRoom
+from trio_sessions._mail._pending import Incoming
+from trio_sessions._mail._seen import Seen
 from trio_sessions._strays import Strays
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import Worker
+from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.stores.memory._rows import Rows
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.testing._simulation._database import Database
-from trio_sessions.types import RemovalReason, RowAnswers, Stamp
-from trio_sessions.writes import Claim, Claimed, Unfinished
+from trio_sessions.types import RemovalReason, Stamp
+from trio_sessions.writes import Claim, Claimed, Keep, Unfinished
 
 __all__ = ["SWITCHES", "Switch"]
 
@@ -104,8 +109,8 @@ def _departures_forgotten(patch: pytest.MonkeyPatch) -> None:
 def _unknown_is_gone(patch: pytest.MonkeyPatch) -> None:
     original = _verdicts.judge_rows
 
-    def judge_rows(entries: Iterable[Entry], answers: RowAnswers, witness: Any) -> Any:
-        verdict = original(entries, answers, witness)
+    def judge_rows(entries: Iterable[Entry], *details: Any) -> Any:
+        verdict = original(entries, *details)
         gone = [*verdict.gone, *(e for e in entries if e.session_id in verdict.unknown)]
         return _verdicts.RowVerdict(
             there=verdict.there, taken_over=verdict.taken_over, gone=gone, unknown={}
@@ -186,6 +191,61 @@ def _age_not_told(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Claims, "make", make)
 
 
+def _leftovers_inherited(patch: pytest.MonkeyPatch) -> None:
+    original = Claims.make
+
+    def make(self: Claims, entry: Entry) -> Claim | None:
+        claim = original(self, entry)
+        return None if claim is None else replace(claim, ended=0)
+
+    patch.setattr(Claims, "make", make)
+
+
+def _data_not_restored(patch: pytest.MonkeyPatch) -> None:
+    original = Pending.note_again
+
+    def note_again(self: Pending, holder: Any, capabilities: Any, data: Any) -> None:
+        original(self, holder, capabilities, Keep.AS_IS)
+
+    patch.setattr(Pending, "note_again", note_again)
+
+
+def _appended_again(patch: pytest.MonkeyPatch) -> None:
+    original = LogRoom.append
+
+    async def append(self: LogRoom, session_id: str, event: Any) -> int:
+        try:
+            return await original(self, session_id, event)
+        except StoreUnavailable:
+            return await original(self, session_id, event)
+
+    patch.setattr(LogRoom, "append", append)
+
+
+def _anybody_adopts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Rows, "_may_adopt", lambda self, worker, claim: claim.session_id in self)
+
+
+def _unheard_is_stray(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Claims, "expect_again", lambda self, session_id: None)
+
+
+def _letters_come_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Seen, "is_new", lambda self, sender, number: True)
+
+
+def _lost_items_not_missed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Incoming, "check", lambda self, left: None)
+
+
+def _owners_not_counted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Rows, "crowds", lambda self, worker, batch, lives: None)
+
+
+def _silence_is_welcome(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_cleanup, "over_limits", lambda *evidence: OverLimits())
+
+
 SWITCHES = [
     Switch("the witness is not judged", _witness_not_judged, "0"),
     Switch("a batch is carried out whatever stamp it names", _stamp_in_any_case, "0"),
@@ -208,4 +268,21 @@ SWITCHES = [
     Switch("revoked ids are not marked", _no_marks, "1", steps=100, mix="revokes"),
     Switch("a removal is by id", _removal_by_id, "0", mix="overlaps"),
     Switch("the age of a claim is not told", _age_not_told, "4", mix="moves"),
+    Switch("what has ended here is inherited", _leftovers_inherited, "9", mix="words again"),
+    Switch("data is not restored", _data_not_restored, "0", mix="forgotten words"),
+    Switch("what may be appended is appended again", _appended_again, "6", mix="words again"),
+    Switch("whoever asks adopts", _anybody_adopts, "0", mix="adoptions"),
+    Switch(
+        "what is adopted unheard is a stray row",
+        _unheard_is_stray,
+        "47",
+        steps=80,
+        mix="lost adoptions",
+    ),
+    Switch(
+        "letters that come again are heard", _letters_come_again, "9", workers=4, mix="lost mail"
+    ),
+    Switch("lost items are not missed", _lost_items_not_missed, "0", workers=4, mix="lost mail"),
+    Switch("owners are not counted", _owners_not_counted, "0", mix="limits"),
+    Switch("silence ends no session", _silence_is_welcome, "0", mix="limits"),
 ]

@@ -337,7 +337,25 @@ async def test_an_attempt_that_decides_nothing_does_not_forget_it(
         assert await b.get_session_data("s") == {"n": 1}
 
 
-async def test_what_was_won_unheard_is_deleted_by_a_pass(everywhere: Shared) -> None:
+async def test_a_pass_between_two_attempts_deletes_nothing(everywhere: Shared) -> None:
+    """Found by the fleet: whoever asked again and again lost a session that it had won unheard."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open() as a, everywhere.open(store=store) as b:
+        await a.add_session("s", FakeTransport(), data={"n": 1})
+        for fault in (Fault.COMMITS_THEN_FAILS, Fault.FAILS, Fault.COMMITS_THEN_FAILS):
+            store.fail(fault, "Claim", times=1)
+            with pytest.raises(StoreUnavailable):
+                await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
+            await b.cleanup()
+            assert everywhere.backdoor.rows() == {"s": b.worker_id}
+        assert await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
+        assert await b.get_session_data("s") == {"n": 1}
+        await b.cleanup()
+        await b.cleanup()
+        assert everywhere.backdoor.rows() == {"s": b.worker_id}
+
+
+async def test_what_was_won_unheard_is_deleted_by_the_second_pass(everywhere: Shared) -> None:
     """Nobody has asked for it again: no row stays that no session has."""
     store = FaultyStore(everywhere.make_store())
     async with everywhere.open() as a, everywhere.open(store=store) as b:
@@ -345,8 +363,9 @@ async def test_what_was_won_unheard_is_deleted_by_a_pass(everywhere: Shared) -> 
         store.fail(Fault.COMMITS_THEN_FAILS, "Claim", times=1)
         with pytest.raises(StoreUnavailable):
             await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
-        assert everywhere.backdoor.rows() == {"s": b.worker_id}
-        await b.cleanup()
+        for _ in range(2):
+            assert everywhere.backdoor.rows() == {"s": b.worker_id}
+            await b.cleanup()
         assert everywhere.backdoor.rows() == {}
         assert not await b.adopt_session("s", FakeTransport(), from_worker=a.worker_id)
         await b.add_session("s", FakeTransport())

@@ -22,6 +22,7 @@ ids = st.text(min_size=1, max_size=3, alphabet="abc")
 
 
 STAMP = Stamp(history="h", beat=5)
+NOW = 100.0  # seconds after each entry was added
 
 
 def entry(session_id: str) -> Entry:
@@ -66,7 +67,9 @@ def test_exactly_what_is_absent_from_the_answer_is_gone(
         unknown=dict.fromkeys(unknown - held, error),
         stamp=STAMP,
     )
-    verdict = judge_rows([confirmed_entry(session_id) for session_id in asked], answers, steady())
+    verdict = judge_rows(
+        [confirmed_entry(session_id) for session_id in asked], answers, steady(), NOW
+    )
     assert {e.session_id for e in verdict.there} == asked & held
     assert {e.session_id for e in verdict.taken_over} == (asked & taken_over) - held - unknown
     assert {e.session_id for e in verdict.gone} == asked - held - taken_over - unknown
@@ -89,11 +92,30 @@ def test_an_answer_counts_only_if_the_witness_vouches_for_it(
     """It shows the history in which the row was confirmed, and no lower beat."""
     gone, moved, there = (confirmed_entry(name) for name in ("gone", "moved", "there"))
     answers = RowAnswers(held=frozenset({"there"}), taken_over=frozenset({"moved"}), stamp=shown)
-    verdict = judge_rows([gone, moved, there], answers, steady())
+    verdict = judge_rows([gone, moved, there], answers, steady(), NOW)
     assert verdict.there == [there]
     assert verdict.gone == [gone] * is_believed
     assert verdict.taken_over == [moved] * is_believed
     assert verdict.unknown.keys() == (set() if is_believed else {"gone", "moved"})
+
+
+@pytest.mark.parametrize(
+    ("taken_ago", "is_a_mark"),
+    [(None, True), (-5.0, True), (50.0, True), (100.5, True), (101.5, False)],
+)
+def test_a_row_that_was_taken_before_the_session_came_is_no_mark(
+    taken_ago: float | None, *, is_a_mark: bool
+) -> None:
+    """Found by the fleet: rows were deleted, and an older connection's was written late.
+
+    Then so many may be missing at once that the brake has to hold them.
+    """
+    moved = confirmed_entry("moved")
+    ages = {} if taken_ago is None else {"moved": taken_ago}
+    others = frozenset({"moved"})
+    answers = RowAnswers(held=frozenset(), taken_over=others, taken_ago=ages, stamp=STAMP)
+    verdict = judge_rows([moved], answers, steady(), NOW)
+    assert (verdict.taken_over, verdict.gone) == (([moved], []) if is_a_mark else ([], [moved]))
 
 
 def test_who_was_lost_to_a_newer_holder_has_a_mark() -> None:
@@ -102,7 +124,9 @@ def test_who_was_lost_to_a_newer_holder_has_a_mark() -> None:
     for one, how in ((lost, Outcome.LOST), (confirmed, Outcome.KEPT)):
         one.claim()
         one.confirm(claimed(how), STAMP)
-    verdict = judge_rows([lost, confirmed], RowAnswers(held=frozenset(), stamp=STAMP), steady())
+    verdict = judge_rows(
+        [lost, confirmed], RowAnswers(held=frozenset(), stamp=STAMP), steady(), NOW
+    )
     assert (verdict.taken_over, verdict.gone) == ([lost], [confirmed])
 
 
@@ -146,7 +170,7 @@ def test_a_lease_that_was_lost_is_a_mark() -> None:
         one.lapse(later)
         assert one.row is Row.LOST
         absent = RowAnswers(held=frozenset(), stamp=later)
-        assert judge_rows([one], absent, steady()).taken_over == [one]
+        assert judge_rows([one], absent, steady(), NOW).taken_over == [one]
 
 
 def steady() -> Witness:
@@ -159,17 +183,19 @@ def test_what_was_confirmed_with_a_beat_that_may_be_another_flight_s_is_written_
     """The one flight is not answered; the other's beat was acknowledged while it was out."""
     witness, session = steady(), confirmed_entry("s")
     answers = RowAnswers(held=frozenset(), stamp=STAMP)
-    assert judge_rows([session], answers, witness).gone == [session]
+    assert judge_rows([session], answers, witness, NOW).gone == [session]
     lost, heard = witness.depart(), witness.depart()
     witness.land(heard, STAMP)
     for _ in range(2):
-        verdict = judge_rows([session], answers, witness)
+        verdict = judge_rows([session], answers, witness, NOW)
         assert (verdict.gone, verdict.suspect, list(verdict.unknown)) == ([], [session], ["s"])
         witness.lose(lost)
     with pytest.raises(WentBack):
         witness.show(witness.depart(counts=False), None)
     witness.begin("later")
-    assert not judge_rows([session], answers, witness).suspect, "for it is written anew already"
+    assert not judge_rows([session], answers, witness, NOW).suspect, (
+        "for it is written anew already"
+    )
 
 
 def confirmed_entry(session_id: str) -> Entry:

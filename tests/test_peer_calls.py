@@ -563,6 +563,56 @@ async def test_a_lost_letter_is_an_error_and_no_gap(handlers: Handlers) -> None:
         assert waiting(callee) == (0, 0)
 
 
+@pytest.mark.parametrize("name", ["count_and_hang", "count"])
+async def test_items_that_were_lost_are_missed_though_none_follow(
+    autojump_clock: trio.testing.MockClock, handlers: Handlers, name: str
+) -> None:
+    """Found by the fleet: a window of items went down with a fail-over, and both sides waited.
+
+    The handler may have nothing more to say, or may wait for what it said to be consumed.
+    """
+    store = MemoryStore()
+    async with (
+        open_registry(store, handlers=handlers.all(), worker_id="w") as callee,
+        open_registry(store) as caller,
+    ):
+        receive = caller._house._mail._office.receive
+
+        def lose(text: str) -> None:
+            if json.loads(text)[0][0] != "items":
+                receive(text)
+
+        caller._house._mail._office.receive = lose  # type: ignore[method-assign]
+        with trio.fail_after(TOO_LONG), pytest.raises(CallFailed, match="were lost"):
+            async with caller.workers.stream("w", name, 2 * WINDOW, timeout=1000) as items:
+                await anext(items)
+        await until_quiet(callee)
+
+
+async def test_a_letter_that_comes_again_calls_nothing(handlers: Handlers) -> None:
+    """Found by the fleet: a database that went back brought it again, when it had been answered."""
+    store = MemoryStore()
+    async with (
+        open_registry(store, handlers=handlers.all(), worker_id="w") as callee,
+        open_registry(store) as caller,
+    ):
+        office = callee._house._mail._office
+        receive, letters = office.receive, list[str]()
+
+        def note(text: str) -> None:
+            letters.append(text)
+            receive(text)
+
+        office.receive = note  # type: ignore[method-assign]
+        async with caller.workers.stream("w", "count", 3, timeout=TOO_LONG) as items:
+            assert [item async for item in items] == [0, 1, 2]
+        await until_quiet(callee)
+        for letter in letters:
+            receive(letter)
+        assert waiting(callee) == (0, 0)
+        assert handlers.begun == ["count"]
+
+
 async def test_an_answer_that_was_lost_is_missed(handlers: Handlers) -> None:
     """Not for the whole timeout: the worker is asked, and knows nothing of the call."""
     store = MemoryStore()

@@ -9,31 +9,56 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from click.testing import CliRunner
 from soak import SOAK
 from switches import SWITCHES, Switch
 
-from trio_sessions.abc import SessionStore, Worker
+from trio_sessions._logs import LogRoom
+from trio_sessions.abc import Worker
 from trio_sessions.stores.memory._workers import Workers
-from trio_sessions.testing import simulate, store_conformance
+from trio_sessions.testing import (
+    data_conformance,
+    limit_conformance,
+    log_conformance,
+    mail_conformance,
+    revocation_conformance,
+    simulate,
+    store_conformance,
+)
 from trio_sessions.testing._simulation import Run, picture, run_once
+from trio_sessions.testing._simulation._clients import Client, Connection
 from trio_sessions.testing._simulation._database import Database
-from trio_sessions.testing._simulation._link import Link, Network
+from trio_sessions.testing._simulation._events import Log
+from trio_sessions.testing._simulation._judge import Judge
+from trio_sessions.testing._simulation._link import OPTIONAL, Link
 from trio_sessions.testing._simulation._mixes import WEIGHTS
+from trio_sessions.testing._simulation._way import Network
+from trio_sessions.testing._simulation._workers import SETTINGS, SimulatedWorker
 from trio_sessions.testing.simulate import main
 from trio_sessions.types import Presence
 
-Check = Callable[[Callable[[], SessionStore]], Awaitable[None]]
+Check = Callable[[Callable[[], Any]], Awaitable[None]]
+
+EVERYTHING: tuple[Check, ...] = (
+    *store_conformance,
+    *revocation_conformance,
+    *data_conformance,
+    *limit_conformance,
+    *log_conformance,
+    *mail_conformance,
+)
 
 STEPS = 100_000 if SOAK else 450
 SEED = int(os.environ.get("TRIO_SESSIONS_SEED", str(time.time_ns() % 1_000_000) if SOAK else "1"))
 
 
 def told(run: Run) -> str:
-    again = f"--run {run.seed} --steps {run.asked} --workers {run.workers} --mix {run.mix}"
+    again = f"--run {run.seed} --steps {run.asked} --workers {run.workers} --mix {run.mix!r}"
     return f"{picture(run.events, run.workers)}\n{run.violations}\n{again}"
 
 
@@ -77,10 +102,12 @@ def test_a_seed_gives_one_trace_in_every_process() -> None:
     assert digests == {run_once("4", steps=40, workers=3).digest}
 
 
-@pytest.mark.parametrize("check", store_conformance, ids=lambda check: check.__name__)
-async def test_the_simulated_database_keeps_the_contract(check: Check) -> None:
-    """It is a store as the others are."""
-    network = Network(Database())
+@pytest.mark.parametrize("check", EVERYTHING, ids=lambda check: check.__name__)
+async def test_the_simulated_database_keeps_the_contract(
+    check: Check, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is a store as the others are, whatever parts are played."""
+    network = Network(Database(), parts=OPTIONAL)
     async with network.running():
         await check(lambda: Link(network))
 
@@ -102,6 +129,18 @@ def test_a_late_claim_is_refused_before_the_first_stamp() -> None:
     """Found by the fleet: a worker that had only had a pass did not know the database's clock."""
     found = run_once("14", steps=60, workers=3, mix="moves")
     assert not found.violations, told(found)
+
+
+def test_whatever_a_registry_raises_comes_with_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it must not raise ends the run, and it is said how to see that once more."""
+
+    async def fail(self: LogRoom, *details: object) -> int:
+        raise TypeError("not for users")
+
+    monkeypatch.setattr(LogRoom, "append", fail)
+    with pytest.raises(ExceptionGroup) as raised:
+        run_once("7", steps=60, workers=2, mix="words again")
+    assert raised.value.__notes__ == ["in --run 7 --steps 60 --workers 2 --mix 'words again'"]
 
 
 def test_the_command_reports() -> None:
@@ -131,6 +170,30 @@ def test_numbers_out_of_range_are_refused(arguments: dict[str, int], message: st
     """The error names the argument."""
     with pytest.raises(ValueError, match=message):
         simulate(seed=1, steps=arguments.get("steps", 1), workers=arguments.get("workers"))
+
+
+async def test_rows_that_are_hidden_are_missed_by_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Of twelve rows that are deleted at once three are hidden: too few are left for the brake."""
+    log = Log()
+    judge = Judge(log)
+    database = judge.database = Database()
+    worker = SimulatedWorker(
+        0, Link(Network(database)), SETTINGS[0], trio.CancelScope(), trio.Event()
+    )
+    for number in range(12):
+        client = judge.clients[f"s{number}"] = Client(f"s{number}")
+        connection = Connection(client, worker, number, 0.0, judge.disconnected)
+        client.connections.append(connection)
+        judge.truncated[connection] = trio.current_time()
+        database.truth.ended(worker.incarnation, f"s{number}", "deleted by hand", 0.0)
+    database.weather.hidden.update({"s9", "s10", "s11"})
+    await judge.clients["s0"].newest.disconnect()
+    assert not log.wrong
+    database.weather.hidden.clear()
+    await judge.clients["s1"].newest.disconnect()
+    assert ["12 rows of its worker were deleted at once" in one for one in log.wrong] == [True]
 
 
 def test_a_clock_that_is_set_back_prolongs_no_doubt() -> None:

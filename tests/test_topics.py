@@ -201,6 +201,30 @@ async def test_topics_outlive_a_database_that_went_back(shared: Shared) -> None:
         assert heard == ["after"]
 
 
+async def test_a_message_that_comes_again_is_heard_once() -> None:
+    """Found by the fleet: a database that went back brings letters again."""
+    store = MemoryStore()
+    async with open_registry(store) as a, open_registry(store) as b:
+        office = a._house._mail._office
+        receive, letters = office.receive, list[str]()
+
+        def note(text: str) -> None:
+            letters.append(text)
+            receive(text)
+
+        office.receive = note  # type: ignore[method-assign]
+        async with a.topics.subscribe("t") as messages:
+            for number in range(2):
+                await b.topics.publish("t", number)
+                await a.topics.publish("t", number + 10)
+            heard = [await anext(messages) for _ in range(4)]
+            for letter in letters:
+                receive(letter)
+            await b.topics.publish("t", 2)
+            assert await anext(messages) == 2
+            assert sorted(heard) == [0, 1, 10, 11]
+
+
 async def test_whoever_leaves_in_the_middle_of_joining_listens_to_nothing() -> None:
     store = FaultyStore(MemoryStore())
     async with open_registry(store) as registry:
@@ -283,8 +307,8 @@ async def test_a_message_that_cannot_be_read_ends_no_subscription(
 ) -> None:
     """Somebody else may have left it."""
     async with open_registry() as registry, registry.topics.subscribe("t") as messages:
-        for contents in ("no JSON", "]", "[1}}"):
-            registry._house._mail._office.receive(f'[["topic","t"],{contents}]')
+        for number, contents in enumerate(("no JSON", "]", "[1}}")):
+            registry._house._mail._office.receive(f'[["topic","t","x",{number}],{contents}]')
         await registry.topics.publish("t", 1)
         assert await take(messages, 1) == [1]
     assert "that cannot be read" in caplog.text

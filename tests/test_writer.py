@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import outcome
 import pytest
 import trio
 import trio.testing
@@ -14,13 +15,14 @@ from trio.testing import MockClock
 
 from trio_sessions import RowUnavailable, StoreUnavailable
 from trio_sessions._counters import Counters
-from trio_sessions._edge import Edge
+from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
 from trio_sessions._orders import Lines, Order, Stage
 from trio_sessions._settings import Settings
-from trio_sessions._witness import Witness
+from trio_sessions._witness import WentBack, Witness
 from trio_sessions._writer import Writer
 from trio_sessions.abc import Worker
+from trio_sessions.errors import RowLocked
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore
 from trio_sessions.writes import (
@@ -63,6 +65,19 @@ class Others(Many):
     """One of another kind, of which a batch has several, too."""
 
     group = "others"
+
+
+@pytest.mark.parametrize(
+    "error", [WentBack(), Late("too late"), RowLocked("it is locked")], ids=repr
+)
+async def test_everybody_who_waits_is_told_the_same_error(error: Exception) -> None:
+    """Found by the fleet: that the database had gone back came out as a TypeError."""
+    order = One()
+    order.settle(outcome.Error(error))
+    for _ in range(2):
+        with pytest.raises(type(error)) as raised:
+            await order.wait()
+        assert str(raised.value) == str(error)
 
 
 # ---- batches ----

@@ -15,8 +15,8 @@ Who adds the id here meanwhile is newer, and has the session: the claim of that 
 one in the line, and finds the row of its own incarnation.
 
 Where the answer was lost, the same is asked for again with the same generation, by which the row
-says whose it is, until an answer has decided. Where nobody asks again, a pass finds the row and
-deletes it.
+says whose it is, until an answer has decided. Where nobody asks again, a pass finds the row, and
+the next one deletes it.
 See docs/decisions/0013-mcp.md.
 """
 
@@ -188,7 +188,7 @@ class Adopting:
         if not isinstance(result, outcome.Value):
             return None
         claimed = result.value
-        self._unsure.pop(order.session_id, None)  # this, and nothing else, has decided it
+        self._forget_unsure(order.session_id)  # this, and nothing else, has decided it
         if claimed.outcome not in {Outcome.TAKEN_OVER, Outcome.KEPT}:
             return None
         if self._is_newer_here(order):
@@ -213,5 +213,10 @@ class Adopting:
     def _note_unsure(self, order: _AdoptOrder) -> None:
         self._unsure.pop(order.session_id, None)  # it is the latest now
         self._unsure[order.session_id] = order.generation
+        self._claims.expect_again(order.session_id)
         while len(self._unsure) > _MOST:
-            del self._unsure[next(iter(self._unsure))]
+            self._forget_unsure(next(iter(self._unsure)))
+
+    def _forget_unsure(self, session_id: str) -> None:
+        self._unsure.pop(session_id, None)
+        self._claims.expect_no_more(session_id)

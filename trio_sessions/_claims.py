@@ -125,6 +125,8 @@ class Claims:
         self._refused: list[Callable[[Entry], None]] = []
         self._coming = Counter[str]()
         """Sessions that are being adopted: they may have a row before they are in the table."""
+        self._unheard = set[str]()
+        """Sessions that may have been adopted unheard, of which no pass has found the row since."""
 
     def notify(self, listener: ClaimListener) -> None:
         """Tell ``listener`` of every claim that is answered."""
@@ -143,6 +145,18 @@ class Claims:
         self._coming[session_id] -= 1
         if not self._coming[session_id]:
             del self._coming[session_id]
+
+    def expect_again(self, session_id: str) -> None:
+        """Note that an adoption was not answered, and is asked for again if it is still wanted.
+
+        The next pass that finds the row leaves it to whoever does that, and the one after deletes
+        it, unless there was another attempt.
+        """
+        self._unheard.add(session_id)
+
+    def expect_no_more(self, session_id: str) -> None:
+        """Note that it was answered, or forgotten."""
+        self._unheard.discard(session_id)
 
     # ---- writing ----
 
@@ -275,16 +289,20 @@ class Claims:
         Args:
             rows: their ids, with the generation of each.
         """
-        strays = [
-            (session_id, generation)
-            for session_id, generation in rows
-            if session_id not in self._table
-            and session_id not in self._coming
-            and not self.departures.ended(session_id)
-        ]
-        for session_id, generation in strays:
-            self.departures.find(session_id, generation)
-        return len(strays)
+        strays = 0
+        for session_id, generation in rows:
+            if (
+                session_id in self._table
+                or session_id in self._coming
+                or self.departures.ended(session_id)
+            ):
+                continue
+            if session_id in self._unheard:
+                self._unheard.discard(session_id)
+            else:
+                self.departures.find(session_id, generation)
+                strays += 1
+        return strays
 
     def deleted(self, session_id: str, up_to: int, messages: int) -> None:
         """Take note of an answered deletion."""

@@ -227,7 +227,7 @@ class Pass:
     async def _refresh_chunk(self, chunk: Sequence[Entry]) -> None:
         answers = await self._ask(chunk)
         async with self._turn:
-            verdict = judge_rows(chunk, answers, self._witness)
+            verdict = judge_rows(chunk, answers, self._witness, trio.current_time())
             self._tally.refreshed += len(verdict.there)
             self._brake.note(there=verdict.there, taken_over=verdict.taken_over, gone=verdict.gone)
             self._take_note(verdict)
@@ -325,6 +325,7 @@ class Pass:
         return RowAnswers(
             held=left.held | right.held,
             taken_over=left.taken_over | right.taken_over,
+            taken_ago={**left.taken_ago, **right.taken_ago},
             unknown={**left.unknown, **right.unknown},
             stamp=min(
                 (one.stamp for one in (left, right) if one.stamp is not None),

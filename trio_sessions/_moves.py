@@ -110,7 +110,8 @@ class Moves:
             logger.debug("what letters say of moved sessions cannot be looked into now: %s", exc)
             return
         # In one step with the answer: nobody has noticed since that the database went back.
-        verdict = judge_rows([one for one in entries if one.row in _ASKED], answers, self._witness)
+        asked = [one for one in entries if one.row in _ASKED]
+        verdict = judge_rows(asked, answers, self._witness, trio.current_time())
         self._let_go([one for one in verdict.taken_over if one.session_id in answers.taken_over])
 
     def _let_go(self, entries: Sequence[Entry]) -> None:

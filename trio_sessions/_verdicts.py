@@ -19,6 +19,9 @@ from trio_sessions.types import RowAnswers
 __all__ = ["Leases", "RowVerdict", "judge_claims", "judge_connection", "judge_rows"]
 
 
+_NEAR = 1.0  # seconds: of claims that are nearer, the one wins that the store has heard of later
+
+
 def judge_connection(answer: Answer) -> bool | Exception:
     """Return True or False as the transport said it, or why it is unknown."""
     if isinstance(answer, bool):
@@ -57,18 +60,30 @@ class RowVerdict:
     taken_over: list[Entry]
     """The row is another worker's, or was when that one won the session: a mark."""
     gone: list[Entry]
-    """There is no row, and nothing says why."""
+    """There is no row of this session, and nothing says why."""
     unknown: Mapping[str, Exception]
     suspect: list[Entry] = field(default_factory=list)
     """Those of the unknown whose row may have been forgotten, unseen: to be written anew."""
 
 
-def judge_rows(entries: Iterable[Entry], answers: RowAnswers, witness: Witness) -> RowVerdict:
+def judge_rows(
+    entries: Iterable[Entry], answers: RowAnswers, witness: Witness, now: float
+) -> RowVerdict:
     """Absent from an answer is gone, if the witness vouches for it; unknown is unknown.
 
     It does if the answer shows the history in which the row was confirmed, and no lower beat, and
     that beat cannot have been counted twice. A
     session that was lost to a newer holder is taken over, though that one may be gone by now.
+
+    A row that another worker took earlier than the session was added here is no mark: this
+    worker's own was deleted, and an older connection's was written late. That may be one of many
+    that nobody has meant, so it is judged as an absent one.
+
+    Args:
+        entries: the sessions.
+        answers: what the store says of their rows.
+        witness: this worker's.
+        now: on Trio's clock, not before the answer.
     """
     there, taken_over, gone, suspect = list[Entry](), list[Entry](), list[Entry](), list[Entry]()
     unknown: dict[str, Exception] = dict(answers.unknown)
@@ -86,13 +101,20 @@ def judge_rows(entries: Iterable[Entry], answers: RowAnswers, witness: Witness) 
                 )
             else:
                 unknown[entry.session_id] = WentBack()
-        elif entry.session_id in answers.taken_over or entry.row is Row.LOST:
+        elif entry.row is Row.LOST or _has_mark(entry, answers, now):
             taken_over.append(entry)
         else:
             gone.append(entry)
     return RowVerdict(
         there=there, taken_over=taken_over, gone=gone, unknown=unknown, suspect=suspect
     )
+
+
+def _has_mark(entry: Entry, answers: RowAnswers, now: float) -> bool:
+    """Say whether another worker took the row, and not surely before the session came here."""
+    taken_ago = answers.taken_ago.get(entry.session_id, 0.0)
+    age = now - entry.added_at
+    return entry.session_id in answers.taken_over and taken_ago <= age + _NEAR
 
 
 def judge_claims(entries: Iterable[Entry]) -> RowVerdict:

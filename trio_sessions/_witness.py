@@ -40,14 +40,17 @@ __all__ = ["Flight", "Standing", "WentBack", "Witness"]
 _REMEMBERED = 64  # flights that were lost
 
 
+_WENT_BACK = (
+    "the database has gone back: it was restored, replaced or emptied, or another server answers; "
+    "what it says decides nothing, and all rows are written anew"
+)
+
+
 class WentBack(StoreUnavailable):
     """The database has forgotten what it had confirmed; nothing that it says is believed."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the database has gone back: it was restored, replaced or emptied, or another server "
-            "answers; what it says decides nothing, and all rows are written anew"
-        )
+    def __init__(self, message: str = _WENT_BACK) -> None:  # an exception is copied by its args
+        super().__init__(message)
 
 
 class Standing(enum.Enum):

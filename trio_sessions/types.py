@@ -188,6 +188,9 @@ class RowAnswers:
     """The row is there and is this worker's, and what was asked for has been done with it."""
     taken_over: frozenset[str] = frozenset()
     """The row is there, and another incarnation holds it."""
+    taken_ago: Mapping[str, float] = field(default_factory=dict)
+    """Of those, how many seconds ago its holder took it, by the store's clock, which adds the age
+    of that claim. Where it is not said, the row counts as taken later than the asker's own."""
     unknown: Mapping[str, Exception] = field(default_factory=dict)
     """The store could not say for this row alone, for instance because it is locked; or the row
     is there and this worker's, and something kept it from being refreshed."""

@@ -141,7 +141,7 @@ class Calling:
             one.failed(sent, contents)
             self._let_go(one)
 
-    def alive(self, callee: str, running: list[Any], unknown: list[Any]) -> None:
+    def alive(self, callee: str, running: list[Any], unknown: list[Any], left: list[Any]) -> None:
         """Take in the answer to a beat."""
         for one in self._among(running):
             one.hear(callee)
@@ -152,6 +152,14 @@ class Calling:
             )
             one.fail(CallFailed(error))
             self._let_go(one)
+
+        for item in left:
+            match item:
+                case [int(number), int(count)]:
+                    stream = self._pending.get(number)
+                    if isinstance(stream, Incoming):
+                        stream.check(count)
+                        self._let_go(stream)
 
     def _among(self, numbers: list[Any]) -> list[Pending]:
         known = [self._pending.get(one) for one in numbers if isinstance(one, int)]

@@ -3,7 +3,7 @@
 A letter is a JSON array of two: a head, which says what it is, and the contents, which are passed
 on as they are until somebody wants them::
 
-    [["topic", topic], message]                  to whoever listens
+    [["topic", topic, sender, number], message]  to whoever listens
 
     [["moved"], session id]                      to the older holder, by the new one
     [["said"], [[session id, what], ...]]        to the holder, by who has changed that
@@ -17,10 +17,14 @@ on as they are until somebody wants them::
     [["items", number, first], [item, ...]]      of a stream; `first` were sent before these
     [["end", number, sent], null]
     [["failed", number, sent], {"type": ..., "message": ..., "gone": ...}]
-    [["alive", callee], [[number, ...], [number, ...]]]               running here; not running
+    [["alive", callee], [[number, ...], [number, ...], [[number, left], ...]]]
+                                                 running here; not running; items left of streams
 
 A worker's letters to another one come in order, at most once, and may be sent again by us: so what
-belongs to a stream is counted, and what comes twice is ignored. ``window`` 0 is a plain call.
+belongs to a stream is counted, and what comes twice is ignored. A database that goes back brings
+letters again, and forgets some: so calls and messages are counted, too (`_seen`), and a callee says
+how many items it has left so far, of which none can be behind that word. ``window`` 0 is a plain
+call.
 """
 
 import json

@@ -100,8 +100,8 @@ class Office:
     def _receive(self, letter: Letter | None) -> None:  # noqa: C901, PLR0912 -- one case a kind
         contents = "" if letter is None else letter.contents
         match letter and letter.head:
-            case ["topic", str(topic)]:
-                self._topics.deliver(topic, contents)
+            case ["topic", str(topic), str(sender), int(number)]:
+                self._topics.deliver(topic, contents, sender=sender, number=number)
             case ["call", str(caller), int(number), str(name), float(timeout), int(window)]:
                 self._serving.begin(caller, number, name, contents, timeout=timeout, window=window)
             case ["moved"]:
@@ -127,8 +127,8 @@ class Office:
                 self._calling.failed(number, sent, contents)
             case ["alive", str(callee)]:
                 match decode(contents):
-                    case [list(running), list(unknown)]:
-                        self._calling.alive(callee, running, unknown)
+                    case [list(running), list(unknown), list(left)]:
+                        self._calling.alive(callee, running, unknown, left)
             case _:
                 logger.warning("a letter was dropped: this version does not know its kind")
 

@@ -37,6 +37,8 @@ class Outflow:
         self._size = 0
         self._gone = 0
         """Items that stood in letters."""
+        self._left = 0
+        """Items in letters that were left, surely."""
         self._taken = 0
         self._last: str | None = None
         self._changed = trio.Event()
@@ -45,6 +47,11 @@ class Outflow:
     def sent(self) -> int:
         """Items that were put in."""
         return self._taken + len(self._sizes)
+
+    @property
+    def left(self) -> int:
+        """Items that the caller has got when it gets what is sent now, unless they were lost."""
+        return self._left
 
     def _has_room(self) -> bool:
         return not self._sizes or (len(self._sizes) < self._window and self._size < _UNDER_WAY)
@@ -86,6 +93,7 @@ class Outflow:
         while self._waiting or self._last is None:
             if self._waiting:
                 await self._sender.deliver(self._caller, self._take_letter())
+                self._left = self._gone
             else:
                 await self._change()
         await self._sender.deliver(self._caller, self._last)

@@ -190,6 +190,11 @@ class Incoming(Pending):
             self._later.append(_Chunk(new[::-1], size_of(contents)))
             self._arrived.set()
 
+    def check(self, left: int) -> None:
+        """Note how many items were left before this word of the callee."""
+        if left > self._received:
+            self._lose()
+
     def finish(self, sent: int) -> None:
         """Note that these were all."""
         if sent > self._received:

@@ -1,5 +1,6 @@
 """The door of the room of mail: what the registry asks of it."""
 
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
@@ -79,6 +80,7 @@ class Mail:
         )
         self._sender.receive_by(self._office)
         listening.tell(self)
+        self._published = itertools.count(1)
         self._started: set[Loop] = set()
         self._is_closed = False
 
@@ -192,7 +194,9 @@ class Mail:
         contents = encode(message, what="the message", limit=limit)
         self.check_open()
         self._check_store()
-        await self._sender.publish(topic, seal("topic", topic, contents=contents))
+        number = next(self._published)
+        letter = seal("topic", topic, self._sender.own, number, contents=contents)
+        await self._sender.publish(topic, letter)
 
     def subscribe(self, topic: str) -> Subscription:
         """See `Topics.subscribe`."""

@@ -18,6 +18,7 @@ from trio_sessions._interrupts import interruptible
 from trio_sessions._json import decode, encode
 from trio_sessions._mail._letters import seal
 from trio_sessions._mail._outflow import Outflow
+from trio_sessions._mail._seen import Seen
 from trio_sessions._mail._sending import Sender
 
 __all__ = ["Serving"]
@@ -107,6 +108,8 @@ class Serving:
         self._limit = limit
         self._wake = wake
         self._running: dict[tuple[str, int], _Running] = {}
+        self._seen = Seen()
+        """The calls that have come."""
         self._is_closed = False
 
     # ---- what callers say ----
@@ -114,8 +117,8 @@ class Serving:
     def begin(
         self, caller: str, number: int, name: str, payload: str, *, timeout: float, window: int
     ) -> None:
-        """Begin to carry out a call, or refuse it."""
-        if (caller, number) in self._running:
+        """Begin to carry out a call, or refuse it; one that comes again is ignored."""
+        if not self._seen.is_new(caller, number):
             return
         handler = self._handlers.get(name)
         refusal = self._refusal(handler, name, window)
@@ -161,13 +164,16 @@ class Serving:
         """Take note of what a caller still waits for, and say what of it runs here."""
         running: list[int] = []
         unknown: list[int] = []
+        left: list[tuple[int, int]] = []
         for item in waits if isinstance(waits, list) else []:
             match item:
                 case [int(number), int(taken)]:
-                    is_here = (caller, number) in self._running
-                    (running if is_here else unknown).append(number)
+                    one = self._running.get((caller, number))
+                    (unknown if one is None else running).append(number)
+                    if one is not None and one.outflow is not None:
+                        left.append((number, one.outflow.left))
                     self.taken(caller, number, taken)
-        contents = encode([running, unknown], what="the answer to a beat", limit=1 << 20)
+        contents = encode([running, unknown, left], what="the answer to a beat", limit=1 << 20)
         self._sender.post_soon(caller, seal("alive", self._sender.own, contents=contents))
 
     # ---- who lives ----

@@ -16,6 +16,7 @@ from trio_sessions._edge import Edge, chunked
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import decode, size_of
 from trio_sessions._mail._reader import Reader
+from trio_sessions._mail._seen import Seen
 
 __all__ = ["Subscription", "Subscriptions"]
 
@@ -42,6 +43,8 @@ class Subscriptions:
         """What the store knows: we are told of these."""
         self._surplus: set[str] = set()
         """What the store may know, and nobody here wants any more."""
+        self._seen = Seen()
+        """The messages that have come."""
         self._epoch = 0
         """Counts how often the store may have forgotten it."""
         self._turn = trio.Lock()
@@ -74,8 +77,10 @@ class Subscriptions:
         if not ones and self._subscribers.pop(subscription.topic, None) is not None:
             self._changed.set()
 
-    def deliver(self, topic: str, contents: str) -> None:
-        """Hand a message to all who are subscribed here."""
+    def deliver(self, topic: str, contents: str, *, sender: str, number: int) -> None:
+        """Hand a message to all who are subscribed here; one that comes again is ignored."""
+        if not self._seen.is_new(sender, number):
+            return
         for one in self._subscribers.get(topic, ()):
             self._counters.count_topic_dropped(one.put(contents))
 

@@ -27,7 +27,8 @@ class RowStore(Store):
 
         Returns:
             In ``held``, the ids whose row is there and is ``worker``'s. In ``taken_over``, those
-            whose row another incarnation holds. An id in no field **has no row**. In ``stamp``,
+            whose row another incarnation holds, in ``taken_ago`` since when, if the store knows.
+            An id in no field **has no row**. In ``stamp``,
             what the worker's own row says in the same snapshot; a refresh sets no stamp. Where
             that vouches for the answer (`WorkerStore`), the sessions of the latter two will be
             removed.

@@ -3,6 +3,7 @@
 It needs click and rich, which the extra ``testing`` brings.
 """
 
+import shlex
 import sys
 from types import ModuleType
 from typing import Any
@@ -91,9 +92,10 @@ def _print_failure(console: Console, run: Run) -> None:
     console.print(picture(run.events, run.workers), soft_wrap=True, markup=False, highlight=False)
     for violation in run.violations:
         console.print(violation, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    mix = shlex.quote(run.mix)
     console.print(
         "again: python -m trio_sessions.testing.simulate "
-        f"--run {run.seed} --steps {run.asked} --workers {run.workers} --mix {run.mix}",
+        f"--run {run.seed} --steps {run.asked} --workers {run.workers} --mix {mix}",
         markup=False,
         highlight=False,
         soft_wrap=True,

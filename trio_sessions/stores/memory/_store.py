@@ -118,10 +118,12 @@ class MemoryStore(
             row.last_accessed = now
             row.taken_at = min(row.taken_at, now)
         held = frozenset(session_id for session_id, _ in own)
+        others = (frozenset(session_ids) - held) & self._rows.keys()
         return await self._answer(
             RowAnswers(
                 held=held,
-                taken_over=(frozenset(session_ids) - held) & self._rows.keys(),
+                taken_over=others,
+                taken_ago={one: now - self._rows[one].taken_at for one in others},
                 stamp=self._workers.seen(worker),
             )
         )

@@ -45,6 +45,18 @@ async def a_takeover_keeps_or_brings_what_was_said(make_store: MakeStore) -> Non
         assert await said(a) == (None, ROOTS.encoded, [])
 
 
+async def a_row_of_another_says_since_when(make_store: MakeStore) -> None:
+    """Since its holder's claim, and for as long as that has waited; a store need not say it."""
+    async with opened(make_store, "a", "b") as (a, b):
+        await a.claim("old", 1, age=1000.0)
+        await a.claim("new", 1)
+        answers = await b.store.refresh(b.worker, ["new", "nobody", "old"])
+        assert answers.taken_over == {"new", "old"}
+        assert answers.taken_ago.keys() <= answers.taken_over
+        assert 0.0 <= answers.taken_ago.get("new", 0.0) < PATIENCE
+        assert 0.0 <= answers.taken_ago.get("old", 1000.0) - 1000.0 < PATIENCE
+
+
 async def a_takeover_counts_in_its_own_generations(make_store: MakeStore) -> None:
     """They are counted by each incarnation: a smaller one of another is not an earlier one."""
     async with opened(make_store, "a", "b") as (a, b):
@@ -136,6 +148,7 @@ async def what_is_acknowledged_is_not_seen_by_the_next(make_store: MakeStore) ->
 
 takeover_checks: tuple[Check, ...] = (
     a_takeover_keeps_or_brings_what_was_said,
+    a_row_of_another_says_since_when,
     a_takeover_counts_in_its_own_generations,
     to_add_again_is_to_take_again,
     a_message_that_crosses_a_takeover_is_noticed,

@@ -5,9 +5,11 @@
     _run           one run: steps, then peace
     _rules         what may happen in a step           _mixes     how often
     _disasters     what becomes of the database
+    _words         what is said of sessions: _data_rules, _log_rules
+    _adoption_rules, _limit_rules, _mail_rules    the other optional parts of the contract
     _judge         the invariants
     _clients       connections, which are transports    _workers   registries that pause and die
-    _link          one worker's way to the database, and what goes wrong on it
+    _link          one worker's store      _way     to the database, and what goes wrong on it
     _database      commits in one order; goes back, lags, hides
     _tables        its rows, copied at each commit      _truth     what has really become of them
     _simulate      many runs       _report  their sum       _picture  one that failed

@@ -6,6 +6,7 @@ from typing import Literal
 
 import trio
 
+from trio_sessions.limits import NO_LIMITS
 from trio_sessions.testing._simulation._workers import SimulatedWorker
 
 __all__ = ["Client", "Connection"]
@@ -31,6 +32,16 @@ class Connection:
     was_ended: bool = False
     """The gateway has removed it, or replaced it on the same worker."""
     disconnected_at: float | None = None
+    may_be_adopted: bool = False
+    """Somebody has tried, and gave up before it was known what has become of it."""
+    refusal: Exception | None = None
+    """Why it could not be added."""
+    is_read: bool = False
+    """Somebody has its inbox open."""
+    touched_at: float = float("-inf")
+    """When its gateway said last that it is active."""
+    why: str = ""
+    """Why it was disconnected."""
 
     async def is_connected(self) -> bool:
         """See `trio_sessions.abc.Transport`."""
@@ -47,6 +58,17 @@ class Connection:
             self.disconnected_at = trio.current_time()
             self.on_disconnect(self)
         await trio.lowlevel.checkpoint()
+
+    @property
+    def is_over_limits(self) -> bool:
+        """Nothing was heard of it for too long, or its client is here for too long."""
+        limits = self.worker.settings.get("limits", NO_LIMITS)
+        now = trio.current_time()
+        began_at = min(one.added_at for one in self.client.connections if one.worker is self.worker)
+        is_aged = limits.max_age is not None and now - began_at > limits.max_age
+        silent_since = max(self.added_at, self.touched_at)
+        is_idle = limits.idle_timeout is not None and now - silent_since > limits.idle_timeout
+        return is_aged or is_idle
 
     @property
     def is_held(self) -> bool:
@@ -69,6 +91,14 @@ class Client:
     """The database's clock was set while it moved: until then no order is promised."""
     is_restless: bool = False
     """It comes and goes by itself."""
+    owner: str | None = None
+    adopters: frozenset[SimulatedWorker] = frozenset()
+    """Workers that try to adopt it just now."""
+    life: int = 0
+    """Counts the sessions of this id: each ended before the next one began."""
+    life_began_at: float = float("-inf")
+    left_over: str | None = None
+    """The birth of the row that was left over then, which only the worker knows to be that."""
     sent: int = 0
     received: list[tuple[int, int, int]] = field(default_factory=list)
 

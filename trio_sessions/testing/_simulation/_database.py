@@ -14,7 +14,7 @@ import trio
 from trio_sessions.abc import Worker
 from trio_sessions.errors import RowLocked, RowUnavailable, StoreUnavailable
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.testing._simulation._tables import Fleet, Table
+from trio_sessions.testing._simulation._tables import Fleet, Letters, Table
 from trio_sessions.testing._simulation._truth import Moment, Truth, holders
 from trio_sessions.types import RowAnswers, Stamp, Swept
 from trio_sessions.writes import Batch, Committed, Unfinished, Verdict
@@ -23,8 +23,14 @@ __all__ = ["Change", "Database"]
 
 T = TypeVar("T")
 
-_WRITES = frozenset({"commit", "refresh", "delete_all", "begin", "stamp", "sweep", "revoke"})
+_WRITES = frozenset(
+    {"commit", "refresh", "delete_all", "begin", "stamp", "sweep", "revoke"}
+    | {"expire_logs", "collect", "listen", "unlisten", "expire_mail"}
+)
 _KEPT = 3000  # states
+
+State = tuple[Table, Fleet, Letters]
+"""All that was committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +70,23 @@ class Database(MemoryStore):
         super().__init__()
         self._rows: Table = Table()
         self._workers: Fleet = Fleet()
+        self._mail: Letters = Letters()
         self.offset = 0.0
         """Seconds by which its clock is ahead of Trio's."""
         self.server = 0
         self.changed_at = float("-inf")
         """When another server took over, on Trio's clock."""
+        self.undeleted_at = float("-inf")
+        """When rows were last there again that had been deleted."""
+        self.lagged_at = float("-inf")
+        """When something was last asked of a replica that lags."""
         self.weather = Weather()
         self.truth = Truth()
         self.commits = 0
         self.claimed = trio.Event()
         """Set when the next row is written for a worker that did not hold it."""
         self._workers.server = self.server
-        self._states: deque[tuple[Table, Fleet]] = deque(maxlen=_KEPT)
+        self._states: deque[State] = deque(maxlen=_KEPT)
         self._begun: set[str] = set()
         self._listener = listener
 
@@ -111,6 +122,7 @@ class Database(MemoryStore):
                 raise StoreUnavailable("could not extend file: no space left on device")
             return await self._write(kind, worker, operation)
         if self.weather.lag:
+            self.lagged_at = trio.current_time()
             return await self._in_the_past(operation)
         return await operation()
 
@@ -164,17 +176,17 @@ class Database(MemoryStore):
 
     def _keep(self) -> None:
         self.commits += 1
-        self._states.append((self._rows.copy(), self._workers.copy()))
+        self._states.append((self._rows.copy(), self._workers.copy(), self._mail.copy()))
 
     async def _in_the_past(self, operation: Callable[[], Awaitable[T]]) -> T:
-        present = self._rows, self._workers
+        present = self._rows, self._workers, self._mail
         lag = min(self.weather.lag, len(self._states))
         if lag:
-            self._rows, self._workers = self._states[-lag]
+            self._rows, self._workers, self._mail = self._states[-lag]
         try:
             return await operation()
         finally:
-            self._rows, self._workers = present
+            self._rows, self._workers, self._mail = present
 
     # ---- single rows ----
 
@@ -231,16 +243,16 @@ class Database(MemoryStore):
 
     def be_emptied(self) -> None:
         """Be another database, which is empty."""
-        self._become(self._rows.emptied(), Fleet())
+        self._become(self._rows.emptied(), Fleet(), Letters())
 
     def restart(self) -> None:
         """Be started again; nothing is lost."""
-        self._become(self._rows, self._workers)
+        self._become(self._rows, self._workers, self._mail)
 
-    def _become(self, rows: Table, fleet: Fleet) -> None:
-        self._rows, self._workers = rows.copy(), fleet.copy()
+    def _become(self, rows: Table, fleet: Fleet, mail: Letters) -> None:
+        self._rows, self._workers, self._mail = rows.copy(), fleet.copy(), mail.copy()
         self.server += 1
-        self.changed_at = trio.current_time()
+        self.changed_at = self.undeleted_at = trio.current_time()
         self._keep()
 
     def delete(self, *session_ids: str) -> None:
@@ -254,6 +266,7 @@ class Database(MemoryStore):
     def put_back(self, commits: int) -> None:
         """Undo what an operator has just done to rows."""
         now = self._rows
+        self.undeleted_at = trio.current_time()
         for session_id, row in self._states[-1 - commits][0].copy().items():
             if session_id not in now:
                 now[session_id] = row
@@ -266,6 +279,25 @@ class Database(MemoryStore):
     def holders(self) -> dict[str, str]:
         """Return which incarnation holds each row."""
         return {session_id: row.incarnation for session_id, row in self._rows.items()}
+
+    def born(self, session_id: str) -> str | None:
+        """Return the birth of a session; None: it has no row."""
+        row = self._rows.get(session_id)
+        return None if row is None else row.born
+
+    def owner(self, session_id: str) -> str | None:
+        """Return the owner in the row of a session, if there is one."""
+        row = self._rows.get(session_id)
+        return None if row is None else row.owner
+
+    def owners(self) -> list[str]:
+        """Return the owner of each row that has one."""
+        return [row.owner for row in self._rows.values() if row.owner is not None]
+
+    def data(self, session_id: str) -> str | None:
+        """Return the data in the row of a session, if there is any."""
+        row = self._rows.get(session_id)
+        return None if row is None else row.data
 
     def has(self, incarnation: str, stamp: Stamp) -> bool:
         """Say whether it has what was committed with a stamp."""

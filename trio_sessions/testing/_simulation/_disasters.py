@@ -5,11 +5,12 @@ import random
 
 import trio
 
+from trio_sessions.abc import Part
 from trio_sessions.testing._simulation._clients import Client
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import DATABASE, Log
 from trio_sessions.testing._simulation._judge import Judge
-from trio_sessions.testing._simulation._link import LinkFault, Network
+from trio_sessions.testing._simulation._way import LinkFault, Network
 from trio_sessions.testing._simulation._workers import SimulatedWorker
 
 __all__ = ["APART", "Disasters"]
@@ -48,6 +49,10 @@ class Disasters:
     def _database(self) -> Database:
         return self._network.database
 
+    def _plays(self, part: Part) -> bool:
+        """Say whether a part of the contract that is optional is played."""
+        return part in self._network.parts
+
     def _workers(self) -> list[SimulatedWorker]:
         """Return workers that run."""
         return [one for one in self._judge.workers if one.is_open and not one.link.is_paused]
@@ -59,7 +64,9 @@ class Disasters:
         """Return clients that have not done anything for a while."""
         long_ago = trio.current_time() - APART
         return [
-            one for one in self._alive() if one.newest.is_added and one.newest.added_at < long_ago
+            one
+            for one in self._alive()
+            if one.newest.is_added and one.newest.added_at < long_ago and not one.adopters
         ]
 
     def _fault(self, name: str, text: str, place: int = DATABASE) -> bool:

@@ -53,7 +53,8 @@ class Judge:
             )
             return
         self._log.right[why] += 1
-        if connection is connection.client.newest:
+        connection.why = why
+        if connection is connection.client.newest and not connection.client.adopters:
             connection.client.leave()
         self._log.note(place, f"disconnects {name}: {why}")
 
@@ -77,15 +78,21 @@ class Judge:
             return "its row was deleted"
         if client.blurred_until > trio.current_time():
             return "the clock was set while it moved"
-        return None
+        if connection.is_over_limits:
+            return "it was silent, or here, for too long"
+        return "adopted" if client.adopters or connection.may_be_adopted else None
 
     def _judge_brake(self, connection: Connection) -> None:
-        """Object if a mass of rows was missing for the first time, and was believed at once."""
+        """Object if a mass of rows was missing for the first time, and was believed at once.
+
+        Of rows that are hidden nobody knows whether they are missing.
+        """
         truncated_at = self.truncated.get(connection)
         now = trio.current_time()
         here = [
             one
             for client in self.clients.values()
+            if client.session_id not in self.database.weather.hidden
             for one in client.connections
             if one.worker is connection.worker and (one.is_held or one.disconnected_at == now)
         ]
@@ -145,6 +152,8 @@ class Judge:
         client = self.clients.get(change.session_id)
         if client is None or client.blurred_until > trio.current_time():
             return
+        if after in client.adopters:
+            return
         older = [c for c in client.connections if c.worker is after]
         newer = [
             one
@@ -160,8 +169,13 @@ class Judge:
 
     # ---- answers ----
 
-    def is_surely_there(self, client: Client) -> bool:
-        """Say whether everybody has to know of a session: its worker was told of its row."""
+    def is_surely_there(self, client: Client, *, has_settled: bool = False) -> bool:
+        """Say whether everybody has to know of a session: its worker was told of its row.
+
+        Args:
+            client: the session.
+            has_settled: the database has not gone back for a while.
+        """
         newest = client.newest
         if not newest.is_held or not newest.worker.is_open or self.ends_of(client):
             return False
@@ -170,9 +184,8 @@ class Judge:
             return False
         # A database that went back has other signs for a while; then it is for the holder to tell.
         has_just_gone_back = trio.current_time() - self.database.changed_at < _SIGNS
-        return has_just_gone_back or self.database.has(
-            newest.worker.incarnation, entry.confirmed_by
-        )
+        has_row = self.database.has(newest.worker.incarnation, entry.confirmed_by)
+        return not has_just_gone_back and has_row if has_settled else has_just_gone_back or has_row
 
     def ends_of(self, client: Client) -> list[str]:
         """Return why the row of its newest connection has truly ended."""

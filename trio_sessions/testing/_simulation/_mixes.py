@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
-__all__ = ["MIXES", "WEIGHTS"]
+from trio_sessions.abc import Part
+
+__all__ = ["MIXES", "WEIGHTS", "parts_of"]
 
 WEIGHTS: Mapping[str, int] = {
     "connect": 24,
@@ -91,6 +93,104 @@ _REVOKES = {
     "leave": 1,
 }
 """Sessions are ended for good while they move, and while their workers cannot hear of it."""
+_WORDS = {
+    "connect": 10,
+    "move": 8,
+    "reconnect": 3,
+    "come_back": 5,
+    "die": 2,
+    "remove": 2,
+    "change_answers": 1,
+    "pass_now": 3,
+    "say_data": 12,
+    "ask_data": 16,
+    "append": 16,
+    "read_on": 16,
+}
+"""Much is said of sessions, which move, end and come back."""
+_WORDS_AGAIN = {
+    "connect": 12,
+    "come_back": 40,
+    "hold_up": 10,
+    "heal": 4,
+    "pass_now": 6,
+    "say_data": 16,
+    "ask_data": 24,
+    "append": 16,
+    "read_on": 24,
+}
+"""Sessions of one id follow each other, and what was said of the last one is still on its way."""
+_MAIL = {
+    "connect": 4,
+    "pass_now": 2,
+    "call": 20,
+    "stream": 8,
+    "subscribe": 8,
+    "publish": 12,
+}
+"""Workers call each other, and listen."""
+_ADOPTIONS = {
+    "connect": 20,
+    "adopt": 24,
+    "move": 6,
+    "reconnect": 3,
+    "die": 4,
+    "remove": 3,
+    "pass_now": 6,
+    "call": 1,
+    "say_data": 4,
+    "ask_data": 4,
+}
+"""Sessions are adopted, by whoever is first."""
+_LIMITS = {
+    "connect": 40,
+    "connect_many": 2,
+    "move": 10,
+    "reconnect": 5,
+    "come_back": 6,
+    "touch": 10,
+    "die": 4,
+    "remove": 6,
+    "pass_now": 4,
+}
+"""Owners have as many sessions as they may have, and some are silent."""
+_PARTS = {
+    "connect": 12,
+    "move": 6,
+    "come_back": 4,
+    "die": 2,
+    "remove": 2,
+    "pass_now": 2,
+    "say_data": 6,
+    "ask_data": 8,
+    "append": 8,
+    "read_on": 8,
+    "adopt": 6,
+    "touch": 3,
+    "call": 4,
+    "stream": 2,
+    "subscribe": 3,
+    "publish": 4,
+}
+"""All that is optional, without a fault: so nothing is excused."""
+_MISHAPS = {
+    "break_link": 6,
+    "break_database": 2,
+    "hold_up": 1,
+    "heal": 10,
+    "fail_over": 1,
+    "restart_database": 1,
+    "lag": 1,
+    "refuse_rows": 1,
+    "hide_rows": 1,
+    "delete_row": 1,
+    "truncate_by_mistake": 1,
+    "pause": 1,
+    "resume": 2,
+    "crash": 1,
+    "leave": 1,
+}
+"""Of every kind, some."""
 MIXES: Mapping[str, Mapping[str, int]] = {
     "all": WEIGHTS,
     "moves": _MOVES,
@@ -99,5 +199,31 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "returns": _RETURNS,
     "overlaps": _OVERLAPS,
     "revokes": _REVOKES,
+    "parts": _PARTS,
+    "words": _WORDS,
+    "mail": _MAIL,
+    "lost mail": {**_MAIL, **_MISHAPS},
+    "adoptions": _ADOPTIONS,
+    "lost adoptions": {**_ADOPTIONS, **_MISHAPS},
+    "limits": _LIMITS,
+    "lost limits": {**_LIMITS, **_MISHAPS},
+    "words again": _WORDS_AGAIN,
+    "forgotten words": {**_WORDS, "fail_over": 6, "restore": 2, "replace": 1},
+    "lost words": {**_WORDS, **_MISHAPS},
 }
 """Where everything happens, little of one kind does."""
+
+_PLAYS: Mapping[str, Part] = {
+    "revoke": Part.REVOCATION,
+    "say_data": Part.DATA,
+    "append": Part.LOGS,
+    "call": Part.MAIL,
+    "adopt": Part.DATA,
+    "touch": Part.LIMITS,
+}
+"""Rules for which the store has to keep a part of the contract that is optional."""
+
+
+def parts_of(mix: str) -> frozenset[Part]:
+    """Return the optional parts of the contract that the rules of a mix need."""
+    return frozenset(part for name, part in _PLAYS.items() if name in MIXES[mix])

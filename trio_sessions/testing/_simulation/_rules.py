@@ -3,6 +3,9 @@
 Each rule is a method; `_mixes` says how often. A rule that has nothing to do says False.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import trio
 
 from trio_sessions.errors import (
@@ -13,8 +16,14 @@ from trio_sessions.errors import (
 )
 from trio_sessions.testing._simulation._clients import Client, Connection
 from trio_sessions.testing._simulation._disasters import Disasters
-from trio_sessions.testing._simulation._link import Link, LinkFault
-from trio_sessions.testing._simulation._workers import CHECK_TIMEOUT, SimulatedWorker, start_worker
+from trio_sessions.testing._simulation._link import Link
+from trio_sessions.testing._simulation._way import LinkFault
+from trio_sessions.testing._simulation._workers import (
+    CHECK_TIMEOUT,
+    SETTINGS,
+    SimulatedWorker,
+    start_worker,
+)
 
 __all__ = ["Rules"]
 
@@ -22,6 +31,7 @@ MOST = 30  # sessions at a time
 _FLOOD = 40  # questions at once
 _AGAIN = 1.0  # seconds until an operator asks again
 _TURNS = 8  # of a client that comes and goes
+_DIED = "disconnected"  # why a connection was removed whose peer has gone
 _ABSENCES = (0.0, 0.05, 0.1, 0.3)  # seconds
 
 
@@ -69,6 +79,10 @@ class Rules(Disasters):
             trio.current_time(),
             self._judge.disconnected,
         )
+        if self._begins_anew(client, worker):
+            client.life += 1
+            client.life_began_at = trio.current_time()
+            client.left_over = self._database.born(client.session_id)
         for one in client.connections:
             if one.worker is worker:
                 one.was_ended = True
@@ -76,16 +90,37 @@ class Rules(Disasters):
         self._log.note(worker.number, f"add {client.session_id}")
         return connection
 
+    def _begins_anew(self, client: Client, worker: SimulatedWorker) -> bool:
+        """Say whether a connection of this client to a worker begins another session of its id.
+
+        Everybody has let go of the last one, for it had ended; and its row is gone, or is known to
+        that worker as what has ended there.
+        """
+        if not client.connections or client.newest.why not in {"removed by the gateway", _DIED}:
+            return False
+        holder = self._database.holders().get(client.session_id)
+        return all(one.disconnected_at is not None for one in client.connections) and (
+            holder is None or (holder == worker.incarnation and client.newest.worker is worker)
+        )
+
     async def _add(self, connection: Connection) -> None:
         registry = connection.worker.opened
         try:
-            await registry.add_session(connection.client.session_id, connection)
-        except SessionsError:
-            connection.was_ended = True  # its worker is gone
+            await registry.add_session(
+                connection.client.session_id, connection, **self._brought(connection)
+            )
+        except SessionsError as exc:
+            connection.was_ended = True  # its worker is gone, or it was refused
+            connection.refusal = exc
             return
         connection.is_added = True
         if connection.number % 3 == 0:
+            connection.is_read = True
             self._nursery.start_soon(self._consume, connection)
+
+    def _brought(self, connection: Connection) -> dict[str, Any]:
+        """Return what is said of a session when it is added."""
+        return {}
 
     def move(self) -> bool:
         """A client connects to another worker; the old connection may live on for a while."""
@@ -400,10 +435,14 @@ class Rules(Disasters):
         self._judge.workers.remove(worker)
         self.start(worker.number)
 
+    def _settings(self, number: int) -> Mapping[str, Any]:
+        """Return settings of a worker."""
+        return SETTINGS[number]
+
     def start(self, number: int) -> None:
         """Start a worker."""
         link = Link(self._network, in_threads=self._chance.random() < 0.5)  # noqa: PLR2004 -- a coin
-        worker = start_worker(self._nursery, number, link)
+        worker = start_worker(self._nursery, number, link, self._settings(number))
         self._judge.workers.append(worker)
         self._judge.workers.sort(key=lambda one: one.number)
         self._judge.all_workers.append(worker)

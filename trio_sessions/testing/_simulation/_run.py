@@ -11,13 +11,17 @@ from dataclasses import dataclass
 import trio
 import trio.testing
 
+from trio_sessions.testing._simulation._adoption_rules import AdoptionRules
+from trio_sessions.testing._simulation._data_rules import DataRules
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import DATABASE, Event, Log
 from trio_sessions.testing._simulation._judge import Judge
-from trio_sessions.testing._simulation._link import Network
-from trio_sessions.testing._simulation._mixes import MIXES
-from trio_sessions.testing._simulation._rules import Rules
+from trio_sessions.testing._simulation._limit_rules import LimitRules
+from trio_sessions.testing._simulation._log_rules import LogRules
+from trio_sessions.testing._simulation._mail_rules import MailRules
+from trio_sessions.testing._simulation._mixes import MIXES, parts_of
 from trio_sessions.testing._simulation._seeded import seeded
+from trio_sessions.testing._simulation._way import Network
 from trio_sessions.testing._simulation._workers import SETTINGS
 
 __all__ = ["MOST_WORKERS", "Run", "run_once"]
@@ -39,6 +43,10 @@ _PAUSES = (
     10.0,
     40.0,
 )  # seconds between two steps
+
+
+class _Rules(AdoptionRules, DataRules, LimitRules, LogRules, MailRules):
+    """All rules; a mix says which of them are followed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +115,10 @@ def run_once(
 
     async def main() -> None:
         nonlocal made, ended_at
-        network = Network(database, random.Random(f"{seed} network"), latency=0.01)  # noqa: S311
-        network.revokes = "revoke" in MIXES[mix]
+        ways = random.Random(f"{seed} network")  # noqa: S311 -- to be replayed
+        network = Network(database, ways, latency=0.01, parts=parts_of(mix))
         async with network.running(), trio.open_nursery() as nursery:
-            rules = Rules(nursery=nursery, network=network, judge=judge, log=log, chance=chance)
+            rules = _Rules(nursery=nursery, network=network, judge=judge, log=log, chance=chance)
             for number in range(workers):
                 rules.start(number)
             await trio.sleep(1.0)
@@ -118,6 +126,7 @@ def run_once(
                 _step(rules, log, chance, MIXES[mix])
                 await trio.sleep(chance.choice(_PAUSES))
                 judge.look()
+                rules.look()
                 made += 1
                 if on_step is not None:
                     on_step()
@@ -131,7 +140,11 @@ def run_once(
 
     started = time.perf_counter()
     with seeded(seed), _quiet():
-        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        try:
+            trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        except Exception as exc:  # a registry raised what it must not raise
+            exc.add_note(f"in --run {seed} --steps {steps} --workers {workers} --mix {mix!r}")
+            raise
     return Run(
         seed=seed,
         workers=workers,
@@ -150,7 +163,7 @@ def run_once(
     )
 
 
-def _step(rules: Rules, log: Log, chance: random.Random, weights: Mapping[str, int]) -> None:
+def _step(rules: _Rules, log: Log, chance: random.Random, weights: Mapping[str, int]) -> None:
     """Follow one rule that has something to do."""
     while True:
         [name] = chance.choices(list(weights), list(weights.values()))
@@ -159,7 +172,7 @@ def _step(rules: Rules, log: Log, chance: random.Random, weights: Mapping[str, i
             return
 
 
-async def _make_peace(rules: Rules, judge: Judge, log: Log) -> None:
+async def _make_peace(rules: _Rules, judge: Judge, log: Log) -> None:
     """Let all faults stop; in bounded time what lives is held and stored, and nothing else."""
     rules.heal()
     for worker in judge.workers:

@@ -10,7 +10,25 @@ __all__ = ["RUN", "simulate"]
 RUN = 150
 """Steps in one run; then all faults stop, and the fleet has to come to rest."""
 _FEWEST = 2
-_MIXES = ("all", "all", "moves", "all", "losses", "returns", "all", "beats", "overlaps")
+_MIXES = (
+    "all",
+    "parts",
+    "moves",
+    "all",
+    "lost words",
+    "losses",
+    "lost mail",
+    "returns",
+    "lost adoptions",
+    "all",
+    "words again",
+    "beats",
+    "limits",
+    "overlaps",
+    "forgotten words",
+    "all",
+    "lost limits",
+)
 
 
 def simulate(

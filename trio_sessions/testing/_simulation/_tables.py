@@ -3,10 +3,11 @@
 import copy
 
 from trio_sessions.abc import Worker
+from trio_sessions.stores.memory._mail import Mail
 from trio_sessions.stores.memory._rows import Numbers, Row, Rows
 from trio_sessions.stores.memory._workers import Workers
 
-__all__ = ["Fleet", "Table"]
+__all__ = ["Fleet", "Letters", "Table"]
 
 
 def _copy_row(row: Row) -> Row:
@@ -83,3 +84,14 @@ class Fleet(Workers):
     def is_unsettled(self, server: int, now: float) -> bool:
         """Say whether this server is another one than the one that the fleet is known to use."""
         return self.server != server or now < self._settled_at
+
+
+class Letters(Mail):
+    """The letters to workers, and who listens to which topic."""
+
+    def copy(self) -> "Letters":
+        """Return them as they stand."""
+        copied = Letters()
+        copied._letters = {one: copy.deepcopy(box) for one, box in self._letters.items()}
+        copied._topics = {topic: set(ones) for topic, ones in self._topics.items()}
+        return copied

@@ -32,6 +32,7 @@ class SimulatedWorker:
 
     number: int
     link: Link
+    settings: Mapping[str, Any]
     scope: trio.CancelScope
     ended: trio.Event
     registry: SessionRegistry | None = None
@@ -58,12 +59,12 @@ class SimulatedWorker:
     @property
     def session_ttl(self) -> float:
         """Seconds."""
-        return float(SETTINGS[self.number]["session_ttl"])
+        return float(self.settings["session_ttl"])
 
     @property
     def cleanup_interval(self) -> float:
         """Seconds."""
-        return float(SETTINGS[self.number]["cleanup_interval"])
+        return float(self.settings["cleanup_interval"])
 
     def end(self) -> None:
         """Close the registry."""
@@ -77,9 +78,11 @@ class SimulatedWorker:
         self.end()
 
 
-def start_worker(nursery: trio.Nursery, number: int, link: Link) -> SimulatedWorker:
+def start_worker(
+    nursery: trio.Nursery, number: int, link: Link, settings: Mapping[str, Any]
+) -> SimulatedWorker:
     """Open a registry in the background, again and again until the database lets it."""
-    worker = SimulatedWorker(number, link, trio.CancelScope(), trio.Event())
+    worker = SimulatedWorker(number, link, settings, trio.CancelScope(), trio.Event())
     nursery.start_soon(_serve, worker)
     return worker
 
@@ -114,5 +117,5 @@ async def _serve_registry(
         disconnect_timeout=2.0,
         message_ttl=600.0,
         task_status=task_status,
-        **SETTINGS[worker.number],
+        **worker.settings,
     )

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from trio_sessions.abc import Worker
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.errors import RowUnavailable
-from trio_sessions.stores.database._clock import now
+from trio_sessions.stores.database._clock import age_of, now
 from trio_sessions.stores.database._questions import all_own, identity, own
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._clear import Clear, Cleared
@@ -36,7 +36,9 @@ class Lease:
         row, message = tables.sessions.c, tables.messages.c
         mine = sa.and_(grammar.among(row.session_id), own(tables))
         self._update = sa.update(tables.sessions).where(mine).ordered_values(*refreshed(tables))
-        self._there = sa.select(row.session_id, own(tables)).where(grammar.among(row.session_id))
+        self._there = sa.select(
+            row.session_id, own(tables).label("is_own"), age_of(row.taken_at).label("taken_ago")
+        ).where(grammar.among(row.session_id))
         self._some = (
             sa.select(row.session_id)
             .where(all_own(tables))
@@ -84,12 +86,15 @@ class Lease:
             # What is there is read: an UPDATE may touch nothing where a trigger is in its way.
             parameters = {**identity(worker), "session_ids": self._grammar.encode_ids(session_ids)}
             rows = connection.execute(self._there, parameters).all()
-            there: dict[str, bool] = {row.session_id: row[1] for row in rows}
-            own = sorted(session_id for session_id, is_own in there.items() if is_own)
+            own = sorted(row.session_id for row in rows if row.is_own)
+            others: dict[str, float] = {
+                row.session_id: row.taken_ago for row in rows if not row.is_own
+            }
             kept_from_it = set(self._find_not_updated(connection, worker, own, updated))
             return RowAnswers(
                 held=frozenset(own) - kept_from_it,
-                taken_over=frozenset(there).difference(own),
+                taken_over=frozenset(others),
+                taken_ago=others,
                 unknown=dict.fromkeys(kept_from_it, _not_updated()),
                 stamp=stamp,
             )

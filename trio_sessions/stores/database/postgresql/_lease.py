@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from trio_sessions.abc import Worker
 from trio_sessions.errors import RowUnavailable, StoreUnavailable
+from trio_sessions.stores.database._clock import age_of
 from trio_sessions.stores.database._questions import identity, own
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._fleet import refreshed
@@ -67,19 +68,20 @@ class Lease:
 
     def _judge(self, session_ids: Sequence[str], rows: Sequence[Any]) -> RowAnswers:
         """Return what the rows say of which the statement has told that they were not updated."""
-        taken_over, unknown = set[str](), dict[str, Exception]()
+        taken_ago, unknown = dict[str, float](), dict[str, Exception]()
         others = [row[2:] for row in rows if row.session_id is not None]
         stamps = [Stamp(history=row.history, beat=row.beat) for row in rows if row.history]
-        for session_id, is_own, is_locked, is_hidden in others:
+        for session_id, is_own, is_locked, is_hidden, ago in others:
             if is_own is None and is_hidden:
                 raise StoreUnavailable(self._hides_rows)
             if is_own:
                 unknown[session_id] = locked() if is_locked else _not_updated()
             elif is_own is not None:
-                taken_over.add(session_id)
+                taken_ago[session_id] = ago
         return RowAnswers(
             held=frozenset(session_ids).difference(session_id for session_id, *_ in others),
-            taken_over=frozenset(taken_over),
+            taken_over=frozenset(taken_ago),
+            taken_ago=taken_ago,
             unknown=unknown,
             stamp=stamps[0] if stamps else None,
         )
@@ -128,11 +130,9 @@ class Lease:
         snapshot; where all was updated it comes alone.
         """
         sessions, witness = self._tables.sessions, self._tables.workers
-        is_own = (
-            sa.select(self._own)
-            .where(sessions.c.session_id == _ASKED.c.session_id)
-            .scalar_subquery()
-        )
+        of_it = sessions.c.session_id == _ASKED.c.session_id
+        is_own = sa.select(self._own).where(of_it).scalar_subquery()
+        taken_ago = sa.select(age_of(sessions.c.taken_at)).where(of_it).scalar_subquery()
         others = (
             sa.select(
                 sa.null().label("history"),
@@ -141,12 +141,15 @@ class Lease:
                 is_own.label("is_own"),
                 is_locked.label("is_locked"),
                 sa.func.row_security_active(sa.literal(sessions.name, sa.Text)).label("is_hidden"),
+                taken_ago.label("taken_ago"),
             )
             .select_from(_ASKED.outerjoin(done, _ASKED.c.session_id == done.c.session_id))
             .where(done.c.session_id.is_(None))
         )
         itself = sa.select(
-            witness.c.history, witness.c.beat, sa.null(), sa.null(), sa.false(), sa.false()
+            witness.c.history,
+            witness.c.beat,
+            *(sa.null(), sa.null(), sa.false(), sa.false(), sa.null()),
         ).where(witness.c.incarnation == sa.bindparam("own_incarnation", type_=sa.String))
         return sa.union_all(others, itself)
 
