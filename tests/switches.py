@@ -9,11 +9,12 @@ import pytest
 from trio_sessions import _brake, _cleanup, _estimate, _verdicts, _witness
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
-from trio_sessions._entry import Entry, Pending, Row
+from trio_sessions._entry import Entry, Row
 from trio_sessions._limiting import OverLimits
 from trio_sessions._logs import LogRoom
 from trio_sessions._mail._pending import Incoming
 from trio_sessions._mail._seen import Seen
+from trio_sessions._pending import Pending
 from trio_sessions._strays import Strays
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import Worker
