@@ -11,10 +11,16 @@ Each transaction has a COMMIT of its own. Else what fails at the commit (a full 
 notifications, a deferred constraint) would be told in the place of the sync's answer: psycopg
 takes it for that, loses the error, and cannot leave the pipeline. A lone statement that is
 prepared already needs neither.
+
+psycopg looks for the parameters of a statement of more than 4 KiB each time anew, which costs more
+than sending it; so ours are numbered once. An engine with a class of cursors of its own keeps it.
+https://www.psycopg.org/psycopg3/docs/advanced/cursors.html#cursor-raw
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,6 +29,7 @@ from sqlalchemy.exc import DBAPIError
 __all__ = ["in_one_round_trip", "one_after_the_other"]
 
 _PREPARED = "trio_sessions_prepared"
+_PLACEHOLDER = re.compile(r"%(?:\((?P<name>\w+)\)s|%)")
 
 
 def in_one_round_trip(
@@ -39,8 +46,7 @@ def in_one_round_trip(
     last = statements[-1]
     with _translated(connection, last):
         if len(statements) == 1 and last in prepared:
-            cursor = _cursor(driver)
-            cursor.execute(last, parameters, prepare=True)
+            cursor = _execute(driver, last, parameters)
         else:
             with driver.pipeline():
                 cursor = _transaction(driver, statements, parameters)
@@ -69,10 +75,29 @@ def one_after_the_other(
         return [cursor.fetchall() for cursor in cursors]
 
 
-def _cursor(driver: Any) -> Any:
+def _execute(driver: Any, statement: str, parameters: Mapping[str, Any]) -> Any:
+    """Send a statement; return its cursor."""
+    from psycopg import Cursor, RawCursor
     from psycopg.rows import namedtuple_row
 
-    return driver.cursor(row_factory=namedtuple_row)
+    if driver.cursor_factory is not Cursor:
+        cursor = driver.cursor(row_factory=namedtuple_row)
+        return cursor.execute(statement, parameters, prepare=True)
+    numbered, names = _numbered(statement)
+    cursor = RawCursor(driver, row_factory=namedtuple_row)
+    return cursor.execute(numbered, [parameters[name] for name in names], prepare=True)
+
+
+@lru_cache(maxsize=256)
+def _numbered(statement: str) -> tuple[str, tuple[str, ...]]:
+    """Return a statement with $1 for %(name)s, and the names in the order of their numbers."""
+    numbers: dict[str, int] = {}
+
+    def replace(found: re.Match[str]) -> str:
+        name = found["name"]
+        return "%" if name is None else f"${numbers.setdefault(name, len(numbers) + 1)}"
+
+    return _PLACEHOLDER.sub(replace, statement), tuple(numbers)
 
 
 def _transaction(driver: Any, statements: Sequence[str], parameters: Mapping[str, Any]) -> Any:
@@ -80,8 +105,7 @@ def _transaction(driver: Any, statements: Sequence[str], parameters: Mapping[str
     if driver.autocommit:  # else whoever has the connection commits
         driver.execute("BEGIN")
     for statement in statements:
-        cursor = _cursor(driver)
-        cursor.execute(statement, parameters, prepare=True)
+        cursor = _execute(driver, statement, parameters)
     if driver.autocommit:
         driver.execute("COMMIT")
     return cursor
