@@ -281,7 +281,7 @@ SWITCHES = [
         mix="lost adoptions",
     ),
     Switch(
-        "letters that come again are heard", _letters_come_again, "9", workers=4, mix="lost mail"
+        "letters that come again are heard", _letters_come_again, "5", workers=4, mix="lost mail"
     ),
     Switch("lost items are not missed", _lost_items_not_missed, "0", workers=4, mix="lost mail"),
     Switch("owners are not counted", _owners_not_counted, "0", mix="limits"),

@@ -18,9 +18,9 @@ __all__ = [
     "sqlstate",
 ]
 
-# A server that takes no writes, as a standby does, and one that goes, has crashed or only comes. A
-# standby also refuses whatever names a table that is not logged: as a feature that it has not.
-_ASTRAY = ("25006", "0A000", "57P01", "57P02", "57P03")
+# A server that takes no writes, as a standby does, and one that goes, has crashed or only comes.
+_READ_ONLY = "25006"
+_ASTRAY = (_READ_ONLY, "57P01", "57P02", "57P03")
 
 LOCK_NOT_AVAILABLE = "55P03"
 
@@ -53,13 +53,22 @@ def is_too_long(error: DBAPIError) -> bool:
 
 def leads_astray(error: DBAPIError) -> bool:
     """Say whether the connection leads to a server that is not, or no more, the right one."""
-    return sqlstate(error) in _ASTRAY
+    return sqlstate(error) in _ASTRAY or _names_what_a_standby_has_not(error)
+
+
+def _names_what_a_standby_has_not(error: DBAPIError) -> bool:
+    """Say whether a standby has refused a statement for a table that is not logged: the letters'.
+
+    It says so as of any feature that it has not, so its words decide. Where they are not English,
+    the next stamp finds out.
+    """
+    return sqlstate(error) == "0A000" and "recovery" in str(error.orig)
 
 
 def advice(error: DBAPIError) -> str:
     """Say what to do about an error, where the server's own words leave that open."""
-    match sqlstate(error):
-        case "25006" | "0A000":
+    match _READ_ONLY if _names_what_a_standby_has_not(error) else sqlstate(error):
+        case "25006":
             return (
                 "this server takes no writes, as a standby does; all connections to it were thrown "
                 "away, and the next operation connects anew"
