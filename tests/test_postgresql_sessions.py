@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 import trio
@@ -12,6 +13,7 @@ from servers import make_database, make_role, make_standby, run_sql
 
 from trio_sessions import RowUnavailable, StoreSchemaError, StoreUnavailable, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
+from trio_sessions.stores.database.postgresql import DATABASE
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
 BELL = 40.0  # seconds; a look without a bell comes after a minute
@@ -359,3 +361,17 @@ def listeners(url: sa.URL) -> set[int]:
             "WHERE datname = current_database() AND query LIKE 'SHOW%%LISTEN%%'"
         )
         return set(found.scalars())
+
+
+@pytest.mark.parametrize(
+    ("says", "astray"),
+    [
+        ("cannot access temporary or unlogged relations during recovery", True),
+        ("cached plan must not change result type", False),
+    ],
+)
+def test_only_a_standbys_lack_of_a_feature_leads_elsewhere(says: str, *, astray: bool) -> None:
+    """PostgreSQL has one code for every feature that is not there."""
+    error = sa.exc.DBAPIError("SELECT 1", None, psycopg.errors.FeatureNotSupported(says))
+    assert DATABASE.leads_astray(error) is astray
+    assert ("takes no writes" in DATABASE.advice(error)) is astray
