@@ -7,9 +7,10 @@ import trio
 import trio.testing
 from conftest import Shared
 
-from trio_sessions import SessionRegistry, open_registry
+from trio_sessions import NotSupported, SessionRegistry, StoreUnavailable, open_registry
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import Capabilities
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
@@ -114,6 +115,88 @@ async def test_what_cannot_be_asked_now_holds_up_no_other(
             await b.set_session_data(name, {"n": 1})
         await until_known(a, "t", (None, None, '{"n":1}'))
         assert of_a.faults["get_data"] == 1
+
+
+async def test_what_cannot_be_asked_now_is_asked_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Nobody else tells the holder, and the database may go back as soon as it is there again."""
+    memory = MemoryStore()
+    of_a = FaultyStore(memory)
+    async with open_registry(of_a, handlers=HANDLERS) as a, open_registry(memory) as b:
+        await a.add_session("s", FakeTransport())
+        of_a.fail(Fault.FAILS, "get_data", times=3)
+        await b.set_session_data("s", {"n": 1})
+        await until_known(a, "s", (None, None, '{"n":1}'))
+        assert of_a.faults["get_data"] == 3
+
+
+async def test_what_can_never_be_asked_is_asked_seldom_and_not_for_ever(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Ever more seldom; and no more once the session has gone."""
+    memory = MemoryStore()
+    of_a = FaultyStore(memory)
+    async with open_registry(of_a, handlers=HANDLERS) as a, open_registry(memory) as b:
+        await a.add_session("s", FakeTransport())
+        of_a.fail(Fault.FAILS, "get_data")
+        await b.set_session_data("s", {"n": 1})
+        await trio.sleep(1000)
+        assert 1000 / 30 <= of_a.faults["get_data"] < 1000 / 30 + 6
+        await a.remove_session("s")
+        of_a.faults.clear()
+        await trio.sleep(100)
+        assert of_a.faults["get_data"] == 0
+
+
+async def test_what_the_store_does_not_keep_is_not_asked_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A letter may be another version's; what comes after it is asked at once."""
+    memory = MemoryStore()
+    of_a = FaultyStore(memory)
+    async with open_registry(of_a, handlers=HANDLERS) as a, open_registry(memory) as b:
+        await a.add_session("s", FakeTransport())
+        of_a.error = NotSupported("no data")
+        of_a.fail(Fault.FAILS, "get_data")
+        await b.set_session_data("s", {"n": 1})
+        await b.set_session_owner("s", "bob")
+        await until_known(a, "s", ("bob", None, None))
+        await trio.sleep(100)
+        assert of_a.faults["get_data"] == 1
+
+
+async def test_what_was_said_again_while_it_was_asked_is_asked_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The answer that is under way may be older than what was said."""
+    memory = MemoryStore()
+    of_a = FaultyStore(memory)
+    async with open_registry(of_a, handlers=HANDLERS) as a, open_registry(memory) as b:
+        await a.add_session("s", FakeTransport())
+        of_a.fail(Fault.ANSWERS_LATE, "get_data", times=1, seconds=5)
+        await b.set_session_data("s", {"n": 1})
+        await trio.sleep(2)
+        assert of_a.faults["get_data"] == 1
+        await b.set_session_data("s", {"n": 2})
+        await until_known(a, "s", (None, None, '{"n":2}'))
+
+
+@pytest.mark.parametrize("written", ["[1]", "no JSON", "", "null"])
+async def test_what_no_holder_could_have_written_ends_nobody(
+    written: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Somebody else has written it: that costs this question, and not the registry."""
+    memory = MemoryStore()
+    async with open_registry(memory, handlers=HANDLERS) as a, open_registry(memory) as b:
+        for name in ("s", "t"):
+            await a.add_session(name, FakeTransport())
+            await b.store_client_capabilities(name, {"n": 1})
+        memory._rows["s"].capabilities = Capabilities(encoded=written, elicitation=False)
+        await until_known(a, "t", (None, '{"n":1}', None))
+        with pytest.raises(StoreUnavailable, match="JSON object"):
+            await b.get_client_capabilities("s")
+        assert known(a, "s") == (None, None, None)
 
 
 async def test_whoever_closes_waits_for_nothing_that_is_still_to_be_told(

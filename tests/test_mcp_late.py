@@ -1,5 +1,6 @@
 """A manager of sessions that is made when the server starts, and what may be wrong with it."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -10,8 +11,19 @@ import pytest
 
 pytest.importorskip("mcp")
 
-from mcp_fleet import BACKENDS, URL, Calls, at, begin, open_fleet, raw, run
-from mcp_late import make_fastmcp, make_late, needs_fastmcp
+from mcp_fleet import (
+    BACKENDS,
+    HEADERS,
+    INITIALIZE,
+    URL,
+    Calls,
+    at,
+    begin,
+    open_fleet,
+    raw,
+    run,
+)
+from mcp_late import KIND_NAMES, KINDS, make_fastmcp, make_late, needs_fastmcp
 from test_mcp_events import call, events, headers, one_store
 
 from trio_sessions import aio
@@ -116,6 +128,40 @@ def test_a_manager_that_lacks_a_seam_ends_the_start() -> None:
         assert "_server_instances" in told[0]["message"]
 
     run("asyncio", scenario)
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_a_body_may_be_as_large_as_the_manager_takes(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though that is known only once the server has started, and not when the router is made."""
+    monkeypatch.setattr("trio_sessions.mcp._manager.MOST_BYTES", 1000)
+
+    async def scenario() -> None:
+        async with (
+            open_fleet("trio", one_store(), make=KINDS[kind]) as fleet,
+            raw(fleet) as http,
+        ):
+            at(fleet, 0)
+            body = json.dumps(INITIALIZE).encode().ljust(2000)
+            began = await http.post(URL, content=body, headers=HEADERS)
+            assert began.status_code == 200
+            asked = json.dumps(call(7, "echo", {"text": "x" * 2000})).encode()
+            for place in range(2):
+                at(fleet, place)
+                answer = await http.post(
+                    URL, content=asked, headers=headers(began.headers["mcp-session-id"])
+                )
+                assert (place, answer.status_code) == (place, 200)
+            manager = fleet.workers[1].router._manager.manager
+            assert manager is not None
+            manager.max_request_body_size = 1000
+            refused = await http.post(
+                URL, content=asked, headers=headers(began.headers["mcp-session-id"])
+            )
+            assert refused.status_code == 413
+
+    run("trio", scenario)
 
 
 @needs_fastmcp

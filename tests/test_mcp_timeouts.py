@@ -3,6 +3,7 @@
 Time is the tests' own, where it is measured: nothing but Trio and memory.
 """
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ pytest.importorskip("mcp")
 
 from mcp_fleet import BACKENDS, HEADERS, URL, Fleet, at, begin, open_fleet, raw, run
 
+from trio_sessions.mcp._tunnel import PART_BYTES, Tunnel
 from trio_sessions.stores.memory import MemoryStore
 
 HOLDER, OTHER = 0, 1
@@ -73,6 +75,33 @@ def test_a_holder_that_streams_has_to_begin_at_once(app: Any) -> None:
             answer, took = await ask(fleet, http, OTHER, session_id)
             assert answer.status_code == 504
             assert CALL <= took < CALL + 1
+
+    jumping(scenario)
+
+
+@pytest.mark.parametrize("json_response", [False, True])
+def test_a_holder_that_takes_a_large_body_slowly_has_no_longer(
+    monkeypatch: pytest.MonkeyPatch, *, json_response: bool
+) -> None:
+    """Its parts have one time together, and the answer begins within it."""
+    take = Tunnel.part
+
+    async def part(tunnel: Tunnel, payload: Any) -> int:
+        await anyio.sleep(0.6 * CALL)
+        return await take(tunnel, payload)
+
+    monkeypatch.setattr(Tunnel, "part", part)
+
+    async def scenario() -> None:
+        async with open_two(json_response=json_response) as fleet, raw(fleet) as http:
+            session_id = await begin(fleet, http, HOLDER)
+            at(fleet, OTHER)
+            body = json.dumps(SLOW).encode().ljust(4 * PART_BYTES)
+            asked_at = anyio.current_time()
+            headers = {**HEADERS, "mcp-session-id": session_id}
+            answer = await http.post(URL, content=body, headers=headers)
+            assert answer.status_code == 504
+            assert CALL <= anyio.current_time() - asked_at < CALL + 1
 
     jumping(scenario)
 

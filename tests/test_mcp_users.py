@@ -1,6 +1,7 @@
 """A user who was recognised before the router is the same user at the worker that answers."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,28 @@ class Guest(AuthenticatedUser):
         self.name = name
 
 
+class Titled(AuthenticatedUser):
+    """Looks into its token for what is not in each."""
+
+    def __init__(self, token: AccessToken, name: str = "") -> None:
+        super().__init__(token)
+        self.name = name or (token.claims or {})["name"]
+
+
+class Attached(AuthenticatedUser):
+    """Is made of more than its token, without which there is nothing to ask."""
+
+    def __init__(self, token: AccessToken, source: Any = None) -> None:
+        super().__init__(token)
+        self.name = source.name
+
+
+class Open(AccessToken):
+    """May have anything."""
+
+    extra: Any = None
+
+
 class Marked(AuthenticatedUser):
     """Learns more later."""
 
@@ -95,9 +118,20 @@ def marked() -> AuthenticatedUser:
         lambda: AuthenticatedUser(Hidden(**TOKEN, key=SecretStr("s"))),
         lambda: AuthenticatedUser(AccessToken(**TOKEN, claims={"groups": {"a"}})),
         lambda: Guest(AccessToken(**TOKEN), "x"),
+        lambda: Titled(AccessToken(**TOKEN), "x"),
+        lambda: Attached(AccessToken(**TOKEN), SimpleNamespace(name="x")),
+        lambda: AuthenticatedUser(Open(**TOKEN, extra=object())),
         marked,
     ],
-    ids=["a field that JSON hides", "a claim of another type", "made of more", "has learned more"],
+    ids=[
+        "a field that JSON hides",
+        "a claim of another type",
+        "made of more",
+        "made of a claim that is not there",
+        "made of an object that is not there",
+        "a field that JSON cannot have",
+        "has learned more",
+    ],
 )
 def test_a_user_who_would_be_another_one_there_stays(make: Any) -> None:
     """Rights may hang on what would be lost; the message says which class, and nothing of it."""

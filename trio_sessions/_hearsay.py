@@ -3,7 +3,8 @@
 Owner, capabilities and data are written anew by the session's holder where the database has gone
 back, as it knows them. So whoever has changed them elsewhere leaves a letter for the holder, and
 that asks the database: the letter says what to ask for, and nothing is believed of it. What the
-answer is worth is judged as if a user had asked (`trio_sessions._saying`).
+answer is worth is judged as if a user had asked (`trio_sessions._saying`). What cannot be asked now
+is asked again, for as long as the session is held here.
 
 At most one letter a second goes to one holder, with all that was said meanwhile, so a session that
 is changed with each request costs no more. A letter may be lost, and a holder that collects none
@@ -26,7 +27,7 @@ from trio_sessions._saying import What
 from trio_sessions._session_data import SessionData
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import Part
-from trio_sessions.errors import SessionsError
+from trio_sessions.errors import NotSupported, SessionsError
 from trio_sessions.types import Holder, fingerprint
 
 __all__ = ["Hearsay"]
@@ -34,6 +35,7 @@ __all__ = ["Hearsay"]
 logger = logging.getLogger("trio_sessions.rows")
 
 _PAUSE = 1.0  # seconds for which what is said is gathered, and between two rounds of questions
+_LONGEST = 30.0  # seconds between two rounds, once nothing could be asked for a while
 _MOST = 10_000  # things to tell one holder, or to ask for; what is more is not told
 _LETTER = 1000  # things in one letter
 
@@ -109,35 +111,48 @@ class Hearsay:
         if self._is_closed:
             return
         here = [one for one in things if one[0] in self._table]
-        self._to_ask |= dict.fromkeys(here[: _MOST - len(self._to_ask)])
+        self._to_ask |= dict.fromkeys(here[: max(0, _MOST - len(self._to_ask))])
         if self._to_ask and not self._asks:
             self._background.start_lasting(self._ask)
             self._asks = True
 
     async def _ask(self) -> None:
+        pause = _PAUSE
         try:
             while self._to_ask:
-                await self._ask_for_some()
-                await trio.sleep(_PAUSE)
+                pause = _PAUSE if await self._ask_for_some() else min(2 * pause, _LONGEST)
+                await trio.sleep(pause)
         finally:
             self._asks = False
 
-    async def _ask_for_some(self) -> None:
-        """Ask for one thing after another, until all are known, or one cannot be asked for."""
+    async def _ask_for_some(self) -> bool:
+        """Ask for one thing after another, until all are known, or one cannot be asked for.
+
+        That one is asked for after all others: it may be its own fault.
+
+        Returns:
+            False: nothing could be asked for.
+        """
+        has_asked = False
         while self._to_ask:
-            session_id, what = next(iter(self._to_ask))
-            del self._to_ask[session_id, what]
+            session_id, what = asked = next(iter(self._to_ask))
+            del self._to_ask[asked]  # before: if it is said again meanwhile, the answer may be old
             if session_id not in self._table:
                 continue
             try:
                 await self._ask_for(session_id, what)
+            except NotSupported:
+                continue  # a letter of somebody whose store keeps more
             except SessionsError as exc:
                 logger.debug(
                     "what was said of session %s elsewhere cannot be read now: %s",
                     fingerprint(session_id),
                     exc,
                 )
-                return
+                self._to_ask[asked] = None
+                return has_asked
+            has_asked = True
+        return True
 
     async def _ask_for(self, session_id: str, what: str) -> None:
         """Ask as a user would; the answer is noted on its way."""

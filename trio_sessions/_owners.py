@@ -9,7 +9,7 @@ import trio
 
 from trio_sessions._edge import chunked
 from trio_sessions._entry import Entry, Row
-from trio_sessions._json import decode, size_of
+from trio_sessions._json import decode_object, size_of
 from trio_sessions._pending import Pending
 from trio_sessions._saying import Said, Saying, SayOrder, What, not_found
 from trio_sessions.errors import SessionsError, StoreUnavailable
@@ -158,7 +158,7 @@ class Owners(Saying):
         """See `SessionRegistry.get_client_capabilities`."""
         entry = await self._noted(session_id)
         if entry is not None and entry.pending.capabilities is not None:
-            return _decode_capabilities(entry.pending.capabilities.encoded)
+            return decode_object(entry.pending.capabilities.encoded)
         while True:
             if await self._is_left_behind(session_id):
                 return None
@@ -166,9 +166,9 @@ class Owners(Saying):
             encoded = await self._edge.get_capabilities(session_id)
             if self._known(session_id) == known:
                 break
-        if encoded is None:
+        decoded = decode_object(encoded)
+        if encoded is None or decoded is None:
             return None
-        decoded = _decode_capabilities(encoded)
         entry, _ = asked
         if entry is not None:
             _, told, *_ = entry.told
@@ -211,9 +211,3 @@ class Owners(Saying):
                 await trio.lowlevel.checkpoint()
             else:
                 return capable, ended
-
-
-def _decode_capabilities(encoded: str) -> dict[str, object]:
-    decoded = decode(encoded)
-    assert isinstance(decoded, dict)
-    return decoded

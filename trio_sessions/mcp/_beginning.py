@@ -27,7 +27,7 @@ class Beginnings:
         manager: of the SDK's sessions.
         owner: says whose a request is, once the application has looked at it.
         idle_timeout: seconds, of a session.
-        most: bytes of a request that makes a session.
+        most: says how many bytes may be in a request that makes a session.
         is_ending: says whether this worker leaves, and takes no more.
     """
 
@@ -39,7 +39,7 @@ class Beginnings:
         *,
         owner: Callable[[Scope], str | None],
         idle_timeout: float | None,
-        most: int,
+        most: Callable[[], int],
         is_ending: Callable[[], bool],
     ) -> None:
         self._app = app
@@ -54,11 +54,12 @@ class Beginnings:
         """Let the application answer, and note the session that it makes, if it makes one."""
         conversation = Conversation()
         heard = bytearray()
+        most = self._most()
         is_refused = False
 
         async def listen() -> Message:
             message = await receive()
-            if message["type"] == "http.request" and len(heard) <= self._most:
+            if message["type"] == "http.request" and len(heard) <= most:
                 heard.extend(message.get("body", b""))
             return message
 
@@ -94,7 +95,7 @@ class Beginnings:
             idle_timeout=self._idle_timeout,
         )
         held.wake(session_id)
-        if len(body) > self._most:
+        if len(body) > self._most():
             await held.disconnect()
             await answer_error(send, 413, TOO_LARGE)
             return False

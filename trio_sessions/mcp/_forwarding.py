@@ -186,12 +186,12 @@ class Forwarding:
     async def _pass_on(self, to: str, exchange: Exchange, answering: _Answering) -> Outcome:
         was_asked = False
         try:
-            packed_request = await self._packed(to, exchange)
-            stream = self._registry.workers.stream(to, SERVE, packed_request, timeout=self._timeout)
             asked_at = anyio.current_time()
             # The other worker's beats say that it lives; this, that it has to answer, too.
             with anyio.CancelScope(deadline=asked_at + self._timeout) as patience:
-                async with stream as items:
+                request = await self._packed(to, exchange)
+                workers = self._registry.workers
+                async with workers.stream(to, SERVE, request, timeout=self._timeout) as items:
                     was_asked = True
                     async for packed in items:
                         item = Item.unpack(packed)

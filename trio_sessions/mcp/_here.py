@@ -33,7 +33,7 @@ class Here:
         owner: says whose a request is, once the application has looked at it.
         timeout: seconds for a session that has come from another worker to begin again.
         answer_timeout: seconds until an answer begins; None: as long as it takes.
-        most: bytes of a request.
+        most: says how many bytes may be in a request.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Here:
         owner: Callable[[Scope], str | None],
         timeout: float,
         answer_timeout: float | None,
-        most: int,
+        most: Callable[[], int],
     ) -> None:
         self._app = app
         self._registry = registry
@@ -96,7 +96,7 @@ class Here:
             await send(message)
 
         with patience:
-            await bounded(self._app, own, receive, tell, most=self._most)
+            await bounded(self._app, own, receive, tell, most=self._most())
         if patience.cancelled_caught:
             await _tell(_refusal(504, "the server does not answer"), send)
         if is_open_stream:  # the SDK leaves it open when the session, or the server, ends

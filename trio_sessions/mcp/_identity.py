@@ -28,6 +28,8 @@ USER = "trio_sessions.mcp.user"
 T = TypeVar("T")
 
 _MOST = 255  # characters of an owner
+_UNMADE = (AttributeError, LookupError, TypeError, ValueError)
+"""What a class may raise that is made of its token alone, and needs more, or JSON of a token."""
 
 
 def owner_of(scope: Scope) -> str | None:
@@ -63,14 +65,11 @@ def user_of(scope: Scope) -> dict[str, Any] | None:
     if not isinstance(user, AuthenticatedUser):
         return None
     token = user.access_token
-    packed = {
-        "user": _name(type(user)),
-        "kind": _name(type(token)),
-        "token": token.model_dump(mode="json", round_trip=True),
-    }
+    packed: dict[str, Any] = {"user": _name(type(user)), "kind": _name(type(token))}
     try:
+        packed["token"] = token.model_dump(mode="json", round_trip=True)
         is_same = vars(_unpack(packed)) == vars(user)
-    except (TypeError, ValueError):
+    except _UNMADE:
         is_same = False
     if not is_same:
         raise UserStaysHere(
@@ -94,7 +93,7 @@ def give_user(scope: Scope, packed: Mapping[str, Any]) -> AuthenticatedUser:
     """
     try:
         user = _unpack(packed)
-    except (KeyError, TypeError, ValueError):  # pydantic's quotes what it was given
+    except _UNMADE:  # pydantic's quotes what it was given
         raise ValueError(
             "the user that another worker has sent cannot be read: is its class loaded here?"
         ) from None

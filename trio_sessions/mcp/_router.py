@@ -32,7 +32,7 @@ from trio_sessions.mcp._held import HeldSession
 from trio_sessions.mcp._here import MOVING, NOT_FOUND, Here
 from trio_sessions.mcp._identity import given_user, owner_of
 from trio_sessions.mcp._lifespan import live
-from trio_sessions.mcp._manager import find_sessions
+from trio_sessions.mcp._manager import SdkSessions, find_sessions
 from trio_sessions.mcp._moving import move_all
 from trio_sessions.mcp._places import Places
 from trio_sessions.mcp._runs import has_begun, name_of, note
@@ -125,14 +125,9 @@ class SessionRouter:
             idle_timeout = seconds("idle_timeout", idle_timeout)
         endpoints = find_endpoints(app)
         found = find_sessions(app, manager, is_needed=not endpoints)
-        if max_body_bytes is None:
-            max_body_bytes = found.max_request_body_size
-        if isinstance(max_body_bytes, bool) or not isinstance(max_body_bytes, int):
-            raise TypeError("max_body_bytes must be a number of bytes")
-        if max_body_bytes < 1:
-            raise ValueError(f"max_body_bytes must be 1 or more, not {max_body_bytes}")
+        most = _bound(max_body_bytes, found)
         self._registry = registry
-        self._max_body_bytes = max_body_bytes
+        self._most = most
         self._owner = owner
         self._manager = found
         self._ends = anyio.Event()
@@ -149,7 +144,7 @@ class SessionRouter:
             endpoints=endpoints,
             owner=self._owner_of,
             may=self._may,
-            most=max_body_bytes,
+            most=most,
             timeout=self._call_timeout,
             is_ending=lambda: self._is_ending,
         )
@@ -160,7 +155,7 @@ class SessionRouter:
             found,
             owner=self._owner_of,
             idle_timeout=idle_timeout,
-            most=max_body_bytes,
+            most=most,
             is_ending=lambda: self._is_ending,
         )
         self._here = Here(
@@ -169,7 +164,7 @@ class SessionRouter:
             owner=self._owner_of,
             timeout=self._call_timeout,
             answer_timeout=answer_timeout,
-            most=max_body_bytes,
+            most=most,
         )
         self._places = Places(registry, found, idle_timeout=idle_timeout)
         self._tunnel = tunnel_of(registry)
@@ -360,7 +355,7 @@ class SessionRouter:
                 await self._stays(place)
                 continue
             if exchange is None:
-                body = await read_body(scope, receive, self._max_body_bytes)
+                body = await read_body(scope, receive, self._most())
                 run = name_of(scope["method"], body)
                 passed = scope if self._owner is None else {**scope, OWNER: self._owner_of(scope)}
                 exchange = Exchange(session_id, passed, receive, send, body, run)
@@ -382,6 +377,17 @@ class SessionRouter:
                 await self._sse.serve(held, scope, receive, send)
             else:
                 await self._here.serve(held, scope, receive, send)
+
+
+def _bound(max_body_bytes: int | None, sessions: SdkSessions) -> Callable[[], int]:
+    """Return what says how large a body may be; the manager's own bound may not be known yet."""
+    if max_body_bytes is None:
+        return lambda: sessions.max_request_body_size
+    if isinstance(max_body_bytes, bool) or not isinstance(max_body_bytes, int):
+        raise TypeError("max_body_bytes must be a number of bytes")
+    if max_body_bytes < 1:
+        raise ValueError(f"max_body_bytes must be 1 or more, not {max_body_bytes}")
+    return lambda: max_body_bytes
 
 
 def _is_modern(scope: Scope) -> bool:

@@ -53,7 +53,7 @@ class SseSessions:
         endpoints: the paths that are posted to; none: the application has no such transport.
         owner: says whose a request is, once the application has looked at it.
         may: says whether a request may be for a session of that owner, as far as is known yet.
-        most: bytes of a post.
+        most: says how many bytes may be in a post.
         timeout: seconds for which the server may let a post wait that has been answered.
         is_ending: says whether this worker leaves, and takes no more.
     """
@@ -67,7 +67,7 @@ class SseSessions:
         endpoints: frozenset[str],
         owner: Callable[[Scope], str | None],
         may: Callable[[Scope, str | None], bool],
-        most: int,
+        most: Callable[[], int],
         timeout: float,
         is_ending: Callable[[], bool],
     ) -> None:
@@ -154,7 +154,7 @@ class SseSessions:
         stream = self.here(session_id)
         if stream is not None and self._may(scope, stream.owner):
             self._registry.touch(session_id)
-            await bounded(self._app, scope, receive, send, most=self._most)
+            await bounded(self._app, scope, receive, send, most=self._most())
             return
         try:
             outcome = await self._pass_on(session_id, scope, receive, send)
@@ -182,7 +182,7 @@ class SseSessions:
             return Outcome.ELSEWHERE
         if not info.worker_alive:  # as far as is known: it may only have been stopped for a while
             return Outcome.UNHEARD
-        body = await read_body(scope, receive, self._most)
+        body = await read_body(scope, receive, self._most())
         passed = {**scope, OWNER: self._owner(scope)}
         exchange = Exchange(session_id, passed, receive, send, body, run="")
         return await self._forwarding.forward(info.incarnation, exchange)
