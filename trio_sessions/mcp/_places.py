@@ -164,7 +164,8 @@ class Places:
             if info.worker_alive:
                 if info.worker_id == self._registry.worker_id:
                     held = await self.arrived(session_id)
-                    if held is None:
+                    # Else it has just ended, or it is a stream of an old client.
+                    if held is None and self._registry.get_session_sync(session_id) is None:
                         raise StoreUnavailable("an earlier life of this worker has the session")
                     return held
                 return self._remember(session_id, Place(info.incarnation, info.owner))
