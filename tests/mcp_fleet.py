@@ -39,10 +39,12 @@ __all__ = [
     "at",
     "begin",
     "client",
+    "leave_early",
     "make_app",
     "open_fleet",
     "raw",
     "run",
+    "scope_of",
     "text_of",
     "through",
 ]
@@ -239,6 +241,50 @@ class Fleet(httpx2.AsyncBaseTransport):
         return next(worker for worker in self.workers if worker is not self.holder())
 
 
+def scope_of(request: httpx2.Request) -> dict[str, Any]:
+    """Return a request as ASGI has it."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": "http",
+        "path": request.url.path,
+        "raw_path": request.url.raw_path,
+        "query_string": request.url.query,
+        "headers": [(key.lower(), value) for key, value in request.headers.raw],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8000),
+        "root_path": "",
+    }
+
+
+async def leave_early(worker: Worker, request: httpx2.Request) -> None:
+    """Make a request that begins a session, and leave while the registry is being told of it."""
+    body = await request.aread()
+    gone = anyio.Event()
+    given = False
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker.router, scope_of(request), receive, send)
+        while not worker.ids():
+            await anyio.sleep(0.01)
+        assert sent == []
+        gone.set()
+
+
 async def through(tasks: anyio.abc.TaskGroup, app: Any, request: httpx2.Request) -> httpx2.Response:
     """Let an ASGI application answer; the answer's body streams."""
     body = await request.aread()
@@ -266,24 +312,9 @@ async def through(tasks: anyio.abc.TaskGroup, app: Any, request: httpx2.Request)
             if not message.get("more_body"):
                 into.close()
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": request.method,
-        "scheme": "http",
-        "path": request.url.path,
-        "raw_path": request.url.raw_path,
-        "query_string": request.url.query,
-        "headers": [(key.lower(), value) for key, value in request.headers.raw],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 8000),
-        "root_path": "",
-    }
-
     async def answer() -> None:
         try:
-            await app(scope, receive, send)
+            await app(scope_of(request), receive, send)
         finally:
             head.set()
             into.close()

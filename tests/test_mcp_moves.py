@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("mcp")
 
-from mcp_fleet import BACKENDS, Fleet, Worker, begin, open_fleet, raw, run
+from mcp_fleet import BACKENDS, HEADERS, URL, Fleet, Worker, at, begin, open_fleet, raw, run
 
 from trio_sessions.mcp._held import HeldSession
 from trio_sessions.stores.memory import MemoryStore
@@ -17,6 +17,8 @@ pytestmark = [
     pytest.mark.parametrize("backend", BACKENDS),
     pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning"),
 ]
+
+PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
 
 def one_store() -> Any:
@@ -109,6 +111,29 @@ def test_what_cannot_be_adopted_stays_for_another_worker(backend: str) -> None:
             assert sorted(fleet.workers[0].ids()) == sorted(ids)
             assert refusing.store.faults["Claim"]
             refusing.store.heal()
+
+    run(backend, scenario)
+
+
+def test_a_session_that_a_letter_has_brought_unheard_answers(backend: str) -> None:
+    """The offer was taken, and the answer lost: it is held as soon as its client asks anybody."""
+
+    async def scenario() -> None:
+        async with (
+            open_fleet(backend, one_store(), size=3, cleanup_interval=5.0) as fleet,
+            raw(fleet) as http,
+        ):
+            session_id = await begin(fleet, http, 0)
+            unheard = fleet.workers[2]  # the youngest is asked first
+            unheard.store.fail(Fault.COMMITS_THEN_FAILS, "Claim", times=1)
+            await leave(fleet, fleet.workers[0])
+            assert unheard.store.faults["Claim"] == 1
+            assert [worker.ids() for worker in fleet.workers] == [[], []]
+            at(fleet, 0)
+            headers = {**HEADERS, "mcp-session-id": session_id}
+            answer = await http.post(URL, json=PING, headers=headers)
+            assert answer.status_code == 200
+            assert unheard.ids() == [session_id]
 
     run(backend, scenario)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 
 pytest.importorskip("mcp")
@@ -15,6 +16,7 @@ from mcp_fleet import (
     Fleet,
     at,
     begin,
+    leave_early,
     open_fleet,
     raw,
     run,
@@ -140,6 +142,22 @@ def test_no_session_begins_at_a_worker_that_leaves(backend: str) -> None:
             answer = await http.post(URL, json=INITIALIZE, headers=HEADERS)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
             assert (worker.sdk_sessions, worker.ids()) == (0, [])
+
+    run(backend, scenario)
+
+
+def test_a_client_that_leaves_while_its_session_begins_leaves_none(backend: str) -> None:
+    """Nobody has been told its id, and it is not idle for long enough."""
+
+    async def scenario() -> None:
+        async with open_fleet(backend, one_store(), size=1) as fleet:
+            worker = fleet.workers[0]
+            worker.store.fail(Fault.ANSWERS_LATE, "Claim", times=1, seconds=0.5)
+            await leave_early(worker, httpx2.Request("POST", URL, json=INITIALIZE, headers=HEADERS))
+            with anyio.fail_after(10):
+                while worker.ids():
+                    await anyio.sleep(0.01)
+            assert worker.sdk_sessions == 0
 
     run(backend, scenario)
 

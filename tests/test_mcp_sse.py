@@ -18,7 +18,7 @@ from mcp.client.session import ClientSession
 from mcp.client.sse import sse_client
 from mcp.server import MCPServer
 from mcp.server.sse import SseServerTransport
-from mcp_fleet import BACKENDS, Calls, Fleet, at, make_app, open_fleet, raw, run
+from mcp_fleet import BACKENDS, Calls, Fleet, at, leave_early, make_app, open_fleet, raw, run
 from starlette.responses import StreamingResponse
 from starlette.routing import Mount, Route
 from test_mcp_owners import one_store
@@ -28,6 +28,7 @@ from trio_sessions.limits import Limits
 from trio_sessions.mcp import SessionRouter, handlers
 from trio_sessions.mcp._sdk import find_endpoints
 from trio_sessions.mcp._sse_stream import id_in
+from trio_sessions.testing import Fault
 
 both = pytest.mark.parametrize("backend", BACKENDS)
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
@@ -297,6 +298,21 @@ def test_what_was_answered_reaches_the_server(
                 await is_over.wait()
                 await anyio.wait_all_tasks_blocked()
                 assert ("does not take" in caplog.text) is not takes
+
+    run(backend, scenario)
+
+
+@both
+def test_a_client_that_leaves_before_its_session_is_told_leaves_none(backend: str) -> None:
+    """The database is slow, and the session stays added though nobody waits for it any more."""
+
+    async def scenario() -> None:
+        async with old_fleet(backend, size=1) as fleet:
+            worker = fleet.workers[0]
+            worker.store.fail(Fault.ANSWERS_LATE, "Claim", times=1, seconds=0.5)
+            await leave_early(worker, httpx2.Request("GET", SSE))
+            with anyio.fail_after(10):
+                await until_gone(fleet)
 
     run(backend, scenario)
 

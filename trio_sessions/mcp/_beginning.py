@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable
 
+import anyio
+
 from trio_sessions.errors import MessageTooLarge, SessionsError
 from trio_sessions.mcp._asgi import TOO_LARGE, answer_error, header
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
@@ -114,5 +116,9 @@ class Beginnings:
             await held.disconnect()
             await answer_error(send, 503, "no session can begin here now", retry_after=1)
             return False
+        except anyio.get_cancelled_exc_class():  # it stays added, and its client knows no id of it
+            with anyio.CancelScope(shield=True):  # it waits for nobody
+                await held.disconnect()
+            raise
         conversation.session_id = session_id
         return True

@@ -9,7 +9,13 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from trio_sessions.errors import SessionsError, StoreUnavailable
+from trio_sessions.errors import (
+    RegistryDraining,
+    SessionRevoked,
+    SessionsError,
+    StoreUnavailable,
+    TooManySessions,
+)
 from trio_sessions.mcp._contracts import Registry
 from trio_sessions.mcp._conversation import Conversation
 from trio_sessions.mcp._held import HeldSession
@@ -22,6 +28,7 @@ logger = logging.getLogger("trio_sessions.mcp")
 
 _MOST = 10_000  # places remembered
 _AT_ONCE = 20  # sessions adopted at a time: their claims share the writer's batches
+_MOST_UNSURE = 1_000  # adoptions whose answer was lost that are remembered, with all of their data
 _TRIES = 5  # to take a session over, where others do so, too
 
 
@@ -31,6 +38,15 @@ class Place:
 
     incarnation: str
     owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsure:
+    """An adoption whose answer was lost: the row may be ours, and nobody holds it."""
+
+    data: Mapping[str, Any] | None
+    owner: str | None
+    from_worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +91,7 @@ class Places:
         self._idle_timeout = idle_timeout
         self._known: OrderedDict[str, Place] = OrderedDict()
         self._coming: dict[str, anyio.Event] = {}
+        self._unsure: OrderedDict[str, _Unsure] = OrderedDict()
 
     @property
     def server(self) -> str | None:
@@ -97,6 +114,26 @@ class Places:
             await anyio.lowlevel.checkpoint()
         return self.here(session_id)
 
+    async def settled(self, session_id: str) -> HeldSession | None:
+        """Return a session that is held here, is just coming, or may have come unheard.
+
+        Where the answer to its adoption was lost, it is adopted again: the row may be this
+        worker's, which nobody else adopts then, and a pass deletes it when nobody asks.
+
+        Raises:
+            StoreUnavailable: nobody knows whether it is here.
+        """
+        held = await self.arrived(session_id)
+        unsure = self._unsure.get(session_id)
+        if held is not None or unsure is None:
+            return held
+        try:
+            return await self.adopt(
+                session_id, unsure.data, owner=unsure.owner, from_worker=unsure.from_worker
+            )
+        except (RegistryDraining, TooManySessions):
+            return None  # another worker may have it
+
     def forget(self, session_id: str) -> None:
         """Ask anew where a session is."""
         self._known.pop(session_id, None)
@@ -110,10 +147,11 @@ class Places:
         Raises:
             InvalidSessionId: there cannot be one.
             RegistryDraining, TooManySessions: it would have to come here, and may not.
-            StoreUnavailable: the database cannot say, or other workers are always faster.
+            StoreUnavailable: the database cannot say, or other workers are always faster; or an
+                earlier life of this worker has it, of which it is not known yet that it is over.
         """
         for _ in range(_TRIES):
-            held = await self.arrived(session_id)
+            held = await self.settled(session_id)
             if held is not None:
                 return held
             known = self._known.get(session_id)
@@ -125,7 +163,11 @@ class Places:
                 return None
             if info.worker_alive:
                 if info.worker_id == self._registry.worker_id:
-                    return await self.arrived(session_id)  # it has just come, or gone
+                    held = await self.arrived(session_id)
+                    # Else it has just ended, or it is a stream of an old client.
+                    if held is None and self._registry.get_session_sync(session_id) is None:
+                        raise StoreUnavailable("an earlier life of this worker has the session")
+                    return held
                 return self._remember(session_id, Place(info.incarnation, info.owner))
             held = await self.adopt(
                 session_id, info.data, owner=info.owner, from_worker=info.incarnation
@@ -186,14 +228,27 @@ class Places:
         coming = self._coming[session_id] = anyio.Event()
         try:
             won = await self._registry.adopt_session(session_id, held, from_worker=from_worker)
+        except StoreUnavailable:
+            self._note_unsure(session_id, _Unsure(data, owner, from_worker))
+            raise
+        except SessionRevoked:
+            self._unsure.pop(session_id, None)
+            raise
         finally:
             del self._coming[session_id]
             coming.set()
+        self._unsure.pop(session_id, None)
         self.forget(session_id)
         if not won:
             return None
         logger.info("session %s was taken over", fingerprint(session_id))
         return held
+
+    def _note_unsure(self, session_id: str, unsure: _Unsure) -> None:
+        self._unsure[session_id] = unsure
+        self._unsure.move_to_end(session_id)
+        if len(self._unsure) > _MOST_UNSURE:
+            self._unsure.popitem(last=False)
 
     async def take_over(self, payload: Any) -> list[str]:
         """Adopt sessions of a worker that leaves; return the ids of those that came.

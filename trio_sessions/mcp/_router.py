@@ -253,7 +253,11 @@ class SessionRouter:
         stream = self._sse.here(session_id)
         if stream is not None:
             return stream
-        held = await self._places.arrived(session_id)
+        try:
+            held = await self._places.settled(session_id)
+        except SessionsError as exc:  # nothing was done: whoever passes the request on asks again
+            logger.warning("session %s cannot be had: %s", fingerprint(session_id), exc)
+            return None
         if held is not None and self._is_ending:
             await self._stays(held)
             return None

@@ -120,6 +120,7 @@ class SseSessions:
             await self._app(scope, opening.receive, opening.send)
             await opening.finish()
         finally:
+            opening.end()  # its client may have left while the registry was being told
             await self._forget(opening.stream)
 
     async def _admit(self, session_id: str, scope: Scope, ends: anyio.Event) -> SseStream | None:

@@ -166,6 +166,10 @@ class Opening:
         await self._send(head)
         await self._send({**message, "body": self._beginning.heard})
 
+    def end(self) -> None:
+        """Say that the stream has ended, to whoever holds its session: a pass removes it."""
+        self._ends.set()
+
     async def finish(self) -> None:
         """End an answer that the application has left open."""
         if self._goes_on:
