@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def test_two_processes_share_sessions_and_events(sqlite_url: sa.URL) -> None:
             assert other.say("DELETE", None, one).status_code == 200
             assert other.say("DELETE", None, one).status_code == 404
         assert sqlite_url.database is not None
-        with sqlite3.connect(sqlite_url.database) as database:
+        with closing(sqlite3.connect(sqlite_url.database)) as database:
             for table in ("sessions", "logs"):
                 (count,) = database.execute(f"SELECT count(*) FROM trio_{table}").fetchone()
                 assert count == 0, table
