@@ -17,7 +17,7 @@ class WorkerStore(Store):
 
     **The witness.** "No row" means something only if the store that says so has forgotten nothing
     since it confirmed the row. So a worker's row has a *history*, a random word of the worker's,
-    and a *beat* that the store counts: each batch and each stamp that is committed makes it one
+    and a *beat* that the store counts: each stamp that is committed, a batch's too, makes it one
     higher. Who knows that a row was there at a beat may believe that it is gone if the store shows
     the same history and no lower beat **in the snapshot in which it has looked for the row**:
     whatever outlives a crash, a fail-over or a restore is a prefix of what was committed.
