@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +153,11 @@ class _Pragmas:
 
     def __init__(self) -> None:
         self.text: str | None = None
+        self.engines = ExitStack()  # engines that are handed in are not the store's to dispose of
 
     def make_store(self, url: sa.URL) -> DatabaseStore:
         engine = sa.create_engine(url)
+        self.engines.callback(engine.dispose)
 
         @sa.event.listens_for(engine, "checkout")
         def set_it(connection: Any, record: object, proxy: object) -> None:
@@ -169,7 +171,8 @@ class _Pragmas:
 def _with_pragmas(world: World) -> Iterator[_Pragmas]:
     pragmas = _Pragmas()
     world.make_store = pragmas.make_store
-    yield pragmas
+    with pragmas.engines:
+        yield pragmas
 
 
 @fault(SQLITE, arrange=_with_pragmas)
