@@ -74,12 +74,12 @@ class _ClaimOrder(Order[Claimed]):
         self._claims.dropped(part.dropped)
 
     def conclude(self, result: outcome.Outcome[Claimed] | None) -> None:
-        if isinstance(result, outcome.Error):
-            assert isinstance(result.error, Exception)
-            self._entry.fail(result.error)
-        elif isinstance(result, outcome.Value):
+        if isinstance(result, outcome.Value):
             assert self._made is not None
             self._claims.conclude(self._entry, self._made, result.value)
+        elif isinstance(result, outcome.Error):
+            assert isinstance(result.error, Exception)
+            self._entry.fail(result.error)
         else:
             self._entry.fail(None)
 

@@ -4,6 +4,7 @@ The store counts once for all claims of a batch; those that come in are counted 
 """
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 from trio_sessions.types import Holder
 from trio_sessions.writes import Claim, Claimed, Outcome, Write
@@ -18,7 +19,7 @@ TOO_MANY = Claimed(
 )
 
 
-def is_limited(write: Write[object]) -> bool:
+def is_limited(write: Write[object]) -> TypeGuard[Claim]:
     """Say whether a write may be refused for its owner has too many sessions."""
     return (
         isinstance(write, Claim)

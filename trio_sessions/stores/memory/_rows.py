@@ -102,7 +102,7 @@ class Rows(dict[str, Row]):
             batch: the batch.
             lives: says whether an incarnation is not gone.
         """
-        limited = [claim for _, claim in batch.of(Claim) if is_limited(claim)]
+        limited = [write for write in batch.writes if is_limited(write)]
         if not limited:
             return None
         ended = {claim.session_id: claim.ended for claim in limited}
