@@ -70,10 +70,6 @@ class Fleet(Workers):
         copied._gone = dict(self._gone)
         return copied
 
-    def knows(self, worker: Worker) -> bool:
-        """Say whether a worker has a row."""
-        return worker.incarnation in self._rows
-
     def note_server(self, server: int, now: float) -> None:
         """Note the server under which the fleet is stamped; others find out in a while."""
         if self.server != server:
