@@ -38,7 +38,8 @@ class WorkerStore(Store):
     worker that has begun a history, does not leave, and has no row (its batches name a stamp, and
     do nothing). Meanwhile "there is no such session" is unknown: questions raise
     `StoreUnavailable`, writes are answered with `RowDoubtful`, and so is a `ClaimOwner` of a
-    session of another incarnation that has no owner. A refresh is not concerned, for its worker has its own witness.
+    session of another incarnation that has no owner. A refresh is not concerned, for its
+    worker has its own witness.
     """
 
     part = Part.WORKERS
