@@ -14,7 +14,7 @@ from trio_sessions._entry import Entry
 
 __all__ = ["MOST", "Departures"]
 
-MOST = 100_000  # ids that are kept; the TTL sees to the rows of older ones
+MOST = 100_000  # ids that are kept; a pass finds the rows of older ones as strays
 
 
 class Departures:

@@ -106,7 +106,7 @@ class Connections:
             self._ended = None
         # What an engine that was handed in keeps open nobody knows.
         self._database.opens(self if self._given is None else self._given, self._url)
-        options = self._database.engine_options(self._url)
+        options = self._database.engine_options(self._url, self._timeouts)
         if self._given is not None:
             # The same pool, and nothing of the user's engine is changed.
             return self._given.execution_options(**options)

@@ -83,7 +83,7 @@ class Shutdown:
             os.close(self._descriptor)
 
 
-def engine_options(_: sa.URL) -> Mapping[str, Any]:
+def engine_options(_url: sa.URL, _timeouts: Timeouts) -> Mapping[str, Any]:
     """One statement is one transaction: that saves two round trips."""
     return {"isolation_level": "AUTOCOMMIT"}
 
