@@ -86,7 +86,7 @@ class Keeper:
                 self._registry = SessionRegistry(house)
                 self._opened.set()
                 await self._stop.wait()
-            except BaseException:
+            except BaseException:  # ends the block at once; raised when that has ended
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
                     await self._stop.wait()

@@ -120,7 +120,7 @@ class WebSocketTransport:
             await self._connection.send_message(encoded)
         except self._has_ended as exc:
             raise trio.BrokenResourceError("the peer is gone") from exc
-        except BaseException:
+        except BaseException:  # half a frame may have gone; raised again
             self._closed = True
             await trio.aclose_forcefully(self._connection)
             raise

@@ -253,7 +253,7 @@ class Connections:
         connection = self._engine.connect()
         try:
             operation.hold(connection.connection.dbapi_connection)
-        except BaseException:
+        except BaseException:  # the connection goes back; raised again
             connection.close()
             raise
         return connection
@@ -290,7 +290,7 @@ class Connections:
             with self._told(connection):
                 connection.detach()
                 prepare(connection)
-        except BaseException:
+        except BaseException:  # the connection goes back; raised again
             connection.close()
             raise
         return connection

@@ -185,7 +185,7 @@ class DatabaseStore(
         connections = self._opened.join(worker)
         try:
             await connections.open(worker, partial(self._prepare, allowed))
-        except BaseException:
+        except BaseException:  # what was opened is closed; raised again
             with trio.CancelScope(shield=True):
                 await self.close(worker)
             raise
