@@ -24,7 +24,6 @@ See docs/decisions/0009-one-writer.md.
 """
 
 import logging
-import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -35,6 +34,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
 from trio_sessions._orders import Lines, Order, Stage
+from trio_sessions._persisting import jittered
 from trio_sessions._witness import WentBack
 from trio_sessions.errors import (
     OperationTooLong,
@@ -301,7 +301,7 @@ class Writer:
             pause = min(most, first * 2 ** orders[0].attempts)
             for order in orders:
                 order.attempts += 1
-            due = now + pause * (0.5 + random.random())  # noqa: S311 -- jitter, no secret
+            due = now + jittered(pause)
             self._lines.ask_again(orders, due)
 
     def _give_up_waiting(self, error: SessionsError) -> None:
