@@ -67,7 +67,7 @@ class Keeper:
         return self._opened.is_set()
 
     def stop(self) -> None:
-        """Let it close the registry."""
+        """Tell the keeper to close the registry; it does so on its own."""
         self._stop.set()
 
     # ---- its own ----

@@ -135,7 +135,7 @@ class Writer:
 
     @property
     def is_full(self) -> bool:
-        """So many callers wait for an answer that others must wait outside.
+        """Whether as many callers wait for answers as may; others wait outside.
 
         Claims and deletions are not counted: their number is bounded by that of the sessions.
         """

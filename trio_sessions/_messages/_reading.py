@@ -111,7 +111,7 @@ class Reading:
             self._want_due()
 
     def _want_due(self) -> None:
-        """Want inboxes whose row is to be tried again, whatever else is wanted."""
+        """Want the inboxes whose sessions' rows are due to be written once more."""
         now = trio.current_time()
         if now < self._due:
             return

@@ -161,7 +161,7 @@ class DatabaseStore(
 
     @property
     def gives_up_after(self) -> float:
-        """Of an operation that has a connection, ``operation_timeout``."""
+        """Seconds that an operation with a connection may take: ``operation_timeout``."""
         return self.operation_timeout
 
     def connections(self) -> Pool | None:

@@ -72,7 +72,7 @@ class Rows(dict[str, Row]):
         return row
 
     def give(self, session_id: str, owner: str | None) -> None:
-        """Say who owns the session of a row."""
+        """Set the owner of a row; None: nobody."""
         row = self[session_id]
         self._owned.change(session_id, row.owner, owner)
         row.owner = owner
@@ -163,7 +163,7 @@ class Rows(dict[str, Row]):
         return limit, False
 
     def remove_some(self, session_ids: Iterable[str], limit: int) -> tuple[int, int]:
-        """Remove rows likewise; return how many, and how many messages."""
+        """Remove rows as `remove` does; return how many, and how many messages."""
         sessions = messages = 0
         for session_id in session_ids:
             dropped, is_gone = self.remove(session_id, limit - messages)

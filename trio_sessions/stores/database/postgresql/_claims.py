@@ -116,7 +116,7 @@ _LET_IN = f" AND {let_in('id')}"
 
 
 def _claims(names: Names, *, limited: bool = False) -> str:
-    """What is there is locked and updated, what is not is inserted.
+    """Lock and update the rows that are there, and insert the others.
 
     ``there`` and the lock are of one snapshot: what is there and cannot be locked is locked by
     somebody else, or was deleted just now. What is not there and cannot be inserted was
