@@ -3,6 +3,7 @@
 from typing import Any
 
 import trio
+from conftest import Shared
 
 from trio_sessions import SessionRegistry
 
@@ -24,3 +25,33 @@ async def finish_writing(registry: SessionRegistry) -> None:
         await house.background.finish_jobs()
         for entry in house.table.snapshot():
             await entry.answered()
+
+
+async def no_row_is_left(shared: Shared) -> None:
+    """Acknowledging goes on in the background."""
+    with trio.fail_after(40):
+        while shared.backdoor.messages():
+            await trio.sleep(0.01)
+
+
+class Consumer:
+    """Reads a session's messages, as long as there are any."""
+
+    def __init__(self, registry: SessionRegistry, session_id: str) -> None:
+        self.received: list[Any] = []
+        self._registry = registry
+        self._session_id = session_id
+        self.may_go_on = trio.Event()
+        self.may_go_on.set()
+
+    async def run(self) -> None:
+        async with self._registry.open_inbox(self._session_id) as inbox:
+            async for message in inbox:
+                self.received.append(message)
+                await self.may_go_on.wait()
+
+    async def until(self, count: int) -> list[Any]:
+        with trio.fail_after(40):
+            while len(self.received) < count:
+                await trio.sleep(0.005)
+        return self.received
