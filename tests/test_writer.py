@@ -1,6 +1,7 @@
 """The writer: what makes a batch, in which order, and who is told what."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -272,6 +273,15 @@ def make_writer(store: FaultyStore, **settings: Any) -> Writer:
     return Writer(edge, histories, counters, rows=100, timeout=checked.store_timeout)
 
 
+@asynccontextmanager
+async def writing(writer: Writer, *, finish_within: float = 1.0) -> AsyncIterator[trio.Nursery]:
+    """Let a writer run for the block, and finish."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        yield nursery
+        await writer.finish(trio.current_time() + finish_within)
+
+
 async def settle_all(orders: Sequence[Order[Any]]) -> None:
     for order in orders:
         await order.settled()
@@ -281,8 +291,7 @@ async def test_what_arrives_while_a_batch_is_out_makes_the_next(autojump_clock: 
     """A lone call waits for nobody."""
     store = Recorder()
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         store.gate = trio.Event()
         orders = [writer.give(One("first"))]
         await trio.testing.wait_all_tasks_blocked()
@@ -292,7 +301,6 @@ async def test_what_arrives_while_a_batch_is_out_makes_the_next(autojump_clock: 
         store.gate.set()
         await settle_all(orders)
         assert store.batches == [["first"], [f"s{number}" for number in range(50)]]
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: MockClock) -> None:
@@ -300,8 +308,7 @@ async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: 
     store = Recorder()
     store.locked = {"locked"}
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         locked = writer.give(One("locked"))
         good = writer.give(One("good"))
         start = trio.current_time()
@@ -311,7 +318,6 @@ async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: 
             await locked.wait()
         assert trio.current_time() - start > 1
         assert 5 < len(store.batches) < 40
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_rows_that_are_locked_for_long_are_in_nobodys_way(autojump_clock: MockClock) -> None:
@@ -319,8 +325,7 @@ async def test_rows_that_are_locked_for_long_are_in_nobodys_way(autojump_clock: 
     store = Recorder()
     store.locked = {f"locked{number}" for number in range(300)}
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         locked = [writer.give(One(one)) for one in sorted(store.locked)]
         for number in range(40):
             start = trio.current_time()
@@ -330,7 +335,6 @@ async def test_rows_that_are_locked_for_long_are_in_nobodys_way(autojump_clock: 
         assert all(isinstance(order.error, RowUnavailable) for order in locked)
         asked = sum(one in store.locked for batch in store.batches for one in batch)
         assert 300 * 5 < asked < 300 * 40
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_a_refused_batch_is_split(autojump_clock: MockClock) -> None:
@@ -338,13 +342,11 @@ async def test_a_refused_batch_is_split(autojump_clock: MockClock) -> None:
     store = Recorder()
     store.refused = {"s7"}
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         orders = [writer.give(One(f"s{number}")) for number in range(50)]
         await settle_all(orders)
         assert [order.session_id for order in orders if order.error is not None] == ["s7"]
         assert len(store.batches) < 20
-        await writer.finish(trio.current_time() + 1)
 
 
 class Deletion(One):
@@ -372,13 +374,11 @@ async def test_what_goes_piece_by_piece_has_patience_for_the_next_piece(
     """A lock that it meets at last is waited for as if it had just been given."""
     store = PieceByPiece()
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         order = writer.give(Deletion("s"))
         await order.settled()
         assert order.error is None
         assert len(store.batches) == store.pieces + 2
-        await writer.finish(trio.current_time() + 1)
 
 
 class AlwaysLate(Recorder):
@@ -396,8 +396,7 @@ async def test_what_always_comes_late_is_told_in_the_end(
 ) -> None:
     """After one timeout, or when the registry closes."""
     writer = make_writer(AlwaysLate(), store_timeout=10.0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         order = writer.give(One("s"))
         if closes:
             await trio.sleep(0.5)
@@ -406,7 +405,6 @@ async def test_what_always_comes_late_is_told_in_the_end(
             await order.settled()
         assert isinstance(order.error, StoreUnavailable)
         assert trio.current_time() <= (2 if closes else 11)
-        await writer.finish(trio.current_time() + 1)
 
 
 class SlowToRefuse(Recorder):
@@ -422,13 +420,11 @@ async def test_a_flood_of_refused_rows_is_not_split_without_end(autojump_clock: 
     store = SlowToRefuse()
     store.refused = {f"s{number}" for number in range(64)}
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         orders = [writer.give(One(one)) for one in sorted(store.refused)]
         await settle_all(orders)
         assert 15 <= trio.current_time() <= 25
         assert all(isinstance(order.error, RowUnavailable) for order in orders)
-        await writer.finish(trio.current_time() + 1)
 
 
 class LockedOnce(Recorder):
@@ -450,13 +446,11 @@ async def test_parts_of_a_split_batch_do_not_overtake_each_other(
     """Where the first half of a session's messages must go again, so must the other (15)."""
     store = LockedOnce()
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         orders = [writer.give(Many("s", name=str(number))) for number in range(6)]
         await settle_all(orders)
         assert store.payloads == [*"012345", *"012", *"012345"]
         assert [order.error for order in orders] == [None] * 6
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_a_caller_that_leaves_withdraws_what_has_not_left(
@@ -559,8 +553,7 @@ async def test_whoever_leaves_makes_room_for_those_outside(
     store = Recorder()
     store.locked = {"locked"}
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer) as nursery:
         with trio.CancelScope() as leaving:
             async with trio.open_nursery() as inside:
                 for number in range(3):
@@ -574,7 +567,6 @@ async def test_whoever_leaves_makes_room_for_those_outside(
         while ["free"] not in store.batches:
             await trio.sleep(0.001)
         assert trio.current_time() - start < 0.1
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_rows_that_sessions_claim_keep_nobody_outside(
@@ -584,12 +576,10 @@ async def test_rows_that_sessions_claim_keep_nobody_outside(
     monkeypatch.setattr("trio_sessions._writer._ROOM", (3, 1000))
     store = Recorder()
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         claims = [writer.give(One(f"s{number}")) for number in range(1000)]
         await writer.do(Many("message"))
         assert all(order.stage is Stage.SETTLED for order in claims)
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_in_an_outage_nobody_waits_longer_than_for_one_timeout_and_a_batch(
@@ -599,14 +589,12 @@ async def test_in_an_outage_nobody_waits_longer_than_for_one_timeout_and_a_batch
     store = Recorder()
     store.fail(Fault.HANGS)
     writer = make_writer(store, store_timeout=10.0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         orders = [writer.give(One(f"s{number}")) for number in range(1000)]
         start = trio.current_time()
         await settle_all(orders)
         assert trio.current_time() - start <= 21
         assert all(isinstance(order.error, StoreUnavailable) for order in orders)
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_closing_is_bounded(autojump_clock: MockClock) -> None:
@@ -638,9 +626,7 @@ async def test_a_wrong_answer_is_unknown(
             return Committed(answers=answers)
 
     writer = make_writer(Errs())
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         orders = [writer.give(One("s")), writer.give(One("t"))]
         await settle_all(orders)
         assert all("contract" in str(order.error) for order in orders)
-        await writer.finish(trio.current_time() + 1)
