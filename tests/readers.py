@@ -1,11 +1,14 @@
 """Reads the messages of a session, and waits for what goes on by itself, for tests."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
 from conftest import Shared
 
 from trio_sessions import SessionRegistry
+from trio_sessions.testing import FakeTransport
 
 
 async def read(registry: SessionRegistry, session_id: str, count: int) -> list[Any]:
@@ -55,3 +58,39 @@ class Consumer:
             while len(self.received) < count:
                 await trio.sleep(0.005)
         return self.received
+
+
+class Reader:
+    """Reads the inboxes of some sessions, and keeps what it got."""
+
+    def __init__(self, registry: SessionRegistry) -> None:
+        self.received: dict[str, list[Any]] = {}
+        self._registry = registry
+        self._changed = trio.Event()
+
+    async def read(self, session_id: str, *, task_status: trio.TaskStatus[None]) -> None:
+        received = self.received.setdefault(session_id, [])
+        async with self._registry.open_inbox(session_id) as inbox:
+            task_status.started()
+            async for message in inbox:
+                received.append(message)
+                self._changed.set()
+
+    async def until(self, count: int, seconds: float = 30.0) -> None:
+        """Wait until so many messages have been received in all."""
+        with trio.fail_after(seconds):
+            while sum(map(len, self.received.values())) < count:
+                self._changed = trio.Event()
+                await self._changed.wait()
+
+
+@asynccontextmanager
+async def reading(registry: SessionRegistry, *session_ids: str) -> AsyncIterator[Reader]:
+    """Hold sessions here and read their inboxes."""
+    reader = Reader(registry)
+    async with trio.open_nursery() as nursery:
+        for session_id in session_ids:
+            await registry.add_session(session_id, FakeTransport())
+            await nursery.start(reader.read, session_id)
+        yield reader
+        nursery.cancel_scope.cancel()
