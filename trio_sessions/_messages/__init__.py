@@ -2,7 +2,7 @@
 
 `Messages` is its door. Inside, from below: `_inbox` (order and bounds of one session's messages),
 `_inboxes` (all of them), `_receipts` (acknowledging), `_forwarding` (to the next holder),
-`_sending` (to the store), `_reading` (the loops that fetch), `_consumer` (what a reader holds).
+`_sending` (to the store), `_reading` (the loops that fetch), `_consumer` (the reader's side).
 """
 
 from trio_sessions._messages._consumer import OpenInbox

@@ -1,4 +1,4 @@
-"""What a reader holds: the open inbox of one session."""
+"""The reader's side of an inbox: open it, take the next message, acknowledge, close."""
 
 import math
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,7 @@
-"""The one message that the reader of an inbox has in hand. Synchronous."""
+"""The one message that the reader of an inbox has in hand, and who owns that fact. Synchronous.
+
+Which rows were handed out and are not acknowledged is the inbox's to know (`Inbox.held`).
+"""
 
 from trio_sessions._messages._line import Message
 
@@ -23,12 +26,12 @@ class Hand:
 
     @property
     def message(self) -> Message | None:
-        """What is in it."""
+        """The message in hand; None: there is none."""
         return self._message
 
     @property
     def until(self) -> float:
-        """Until when it is waited for; never, if nothing is in it."""
+        """The moment until which the next reader waits for it; -inf: nothing is in hand."""
         return self._until if self._message is not None else float("-inf")
 
     def take(self, message: Message) -> None:
@@ -38,7 +41,7 @@ class Hand:
         self._message, self._until = message, float("inf")
 
     def wait_until(self, moment: float) -> None:
-        """Wait for it no longer than this."""
+        """Limit how long the next reader waits for the message in hand."""
         self._until = moment
 
     def release(self, message: Message | None) -> None:

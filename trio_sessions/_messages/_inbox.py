@@ -116,7 +116,7 @@ class Inbox(Arrivals):
 
     @property
     def state(self) -> State:
-        """Where it stands."""
+        """The state of the inbox."""
         return self._state
 
     @property
@@ -186,7 +186,7 @@ class Inbox(Arrivals):
 
     @property
     def should_fetch(self) -> bool:
-        """It is read, and there is reason and room to fetch what waits in the store."""
+        """Whether to fetch: it is read, and there is reason and room for stored messages."""
         if self._reader is None or self._asked is not None:
             return False
         if self._state is State.BEHIND:
@@ -282,7 +282,7 @@ class Inbox(Arrivals):
 
     @property
     def reader(self) -> object:
-        """Who reads it."""
+        """The current reader; None: nobody reads."""
         return self._reader
 
     @property
@@ -400,7 +400,7 @@ class Inbox(Arrivals):
         return dropped
 
     def forget_rows(self) -> None:
-        """Note that the store went back: what is here is in memory only, whatever is there.
+        """Forget the rows of all messages, for the store went back: they are in memory only.
 
         What it still has is delivered once more; what it gives an old id to is another message.
         """
@@ -430,15 +430,15 @@ class Inbox(Arrivals):
         self.wake()
 
     def clear(self) -> list[Message]:
-        """Take everything out."""
+        """Take out all messages, and return them."""
         return self._line.drop(lambda _: True)
 
     def expired(self, now: float) -> list[Message]:
-        """Take out what has waited for too long."""
+        """Take out the messages that have expired, and return them."""
         return self._line.drop(lambda one: one.expires_at < now)
 
     def handed_out(self) -> set[int]:
-        """Return the rows that somebody has in hand, or has finished lately."""
+        """Return the rows that were handed to a reader and are not acknowledged."""
         return self._held - {one.row for one in self._line if one.row is not None}
 
     @property

@@ -71,7 +71,7 @@ class Inboxes:
         self._storing[session_id] += 1
 
     def stored(self, session_id: str, row: int | None) -> None:
-        """Note the id that the store has given it; None: it has not, or cannot say so."""
+        """Note the row of a message that was stored; None: it was not, or nobody can say."""
         self._storing[session_id] -= 1
         if not self._storing[session_id]:
             del self._storing[session_id]
@@ -91,7 +91,7 @@ class Inboxes:
         return inbox
 
     def note(self, inbox: Inbox) -> None:
-        """Note that there may be something in an inbox."""
+        """Remember an inbox that has messages, to look there for expired ones."""
         if len(inbox) and inbox.state is not State.ENDED:
             self._filled[inbox] = None
 
@@ -132,7 +132,7 @@ class Inboxes:
         self._expired.pop(inbox, None)
 
     def swept(self) -> None:
-        """Note that the store has dropped what was too old."""
+        """Forget the rows of expired messages, which the store has dropped, too."""
         for inbox, rows in self._expired.items():
             inbox.forget(rows)
         self._expired.clear()

@@ -1,5 +1,9 @@
 """An engine, and what runs on it, for as long as one Trio run has the store open.
 
+The one owner of connections: which there are, and whether they lead to the database that the URL
+names now (`Database.leads_elsewhere` knows that). What thread is at work on one, and who may leave
+it or cut it, stands in `_operation`.
+
 Everything here belongs to that run or to this process: `DatabaseStore` makes it anew for
 each run, and after a fork (see `trio_sessions.stores._one_run`).
 """
@@ -253,7 +257,7 @@ class Connections:
         connection = self._engine.connect()
         try:
             operation.hold(connection.connection.dbapi_connection)
-        except BaseException:
+        except BaseException:  # the connection goes back; raised again
             connection.close()
             raise
         return connection
@@ -290,7 +294,7 @@ class Connections:
             with self._told(connection):
                 connection.detach()
                 prepare(connection)
-        except BaseException:
+        except BaseException:  # the connection goes back; raised again
             connection.close()
             raise
         return connection

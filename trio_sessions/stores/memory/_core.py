@@ -40,7 +40,7 @@ class MemoryCore:
 
     @property
     def may_outlast_cancellation(self) -> bool:
-        """No operation does."""
+        """False: no operation goes on without its caller."""
         return False
 
     async def open(self, worker: Worker) -> None:

@@ -158,7 +158,7 @@ def transaction(connection: sa.Connection) -> Iterator[None]:
     connection.exec_driver_sql("BEGIN")
     try:
         yield
-    except BaseException:
+    except BaseException:  # rolled back whatever it is; raised again
         if not connection.invalidated:
             connection.exec_driver_sql("ROLLBACK")
         raise

@@ -127,7 +127,7 @@ def transaction(connection: sa.Connection) -> Iterator[None]:
         try:
             yield
             connection.exec_driver_sql("COMMIT")
-        except BaseException:
+        except BaseException:  # rolled back whatever it is; raised again
             _roll_back(connection)
             raise
     finally:
