@@ -39,8 +39,8 @@ class Row(enum.Enum):
     """It was this worker's in a committed answer: if a later one lacks it, and the witness vouches
     for that, it is gone."""
     LOST = enum.auto()
-    """A newer holder has it, in a committed answer, or it was swept while this worker slept: the
-    next pass asks again, and removes."""
+    """In a committed answer a newer holder has it, or it was revoked, or was one too many of its
+    owner; or it was swept while this worker slept. The next pass asks again, and removes."""
 
     __hash__ = object.__hash__  # an enum's own is slow before Python 3.12
 
