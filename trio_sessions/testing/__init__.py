@@ -1,5 +1,6 @@
 """Test tools for your own stores and transports; they need the extra ``testing``."""
 
+from trio_sessions.testing import _asserts as _asserts  # before the checks are imported
 from trio_sessions.testing._conformance import (
     Connection,
     conformance_tests,

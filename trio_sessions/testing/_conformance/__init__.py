@@ -4,6 +4,7 @@ from trio_sessions.testing._conformance._adoptions import adoption_checks
 from trio_sessions.testing._conformance._claims import claim_checks
 from trio_sessions.testing._conformance._data import data_checks
 from trio_sessions.testing._conformance._doubt import doubt_checks
+from trio_sessions.testing._conformance._ground import on_empty_ground, with_its_rule
 from trio_sessions.testing._conformance._inspection import inspection_checks
 from trio_sessions.testing._conformance._leases import lease_checks
 from trio_sessions.testing._conformance._limits import limit_checks
@@ -14,6 +15,10 @@ from trio_sessions.testing._conformance._messages import message_checks
 from trio_sessions.testing._conformance._owners import owner_checks
 from trio_sessions.testing._conformance._revocation import revocation_checks
 from trio_sessions.testing._conformance._rows import row_checks
+from trio_sessions.testing._conformance._shape import (
+    each_method_is_as_the_contract_has_it,
+    what_one_worker_writes_others_read,
+)
 from trio_sessions.testing._conformance._takeovers import takeover_checks
 from trio_sessions.testing._conformance._tests import conformance_tests
 from trio_sessions.testing._conformance._tools import Check
@@ -40,19 +45,28 @@ __all__ = [
     "worker_conformance",
 ]
 
+
+def _of_stores(*checks: Check) -> tuple[Check, ...]:
+    return tuple(with_its_rule(on_empty_ground(check)) for check in checks)
+
+
 row_conformance: tuple[Check, ...] = (
-    *manner_checks,
-    *row_checks,
-    *claim_checks,
-    *takeover_checks,
-    *owner_checks,
+    with_its_rule(each_method_is_as_the_contract_has_it),
+    *_of_stores(
+        what_one_worker_writes_others_read,
+        *manner_checks,
+        *row_checks,
+        *claim_checks,
+        *takeover_checks,
+        *owner_checks,
+    ),
 )
 """`Store` and `RowStore`, one check a rule; see `store_conformance`."""
 
-message_conformance: tuple[Check, ...] = message_checks
+message_conformance: tuple[Check, ...] = _of_stores(*message_checks)
 """`MessageStore`, one check a rule; see `store_conformance`."""
 
-worker_conformance: tuple[Check, ...] = (*worker_checks, *lease_checks, *doubt_checks)
+worker_conformance: tuple[Check, ...] = _of_stores(*worker_checks, *lease_checks, *doubt_checks)
 """`WorkerStore`, one check a rule; see `store_conformance`."""
 
 store_conformance: tuple[Check, ...] = (
@@ -64,27 +78,29 @@ store_conformance: tuple[Check, ...] = (
 
 Each check is an async function that is called with ``make_store``: a function that returns a store
 on what workers share, the same one at each call or another on the same rows. What is shared must
-be empty when a check begins. For pytest, `conformance_tests` makes a test of them in one line.
+be empty when a check begins: each leaves a row, by which the next one finds out that it is not. The
+first check, of each method's arguments and answers, is the one to look at first when several fail.
+For pytest, `conformance_tests` makes a test of them in one line.
 """
 
-inspection_conformance: tuple[Check, ...] = inspection_checks
+inspection_conformance: tuple[Check, ...] = _of_stores(*inspection_checks)
 """`InspectionStore`, one check a rule, for a store that keeps this part, too; as the others."""
 
-mail_conformance: tuple[Check, ...] = mail_checks
+mail_conformance: tuple[Check, ...] = _of_stores(*mail_checks)
 """`MailStore`, likewise."""
 
-revocation_conformance: tuple[Check, ...] = revocation_checks
+revocation_conformance: tuple[Check, ...] = _of_stores(*revocation_checks)
 """`RevocationStore`, one check a rule, likewise."""
 
-data_conformance: tuple[Check, ...] = (*data_checks, *adoption_checks)
+data_conformance: tuple[Check, ...] = _of_stores(*data_checks, *adoption_checks)
 """`DataStore`, one check a rule, likewise."""
-log_conformance: tuple[Check, ...] = log_checks
+log_conformance: tuple[Check, ...] = _of_stores(*log_checks)
 """`LogStore`, one check a rule, likewise."""
 
-limit_conformance: tuple[Check, ...] = limit_checks
+limit_conformance: tuple[Check, ...] = _of_stores(*limit_checks)
 """`LimitStore`, one check a rule, likewise."""
 
-transport_conformance: tuple[TransportCheck, ...] = transport_checks
+transport_conformance: tuple[TransportCheck, ...] = tuple(map(with_its_rule, transport_checks))
 """The contract of a `Transport`, one check a rule, which is its docstring.
 
 Each check is an async function that is called with ``connect``: a function that returns an async

@@ -49,12 +49,7 @@ def conformance_tests(
     @pytest.mark.parametrize("check", checks, ids=lambda check: check.__name__)
     def test(check: Callable[[Any], Awaitable[None]], request: pytest.FixtureRequest) -> None:
         """Keep the rule of the contract that the case is named after."""
-        subject = request.getfixturevalue(name)
-        try:
-            trio.run(check, subject)
-        except BaseException as exc:  # gets a note; raised again
-            exc.add_note(f"The rule of {check.__name__}: {inspect.getdoc(check)}")
-            raise
+        trio.run(check, request.getfixturevalue(name))
 
     made: Callable[..., None] = pytest.mark.usefixtures(name)(test)
     return made

@@ -1,0 +1,111 @@
+"""What every check stands on: what ``make_store`` returns, and that nothing is left over there.
+
+A store cannot say that it was emptied, so each check that has gone well leaves a mark: a row of a
+session that nobody else asks for, whose owner is the name of the check. The next one that finds it
+stands on the same ground.
+"""
+
+import functools
+import inspect
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+import trio
+
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.errors import StoreUnavailable
+from trio_sessions.testing._conformance._tools import Check, MakeStore
+from trio_sessions.writes import Batch, Claim
+
+__all__ = ["made", "on_empty_ground", "with_its_rule"]
+
+T = TypeVar("T")
+
+_MARK = "the mark of a conformance check"
+
+
+def with_its_rule(check: Callable[[T], Awaitable[None]]) -> Callable[[T], Awaitable[None]]:
+    """Let a check that fails say which it is and what its rule is, as a note of the error."""
+
+    @functools.wraps(check)
+    async def noted(subject: T) -> None:
+        try:
+            await check(subject)
+        except BaseException as exc:  # gets a note; raised again
+            exc.add_note(f"The rule of {check.__name__}: {inspect.getdoc(check)}")
+            raise
+
+    return noted
+
+
+def on_empty_ground(check: Check) -> Check:
+    """Let a check begin only where ``make_store`` returns stores, on what was emptied before it.
+
+    The check raises:
+        TypeError: ``make_store`` is no function, or returns no store.
+        RuntimeError: what is shared was not emptied.
+    """
+
+    @functools.wraps(check)
+    async def checked(make_store: MakeStore) -> None:
+        make = functools.partial(made, make_store)
+        await _expect_nothing(make)
+        await check(make)
+        await _leave_a_mark(make, check.__name__)
+
+    return checked
+
+
+def made(make_store: MakeStore) -> SessionStore:
+    """Call ``make_store``, and insist that it is a function that returns a store."""
+    if not callable(make_store):
+        raise TypeError(
+            "make_store must be a function without arguments that returns a SessionStore, not "
+            f"{type(make_store).__name__}; where it is a fixture: `return lambda: store`"
+        )
+    store: object = make_store()
+    if inspect.iscoroutine(store):
+        store.close()
+        raise TypeError("make_store must return a SessionStore, and must not be async")
+    if not isinstance(store, SessionStore):
+        raise TypeError(f"make_store must return a SessionStore, not {type(store).__name__}")
+    return store
+
+
+async def _opened(stack: AsyncExitStack, make: MakeStore) -> tuple[SessionStore, Worker]:
+    store = make()
+    worker = Worker(
+        worker_id="conformance",
+        incarnation=secrets.token_hex(8),
+        limiter=trio.CapacityLimiter(1),
+    )
+    await store.open(worker)
+    stack.push_async_callback(store.close, worker)
+    return store, worker
+
+
+async def _expect_nothing(make: MakeStore) -> None:
+    async with AsyncExitStack() as stack:
+        store, worker = await _opened(stack, make)
+        must = "what make_store leads to must be empty when a check begins"
+        try:
+            mark = await store.locate(worker, _MARK)
+        except StoreUnavailable as exc:
+            raise RuntimeError(
+                f"{must}; this store cannot say that a row is not there, as if an earlier check "
+                "had left it in doubt"
+            ) from exc
+        if mark is not None:
+            raise RuntimeError(
+                f"{must}; it was not emptied since {mark.owner}: make another file, schema or "
+                "object for each check, in the fixture that make_store comes from"
+            )
+
+
+async def _leave_a_mark(make: MakeStore, name: str) -> None:
+    async with AsyncExitStack() as stack:
+        store, worker = await _opened(stack, make)
+        claim = Claim(session_id=_MARK, generation=1, age=0.0, owner=name)
+        await store.commit(worker, Batch(writes=[claim]))
