@@ -3,14 +3,14 @@
 That a failing pass is logged, counted and raised by `cleanup` stands in `test_lifetime`.
 """
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
 
-from trio_sessions import open_registry
+from trio_sessions import StoreUnavailable, open_registry
 from trio_sessions._background import Background
 from trio_sessions._mail._sending import Sender
 from trio_sessions._mail._serving import Serving
@@ -118,3 +118,25 @@ async def test_what_fails_in_leaving_an_answer_is_no_fault_of_the_handler(
             serving.begin("caller", 1, name, "5", timeout=10.0, window=window)
     assert "handler" not in caplog.text
     assert len(sender.posted) == 1
+
+
+class AnswersWithASet(MemoryStore):
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> Any:
+        return set(session_ids)
+
+    async def locate(self, worker: Worker, session_id: str) -> Any:
+        await super().locate(worker, session_id)
+        return "alice"
+
+
+async def test_an_answer_of_another_kind_is_told_with_its_method() -> None:
+    """And with what was expected: whoever wrote the store finds the place."""
+    async with open_registry(AnswersWithASet()) as registry:
+        await registry.add_session("s", FakeTransport())
+        refused = (await registry.cleanup()).refresh_failures["s"]
+        assert str(refused) == (
+            "the store broke its contract: AnswersWithASet.refresh answered with set, not with "
+            "RowAnswers"
+        )
+        with pytest.raises(StoreUnavailable, match="locate answered with str, not with Holder or"):
+            await registry.locate_session("another")

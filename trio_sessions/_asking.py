@@ -97,10 +97,7 @@ class Asking:
         with self.contact:
             try:
                 with scope:
-                    answer = await operation()
-                    if not isinstance(answer, kind):
-                        raise breach(f"it answered with {type(answer).__name__}")
-                    return answer
+                    return await _answer(operation, kind)
             except SessionsError:
                 raise
             except Exception as exc:  # of whoever wrote the store: logged, and the cause
@@ -176,7 +173,7 @@ class Asking:
         alone = may_leave and self._store.may_outlast_cancellation
         through = self._through_gate_alone if alone else self._through_gate
         try:
-            return await self._ask(partial(through, operation), kind)
+            return await self._ask(partial(through, partial(_answer, operation, kind)), object)
         except StoreUnavailable as exc:
             if self._is_closed:
                 raise RegistryClosed("the registry was closed while the store was asked") from exc
@@ -202,6 +199,20 @@ class Asking:
                 f"trio_sessions.abc.{contract}"
             )
         return self._store
+
+
+async def _answer(operation: Callable[[], Awaitable[T]], kind: Any) -> T:
+    """Await a method of the store, and insist on its kind of answer."""
+    asked = operation()
+    answer = await asked
+    if not isinstance(answer, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        expected = " or ".join(
+            "None" if one is type(None) else getattr(one, "__name__", str(one)) for one in kinds
+        )
+        name = getattr(asked, "__qualname__", "it")  # of the method whose coroutine it is
+        raise breach(f"{name} answered with {type(answer).__name__}, not with {expected}")
+    return answer
 
 
 def breach(what: str) -> StoreUnavailable:

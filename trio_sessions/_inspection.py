@@ -5,6 +5,7 @@ row is still to be written, and a row that a removed session has left.
 See docs/decisions/0012-operate.md.
 """
 
+from collections.abc import Awaitable
 from functools import partial
 
 from trio_sessions._claims import Claims
@@ -76,7 +77,7 @@ class Inspection:
             after = page[-1].session_id
 
 
-async def _ask_for_page(
+def _ask_for_page(
     store: InspectionStore, worker: Worker, *, selection: Selection, after: str, limit: int
-) -> list[SessionInfo]:
-    return await store.list_sessions(worker, selection, after=after, limit=limit)
+) -> Awaitable[list[SessionInfo]]:
+    return store.list_sessions(worker, selection, after=after, limit=limit)

@@ -2,9 +2,8 @@
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -90,7 +89,13 @@ class _Watched:
         found = getattr(self._store, name)
         if not inspect.iscoroutinefunction(found):
             return found
-        return partial(self._spans.operate, name, found)
+
+        def operate(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+            operation = self._spans.operate(name, found, *args, **kwargs)
+            operation.__qualname__ = found.__qualname__  # it is named where its answer is no answer
+            return operation
+
+        return operate
 
 
 def _parent() -> "Context | None":
