@@ -247,6 +247,30 @@ def test_the_streams_of_a_worker_that_ends_end(backend: str) -> None:
 
 
 @both
+def test_a_stream_that_begins_while_its_worker_ends_does_not_begin(backend: str) -> None:
+    """Its row is just being written: it ends with the others, and its client is told so."""
+
+    async def scenario() -> None:
+        async with old_fleet(backend, size=1) as fleet, raw(fleet) as http:
+            worker = fleet.workers[0]
+            worker.store.fail(Fault.ANSWERS_LATE, "Claim", times=1, seconds=0.5)
+            answers: list[httpx2.Response] = []
+
+            async def ask() -> None:
+                answers.append(await http.get(SSE))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask)
+                while not worker.ids():
+                    await anyio.sleep(0.01)
+                await worker.router.leave()
+            assert [answer.status_code for answer in answers] == [503]
+            assert worker.ids() == []
+
+    run(backend, scenario)
+
+
+@both
 def test_a_session_that_a_limit_lets_not_in_has_no_stream(backend: str) -> None:
     """Its client is told so by a status; the session that was there goes on."""
 

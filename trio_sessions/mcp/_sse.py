@@ -15,6 +15,7 @@ is not adopted, for nobody has noted how it began. See docs/decisions/0013-mcp.m
 import contextlib
 import logging
 from collections.abc import Callable
+from weakref import WeakSet
 
 import anyio
 
@@ -80,7 +81,8 @@ class SseSessions:
         self._most = most
         self._timeout = timeout
         self._is_ending = is_ending
-        self._streams: set[SseStream] = set()
+        self._streams = WeakSet[SseStream]()
+        """Of the sessions that are held here, and of those that the registry is being told of."""
 
     def here(self, session_id: str) -> SseStream | None:
         """Return the stream of a session that is held here, and goes on."""
@@ -128,12 +130,15 @@ class SseSessions:
         if self._is_ending():
             return None
         stream = SseStream(session_id, self._owner(scope), ends)
+        self._streams.add(stream)
         try:
             await self._registry.add_session(session_id, stream, owner=stream.owner)
         except SessionsError as exc:
             logger.warning("a session was refused: %s", exc)
             return None
-        self._streams.add(stream)
+        if ends.is_set():  # while its row was being written: its client may still be told so
+            await self._forget(stream)
+            return None
         return stream
 
     async def _forget(self, stream: SseStream | None) -> None:
@@ -141,7 +146,6 @@ class SseSessions:
         if stream is None:
             return
         stream.has_moved.set()
-        self._streams.discard(stream)
         with (
             contextlib.suppress(RegistryClosed),  # so the row is gone
             anyio.move_on_after(_REMOVAL, shield=True),  # the pass does it otherwise
