@@ -76,8 +76,9 @@ def test_a_session_with_a_request_is_not_idle(backend: str) -> None:
             held = held_at(fleet.workers[0], await begin(fleet, http, 0))
             let_idle(held, 1000)
             held.enter("GET")
+            held.accept()
             assert held.idle == 0.0
-            held.leave("GET")
+            held.leave("GET", was_accepted=True)
             assert held.idle < 1000
 
     run(backend, scenario)

@@ -29,7 +29,7 @@ from trio_sessions.mcp._asgi import (
     header,
     read_body,
 )
-from trio_sessions.mcp._contracts import App, Receive, Registry, Scope, Send
+from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._forwarding import Exchange, Forwarding, Outcome
 from trio_sessions.mcp._sse_stream import Opening, SseStream, id_in
 from trio_sessions.mcp._wire import OWNER
@@ -158,8 +158,8 @@ class SseSessions:
         """Let whoever holds the stream take a post."""
         stream = self.here(session_id)
         if stream is not None and self._may(scope, stream.owner):
-            self._registry.touch(session_id)
-            await bounded(self._app, scope, receive, send, most=self._most())
+            told = self._touching(session_id, send)
+            await bounded(self._app, scope, receive, told, most=self._most())
             return
         try:
             outcome = await self._pass_on(session_id, scope, receive, send)
@@ -175,6 +175,16 @@ class SseSessions:
                 await answer_error(send, 404, _NOT_FOUND)
             elif outcome is not Outcome.ANSWERED:
                 await answer_error(send, 503, "the worker of this session is gone", retry_after=1)
+
+    def _touching(self, session_id: str, send: Send) -> Send:
+        """Return a ``send`` by which a session lives on if its post is accepted."""
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:  # noqa: PLR2004 -- HTTP's
+                self._registry.touch(session_id)
+            await send(message)
+
+        return tell
 
     async def _pass_on(
         self, session_id: str, scope: Scope, receive: Receive, send: Send
@@ -197,11 +207,11 @@ class SseSessions:
         if not stream.is_asked(scope) or not self._may(scope, stream.owner):
             await answer_error(send, 404, _NOT_FOUND)
             return
-        self._registry.touch(stream.session_id)
+        told = self._touching(stream.session_id, send)
         # The SDK answers first, and then hands the post over to its server: whoever has the answer
         # leaves, and must not take the post along.
         with anyio.move_on_after(self._timeout, shield=True) as patience:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, told)
         if patience.cancelled_caught:
             logger.warning(
                 "the server does not take what was posted to session %s",
