@@ -73,7 +73,8 @@ class AdapterMethods(OperatorMethods):
         The database is asked each time, as by `SessionRegistry.get_session_owner`.
 
         Raises:
-            StoreUnavailable: the database cannot say.
+            StoreUnavailable: the database cannot say; or it has gone back, and the row could not be
+                written anew yet.
             NotSupported: the store lacks this part of the contract.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
