@@ -151,9 +151,4 @@ class HeldSession:
         Args:
             alias: its id; unknown: nothing is done.
         """
-        session = self._manager.take(alias)
-        if session is not None and not session.is_terminated:
-            with anyio.CancelScope(
-                shield=True
-            ):  # it closes streams in memory, and waits for nobody
-                await session.terminate()
+        await self._manager.end(alias)
