@@ -1,7 +1,5 @@
 """Who keeps a session alive: its client, and nobody else."""
 
-from typing import Any
-
 import anyio
 import pytest
 

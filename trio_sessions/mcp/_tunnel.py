@@ -136,7 +136,7 @@ class Tunnel:
 
     async def _expire(self, name: str) -> None:
         """Forget a body whose request does not come: its client has left, or its worker died."""
-        while (left := self._time_left(name)) > 0:
+        while (left := self._time_left(name)) > 0:  # noqa: ASYNC110 -- each part prolongs it
             await anyio.sleep(left)
         self._uploads.pop(name, None)
 
