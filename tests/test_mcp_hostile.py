@@ -65,7 +65,7 @@ def test_a_session_whose_owner_cannot_be_one_leaves_nothing(
 
     def whose(scope: Any) -> str:
         if named is None:
-            return dict(scope["headers"])[b"authorization"].decode()
+            return str(dict(scope["headers"])[b"authorization"])
         return named
 
     async def never() -> Any:
@@ -107,11 +107,11 @@ def test_an_answer_that_json_has_no_word_for_is_kept_as_it_is_sent(backend: str)
     def make_odd(*args: Any, **settings: Any) -> tuple[Any, Any]:
         server, app = make_app(*args, **settings)
 
-        @server.tool()
         async def odd() -> dict[str, Any]:
             """Return what is no number."""
             return {"n": float("nan"), "m": [float("inf")], "text": "\u00e4"}
 
+        server.tool()(odd)
         return server, app
 
     async def scenario() -> None:
