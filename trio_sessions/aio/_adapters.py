@@ -61,7 +61,7 @@ class AdapterMethods(OperatorMethods):
         return await self._call(TrioRegistry.get_session_data, session_id)
 
     async def adopt_session(
-        self, session_id: str, transport: Transport, *, from_worker: str
+        self, session_id: str, transport: Transport, *, from_worker: str, idle: float = 0.0
     ) -> bool:
         """Hold a session in the place of a worker that is dead.
 
@@ -71,8 +71,9 @@ class AdapterMethods(OperatorMethods):
             session_id: the session.
             transport: its methods are coroutines of asyncio, awaited on the loop of `initialize`.
             from_worker: the incarnation that held it, or the id of the worker.
+            idle: seconds for which nothing was heard of its client.
         """
-        adopt = partial(TrioRegistry.adopt_session, from_worker=from_worker)
+        adopt = partial(TrioRegistry.adopt_session, from_worker=from_worker, idle=idle)
         return await self._call(adopt, session_id, transport)
 
     @property

@@ -129,7 +129,7 @@ class Registry(Protocol):
         ...
 
     async def adopt_session(
-        self, session_id: str, transport: Transport, *, from_worker: str
+        self, session_id: str, transport: Transport, *, from_worker: str, idle: float = 0.0
     ) -> bool:
         """Hold a session, if that worker has it still."""
         ...

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import json
 import logging
 import time
 
@@ -40,6 +41,7 @@ _PATIENCE = 5.0
 _PAUSE = 1.0
 """Seconds for which no other is tried after that."""
 _PAGE = 1000
+_LAST = 2**63 - 1  # of an entry's id
 _UNTAGGED = "new"
 
 
@@ -75,6 +77,8 @@ def check_event_id(session_id: str, event_id: str) -> tuple[int, str] | None:
     if not (head.isascii() and head.isdigit() and len(head) <= 19 and stream):  # noqa: PLR2004 -- the digits of 2**63
         return None
     cursor = int(head)
+    if cursor > _LAST:
+        return None
     if tag == _UNTAGGED:
         if cursor:
             return None
@@ -169,15 +173,13 @@ class SessionEventStore(EventStore):
         if session_id is None or conversation.is_muted or time.monotonic() < self._again_at:
             await anyio.lowlevel.checkpoint()
             return 0
-        event = {
-            "stream": stream_id,
-            "message": message.model_dump(mode="json", by_alias=True, exclude_unset=True),
-        }
         why: object = f"the database has not answered within {_PATIENCE:g} s"
         with anyio.move_on_after(_PATIENCE) as patience:
             try:
+                sent = message.model_dump_json(by_alias=True, exclude_unset=True)
+                event = {"stream": stream_id, "message": json.loads(sent)}
                 return await self._registry.logs.append(session_id, event)
-            except SessionsError as exc:
+            except (SessionsError, TypeError, ValueError) as exc:  # it must not end its session
                 why = exc
         if patience.cancelled_caught:
             self._again_at = time.monotonic() + _PAUSE
@@ -252,19 +254,29 @@ class SessionEventStore(EventStore):
         """Send the entries of one stream; return how far, and whether its answer was among them."""
         session_id = conversation.session_id
         assert session_id is not None
-        is_answered = False
+        is_answered, unread = False, 0
         while True:
             entries = await self._registry.logs.read(session_id, after=cursor, limit=_PAGE)
             for entry in entries:
                 cursor = entry.id
                 if not isinstance(entry.event, dict) or entry.event.get("stream") != stream_id:
                     continue
-                message = messages.validate_python(entry.event["message"], by_name=False)
+                try:
+                    message = messages.validate_python(entry.event["message"], by_name=False)
+                except (KeyError, ValueError):  # somebody else has written it
+                    unread += 1
+                    continue
                 is_answered |= isinstance(message, JSONRPCResponse | JSONRPCError)
                 await send_callback(
                     EventMessage(message, _event_id(conversation, stream_id, cursor))
                 )
             if len(entries) < _PAGE:
+                if unread:
+                    logger.warning(
+                        "%d events of session %s cannot be read, and are left out of a replay",
+                        unread,
+                        fingerprint(session_id),
+                    )
                 conversation.cursor = max(conversation.cursor, cursor)
                 return cursor, is_answered
 

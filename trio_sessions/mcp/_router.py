@@ -90,8 +90,8 @@ class SessionRouter:
             application takes.
         owner: called with a request's scope, says whose it is, for where no authentication of the
             SDK's is used: ``lambda scope: ...``. None: whom the SDK has authenticated.
-        idle_timeout: seconds without a request after which a session ends; None: never. The SDK's
-            own timer is off.
+        idle_timeout: seconds without a request of its client after which a session ends; None:
+            never. A request that is refused does not count. The SDK's own timer is off.
         drain_timeout: seconds for which requests may go on when the server ends; then the sessions
             move to other workers.
         manager: the SDK's `StreamableHTTPSessionManager`, where it cannot be found in ``app``. One

@@ -1,7 +1,6 @@
 """The end of the tunnel at the worker that holds a session: what other workers may call."""
 
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
@@ -86,12 +85,15 @@ class Tunnel:
             ValueError: it is no request.
         """
         request = PackedRequest.unpack(payload)
+        host = self._host
+        if host is None:
+            yield Item(is_elsewhere=True).pack()
+            return
         body = request.body
         if body is None:
             body = self._whole(request.upload)
-        host = self._host
-        held = None if host is None else await host.holds(request.session_id)
-        if host is None or held is None:
+        held = await host.holds(request.session_id)
+        if held is None:
             yield Item(is_elsewhere=True).pack()
             return
         if request.run:
@@ -117,18 +119,30 @@ class Tunnel:
             ValueError: it is none, or not the next one, or there are too many.
         """
         await anyio.lowlevel.checkpoint()
-        now = time.monotonic()
-        for name in [name for name, one in self._uploads.items() if one.until < now]:
-            del self._uploads[name]
         name, part = str(payload["upload"]), unpack_body(payload["body"])
         if sum(len(one.body) for one in self._uploads.values()) + len(part) > _UPLOADS:
             raise ValueError("too many large bodies are on their way to this worker")
-        upload = self._uploads.setdefault(name, _Upload())
-        if len(upload.body) != payload["at"]:
+        if self._host is None:  # nor will it be there for the request
+            return 0
+        upload = self._uploads.get(name)
+        if len(upload.body if upload else b"") != payload["at"]:
             raise ValueError("a part of a body is missing")
+        if upload is None:
+            upload = self._uploads[name] = _Upload()
+            self._host.start(self._expire, name)
         upload.body += part
-        upload.until = now + float(payload["timeout"])
+        upload.until = anyio.current_time() + float(payload["timeout"])
         return len(upload.body)
+
+    async def _expire(self, name: str) -> None:
+        """Forget a body whose request does not come: its client has left, or its worker died."""
+        while (left := self._time_left(name)) > 0:  # noqa: ASYNC110 -- each part prolongs it
+            await anyio.sleep(left)
+        self._uploads.pop(name, None)
+
+    def _time_left(self, name: str) -> float:
+        upload = self._uploads.get(name)
+        return 0.0 if upload is None else upload.until - anyio.current_time()
 
     def _whole(self, name: str) -> bytes:
         upload = self._uploads.pop(name, None)

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trio_sessions.stores.memory._rows import Row
+from trio_sessions.stores.memory._row import Row
 
 __all__ = ["Holding", "Moment", "Truth", "holders"]
 
