@@ -78,6 +78,7 @@ def _print(console: Console, report: SimulationReport) -> None:
         ("faults injected", report.faults),
         ("rules followed", report.rules),
         ("removals that were right", report.right),
+        ("answers that were judged", report.judged),
     ):
         table = Table(title=title, title_justify="left", show_header=False)
         for name, count in counts.most_common():
