@@ -23,6 +23,7 @@ from trio_sessions.abc import Worker
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.testing import (
     data_conformance,
+    inspection_conformance,
     limit_conformance,
     log_conformance,
     mail_conformance,
@@ -46,6 +47,7 @@ Check = Callable[[Callable[[], Any]], Awaitable[None]]
 
 EVERYTHING: tuple[Check, ...] = (
     *store_conformance,
+    *inspection_conformance,
     *revocation_conformance,
     *data_conformance,
     *limit_conformance,
@@ -125,6 +127,29 @@ def test_a_cure_that_is_turned_off_is_missed(
     assert not well.violations, told(well)
 
 
+_DRAINS = {"reports of drains", "came back from a drain", "refused by a drain"}
+_ORPHANS = {"adoptions that were won", "adoptions that were refused", "logs that were adopted"}
+_QUESTIONS = {"sessions: there", "sessions: not there", "lists of sessions", "lists of workers"}
+
+
+@pytest.mark.parametrize(
+    ("mix", "seed", "judged"),
+    [
+        ("drains", "4", _DRAINS),
+        ("lost drains", "5", _DRAINS),
+        ("orphans", "4", _ORPHANS),
+        ("lost orphans", "4", _ORPHANS),
+        ("questions", "4", _QUESTIONS),
+        ("lost questions", "6", {*_QUESTIONS, "workers: late"}),
+    ],
+)
+def test_answers_are_held_against_what_is_true(mix: str, seed: str, judged: set[str]) -> None:
+    """Of drains, of adoptions from workers that died, and of what operators ask."""
+    run = run_once(seed, steps=80, workers=4, mix=mix)
+    assert not run.violations, told(run)
+    assert judged <= run.judged.keys()
+
+
 def test_a_late_claim_is_refused_before_the_first_stamp() -> None:
     """Found by the fleet: a worker that had only had a pass did not know the database's clock."""
     found = run_once("14", steps=60, workers=3, mix="moves")
@@ -147,7 +172,13 @@ def test_the_command_reports() -> None:
     """Steps, faults, rules and removals are told, and the exit code is 0."""
     result = CliRunner().invoke(main, ["--seed", "3", "--steps", "60", "--workers", "2"])
     assert result.exit_code == 0, result.output
-    for words in ("60 steps in 1 runs", "faults injected", "violations", "rules followed"):
+    for words in (
+        "60 steps in 1 runs",
+        "faults injected",
+        "violations",
+        "rules followed",
+        "judged",
+    ):
         assert words in result.output
 
 

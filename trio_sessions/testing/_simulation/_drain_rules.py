@@ -162,9 +162,7 @@ class DrainRules(WordRules):
                 f"{report.waiting}"
             )
 
-    def _judge_duration(
-        self, worker: SimulatedWorker, report: DrainReport, timeout: float
-    ) -> None:
+    def _judge_duration(self, worker: SimulatedWorker, report: DrainReport, timeout: float) -> None:
         place = f"w{worker.number}"
         if report.duration > timeout + DISCONNECT_TIMEOUT + _SLACK:
             self._log.violate(f"the drain of {place} took {report.duration:.1f} s, not {timeout:g}")

@@ -191,9 +191,7 @@ class Link(
 
     async def list_workers(self, worker: Worker) -> list[WorkerInfo]:
         """See `InspectionStore.list_workers`."""
-        return await self._ask(
-            "list_workers", worker, lambda: self._database.list_workers(worker)
-        )
+        return await self._ask("list_workers", worker, lambda: self._database.list_workers(worker))
 
     async def list_sessions(
         self, worker: Worker, selection: Selection, *, after: str, limit: int

@@ -260,7 +260,15 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "orphans": _ORPHANS,
     "lost orphans": {**_ORPHANS, **_MISHAPS},
     "questions": _QUESTIONS,
-    "lost questions": {**_QUESTIONS, **_MISHAPS, "fail_over": 4, "restore": 1, "replace": 1, "lag": 4, "set_clock": 1},
+    "lost questions": {
+        **_QUESTIONS,
+        **_MISHAPS,
+        "fail_over": 4,
+        "restore": 1,
+        "replace": 1,
+        "lag": 4,
+        "set_clock": 1,
+    },
 }
 """Where everything happens, little of one kind does."""
 

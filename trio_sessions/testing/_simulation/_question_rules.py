@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import trio
-
 from trio_sessions.errors import SessionsError
 from trio_sessions.inspection import SessionInfo
 from trio_sessions.testing._simulation._clients import Client, Connection
@@ -76,8 +74,11 @@ class QuestionRules(WordRules):
         return States(self._judge, self._database, self._log)
 
     def _sure(self, client: Client) -> _Sure:
-        held = any(one.worker.opened.get_session_sync(client.session_id) is one
-            for one in client.connections if one.worker.registry is not None)
+        held = any(
+            one.worker.opened.get_session_sync(client.session_id) is one
+            for one in client.connections
+            if one.worker.registry is not None
+        )
         return _Sure(
             client=client,
             newest=client.newest,
@@ -135,7 +136,9 @@ class QuestionRules(WordRules):
         if sure.has_ended:
             self._log.violate(f"{place} tells of {name}, which has ended, and has no row")
         if sure.is_settled and info.incarnation != holder.incarnation:
-            self._log.violate(f"{place} says that {info.worker_id} holds {name}, not {holder.number}")
+            self._log.violate(
+                f"{place} says that {info.worker_id} holds {name}, not {holder.number}"
+            )
 
     def _judge_own(self, worker: SimulatedWorker, info: SessionInfo) -> None:
         """Object if a worker says that it holds a session itself, which it does not."""
@@ -175,7 +178,13 @@ class QuestionRules(WordRules):
         self._judge_pages(place, found, of)
         hidden |= self._database.weather.hidden
         if self._database.hid_at < states.asked_at:
-            self._judge_list(place, found, of, [one for one in before if one.client.session_id not in hidden], states.asked_at)
+            self._judge_list(
+                place,
+                found,
+                of,
+                [one for one in before if one.client.session_id not in hidden],
+                states.asked_at,
+            )
 
     def _judge_pages(
         self, place: str, found: Sequence[SessionInfo], of: SimulatedWorker | None
