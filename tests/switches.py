@@ -270,7 +270,11 @@ def _adopted_without_a_log(patch: pytest.MonkeyPatch) -> None:
 
     def claim(self: Rows, worker: Worker, claim: Claim, *details: Any) -> Claimed | Unfinished:
         claimed = original(self, worker, claim, *details)
-        if claim.only_from is not None and claimed.outcome is Outcome.TAKEN_OVER:
+        if (
+            isinstance(claimed, Claimed)
+            and claim.only_from
+            and claimed.outcome is Outcome.TAKEN_OVER
+        ):
             self[claim.session_id].log.clear()
         return claimed
 

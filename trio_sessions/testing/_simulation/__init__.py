@@ -6,7 +6,9 @@
     _rules         what may happen in a step           _mixes     how often
     _disasters     what becomes of the database
     _words         what is said of sessions: _data_rules, _log_rules
-    _adoption_rules, _limit_rules, _mail_rules    the other optional parts of the contract
+    _adoption_rules, _orphan_rules, _drain_rules    sessions go to other workers
+    _limit_rules, _mail_rules    the other optional parts of the contract
+    _question_rules    what operators ask           _states    whether workers live
     _judge         the invariants
     _clients       connections, which are transports    _workers   registries that pause and die
     _link          one worker's store      _way     to the database, and what goes wrong on it
