@@ -172,14 +172,17 @@ def test_the_command_reports() -> None:
     """Steps, faults, rules and removals are told, and the exit code is 0."""
     result = CliRunner().invoke(main, ["--seed", "3", "--steps", "60", "--workers", "2"])
     assert result.exit_code == 0, result.output
-    for words in (
-        "60 steps in 1 runs",
-        "faults injected",
-        "violations",
-        "rules followed",
-        "judged",
-    ):
+    for words in ("60 steps in 1 runs", "faults injected", "violations", "rules followed"):
         assert words in result.output
+
+
+def test_the_command_reports_what_was_judged() -> None:
+    """Answers of registries are counted by their kind."""
+    arguments = ["--run", "4", "--steps", "40", "--workers", "4", "--mix", "questions"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "answers that were judged" in result.output
+    assert "lists of sessions" in result.output
 
 
 def test_the_command_shows_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
