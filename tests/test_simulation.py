@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,6 +184,19 @@ def test_the_command_reports_what_was_judged() -> None:
     assert result.exit_code == 0, result.output
     assert "answers that were judged" in result.output
     assert "lists of sessions" in result.output
+
+
+def test_the_command_keeps_its_report(tmp_path: Path) -> None:
+    """As Markdown, for the documentation; one run alone has none."""
+    kept = tmp_path / "simulation.md"
+    arguments = ["--report", str(kept), "--workers", "2"]
+    result = CliRunner().invoke(main, ["--seed", "3", "--steps", "30", *arguments])
+    assert result.exit_code == 0, result.output
+    text = kept.read_text(encoding="utf-8")
+    assert text.startswith("30 steps in 1 runs from seed 3, ")
+    assert "wrong among them: **0**" in text
+    assert "| Rules followed | |\n| --- | ---: |\n| " in text
+    assert CliRunner().invoke(main, ["--run", "3", *arguments]).exit_code == 2
 
 
 def test_the_command_shows_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,24 @@
     _link          one worker's store      _way     to the database, and what goes wrong on it
     _database      commits in one order; goes back, lags, hides
     _tables        its rows, copied at each commit      _truth     what has really become of them
-    _simulate      many runs       _report  their sum       _picture  one that failed
+    _simulate      many runs       _report  their sum, on a _page    _picture  one that failed
     _events        the trace                            _seeded    chance and clocks from a seed
 """
 
 from trio_sessions.testing._simulation._mixes import MIXES
+from trio_sessions.testing._simulation._page import page
 from trio_sessions.testing._simulation._picture import picture
 from trio_sessions.testing._simulation._report import SimulationReport
 from trio_sessions.testing._simulation._run import MOST_WORKERS, Run, run_once
 from trio_sessions.testing._simulation._simulate import simulate
 
-__all__ = ["MIXES", "MOST_WORKERS", "Run", "SimulationReport", "picture", "run_once", "simulate"]
+__all__ = [
+    "MIXES",
+    "MOST_WORKERS",
+    "Run",
+    "SimulationReport",
+    "page",
+    "picture",
+    "run_once",
+    "simulate",
+]
