@@ -66,6 +66,7 @@ class DrainRules(WordRules):
         ]
         pauses = worker.link.pauses
         worker.drain_began_at = trio.current_time()
+        worker.held_at_drain = frozenset(worker.opened._house.table.ids())
         async with trio.open_nursery() as nursery:
             for connection in before:
                 nursery.start_soon(self._come_back, connection)

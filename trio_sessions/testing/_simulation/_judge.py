@@ -230,7 +230,16 @@ class Judge:
                 self._log.violate(f"w{worker.number} has more operations than max_concurrent")
             if statistics.messages_in_memory > 101 * max(1, statistics.sessions):
                 self._log.violate(f"w{worker.number} keeps too many messages in memory")
+            if worker.is_draining:
+                self._look_at_drain(worker)
         self._look_at_connections()
+
+    def _look_at_drain(self, worker: SimulatedWorker) -> None:
+        """Object if somebody came in who was not there, and is not adopted."""
+        for session_id in worker.opened._house.table.ids():
+            if session_id in worker.held_at_drain or self.clients[session_id].adopters:
+                continue
+            self._log.violate(f"w{worker.number} is drained, and holds {session_id}, which is new")
 
     def _look_at_connections(self) -> None:
         for client in self.clients.values():

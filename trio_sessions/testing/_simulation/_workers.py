@@ -42,6 +42,8 @@ class SimulatedWorker:
     """It closes, or its process has died: its transports are disconnected for that."""
     drain_began_at: float | None = None
     """When it was told to empty itself; None: it was not."""
+    held_at_drain: frozenset[str] = frozenset()
+    """What it held then."""
     drain_ended_at: float | None = None
     """When that was over."""
 
