@@ -8,6 +8,7 @@ import pytest
 
 from trio_sessions import _brake, _cleanup, _estimate, _verdicts, _witness, inspection
 from trio_sessions._admission import Admission
+from trio_sessions._adopting import Adopting
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._draining import Draining
@@ -265,6 +266,13 @@ def _drain_not_announced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Draining, "_announce", announce)
 
 
+def _asked_again_as_another(patch: pytest.MonkeyPatch) -> None:
+    def note_unsure(self: Adopting, order: Any) -> None:
+        self._claims.expect_again(order.session_id)
+
+    patch.setattr(Adopting, "_note_unsure", note_unsure)
+
+
 def _adopted_without_a_log(patch: pytest.MonkeyPatch) -> None:
     original = Rows._claim
 
@@ -336,6 +344,13 @@ SWITCHES = [
     Switch("a worker that is drained lets others in", _lets_in_while_it_drains, "1", mix="drains"),
     Switch("drained rows wait for nobody", _drained_rows_wait_for_nobody, "1", mix="drains"),
     Switch("a drain is not announced", _drain_not_announced, "9", mix="drains"),
+    Switch(
+        "an adoption that is asked for again is another one",
+        _asked_again_as_another,
+        "47",
+        steps=80,
+        mix="lost adoptions",
+    ),
     Switch("whoever asks inherits", _anybody_adopts, "0", mix="orphans"),
     Switch("who is adopted loses its log", _adopted_without_a_log, "0", mix="orphans"),
     Switch("no doubt in what operators ask", _no_doubt, "11", mix="lost questions"),
