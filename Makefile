@@ -14,7 +14,7 @@ ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,AS
 # What `fault` of tests/faults decorates becomes a context manager.
 ASYNC_MANAGERS := --transform-async-generator-decorators=fault
 
-.PHONY: help demo test test-oldest test-all check format lint types layers docs bench soak reliability mutants gateway-check mcp-check dist-check constraints clean
+.PHONY: help demo test test-oldest test-all check format lint types layers docs bench soak reliability deep mutants gateway-check mcp-check dist-check constraints clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -91,6 +91,10 @@ reliability: $(VENV)/.dev ## break real servers in every way there is, and write
 	rm -f $(RECORDS)
 	TRIO_SESSIONS_SOAK=1 TRIO_SESSIONS_RELIABILITY=$(RECORDS) $(BIN)/python -m pytest tests/faults/test_matrix.py
 	PYTHONPATH=tests $(BIN)/python -m faults.report $(RECORDS) docs/reliability/faults.md
+
+deep: $(VENV)/.dev ## the simulated fleet for 10^5 steps, from a fixed seed, and a page of what it did
+	$(BIN)/python -m trio_sessions.testing.simulate --seed 1 --steps 100000 \
+		--report docs/reliability/simulation.md
 
 mutants: $(VENV)/.dev ## put small faults into the code, one by one; fails unless tests notice them
 	PYTHONPATH=tests $(BIN)/python -m mutants --report docs/reliability/mutants.md $(MUTANTS_ARGS)

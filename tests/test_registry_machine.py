@@ -238,6 +238,14 @@ class RevokesHalf(MemoryStore):
         return revoked
 
 
+class SaysThatNothingIsLeft(MemoryStore):
+    """A worker is not told of rows of its own."""
+
+    async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
+        await super().own_rows(worker, after=after, limit=limit)
+        return []
+
+
 BROKEN: list[tuple[type[MemoryStore], str]] = [
     (CallsAFailureGone, f"{REMOVED}|held by"),
     (ForgetsClaims, REMOVED),
@@ -304,9 +312,22 @@ def revoked_elsewhere(state: RegistryMachine) -> None:
     state.revoke(session="a", worker=1)
 
 
+def drained(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+    state.drain(worker=0)
+
+
+def drained_with_an_owner(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0, "b": 1})
+    state.set_owner(worker=0, session="a", owner="bob")
+    state.drain(worker=0)
+
+
 @pytest.mark.parametrize(
     ("store", "history", "complaint"),
     [
+        (SaysThatNothingIsLeft, drained, "has not waited for"),
+        (LosesOwners, drained_with_an_owner, "the owner of session"),
         (LetsRevokedComeBack, revoked, "is revoked, and"),
         (RevokesHalf, revoked_elsewhere, "which was revoked, is held by"),
         (LetsTheOlderClaimWin, older_claim, REMOVED),

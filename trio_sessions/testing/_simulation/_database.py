@@ -13,6 +13,7 @@ import trio
 
 from trio_sessions.abc import Worker
 from trio_sessions.errors import RowLocked, RowUnavailable, StoreUnavailable
+from trio_sessions.inspection import SessionInfo
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing._simulation._tables import Fleet, Letters, Table
 from trio_sessions.testing._simulation._truth import Moment, Truth, holders
@@ -24,7 +25,7 @@ __all__ = ["Change", "Database"]
 T = TypeVar("T")
 
 _WRITES = frozenset(
-    {"commit", "refresh", "delete_all", "begin", "stamp", "sweep", "revoke"}
+    {"commit", "refresh", "delete_all", "begin", "stamp", "sweep", "revoke", "announce"}
     | {"expire_logs", "collect", "listen", "unlisten", "expire_mail"}
 )
 _KEPT = 3000  # states
@@ -73,6 +74,8 @@ class Database(MemoryStore):
         self._mail: Letters = Letters()
         self.offset = 0.0
         """Seconds by which its clock is ahead of Trio's."""
+        self.highest_offset = 0.0
+        """That it has ever been: what was stamped then may lie in the future."""
         self.server = 0
         self.changed_at = float("-inf")
         """When another server took over, on Trio's clock."""
@@ -80,6 +83,8 @@ class Database(MemoryStore):
         """When rows were last there again that had been deleted."""
         self.lagged_at = float("-inf")
         """When something was last asked of a replica that lags."""
+        self.hid_at = float("-inf")
+        """When rows were last hidden."""
         self.weather = Weather()
         self.truth = Truth()
         self.commits = 0
@@ -213,6 +218,12 @@ class Database(MemoryStore):
             raise StoreUnavailable("row level security may hide it")
         return await super().locate(worker, session_id)
 
+    async def describe(self, worker: Worker, session_id: str) -> SessionInfo | None:
+        """Say what is known of a session, unless rows may be hidden."""
+        if session_id in self.weather.hidden:
+            raise StoreUnavailable("row level security may hide it")
+        return await super().describe(worker, session_id)
+
     async def sweep(self, worker: Worker, **settings: Any) -> Swept:
         """Sweep, but for rows that are hidden."""
         hidden = {
@@ -265,6 +276,11 @@ class Database(MemoryStore):
             if session_id not in now:
                 now[session_id] = row
         self._keep()
+
+    def set_clock(self, step: float) -> None:
+        """Set its clock forward, or back."""
+        self.offset += step
+        self.highest_offset = max(self.highest_offset, self.offset)
 
     def moment(self) -> Moment:
         """Return the time by both clocks."""
