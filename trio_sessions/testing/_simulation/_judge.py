@@ -181,7 +181,7 @@ class Judge:
             one
             for one in client.connections
             if one.worker is before
-            and self.database.truth.was_written(change.before, client.session_id, one.added_at)
+            and self.database.truth.is_remembered(change.before, client.session_id, one.added_at)
         ]
         if older and newer and older[-1].number < newer[-1].number and newer[-1].is_held:
             self._log.violate(
