@@ -295,6 +295,63 @@ async def test_what_arrives_while_a_batch_is_out_makes_the_next(autojump_clock: 
         await writer.finish(trio.current_time() + 1)
 
 
+@pytest.mark.parametrize("with_another", [True, False])
+async def test_what_may_wait_goes_with_the_next_batch_or_soon(
+    with_another: bool, autojump_clock: MockClock
+) -> None:
+    """No batch is made for it at once, and it is not forgotten."""
+    store = Recorder()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        for _ in range(2):
+            store.batches.clear()
+            began = trio.current_time()
+            orders = [writer.give(Many(f"s{n}"), may_wait=True) for n in range(3)]
+            await trio.testing.wait_all_tasks_blocked()
+            assert store.batches == []
+            names = ["s0", "s1", "s2"]
+            if with_another:
+                orders.append(writer.give(One("t")))
+                names.append("t")
+            await settle_all(orders)
+            assert store.batches == [names]
+            assert trio.current_time() == pytest.approx(began + (0 if with_another else 0.02))
+        await writer.finish(trio.current_time() + 1)
+
+
+async def test_what_may_wait_is_hastened_and_written_at_the_end(autojump_clock: MockClock) -> None:
+    """By whoever waits for it after all, and by closing."""
+    store = Recorder()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        began = trio.current_time()
+        first = writer.give(One("s"), may_wait=True)
+        await trio.testing.wait_all_tasks_blocked()
+        writer.hasten(first)
+        await first.settled()
+        second = writer.give(One("t"), may_wait=True)
+        await writer.finish(trio.current_time() + 1)
+        assert second.stage is Stage.SETTLED
+        assert store.batches == [["s"], ["t"]]
+        assert trio.current_time() == began
+
+
+async def test_what_may_wait_keeps_its_place(autojump_clock: MockClock) -> None:
+    """What is written of one session is written in the order of the calls."""
+    store = Recorder()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        early = writer.give(Many("s", name="early"), may_wait=True)
+        late = writer.give(One("s", name="late"))
+        await settle_all([early, late])
+        assert store.batches == [["s"], ["s"]]
+        assert writer.waiting == 0
+        await writer.finish(trio.current_time() + 1)
+
+
 async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: MockClock) -> None:
     """Nobody waits for it, and it is not asked without end."""
     store = Recorder()

@@ -56,7 +56,16 @@ class Order(abc.ABC, Generic[T]):
     group: ClassVar[str] = ""
     """And several of those that have the same group, of no other."""
 
-    __slots__ = ("_result", "_settled", "attempts", "given_at", "session_id", "size", "stage")
+    __slots__ = (
+        "_result",
+        "_settled",
+        "attempts",
+        "given_at",
+        "may_wait",
+        "session_id",
+        "size",
+        "stage",
+    )
 
     def __init__(self, session_id: str, size: int = 0) -> None:
         self.session_id = session_id
@@ -64,6 +73,8 @@ class Order(abc.ABC, Generic[T]):
         self.stage = Stage.WAITING
         self.given_at = 0.0
         """When the writer got it, on Trio's clock."""
+        self.may_wait = False
+        """No batch is made for it at once: it goes with the next one, or a little later."""
         self.attempts = 0
         """How often it has been in a batch."""
         self._result: outcome.Outcome[T] | None = None
@@ -115,6 +126,11 @@ class Order(abc.ABC, Generic[T]):
         error = self.error
         if error is not None:  # others of its batch are told the same
             raise copy.copy(error) from error.__cause__
+        return self.value
+
+    @property
+    def value(self) -> T | None:
+        """What it was answered with; None: it is not, or with an error, or was not needed."""
         return self._result.value if isinstance(self._result, outcome.Value) else None
 
     @property
@@ -134,6 +150,8 @@ class Lines:
     def __init__(self, *, rows: int, size: int) -> None:
         self.waiting = 0
         """Orders that wait."""
+        self.patient = 0
+        """How many of them may wait for the batch of another one."""
         self._rows = rows
         self._size = size
         self._lines: dict[str, deque[Order[Any]]] = {}
@@ -154,15 +172,26 @@ class Lines:
             line.appendleft(order)
         else:
             line.append(order)
-        self.waiting += 1
+        self._count(order, 1)
 
     def withdraw(self, order: Order[Any]) -> bool:
         """Take an order back, unless it is out already; say whether it was taken back."""
         if order.stage is not Stage.WAITING:
             return False
-        self.waiting -= 1
+        self._count(order, -1)
         order.settle(None)
         return True
+
+    def hasten(self, order: Order[Any]) -> None:
+        """Let an order wait for no other batch any more."""
+        if order.stage is Stage.WAITING and order.may_wait:
+            self.patient -= 1
+            order.may_wait = False
+
+    def _count(self, order: Order[Any], change: int) -> None:
+        self.waiting += change
+        if order.may_wait:
+            self.patient += change
 
     def next_batch(self) -> list[Order[Any]]:
         """Take out what makes the next batch; `done` must follow."""
@@ -185,7 +214,8 @@ class Lines:
                         return batch
                     break
                 line.popleft()
-                self.waiting -= 1
+                self._count(order, -1)
+                order.may_wait = False
                 order.stage = Stage.OUT
                 first = order
                 size += order.size
@@ -214,7 +244,7 @@ class Lines:
             self._at_rest.add(session_id)
             for order in ones:
                 order.stage = Stage.WAITING
-                self.waiting += 1
+                self._count(order, 1)
 
     def next_due(self) -> float | None:
         """Return when the next paused line may go; None: none is paused."""
@@ -236,7 +266,7 @@ class Lines:
         """Answer orders that wait with an error; their lines drop them later."""
         for order in list(orders):
             if order.stage is Stage.WAITING:
-                self.waiting -= 1
+                self._count(order, -1)
                 order.settle(outcome.Error(error))
 
     def everything(self) -> list[Order[Any]]:
