@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import anyio
 import anyio.lowlevel
 
+from trio_sessions._handlers import Last
 from trio_sessions.mcp._asgi import is_stream, once
 from trio_sessions.mcp._contracts import Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._held import HeldSession
@@ -30,6 +31,8 @@ _GATHER = 0.003
 _UPLOADS = 67_108_864
 """Bytes of bodies that have come in parts and wait for their requests, of all together."""
 _QUEUE = 16
+_PARTING = 30.0
+"""Seconds for which an application may go on when it has answered."""
 
 
 class Host(Protocol):
@@ -92,12 +95,12 @@ class Tunnel:
         host = self._host
         held = None if host is None else await host.holds(request.session_id)
         if host is None or held is None:
-            yield Item(is_elsewhere=True).pack()
+            yield Last(Item(is_elsewhere=True).pack())
             return
         if request.run:
             await host.note(request.session_id, request.run)
             if held.has_moved.is_set():
-                yield Item(is_elsewhere=True).pack()
+                yield Last(Item(is_elsewhere=True).pack())
                 return
         answer = _Answer()
         host.start(answer.produce, host, held, request, body)
@@ -106,7 +109,8 @@ class Tunnel:
             if sign_after is not None and await answer.is_late(sign_after):
                 yield Item().pack()
             while not answer.is_over:
-                yield (await answer.next()).pack()
+                item = (await answer.next()).pack()
+                yield Last(item) if answer.is_over else item
         finally:
             answer.abandon()
 
@@ -160,6 +164,8 @@ class _Answer:
         """The application has asked for the request's body."""
         self._has_begun = anyio.Event()
         """The answer; or it never will."""
+        self._is_gone = anyio.Event()
+        """Who asked: nobody reads any more."""
         self._into, self._out_of = anyio.create_memory_object_stream[Message](_QUEUE)
         self._scope = anyio.CancelScope()
         self._is_stream = False
@@ -174,7 +180,7 @@ class _Answer:
         scope = request.scope
         if request.user is not None:
             scope[USER] = request.user
-        give = once(body, _never)
+        give = once(body, self._until_gone)
 
         async def receive() -> Message:
             self._is_taken = True
@@ -194,9 +200,21 @@ class _Answer:
             finally:
                 self._has_begun.set()
 
+    async def _until_gone(self) -> Message:
+        await self._is_gone.wait()
+        return {"type": "http.disconnect"}
+
     def abandon(self) -> None:
-        """End it: the other worker has all of it, or its client has left."""
-        self._scope.cancel()
+        """End it: the other worker has all of it, or its client has left.
+
+        In the first case the application may go on: the SDK takes an answer of its client's, or a
+        notification, to its server only when it has said that it was accepted.
+        """
+        self._is_gone.set()
+        if self.is_over:
+            self._scope.deadline = anyio.current_time() + _PARTING
+        else:
+            self._scope.cancel()
         self._out_of.close()
         self._into.close()
 
@@ -265,12 +283,6 @@ class _Answer:
         if self._rest:
             return
         item.is_last = self._ends
-
-
-async def _never() -> Message:
-    """Wait for the client to leave: whoever hears of that cancels the answer instead."""
-    await anyio.sleep_forever()
-    raise AssertionError("for ever is over")
 
 
 def handlers() -> Mapping[str, Callable[..., Any]]:
