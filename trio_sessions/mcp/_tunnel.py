@@ -28,6 +28,8 @@ PART_BYTES = 131_072
 """Of a body in one letter: JSON makes at most six of each, which is less than 1 MiB."""
 _GATHER = 0.003
 """Seconds for which a piece of an answer waits for the next one: a short answer is one letter."""
+_GATHER_BEGINNING = 0.025
+"""Seconds, of a stream of events in which nothing was said yet, but how it begins."""
 _UPLOADS = 67_108_864
 """Bytes of bodies that have come in parts and wait for their requests, of all together."""
 _QUEUE = 16
@@ -169,6 +171,7 @@ class _Answer:
         self._into, self._out_of = anyio.create_memory_object_stream[Message](_QUEUE)
         self._scope = anyio.CancelScope()
         self._is_stream = False
+        self._pieces = 0
         self._rest: list[bytes] = []
         self._ends = False
         self.is_over = False
@@ -242,7 +245,9 @@ class _Answer:
             if item.is_empty:
                 self._take(await self._receive(), item)
                 continue
-            with anyio.move_on_after(_GATHER) as gathering:
+            begins = self._is_stream and item.status is not None and self._pieces <= 1
+            patience = _GATHER_BEGINNING if begins else _GATHER
+            with anyio.move_on_after(patience) as gathering:
                 self._take(await self._receive(), item)
             if gathering.cancelled_caught:
                 break
@@ -274,6 +279,7 @@ class _Answer:
             if message["type"] != "http.response.body":
                 return
             body = message.get("body", b"")
+            self._pieces += bool(body)
             # The worker at the other end sends comments of its own, to keep its client.
             if not (self._is_stream and body.startswith(b": ping")):
                 self._rest += [body[i : i + PART_BYTES] for i in range(0, len(body), PART_BYTES)]
