@@ -270,8 +270,10 @@ async def test_an_event_is_sent_while_it_goes_to_the_log() -> None:
         assert await store.replay_events_after(event_id, send) is None
         told = [type(one.message) for one in sent]
         # who has seen the answer asks in vain
-        left = [JSONRPCNotification, JSONRPCNotification, JSONRPCResponse][seen:]
+        all_of_it: list[type] = [JSONRPCNotification, JSONRPCNotification, JSONRPCResponse]
+        left = all_of_it[seen:]
         assert told == (left or [JSONRPCError])
+        assert not left or [one.event_id for one in sent] == ids[seen + 1 :]
     assert conversation.is_kept
 
 
@@ -376,7 +378,7 @@ async def test_an_event_outside_a_session_is_not_kept(caplog: pytest.LogCaptureF
 def test_ids_of_events_survive_any_id_of_a_request() -> None:
     """Line breaks and foreign letters of a client's request id do not reach the header."""
     for stream in ("1", "é\r\nx: y", "", "_GET_stream", "🙂" * 50, "\ud800"):
-        event_id = id_of(Conversation("s"), stream, 5)
+        event_id = id_of(Conversation("s"), stream, "5")
         assert event_id.isascii()
         assert event_id.isprintable()
         if stream:

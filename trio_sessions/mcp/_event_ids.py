@@ -13,8 +13,9 @@ import hmac
 from dataclasses import dataclass
 
 from trio_sessions.mcp._conversation import Conversation
+from trio_sessions.types import LogEntry
 
-__all__ = ["Seen", "check_event_id", "event_id"]
+__all__ = ["Seen", "check_event_id", "event_id", "place_of"]
 
 _UNTAGGED = "new"
 _MOST = 19  # the digits of 2**63
@@ -34,12 +35,20 @@ class Seen:
     def has(self, event: object) -> bool:
         """Say whether it has seen an event that stands behind the cursor."""
         match event:
-            case {"at": [str(life), int(said)]}:
+            case {"at": [str(life), int(said), *_]}:
                 return life == self.life and said <= self.said
         return False
 
 
-def event_id(conversation: Conversation, stream_id: str, cursor: int | None = None) -> str:
+def place_of(entry: LogEntry) -> str:
+    """Return the place that an entry of the log was given when it was said."""
+    match entry.event:
+        case {"at": [str(life), int(said), int(cursor)]}:
+            return f"{cursor}-{life}-{said}"
+    return str(entry.id)
+
+
+def event_id(conversation: Conversation, stream_id: str, place: str | None = None) -> str:
     """Return the id of an event: a place in its session's log, its stream, and a tag.
 
     The tag says whose it is: only somebody who knows the session's id can make it. It protects
@@ -48,14 +57,12 @@ def event_id(conversation: Conversation, stream_id: str, cursor: int | None = No
     Args:
         conversation: the session.
         stream_id: the stream.
-        cursor: of an event that is in the log; None: it is the last one that was said.
+        place: where it is; None: it is the last one that was said.
     """
     stream = base64.urlsafe_b64encode(stream_id.encode(errors="surrogatepass")).decode().rstrip("=")
     if conversation.session_id is None:
         return f"0.{stream}.{_UNTAGGED}"
-    head = str(cursor)
-    if cursor is None:
-        head = f"{conversation.cursor}-{conversation.life}-{conversation.said}"
+    head = place or f"{conversation.cursor}-{conversation.life}-{conversation.said}"
     return f"{head}.{stream}.{_tag(conversation.session_id, head, stream)}"
 
 

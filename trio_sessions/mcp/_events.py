@@ -7,7 +7,7 @@ import anyio.lowlevel
 from trio_sessions.errors import SessionsError
 from trio_sessions.mcp._contracts import Registry
 from trio_sessions.mcp._conversation import Conversation, current
-from trio_sessions.mcp._event_ids import Seen, check_event_id, event_id
+from trio_sessions.mcp._event_ids import Seen, check_event_id, event_id, place_of
 from trio_sessions.mcp._keeping import Keeping
 from trio_sessions.mcp._sdk import (
     INTERNAL_ERROR,
@@ -91,12 +91,13 @@ class SessionEventStore(EventStore):
             conversation.begun.add(stream_id)
         dumped = message.model_dump(mode="json", by_alias=True, exclude_unset=True)
         try:
-            await self._keeping.keep(conversation, {"stream": stream_id, "message": dumped})
+            event = {"stream": stream_id, "message": dumped}
+            place = await self._keeping.keep(conversation, event)
         finally:
             if is_answer:
                 conversation.begun.discard(stream_id)
                 conversation.replayed.pop(stream_id, None)
-        return event_id(conversation, stream_id)
+        return event_id(conversation, stream_id, place)
 
     def _begin(self, conversation: Conversation, stream_id: str) -> str:
         """Mark a stream's beginning, or where its replay has come to. It needs no entry.
@@ -106,7 +107,8 @@ class SessionEventStore(EventStore):
         replayed = conversation.replayed.pop(stream_id, None)
         if replayed is None and stream_id != _GET_STREAM and not conversation.is_muted:
             conversation.begun.add(stream_id)
-        return event_id(conversation, stream_id, replayed)
+        place = None if replayed is None else str(replayed)
+        return event_id(conversation, stream_id, place)
 
     async def replay_events_after(
         self, last_event_id: str, send_callback: EventCallback
@@ -155,9 +157,8 @@ class SessionEventStore(EventStore):
             return None
         if stream_id != _GET_STREAM and stream_id not in conversation.begun:
             # Nobody runs it (any more). Its client would wait for ever.
-            await send_callback(
-                EventMessage(_nobody_runs(stream_id), event_id(conversation, stream_id, cursor))
-            )
+            lost = event_id(conversation, stream_id, str(cursor))
+            await send_callback(EventMessage(_nobody_runs(stream_id), lost))
             return None
         conversation.replayed[stream_id] = cursor
         return stream_id
@@ -183,9 +184,8 @@ class SessionEventStore(EventStore):
                         continue
                     message = messages.validate_python(event["message"], by_name=False)
                     is_answered |= isinstance(message, JSONRPCResponse | JSONRPCError)
-                    await send_callback(
-                        EventMessage(message, event_id(conversation, seen.stream, cursor))
-                    )
+                    again = event_id(conversation, seen.stream, place_of(entry))
+                    await send_callback(EventMessage(message, again))
                 if len(entries) < _PAGE:
                     break
             if is_answered or conversation.said == said:

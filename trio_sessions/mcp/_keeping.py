@@ -45,11 +45,11 @@ class Keeping:
         self._size = 0
         self._again_at = 0.0
 
-    async def keep(self, conversation: Conversation, event: dict[str, Any]) -> None:
-        """Let an event go to its session's log; what cannot be kept is logged.
+    async def keep(self, conversation: Conversation, event: dict[str, Any]) -> str | None:
+        """Let an event go to its session's log, and return its place; None: it is not kept.
 
-        It is waited for where too many are on their way, or where it is not known yet what the log
-        has from another worker.
+        What cannot be kept is logged. An event is waited for where too many are on their way, or
+        where it is not known yet what the log has from another worker: then it has no place before.
         """
         self._take_note()
         # Without an id yet it is the answer to initialize, which comes before the session: whoever
@@ -57,27 +57,32 @@ class Keeping:
         session_id = conversation.session_id
         if session_id is None or conversation.is_muted:
             await anyio.lowlevel.checkpoint()
-            return
+            return None
         conversation.said += 1
         if time.monotonic() < self._again_at:
             await anyio.lowlevel.checkpoint()
-            return
-        marked = {**event, "at": [conversation.life, conversation.said]}
+            return None
+        life, said, cursor = conversation.life, conversation.said, conversation.cursor
+        has_place = conversation.knows_log
+        marked = {**event, "at": [life, said, cursor] if has_place else [life, said]}
         try:
             one = self._registry.logs.append_soon(session_id, marked)
         except SessionsError as exc:
             _warn(conversation, exc)
             await anyio.lowlevel.checkpoint()
-            return
+            return None
         conversation.leaving.append(one)
         self._leaving.append((conversation, one))
         self._size += one.size
-        if self._write_ahead or not conversation.knows_log:
+        if self._write_ahead or not has_place:
             await self.settle(conversation)
         elif len(self._leaving) > _MOST or self._size > _SIZE:
             await self._make_room()
         else:
             await anyio.lowlevel.checkpoint()
+        if has_place:
+            return f"{cursor}-{life}-{said}"
+        return str(one.result) if isinstance(one.result, int) else None
 
     async def settle(self, conversation: Conversation) -> None:
         """Wait until all that was said in a session is in its log, or cannot be."""
