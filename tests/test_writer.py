@@ -18,6 +18,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
 from trio_sessions._orders import Lines, Order, Stage
+from trio_sessions._posting import PostOrder
 from trio_sessions._settings import Settings
 from trio_sessions._witness import WentBack, Witness
 from trio_sessions._writer import Writer
@@ -29,6 +30,7 @@ from trio_sessions.writes import (
     Batch,
     Committed,
     Delete,
+    Post,
     Send,
     SetOwner,
     Unfinished,
@@ -250,14 +252,18 @@ class Recorder(FaultyStore):
             raise RowUnavailable("refused by a trigger")
         if self.operations is not None or self.fault is not Fault.NONE:
             await super().commit(worker, batch)
-        assert batch.stamp is not None
-        return Committed(
-            answers=[
-                RowUnavailable("locked") if write.session_id in self.locked else None
-                for write in batch.writes
-            ],
-            stamp=replace(batch.stamp, beat=batch.stamp.beat + 1),
-        )
+        answers = [
+            1
+            if isinstance(write, Post)
+            else RowUnavailable("locked")
+            if write.session_id in self.locked
+            else None
+            for write in batch.writes
+        ]
+        if batch.stamp is None:
+            assert all(isinstance(write, Post) for write in batch.writes)
+            return Committed(answers=answers)
+        return Committed(answers=answers, stamp=replace(batch.stamp, beat=batch.stamp.beat + 1))
 
 
 def make_writer(store: FaultyStore, **settings: Any) -> Writer:
@@ -317,6 +323,29 @@ async def test_what_may_wait_goes_with_the_next_batch_or_soon(
             await settle_all(orders)
             assert store.batches == [names]
             assert trio.current_time() == pytest.approx(began + (0 if another else 0.02))
+        await writer.finish(trio.current_time() + 1)
+
+
+async def test_letters_do_not_wait_for_what_may_wait(autojump_clock: MockClock) -> None:
+    """They need no disk, which the others do; these keep their order, and are not forgotten."""
+    store = Recorder()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        began = trio.current_time()
+        patient = [writer.give(Many(name), may_wait=True) for name in ("s", "t")]
+        for _ in range(2):
+            letter = writer.give(PostOrder("{}", to="w"))
+            await letter.settled()
+            assert trio.current_time() == began
+        await settle_all(patient)
+        mail = [letter.session_id]
+        assert store.batches == [mail, mail, ["s", "t"]]
+        assert trio.current_time() == pytest.approx(began + 0.02)
+        patient = [writer.give(Many("s"), may_wait=True)]
+        both = [writer.give(PostOrder("{}", to="w")), writer.give(One("t"))]
+        await settle_all([*patient, *both])
+        assert store.batches[3:] == [["s", *mail, "t"]]
         await writer.finish(trio.current_time() + 1)
 
 

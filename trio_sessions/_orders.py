@@ -55,6 +55,8 @@ class Order(abc.ABC, Generic[T]):
     """A batch takes several of this kind for one session."""
     group: ClassVar[str] = ""
     """And several of those that have the same group, of no other."""
+    is_letter: ClassVar[bool] = False
+    """It waits for no disk, unless something else is in its batch; letters have their own line."""
 
     __slots__ = (
         "_result",
@@ -152,6 +154,8 @@ class Lines:
         """Orders that wait."""
         self.patient = 0
         """How many of them may wait for the batch of another one."""
+        self.letters = 0
+        """How many of them are letters."""
         self._rows = rows
         self._size = size
         self._lines: dict[str, deque[Order[Any]]] = {}
@@ -190,16 +194,25 @@ class Lines:
 
     def _count(self, order: Order[Any], change: int) -> None:
         self.waiting += change
-        if order.may_wait:
-            self.patient += change
+        self.patient += change * order.may_wait
+        self.letters += change * order.is_letter
 
-    def next_batch(self) -> list[Order[Any]]:
-        """Take out what makes the next batch; `done` must follow."""
+    def next_batch(self, *, of_letters: bool = False) -> list[Order[Any]]:
+        """Take out what makes the next batch; `done` must follow.
+
+        Args:
+            of_letters: of nothing else.
+        """
         batch: list[Order[Any]] = []
         size = 0
-        while self._ready and len(batch) < self._rows:
+        held_back: list[str] = []
+        is_full = False
+        while self._ready and len(batch) < self._rows and not is_full:
             session_id = self._ready.popleft()
             line = self._lines[session_id]
+            if of_letters and not line[0].is_letter:
+                held_back.append(session_id)
+                continue
             first: Order[Any] | None = None
             while line and len(batch) < self._rows:
                 order = line[0]
@@ -210,8 +223,8 @@ class Lines:
                     break
                 if batch and size + order.size > self._size:
                     if first is None:
-                        self._ready.appendleft(session_id)
-                        return batch
+                        held_back.append(session_id)
+                        is_full = True
                     break
                 line.popleft()
                 self._count(order, -1)
@@ -224,6 +237,7 @@ class Lines:
                 self._out[session_id] = None
             if not line:
                 del self._lines[session_id]
+        self._ready.extendleft(reversed(held_back))
         return batch
 
     def done(self) -> None:

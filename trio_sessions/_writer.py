@@ -19,7 +19,8 @@ storm shares its statements, its transactions and its syncs to disk::
 - A lost answer is everybody's error. Claims and deletions are repeated by the next pass, messages
   and entries of logs by nobody.
 - A caller that leaves withdraws what has not left (`do`); claims and deletions go on (`give`).
-- What nobody waits for goes with the next batch, or after `_GATHER`: so it seldom makes one.
+- What nobody waits for goes with the next batch that is more than letters, or after `_GATHER`: so
+  it seldom makes one.
 
 See docs/decisions/0009-one-writer.md.
 """
@@ -194,11 +195,16 @@ class Writer:
             self._tell_of_room()
 
     def _next_batch(self) -> Sequence[Order[Any]]:
-        """Take out the next batch; none, as long as what waits may wait."""
+        """Take out the next batch; none, as long as what waits may wait.
+
+        What may wait goes with no letters: they wait for no disk, and it would have them wait.
+        """
         lines, until = self._lines, self._patient_until
-        may_wait = until is None or trio.current_time() < until
-        if may_wait and lines.waiting == lines.patient and not self._closing:
-            return ()
+        if lines.patient and not self._closing and until and trio.current_time() < until:
+            if lines.waiting == lines.patient:
+                return ()
+            if lines.waiting == lines.patient + lines.letters:
+                return lines.next_batch(of_letters=True)
         batch = lines.next_batch()
         self._patient_until = trio.current_time() + _GATHER if lines.patient else None
         return batch

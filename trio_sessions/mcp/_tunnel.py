@@ -110,9 +110,12 @@ class Tunnel:
         try:
             if sign_after is not None and await answer.is_late(sign_after):
                 yield Item().pack()
-            while not answer.is_over:
-                item = (await answer.next()).pack()
-                yield Last(item) if answer.is_over else item
+            while True:
+                item = await answer.next()
+                if item.is_last:
+                    yield Last(item.pack())
+                    return
+                yield item.pack()
         finally:
             answer.abandon()
 

@@ -249,8 +249,9 @@ _watches: trio.lowlevel.RunVar[dict[float, _Watch]] = trio.lowlevel.RunVar("trio
 
 
 def _watch_of_this_run(timeout: float) -> _Watch:
-    watches = _watches.get(None)
-    if watches is None:
+    try:
+        watches = _watches.get()
+    except LookupError:
         watches = {}
         _watches.set(watches)
     if timeout not in watches:
