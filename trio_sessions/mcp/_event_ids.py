@@ -8,9 +8,9 @@ in the same life up to that one. See docs/decisions/0013-mcp.md.
 
 import base64
 import binascii
-import hashlib
 import hmac
 from dataclasses import dataclass
+from functools import lru_cache
 
 from trio_sessions.mcp._conversation import Conversation
 from trio_sessions.types import LogEntry
@@ -59,16 +59,22 @@ def event_id(conversation: Conversation, stream_id: str, place: str | None = Non
         stream_id: the stream.
         place: where it is; None: it is the last one that was said.
     """
-    stream = base64.urlsafe_b64encode(stream_id.encode(errors="surrogatepass")).decode().rstrip("=")
+    stream = _encoded(stream_id)
     if conversation.session_id is None:
         return f"0.{stream}.{_UNTAGGED}"
     head = place or f"{conversation.cursor}-{conversation.life}-{conversation.said}"
     return f"{head}.{stream}.{_tag(conversation.session_id, head, stream)}"
 
 
+@lru_cache(maxsize=256)
+def _encoded(stream_id: str) -> str:
+    name = stream_id.encode(errors="surrogatepass")
+    return base64.urlsafe_b64encode(name).decode().rstrip("=")
+
+
 def _tag(session_id: str, head: str, stream: str) -> str:
     text = f"{head}.{stream}".encode()
-    return hmac.new(session_id.encode(), text, hashlib.sha256).hexdigest()[:16]
+    return hmac.digest(session_id.encode(), text, "sha256").hex()[:16]
 
 
 def check_event_id(session_id: str, event_id: str) -> Seen | None:
