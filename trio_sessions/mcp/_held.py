@@ -84,8 +84,12 @@ class HeldSession:
 
     @property
     def is_busy(self) -> bool:
-        """Whether requests are being answered, or run; streams that only listen do not count."""
-        return bool(self._answering or self.conversation.begun)
+        """Whether requests are being answered, or run, or what was said is not in the log yet.
+
+        Streams that only listen do not count.
+        """
+        talk = self.conversation
+        return bool(self._answering or talk.begun) or not talk.is_kept
 
     def _go(self, phase: Phase) -> None:
         if phase not in _NEXT[self._phase]:

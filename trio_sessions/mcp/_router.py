@@ -25,7 +25,8 @@ from trio_sessions.mcp._asgi import (
 )
 from trio_sessions.mcp._beginning import Beginnings
 from trio_sessions.mcp._contracts import App, Receive, Registry, Scope, Send
-from trio_sessions.mcp._events import LOST, check_event_id
+from trio_sessions.mcp._event_ids import check_event_id
+from trio_sessions.mcp._events import LOST
 from trio_sessions.mcp._exit import end_streams, take_charge, was_told
 from trio_sessions.mcp._forwarding import Exchange, Forwarding, Outcome
 from trio_sessions.mcp._held import HeldSession
