@@ -14,8 +14,8 @@ pytestmark = pytest.mark.no_cover
 TRIALS = {
     "cancellations": 1000 if SOAK else 4,
     "deadlines": 1000 if SOAK else 4,
-    "one press": 1000 if SOAK else 12,
-    "two presses": 1000 if SOAK else 12,
+    "one press": 1000 if SOAK else 6,
+    "two presses": 1000 if SOAK else 6,
 }
 FIRST = 7  # each tenth is on SQLite, so that the gate has one, too
 
