@@ -7,6 +7,8 @@ GATEWAY_VENV := .venv-gateway
 MCP_VENV := .venv-mcp
 OLDEST_VENV := .venv-oldest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start hundreds of programs: let them find the package compiled, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
 
 # What ruff does not know. Left out: rules about timeouts as arguments, and about awaits in
 # `finally` (ours are shielded and bounded a call further down, which the tool cannot see).
