@@ -185,7 +185,7 @@ FACADES = [
     for store, host, marks in (
         ("memory", "asyncio", []),
         ("memory", "trio-asyncio", [longer]),
-        ("sqlite", "uvloop", []),
+        ("sqlite", "uvloop", [longer]),
         ("postgresql", "asyncio", [longer]),
     )
 ]
