@@ -427,7 +427,7 @@ async def drain_on_sigterm(registry, scope):
         await registry.add_session("s", FakeTransport())
         print("ready", flush=True)
         async for _ in signals:
-            report = await registry.drain(20.0)
+            report = await registry.drain(2.0)
             print(f"drained {len(report.drained)}", flush=True)
             scope.cancel()
 

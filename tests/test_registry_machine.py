@@ -12,7 +12,7 @@ import trio
 from backdoors import DatabaseBackdoor
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from soak import TIMES
+from soak import SOAK, TIMES
 
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.revocation import Revocation, Revoked
@@ -32,14 +32,17 @@ SEARCH_ONLY = (Phase.explicit, Phase.generate)
 
 
 def search(
-    machine: type[RegistryMachine], examples: int, phases: Sequence[Phase] = SEARCH_ONLY
+    machine: type[RegistryMachine],
+    examples: int,
+    phases: Sequence[Phase] = SEARCH_ONLY,
+    steps: int = 25,
 ) -> None:
     """Play histories; raise what Hypothesis raises."""
     run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=25,
+            stateful_step_count=steps,
             deadline=None,
             database=None,
             report_multiple_bugs=False,
@@ -273,7 +276,8 @@ def test_what_is_printed_is_short_and_fails_again_where_it_is_pasted() -> None:
     """Hypothesis shrinks it: to what a store that forgets claims must be asked for at least."""
     machine = type("OnForgetful", (InMemory,), {"make_shared": ForgetsClaims})
     with pytest.raises(AssertionError, match=REMOVED) as found:
-        search(machine, DEFAULT, (*SEARCH_ONLY, Phase.shrink))
+        # Shrinking a long history takes most of a minute.
+        search(machine, DEFAULT, (*SEARCH_ONLY, Phase.shrink), steps=25 if SOAK else 5)
     code = [line for line in found.value.__notes__ if line.startswith("state")]
     assert len(code) <= 10  # four, if Hypothesis has the time
     with pytest.raises(AssertionError, match=REMOVED):
