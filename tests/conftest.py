@@ -1,6 +1,7 @@
 """The stores that every behavioural test runs on, and a look behind their backs."""
 
 import contextlib
+import gc
 import os
 import tempfile
 import uuid
@@ -19,7 +20,7 @@ from hypothesis import settings
 from presses import let_children_have_ctrl_c
 from proxy import Proxy, open_proxy
 from servers import Server, make_data, make_server
-from soak import SOAK
+from soak import SOAK, longer
 
 from trio_sessions import SessionRegistry, open_registry
 from trio_sessions.abc import SessionStore
@@ -32,6 +33,20 @@ settings.register_profile("soak", deadline=None, print_blob=True)
 settings.load_profile("soak" if SOAK else "gate")
 
 let_children_have_ctrl_c()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to the soak what only it runs."""
+    left = [] if SOAK else [item for item in items if item.get_closest_marker(longer.name)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker(longer.name)]
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what stays anyway: tests that call it look at their own garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -166,12 +181,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 STORES = ["memory", "sqlite", "postgresql"]
 FACADES = [
-    pytest.param(f"{store}, {host}", marks=pytest.mark.trio(run=HOSTS[host]))
-    for store, host in (
-        ("memory", "asyncio"),
-        ("memory", "trio-asyncio"),
-        ("sqlite", "uvloop"),
-        ("postgresql", "asyncio"),
+    pytest.param(f"{store}, {host}", marks=[pytest.mark.trio(run=HOSTS[host]), *marks])
+    for store, host, marks in (
+        ("memory", "asyncio", []),
+        ("memory", "trio-asyncio", [longer]),
+        ("sqlite", "uvloop", [longer]),
+        ("postgresql", "asyncio", [longer]),
     )
 ]
 

@@ -194,6 +194,12 @@ class Worker:
         await self.router.leave()
         await self.close()
 
+    async def keeps(self, session_id: str) -> None:
+        """Wait until all that a session of this worker was told is in its log."""
+        held = self.registry.get_session_sync(session_id)
+        for one in list(held.conversation.leaving):
+            await one.wait()
+
     async def vanish(self) -> None:
         """End as by kill -9: nobody is told, and the rows stay."""
         self.store.fail()

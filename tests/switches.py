@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
-from trio_sessions import _brake, _cleanup, _estimate, _verdicts, _witness
+from trio_sessions import _brake, _cleanup, _estimate, _verdicts, _witness, inspection
+from trio_sessions._admission import Admission
+from trio_sessions._adopting import Adopting
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
+from trio_sessions._draining import Draining
 from trio_sessions._entry import Entry, Row
+from trio_sessions._inspection import Inspection
 from trio_sessions._limiting import OverLimits
 from trio_sessions._logs import LogRoom
 from trio_sessions._mail._pending import Incoming
@@ -19,12 +23,13 @@ from trio_sessions._strays import Strays
 from trio_sessions._table import LocalTable
 from trio_sessions.abc import Worker
 from trio_sessions.errors import StoreUnavailable
+from trio_sessions.inspection import SessionInfo
 from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.stores.memory._rows import Rows
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.types import RemovalReason, Stamp
-from trio_sessions.writes import Claim, Claimed, Keep, Unfinished
+from trio_sessions.writes import Claim, Claimed, Keep, Outcome, Unfinished
 
 __all__ = ["SWITCHES", "Switch"]
 
@@ -247,6 +252,56 @@ def _silence_is_welcome(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_cleanup, "over_limits", lambda *evidence: OverLimits())
 
 
+def _lets_in_while_it_drains(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Admission, "drain", lambda self: None)
+
+
+def _drained_rows_wait_for_nobody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Departures, "due", lambda self: list(self._ended))
+
+
+def _drain_not_announced(patch: pytest.MonkeyPatch) -> None:
+    async def announce(self: Draining) -> None: ...
+
+    patch.setattr(Draining, "_announce", announce)
+
+
+def _asked_again_as_another(patch: pytest.MonkeyPatch) -> None:
+    def note_unsure(self: Adopting, order: Any) -> None:
+        self._claims.expect_again(order.session_id)
+
+    patch.setattr(Adopting, "_note_unsure", note_unsure)
+
+
+def _adopted_without_a_log(patch: pytest.MonkeyPatch) -> None:
+    original = Rows._claim
+
+    def claim(self: Rows, worker: Worker, claim: Claim, *details: Any) -> Claimed | Unfinished:
+        claimed = original(self, worker, claim, *details)
+        if (
+            isinstance(claimed, Claimed)
+            and claim.only_from
+            and claimed.outcome is Outcome.TAKEN_OVER
+        ):
+            self[claim.session_id].log.clear()
+        return claimed
+
+    patch.setattr(Rows, "_claim", claim)
+
+
+def _silence_is_life(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(inspection, "MISSED", 1000)
+
+
+def _rows_told_as_they_are(patch: pytest.MonkeyPatch) -> None:
+    async def describe(self: Inspection, session_id: str) -> SessionInfo | None:
+        return await self._edge.inspect(
+            lambda store, worker: store.describe(worker, session_id), SessionInfo | None
+        )
+
+    patch.setattr(Inspection, "describe", describe)
+
+
 SWITCHES = [
     Switch("the witness is not judged", _witness_not_judged, "0"),
     Switch("a batch is carried out whatever stamp it names", _stamp_in_any_case, "0"),
@@ -286,4 +341,19 @@ SWITCHES = [
     Switch("lost items are not missed", _lost_items_not_missed, "0", workers=4, mix="lost mail"),
     Switch("owners are not counted", _owners_not_counted, "0", mix="limits"),
     Switch("silence ends no session", _silence_is_welcome, "0", mix="limits"),
+    Switch("a worker that is drained lets others in", _lets_in_while_it_drains, "1", mix="drains"),
+    Switch("drained rows wait for nobody", _drained_rows_wait_for_nobody, "1", mix="drains"),
+    Switch("a drain is not announced", _drain_not_announced, "9", mix="drains"),
+    Switch(
+        "an adoption that is asked for again is another one",
+        _asked_again_as_another,
+        "47",
+        steps=80,
+        mix="lost adoptions",
+    ),
+    Switch("whoever asks inherits", _anybody_adopts, "0", mix="orphans"),
+    Switch("who is adopted loses its log", _adopted_without_a_log, "0", mix="orphans"),
+    Switch("no doubt in what operators ask", _no_doubt, "11", mix="lost questions"),
+    Switch("silence is life", _silence_is_life, "1", mix="lost questions"),
+    Switch("rows are told as they are", _rows_told_as_they_are, "7", mix="lost questions"),
 ]

@@ -7,7 +7,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from soak import longer
 from unmeasured import unmeasured_environment
+
+RUNNERS = ["asyncio.run", pytest.param("uvloop.run", marks=longer)]
 
 PRELUDE = """
 import asyncio, logging, os, signal, sys, threading
@@ -55,7 +58,7 @@ def run(
         return process.returncode, printed + out.split("\n")[:-1], err
 
 
-@pytest.mark.parametrize("runner", ["asyncio.run", "uvloop.run"])
+@pytest.mark.parametrize("runner", RUNNERS)
 def test_a_program_that_ends_in_order_leaves_nothing(tmp_path: Path, runner: str) -> None:
     """No warning, no thread, no row; and the same again in the same thread."""
     code, printed, err = run(
@@ -75,7 +78,7 @@ def test_a_program_that_ends_in_order_leaves_nothing(tmp_path: Path, runner: str
     assert printed == ["1", "disconnected"] * 2 + ["builtin_function_or_method", "rows 0"]
 
 
-@pytest.mark.parametrize("runner", ["asyncio.run", "uvloop.run"])
+@pytest.mark.parametrize("runner", RUNNERS)
 def test_ctrl_c_is_asyncios(tmp_path: Path, runner: str) -> None:
     """It cancels the main task, the registry is closed on the way out, and the rows are gone."""
     code, printed, err = run(

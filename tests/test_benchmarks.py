@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from soak import longer
 from unmeasured import unmeasured_environment
 
 # Measuring would double the time of long searches; others reach the same code.
@@ -35,20 +36,30 @@ COLUMNS_OF_RATIOS = {
 }
 """Every table, in the order in which they are printed."""
 
-SKIPPED = {
+TABLES = {
     "writes": ("crowd", "alone", "many", "crowd_on_sqlite", "in_memory"),
     "messages": ("messages", "messages_of_one", "messages_offered"),
     "before": ("before",),
 }
-"""The tables that are not there in a shallow clone, which has no earlier revision."""
+"""The tables of those that have several, or none in a shallow clone."""
 
 
-@pytest.mark.timeout(600)  # 100 s on a quiet machine
-def test_the_quick_benchmarks_print_every_table(postgresql_url: sa.URL) -> None:
+@pytest.mark.timeout(600)  # a minute for all on a quiet machine
+@pytest.mark.parametrize(
+    "benchmarks",
+    [
+        ("refresh", "latency", "loop", "crossing", "delivery", "hot_updates", "metrics", "before"),
+        pytest.param(("writes", "messages", "fleet"), marks=longer),
+    ],
+    ids=["in few processes", "in many"],
+)
+def test_the_quick_benchmarks_print_every_table(
+    postgresql_url: sa.URL, benchmarks: tuple[str, ...]
+) -> None:
     """Each table is there with its rows, and every ratio in it is a finite number."""
     url = postgresql_url.render_as_string(hide_password=False)
     ran = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick"],
+        [sys.executable, "-m", "benchmarks", "--quick", *(f"--only={one}" for one in benchmarks)],
         cwd=ROOT,
         env={**unmeasured_environment(), "TRIO_SESSIONS_TEST_POSTGRESQL_URL": url},
         capture_output=True,
@@ -58,8 +69,9 @@ def test_the_quick_benchmarks_print_every_table(postgresql_url: sa.URL) -> None:
     assert ran.returncode == 0, ran.stderr
     printed = re.findall(r"^== (\w+): [^\n]* ==\n(.*?)\n\n", ran.stdout, re.MULTILINE | re.DOTALL)
     skipped = re.findall(r"^(\w+): skipped, ", ran.stdout, re.MULTILINE)
-    missing = {table for benchmark in skipped for table in SKIPPED[benchmark]}
-    expected = [name for name in COLUMNS_OF_RATIOS if name not in missing]
+    ran_to_its_end = [one for one in benchmarks if one not in skipped]
+    wanted = {table for one in ran_to_its_end for table in TABLES.get(one, (one,))}
+    expected = [name for name in COLUMNS_OF_RATIOS if name in wanted]
     assert [name for name, _ in printed] == expected
     for name, table in printed:
         lines = [line for line in table.splitlines() if not line.startswith("  ")]

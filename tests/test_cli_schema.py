@@ -1,5 +1,6 @@
 """`trio-sessions init-db`: it creates or upgrades the tables, and says what it has done."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from test_cli import clean_environment, command, complaint
 from test_database_schema import OURS, open_and_add
 from test_schema_versions import Older
 
+from trio_sessions.cli import main
 from trio_sessions.cli._main import commands
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.database._versions import VERSION
@@ -110,9 +112,19 @@ async def test_it_prints_the_statements(empty: Older) -> None:
         ((), 2, "--database-url"),
     ],
 )
-def test_mistakes_are_one_line(arguments: tuple[str, ...], exit_code: int, said: str) -> None:
+def test_mistakes_are_one_line(
+    arguments: tuple[str, ...],
+    exit_code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """No traceback, and an exit code that tells whose mistake it is."""
-    assert said in complaint(command("init-db", *arguments), exit_code)
+    monkeypatch.delenv("TRIO_SESSIONS_DATABASE_URL", raising=False)
+    assert main(["init-db", *arguments]) == exit_code
+    line = capsys.readouterr().err
+    assert re.fullmatch(r"trio-sessions: .*\n", line)
+    assert said in line
 
 
 async def test_tables_that_are_not_ours(empty: Older) -> None:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import trio
 from backdoors import DatabaseBackdoor
 from proxy import Proxy
+from soak import longer
 
 from trio_sessions import CleanupReport, SessionRegistry, StoreUnavailable, open_registry
 from trio_sessions.stores.database import DatabaseStore, metadata
@@ -77,7 +78,12 @@ async def assert_recovers(registry: SessionRegistry) -> None:
 
 @pytest.mark.parametrize(
     ("directions", "batch_size"),
-    [((), 1000), (("to server",), 1000), (("to client",), 1000), ((), 2)],
+    [
+        pytest.param((), 1000, marks=longer),
+        (("to server",), 1000),
+        pytest.param(("to client",), 1000, marks=longer),
+        ((), 2),
+    ],
 )
 async def test_a_silent_network_in_the_middle_of_a_pass(
     proxy: Proxy, directions: tuple[str, ...], batch_size: int

@@ -53,6 +53,15 @@ async def test_sessions_are_told_to_leave(shared: Shared) -> None:
     assert shared.backdoor.rows() == {}
 
 
+async def test_a_drain_without_time_says_that_all_wait(shared: Shared) -> None:
+    """Found by the fleet: cut while it told them, it reported that nobody waited."""
+    async with shared.open() as registry:
+        for name in ("a", "b"):
+            await registry.add_session(name, FakeTransport())
+        report = await registry.drain(0)
+        assert (set(report.drained), report.cut, report.waiting) == ({"a", "b"}, (), 2)
+
+
 async def test_a_message_that_is_handled_is_waited_for(shared: Shared) -> None:
     """Those in memory behind it, too; then the session is told."""
     handled: list[Any] = []
@@ -418,7 +427,7 @@ async def drain_on_sigterm(registry, scope):
         await registry.add_session("s", FakeTransport())
         print("ready", flush=True)
         async for _ in signals:
-            report = await registry.drain(20.0)
+            report = await registry.drain(2.0)
             print(f"drained {len(report.drained)}", flush=True)
             scope.cancel()
 

@@ -32,6 +32,7 @@ import trio
 from backdoors import DatabaseBackdoor
 from conftest import make_schema
 from httpx_sse import connect_sse
+from soak import longer
 from trio_websocket import ConnectionClosed, open_websocket_url
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,9 @@ CHATS = {
     "chat, asyncio, sqlite": [f"{CHAT} asyncio"],
     "chat, uvloop, postgresql": [f"{CHAT} uvloop"],
 }
+# The same application with the other loop and the other database is left to the soak.
+ALL_GATEWAYS = [pytest.param("asyncio, sqlite", marks=longer), "uvloop, postgresql", "trio, sqlite"]
+ALL_CHATS = [pytest.param("chat, asyncio, sqlite", marks=longer), "chat, uvloop, postgresql"]
 
 TROUBLE = re.compile(r"Traceback|never awaited|Task was destroyed|ResourceWarning|CRITICAL")
 # uvicorn leaves to the end of its processes: the socket it listens on, and a standard input.
@@ -287,7 +291,7 @@ def url_for(request: pytest.FixtureRequest, folder: Path, schema: str) -> sa.URL
     return url
 
 
-@pytest.fixture(scope="module", params=GATEWAYS)
+@pytest.fixture(scope="module", params=ALL_GATEWAYS)
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
@@ -306,7 +310,7 @@ def gateway(running: Gateway) -> Iterator[Gateway]:
     wait_until(lambda: running.sessions() == {})
 
 
-@pytest.fixture(params=GATEWAYS)
+@pytest.fixture(params=ALL_GATEWAYS)
 def own_gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gateway]:
     """A gateway for a test that destroys it."""
     url = url_for(request, tmp_path, "postgresql_schema")
@@ -457,7 +461,7 @@ def chat_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
         yield url
 
 
-@pytest.fixture(scope="module", params=CHATS)
+@pytest.fixture(scope="module", params=ALL_CHATS)
 def running_chat(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:

@@ -17,11 +17,13 @@ from fleets import (
 )
 from proxy import open_proxy
 from servers import Server, make_follower, make_role, make_server, run_sql
+from soak import longer
 
 from trio_sessions import StoreUnavailable, open_registry
 from trio_sessions.testing import FakeTransport
 
 Data = tuple[Path, Path]
+BATCH_SIZES = [pytest.param(1, marks=longer), 7]
 
 
 def names(prefix: str, number: int) -> list[str]:
@@ -31,7 +33,7 @@ def names(prefix: str, number: int) -> list[str]:
 # ---- a server that is empty ----
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
 async def test_a_failover_to_an_empty_server(
     server: Server, empty_data: Data, batch_size: int
 ) -> None:
@@ -59,7 +61,7 @@ async def test_a_failover_to_an_empty_server(
             assert await b.session_exists("a01") is True
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
 async def test_a_failover_to_a_server_without_tables(
     server: Server, empty_data: Data, batch_size: int
 ) -> None:
@@ -87,7 +89,7 @@ async def test_a_failover_to_a_server_without_tables(
             assert a.statistics().database_rewinds == b.statistics().database_rewinds == 1
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
 async def test_tables_that_are_dropped_and_made_anew(server: Server, batch_size: int) -> None:
     """By whichever worker opens next."""
     tables = "trio_logs, trio_messages, trio_sessions, trio_workers, trio_gone, trio_fleet"
@@ -106,7 +108,7 @@ async def test_tables_that_are_dropped_and_made_anew(server: Server, batch_size:
 # ---- a server that is older ----
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
 async def test_an_older_copy_of_the_data(server: Server, batch_size: int) -> None:
     """What has come since is restored; what has moved since stays where it is."""
     async with (
@@ -131,7 +133,7 @@ async def test_an_older_copy_of_the_data(server: Server, batch_size: int) -> Non
         assert moved.disconnects == 1
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
 async def test_a_server_that_is_killed_and_has_not_written_its_log(
     empty_data: Data, batch_size: int
 ) -> None:
@@ -151,7 +153,9 @@ async def test_a_server_that_is_killed_and_has_not_written_its_log(
     pytest.skip("NOTHING WAS LOST in five tries: this shows nothing")
 
 
-@pytest.mark.parametrize(("delay", "batch_size"), [(0.0, 1), (0.0, 7), (4.0, 7)])
+@pytest.mark.parametrize(
+    ("delay", "batch_size"), [pytest.param(0.0, 1, marks=longer), (0.0, 7), (4.0, 7)]
+)
 async def test_a_standby_that_lags_is_promoted(
     server: Server, delay: float, batch_size: int
 ) -> None:

@@ -262,7 +262,7 @@ def test_asyncio_revokes_and_drains_likewise() -> None:
                 await other.add_session("a", Connection())
             with pytest.raises(ValueError, match="not both, and not neither"):
                 await other.revoke()
-            report = await one.drain(20.0)
+            report = await one.drain(2.0)
             assert set(report.drained) == {"b", "c"}
             with pytest.raises(RegistryDraining):
                 await one.add_session("d", Connection())

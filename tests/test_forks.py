@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 import sqlalchemy as sa
+from soak import SOAK, longer
 from unmeasured import unmeasured_environment
 
 PRELUDE = """
@@ -111,6 +112,8 @@ def url(request: pytest.FixtureRequest) -> sa.URL:
     return url
 
 
+FORKS = 12 if SOAK else 4
+
 IN_THE_CHILD = ["the child works"] + ["disconnected BY THE CHILD"] * 20  # its own ones
 
 
@@ -156,7 +159,11 @@ def test_a_child_opens_the_store_that_its_parent_has_open(
 
 
 @pytest.mark.parametrize(
-    "waits", ["await end_of(pid)", "os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])"]
+    "waits",
+    [
+        "await end_of(pid)",
+        pytest.param("os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])", marks=longer),
+    ],
 )
 def test_a_child_that_leaves_the_block_touches_nothing(url: sa.URL, waits: str) -> None:
     """SystemExit goes through the block: no row, no transport, no connection is its own."""
@@ -408,7 +415,7 @@ def test_an_aio_child_opens_what_its_parent_has_open(postgresql_schema: sa.URL) 
     assert printed == ["child 20", "parent 20"]
 
 
-@pytest.mark.parametrize("runner", ["asyncio.run", "uvloop.run"])
+@pytest.mark.parametrize("runner", ["asyncio.run", pytest.param("uvloop.run", marks=longer)])
 def test_an_aio_child_that_leaves_the_block_has_its_own_exit_code(url: sa.URL, runner: str) -> None:
     """What it raises comes out of the block as it is; the registry is its parent's to close."""
     printed = run(
@@ -468,7 +475,7 @@ def test_a_child_does_not_wait_for_its_parents_threads(url: sa.URL) -> None:
 def test_forks_at_any_moment(url: sa.URL) -> None:
     """While statements run, locks are held and transports are asked: the parent loses nothing."""
     printed = run(
-        """
+        f"""
         import random
         from trio_sessions.testing import FakeTransport
         chance = random.Random(1)
@@ -490,11 +497,11 @@ def test_forks_at_any_moment(url: sa.URL) -> None:
         async def main():
             async with open_registry(store, batch_size=5, max_concurrent=4) as registry:
                 for number in range(20):
-                    await registry.add_session(f"s{number}", FakeTransport())
+                    await registry.add_session(f"s{{number}}", FakeTransport())
                 async with registry.open_inbox("s0"), trio.open_nursery() as nursery:
                     for number in range(3):
-                        nursery.start_soon(churn, registry, f"churn {number}")
-                    for _ in range(6):
+                        nursery.start_soon(churn, registry, f"churn {{number}}")
+                    for _ in range({FORKS}):
                         for _ in range(chance.randrange(100)):
                             await trio.sleep(0)
                         how = chance.choice(["exit", "_exit", "own"])

@@ -496,7 +496,7 @@ def communicate(process: "subprocess.Popen[str]") -> tuple[str, str]:
 def test_ctrl_c_at_random_moments(tmp_path: Path, url: str, presses: int) -> None:
     """A program that adds, removes, sends, passes, opens and closes all the time."""
     chance = random.Random() if SOAK else random.Random(f"{url} {presses}")
-    for _ in range(100 if SOAK else 3):
+    for _ in range(100 if SOAK else 2):
         with subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", "-W", BY_PYTHON, "-c", PROGRAM, url],
             cwd=tmp_path,

@@ -1,6 +1,7 @@
 """What is refused at the door, and what ends by itself."""
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from trio_sessions import (
     open_registry,
 )
 from trio_sessions.aio import SessionRegistry
+from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
 
 MANUAL: dict[str, Any] = {"session_ttl": 36000.0, "cleanup_interval": 18000.0}
@@ -161,6 +163,57 @@ async def test_an_open_stream_is_a_sign_of_life(autojump_clock: MockClock) -> No
         assert (await registry.cleanup()).idle == ()
         await trio.sleep(2.0)
         assert (await registry.cleanup()).idle == ("s",)
+
+
+async def test_a_client_that_comes_to_another_worker_is_alive(autojump_clock: MockClock) -> None:
+    """It has just come, so its time begins anew there."""
+    limits = Limits(idle_timeout=10.0)
+    store = MemoryStore()
+    async with (
+        open_registry(store, limits=limits, **MANUAL) as a,
+        open_registry(store, limits=limits, **MANUAL) as b,
+    ):
+        await a.add_session("s", FakeTransport())
+        await trio.sleep(9.0)
+        await b.add_session("s", FakeTransport())
+        await trio.sleep(9.0)
+        assert (await b.cleanup()).idle == ()
+        await trio.sleep(2.0)
+        assert (await b.cleanup()).idle == ("s",)
+
+
+@pytest.mark.parametrize("idle", [0, 0.0, 4, 9.5])
+async def test_an_adopted_session_has_been_silent_for_as_long_as_is_said(
+    autojump_clock: MockClock, idle: float
+) -> None:
+    """Else one whose client is gone would live on by moving from worker to worker."""
+    limits = Limits(idle_timeout=10.0)
+    store = MemoryStore()
+    async with (
+        open_registry(store, limits=limits, **MANUAL) as a,
+        open_registry(store, limits=limits, **MANUAL) as b,
+    ):
+        await a.add_session("s", FakeTransport())
+        transport = FakeTransport()
+        assert await b.adopt_session("s", transport, from_worker=a.worker_id, idle=idle)
+        await trio.sleep(9.9 - idle)
+        assert (await b.cleanup()).idle == ()
+        await trio.sleep(0.2)
+        assert (await b.cleanup()).idle == ("s",)
+        assert transport.reasons == [RemovalReason.IDLE]
+
+
+@pytest.mark.parametrize(
+    ("idle", "error"),
+    [(-1, ValueError), (math.inf, ValueError), (math.nan, ValueError), ("1", TypeError)],
+)
+async def test_a_silence_that_cannot_be_one_is_refused(idle: Any, error: type[Exception]) -> None:
+    """At the door, and by its name."""
+    async with open_registry(**MANUAL) as registry:
+        for wrong in (idle, True, False):
+            kind = TypeError if isinstance(wrong, bool) else error
+            with pytest.raises(kind, match="idle"):
+                await registry.adopt_session("s", FakeTransport(), from_worker="w", idle=wrong)
 
 
 async def test_age_ends_a_session_whatever_it_does(autojump_clock: MockClock) -> None:

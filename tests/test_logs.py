@@ -19,13 +19,14 @@ from trio_sessions import (
     NotSupported,
     RegistryClosed,
     SessionNotFound,
+    StoreUnavailable,
     open_registry,
 )
 from trio_sessions import _logs as logs_module
 from trio_sessions.abc import Part
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.testing import FakeTransport, FaultyStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
 # ---- appending and reading ----
 
@@ -45,6 +46,43 @@ async def test_any_worker_appends_and_reads(everywhere: Shared) -> None:
             assert all(0 <= one.age < 600 for one in found)
         assert [one.id for one in await b.logs.read("s", after=ids[1], limit=3)] == ids[2:5]
         assert await b.logs.read("s", after=ids[-1]) == []
+
+
+async def test_an_append_for_which_nobody_waits(shared: Shared) -> None:
+    """It stays in the order of all appends; what became of it can be asked for."""
+    async with shared.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        soon = [registry.logs.append_soon("s", n) for n in range(3)]
+        assert [(one.is_settled, one.result, one.size) for one in soon] == [(False, None, 1)] * 3
+        last = await registry.logs.append("s", 3)
+        assert await events(registry) == [0, 1, 2, 3]
+        ids = [one.result for one in soon]
+        assert all(isinstance(one, int) and one < last for one in ids)
+        alone = registry.logs.append_soon("s", 4)
+        with trio.testing.assert_checkpoints():
+            await alone.wait()
+        assert isinstance(alone.result, int)
+        nobody = registry.logs.append_soon("nobody", 1)
+        await nobody.wait()
+        assert isinstance(nobody.result, SessionNotFound)
+    with pytest.raises(RegistryClosed):
+        registry.logs.append_soon("s", 5)
+
+
+async def test_an_append_for_which_nobody_waits_is_refused_at_the_door(shared: Shared) -> None:
+    """Or says later that the store was away."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store, max_message_bytes=10) as registry:
+        await registry.add_session("s", FakeTransport())
+        with pytest.raises(MessageTooLarge):
+            registry.logs.append_soon("s", "x" * 20)
+        with pytest.raises(InvalidSessionId):
+            registry.logs.append_soon("", 1)
+        store.fail(Fault.FAILS, "Append")
+        one = registry.logs.append_soon("s", 1)
+        await one.wait()
+        assert isinstance(one.result, StoreUnavailable)
+        store.heal()
 
 
 async def test_an_unknown_session_has_no_log(everywhere: Shared) -> None:

@@ -9,12 +9,14 @@ import pytest
 pytest.importorskip("mcp")
 
 from mcp_fleet import BACKENDS, HEADERS, URL, as_bytes, at, begin, open_fleet, raw, run
-from mcp_types import JSONRPCNotification, JSONRPCResponse
+from mcp_types import JSONRPCError, JSONRPCNotification, JSONRPCResponse
 
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.mcp import SessionEventStore
 from trio_sessions.mcp._conversation import Conversation, current
-from trio_sessions.mcp._events import LOST, check_event_id
+from trio_sessions.mcp._event_ids import Seen, check_event_id
+from trio_sessions.mcp._event_ids import event_id as id_of
+from trio_sessions.mcp._events import LOST
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.types import LogEntry
 
@@ -73,6 +75,7 @@ def test_an_answer_that_was_missed_is_sent_again(backend: str, place: str) -> No
             if place == "elsewhere":
                 at(fleet, 1)
             elif place != "here":
+                await fleet.workers[0].keeps(session_id)
                 await fleet.workers.pop(0).vanish()
                 at(fleet, 0)
             for seen in range(len(said) - 1):
@@ -154,19 +157,51 @@ def test_an_event_id_that_cannot_be_one_is_refused(backend: str, event_id: str) 
     run(backend, scenario)
 
 
+class OnItsWay:
+    """An event that is on its way until somebody waits for it, or the log takes what waits."""
+
+    size = 1
+
+    def __init__(self, log: "Log", session_id: str, event: Any) -> None:
+        self._log = log
+        self._session_id = session_id
+        self._event = event
+        self.result: int | BaseException | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.result is not None
+
+    def settle(self) -> None:
+        if self._log.is_away:
+            self.result = StoreUnavailable("away")
+        else:
+            entries = self._log.entries.setdefault(self._session_id, [])
+            entries.append(self._event)
+            self.result = len(entries)
+
+    async def wait(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._log.take_what_waits()
+
+
 class Log:
     """A log that can be away."""
 
     def __init__(self) -> None:
         self.entries: dict[str, list[Any]] = {}
+        self.waiting: list[OnItsWay] = []
         self.is_away = False
 
-    async def append(self, session_id: str, event: Any) -> int:
-        await anyio.lowlevel.checkpoint()
-        if self.is_away:
-            raise StoreUnavailable("away")
-        self.entries.setdefault(session_id, []).append(event)
-        return len(self.entries[session_id])
+    def append_soon(self, session_id: str, event: Any) -> OnItsWay:
+        one = OnItsWay(self, session_id, event)
+        self.waiting.append(one)
+        return one
+
+    def take_what_waits(self) -> None:
+        for one in self.waiting:
+            one.settle()
+        self.waiting.clear()
 
     async def read(self, session_id: str, *, after: int = 0, limit: int = 1000) -> list[LogEntry]:
         await anyio.lowlevel.checkpoint()
@@ -192,24 +227,122 @@ ANSWER = JSONRPCResponse(jsonrpc="2.0", id=1, result={})
 async def test_an_event_is_sent_though_the_database_is_away(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is not kept, and what is kept later follows the same id."""
+    """It is not kept, and what is kept later follows its id, and that of the one before."""
     registry = OnlyLogs()
     store = store_on(registry)
     current.set(Conversation("a"))
     first = await store.store_event("1", NOTE)
     registry.logs.is_away = True
     second = await store.store_event("1", NOTE)
+    registry.logs.take_what_waits()
     registry.logs.is_away = False
-    assert first == second
-    assert "was not kept" in caplog.text
     sent: list[Any] = []
 
     async def send(event: Any) -> None:
         sent.append(event)
 
     await store.store_event("1", ANSWER)
-    assert await store.replay_events_after(second, send) is None
-    assert [one.message for one in sent] == [ANSWER]
+    assert "was not kept" in caplog.text
+    for seen in (first, second):
+        sent.clear()
+        assert await store.replay_events_after(seen, send) is None
+        assert [one.message for one in sent] == [ANSWER]
+
+
+async def test_an_event_is_sent_while_it_goes_to_the_log() -> None:
+    """Its id is known before; a replay waits for what is on its way, and sends nothing twice."""
+    registry = OnlyLogs()
+    store = store_on(registry)
+    conversation = Conversation()
+    conversation.session_id = "a"
+    current.set(conversation)
+    ids = [await store.store_event("1", message) for message in (None, NOTE, NOTE, ANSWER)]
+    assert registry.logs.entries == {}
+    assert len(set(ids)) == 4
+    assert not conversation.is_kept
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    for seen, event_id in enumerate(ids):
+        sent.clear()
+        assert await store.replay_events_after(event_id, send) is None
+        told = [type(one.message) for one in sent]
+        # who has seen the answer asks in vain
+        all_of_it: list[type] = [JSONRPCNotification, JSONRPCNotification, JSONRPCResponse]
+        left = all_of_it[seen:]
+        assert told == (left or [JSONRPCError])
+        assert not left or [one.event_id for one in sent] == ids[seen + 1 :]
+    assert conversation.is_kept
+
+
+async def test_a_stream_of_an_earlier_request_is_not_sent_again() -> None:
+    """A client may give a request the id of one that was answered, and is still on its way."""
+    registry = OnlyLogs()
+    store = store_on(registry)
+    conversation = Conversation()
+    conversation.session_id = "a"
+    current.set(conversation)
+    await store.store_event("1", ANSWER)
+    again = await store.store_event("1", None)
+    await store.store_event("1", NOTE)
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    assert await store.replay_events_after(again, send) == "1"
+    assert [one.message for one in sent] == [NOTE]
+
+
+async def test_what_another_worker_has_said_comes_before_what_is_said_here() -> None:
+    """Where the session has come from another worker, the first event waits for its place."""
+    registry = OnlyLogs()
+    store = store_on(registry)
+    first, second = Conversation("a"), Conversation("a")
+    current.set(first)
+    await store.store_event("_GET_stream", NOTE)
+    current.set(second)
+    ids = [await store.store_event("_GET_stream", NOTE) for _ in range(2)]
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    assert len(registry.logs.entries["a"]) == 2
+    await store.replay_events_after(ids[0], send)
+    assert [one.message for one in sent] == [NOTE]
+    sent.clear()
+    await store.replay_events_after(ids[1], send)
+    assert sent == []
+
+
+async def test_written_ahead_an_event_is_in_the_log_before_it_is_sent() -> None:
+    """Whoever wants that waits for the database."""
+    registry = OnlyLogs()
+    store = SessionEventStore(cast("Any", registry), write_ahead=True)
+    conversation = Conversation()
+    conversation.session_id = "a"
+    current.set(conversation)
+    for number in range(1, 3):
+        await store.store_event("1", NOTE)
+        assert len(registry.logs.entries["a"]) == number
+
+
+async def test_when_too_much_is_on_its_way_an_event_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what a worker keeps in memory is bounded, whatever the database does."""
+    monkeypatch.setattr("trio_sessions.mcp._keeping._MOST", 3)
+    registry = OnlyLogs()
+    store = store_on(registry)
+    conversation = Conversation()
+    conversation.session_id = "a"
+    current.set(conversation)
+    for _ in range(3):
+        await store.store_event("1", NOTE)
+    assert registry.logs.entries == {}
+    await store.store_event("1", NOTE)
+    assert len(registry.logs.entries["a"]) == 4
 
 
 async def test_streams_are_replayed_apart() -> None:
@@ -244,12 +377,10 @@ async def test_an_event_outside_a_session_is_not_kept(caplog: pytest.LogCaptureF
 
 def test_ids_of_events_survive_any_id_of_a_request() -> None:
     """Line breaks and foreign letters of a client's request id do not reach the header."""
-    from trio_sessions.mcp._events import _event_id
-
     for stream in ("1", "é\r\nx: y", "", "_GET_stream", "🙂" * 50, "\ud800"):
-        event_id = _event_id(Conversation("s"), stream, 5)
+        event_id = id_of(Conversation("s"), stream, "5")
         assert event_id.isascii()
         assert event_id.isprintable()
         if stream:
-            assert check_event_id("s", event_id) == (5, stream)
+            assert check_event_id("s", event_id) == Seen(5, stream)
             assert check_event_id("t", event_id) is None

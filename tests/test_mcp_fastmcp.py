@@ -51,6 +51,7 @@ def test_an_answer_that_was_missed_is_sent_again(backend: str, kind: str, place:
             if place == "elsewhere":
                 at(fleet, 1)
             elif place != "here":
+                await fleet.workers[0].keeps(session_id)
                 await fleet.workers.pop(0).vanish()
                 at(fleet, 0)
             for seen in (0, 2):

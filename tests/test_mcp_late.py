@@ -78,7 +78,7 @@ def test_each_manager_is_prepared_when_it_is_seen_first() -> None:
     async def scenario() -> None:
         app = make(make_late, aio.SessionRegistry(handlers=handlers()))
         sessions = find_sessions(app, None)
-        assert (sessions.server, sessions.get("x"), sessions.take("x")) == (None, None, None)
+        assert (sessions.server, sessions.get("x")) == (None, None)
         assert not sessions.stateless
         assert not sessions.keeps_events
         assert sessions.max_request_body_size == 4 * 1024 * 1024

@@ -9,6 +9,7 @@ pytest.importorskip("mcp")
 
 from mcp_fleet import BACKENDS, HEADERS, URL, Fleet, Worker, at, begin, open_fleet, raw, run
 
+from trio_sessions.limits import Limits
 from trio_sessions.mcp._held import HeldSession
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault
@@ -68,6 +69,25 @@ def test_a_session_is_as_idle_after_a_move_as_before(backend: str) -> None:
     run(backend, scenario)
 
 
+def test_the_registrys_own_limit_counts_on_after_a_move(backend: str) -> None:
+    """The worker that takes it over has heard nothing of its client."""
+
+    async def scenario() -> None:
+        limits, router = Limits(idle_timeout=1800.0), {"idle_timeout": None}
+        async with (
+            open_fleet(backend, one_store(), limits=limits, router=router) as fleet,
+            raw(fleet) as http,
+        ):
+            session_id = await begin(fleet, http, 0)
+            let_idle(held_at(fleet.workers[0], session_id), 1900)
+            await leave(fleet, fleet.workers[0])
+            while fleet.workers[0].ids():
+                await anyio.sleep(0.05)
+            assert await fleet.workers[0].registry.describe_session(session_id) is None
+
+    run(backend, scenario)
+
+
 def test_a_session_with_a_request_is_not_idle(backend: str) -> None:
     """A stream that listens is one, too."""
 
@@ -76,8 +96,9 @@ def test_a_session_with_a_request_is_not_idle(backend: str) -> None:
             held = held_at(fleet.workers[0], await begin(fleet, http, 0))
             let_idle(held, 1000)
             held.enter("GET")
+            held.accept()
             assert held.idle == 0.0
-            held.leave("GET")
+            held.leave("GET", was_accepted=True)
             assert held.idle < 1000
 
     run(backend, scenario)

@@ -91,6 +91,15 @@ async def listen(http: httpx2.AsyncClient) -> AsyncIterator[Stream]:
         yield Stream(http, lines, (await anext(lines)).removeprefix("data: "))
 
 
+@asynccontextmanager
+async def one_stream(backend: str, **settings: Any) -> AsyncIterator[tuple[Fleet, Stream]]:
+    """Start workers, and open a stream at the first."""
+    async with old_fleet(backend, **settings) as fleet, raw(fleet) as http:
+        at(fleet, 0)
+        async with listen(http) as stream:
+            yield fleet, stream
+
+
 async def until_gone(fleet: Fleet) -> None:
     """Wait until no worker holds anything."""
     for worker in fleet.workers:
@@ -157,15 +166,13 @@ def test_a_large_post_goes_along_and_a_larger_one_does_not(backend: str) -> None
 
     async def scenario() -> None:
         router = {"max_body_bytes": 1_000_000}
-        async with old_fleet(backend, router=router) as fleet, raw(fleet) as http:
-            at(fleet, 0)
-            async with listen(http) as stream:
-                big = {**PING, "params": {"_meta": {"x": "y" * 500_000}}}
-                for worker in (0, 1):
-                    at(fleet, worker)
-                    assert await stream.post(big) == 202
-                    assert (await stream.next())["id"] == 1
-                    assert await stream.post({**PING, "params": {"x": "y" * 1_000_000}}) == 413
+        async with one_stream(backend, router=router) as (fleet, stream):
+            big = {**PING, "params": {"_meta": {"x": "y" * 500_000}}}
+            for worker in (0, 1):
+                at(fleet, worker)
+                assert await stream.post(big) == 202
+                assert (await stream.next())["id"] == 1
+                assert await stream.post({**PING, "params": {"x": "y" * 1_000_000}}) == 413
 
     run(backend, scenario)
 
@@ -215,15 +222,13 @@ def test_a_stream_does_not_move(backend: str) -> None:
     """Nobody adopts it: posts wait for its worker to be heard of again, or for the row to go."""
 
     async def scenario() -> None:
-        async with old_fleet(backend) as fleet, raw(fleet) as http:
-            at(fleet, 0)
-            async with listen(http) as stream:
-                await fleet.workers.pop(0).vanish()
-                await fleet.workers[0].sees_the_death(f"sse:{stream.session_id}")
-                answer = await http.post(HOST + stream.endpoint, json=PING)
-                assert answer.status_code == 503
-                assert answer.headers["retry-after"] == "1"
-                assert fleet.workers[0].ids() == []
+        async with one_stream(backend) as (fleet, stream):
+            await fleet.workers.pop(0).vanish()
+            await fleet.workers[0].sees_the_death(f"sse:{stream.session_id}")
+            answer = await stream.http.post(HOST + stream.endpoint, json=PING)
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "1"
+            assert fleet.workers[0].ids() == []
 
     run(backend, scenario)
 
@@ -233,15 +238,37 @@ def test_the_streams_of_a_worker_that_ends_end(backend: str) -> None:
     """After its other sessions have moved; and it begins no more of them."""
 
     async def scenario() -> None:
-        async with old_fleet(backend) as fleet, raw(fleet) as http:
-            at(fleet, 0)
-            async with listen(http) as stream:
-                await fleet.workers[0].router.leave()
-                assert await stream.next() is None
-            refused = await http.get(SSE)
+        async with one_stream(backend) as (fleet, stream):
+            await fleet.workers[0].router.leave()
+            assert await stream.next() is None
+            refused = await stream.http.get(SSE)
             assert refused.status_code == 503
             assert refused.headers["retry-after"] == "1"
             await until_gone(fleet)
+
+    run(backend, scenario)
+
+
+@both
+def test_a_stream_that_begins_while_its_worker_ends_does_not_begin(backend: str) -> None:
+    """Its row is just being written: it ends with the others, and its client is told so."""
+
+    async def scenario() -> None:
+        async with old_fleet(backend, size=1) as fleet, raw(fleet) as http:
+            worker = fleet.workers[0]
+            worker.store.fail(Fault.ANSWERS_LATE, "Claim", times=1, seconds=0.5)
+            answers: list[httpx2.Response] = []
+
+            async def ask() -> None:
+                answers.append(await http.get(SSE))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask)
+                while not worker.ids():
+                    await anyio.sleep(0.01)
+                await worker.router.leave()
+            assert [answer.status_code for answer in answers] == [503]
+            assert worker.ids() == []
 
     run(backend, scenario)
 
@@ -252,12 +279,8 @@ def test_a_session_that_a_limit_lets_not_in_has_no_stream(backend: str) -> None:
 
     async def scenario() -> None:
         limits = Limits(max_sessions=1)
-        async with (
-            old_fleet(backend, size=1, limits=limits) as fleet,
-            raw(fleet) as http,
-            listen(http) as stream,
-        ):
-            refused = await http.get(SSE)
+        async with one_stream(backend, size=1, limits=limits) as (_, stream):
+            refused = await stream.http.get(SSE)
             assert refused.status_code == 503
             assert "endpoint" not in refused.text
             assert await stream.post(PING) == 202
@@ -275,29 +298,27 @@ def test_what_was_answered_reaches_the_server(
 
     async def scenario() -> None:
         router = {"call_timeout": 1.0}
-        async with old_fleet(backend, router=router) as fleet, raw(fleet) as http:
-            at(fleet, 0)
-            async with listen(http) as stream:
-                may_take, is_over = anyio.Event(), anyio.Event()
+        async with one_stream(backend, router=router) as (fleet, stream):
+            may_take, is_over = anyio.Event(), anyio.Event()
 
-                async def app(scope: Any, receive: Any, send: Any) -> None:
-                    await send({"type": "http.response.start", "status": 202, "headers": []})
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-                    try:
-                        await may_take.wait()
-                    finally:
-                        is_over.set()
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                await send({"type": "http.response.start", "status": 202, "headers": []})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                try:
+                    await may_take.wait()
+                finally:
+                    is_over.set()
 
-                fleet.workers[0].router._sse._app = app
-                at(fleet, 1)
-                assert await stream.post(PING) == 202
-                await anyio.wait_all_tasks_blocked()
-                assert not is_over.is_set()
-                if takes:
-                    may_take.set()
-                await is_over.wait()
-                await anyio.wait_all_tasks_blocked()
-                assert ("does not take" in caplog.text) is not takes
+            fleet.workers[0].router._sse._app = app
+            at(fleet, 1)
+            assert await stream.post(PING) == 202
+            await anyio.wait_all_tasks_blocked()
+            assert not is_over.is_set()
+            if takes:
+                may_take.set()
+            await is_over.wait()
+            await anyio.wait_all_tasks_blocked()
+            assert ("does not take" in caplog.text) is not takes
 
     run(backend, scenario)
 
@@ -322,12 +343,9 @@ def test_a_session_that_is_revoked_ends_its_stream(backend: str) -> None:
     """At the worker that holds it, asked at another."""
 
     async def scenario() -> None:
-        async with old_fleet(backend) as fleet, raw(fleet) as http:
-            at(fleet, 0)
-            async with listen(http) as stream:
-                session_id = f"sse:{stream.session_id}"
-                await fleet.workers[1].registry.revoke(session_id)
-                assert await stream.next() is None
+        async with one_stream(backend) as (fleet, stream):
+            await fleet.workers[1].registry.revoke(f"sse:{stream.session_id}")
+            assert await stream.next() is None
             await until_gone(fleet)
 
     run(backend, scenario)
@@ -338,16 +356,14 @@ def test_a_post_waits_for_a_database_that_is_away(backend: str) -> None:
     """503 where nobody can say who holds the stream; at its own worker nothing is asked."""
 
     async def scenario() -> None:
-        async with old_fleet(backend) as fleet, raw(fleet) as http:
-            at(fleet, 0)
-            async with listen(http) as stream:
-                for worker in fleet.workers:
-                    worker.store.fail()
-                assert await stream.post(PING) == 202
-                at(fleet, 1)
-                assert await stream.post(PING) == 503
-                for worker in fleet.workers:
-                    worker.store.heal()
+        async with one_stream(backend) as (fleet, stream):
+            for worker in fleet.workers:
+                worker.store.fail()
+            assert await stream.post(PING) == 202
+            at(fleet, 1)
+            assert await stream.post(PING) == 503
+            for worker in fleet.workers:
+                worker.store.heal()
 
     run(backend, scenario)
 

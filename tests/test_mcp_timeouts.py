@@ -13,8 +13,9 @@ import trio.testing
 
 pytest.importorskip("mcp")
 
-from mcp_fleet import BACKENDS, HEADERS, URL, Fleet, at, begin, open_fleet, raw, run
+from mcp_fleet import BACKENDS, HEADERS, URL, Fleet, at, begin, open_fleet, raw, run, scope_of
 
+from trio_sessions.mcp._asgi import once
 from trio_sessions.mcp._tunnel import PART_BYTES, Tunnel
 from trio_sessions.stores.memory import MemoryStore
 
@@ -56,6 +57,10 @@ async def ask(fleet: Fleet, http: Any, worker: int, session_id: str) -> tuple[An
 
 
 async def never_begins(scope: Any, receive: Any, send: Any) -> None:
+    await anyio.sleep_forever()
+
+
+async def never_ends() -> Any:
     await anyio.sleep_forever()
 
 
@@ -102,6 +107,44 @@ def test_a_holder_that_takes_a_large_body_slowly_has_no_longer(
             answer = await http.post(URL, content=body, headers=headers)
             assert answer.status_code == 504
             assert CALL <= anyio.current_time() - asked_at < CALL + 1
+
+    jumping(scenario)
+
+
+def test_a_body_whose_client_has_left_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other body comes that would push it out: it goes when its time is over."""
+    take = Tunnel.part
+    second = anyio.Event()
+
+    async def part(tunnel: Tunnel, payload: Any) -> int:
+        if payload["at"]:
+            second.set()
+            await anyio.sleep_forever()
+        return await take(tunnel, payload)
+
+    monkeypatch.setattr(Tunnel, "part", part)
+
+    async def scenario() -> None:
+        async with open_two(json_response=False) as fleet, raw(fleet) as http:
+            session_id = await begin(fleet, http, HOLDER)
+            at(fleet, OTHER)
+            body = json.dumps(SLOW).encode().ljust(4 * PART_BYTES)
+            headers = {**HEADERS, "mcp-session-id": session_id}
+            request = http.build_request("POST", URL, content=body, headers=headers)
+            uploads = fleet.workers[HOLDER].router._tunnel._uploads
+            sent: list[Any] = []
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            receive = once(body, never_ends)
+            async with anyio.create_task_group() as client:
+                client.start_soon(fleet.workers[OTHER].router, scope_of(request), receive, send)
+                await second.wait()
+                client.cancel_scope.cancel()
+            assert (len(uploads), sent) == (1, [])
+            await anyio.sleep(CALL + 1)
+            assert uploads == {}
 
     jumping(scenario)
 

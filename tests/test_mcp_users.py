@@ -189,3 +189,19 @@ def test_the_other_worker_has_the_same_user(backend: str) -> None:
             assert (await ask(fleet, 1, {"user": member()}, PING, session_id)).status_code == 200
 
     run(backend, scenario)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_user_who_cannot_go_along_sends_nothing_ahead(backend: str) -> None:
+    """A large body would wait at the other worker for a request that never comes."""
+
+    async def scenario() -> None:
+        async with open_fleet(backend, one_store()) as fleet:
+            began = await ask(fleet, 0, {"user": member()}, INITIALIZE)
+            session_id = began.headers["mcp-session-id"]
+            large = {**PING, "params": {"_meta": {"x": "y" * 500_000}}}
+            assert (await ask(fleet, 1, {"user": member()}, large, session_id)).status_code == 200
+            assert (await ask(fleet, 1, {"user": marked()}, large, session_id)).status_code == 500
+            assert fleet.workers[0].router._tunnel._uploads == {}
+
+    run(backend, scenario)

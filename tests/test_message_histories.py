@@ -8,7 +8,7 @@ import trio
 import trio.testing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from soak import TIMES
+from soak import SOAK, TIMES
 
 from trio_sessions import SessionNotFound, SessionRegistry, StoreUnavailable, serve_registry
 from trio_sessions.stores.memory import MemoryStore
@@ -211,7 +211,7 @@ async def play(history: list[Step]) -> None:
 
 
 @pytest.mark.timeout(180 * TIMES)
-@settings(max_examples=100 * TIMES)
+@settings(max_examples=100 * TIMES if SOAK else 50)
 @example(  # an earlier row is acknowledged while the last one is stored
     history=[
         ("add", 1, "a"),

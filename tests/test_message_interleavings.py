@@ -16,7 +16,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from soak import TIMES
+from soak import SOAK, TIMES
 
 from trio_sessions import SessionNotFound, SessionRegistry, SessionStore, open_registry
 from trio_sessions.stores.memory import MemoryStore
@@ -187,7 +187,7 @@ def lives(steps: st.SearchStrategy[tuple[str, int]]) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.timeout(180 * TIMES)
-@settings(max_examples=50 * TIMES)
+@settings(max_examples=50 * TIMES if SOAK else 20)
 @given(histories=lives(here), seed=seeds, count=counts)
 def test_sessions_of_one_worker(
     histories: list[list[tuple[str, int]]], seed: int, count: int
@@ -200,7 +200,7 @@ def test_sessions_of_one_worker(
 
 
 @pytest.mark.timeout(180 * TIMES)
-@settings(max_examples=50 * TIMES)
+@settings(max_examples=50 * TIMES if SOAK else 20)
 @given(histories=lives(anywhere), seed=seeds, count=counts)
 def test_sessions_that_move(histories: list[list[tuple[str, int]]], seed: int, count: int) -> None:
     """From worker to worker: a message may come twice then, but none is lost."""

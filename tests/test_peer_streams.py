@@ -13,7 +13,9 @@ from trio_sessions import (
     CallFailed,
     open_registry,
 )
+from trio_sessions._handlers import Last
 from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FaultyStore
 
 WINDOW = 32
 
@@ -150,6 +152,33 @@ async def test_a_stream_that_has_ended_is_not_looked_after(handlers: Handlers) -
         await until_quiet(caller)
         assert caller._house._mail._calling.pause is None
         assert [item async for item in items] == [1, 2]
+
+
+async def test_a_last_item_comes_with_the_end_in_one_letter() -> None:
+    """A handler that knows its last item is not asked for another one, and is closed."""
+    went_on, closed = [], []
+
+    async def few(payload: Any) -> AsyncIterator[Any]:
+        try:
+            await trio.lowlevel.checkpoint()
+            yield Last([payload])
+            went_on.append(payload)
+        finally:
+            closed.append(payload)
+
+    store = FaultyStore(MemoryStore())
+    async with (
+        open_registry(store, worker_id="caller") as caller,
+        open_registry(store, worker_id="callee", handlers={"few": few}),
+    ):
+        async with caller.workers.stream("callee", "few", 1, timeout=TOO_LONG) as items:
+            assert [item async for item in items] == [[1]]  # the first call writes more
+        store.calls.clear()
+        async with caller.workers.stream("callee", "few", 2, timeout=TOO_LONG) as items:
+            assert [item async for item in items] == [[2]]
+        assert store.calls["Post"] == 2
+        assert await anext(items, None) is None
+    assert (went_on, closed) == ([], [1, 2])
 
 
 async def test_two_readers_of_one_stream_share_it(handlers: Handlers) -> None:

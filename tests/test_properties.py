@@ -9,7 +9,7 @@ import trio.testing
 from backdoors import DatabaseBackdoor, MemoryBackdoor
 from histories import TTL, Step, histories, play
 from hypothesis import HealthCheck, example, given, settings
-from soak import TIMES
+from soak import SOAK, TIMES
 
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
@@ -19,7 +19,7 @@ from trio_sessions.testing import Fault
 pytestmark = pytest.mark.no_cover
 
 
-@settings(max_examples=100 * TIMES)
+@settings(max_examples=100 * TIMES if SOAK else 30)
 @given(history=histories(with_time=True))
 @example(  # the second sleep may, or may not, be long enough for a pass of the worker's own
     history=[

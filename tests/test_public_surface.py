@@ -62,7 +62,7 @@ SETTINGS = {
 }
 METHODS = {
     "add_session": ["session_id", "transport", "owner", "data"],
-    "adopt_session": ["session_id", "transport", "from_worker"],
+    "adopt_session": ["session_id", "transport", "from_worker", "idle"],
     "set_session_data": ["session_id", "data", "merge"],
     "get_session_data": ["session_id"],
     "get_session": ["session_id"],

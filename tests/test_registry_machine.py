@@ -12,7 +12,7 @@ import trio
 from backdoors import DatabaseBackdoor
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from soak import TIMES
+from soak import SOAK, TIMES
 
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.revocation import Revocation, Revoked
@@ -32,14 +32,17 @@ SEARCH_ONLY = (Phase.explicit, Phase.generate)
 
 
 def search(
-    machine: type[RegistryMachine], examples: int, phases: Sequence[Phase] = SEARCH_ONLY
+    machine: type[RegistryMachine],
+    examples: int,
+    phases: Sequence[Phase] = SEARCH_ONLY,
+    steps: int = 25,
 ) -> None:
     """Play histories; raise what Hypothesis raises."""
     run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=25,
+            stateful_step_count=steps,
             deadline=None,
             database=None,
             report_multiple_bugs=False,
@@ -238,6 +241,14 @@ class RevokesHalf(MemoryStore):
         return revoked
 
 
+class SaysThatNothingIsLeft(MemoryStore):
+    """A worker is not told of rows of its own."""
+
+    async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
+        await super().own_rows(worker, after=after, limit=limit)
+        return []
+
+
 BROKEN: list[tuple[type[MemoryStore], str]] = [
     (CallsAFailureGone, f"{REMOVED}|held by"),
     (ForgetsClaims, REMOVED),
@@ -265,7 +276,8 @@ def test_what_is_printed_is_short_and_fails_again_where_it_is_pasted() -> None:
     """Hypothesis shrinks it: to what a store that forgets claims must be asked for at least."""
     machine = type("OnForgetful", (InMemory,), {"make_shared": ForgetsClaims})
     with pytest.raises(AssertionError, match=REMOVED) as found:
-        search(machine, DEFAULT, (*SEARCH_ONLY, Phase.shrink))
+        # Shrinking a long history takes most of a minute.
+        search(machine, DEFAULT, (*SEARCH_ONLY, Phase.shrink), steps=25 if SOAK else 5)
     code = [line for line in found.value.__notes__ if line.startswith("state")]
     assert len(code) <= 10  # four, if Hypothesis has the time
     with pytest.raises(AssertionError, match=REMOVED):
@@ -304,9 +316,22 @@ def revoked_elsewhere(state: RegistryMachine) -> None:
     state.revoke(session="a", worker=1)
 
 
+def drained(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+    state.drain(worker=0)
+
+
+def drained_with_an_owner(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0, "b": 1})
+    state.set_owner(worker=0, session="a", owner="bob")
+    state.drain(worker=0)
+
+
 @pytest.mark.parametrize(
     ("store", "history", "complaint"),
     [
+        (SaysThatNothingIsLeft, drained, "has not waited for"),
+        (LosesOwners, drained_with_an_owner, "the owner of session"),
         (LetsRevokedComeBack, revoked, "is revoked, and"),
         (RevokesHalf, revoked_elsewhere, "which was revoked, is held by"),
         (LetsTheOlderClaimWin, older_claim, REMOVED),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from trio_sessions.abc import Worker
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.testing import (
     data_conformance,
+    inspection_conformance,
     limit_conformance,
     log_conformance,
     mail_conformance,
@@ -46,6 +48,7 @@ Check = Callable[[Callable[[], Any]], Awaitable[None]]
 
 EVERYTHING: tuple[Check, ...] = (
     *store_conformance,
+    *inspection_conformance,
     *revocation_conformance,
     *data_conformance,
     *limit_conformance,
@@ -125,6 +128,29 @@ def test_a_cure_that_is_turned_off_is_missed(
     assert not well.violations, told(well)
 
 
+_DRAINS = {"reports of drains", "came back from a drain", "refused by a drain"}
+_ORPHANS = {"adoptions that were won", "adoptions that were refused", "logs that were adopted"}
+_QUESTIONS = {"sessions: there", "sessions: not there", "lists of sessions", "lists of workers"}
+
+
+@pytest.mark.parametrize(
+    ("mix", "seed", "judged"),
+    [
+        ("drains", "4", _DRAINS),
+        ("lost drains", "5", _DRAINS),
+        ("orphans", "4", _ORPHANS),
+        ("lost orphans", "4", _ORPHANS),
+        ("questions", "4", _QUESTIONS),
+        ("lost questions", "6", {*_QUESTIONS, "workers: late"}),
+    ],
+)
+def test_answers_are_held_against_what_is_true(mix: str, seed: str, judged: set[str]) -> None:
+    """Of drains, of adoptions from workers that died, and of what operators ask."""
+    run = run_once(seed, steps=80, workers=4, mix=mix)
+    assert not run.violations, told(run)
+    assert judged <= run.judged.keys()
+
+
 def test_a_late_claim_is_refused_before_the_first_stamp() -> None:
     """Found by the fleet: a worker that had only had a pass did not know the database's clock."""
     found = run_once("14", steps=60, workers=3, mix="moves")
@@ -149,6 +175,28 @@ def test_the_command_reports() -> None:
     assert result.exit_code == 0, result.output
     for words in ("60 steps in 1 runs", "faults injected", "violations", "rules followed"):
         assert words in result.output
+
+
+def test_the_command_reports_what_was_judged() -> None:
+    """Answers of registries are counted by their kind."""
+    arguments = ["--run", "4", "--steps", "40", "--workers", "4", "--mix", "questions"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "answers that were judged" in result.output
+    assert "lists of sessions" in result.output
+
+
+def test_the_command_keeps_its_report(tmp_path: Path) -> None:
+    """As Markdown, for the documentation; one run alone has none."""
+    kept = tmp_path / "simulation.md"
+    arguments = ["--report", str(kept), "--workers", "2"]
+    result = CliRunner().invoke(main, ["--seed", "3", "--steps", "30", *arguments])
+    assert result.exit_code == 0, result.output
+    text = kept.read_text(encoding="utf-8")
+    assert text.startswith("30 steps in 1 runs from seed 3, ")
+    assert "wrong among them: **0**" in text
+    assert "| Rules followed | |\n| --- | ---: |\n| " in text
+    assert CliRunner().invoke(main, ["--run", "3", *arguments]).exit_code == 2
 
 
 def test_the_command_shows_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio.testing
 from conftest import Shared
+from trio.testing import MockClock
 
 from trio_sessions import (
     MessageTooLarge,
@@ -225,7 +226,9 @@ async def test_a_message_that_comes_again_is_heard_once() -> None:
             assert sorted(heard) == [0, 1, 10, 11]
 
 
-async def test_whoever_leaves_in_the_middle_of_joining_listens_to_nothing() -> None:
+async def test_whoever_leaves_in_the_middle_of_joining_listens_to_nothing(
+    autojump_clock: MockClock,
+) -> None:
     store = FaultyStore(MemoryStore())
     async with open_registry(store) as registry:
         store.fail(Fault.ANSWERS_LATE, "listen", seconds=3600)

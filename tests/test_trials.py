@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from soak import SOAK
+from soak import SOAK, longer
 from trials.hosts import EAGER, HOSTS, PLAIN
 from trials.parent import Tally, make_trials
 
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.no_cover
 TRIALS = {
     "cancellations": 1000 if SOAK else 4,
     "deadlines": 1000 if SOAK else 4,
-    "one press": 1000 if SOAK else 12,
-    "two presses": 1000 if SOAK else 12,
+    "one press": 1000 if SOAK else 6,
+    "two presses": 1000 if SOAK else 6,
 }
 FIRST = 7  # each tenth is on SQLite, so that the gate has one, too
 
@@ -34,7 +34,9 @@ def tallies(request: pytest.FixtureRequest) -> Iterator[list[Tally]]:
 
 @pytest.mark.timeout(7200 if SOAK else 240)
 @pytest.mark.parametrize("kind", TRIALS)
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(
+    "host", [*HOSTS[:2], *(pytest.param(host, marks=longer) for host in HOSTS[2:])]
+)
 def test_nothing_that_is_cut_does_harm(host: str, kind: str, tallies: list[Tally]) -> None:
     """Whoever is cancelled, comes too late, or is interrupted: the registry goes on, or ends."""
     if host == EAGER and sys.version_info < (3, 12):

@@ -17,6 +17,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
 from trio_sessions._orders import Order, Stage
+from trio_sessions._posting import PostOrder
 from trio_sessions._settings import Settings
 from trio_sessions._witness import WentBack, Witness
 from trio_sessions._writer import Writer
@@ -28,6 +29,7 @@ from trio_sessions.writes import (
     Batch,
     Committed,
     Delete,
+    Post,
     Send,
     Unfinished,
     Verdict,
@@ -73,14 +75,18 @@ class Recorder(FaultyStore):
             raise RowUnavailable("refused by a trigger")
         if self.operations is not None or self.fault is not Fault.NONE:
             await super().commit(worker, batch)
-        assert batch.stamp is not None
-        return Committed(
-            answers=[
-                RowUnavailable("locked") if write.session_id in self.locked else None
-                for write in batch.writes
-            ],
-            stamp=replace(batch.stamp, beat=batch.stamp.beat + 1),
-        )
+        answers = [
+            1
+            if isinstance(write, Post)
+            else RowUnavailable("locked")
+            if write.session_id in self.locked
+            else None
+            for write in batch.writes
+        ]
+        if batch.stamp is None:
+            assert all(isinstance(write, Post) for write in batch.writes)
+            return Committed(answers=answers)
+        return Committed(answers=answers, stamp=replace(batch.stamp, beat=batch.stamp.beat + 1))
 
 
 def make_writer(store: FaultyStore, **settings: Any) -> Writer:
@@ -123,6 +129,86 @@ async def test_what_arrives_while_a_batch_is_out_makes_the_next(autojump_clock: 
         store.gate.set()
         await settle_all(orders)
         assert store.batches == [["first"], [f"s{number}" for number in range(50)]]
+
+
+@pytest.mark.parametrize("another", ["t", ""])
+async def test_what_may_wait_goes_with_the_next_batch_or_soon(
+    another: str, autojump_clock: MockClock
+) -> None:
+    """No batch is made for it at once, and it is not forgotten."""
+    store = Recorder()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        for _ in range(2):
+            store.batches.clear()
+            began = trio.current_time()
+            orders = [writer.give(Many(f"s{n}"), may_wait=True) for n in range(3)]
+            await trio.testing.wait_all_tasks_blocked()
+            assert store.batches == []
+            names = ["s0", "s1", "s2"]
+            if another:
+                orders.append(writer.give(One(another)))
+                names.append(another)
+            await settle_all(orders)
+            assert store.batches == [names]
+            assert trio.current_time() == pytest.approx(began + (0 if another else 0.02))
+        await writer.finish(trio.current_time() + 1)
+
+
+async def test_letters_do_not_wait_for_what_may_wait(autojump_clock: MockClock) -> None:
+    """They need no disk, which the others do; these keep their order, and are not forgotten."""
+    store = Recorder()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        began = trio.current_time()
+        patient = [writer.give(Many(name), may_wait=True) for name in ("s", "t")]
+        for _ in range(2):
+            letter = writer.give(PostOrder("{}", to="w"))
+            await letter.settled()
+            assert trio.current_time() == began
+        await settle_all(patient)
+        mail = [letter.session_id]
+        assert store.batches == [mail, mail, ["s", "t"]]
+        assert trio.current_time() == pytest.approx(began + 0.02)
+        patient = [writer.give(Many("s"), may_wait=True)]
+        both = [writer.give(PostOrder("{}", to="w")), writer.give(One("t"))]
+        await settle_all([*patient, *both])
+        assert store.batches[3:] == [["s", *mail, "t"]]
+        await writer.finish(trio.current_time() + 1)
+
+
+async def test_what_may_wait_is_hastened_and_written_at_the_end(autojump_clock: MockClock) -> None:
+    """By whoever waits for it after all, and by closing."""
+    store = Recorder()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        began = trio.current_time()
+        first = writer.give(One("s"), may_wait=True)
+        await trio.testing.wait_all_tasks_blocked()
+        writer.hasten(first)
+        await first.settled()
+        second = writer.give(One("t"), may_wait=True)
+        await writer.finish(trio.current_time() + 1)
+        assert second.stage is Stage.SETTLED
+        assert store.batches == [["s"], ["t"]]
+        assert trio.current_time() == began
+
+
+async def test_what_may_wait_keeps_its_place(autojump_clock: MockClock) -> None:
+    """What is written of one session is written in the order of the calls."""
+    store = Recorder()
+    writer = make_writer(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        early = writer.give(Many("s", name="early"), may_wait=True)
+        late = writer.give(One("s", name="late"))
+        await settle_all([early, late])
+        assert store.batches == [["s"], ["s"]]
+        assert writer.waiting == 0
+        await writer.finish(trio.current_time() + 1)
 
 
 async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: MockClock) -> None:

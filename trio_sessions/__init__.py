@@ -59,7 +59,7 @@ Layers, lower never imports higher (checked by import-linter)::
 
 from typing import TYPE_CHECKING
 
-from trio_sessions._logs import Logs
+from trio_sessions._logs import Appending, Logs
 from trio_sessions._open import open_registry, serve_registry
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._topics import Topics
@@ -98,6 +98,7 @@ from trio_sessions.types import (
 )
 
 __all__ = [
+    "Appending",
     "CallFailed",
     "CleanupReport",
     "DrainReport",

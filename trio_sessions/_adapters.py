@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trio_sessions._calls import check_transport
+from trio_sessions._checks import silence
 from trio_sessions._handlers import Handler
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import encode_object
@@ -72,7 +73,8 @@ class AdapterMethods(OperatorMethods):
         The database is asked each time, as by `SessionRegistry.get_session_owner`.
 
         Raises:
-            StoreUnavailable: the database cannot say.
+            StoreUnavailable: the database cannot say; or it has gone back, and the row could not be
+                written anew yet.
             NotSupported: the store lacks this part of the contract.
             RegistryClosed: the registry is closed, so it cannot ask.
         """
@@ -92,7 +94,7 @@ class AdapterMethods(OperatorMethods):
     # ---- adoption ----
 
     async def adopt_session(
-        self, session_id: str, transport: Transport, *, from_worker: str
+        self, session_id: str, transport: Transport, *, from_worker: str, idle: float = 0.0
     ) -> bool:
         """Hold a session that another worker holds and that is dead, in its place.
 
@@ -107,6 +109,8 @@ class AdapterMethods(OperatorMethods):
             transport: the connection that is to hold it; the registry disconnects it from then on.
             from_worker: the incarnation that held it, or the id of the worker, as `SessionInfo`
                 has them. The incarnation is safer: the worker may have begun again.
+            idle: seconds for which nothing was heard of its client, which ``limits.idle_timeout``
+                counts on from; 0.0: its client has just asked for it.
 
         Returns:
             True: this worker holds the session now. False: that worker does not hold it any more,
@@ -115,7 +119,7 @@ class AdapterMethods(OperatorMethods):
 
         Raises:
             InvalidSessionId: as for every method.
-            TypeError: ``transport`` or ``from_worker`` cannot be one.
+            TypeError, ValueError: ``transport``, ``from_worker`` or ``idle`` cannot be one.
             TooManySessions, RegistryDraining, RegistryClosed: it was not let in.
             SessionRevoked: the id was revoked.
             StoreUnavailable: the database cannot say, or went back not long ago: then nobody knows
@@ -132,8 +136,11 @@ class AdapterMethods(OperatorMethods):
         check_transport(transport)
         if not isinstance(from_worker, str):
             raise TypeError(f"from_worker must be a str, not {type(from_worker).__name__}")
+        idle = silence("idle", idle)
         self._check_open()
-        return await self._house.adopting.adopt(session_id, transport, from_worker=from_worker)
+        return await self._house.adopting.adopt(
+            session_id, transport, from_worker=from_worker, idle=idle
+        )
 
     # ---- logs ----
 

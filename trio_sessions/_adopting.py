@@ -53,6 +53,7 @@ class _AdoptOrder(Order[Claimed]):
         "entry",
         "from_worker",
         "generation",
+        "idle",
         "transport",
     )
 
@@ -63,6 +64,7 @@ class _AdoptOrder(Order[Claimed]):
         transport: Transport,
         *,
         from_worker: str,
+        idle: float,
     ) -> None:
         super().__init__(session_id)
         self._adopting = adopting
@@ -70,6 +72,8 @@ class _AdoptOrder(Order[Claimed]):
         self.added_at = trio.current_time()
         self.transport = transport
         self.from_worker = from_worker
+        self.idle = idle
+        """Seconds for which nothing was heard of it elsewhere."""
         self.generation = 0
         """With which it was claimed last; 0: it was not yet."""
         self.entry: Entry | None = None
@@ -122,7 +126,9 @@ class Adopting:
         """Put nothing into the table any more; the rows go with all others of this worker."""
         self._is_closed = True
 
-    async def adopt(self, session_id: str, transport: Transport, *, from_worker: str) -> bool:
+    async def adopt(
+        self, session_id: str, transport: Transport, *, from_worker: str, idle: float
+    ) -> bool:
         """See `SessionRegistry.adopt_session`."""
         self._edge.check_keeps(Part.DATA, "DataStore")
         if session_id in self._table:
@@ -131,7 +137,7 @@ class Adopting:
         self._admission.check(session_id)
         await self._writer.admit()
         self._admission.check(session_id)  # it may have waited
-        order = _AdoptOrder(self, session_id, transport, from_worker=from_worker)
+        order = _AdoptOrder(self, session_id, transport, from_worker=from_worker, idle=idle)
         self._admission.expect()
         self._claims.begin_adoption(session_id)
         claimed = await self._writer.answer(self._writer.give(order))
@@ -196,6 +202,7 @@ class Adopting:
         entry, _ = self._table.put(
             order.session_id, order.transport, order.added_at, generation=order.generation
         )
+        entry.active_at = order.added_at - order.idle
         self._claims.adopted(entry, made, claimed)
         for listener in self._listeners:
             listener(order.session_id, order.from_worker)

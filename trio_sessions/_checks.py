@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 
 from trio_sessions.types import check_session_id
 
-__all__ = ["a_name", "awaitable", "count", "seconds", "share", "switch"]
+__all__ = ["a_name", "awaitable", "count", "seconds", "share", "silence", "switch"]
 
 
 def awaitable(name: str, returned: Awaitable[object]) -> Awaitable[object]:
@@ -30,6 +30,11 @@ def seconds(name: str, value: object) -> float:
     if not 0 < duration < math.inf:
         raise ValueError(f"{name} must be a positive, finite number of seconds, not {duration!r}")
     return duration
+
+
+def silence(name: str, value: object) -> float:
+    """Return a duration given as ``name``, which may be none at all."""
+    return 0.0 if value == 0 and not isinstance(value, bool) else seconds(name, value)
 
 
 def count(name: str, value: object) -> int:

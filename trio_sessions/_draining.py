@@ -77,7 +77,7 @@ class Draining:
     async def _drain(self, start: float, timeout: float) -> DrainReport:
         held = self._table.snapshot()
         drained, cut, parting = list[Entry](), list[Entry](), list[trio.Event]()
-        waiting = 0
+        waiting, counted = 0, 0  # rows, of so many of the drained
         self._background.start_job(self._announce)
         try:
             with trio.move_on_at(start + timeout):
@@ -85,10 +85,8 @@ class Draining:
                 while not self._is_closed():
                     here = self._table.snapshot()
                     quiet = [one for one in here if self._messages.is_quiet(one)]
-                    told_before = len(drained)
                     await self._tell(quiet, drained, parting)
-                    waiting += len(drained) - told_before  # until the store has said
-                    waiting = await self._count_rows(drained)
+                    waiting, counted = await self._count_rows(drained), len(drained)
                     if not len(self._table) and not waiting:
                         break
                     await trio.sleep(pause)
@@ -99,6 +97,7 @@ class Draining:
         finally:
             self._departures.finish([*drained, *cut])
         told = {entry.session_id for entry in (*drained, *cut)}
+        waiting += len(drained) - counted  # of the others the store has not said
         if cut or waiting:
             logger.warning(
                 "the drain was cut after %g s: %d sessions were busy, and the clients of %d had "

@@ -2,13 +2,24 @@
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from trio_sessions._checks import a_name
 
-__all__ = ["Handler", "check_handlers", "is_stream"]
+__all__ = ["Handler", "Last", "check_handlers", "is_stream"]
 
 Handler = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """What a stream's handler may yield instead of its last item: it is not asked for another.
+
+    So the end of the stream goes with it, in one letter.
+    """
+
+    item: Any
 
 
 def is_stream(handler: Handler) -> bool:

@@ -4,7 +4,8 @@ Owner, capabilities and data are written anew by the session's holder where the 
 back, as it knows them. So whoever has changed them elsewhere leaves a letter for the holder, and
 that asks the database: the letter says what to ask for, and nothing is believed of it. What the
 answer is worth is judged as if a user had asked (`trio_sessions._saying`). What cannot be asked now
-is asked again, for as long as the session is held here.
+is asked again, for as long as the session is held here: soon after an outage, but ever more seldom
+where the store answers, and not this. Then it is its own fault, and nobody else waits for it.
 
 At most one letter a second goes to one holder, with all that was said meanwhile, so a session that
 is changed with each request costs no more. A letter may be lost, and a holder that collects none
@@ -35,7 +36,8 @@ __all__ = ["Hearsay"]
 logger = logging.getLogger("trio_sessions.rows")
 
 _PAUSE = 1.0  # seconds for which what is said is gathered, and between two rounds of questions
-_LONGEST = 30.0  # seconds between two rounds, once nothing could be asked for a while
+_LONGEST = 30.0  # seconds between two rounds while the store answers nothing
+_SELDOM = 600.0  # seconds between two questions that alone have no answer
 _MOST = 10_000  # things to tell one holder, or to ask for; what is more is not told
 _LETTER = 1000  # things in one letter
 
@@ -67,11 +69,16 @@ class Hearsay:
         self._data = data
         self._mail = mail
         self._table = table
+        self._edge = edge
         self._background = background
         self._to_tell: dict[str, dict[tuple[str, str], None]] = {}
         """By the incarnation of the holder."""
         self._tells = False
-        self._to_ask: dict[tuple[str, str], None] = {}
+        self._to_ask: dict[tuple[str, str], float] = {}
+        """With the seconds for which it was put off last; 0.0: it was not."""
+        self._put_off: dict[tuple[str, str], tuple[float, float]] = {}
+        """What could not be asked for: until when, and those seconds."""
+        self._news = trio.Event()
         self._asks = False
         self._is_closed = not edge.keeps(Part.MAIL)
         owners.notify(self._said)
@@ -111,7 +118,10 @@ class Hearsay:
         if self._is_closed:
             return
         here = [one for one in things if one[0] in self._table]
-        self._to_ask |= dict.fromkeys(here[: max(0, _MOST - len(self._to_ask))])
+        for one in here[: max(0, _MOST - len(self._to_ask) - len(self._put_off))]:
+            _, seconds = self._put_off.pop(one, (0.0, 0.0))
+            self._to_ask[one] = seconds
+        self._news.set()
         if self._to_ask and not self._asks:
             self._background.start_lasting(self._ask)
             self._asks = True
@@ -119,26 +129,36 @@ class Hearsay:
     async def _ask(self) -> None:
         pause = _PAUSE
         try:
-            while self._to_ask:
-                pause = _PAUSE if await self._ask_for_some() else min(2 * pause, _LONGEST)
+            while self._to_ask or self._put_off:
+                self._take_up_what_is_due()
+                if not self._to_ask:
+                    self._news = trio.Event()
+                    with trio.move_on_at(min(until for until, _ in self._put_off.values())):
+                        await self._news.wait()
+                    continue
+                pause = _PAUSE if await self._ask_for_all() else min(2 * pause, _LONGEST)
                 await trio.sleep(pause)
         finally:
             self._asks = False
 
-    async def _ask_for_some(self) -> bool:
-        """Ask for one thing after another, until all are known, or one cannot be asked for.
+    def _take_up_what_is_due(self) -> None:
+        now = trio.current_time()
+        due = [one for one, (until, _) in self._put_off.items() if until <= now]
+        for one in due:
+            _, self._to_ask[one] = self._put_off.pop(one)
 
-        That one is asked for after all others: it may be its own fault.
+    async def _ask_for_all(self) -> bool:
+        """Ask for one thing after another; put off what cannot be asked for.
 
         Returns:
-            False: nothing could be asked for.
+            False: the store is away, and the rest was left.
         """
-        has_asked = False
         while self._to_ask:
             session_id, what = asked = next(iter(self._to_ask))
-            del self._to_ask[asked]  # before: if it is said again meanwhile, the answer may be old
+            seconds = self._to_ask.pop(asked)  # before: what is said meanwhile is newer
             if session_id not in self._table:
                 continue
+            is_up = self._edge.contact.answers
             try:
                 await self._ask_for(session_id, what)
             except NotSupported:
@@ -149,9 +169,11 @@ class Hearsay:
                     fingerprint(session_id),
                     exc,
                 )
-                self._to_ask[asked] = None
-                return has_asked
-            has_asked = True
+                self._to_ask.pop(asked, None)
+                seconds = min(2 * max(seconds, _PAUSE), _SELDOM if is_up else _LONGEST)
+                self._put_off[asked] = trio.current_time() + seconds, seconds
+                if not is_up:
+                    return False
         return True
 
     async def _ask_for(self, session_id: str, what: str) -> None:

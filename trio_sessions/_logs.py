@@ -26,7 +26,7 @@ from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import decode, encode, size_of
 from trio_sessions._library import check_trio
-from trio_sessions._orders import Order
+from trio_sessions._orders import Order, Stage
 from trio_sessions._pending import Pending
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
@@ -36,7 +36,7 @@ from trio_sessions.inspection import check_limit
 from trio_sessions.types import LogEntry, StoredEntry, check_session_id, fingerprint
 from trio_sessions.writes import Append
 
-__all__ = ["LogRoom", "Logs"]
+__all__ = ["Appending", "LogRoom", "Logs"]
 
 logger = logging.getLogger("trio_sessions.logs")
 
@@ -129,6 +129,42 @@ class _AppendOrder(Order[int | None]):
 
 
 @uninterrupted
+class Appending:
+    """An event that is being appended; made by `Logs.append_soon`."""
+
+    def __init__(self, order: _AppendOrder, writer: Writer) -> None:
+        """Not for users."""
+        self._order = order
+        self._writer = writer
+
+    @property
+    def size(self) -> int:
+        """Bytes of the event."""
+        return self._order.size
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known what has become of it."""
+        return self._order.stage is Stage.SETTLED
+
+    @property
+    def result(self) -> int | BaseException | None:
+        """The id of the entry, or what `Logs.append` would raise; None: it is not settled."""
+        if not self.is_settled:
+            return None
+        return self._order.error or self._order.value or _nobody_holds(self._order.session_id)
+
+    async def wait(self) -> None:
+        """Wait until it is settled, which goes on at once then.
+
+        Cancellation: it is appended all the same. A checkpoint.
+        """
+        self._writer.hasten(self._order)
+        await self._order.settled()
+        await trio.lowlevel.checkpoint()
+
+
+@uninterrupted
 class LogRoom:
     """The logs of the sessions of all workers, as one worker appends to them and reads them."""
 
@@ -170,18 +206,34 @@ class LogRoom:
 
     async def append(self, session_id: str, event: Any) -> int:
         """See `Logs.append`."""
+        encoded = self._encode(event)
+        await self._writer.admit()
+        order = self._order(session_id, encoded)
+        entry_id = await self._writer.answer(self._writer.give(order))
+        if entry_id is None:
+            raise _nobody_holds(session_id)
+        return entry_id
+
+    def append_soon(self, session_id: str, event: Any) -> Appending:
+        """See `Logs.append_soon`."""
+        encoded = self._encode(event)
+        if self._writer.is_full:
+            raise StoreUnavailable("too much waits to be written")
+        order = self._order(session_id, encoded)
+        self._writer.give(order, may_wait=True)
+        return Appending(order, self._writer)
+
+    def _encode(self, event: Any) -> str:
         encoded = encode(event, what="the event", limit=self._settings.max_message_bytes)
         self._edge.check_keeps_logs()
         self._expire_from_now_on()
-        await self._writer.admit()
+        return encoded
+
+    def _order(self, session_id: str, event: str) -> _AppendOrder:
         entry = self._table.get(session_id)
         if entry is not None and entry.row is Row.UNWRITTEN:
             self._claims.write(entry)
-        order = self._writer.give(_AppendOrder(self, session_id, encoded))
-        entry_id = await self._writer.answer(order)
-        if entry_id is None:
-            raise SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")
-        return entry_id
+        return _AppendOrder(self, session_id, event)
 
     # ---- reading ----
 
@@ -280,6 +332,27 @@ class Logs:
         self._check_open()
         return await self._room.append(session_id, event)
 
+    def append_soon(self, session_id: str, event: Any) -> Appending:
+        """Append an event for which nobody waits; it stays in the order of all appends from here.
+
+        It goes with the next batch that this worker writes, or within 20 ms, so that many cost as
+        much as one. Whoever lets many go must wait for them, now and then: they are in memory.
+
+        Args:
+            session_id: the session.
+            event: as of `append`.
+
+        Raises:
+            TypeError, ValueError, MessageTooLarge, NotSupported, RegistryClosed: as `append`.
+            StoreUnavailable: too much waits to be written. What `append` would raise later is the
+                ``result`` of the returned object.
+
+        Never a checkpoint.
+        """
+        check_session_id(session_id)
+        self._check_open()
+        return self._room.append_soon(session_id, event)
+
     async def read(self, session_id: str, *, after: int = 0, limit: int = 1000) -> list[LogEntry]:
         """Return entries of a session's log by their ids; one round trip.
 
@@ -305,6 +378,10 @@ class Logs:
         _check_after(after)
         self._check_open()
         return await self._room.read(session_id, after=after, limit=limit)
+
+
+def _nobody_holds(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"session {fingerprint(session_id)} is held by no worker")
 
 
 def _check_after(after: object) -> None:

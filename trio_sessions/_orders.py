@@ -57,8 +57,19 @@ class Order(abc.ABC, Generic[T]):
     """A batch takes several of this kind for one session."""
     group: ClassVar[str] = ""
     """And several of those that have the same group, of no other."""
+    is_letter: ClassVar[bool] = False
+    """It waits for no disk, unless something else is in its batch; letters have their own line."""
 
-    __slots__ = ("_result", "_settled", "attempts", "given_at", "session_id", "size", "stage")
+    __slots__ = (
+        "_result",
+        "_settled",
+        "attempts",
+        "given_at",
+        "may_wait",
+        "session_id",
+        "size",
+        "stage",
+    )
 
     def __init__(self, session_id: str, size: int = 0) -> None:
         self.session_id = session_id
@@ -66,6 +77,8 @@ class Order(abc.ABC, Generic[T]):
         self.stage = Stage.WAITING
         self.given_at = 0.0
         """When the writer got it, on Trio's clock."""
+        self.may_wait = False
+        """No batch is made for it at once: it goes with the next one, or a little later."""
         self.attempts = 0
         """How often it has been in a batch."""
         self._result: outcome.Outcome[T] | None = None
@@ -117,6 +130,11 @@ class Order(abc.ABC, Generic[T]):
         error = self.error
         if error is not None:  # others of its batch are told the same
             raise copy.copy(error) from error.__cause__
+        return self.value
+
+    @property
+    def value(self) -> T | None:
+        """What it was answered with; None: it is not, or with an error, or was not needed."""
         return self._result.value if isinstance(self._result, outcome.Value) else None
 
     @property
@@ -136,6 +154,10 @@ class Lines:
     def __init__(self, *, rows: int, size: int) -> None:
         self.waiting = 0
         """Orders that wait."""
+        self.patient = 0
+        """How many of them may wait for the batch of another one."""
+        self.letters = 0
+        """How many of them are letters."""
         self._rows = rows
         self._size = size
         self._lines: dict[str, deque[Order[Any]]] = {}
@@ -156,23 +178,43 @@ class Lines:
             line.appendleft(order)
         else:
             line.append(order)
-        self.waiting += 1
+        self._count(order, 1)
 
     def withdraw(self, order: Order[Any]) -> bool:
         """Take an order back, unless it is out already; say whether it was taken back."""
         if order.stage is not Stage.WAITING:
             return False
-        self.waiting -= 1
+        self._count(order, -1)
         order.settle(None)
         return True
 
-    def next_batch(self) -> list[Order[Any]]:
-        """Take out what makes the next batch; `done` must follow."""
+    def hasten(self, order: Order[Any]) -> None:
+        """Let an order wait for no other batch any more."""
+        if order.stage is Stage.WAITING and order.may_wait:
+            self.patient -= 1
+            order.may_wait = False
+
+    def _count(self, order: Order[Any], change: int) -> None:
+        self.waiting += change
+        self.patient += change * order.may_wait
+        self.letters += change * order.is_letter
+
+    def next_batch(self, *, of_letters: bool = False) -> list[Order[Any]]:
+        """Take out what makes the next batch; `done` must follow.
+
+        Args:
+            of_letters: of nothing else.
+        """
         batch: list[Order[Any]] = []
         size = 0
-        while self._ready and len(batch) < self._rows:
+        held_back: list[str] = []
+        is_full = False
+        while self._ready and len(batch) < self._rows and not is_full:
             session_id = self._ready.popleft()
             line = self._lines[session_id]
+            if of_letters and not line[0].is_letter:
+                held_back.append(session_id)
+                continue
             first: Order[Any] | None = None
             while line and len(batch) < self._rows:
                 order = line[0]
@@ -183,11 +225,12 @@ class Lines:
                     break
                 if batch and size + order.size > self._size:
                     if first is None:
-                        self._ready.appendleft(session_id)
-                        return batch
+                        held_back.append(session_id)
+                        is_full = True
                     break
                 line.popleft()
-                self.waiting -= 1
+                self._count(order, -1)
+                order.may_wait = False
                 order.stage = Stage.OUT
                 first = order
                 size += order.size
@@ -196,6 +239,7 @@ class Lines:
                 self._out[session_id] = None
             if not line:
                 del self._lines[session_id]
+        self._ready.extendleft(reversed(held_back))
         return batch
 
     def done(self) -> None:
@@ -216,7 +260,7 @@ class Lines:
             self._at_rest.add(session_id)
             for order in ones:
                 order.stage = Stage.WAITING
-                self.waiting += 1
+                self._count(order, 1)
 
     def next_due(self) -> float | None:
         """Return when the next paused line may go; None: none is paused."""
@@ -238,7 +282,7 @@ class Lines:
         """Answer orders that wait with an error; their lines drop them later."""
         for order in list(orders):
             if order.stage is Stage.WAITING:
-                self.waiting -= 1
+                self._count(order, -1)
                 order.settle(outcome.Error(error))
 
     def everything(self) -> list[Order[Any]]:

@@ -48,6 +48,15 @@ class Pending:
         return self._data
 
     @property
+    def is_data_said(self) -> bool:
+        """Data is to be written that was said here, and is not only to be written once more."""
+        return self._data is not Keep.AS_IS and not self._is_data_again
+
+    @property
+    def _is_data_again(self) -> bool:
+        return self._data_again is not None and self._data is self._data_again
+
+    @property
     def size(self) -> int:
         """Bytes to be written, about."""
         size = 0 if self._capabilities is None else size_of(self._capabilities.encoded)
@@ -101,7 +110,7 @@ class Pending:
 
     def supersede_data(self, data: str | None) -> None:
         """Write this data instead of what is to be written once more."""
-        if self._data_again is not None and self._data is self._data_again:
+        if self._is_data_again:
             self._data, self._data_again = data, None
 
     def forget(self, claim: Claim) -> None:

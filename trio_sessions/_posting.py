@@ -30,6 +30,7 @@ class PostOrder(Order[int]):
     """
 
     is_grouped = True
+    is_letter = True
 
     __slots__ = ("_payload", "_to", "_topic")
 

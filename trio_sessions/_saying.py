@@ -180,10 +180,12 @@ class Saying:
     async def _noted(self, session_id: str) -> Entry | None:
         """Return the session if what is pending for it cannot be written now.
 
+        Or if its row was forgotten, and cannot be written anew.
+
         One attempt to write it is made, unless one is under way already: many may ask at once.
         """
         entry = self._table.get(session_id)
-        if entry is None or entry.pending.is_empty:
+        if entry is None or (entry.pending.is_empty and not entry.was_forgotten):
             return None
         await self._claims.attempt([entry])
         return self._unwritten(session_id)

@@ -7,6 +7,9 @@ worker knows, and written only where it is still that. Where it is not, the stor
 and it is made once more. So no store parses JSON, the size is checked here, and the holder of a
 session, who knows what it has written last, needs one round trip. What is not known cannot be
 changed in part: of a session whose row is still to be written it may be another's.
+
+**What was known before the database went back is no answer.** It is written anew with the row; but
+until then it may be older than what another worker has said, or another one may hold the session.
 """
 
 from collections.abc import Mapping
@@ -27,6 +30,10 @@ __all__ = ["SessionData"]
 _UNKNOWN = (
     "the session's row could not be written yet, and another worker may have stored data of it: "
     "what is to be merged with is unknown; replace all of it, or ask again"
+)
+_FORGOTTEN = (
+    "the database went back, and the session's row could not be written anew yet: its data is "
+    "unknown until then"
 )
 
 
@@ -84,7 +91,7 @@ class _Merge(SayOrder):
         return SetData(session_id=self.session_id, data=self._data, only_if=self._base, ended=ended)
 
     def _note(self, entry: Entry) -> None:
-        if entry.data is Keep.AS_IS:
+        if entry.data is Keep.AS_IS or _is_forgotten(entry):
             raise StoreUnavailable(_UNKNOWN) from entry.error
         entry.pending.note_data(self._merged(entry.data))
 
@@ -145,8 +152,11 @@ class SessionData(Saying):
         """See `SessionRegistry.get_session_data`."""
         self.check_supported()
         entry = await self._noted(session_id)
-        if entry is not None and entry.pending.data is not Keep.AS_IS:
-            return decode_object(entry.pending.data)
+        if entry is not None:
+            if _is_forgotten(entry):
+                raise StoreUnavailable(_FORGOTTEN) from entry.error
+            if entry.pending.data is not Keep.AS_IS:
+                return decode_object(entry.pending.data)
         while True:
             if await self._is_left_behind(session_id):
                 return None
@@ -159,3 +169,8 @@ class SessionData(Saying):
         if entry is not None and entry.data != encoded and await self._is_newer(session_id, asked):
             entry.learn_data(encoded)
         return data
+
+
+def _is_forgotten(entry: Entry) -> bool:
+    """Say whether a session's data is only known from before the database went back."""
+    return entry.was_forgotten and not entry.pending.is_data_said

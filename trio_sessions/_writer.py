@@ -19,6 +19,8 @@ storm shares its statements, its transactions and its syncs to disk::
 - A lost answer is everybody's error. Claims and deletions are repeated by the next pass, messages
   and entries of logs by nobody.
 - A caller that leaves withdraws what has not left (`do`); claims and deletions go on (`give`).
+- What nobody waits for goes with the next batch that is more than letters, or after `_GATHER`: so
+  it seldom makes one.
 
 See docs/decisions/0009-one-writer.md.
 """
@@ -53,6 +55,7 @@ logger = logging.getLogger("trio_sessions.rows")
 T = TypeVar("T")
 
 _SIZE = 8 * 1024 * 1024  # bytes in one batch
+_GATHER = 0.02  # seconds for which what nobody waits for may wait for the batch of another
 _ROOM = (10_000, 64 * 1024 * 1024)  # callers inside, and their bytes; others wait outside
 _PAUSES = (0.005, 0.25)  # seconds until a locked row is asked again, the first and the longest
 _SHORT = 0.03  # seconds, the longest where the lock is one that nobody has for long
@@ -80,6 +83,8 @@ class Writer:
         self._timeout = timeout
         self._lines = Lines(rows=rows, size=_SIZE)
         self._work = trio.Event()
+        self._patient_until: float | None = None
+        """When a batch is made for what may wait."""
         self._room = trio.Event()
         self._entrance = trio.StrictFIFOLock()
         self._inside = 0
@@ -96,20 +101,31 @@ class Writer:
 
     # ---- what callers do ----
 
-    def give(self, order: Order[T], *, first: bool = False) -> Order[T]:
+    def give(self, order: Order[T], *, first: bool = False, may_wait: bool = False) -> Order[T]:
         """Take an order that goes on whoever waits for it. Synchronous: the order of the calls.
 
         Args:
             order: the order.
             first: before all others of its session.
+            may_wait: no batch is made for it alone before `_GATHER` has passed.
         """
         order.given_at = trio.current_time()
+        order.may_wait = may_wait
         if self._ended.is_set():
             order.settle(outcome.Error(_closed()))
-        else:
-            self._lines.put(order, first=first)
+            return order
+        self._lines.put(order, first=first)
+        if not may_wait:
             self._work.set()
+        elif self._patient_until is None:
+            self._patient_until = order.given_at + _GATHER
+            self._work.set()  # the loop sleeps until then; it may sleep for longer now
         return order
+
+    def hasten(self, order: Order[Any]) -> None:
+        """Let an order that may wait go with a batch of its own: somebody waits for it."""
+        self._lines.hasten(order)
+        self._work.set()
 
     async def do(self, order: Order[T]) -> T | None:
         """Have an order written, and return its answer.
@@ -167,7 +183,7 @@ class Writer:
             while not (self._closing and not self._lines.waiting):
                 if self._lines.next_due() is not None:
                     self._lines.wake(trio.current_time())
-                batch = self._lines.next_batch()
+                batch = self._next_batch()
                 if batch:
                     await self._carry_out(batch)
                     self._lines.done()
@@ -178,9 +194,25 @@ class Writer:
             self._lines.give_up(self._lines.everything(), _closed())
             self._tell_of_room()
 
+    def _next_batch(self) -> Sequence[Order[Any]]:
+        """Take out the next batch; none, as long as what waits may wait.
+
+        What may wait goes with no letters: they wait for no disk, and it would have them wait.
+        """
+        lines, until = self._lines, self._patient_until
+        if lines.patient and not self._closing and until and trio.current_time() < until:
+            if lines.waiting == lines.patient:
+                return ()
+            if lines.waiting == lines.patient + lines.letters:
+                return lines.next_batch(of_letters=True)
+        batch = lines.next_batch()
+        self._patient_until = trio.current_time() + _GATHER if lines.patient else None
+        return batch
+
     async def _wait_for_work(self) -> None:
         self._work = trio.Event()
-        due = self._lines.next_due()
+        dues = [one for one in (self._lines.next_due(), self._patient_until) if one is not None]
+        due = min(dues, default=None)
         if due is None:
             await self._work.wait()
             return

@@ -30,7 +30,9 @@ class Limits:
     idle_timeout: float | None = None
     """A session of which nothing was heard for longer is ended by the next pass. Heard of is the
     end of each message handled, and `SessionRegistry.touch`. While a message is being handled, or
-    `SessionRegistry.open_inbox` is open, a session is not idle."""
+    `SessionRegistry.open_inbox` is open, a session is not idle. `SessionRegistry.add_session` is
+    its client's doing, so the time begins anew, at another worker too;
+    `SessionRegistry.adopt_session` says how much of it has passed."""
     max_age: float | None = None
     """A session that this worker has held for longer is ended by the next pass, whatever it does.
     Adding its id again here does not make it younger; another worker begins to count anew."""

@@ -67,6 +67,7 @@ class Server:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Greet with the tests that were collected, then do what is asked."""
+        gc.unfreeze()  # the conftest hides what was there when the tests were collected
         live = defaultdict(list)
         for found in gc.get_objects():
             if isinstance(found, FunctionType):

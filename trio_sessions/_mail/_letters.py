@@ -15,6 +15,7 @@ on as they are until somebody wants them::
 
     [["answer", number], value]                  callee to caller
     [["items", number, first], [item, ...]]      of a stream; `first` were sent before these
+    [["last", number, first, sent], [item, ...]] the last ones, and the end
     [["end", number, sent], null]
     [["failed", number, sent], {"type": ..., "message": ..., "gone": ...}]
     [["alive", callee], [[number, ...], [number, ...], [[number, left], ...]]]

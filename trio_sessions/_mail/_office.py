@@ -121,6 +121,9 @@ class Office:
                 self._calling.answer(number, contents)
             case ["items", int(number), int(first)]:
                 self._calling.items(number, first, contents)
+            case ["last", int(number), int(first), int(sent)]:
+                self._calling.items(number, first, contents)
+                self._calling.finish(number, sent)
             case ["end", int(number), int(sent)]:
                 self._calling.finish(number, sent)
             case ["failed", int(number), int(sent)]:

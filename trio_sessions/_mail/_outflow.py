@@ -41,6 +41,8 @@ class Outflow:
         """Items in letters that were left, surely."""
         self._taken = 0
         self._last: str | None = None
+        """The letter behind all items."""
+        self._ends_well = False
         self._changed = trio.Event()
 
     @property
@@ -83,19 +85,30 @@ class Outflow:
             self._taken += count
             self._changed.set()
 
-    def finish(self, letter: str) -> None:
-        """Send no more than what was put in, and this letter."""
-        self._last = letter
-        self._changed.set()
+    def end(self) -> None:
+        """Send no more than what was put in, and that these were all; unless it has failed."""
+        if self._last is None:
+            self._ends_well = True
+            self.fail(seal("end", self._number, self.sent))
+
+    def fail(self, letter: str) -> None:
+        """Send no more than what was put in, and this letter; unless it has ended."""
+        if self._last is None:
+            self._last = letter
+            self._changed.set()
 
     async def send(self) -> None:
         """Send what is put in, until the last letter has gone."""
         while self._waiting or self._last is None:
-            if self._waiting:
-                await self._sender.deliver(self._caller, self._take_letter())
-                self._left = self._gone
-            else:
+            if not self._waiting:
                 await self._change()
+                continue
+            letter = self._take_letter()
+            has_ended = self._ends_well and not self._waiting
+            await self._sender.deliver(self._caller, letter)
+            self._left = self._gone
+            if has_ended:
+                return
         await self._sender.deliver(self._caller, self._last)
 
     def flush(self) -> None:
@@ -112,7 +125,9 @@ class Outflow:
                 break
             count += 1
         items = ",".join(self._waiting[:count])
-        letter = seal("items", self._number, self._gone, contents=f"[{items}]")
+        first = self._gone
         del self._waiting[:count]
         self._gone += count
-        return letter
+        if self._ends_well and not self._waiting:
+            return seal("last", self._number, first, self.sent, contents=f"[{items}]")
+        return seal("items", self._number, first, contents=f"[{items}]")

@@ -13,7 +13,7 @@ from typing import Any, cast
 import trio
 
 from trio_sessions._background import Background
-from trio_sessions._handlers import Handler, is_stream
+from trio_sessions._handlers import Handler, Last, is_stream
 from trio_sessions._interrupts import interruptible
 from trio_sessions._json import decode, encode
 from trio_sessions._mail._letters import seal
@@ -267,9 +267,9 @@ class Serving:
             try:
                 await self._produce(one, outflow, handler, payload)
             except Exception as exc:  # noqa: BLE001 -- of the handler: it is logged, and told
-                outflow.finish(self._caught(one, exc))
+                outflow.fail(self._caught(one, exc))
             else:
-                outflow.finish(seal("end", one.number, outflow.sent))
+                outflow.end()
 
     async def _produce(
         self, one: _Running, outflow: Outflow, handler: Handler, payload: str
@@ -283,5 +283,10 @@ class Serving:
                     item = await interruptible(items.__anext__())
                 except StopAsyncIteration:
                     return
+                is_last = isinstance(item, Last)
+                item = item.item if is_last else item
                 outflow.put(encode(item, what=what, limit=self._limit))
+                if is_last:  # at once: what is put in leaves at the next checkpoint
+                    outflow.end()
+                    return
                 await trio.lowlevel.checkpoint()  # it may yield without one

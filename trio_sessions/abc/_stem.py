@@ -2,6 +2,7 @@
 
 import abc
 import enum
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,6 +59,11 @@ class Pool:
     idle: int
 
 
+@functools.cache
+def _parts_of(kind: type) -> frozenset[Part]:
+    return frozenset(one.__dict__["part"] for one in kind.__mro__ if "part" in vars(one))
+
+
 class Store(abc.ABC):
     """What workers share. One store may be opened by several workers at once.
 
@@ -86,7 +92,7 @@ class Store(abc.ABC):
     @property
     def parts(self) -> frozenset[Part]:
         """The parts of the contract that it keeps. A store that wraps another one asks that."""
-        return frozenset(one.__dict__["part"] for one in type(self).__mro__ if "part" in vars(one))
+        return _parts_of(type(self))
 
     @property
     def may_outlast_cancellation(self) -> bool:

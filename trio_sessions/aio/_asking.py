@@ -7,6 +7,7 @@ from typing import TypeVar, TypeVarTuple
 from trio_sessions._mail import Reader
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions.aio._reading import AsyncioReader
+from trio_sessions.aio._service import Service
 
 __all__ = ["Asking"]
 
@@ -24,6 +25,10 @@ class Asking(abc.ABC):
     @abc.abstractmethod
     def _read(self, make: Callable[[TrioRegistry], Reader]) -> AsyncioReader:
         """Return what the Trio registry lets users iterate over."""
+
+    @abc.abstractmethod
+    def _here(self) -> Service:
+        """Return the registry that is open, for a call that does not wait."""
 
     @abc.abstractmethod
     def _core(self) -> TrioRegistry:

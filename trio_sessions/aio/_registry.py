@@ -277,11 +277,14 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         service.respond_tasks.spare_current()
         await self._call(partial(TrioRegistry.remove_session, transport=transport), session_id)
 
-    def touch(self, session_id: str) -> None:
-        """Note that a session was heard of; see `trio_sessions.SessionRegistry.touch`."""
+    def _here(self) -> Service:
         service = self._opened()
         service.check_loop()
-        service.core.touch(session_id)
+        return service
+
+    def touch(self, session_id: str) -> None:
+        """Note that a session was heard of; see `trio_sessions.SessionRegistry.touch`."""
+        self._here().core.touch(session_id)
 
     async def session_exists(self, session_id: str) -> bool | None:
         """Say whether any worker holds the session: True, False, or None, not verifiable.
@@ -317,9 +320,8 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         One to a session held here, with room in its inbox, does not wait and does not cross.
         It raises what `trio_sessions.SessionRegistry.broadcast` does.
         """
-        service = self._opened()
         running_loop()
-        service.check_loop()
+        service = self._here()
         goes_behind = durable or service.crossing.is_next(session_id)
         payload = service.core._take_in(session_id, message, durable=goes_behind)  # noqa: SLF001 -- the two halves of `broadcast`, which both facades share
         if payload is not None:
@@ -438,8 +440,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
             raise TypeError(f"task must be an asyncio.Task, not {type(task).__name__}")
         if self._service is not None and self._service.life.has_ended:
             task.cancel()
-        service = self._opened()
-        service.check_loop()
+        service = self._here()
         check_session_id(session_id)
         entry = service.table.get(session_id)
         if entry is not None:

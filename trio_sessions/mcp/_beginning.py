@@ -85,40 +85,51 @@ class Beginnings:
     async def _admit(
         self, session_id: str, body: bytes, conversation: Conversation, scope: Scope, send: Send
     ) -> bool:
-        """Tell the registry of a new session; or tell the client that it cannot be, and end it."""
-        owner = self._owner(scope)
-        data = what_began(body)
+        """Tell the registry of a new session; or tell the client that it cannot be, and end it.
+
+        Whatever goes wrong, the SDK's session ends: the SDK has heard of nothing.
+        """
+        try:
+            refusal = await self._add(session_id, body, conversation, scope)
+        except BaseException:  # cancelled, it stays added, and its client knows no id of it
+            with anyio.CancelScope(shield=True):  # it waits for nobody
+                await self._manager.end(session_id)
+            raise
+        if refusal is None:
+            conversation.session_id = session_id
+            return True
+        await self._manager.end(session_id)
+        status, message = refusal
+        retry_after = 1 if status == 503 else None  # noqa: PLR2004 -- HTTP's
+        await answer_error(send, status, message, retry_after=retry_after)
+        return False
+
+    async def _add(
+        self, session_id: str, body: bytes, conversation: Conversation, scope: Scope
+    ) -> tuple[int, str] | None:
+        """Tell the registry of a session; return why it cannot be: a status, and a message."""
+        if len(body) > self._most():
+            return 413, TOO_LARGE
+        if self._is_ending():
+            return 503, "this worker ends"
+        try:
+            data = what_began(body)
+        except (ValueError, RecursionError) as exc:
+            return 400, f"Parse error: {exc}"
         held = HeldSession(
             session_id,
             self._manager,
             conversation,
-            owner=owner,
+            owner=self._owner(scope),
             data=data,
             idle_timeout=self._idle_timeout,
         )
         held.wake(session_id)
-        if len(body) > self._most():
-            await held.disconnect()
-            await answer_error(send, 413, TOO_LARGE)
-            return False
-        if self._is_ending():
-            await held.disconnect()
-            await answer_error(send, 503, "this worker ends", retry_after=1)
-            return False
         try:
-            await self._registry.add_session(session_id, held, owner=owner, data=data)
+            await self._registry.add_session(session_id, held, owner=held.owner, data=data)
         except MessageTooLarge:
-            await held.disconnect()
-            await answer_error(send, 413, "the request that begins a session is too large")
-            return False
+            return 413, "the request that begins a session is too large"
         except SessionsError as exc:
             logger.warning("a session was refused: %s", exc)
-            await held.disconnect()
-            await answer_error(send, 503, "no session can begin here now", retry_after=1)
-            return False
-        except anyio.get_cancelled_exc_class():  # it stays added, and its client knows no id of it
-            with anyio.CancelScope(shield=True):  # it waits for nobody
-                await held.disconnect()
-            raise
-        conversation.session_id = session_id
-        return True
+            return 503, "no session can begin here now"
+        return None

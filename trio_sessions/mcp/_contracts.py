@@ -11,6 +11,7 @@ from trio_sessions.types import LogEntry
 
 __all__ = [
     "App",
+    "Appending",
     "Logs",
     "Message",
     "Receive",
@@ -75,8 +76,35 @@ class Topics(Protocol):
         ...
 
 
+class Appending(Protocol):
+    """An event on its way to the log."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known what has become of it."""
+        ...
+
+    @property
+    def result(self) -> int | BaseException | None:
+        """Its id, or why it has none; None: that is not known yet."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until it is settled."""
+        ...
+
+
 class Logs(Protocol):
     """What was said in a session."""
+
+    def append_soon(self, session_id: str, event: Any) -> Appending:
+        """Append an event for which nobody waits."""
+        ...
 
     async def append(self, session_id: str, event: Any) -> int:
         """Append an event."""
@@ -129,7 +157,7 @@ class Registry(Protocol):
         ...
 
     async def adopt_session(
-        self, session_id: str, transport: Transport, *, from_worker: str
+        self, session_id: str, transport: Transport, *, from_worker: str, idle: float = 0.0
     ) -> bool:
         """Hold a session, if that worker has it still."""
         ...

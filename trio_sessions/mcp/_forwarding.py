@@ -226,13 +226,14 @@ class Forwarding:
                 return
 
     async def _packed(self, to: str, exchange: Exchange) -> dict[str, Any]:
+        user = user_of(exchange.scope)  # who cannot go along sends nothing ahead
         upload = await self._send_ahead(to, exchange.body)
         return PackedRequest(
             session_id=exchange.session_id,
             scope=exchange.scope,
             body=None if upload else exchange.body,
             upload=upload,
-            user=user_of(exchange.scope),
+            user=user,
             run=exchange.run,
         ).pack()
 

@@ -71,7 +71,9 @@ class HeldSession:
         self._manager = manager
         self._idle_timeout = idle_timeout
         self._requests = 0
+        """Of the client's own, that are being answered."""
         self._answering = 0
+        """Requests of whomever, but streams that only listen."""
         self._heard = time.monotonic() - idle
         self._phase = Phase.DORMANT
 
@@ -82,8 +84,12 @@ class HeldSession:
 
     @property
     def is_busy(self) -> bool:
-        """Whether requests are being answered, or run; streams that only listen do not count."""
-        return bool(self._answering or self.conversation.begun)
+        """Whether requests are being answered, or run, or what was said is not in the log yet.
+
+        Streams that only listen do not count.
+        """
+        talk = self.conversation
+        return bool(self._answering or talk.begun) or not talk.is_kept
 
     def _go(self, phase: Phase) -> None:
         if phase not in _NEXT[self._phase]:
@@ -100,16 +106,20 @@ class HeldSession:
         self.alias = alias
 
     def enter(self, method: str) -> None:
-        """Note that a request begins."""
-        self._requests += 1
+        """Note that a request begins: it may be a stranger's, which keeps nobody alive."""
         self._answering += method != "GET"
+
+    def accept(self) -> None:
+        """Note that a request that has begun is the client's."""
+        self._requests += 1
         self._heard = time.monotonic()
 
-    def leave(self, method: str) -> None:
+    def leave(self, method: str, *, was_accepted: bool) -> None:
         """Note that a request has been answered."""
-        self._requests -= 1
         self._answering -= method != "GET"
-        self._heard = time.monotonic()
+        if was_accepted:
+            self._requests -= 1
+            self._heard = time.monotonic()
 
     @property
     def _sdk_session(self) -> Any | None:
@@ -145,9 +155,4 @@ class HeldSession:
         Args:
             alias: its id; unknown: nothing is done.
         """
-        session = self._manager.take(alias)
-        if session is not None and not session.is_terminated:
-            with anyio.CancelScope(
-                shield=True
-            ):  # it closes streams in memory, and waits for nobody
-                await session.terminate()
+        await self._manager.end(alias)

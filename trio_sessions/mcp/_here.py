@@ -54,30 +54,51 @@ class Here:
         self._most = most
 
     async def serve(self, held: HeldSession, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer; a session that is dormant is begun again first."""
+        """Let the application answer; a session that is dormant is begun again first.
+
+        The session lives on for it if it is the client's, which the application finds out: it asks
+        for the body then, or answers with a stream. Whom it refuses renews nothing.
+        """
         token = current.set(held.conversation)
         method = scope["method"]
+        was_accepted = False
+
+        def accept(used: Scope) -> None:
+            nonlocal was_accepted
+            if not was_accepted and self._owner(used) == held.owner:
+                was_accepted = True
+                held.accept()
+                self._registry.touch(held.session_id)
+
         held.enter(method)
         try:
-            self._registry.touch(held.session_id)
             if held.phase is Phase.DORMANT:
                 refusal = await self._wake(held, scope)
                 if refusal is not None:
                     await _tell(refusal, send)
                     return
-            await self._serve_awake(held, scope, receive, send)
+            await self._serve_awake(held, scope, receive, send, accept)
         finally:
-            held.leave(method)
+            held.leave(method, was_accepted=was_accepted)
             current.reset(token)
 
     async def _serve_awake(
-        self, held: HeldSession, scope: Scope, receive: Receive, send: Send
+        self,
+        held: HeldSession,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        accept: Callable[[Scope], None],
     ) -> None:
         is_delete = scope["method"] == "DELETE"
         own = {**scope, "headers": with_header(scope["headers"], _SESSION, held.alias)}
         is_open_stream = False
         deadline = anyio.current_time() + self._answer_timeout
         patience = anyio.CancelScope(deadline=deadline)
+
+        async def listen() -> Message:
+            accept(own)
+            return await receive()
 
         async def tell(message: Message) -> None:
             nonlocal is_open_stream
@@ -86,6 +107,8 @@ class Here:
                 await anyio.lowlevel.checkpoint_if_cancelled()  # too late: its client is told 504
                 headers = message.get("headers", ())
                 is_open_stream = is_stream(headers)
+                if message["status"] < 400:  # noqa: PLR2004 -- HTTP's
+                    accept(own)
                 if header(headers, _SESSION) is not None:
                     headers = with_header(headers, _SESSION, held.session_id)
                     message = {**message, "headers": headers}
@@ -96,7 +119,7 @@ class Here:
             await send(message)
 
         with patience:
-            await bounded(self._app, own, receive, tell, most=self._most())
+            await bounded(self._app, own, listen, tell, most=self._most())
         if patience.cancelled_caught:
             await _tell(_refusal(504, "the server does not answer"), send)
         if is_open_stream:  # the SDK leaves it open when the session, or the server, ends

@@ -7,6 +7,8 @@ and prepared when it is seen first, before any request is.
 
 from typing import Any
 
+import anyio
+
 from trio_sessions.mcp._contracts import App, Message, Send
 from trio_sessions.mcp._events import SessionEventStore
 from trio_sessions.mcp._sdk import MOST_BYTES, check_seams, find_seat
@@ -94,10 +96,16 @@ class SdkSessions:
         manager = self.manager
         return None if manager is None else manager._server_instances.get(alias)  # noqa: SLF001 -- the SDK has no other way to it; see `_sdk`
 
-    def take(self, alias: str) -> Any | None:
-        """Return a session of the SDK's that it is to know no more, if there is one of this id."""
+    async def end(self, alias: str) -> None:
+        """End a session of the SDK's, and with it every stream of it; an unknown one is no error.
+
+        Cancellation: it ends all the same.
+        """
         manager = self.manager
-        return None if manager is None else manager._server_instances.pop(alias, None)  # noqa: SLF001 -- as above
+        session = None if manager is None else manager._server_instances.pop(alias, None)  # noqa: SLF001 -- as above
+        if session is not None and not session.is_terminated:
+            with anyio.CancelScope(shield=True):  # it closes streams in memory, waits for nobody
+                await session.terminate()
 
 
 class _Given:

@@ -227,7 +227,9 @@ class Places:
         )
         coming = self._coming[session_id] = anyio.Event()
         try:
-            won = await self._registry.adopt_session(session_id, held, from_worker=from_worker)
+            won = await self._registry.adopt_session(
+                session_id, held, from_worker=from_worker, idle=idle
+            )
         except StoreUnavailable:
             self._note_unsure(session_id, _Unsure(data, owner, from_worker))
             raise

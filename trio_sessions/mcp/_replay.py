@@ -38,11 +38,12 @@ def what_began(body: bytes) -> Mapping[str, Any] | None:
 
     Returns:
         None: it is no such request.
+
+    Raises:
+        ValueError: it is no JSON, though the SDK may take it: it has numbers in it that are none.
     """
-    try:
-        message = json.loads(body)
-    except ValueError:
-        return None
+    message = json.loads(body)
+    json.dumps(message, allow_nan=False)
     if not isinstance(message, dict) or message.get("method") != "initialize":
         return None
     return {"initialize": message}

@@ -25,7 +25,8 @@ from trio_sessions.mcp._asgi import (
 )
 from trio_sessions.mcp._beginning import Beginnings
 from trio_sessions.mcp._contracts import App, Receive, Registry, Scope, Send
-from trio_sessions.mcp._events import LOST, check_event_id
+from trio_sessions.mcp._event_ids import check_event_id
+from trio_sessions.mcp._events import LOST
 from trio_sessions.mcp._exit import end_streams, take_charge, was_told
 from trio_sessions.mcp._forwarding import Exchange, Forwarding, Outcome
 from trio_sessions.mcp._held import HeldSession
@@ -90,8 +91,8 @@ class SessionRouter:
             application takes.
         owner: called with a request's scope, says whose it is, for where no authentication of the
             SDK's is used: ``lambda scope: ...``. None: whom the SDK has authenticated.
-        idle_timeout: seconds without a request after which a session ends; None: never. The SDK's
-            own timer is off.
+        idle_timeout: seconds without a request of its client after which a session ends; None:
+            never. A request that is refused does not count. The SDK's own timer is off.
         drain_timeout: seconds for which requests may go on when the server ends; then the sessions
             move to other workers.
         manager: the SDK's `StreamableHTTPSessionManager`, where it cannot be found in ``app``. One

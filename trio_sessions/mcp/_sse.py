@@ -15,6 +15,7 @@ is not adopted, for nobody has noted how it began. See docs/decisions/0013-mcp.m
 import contextlib
 import logging
 from collections.abc import Callable
+from weakref import WeakSet
 
 import anyio
 
@@ -28,7 +29,7 @@ from trio_sessions.mcp._asgi import (
     header,
     read_body,
 )
-from trio_sessions.mcp._contracts import App, Receive, Registry, Scope, Send
+from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._forwarding import Exchange, Forwarding, Outcome
 from trio_sessions.mcp._sse_stream import Opening, SseStream, id_in
 from trio_sessions.mcp._wire import OWNER
@@ -80,7 +81,8 @@ class SseSessions:
         self._most = most
         self._timeout = timeout
         self._is_ending = is_ending
-        self._streams: set[SseStream] = set()
+        self._streams = WeakSet[SseStream]()
+        """Of the sessions that are held here, and of those that the registry is being told of."""
 
     def here(self, session_id: str) -> SseStream | None:
         """Return the stream of a session that is held here, and goes on."""
@@ -128,12 +130,15 @@ class SseSessions:
         if self._is_ending():
             return None
         stream = SseStream(session_id, self._owner(scope), ends)
+        self._streams.add(stream)
         try:
             await self._registry.add_session(session_id, stream, owner=stream.owner)
         except SessionsError as exc:
             logger.warning("a session was refused: %s", exc)
             return None
-        self._streams.add(stream)
+        if ends.is_set():  # while its row was being written: its client may still be told so
+            await self._forget(stream)
+            return None
         return stream
 
     async def _forget(self, stream: SseStream | None) -> None:
@@ -141,7 +146,6 @@ class SseSessions:
         if stream is None:
             return
         stream.has_moved.set()
-        self._streams.discard(stream)
         with (
             contextlib.suppress(RegistryClosed),  # so the row is gone
             anyio.move_on_after(_REMOVAL, shield=True),  # the pass does it otherwise
@@ -154,8 +158,8 @@ class SseSessions:
         """Let whoever holds the stream take a post."""
         stream = self.here(session_id)
         if stream is not None and self._may(scope, stream.owner):
-            self._registry.touch(session_id)
-            await bounded(self._app, scope, receive, send, most=self._most())
+            told = self._touching(session_id, send)
+            await bounded(self._app, scope, receive, told, most=self._most())
             return
         try:
             outcome = await self._pass_on(session_id, scope, receive, send)
@@ -171,6 +175,16 @@ class SseSessions:
                 await answer_error(send, 404, _NOT_FOUND)
             elif outcome is not Outcome.ANSWERED:
                 await answer_error(send, 503, "the worker of this session is gone", retry_after=1)
+
+    def _touching(self, session_id: str, send: Send) -> Send:
+        """Return a ``send`` by which a session lives on if its post is accepted."""
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:  # noqa: PLR2004 -- HTTP's
+                self._registry.touch(session_id)
+            await send(message)
+
+        return tell
 
     async def _pass_on(
         self, session_id: str, scope: Scope, receive: Receive, send: Send
@@ -193,11 +207,11 @@ class SseSessions:
         if not stream.is_asked(scope) or not self._may(scope, stream.owner):
             await answer_error(send, 404, _NOT_FOUND)
             return
-        self._registry.touch(stream.session_id)
+        told = self._touching(stream.session_id, send)
         # The SDK answers first, and then hands the post over to its server: whoever has the answer
         # leaves, and must not take the post along.
         with anyio.move_on_after(self._timeout, shield=True) as patience:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, told)
         if patience.cancelled_caught:
             logger.warning(
                 "the server does not take what was posted to session %s",

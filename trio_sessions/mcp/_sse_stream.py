@@ -110,6 +110,8 @@ class Opening:
         self._receive = receive
         self._send = send
         self._ends = anyio.Event()
+        self._was_told = anyio.Event()
+        """The client, whether its session begins: until then nothing cuts the application off."""
         self._beginning = _Beginning()
         self._head: Message | None = None
         self._is_refused = False
@@ -127,6 +129,7 @@ class Opening:
 
             tasks.start_soon(listen)
             await self._ends.wait()
+            await self._was_told.wait()
             tasks.cancel_scope.cancel()
         return heard
 
@@ -159,12 +162,14 @@ class Opening:
             self.stream = await self._admit(session_id, self._scope, self._ends)
             if self.stream is None:
                 self._is_refused = True
-                self._ends.set()
                 await answer_error(self._send, 503, "no session can begin here now", retry_after=1)
+                self._ends.set()
+                self._was_told.set()
                 return
         self._goes_on = self.stream is not None and not is_last
         await self._send(head)
         await self._send({**message, "body": self._beginning.heard})
+        self._was_told.set()
 
     def end(self) -> None:
         """Say that the stream has ended, to whoever holds its session: a pass removes it."""

@@ -1,13 +1,13 @@
 """The end of the tunnel at the worker that holds a session: what other workers may call."""
 
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
 
+from trio_sessions._handlers import Last
 from trio_sessions.mcp._asgi import is_stream, once
 from trio_sessions.mcp._contracts import Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._held import HeldSession
@@ -27,9 +27,13 @@ PART_BYTES = 131_072
 """Of a body in one letter: JSON makes at most six of each, which is less than 1 MiB."""
 _GATHER = 0.003
 """Seconds for which a piece of an answer waits for the next one: a short answer is one letter."""
+_GATHER_BEGINNING = 0.025
+"""Seconds, of a stream of events in which nothing was said yet, but how it begins."""
 _UPLOADS = 67_108_864
 """Bytes of bodies that have come in parts and wait for their requests, of all together."""
 _QUEUE = 16
+_PARTING = 30.0
+"""Seconds for which an application may go on when it has answered."""
 
 
 class Host(Protocol):
@@ -86,18 +90,21 @@ class Tunnel:
             ValueError: it is no request.
         """
         request = PackedRequest.unpack(payload)
+        host = self._host
+        if host is None:
+            yield Last(Item(is_elsewhere=True).pack())
+            return
         body = request.body
         if body is None:
             body = self._whole(request.upload)
-        host = self._host
-        held = None if host is None else await host.holds(request.session_id)
-        if host is None or held is None:
-            yield Item(is_elsewhere=True).pack()
+        held = await host.holds(request.session_id)
+        if held is None:
+            yield Last(Item(is_elsewhere=True).pack())
             return
         if request.run:
             await host.note(request.session_id, request.run)
             if held.has_moved.is_set():
-                yield Item(is_elsewhere=True).pack()
+                yield Last(Item(is_elsewhere=True).pack())
                 return
         answer = _Answer()
         host.start(answer.produce, host, held, request, body)
@@ -105,8 +112,12 @@ class Tunnel:
         try:
             if sign_after is not None and await answer.is_late(sign_after):
                 yield Item().pack()
-            while not answer.is_over:
-                yield (await answer.next()).pack()
+            while True:
+                item = await answer.next()
+                if item.is_last:
+                    yield Last(item.pack())
+                    return
+                yield item.pack()
         finally:
             answer.abandon()
 
@@ -117,18 +128,30 @@ class Tunnel:
             ValueError: it is none, or not the next one, or there are too many.
         """
         await anyio.lowlevel.checkpoint()
-        now = time.monotonic()
-        for name in [name for name, one in self._uploads.items() if one.until < now]:
-            del self._uploads[name]
         name, part = str(payload["upload"]), unpack_body(payload["body"])
         if sum(len(one.body) for one in self._uploads.values()) + len(part) > _UPLOADS:
             raise ValueError("too many large bodies are on their way to this worker")
-        upload = self._uploads.setdefault(name, _Upload())
-        if len(upload.body) != payload["at"]:
+        if self._host is None:  # nor will it be there for the request
+            return 0
+        upload = self._uploads.get(name)
+        if len(upload.body if upload else b"") != payload["at"]:
             raise ValueError("a part of a body is missing")
+        if upload is None:
+            upload = self._uploads[name] = _Upload()
+            self._host.start(self._expire, name)
         upload.body += part
-        upload.until = now + float(payload["timeout"])
+        upload.until = anyio.current_time() + float(payload["timeout"])
         return len(upload.body)
+
+    async def _expire(self, name: str) -> None:
+        """Forget a body whose request does not come: its client has left, or its worker died."""
+        while (left := self._time_left(name)) > 0:  # noqa: ASYNC110 -- each part prolongs it
+            await anyio.sleep(left)
+        self._uploads.pop(name, None)
+
+    def _time_left(self, name: str) -> float:
+        upload = self._uploads.get(name)
+        return 0.0 if upload is None else upload.until - anyio.current_time()
 
     def _whole(self, name: str) -> bytes:
         upload = self._uploads.pop(name, None)
@@ -160,9 +183,12 @@ class _Answer:
         """The application has asked for the request's body."""
         self._has_begun = anyio.Event()
         """The answer; or it never will."""
+        self._is_gone = anyio.Event()
+        """Who asked: nobody reads any more."""
         self._into, self._out_of = anyio.create_memory_object_stream[Message](_QUEUE)
         self._scope = anyio.CancelScope()
         self._is_stream = False
+        self._pieces = 0
         self._rest: list[bytes] = []
         self._ends = False
         self.is_over = False
@@ -174,7 +200,7 @@ class _Answer:
         scope = request.scope
         if request.user is not None:
             scope[USER] = request.user
-        give = once(body, _never)
+        give = once(body, self._until_gone)
 
         async def receive() -> Message:
             self._is_taken = True
@@ -194,9 +220,21 @@ class _Answer:
             finally:
                 self._has_begun.set()
 
+    async def _until_gone(self) -> Message:
+        await self._is_gone.wait()
+        return {"type": "http.disconnect"}
+
     def abandon(self) -> None:
-        """End it: the other worker has all of it, or its client has left."""
-        self._scope.cancel()
+        """End it: the other worker has all of it, or its client has left.
+
+        In the first case the application may go on: the SDK takes an answer of its client's, or a
+        notification, to its server only when it has said that it was accepted.
+        """
+        self._is_gone.set()
+        if self.is_over:
+            self._scope.deadline = anyio.current_time() + _PARTING
+        else:
+            self._scope.cancel()
         self._out_of.close()
         self._into.close()
 
@@ -224,7 +262,9 @@ class _Answer:
             if item.is_empty:
                 self._take(await self._receive(), item)
                 continue
-            with anyio.move_on_after(_GATHER) as gathering:
+            begins = self._is_stream and item.status is not None and self._pieces <= 1
+            patience = _GATHER_BEGINNING if begins else _GATHER
+            with anyio.move_on_after(patience) as gathering:
                 self._take(await self._receive(), item)
             if gathering.cancelled_caught:
                 break
@@ -256,6 +296,7 @@ class _Answer:
             if message["type"] != "http.response.body":
                 return
             body = message.get("body", b"")
+            self._pieces += bool(body)
             # The worker at the other end sends comments of its own, to keep its client.
             if not (self._is_stream and body.startswith(b": ping")):
                 self._rest += [body[i : i + PART_BYTES] for i in range(0, len(body), PART_BYTES)]
@@ -265,12 +306,6 @@ class _Answer:
         if self._rest:
             return
         item.is_last = self._ends
-
-
-async def _never() -> Message:
-    """Wait for the client to leave: whoever hears of that cancels the answer instead."""
-    await anyio.sleep_forever()
-    raise AssertionError("for ever is over")
 
 
 def handlers() -> Mapping[str, Callable[..., Any]]:

@@ -5,6 +5,7 @@ It needs click and rich, which the extra ``testing`` brings.
 
 import shlex
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ from trio_sessions.testing._simulation import (
     MOST_WORKERS,
     Run,
     SimulationReport,
+    page,
     picture,
     run_once,
     simulate,
@@ -39,14 +41,30 @@ __all__ = ["main"]
 )
 @click.option("--run", "one", default=None, help="Only this run, as a failure names it.")
 @click.option("--mix", type=click.Choice(list(MIXES)), default="all", help="With --run: its rules.")
+@click.option(
+    "--report",
+    "kept",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    default=None,
+    help="Write what was done into this file too, as Markdown; not with --run.",
+)
 @click.option("--digest", is_flag=True, help="With --run: print the digest of the trace.")
 def main(
-    seed: int, steps: int, workers: int | None, one: str | None, mix: str, *, digest: bool
+    seed: int,
+    steps: int,
+    workers: int | None,
+    *,
+    one: str | None,
+    mix: str,
+    kept: Path | None,
+    digest: bool,
 ) -> None:
     """Let real registries run on a simulated database, with faults of every kind.
 
     The exit code is 1 where an invariant does not hold. The same arguments give the same run.
     """
+    if one is not None and kept is not None:
+        raise click.UsageError("--report is for many runs, and --run is one")
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("steps", total=steps)
@@ -62,6 +80,8 @@ def main(
             if digest:
                 console.print(f"digest {report.digests[0]}")
     _print(console, report)
+    if kept is not None:
+        kept.write_text(page(report, seed=seed), encoding="utf-8")
     for run in report.failures:
         _print_failure(console, run)
     if report.failures:
@@ -78,6 +98,7 @@ def _print(console: Console, report: SimulationReport) -> None:
         ("faults injected", report.faults),
         ("rules followed", report.rules),
         ("removals that were right", report.right),
+        ("answers that were judged", report.judged),
     ):
         table = Table(title=title, title_justify="left", show_header=False)
         for name, count in counts.most_common():

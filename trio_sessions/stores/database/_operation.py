@@ -1,8 +1,9 @@
 """One store operation: one call in a thread, one connection, and a watchdog that can end it.
 
 A Trio deadline does not interrupt a thread, and a server that hangs after it has taken the
-statement is covered by no timeout of the driver or the network. So a task watches the clock
-on the wall, and what it may do after ``timeout`` depends on whether anything has been sent::
+statement is covered by no timeout of the driver or the network. So a task, one for all operations
+of a run, watches the clock on the wall, and what it may do after ``timeout`` depends on whether
+anything has been sent::
 
     WAITING ──── hold ────▶ CONNECTED ── release ──▶ ENDED
        │                     │     ▲
@@ -24,11 +25,12 @@ a token: there the caller leaves it alone at once, and what has not begun does n
 See docs/decisions/0005-a-watchdog-shuts-the-socket.md.
 """
 
+import contextlib
 import enum
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import outcome
@@ -108,11 +110,13 @@ class Operation:
         self._check_process()
         abandon_on_fork(self)
         captured: list[outcome.Outcome[T]] = []
-        watching = trio.CancelScope(shield=True)  # it goes on as long as the thread does
-        # In a task of its own, which no Ctrl-C reaches: that goes through shields.
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, watching)
-            nursery.start_soon(self._carry_out, work, limiter, watching, captured.append)
+        with _watch_of_this_run(self._timeout).over(self):
+            if _may_be_interrupted():
+                # In a task of its own, which no Ctrl-C reaches: that goes through shields.
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._carry_out, work, limiter, captured.append)
+            else:
+                await self._carry_out(work, limiter, captured.append)
         if self.state is State.WITHDRAWN:
             raise Withdrawn
         return captured[0].unwrap()
@@ -121,7 +125,6 @@ class Operation:
         self,
         work: Callable[[], T],
         limiter: trio.CapacityLimiter,
-        watching: trio.CancelScope,
         report: Callable[[outcome.Outcome[T]], None],
     ) -> None:
         token = _Token(limiter, self._begin)
@@ -135,9 +138,8 @@ class Operation:
             )
 
         with self._thread:
-            # Captured, so that the nursery does not wrap what it raises.
+            # Captured, so that a nursery does not wrap what it raises.
             report(await outcome.acapture(in_thread))
-        watching.cancel()
 
     def _begin(self) -> None:
         """Note that the thread runs: from now on only the watchdog may leave it alone."""
@@ -157,14 +159,8 @@ class Operation:
             current.operation = None
             self.release()
 
-    async def _watch(self, watching: trio.CancelScope) -> None:
-        # Real time, looked at again and again: a mock clock may jump while a thread works.
-        with watching:
-            while self.state is not State.WITHDRAWN:
-                await trio.sleep(self._timeout / 10)
-                self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """End it, if it takes too long."""
         with self._lock:
             elapsed = time.monotonic() - self._since
             if self.state is State.WAITING and elapsed > self._patience:
@@ -204,6 +200,69 @@ class Operation:
         if self._cutter is not None:
             self._cutter.close()
             self._cutter = None
+
+
+class _Watch:
+    """Looks after the operations of one run that have the same timeout.
+
+    Args:
+        timeout: of each, seconds.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._pause = timeout / 10
+        self._operations: dict[Operation, None] = {}
+        self._runs = False
+
+    @contextlib.contextmanager
+    def over(self, operation: Operation) -> Iterator[None]:
+        """Look after an operation in the block."""
+        self._operations[operation] = None
+        if not self._runs:
+            self._runs = True
+            trio.lowlevel.spawn_system_task(self._run, name="trio_sessions: watches operations")
+        try:
+            yield
+        finally:
+            del self._operations[operation]
+
+    async def _run(self) -> None:
+        """Look as long as there are any: also at the end of the run, which waits for threads."""
+        try:
+            await self._look_at_all()
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await self._look_at_all()
+            raise
+        finally:
+            self._runs = False
+
+    async def _look_at_all(self) -> None:
+        # Real time, looked at again and again: a mock clock may jump while a thread works.
+        while self._operations:
+            await trio.sleep(self._pause)
+            for operation in list(self._operations):
+                operation.look()
+
+
+_watches: trio.lowlevel.RunVar[dict[float, _Watch]] = trio.lowlevel.RunVar("trio_sessions: watches")
+
+
+def _watch_of_this_run(timeout: float) -> _Watch:
+    try:
+        watches = _watches.get()
+    except LookupError:
+        watches = {}
+        _watches.set(watches)
+    if timeout not in watches:
+        watches[timeout] = _Watch(timeout)
+    return watches[timeout]
+
+
+def _may_be_interrupted() -> bool:
+    """Say whether the running task may be the main one, to which Trio hands Ctrl-C."""
+    nursery = trio.lowlevel.current_task().parent_nursery
+    return nursery is None or nursery.parent_task is trio.lowlevel.current_root_task()
 
 
 class _Token:

@@ -33,7 +33,7 @@ from trio_sessions.writes import (
     Write,
 )
 
-__all__ = ["Numbers", "Row", "Rows"]
+__all__ = ["Numbers", "Rows"]
 
 
 class Numbers:

@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 
 from trio_sessions.abc import SessionStore, Transport
 from trio_sessions.testing._machine._door import Reach
+from trio_sessions.testing._machine._drains import DrainedFleet
 from trio_sessions.testing._machine._driver import TrioDriver
-from trio_sessions.testing._machine._fleet import Fleet
 from trio_sessions.testing._machine._lines import LineState
 from trio_sessions.testing._machine._pace import REAL, VIRTUAL, Pace
 from trio_sessions.testing._transports import FakeTransport
@@ -55,12 +55,14 @@ class RegistryMachine(RuleBasedStateMachine):
 
     Two workers share what `make_store` leads to. Sessions are added, moved and removed,
     transports die, hang and raise, rows vanish, the store is away, loses its answers or gives
-    them late, workers crash and come back, messages and owners are set. After every rule:
+    them late, workers crash, are drained and come back, messages and owners are set. After every
+    rule:
 
     - nobody was removed whose transport lives, and whose row was not confirmed to be gone,
     - a row that was confirmed is there, unless its session has ended or its lease has run out,
     - whoever was removed was disconnected, and nobody else,
     - whoever was revoked goes, and nobody with its id comes while that is refused,
+    - who is told to leave by a drain is waited for, and nobody comes in meanwhile,
     - of messages and owners that were accepted while all was well, none is lost.
 
     At the end everything heals, and what is held, what is stored and what lives must be the same.
@@ -81,7 +83,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._driver: TrioDriver | None = None
-        self._fleet: Fleet | None = None
+        self._fleet: DrainedFleet | None = None
         self._is_troubled = False
         """Something was done since `heal` that it sets right; known without a look, so that
         Hypothesis can play a history again, whatever real time does."""
@@ -128,7 +130,7 @@ class RegistryMachine(RuleBasedStateMachine):
         return VIRTUAL if self.clock == "virtual" else REAL
 
     @property
-    def _running(self) -> Fleet:
+    def _running(self) -> DrainedFleet:
         if self._fleet is None:
             raise RuntimeError("nothing runs: a history begins with state.begin(batch_size=...)")
         return self._fleet
@@ -162,7 +164,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.reset()
         self._driver = TrioDriver(self._pace.make_clock())
         self._driver.open()
-        fleet = self._fleet = Fleet(
+        fleet = self._fleet = DrainedFleet(
             self._driver.nursery,
             self.make_store,
             _SESSIONS,
@@ -291,6 +293,14 @@ class RegistryMachine(RuleBasedStateMachine):
     def restart(self, worker: int) -> None:
         """Start a worker; if it runs, close it first."""
         self._play(self._running.start, worker)
+
+    async def _drain(self, worker: int) -> None:
+        await self._running.drain(worker, self.make_transport)
+
+    @rule(worker=workers)
+    def drain(self, worker: int) -> None:
+        """Empty a worker, let its clients come again to the other one, and start it anew."""
+        self._play(self._drain, worker)
 
     @rule(worker=workers)
     def clean_up(self, worker: int) -> None:

@@ -6,20 +6,32 @@
     _rules         what may happen in a step           _mixes     how often
     _disasters     what becomes of the database
     _words         what is said of sessions: _data_rules, _log_rules
-    _adoption_rules, _limit_rules, _mail_rules    the other optional parts of the contract
+    _adoption_rules, _orphan_rules, _drain_rules    sessions go to other workers
+    _limit_rules, _mail_rules    the other optional parts of the contract
+    _question_rules    what operators ask           _states    whether workers live
     _judge         the invariants
     _clients       connections, which are transports    _workers   registries that pause and die
     _link          one worker's store      _way     to the database, and what goes wrong on it
     _database      commits in one order; goes back, lags, hides
     _tables        its rows, copied at each commit      _truth     what has really become of them
-    _simulate      many runs       _report  their sum       _picture  one that failed
+    _simulate      many runs       _report  their sum, on a _page    _picture  one that failed
     _events        the trace                            _seeded    chance and clocks from a seed
 """
 
 from trio_sessions.testing._simulation._mixes import MIXES
+from trio_sessions.testing._simulation._page import page
 from trio_sessions.testing._simulation._picture import picture
 from trio_sessions.testing._simulation._report import SimulationReport
 from trio_sessions.testing._simulation._run import MOST_WORKERS, Run, run_once
 from trio_sessions.testing._simulation._simulate import simulate
 
-__all__ = ["MIXES", "MOST_WORKERS", "Run", "SimulationReport", "picture", "run_once", "simulate"]
+__all__ = [
+    "MIXES",
+    "MOST_WORKERS",
+    "Run",
+    "SimulationReport",
+    "page",
+    "picture",
+    "run_once",
+    "simulate",
+]

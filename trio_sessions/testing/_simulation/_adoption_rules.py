@@ -11,13 +11,13 @@ from trio_sessions.testing._simulation._clients import Client, Connection
 from trio_sessions.testing._simulation._rules import Rules
 from trio_sessions.testing._simulation._workers import SimulatedWorker
 
-__all__ = ["AdoptionRules"]
+__all__ = ["Adoption", "AdoptionRules"]
 
 _PATIENCE = 60.0  # seconds for which an adopter asks again
 _AGAIN = 0.5  # seconds until it does
 
 
-class _Adoption:
+class Adoption:
     """The attempts to adopt one session at a time."""
 
     def __init__(self, client: Client) -> None:
@@ -44,10 +44,10 @@ class AdoptionRules(Rules):
         adopters = self._chance.sample(others, self._chance.randint(1, len(others)))
         client.is_restless = True
         client.adopters = frozenset(adopters)
-        self._nursery.start_soon(self._adopt, _Adoption(client), adopters)
+        self._nursery.start_soon(self._adopt, Adoption(client), adopters)
         return True
 
-    async def _adopt(self, adoption: _Adoption, adopters: list[SimulatedWorker]) -> None:
+    async def _adopt(self, adoption: Adoption, adopters: list[SimulatedWorker]) -> None:
         client = adoption.client
         async with trio.open_nursery() as nursery:
             for worker in adopters:
@@ -76,11 +76,12 @@ class AdoptionRules(Rules):
                 f"w{holder.worker.number} has let go of {client.session_id}, and nobody has it"
             )
 
-    async def _try_to_adopt(self, adoption: _Adoption, connection: Connection) -> None:
+    async def _try_to_adopt(self, adoption: Adoption, connection: Connection) -> None:
         client, worker = adoption.client, connection.worker
         from_worker = adoption.holder.worker.incarnation
         self._log.note(worker.number, f"adopts {client.session_id}")
         while True:
+            was_there = self._may_be_adopted(adoption, worker)
             try:
                 has_won = await worker.opened.adopt_session(
                     client.session_id, connection, from_worker=from_worker
@@ -98,9 +99,44 @@ class AdoptionRules(Rules):
         self._log.note(worker.number, f"adopts {client.session_id}: {has_won}")
         if has_won:
             self._win(adoption, connection)
+        elif worker.is_open and self._database.undeleted_at < adoption.began_at:
+            self._judge_refusal(adoption, worker, was_there=was_there)
 
-    def _win(self, adoption: _Adoption, connection: Connection) -> None:
-        client = adoption.client
+    def _may_be_adopted(self, adoption: Adoption, worker: SimulatedWorker) -> bool:
+        """Say whether the holder that is named holds it still, and this worker does not."""
+        session_id = adoption.client.session_id
+        return (
+            worker.is_open
+            and self._database.holders().get(session_id) == adoption.holder.worker.incarnation
+            and worker.opened.get_session_sync(session_id) is None
+        )
+
+    def _judge_refusal(
+        self, adoption: Adoption, worker: SimulatedWorker, *, was_there: bool
+    ) -> None:
+        """Object if somebody was told no, who may adopt it, or has."""
+        self._log.judged["adoptions that were refused"] += 1
+        session_id, place = adoption.client.session_id, f"w{worker.number}"
+        is_there = self._may_be_adopted(adoption, worker)
+        if was_there and is_there:
+            self._log.violate(
+                f"{place} was told that w{adoption.holder.worker.number} does not hold "
+                f"{session_id} any more, and it does"
+            )
+        is_here = self._database.holders().get(session_id) == worker.incarnation
+        if was_there and is_here and worker.opened.get_session_sync(session_id) is None:
+            self._log.violate(f"{place} was told that it has not adopted {session_id}, and it has")
+
+    def _win(self, adoption: Adoption, connection: Connection) -> None:
+        client, worker = adoption.client, connection.worker
+        self._log.judged["adoptions that were won"] += 1
+        if not self._database.truth.was_written(
+            worker.incarnation, client.session_id, adoption.began_at
+        ):
+            self._log.violate(
+                f"w{worker.number} was told that it has adopted {client.session_id}, and the row "
+                "was never its own"
+            )
         is_second = any(one.is_held for one in adoption.winners)
         if is_second and self._database.undeleted_at < adoption.began_at:
             self._log.violate(f"two workers have adopted {client.session_id}")

@@ -8,6 +8,7 @@ import trio
 
 from trio_sessions.limits import NO_LIMITS
 from trio_sessions.testing._simulation._workers import SimulatedWorker
+from trio_sessions.types import RemovalReason
 
 __all__ = ["Client", "Connection"]
 
@@ -42,6 +43,8 @@ class Connection:
     """When its gateway said last that it is active."""
     why: str = ""
     """Why it was disconnected."""
+    was_drained: bool = False
+    """It was told to leave for another worker."""
 
     async def is_connected(self) -> bool:
         """See `trio_sessions.abc.Transport`."""
@@ -52,10 +55,11 @@ class Connection:
             raise OSError("the transport cannot tell")
         return self.is_alive
 
-    async def disconnect(self) -> None:
+    async def disconnect(self, reason: RemovalReason | None = None) -> None:
         """See `trio_sessions.abc.Transport`."""
         if self.disconnected_at is None:
             self.disconnected_at = trio.current_time()
+            self.was_drained = reason is RemovalReason.DRAINED
             self.on_disconnect(self)
         await trio.lowlevel.checkpoint()
 
@@ -91,6 +95,10 @@ class Client:
     """The database's clock was set while it moved: until then no order is promised."""
     is_restless: bool = False
     """It comes and goes by itself."""
+    is_waiting: bool = False
+    """It was told to leave, and has not come back anywhere."""
+    is_orphan: bool = False
+    """Its worker has died, and others are to adopt it."""
     owner: str | None = None
     adopters: frozenset[SimulatedWorker] = frozenset()
     """Workers that try to adopt it just now."""

@@ -13,24 +13,26 @@ import trio
 
 from trio_sessions.abc import Worker
 from trio_sessions.errors import RowLocked, RowUnavailable, StoreUnavailable
+from trio_sessions.inspection import SessionInfo
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing._simulation._tables import Fleet, Letters, Table
 from trio_sessions.testing._simulation._truth import Moment, Truth, holders
 from trio_sessions.types import RowAnswers, Stamp, Swept
-from trio_sessions.writes import Batch, Committed, Unfinished, Verdict
+from trio_sessions.writes import Batch, Claimed, Committed, Outcome, Unfinished, Verdict
 
 __all__ = ["Change", "Database"]
 
 T = TypeVar("T")
 
 _WRITES = frozenset(
-    {"commit", "refresh", "delete_all", "begin", "stamp", "sweep", "revoke"}
+    {"commit", "refresh", "delete_all", "begin", "stamp", "sweep", "revoke", "announce"}
     | {"expire_logs", "collect", "listen", "unlisten", "expire_mail"}
 )
+_GOT = {Outcome.INSERTED, Outcome.KEPT, Outcome.TAKEN_OVER}
 _KEPT = 3000  # states
 
-State = tuple[Table, Fleet, Letters]
-"""All that was committed."""
+State = tuple[Table, Fleet, Letters, float]
+"""All that was committed, and when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class Database(MemoryStore):
         self._mail: Letters = Letters()
         self.offset = 0.0
         """Seconds by which its clock is ahead of Trio's."""
+        self.highest_offset = 0.0
+        """That it has ever been: what was stamped then may lie in the future."""
         self.server = 0
         self.changed_at = float("-inf")
         """When another server took over, on Trio's clock."""
@@ -80,6 +84,8 @@ class Database(MemoryStore):
         """When rows were last there again that had been deleted."""
         self.lagged_at = float("-inf")
         """When something was last asked of a replica that lags."""
+        self.hid_at = float("-inf")
+        """When rows were last hidden."""
         self.weather = Weather()
         self.truth = Truth()
         self.commits = 0
@@ -137,17 +143,9 @@ class Database(MemoryStore):
                 self._workers.note_server(self.server, self._now())
         if kind == "sweep":
             self.truth.lapsed |= leases - set(self._workers._rows)
-        self._note_claims(worker, answer)
         self._tell(kind, worker, before)
         self._keep()
         return answer
-
-    def _note_claims(self, worker: Worker, answer: object) -> None:
-        now = trio.current_time()
-        if isinstance(answer, Committed):
-            for session_id, row in self._rows.items():
-                if row.is_of(worker) and row.last_accessed == self._now():
-                    self.truth.wrote(worker.incarnation, session_id, now)
 
     def _tell(
         self, kind: str, by: Worker | None, before: dict[str, tuple[str, str, float]]
@@ -170,13 +168,14 @@ class Database(MemoryStore):
 
     def _keep(self) -> None:
         self.commits += 1
-        self._states.append((self._rows.copy(), self._workers.copy(), self._mail.copy()))
+        now = trio.current_time()
+        self._states.append((self._rows.copy(), self._workers.copy(), self._mail.copy(), now))
 
     async def _in_the_past(self, operation: Callable[[], Awaitable[T]]) -> T:
         present = self._rows, self._workers, self._mail
         lag = min(self.weather.lag, len(self._states))
         if lag:
-            self._rows, self._workers, self._mail = self._states[-lag]
+            self._rows, self._workers, self._mail, _ = self._states[-lag]
         try:
             return await operation()
         finally:
@@ -190,6 +189,9 @@ class Database(MemoryStore):
         places = [n for n, one in enumerate(batch.writes) if one.session_id not in bad]
         writes = [batch.writes[n] for n in places]
         committed = await super().commit(worker, replace(batch, writes=writes))
+        for write, answer in zip(writes, committed.answers, strict=False):  # none, if it was late
+            if isinstance(answer, Claimed) and answer.outcome in _GOT:
+                self.truth.wrote(worker.incarnation, write.session_id, trio.current_time())
         if len(places) == len(batch.writes) or committed.verdict is not Verdict.DONE:
             return committed
         answers: list[Any] = [RowLocked("the row is refused")] * len(batch.writes)
@@ -212,6 +214,12 @@ class Database(MemoryStore):
         if session_id in self.weather.hidden:
             raise StoreUnavailable("row level security may hide it")
         return await super().locate(worker, session_id)
+
+    async def describe(self, worker: Worker, session_id: str) -> SessionInfo | None:
+        """Say what is known of a session, unless rows may be hidden."""
+        if session_id in self.weather.hidden:
+            raise StoreUnavailable("row level security may hide it")
+        return await super().describe(worker, session_id)
 
     async def sweep(self, worker: Worker, **settings: Any) -> Swept:
         """Sweep, but for rows that are hidden."""
@@ -237,13 +245,14 @@ class Database(MemoryStore):
 
     def be_emptied(self) -> None:
         """Be another database, which is empty."""
-        self._become(self._rows.emptied(), Fleet(), Letters())
+        self._become(self._rows.emptied(), Fleet(), Letters(), float("-inf"))
 
     def restart(self) -> None:
         """Be started again; nothing is lost."""
-        self._become(self._rows, self._workers, self._mail)
+        self._become(self._rows, self._workers, self._mail, trio.current_time())
 
-    def _become(self, rows: Table, fleet: Fleet, mail: Letters) -> None:
+    def _become(self, rows: Table, fleet: Fleet, mail: Letters, kept_at: float) -> None:
+        self.truth.go_back(kept_at)
         self._rows, self._workers, self._mail = rows.copy(), fleet.copy(), mail.copy()
         self.server += 1
         self.changed_at = self.undeleted_at = trio.current_time()
@@ -265,6 +274,11 @@ class Database(MemoryStore):
             if session_id not in now:
                 now[session_id] = row
         self._keep()
+
+    def set_clock(self, step: float) -> None:
+        """Set its clock forward, or back."""
+        self.offset += step
+        self.highest_offset = max(self.highest_offset, self.offset)
 
     def moment(self) -> Moment:
         """Return the time by both clocks."""

@@ -54,7 +54,11 @@ class Disasters:
         return part in self._network.parts
 
     def _workers(self) -> list[SimulatedWorker]:
-        """Return workers that run."""
+        """Return workers that run, and let sessions in."""
+        return [one for one in self._running() if not one.is_draining]
+
+    def _running(self) -> list[SimulatedWorker]:
+        """Return workers that run, those that are drained among them."""
         return [one for one in self._judge.workers if one.is_open and not one.link.is_paused]
 
     def _alive(self) -> list[Client]:
@@ -185,6 +189,7 @@ class Disasters:
             return False
         hidden = self._chance.sample(rows, min(len(rows), 5))
         self._database.weather.hidden.update(hidden)
+        self._database.hid_at = trio.current_time()
         return self._fault("rows hidden", f"hides {', '.join(hidden)}")
 
     def set_clock(self) -> bool:
@@ -192,7 +197,7 @@ class Disasters:
         step = self._chance.choice([-3600.0, -30.0, -1.0, 1.0, 30.0, 3600.0])
         # A statement that was in time by the clock that was set back is in time: not promised.
         self._network.drop_what_is_astray()
-        self._database.offset += step
+        self._database.set_clock(step)
         until = trio.current_time() + max(0.0, -step) + 60.0
         for client in self._judge.clients.values():
             newest = client.newest

@@ -36,6 +36,8 @@ class Log:
         self.faults: Counter[str] = Counter()
         self.right: Counter[str] = Counter()
         """Removals of sessions, by their reason."""
+        self.judged: Counter[str] = Counter()
+        """Answers of registries that were held against what is true, by their kind."""
         self.wrong: list[str] = []
         self.is_over = False
         """What happens now is only the end of the simulation."""

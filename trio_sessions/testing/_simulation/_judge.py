@@ -31,6 +31,8 @@ class Judge:
         self.database: Database
         self.truncated: dict[Connection, float] = {}
         """Whose row went with all the others of its worker, and when."""
+        self.changed_at: dict[str, float] = {}
+        """When the row of each session last had another holder, or none."""
         self._log = log
 
     def worker_of(self, incarnation: str) -> SimulatedWorker | None:
@@ -44,7 +46,7 @@ class Judge:
 
     def disconnected(self, connection: Connection) -> None:
         """Judge a call of ``disconnect()``."""
-        why = self._reason(connection)
+        why = self._reason(connection, is_told_to_leave=connection.was_drained)
         place, name = connection.worker.number, connection.client.session_id
         if why is None:
             self._log.violate(
@@ -54,15 +56,19 @@ class Judge:
             return
         self._log.right[why] += 1
         connection.why = why
+        if connection is connection.client.newest:
+            connection.client.is_waiting = why == "drained"
         if connection is connection.client.newest and not connection.client.adopters:
             connection.client.leave()
         self._log.note(place, f"disconnects {name}: {why}")
 
-    def _reason(self, connection: Connection) -> str | None:
+    def _reason(self, connection: Connection, *, is_told_to_leave: bool) -> str | None:
         if connection.was_ended:
             return "removed by the gateway"
         if connection.worker.is_leaving:
             return "its worker leaves"
+        if connection.worker.is_draining and is_told_to_leave:
+            return "drained"
         if not connection.is_alive:
             return "disconnected"
         client = connection.client
@@ -117,6 +123,7 @@ class Judge:
         """Judge what a statement has done to a row."""
         by = "somebody" if change.by is None else change.by.worker_id
         before, after = self.worker_of(change.before), self.worker_of(change.after)
+        self.changed_at[change.session_id] = trio.current_time()
         self._log.note(
             DATABASE,
             f"{change.kind} of {by}: {change.session_id} "
@@ -128,15 +135,30 @@ class Judge:
             own = change.by.incarnation
             if not change.after and change.before != own:
                 self._log.violate(f"{by} has deleted the row of another worker")
+            elif not change.after and before is not None:
+                self._judge_deletion(change, before)
             if change.before and change.after and before is not None and after is not None:
                 self._judge_takeover(change, before, after)
+
+    def _judge_deletion(self, change: Change, holder: SimulatedWorker) -> None:
+        """Object if a row is deleted that waits for its client, who was told to leave."""
+        client = self.clients.get(change.session_id)
+        if client is None or not holder.is_draining or holder.drain_ended_at is not None:
+            return
+        told = [one for one in client.connections if one.worker is holder and one.was_drained]
+        if told and not holder.is_leaving and client.is_waiting:
+            self._log.violate(
+                f"w{holder.number} has told {change.session_id} to leave, and deleted its row "
+                "before the drain was over"
+            )
 
     def _judge_sweep(self, change: Change, holder: SimulatedWorker) -> None:
         now = self.database.moment()
         client = self.clients.get(change.session_id)
-        if holder.is_leaving or client is None:
+        if client is None:
             return
-        if not any(one.worker is holder and one.is_held for one in client.connections):
+        is_held = any(one.worker is holder and one.is_held for one in client.connections)
+        if not is_held and not client.is_orphan:
             return
         truth, ttl = self.database.truth, holder.session_ttl
         gap = MAX_GAP * max(one.session_ttl for one in self.all_workers)
@@ -159,7 +181,7 @@ class Judge:
             one
             for one in client.connections
             if one.worker is before
-            and self.database.truth.was_written(change.before, client.session_id, one.added_at)
+            and self.database.truth.is_remembered(change.before, client.session_id, one.added_at)
         ]
         if older and newer and older[-1].number < newer[-1].number and newer[-1].is_held:
             self._log.violate(
@@ -208,14 +230,23 @@ class Judge:
                 self._log.violate(f"w{worker.number} has more operations than max_concurrent")
             if statistics.messages_in_memory > 101 * max(1, statistics.sessions):
                 self._log.violate(f"w{worker.number} keeps too many messages in memory")
+            if worker.is_draining:
+                self._look_at_drain(worker)
         self._look_at_connections()
+
+    def _look_at_drain(self, worker: SimulatedWorker) -> None:
+        """Object if somebody came in who was not there, and is not adopted."""
+        for session_id in worker.opened._house.table.ids():
+            if session_id in worker.held_at_drain or self.clients[session_id].adopters:
+                continue
+            self._log.violate(f"w{worker.number} is drained, and holds {session_id}, which is new")
 
     def _look_at_connections(self) -> None:
         for client in self.clients.values():
             for one in client.connections:
                 if one.is_added and one.is_held and one.worker.is_open:
                     held = one.worker.opened.get_session_sync(client.session_id)
-                    if held is not one and self._reason(one) is None:
+                    if held is not one and self._reason(one, is_told_to_leave=True) is None:
                         self._log.violate(
                             f"{client.session_id} is not held by w{one.worker.number} any more, "
                             "and nobody has removed it"

@@ -9,6 +9,7 @@ import trio
 from trio_sessions.abc import (
     Bell,
     DataStore,
+    InspectionStore,
     LimitStore,
     LogStore,
     MailStore,
@@ -18,6 +19,7 @@ from trio_sessions.abc import (
     Worker,
 )
 from trio_sessions.errors import StoreUnavailable
+from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
 from trio_sessions.testing._simulation._way import FAR, PATIENCE, LinkFault, Way
 from trio_sessions.types import (
@@ -36,11 +38,22 @@ from trio_sessions.writes import Batch, Committed
 
 __all__ = ["OPTIONAL", "Link"]
 
-OPTIONAL = frozenset({Part.REVOCATION, Part.DATA, Part.LIMITS, Part.LOGS, Part.MAIL})
+OPTIONAL = frozenset(
+    {Part.INSPECTION, Part.REVOCATION, Part.DATA, Part.LIMITS, Part.LOGS, Part.MAIL}
+)
 """Parts of the contract that are kept only where they are played."""
 
 
-class Link(Way, SessionStore, RevocationStore, DataStore, LimitStore, LogStore, MailStore):
+class Link(
+    Way,
+    SessionStore,
+    InspectionStore,
+    RevocationStore,
+    DataStore,
+    LimitStore,
+    LogStore,
+    MailStore,
+):
     """The store of one worker."""
 
     @property
@@ -167,6 +180,34 @@ class Link(Way, SessionStore, RevocationStore, DataStore, LimitStore, LogStore, 
         return await self._ask("sweep", worker, lambda: self._database.sweep(worker, **settings))
 
     # ---- optional parts ----
+
+    async def announce(self, worker: Worker, *, data: str, draining: bool) -> bool:
+        """See `InspectionStore.announce`."""
+        return await self._ask(
+            "announce",
+            worker,
+            lambda: self._database.announce(worker, data=data, draining=draining),
+        )
+
+    async def list_workers(self, worker: Worker) -> list[WorkerInfo]:
+        """See `InspectionStore.list_workers`."""
+        return await self._ask("list_workers", worker, lambda: self._database.list_workers(worker))
+
+    async def list_sessions(
+        self, worker: Worker, selection: Selection, *, after: str, limit: int
+    ) -> list[SessionInfo]:
+        """See `InspectionStore.list_sessions`."""
+        return await self._ask(
+            "list_sessions",
+            worker,
+            lambda: self._database.list_sessions(worker, selection, after=after, limit=limit),
+        )
+
+    async def describe(self, worker: Worker, session_id: str) -> SessionInfo | None:
+        """See `InspectionStore.describe`."""
+        return await self._ask(
+            "describe", worker, lambda: self._database.describe(worker, session_id)
+        )
 
     async def get_data(self, worker: Worker, session_id: str) -> str | None:
         """See `DataStore.get_data`."""

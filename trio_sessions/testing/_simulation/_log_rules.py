@@ -17,9 +17,9 @@ from trio_sessions.testing._simulation._words import Key, WordRules
 from trio_sessions.testing._simulation._workers import SimulatedWorker
 from trio_sessions.types import LogEntry
 
-__all__ = ["LogRules"]
+__all__ = ["LOG_TTL", "LogRules"]
 
-_TTL = 590.0  # seconds, a bit less than log_ttl: older entries may be gone
+LOG_TTL = 590.0  # seconds, a bit less than log_ttl: older entries may be gone
 _FEW, _MANY = 3, 1000  # entries of one read
 
 
@@ -81,7 +81,7 @@ class LogRules(WordRules):
         due = {
             one: word
             for one, (word, at) in log.appended.items()
-            if one > after and at > begun_at - _TTL
+            if one > after and at > begun_at - LOG_TTL
         }
         try:
             entries = await worker.opened.logs.read(client.session_id, after=after, limit=limit)

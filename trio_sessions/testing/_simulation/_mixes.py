@@ -173,6 +173,51 @@ _PARTS = {
     "publish": 4,
 }
 """All that is optional, without a fault: so nothing is excused."""
+_DRAINS = {
+    "connect": 24,
+    "connect_many": 1,
+    "drain": 8,
+    "knock": 8,
+    "move": 4,
+    "die": 3,
+    "remove": 2,
+    "pass_now": 6,
+    "say_data": 4,
+    "ask_data": 6,
+    "append": 4,
+    "read_on": 6,
+    "list_workers": 4,
+}
+"""Workers are emptied, and started anew."""
+_ORPHANS = {
+    "connect": 24,
+    "connect_many": 1,
+    "crash_and_adopt": 6,
+    "adopt": 2,
+    "move": 3,
+    "die": 2,
+    "pass_now": 4,
+    "append": 16,
+    "read_on": 6,
+    "say_data": 4,
+    "ask_data": 4,
+    "describe": 4,
+}
+"""Workers die, and their sessions are adopted by whoever is first."""
+_QUESTIONS = {
+    "connect": 20,
+    "move": 8,
+    "reconnect": 3,
+    "come_back": 3,
+    "die": 4,
+    "remove": 4,
+    "pass_now": 3,
+    "drain": 1,
+    "describe": 24,
+    "list_sessions": 12,
+    "list_workers": 12,
+}
+"""Operators ask for sessions and workers."""
 _MISHAPS = {
     "break_link": 6,
     "break_database": 2,
@@ -210,6 +255,20 @@ MIXES: Mapping[str, Mapping[str, int]] = {
     "words again": _WORDS_AGAIN,
     "forgotten words": {**_WORDS, "fail_over": 6, "restore": 2, "replace": 1},
     "lost words": {**_WORDS, **_MISHAPS},
+    "drains": _DRAINS,
+    "lost drains": {**_DRAINS, **_MISHAPS},
+    "orphans": _ORPHANS,
+    "lost orphans": {**_ORPHANS, **_MISHAPS},
+    "questions": _QUESTIONS,
+    "lost questions": {
+        **_QUESTIONS,
+        **_MISHAPS,
+        "fail_over": 4,
+        "restore": 1,
+        "replace": 1,
+        "lag": 4,
+        "set_clock": 1,
+    },
 }
 """Where everything happens, little of one kind does."""
 
@@ -220,6 +279,8 @@ _PLAYS: Mapping[str, Part] = {
     "call": Part.MAIL,
     "adopt": Part.DATA,
     "touch": Part.LIMITS,
+    "describe": Part.INSPECTION,
+    "drain": Part.INSPECTION,
 }
 """Rules for which the store has to keep a part of the contract that is optional."""
 

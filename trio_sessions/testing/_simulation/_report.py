@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from trio_sessions.testing._simulation._mixes import WEIGHTS
+from trio_sessions.testing._simulation._mixes import MIXES
 from trio_sessions.testing._simulation._run import Run
 
 __all__ = ["SimulationReport"]
@@ -26,6 +26,10 @@ class SimulationReport:
     """Faults injected, by their kind."""
     right: Counter[str] = field(default_factory=Counter)
     """Sessions removed, by the reason that they had."""
+    judged: Counter[str] = field(default_factory=Counter)
+    """Answers that were held against what is true, by their kind."""
+    mixes: Counter[str] = field(default_factory=Counter)
+    """How often each mix of rules was played."""
     failures: list[Run] = field(default_factory=list)
     """Runs in which an invariant did not hold."""
     digests: list[str] = field(default_factory=list)
@@ -42,6 +46,8 @@ class SimulationReport:
         self.rules.update(run.rules)
         self.faults.update(run.faults)
         self.right.update(run.right)
+        self.judged.update(run.judged)
+        self.mixes[run.mix] += 1
         if run.violations:
             self.failures.append(run)
 
@@ -52,8 +58,9 @@ class SimulationReport:
 
     @property
     def rules_never_followed(self) -> list[str]:
-        """Rules that had nothing to do in any run."""
-        return [name for name in WEIGHTS if not self.rules[name]]
+        """Rules of the mixes that were played that had nothing to do in any run."""
+        known = dict.fromkeys(name for mix in self.mixes for name in MIXES[mix])
+        return [name for name in known if not self.rules[name]]
 
     @property
     def rate(self) -> float:

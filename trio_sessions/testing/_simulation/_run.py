@@ -11,15 +11,16 @@ from dataclasses import dataclass
 import trio
 import trio.testing
 
-from trio_sessions.testing._simulation._adoption_rules import AdoptionRules
 from trio_sessions.testing._simulation._data_rules import DataRules
 from trio_sessions.testing._simulation._database import Database
+from trio_sessions.testing._simulation._drain_rules import DrainRules
 from trio_sessions.testing._simulation._events import DATABASE, Event, Log
 from trio_sessions.testing._simulation._judge import Judge
 from trio_sessions.testing._simulation._limit_rules import LimitRules
-from trio_sessions.testing._simulation._log_rules import LogRules
 from trio_sessions.testing._simulation._mail_rules import MailRules
 from trio_sessions.testing._simulation._mixes import MIXES, parts_of
+from trio_sessions.testing._simulation._orphan_rules import OrphanRules
+from trio_sessions.testing._simulation._question_rules import QuestionRules
 from trio_sessions.testing._simulation._seeded import seeded
 from trio_sessions.testing._simulation._way import Network
 from trio_sessions.testing._simulation._workers import SETTINGS
@@ -45,7 +46,7 @@ _PAUSES = (
 )  # seconds between two steps
 
 
-class _Rules(AdoptionRules, DataRules, LimitRules, LogRules, MailRules):
+class _Rules(OrphanRules, DataRules, DrainRules, LimitRules, MailRules, QuestionRules):
     """All rules; a mix says which of them are followed."""
 
 
@@ -66,6 +67,8 @@ class Run:
     faults: Counter[str]
     right: Counter[str]
     """Removals of sessions that had a reason, by the reason."""
+    judged: Counter[str]
+    """Answers that were held against what is true, by their kind."""
     commits: int
     seconds: float
     """Of the host's time."""
@@ -155,6 +158,7 @@ def run_once(
         rules=log.rules,
         faults=log.faults,
         right=log.right,
+        judged=log.judged,
         commits=database.commits,
         seconds=time.perf_counter() - started,
         virtual=ended_at,

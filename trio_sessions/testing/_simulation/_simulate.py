@@ -28,6 +28,13 @@ _MIXES = (
     "forgotten words",
     "all",
     "lost limits",
+    "lost questions",
+    "drains",
+    "lost orphans",
+    "revokes",
+    "lost drains",
+    "questions",
+    "orphans",
 )
 
 

@@ -3,7 +3,8 @@
 import copy
 
 from trio_sessions.stores.memory._mail import Mail
-from trio_sessions.stores.memory._rows import Numbers, Row, Rows
+from trio_sessions.stores.memory._row import Row
+from trio_sessions.stores.memory._rows import Numbers, Rows
 from trio_sessions.stores.memory._workers import Workers
 
 __all__ = ["Fleet", "Letters", "Table"]

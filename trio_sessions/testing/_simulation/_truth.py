@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trio_sessions.stores.memory._rows import Row
+from trio_sessions.stores.memory._row import Row
 
 __all__ = ["Holding", "Moment", "Truth", "holders"]
 
@@ -21,6 +21,8 @@ class _Life:
 
     written: list[float] = field(default_factory=list)
     """When the incarnation claimed the row, and got it."""
+    forgotten: set[float] = field(default_factory=set)
+    """Which of these the database has forgotten since, in a rewind."""
     ended: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """When somebody else ended that, by the reason."""
 
@@ -69,6 +71,16 @@ class Truth:
     def was_written(self, incarnation: str, session_id: str, since: float) -> bool:
         """Say whether an incarnation has claimed a row since a moment."""
         return any(at >= since for at in self._lives[incarnation, session_id].written)
+
+    def is_remembered(self, incarnation: str, session_id: str, since: float) -> bool:
+        """Say whether the database still knows of such a claim."""
+        life = self._lives[incarnation, session_id]
+        return any(at >= since and at not in life.forgotten for at in life.written)
+
+    def go_back(self, to: float) -> None:
+        """Note that the database is as it was at a moment."""
+        for life in self._lives.values():
+            life.forgotten.update(at for at in life.written if at > to)
 
     def ends(self, incarnation: str, session_id: str, since: float) -> list[str]:
         """Return for which reasons a row of an incarnation was ended since a moment."""

@@ -10,7 +10,7 @@ from trio_sessions import SessionRegistry, serve_registry
 from trio_sessions.errors import SessionsError
 from trio_sessions.testing._simulation._link import Link
 
-__all__ = ["CHECK_TIMEOUT", "SETTINGS", "SimulatedWorker", "start_worker"]
+__all__ = ["CHECK_TIMEOUT", "DISCONNECT_TIMEOUT", "SETTINGS", "SimulatedWorker", "start_worker"]
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     {"session_ttl": 60.0, "cleanup_interval": 10.0, "batch_size": 1000},
@@ -24,6 +24,7 @@ than that cannot be told from silence (docs/explanation.md)."""
 
 STORE_TIMEOUT = 4.0
 CHECK_TIMEOUT = 2.0
+DISCONNECT_TIMEOUT = 2.0
 
 
 @dataclass(eq=False, slots=True)
@@ -39,11 +40,22 @@ class SimulatedWorker:
     """None: it has not opened yet, or could not."""
     is_leaving: bool = False
     """It closes, or its process has died: its transports are disconnected for that."""
+    drain_began_at: float | None = None
+    """When it was told to empty itself; None: it was not."""
+    held_at_drain: frozenset[str] = frozenset()
+    """What it held then."""
+    drain_ended_at: float | None = None
+    """When that was over."""
 
     @property
     def is_open(self) -> bool:
         """Whether sessions may be added."""
         return self.registry is not None and not self.is_leaving and not self.ended.is_set()
+
+    @property
+    def is_draining(self) -> bool:
+        """It was told to empty itself, and lets nobody new in."""
+        return self.drain_began_at is not None
 
     @property
     def opened(self) -> SessionRegistry:
@@ -65,6 +77,11 @@ class SimulatedWorker:
     def cleanup_interval(self) -> float:
         """Seconds."""
         return float(self.settings["cleanup_interval"])
+
+    @property
+    def stamp_interval(self) -> float:
+        """Seconds between two stamps of its row, at most; it must have been open."""
+        return self.opened._house.settings.stamp_interval
 
     def end(self) -> None:
         """Close the registry."""
@@ -114,7 +131,7 @@ async def _serve_registry(
         worker_id=f"worker-{worker.number}",
         store_timeout=STORE_TIMEOUT,
         check_timeout=CHECK_TIMEOUT,
-        disconnect_timeout=2.0,
+        disconnect_timeout=DISCONNECT_TIMEOUT,
         message_ttl=600.0,
         task_status=task_status,
         **worker.settings,
