@@ -173,7 +173,7 @@ def test_the_command_reports() -> None:
     """Steps, faults, rules and removals are told, and the exit code is 0."""
     result = CliRunner().invoke(main, ["--seed", "3", "--steps", "60", "--workers", "2"])
     assert result.exit_code == 0, result.output
-    for words in ("60 steps in 1 runs", "faults injected", "violations", "rules followed"):
+    for words in ("60 steps in 1 run,", "faults injected", "violations: 0 (", "rules followed"):
         assert words in result.output
 
 
@@ -193,10 +193,33 @@ def test_the_command_keeps_its_report(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--seed", "3", "--steps", "30", *arguments])
     assert result.exit_code == 0, result.output
     text = kept.read_text(encoding="utf-8")
-    assert text.startswith("30 steps in 1 runs from seed 3, ")
-    assert "wrong among them: **0**" in text
+    assert text.startswith("30 steps in 1 run from seed 3, ")
+    assert "Violations: **0** (" in text
     assert "| Rules followed | |\n| --- | ---: |\n| " in text
-    assert CliRunner().invoke(main, ["--run", "3", *arguments]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--run nosuch", "'nosuch' is no run; a failure names one"),
+        ("--mix drains", "--mix is for one run: name it by --run"),
+        ("--digest", "--digest is for one run"),
+        ("--run 1-2 --seed 3", "--seed is for many runs: leave it out, or leave out --run"),
+        ("--run 1-2 --report nowhere.md", "--report is for many runs"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(arguments: str, message: str) -> None:
+    """With what to do instead."""
+    result = CliRunner().invoke(main, arguments.split())
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_progress_is_told_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line now and then, on stderr."""
+    monkeypatch.setattr(sys.modules["trio_sessions.testing.simulate"], "_EVERY", 0.0)
+    result = CliRunner().invoke(main, ["--run", "3", "--steps", "5"])
+    assert result.stderr.splitlines() == [f"{done} of 5 steps" for done in range(1, 6)]
 
 
 def test_the_command_shows_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,18 @@
 It needs click and rich, which the extra ``testing`` brings.
 """
 
+import re
 import shlex
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -19,6 +24,7 @@ from trio_sessions.testing._simulation import (
     MOST_WORKERS,
     Run,
     SimulationReport,
+    counted,
     page,
     picture,
     run_once,
@@ -26,6 +32,11 @@ from trio_sessions.testing._simulation import (
 )
 
 __all__ = ["main"]
+
+_EVERY = 10.0  # seconds from one line of progress to the next, where there is no terminal
+_NAME_OF_RUN = re.compile(r"\d+(-\d+)?")
+_ONLY_ONE = ("mix", "digest")
+_ONLY_MANY = ("seed", "kept")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,7 +50,7 @@ __all__ = ["main"]
     default=None,
     help="Registries in each run; by default 2, 3, 4 and 5 in turn.",
 )
-@click.option("--run", "one", default=None, help="Only this run, as a failure names it.")
+@click.option("--run", "one", default=None, help="Only this run, as a failure names it: 1-17, say.")
 @click.option("--mix", type=click.Choice(list(MIXES)), default="all", help="With --run: its rules.")
 @click.option(
     "--report",
@@ -49,7 +60,9 @@ __all__ = ["main"]
     help="Write what was done into this file too, as Markdown; not with --run.",
 )
 @click.option("--digest", is_flag=True, help="With --run: print the digest of the trace.")
+@click.pass_context
 def main(
+    context: click.Context,
     seed: int,
     steps: int,
     workers: int | None,
@@ -62,16 +75,12 @@ def main(
     """Let real registries run on a simulated database, with faults of every kind.
 
     The exit code is 1 where an invariant does not hold. The same arguments give the same run.
+    A thousand steps take a few minutes. What is done so far is told on stderr: by a bar, or by a
+    line every ten seconds where that is no terminal.
     """
-    if one is not None and kept is not None:
-        raise click.UsageError("--report is for many runs, and --run is one")
+    _check(context, one)
     console = Console()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("steps", total=steps)
-
-        def on_step() -> None:
-            progress.advance(task)
-
+    with _progress(steps) as on_step:
         if one is None:
             report = simulate(seed=seed, steps=steps, workers=workers, on_step=on_step)
         else:
@@ -88,10 +97,51 @@ def main(
         sys.exit(1)
 
 
+def _check(context: click.Context, one: str | None) -> None:
+    """Refuse what would have no effect, and a run that no failure has named."""
+    of_the_other = _ONLY_ONE if one is None else _ONLY_MANY
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in of_the_other
+        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    ]
+    if given and one is None:
+        raise click.UsageError(f"{given[0]} is for one run: name it by --run, as a failure does")
+    if given:
+        raise click.UsageError(f"{given[0]} is for many runs: leave it out, or leave out --run")
+    if one is not None and _NAME_OF_RUN.fullmatch(one) is None:
+        raise click.BadParameter(
+            f"{one!r} is no run; a failure names one, such as 1-17: the eighteenth of --seed 1",
+            param_hint="--run",
+        )
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[], None]]:
+    """Return what is to be called after each step."""
+    console = Console(stderr=True)
+    done, told_at = 0, time.monotonic()
+
+    def tell() -> None:
+        nonlocal done, told_at
+        done += 1
+        if time.monotonic() - told_at >= _EVERY:
+            told_at = time.monotonic()
+            click.echo(f"{done} of {steps} steps", err=True)
+
+    if console.is_terminal:
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("steps", total=steps)
+            yield lambda: progress.advance(task)
+    else:
+        yield tell
+
+
 def _print(console: Console, report: SimulationReport) -> None:
     console.print(
-        f"{report.steps} steps in {report.runs} runs, {report.rate:.0f} steps/s; "
-        f"{report.virtual:.0f} s of virtual time, {report.commits} commits",
+        f"{counted(report.steps, 'step')} in {counted(report.runs, 'run')}, {report.rate:.0f} "
+        f"steps/s; {report.virtual:.0f} s of virtual time, {counted(report.commits, 'commit')}",
         highlight=False,
     )
     for title, counts in (
@@ -106,7 +156,7 @@ def _print(console: Console, report: SimulationReport) -> None:
         console.print(table)
     if report.rules_never_followed:
         console.print("never followed:", ", ".join(report.rules_never_followed))
-    console.print(f"violations, removals that were wrong among them: {report.wrong}")
+    console.print(f"violations: {report.wrong} (a removal that was wrong is one)")
 
 
 def _print_failure(console: Console, run: Run) -> None:

@@ -21,7 +21,7 @@
 from trio_sessions.testing._simulation._mixes import MIXES
 from trio_sessions.testing._simulation._page import page
 from trio_sessions.testing._simulation._picture import picture
-from trio_sessions.testing._simulation._report import SimulationReport
+from trio_sessions.testing._simulation._report import SimulationReport, counted
 from trio_sessions.testing._simulation._run import MOST_WORKERS, Run, run_once
 from trio_sessions.testing._simulation._simulate import simulate
 
@@ -30,6 +30,7 @@ __all__ = [
     "MOST_WORKERS",
     "Run",
     "SimulationReport",
+    "counted",
     "page",
     "picture",
     "run_once",

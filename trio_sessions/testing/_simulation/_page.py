@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from trio_sessions.testing._simulation._report import SimulationReport
+from trio_sessions.testing._simulation._report import SimulationReport, counted
 
 __all__ = ["page"]
 
@@ -17,10 +17,11 @@ def page(report: SimulationReport, *, seed: int) -> str:
     never = ", ".join(report.rules_never_followed)
     hours = report.virtual / 3600
     done = (
-        f"{report.steps:,} steps in {report.runs:,} runs from seed {seed}, {report.rate:.0f} steps "
-        f"a second: {hours:,.0f} hours of virtual time, {report.commits:,} commits."
+        f"{counted(report.steps, 'step')} in {counted(report.runs, 'run')} from seed {seed}, "
+        f"{report.rate:.0f} steps a second: {counted(round(hours), 'hour')} of virtual time, "
+        f"{counted(report.commits, 'commit')}."
     )
-    counted = {
+    tables = {
         "Faults injected": report.faults,
         "Removals that were right": report.right,
         "Answers that were judged": report.judged,
@@ -29,8 +30,8 @@ def page(report: SimulationReport, *, seed: int) -> str:
     }
     paragraphs = [
         done,
-        f"Violations, removals that were wrong among them: **{report.wrong}**.",
-        *(_table(title, counts) for title, counts in counted.items() if counts),
+        f"Violations: **{report.wrong}** (a removal that was wrong is one).",
+        *(_table(title, counts) for title, counts in tables.items() if counts),
     ]
     if never:
         paragraphs.append(f"Never followed: {never}.")

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from trio_sessions.testing._simulation._mixes import MIXES
 from trio_sessions.testing._simulation._run import Run
 
-__all__ = ["SimulationReport"]
+__all__ = ["SimulationReport", "counted"]
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things as words."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 @dataclass(kw_only=True)
