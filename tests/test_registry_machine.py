@@ -443,3 +443,33 @@ def test_a_step_without_a_beginning_says_so() -> None:
     """Whoever writes a history by hand is told what is missing."""
     with pytest.raises(RuntimeError, match="begin"):
         InMemory().add(worker=0, session="a")
+
+
+class NeverEmptied(InMemory):
+    """Its store is that of the class."""
+
+    shared = MemoryStore()
+
+    def reset(self) -> None: ...
+
+
+def test_a_reset_that_empties_nothing_is_found() -> None:
+    """Before a history begins on what another one has left."""
+    NeverEmptied.shared = MemoryStore()
+    worker = Worker(worker_id="w", incarnation="1", limiter=trio.CapacityLimiter(1))
+    claim = Batch(writes=[Claim(session_id="b", generation=1, age=0.0)])
+    trio.run(NeverEmptied.shared.open, worker)
+    trio.run(NeverEmptied.shared.commit, worker, claim)
+    machine = NeverEmptied()
+    with pytest.raises(RuntimeError, match=r"NeverEmptied.reset\(\) must empty .* 'b' is still"):
+        machine.begin(batch_size=1, held_by={})
+
+
+def test_a_reset_that_is_async_is_refused() -> None:
+    """It would never be carried out."""
+
+    async def reset(self: object) -> None: ...
+
+    machine = type("ResetsLater", (InMemory,), {"reset": reset})()
+    with pytest.raises(TypeError, match=r"ResetsLater.reset\(\) must not be async"):
+        machine.begin(batch_size=1, held_by={})

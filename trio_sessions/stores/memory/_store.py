@@ -118,7 +118,7 @@ class MemoryStore(
             row.last_accessed = now
             row.taken_at = min(row.taken_at, now)
         held = frozenset(session_id for session_id, _ in own)
-        others = (frozenset(session_ids) - held) & self._rows.keys()
+        others = frozenset(self._rows.keys() & set(session_ids)) - held
         return await self._answer(
             RowAnswers(
                 held=held,

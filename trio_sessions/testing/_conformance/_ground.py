@@ -8,7 +8,7 @@ stands on the same ground.
 import functools
 import inspect
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from trio_sessions.errors import StoreUnavailable
 from trio_sessions.testing._conformance._tools import Check, MakeStore
 from trio_sessions.writes import Batch, Claim
 
-__all__ = ["made", "on_empty_ground", "with_its_rule"]
+__all__ = ["expect_nothing", "made", "on_empty_ground", "with_its_rule"]
 
 T = TypeVar("T")
 
@@ -51,7 +51,9 @@ def on_empty_ground(check: Check) -> Check:
     @functools.wraps(check)
     async def checked(make_store: MakeStore) -> None:
         make = functools.partial(made, make_store)
-        await _expect_nothing(make)
+        await expect_nothing(
+            make, "what make_store leads to must be empty when a check begins, as a new file is"
+        )
         await check(make)
         await _leave_a_mark(make, check.__name__)
 
@@ -86,25 +88,31 @@ async def _opened(stack: AsyncExitStack, make: MakeStore) -> tuple[SessionStore,
     return store, worker
 
 
-async def _expect_nothing(make: MakeStore) -> None:
+async def expect_nothing(make: MakeStore, must: str, session_ids: Iterable[str] = ()) -> None:
+    """Raise `RuntimeError` where something is left over.
+
+    Args:
+        make: leads there.
+        must: what ought to be, and who sees to it.
+        session_ids: no row of these is expected, either.
+    """
     async with AsyncExitStack() as stack:
         store, worker = await _opened(stack, make)
-        must = "what make_store leads to must be empty when a check begins"
-        try:
-            mark = await store.locate(worker, _MARK)
-        except StoreUnavailable as exc:
-            raise RuntimeError(
-                f"{must}; this store cannot say that a row is not there, as if an earlier check "
-                "had left it in doubt"
-            ) from exc
-        if mark is not None:
-            raise RuntimeError(
-                f"{must}; it was not emptied since {mark.owner}: make another file, schema or "
-                "object for each check, in the fixture that make_store comes from"
-            )
+        for session_id in (_MARK, *session_ids):
+            try:
+                holder = await store.locate(worker, session_id)
+            except StoreUnavailable as exc:
+                raise RuntimeError(
+                    f"{must}; this store cannot say that a row is not there, as if it had been "
+                    "left in doubt"
+                ) from exc
+            if holder is not None:
+                left = f"what {holder.owner} has left" if session_id == _MARK else f"{session_id!r}"
+                raise RuntimeError(f"{must}; {left} is still there")
 
 
 async def _leave_a_mark(make: MakeStore, name: str) -> None:
+    """Let `expect_nothing` find out that nobody has emptied this place since."""
     async with AsyncExitStack() as stack:
         store, worker = await _opened(stack, make)
         claim = Claim(session_id=_MARK, generation=1, age=0.0, owner=name)

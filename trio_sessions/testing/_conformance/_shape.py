@@ -160,11 +160,12 @@ async def _check_bell(store: SessionStore, worker: Worker) -> None:
         f"{_named(store, 'open_bell')} must be no async method, but return an async context "
         f"manager; this one returned {type(bell).__name__}"
     )
-    async with bell as rung:
-        assert callable(getattr(rung, "wait", None)), (
-            f"{_named(store, 'open_bell')} must give the block a Bell, with the async method "
-            f"wait; this one gave {type(rung).__name__}"
-        )
+    async with bell as given:  # what fails within may come out in a group
+        is_bell = callable(getattr(given, "wait", None))
+    assert is_bell, (
+        f"{_named(store, 'open_bell')} must give the block a Bell, with the async method wait; "
+        f"this one gave {type(given).__name__}"
+    )
 
 
 async def what_one_worker_writes_others_read(make_store: MakeStore) -> None:

@@ -5,6 +5,7 @@ What its rules do stands in `_fleet.py`, what must be true after them in `_model
 """
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, Literal, TypeVarTuple
@@ -19,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from trio_sessions.abc import SessionStore, Transport
+from trio_sessions.testing._conformance._ground import expect_nothing, made
 from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._drains import DrainedFleet
 from trio_sessions.testing._machine._driver import TrioDriver
@@ -99,7 +101,7 @@ class RegistryMachine(RuleBasedStateMachine):
         )
 
     def reset(self) -> None:
-        """Empty what is shared; called before each history, outside of Trio."""
+        """Empty what is shared; called before each history, outside of Trio, and not async."""
         raise NotImplementedError(
             f"{type(self).__name__} must define reset(self): empty what the workers share"
         )
@@ -135,6 +137,9 @@ class RegistryMachine(RuleBasedStateMachine):
             raise RuntimeError("nothing runs: a history begins with state.begin(batch_size=...)")
         return self._fleet
 
+    def _make_store(self) -> SessionStore:
+        return made(self.make_store)
+
     def _play(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
         """Carry out one step, a moment after the last one, and look at what there is then.
 
@@ -161,18 +166,24 @@ class RegistryMachine(RuleBasedStateMachine):
     def begin(self, batch_size: int, held_by: Mapping[str, int]) -> None:
         """Empty what is shared, start the workers, and add a session or two."""
         self._is_troubled = False
+        if inspect.iscoroutinefunction(self.reset):
+            raise TypeError(
+                f"{type(self).__name__}.reset() must not be async: Trio does not run yet"
+            )
         self.reset()
         self._driver = TrioDriver(self._pace.make_clock())
         self._driver.open()
         fleet = self._fleet = DrainedFleet(
             self._driver.nursery,
-            self.make_store,
+            self._make_store,
             _SESSIONS,
             self._pace,
             {"batch_size": batch_size},
         )
 
         async def start() -> None:
+            must = f"{type(self).__name__}.reset() must empty what the workers share"
+            await expect_nothing(self._make_store, must, _SESSIONS)
             await fleet.stranger.open()
             for number in _WORKERS:
                 await fleet.start(number)

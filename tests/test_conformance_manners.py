@@ -1,0 +1,234 @@
+"""How the conformance checks tell what is wrong, to whoever is new to them."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trio_sessions import StoreUnavailable
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import (
+    FaultyStore,
+    row_conformance,
+    store_conformance,
+    transport_conformance,
+)
+from trio_sessions.types import RowAnswers
+from trio_sessions.writes import Batch
+
+Make = Callable[[], Any]
+
+
+def run(make_store: Any, index: int = 0) -> None:
+    """Run one of the checks of rows, the first by default."""
+    trio.run(row_conformance[index], make_store, clock=MockClock(autojump_threshold=0))
+
+
+# ---- values, and the rule ----
+
+FILE = """
+import pytest
+from dataclasses import replace
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import conformance_tests, row_conformance
+
+class TakesNobodyOver(MemoryStore):
+    async def refresh(self, worker, session_ids):
+        answers = await super().refresh(worker, session_ids)
+        return replace(answers, taken_over=frozenset())
+
+@pytest.fixture
+def make_store():
+    store = TakesNobodyOver()
+    return lambda: store
+
+test_it = conformance_tests([c for c in row_conformance if "what_is_not_there" in c.__name__])
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import trio_sessions.testing.simulate\n"])
+def test_pytest_shows_values_and_the_rule(tmp_path: Path, first: str) -> None:
+    """Not a bare AssertionError: what came, and what was expected."""
+    (tmp_path / "test_file.py").write_text(first + FILE, "utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 failed" in ran.stdout, ran.stdout
+    assert "assert frozenset() == {" in ran.stdout
+    assert "The rule of what_is_not_there_is_in_no_field: Absent from" in ran.stdout
+
+
+def test_the_rule_is_told_without_pytest_too() -> None:
+    """As a note of the error, for stores and for transports."""
+    for checks in (store_conformance, transport_conformance):
+        with pytest.raises(ZeroDivisionError) as raised:
+            trio.run(checks[0], lambda: 1 // 0)
+        [note] = raised.value.__notes__
+        assert note.startswith(f"The rule of {checks[0].__name__}: ")
+
+
+# ---- the first check ----
+
+
+class SyncLocate(MemoryStore):
+    def locate(self, worker: Worker, session_id: str) -> Any:  # type: ignore[override]
+        return None
+
+
+class SyncOpen(MemoryStore):
+    def open(self, worker: Worker) -> Any:  # type: ignore[override]
+        return None
+
+
+class BeginSaysNothing(MemoryStore):
+    async def begin(self, *args: Any, **settings: Any) -> Any:
+        await super().begin(*args, **settings)
+
+
+class NoCheckpoint(MemoryStore):
+    async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
+        return []
+
+
+class OldSweep(MemoryStore):
+    async def sweep(self, worker: Worker, session_ttl: float) -> Any:  # type: ignore[override]
+        raise NotImplementedError
+
+
+class NeedsAStamp(MemoryStore):
+    async def sweep(  # type: ignore[override]
+        self,
+        worker: Worker,
+        *,
+        session_ttl: float,
+        message_ttl: float,
+        max_gap: float,
+        limit: int,
+        stamp: Any,
+    ) -> Any:
+        raise NotImplementedError
+
+
+class AsyncBell(MemoryStore):
+    async def open_bell(self, worker: Worker) -> Any:  # type: ignore[override]
+        return None
+
+
+class BellWithoutWait(MemoryStore):
+    def open_bell(self, worker: Worker) -> Any:
+        return trio.open_nursery()
+
+
+class ListOfHeld(MemoryStore):
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        answers = await super().refresh(worker, session_ids)
+        held: Any = sorted(answers.held)
+        return replace(answers, held=held)
+
+
+class NumbersForRows(MemoryStore):
+    async def own_rows(self, worker: Worker, *, after: str, limit: int) -> Any:
+        return [(number, one) for one, number in await super().own_rows(worker, after="", limit=9)]
+
+
+class AnswersAsAList(MemoryStore):
+    async def commit(self, worker: Worker, batch: Batch) -> Any:
+        return (await super().commit(worker, batch)).answers
+
+
+class AnswersTooFew(MemoryStore):
+    async def commit(self, worker: Worker, batch: Batch) -> Any:
+        committed = await super().commit(worker, batch)
+        return replace(committed, answers=committed.answers[1:])
+
+
+class OldDescribe(MemoryStore):
+    """In a part that is optional."""
+
+    async def describe(self, session_id: str) -> Any:  # type: ignore[override]
+        raise NotImplementedError
+
+
+MISTAKES = [
+    (SyncLocate, "SyncLocate.locate must be an async method; this one returned NoneType at once"),
+    (SyncOpen, "SyncOpen.open must be an async method"),
+    (BeginSaysNothing, "BeginSaysNothing.begin returned None; expected is Begun"),
+    (NoCheckpoint, "NoCheckpoint.own_rows must be a checkpoint"),
+    (OldSweep, "OldSweep.sweep(worker, session_ttl) must take what the contract passes, sweep("),
+    (NeedsAStamp, "missing a required argument: 'stamp'"),
+    (AsyncBell, "AsyncBell.open_bell must be no async method"),
+    (BellWithoutWait, "BellWithoutWait.open_bell must give the block a Bell"),
+    (ListOfHeld, "RowAnswers with held: list ['s']; expected is frozenset[str]"),
+    (NumbersForRows, "returned list with tuple with int 1; expected is str"),
+    (AnswersAsAList, "AnswersAsAList.commit returned list"),
+    (AnswersTooFew, "answered Claim with []; expected is one answer: Claimed or Unfinished"),
+    (OldDescribe, "OldDescribe.describe(session_id) must take"),
+]
+
+
+@pytest.mark.parametrize(("mistaken", "message"), MISTAKES)
+def test_the_first_check_names_the_method(mistaken: type[MemoryStore], message: str) -> None:
+    """With what came and what was expected."""
+    store = mistaken()
+    with pytest.raises(AssertionError) as raised:
+        run(lambda: store)
+    assert message in str(raised.value)
+
+
+# ---- make_store, and what is shared ----
+
+
+async def make_later() -> SessionStore:
+    return MemoryStore()
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("make_store", "message"),
+    [
+        (lambda: None, "make_store must return a SessionStore, not NoneType"),
+        (make_later, "make_store must return a SessionStore, and must not be async"),
+        (MemoryStore(), "make_store must be a function .*, not MemoryStore"),
+    ],
+)
+def test_what_makes_no_store_is_named(make_store: Any, message: str, index: int) -> None:
+    """By whichever check."""
+    with pytest.raises(TypeError, match=message):
+        run(make_store, index)
+
+
+def test_stores_that_share_nothing_are_found_by_a_check_of_its_own() -> None:
+    """The second one."""
+    with pytest.raises(AssertionError, match="two workers see nothing of each other: make_store"):
+        run(MemoryStore, 1)
+
+
+def test_what_was_not_emptied_is_told_by_the_next_check() -> None:
+    """And by none of the rules of the contract, which have nothing to do with it."""
+    store = MemoryStore()
+    run(lambda: store, 2)
+    with pytest.raises(RuntimeError, match=f"what {row_conformance[2].__name__} has left is still"):
+        run(lambda: FaultyStore(store), 3)
+
+
+def test_a_store_that_is_in_doubt_is_not_empty() -> None:
+    """An earlier check has said that it went back."""
+
+    class InDoubt(MemoryStore):
+        async def locate(self, worker: Worker, session_id: str) -> Any:
+            await trio.lowlevel.checkpoint()
+            raise StoreUnavailable("in doubt")
+
+    with pytest.raises(RuntimeError, match="must be empty when a check begins"):
+        run(InDoubt, 2)
