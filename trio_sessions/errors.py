@@ -3,6 +3,7 @@
 from typing import TypeVar, cast
 
 __all__ = [
+    "CallFailed",
     "InvalidSessionId",
     "MessageTooLarge",
     "MissingDependency",
@@ -20,6 +21,7 @@ __all__ = [
     "StoreSchemaError",
     "StoreUnavailable",
     "TooManySessions",
+    "WorkerGone",
     "bare",
 ]
 

@@ -1,6 +1,7 @@
 """Values: what the registry, the pass and the stores hand to each other and to you.
 
-Nothing here does I/O. Every value is frozen; durations are seconds.
+Nothing here does I/O. Every value is frozen; durations are seconds. What a field means stands
+below it in this file, and in the reference; `help` does not show it.
 """
 
 import hashlib
@@ -206,9 +207,10 @@ class Wanted:
     held: frozenset[int]
     """Ids of messages that it has already."""
     count: int
-    """At most so many."""
+    """At most so many; above 0."""
     size: int
-    """Stop when the encoded ones have reached so many bytes together."""
+    """Stop when the encoded ones have reached so many bytes together; above 0, so that there is
+    one at least, if there is any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

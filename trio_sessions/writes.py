@@ -12,6 +12,8 @@ session is ever seen by a later one of the same id:
   session that has ended here left behind. A claim replaces it, and to every other write there
   is no such session. 0: no session of this id has ended here.
 - ``born``: the birth of the session that is meant.
+
+What a field means stands below it in this file, and in the reference; `help` does not show it.
 """
 
 import enum
@@ -99,7 +101,8 @@ class Claim(Write["Claimed"]):
 class Delete(Write[int]):
     """Delete the row of a session removed here, if it is this incarnation's, and its messages.
 
-    Answered with the number of messages that went with it.
+    Answered with the number of messages that went with it; 0, too, where there is no such row,
+    though the store is in doubt (`trio_sessions.abc.WorkerStore`).
     """
 
     up_to: int
@@ -163,7 +166,7 @@ class Send(Write[Sent | None]):
     """Seconds since it was sent: more than 0 if it was in memory before."""
     ended: int = 0
     born: str | None = None
-    """Only for the session of this birth; None: of any."""
+    """Only for the session of this birth, else the answer is None; None: of any."""
     elsewhere: bool = False
     """Only if another incarnation holds the session."""
 

@@ -159,7 +159,8 @@ class Store(abc.ABC):
             ``ended`` covers: the same, after it was deleted with its messages and its log. A row of
             this incarnation of a later generation than the claim's: it is refreshed, no more.
             Another one of this incarnation: it is refreshed, and gets the claim's generation, and
-            owner and capabilities if the claim brings them. A row of another incarnation that was
+            owner and capabilities if the claim brings them, and as the moment of its taking that of
+            the claim, its age ago, unless its own is later. A row of another incarnation that was
             taken no later than the claim's age ago: it is taken over likewise; the rest, messages,
             log, birth and moment of creation, stays. One that was taken later: nothing is done. A
             moment in the future, which a clock has left that was ahead, is no later moment but

@@ -37,9 +37,12 @@ class WorkerStore(Store):
     stamped there, for two of the longest ``stamp_interval``, in which others find out; and for a
     worker that has begun a history, does not leave, and has no row (its batches name a stamp, and
     do nothing). Meanwhile "there is no such session" is unknown: questions raise
-    `StoreUnavailable`, writes are answered with `RowDoubtful`, and so is a `ClaimOwner` of a
-    session of another incarnation that has no owner. A refresh is not concerned, for its
-    worker has its own witness.
+    `StoreUnavailable`, and what is said to a session that has no row (`SetOwner`, `ClaimOwner`,
+    `SetCapabilities`, `SetData`, `Send`, `Append`) is answered with `RowDoubtful`, as is a
+    `ClaimOwner` of a session of another incarnation that has no owner, and a `Claim` that adopts.
+    Not concerned are a refresh and every other `Claim`, a `Delete` and an `Acknowledge`, which are
+    about rows of this incarnation, for its worker has its own witness: 0 and False are answers. Nor
+    is a `Send` or `Append` for another ``born`` than that of the row that is there: None.
     """
 
     part = Part.WORKERS
@@ -68,6 +71,9 @@ class WorkerStore(Store):
     @abc.abstractmethod
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
         """Stamp the worker's row, and vouch for the fleet as `RowStore.sweep` does.
+
+        The silence that starts a new series is here longer than 0.4 of the longest ``session_ttl``
+        of the workers that the store knows, which is what a registry tells `RowStore.sweep`, too.
 
         Args:
             worker: whose row.

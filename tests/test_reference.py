@@ -1,0 +1,59 @@
+"""The reference has every public name, and every type that what is public returns."""
+
+import importlib
+import inspect
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_public_surface import MODULES, public_functions
+
+REFERENCE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text("utf-8")
+DIRECTIVE = re.compile(r"^\.\. (auto\w+|data):: ([\w.]+)(?:\(\))?\n((?:   .*\n)*)", re.MULTILINE)
+
+
+def members(module: str, options: str) -> Iterator[str]:
+    """Yield the names that a module's entry shows: those that it lists, or all."""
+    found = re.search(r":members:((?:[^:]|\n)*)", options)
+    listed = re.findall(r"\w+", found[1]) if found else []
+    yield from listed or importlib.import_module(module).__all__
+
+
+def documented() -> Iterator[str]:
+    """Yield the names in the reference, without their modules: facades show some once more."""
+    for directive, name, options in DIRECTIVE.findall(REFERENCE):
+        if directive == "automodule":
+            yield from members(name, options)
+        else:
+            yield name.rpartition(".")[2]
+
+
+DOCUMENTED = frozenset(documented())
+[EXCLUDED] = re.findall(r":exclude-members: (.*)", REFERENCE)
+NOT_SHOWN = frozenset(EXCLUDED.split(", "))
+READERS = {"AsyncioReader", "OpenInbox", "Stream"}
+"""For ``async with`` and ``async for``: the methods that return them say all of it."""
+
+
+def returned(function: object) -> Iterator[str]:
+    """Yield the names of classes of ours that a function or a property returns."""
+    function = function.fget if isinstance(function, property) else function
+    if isinstance(function, types.FunctionType):
+        annotation = inspect.signature(function).return_annotation
+        words = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        yield from re.findall(r"trio_sessions\.[\w.]*\.([A-Z]\w+)", words)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_is_in_the_reference(name: str) -> None:
+    """So is every type that public functions and methods return."""
+    module = importlib.import_module(name)
+    missing = {public for public in module.__all__ if public not in DOCUMENTED}
+    for public in module.__all__:
+        value = getattr(module, public)
+        methods = dict(public_functions(value)) if inspect.isclass(value) else {}
+        shown = [one for method, one in methods.items() if method not in NOT_SHOWN]
+        missing |= {one for function in [value, *shown] for one in returned(function)}
+    assert missing - DOCUMENTED - READERS == set()
