@@ -42,6 +42,12 @@ async def test_two_workers_share_the_file(make_store: Make) -> None:
     assert JsonStore(make_store()._path)._read()["rows"] == {}
 
 
+def test_the_how_to_shows_what_is_printed() -> None:
+    """With as many cases as there are checks."""
+    page = Path(__file__).parent.parent / "docs" / "howto" / "write-a-store.md"
+    assert f"collected {len(store_conformance)} items" in page.read_text("utf-8")
+
+
 class BelievesThatAllAreThere(JsonStore):
     """A session that was revoked lives on."""
 
