@@ -33,6 +33,8 @@ def run(make_store: Any, index: int = 0) -> None:
 
 # ---- values, and the rule ----
 
+KINDS: tuple[Any, ...] = (store_conformance, transport_conformance)
+
 FILE = """
 import pytest
 from dataclasses import replace
@@ -71,7 +73,7 @@ def test_pytest_shows_values_and_the_rule(tmp_path: Path, first: str) -> None:
 
 def test_the_rule_is_told_without_pytest_too() -> None:
     """As a note of the error, for stores and for transports."""
-    for checks in (store_conformance, transport_conformance):
+    for checks in KINDS:
         with pytest.raises(ZeroDivisionError) as raised:
             trio.run(checks[0], lambda: 1 // 0)
         [note] = raised.value.__notes__
@@ -82,12 +84,12 @@ def test_the_rule_is_told_without_pytest_too() -> None:
 
 
 class SyncLocate(MemoryStore):
-    def locate(self, worker: Worker, session_id: str) -> Any:  # type: ignore[override]
+    def locate(self, worker: Worker, session_id: str) -> Any:
         return None
 
 
 class SyncOpen(MemoryStore):
-    def open(self, worker: Worker) -> Any:  # type: ignore[override]
+    def open(self, worker: Worker) -> Any:
         return None
 
 

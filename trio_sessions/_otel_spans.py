@@ -91,9 +91,9 @@ class _Watched:
             return found
 
         def operate(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
-            operation = self._spans.operate(name, found, *args, **kwargs)
+            operation: Any = self._spans.operate(name, found, *args, **kwargs)
             operation.__qualname__ = found.__qualname__  # it is named where its answer is no answer
-            return operation
+            return cast("Coroutine[Any, Any, Any]", operation)
 
         return operate
 

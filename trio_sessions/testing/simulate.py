@@ -75,8 +75,8 @@ def main(
     """Let real registries run on a simulated database, with faults of every kind.
 
     The exit code is 1 where an invariant does not hold. The same arguments give the same run.
-    A thousand steps take about a minute on two busy cores. What is done so far is told on stderr: by a bar, or by a
-    line every ten seconds where that is no terminal.
+    A thousand steps take about a minute on two busy cores. What is done so far is told on stderr:
+    by a bar, or by a line every ten seconds where that is no terminal.
     """
     _check(context, one)
     console = Console()
