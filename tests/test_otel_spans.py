@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -11,7 +12,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode
 
-from trio_sessions import SessionsError, aio, open_registry
+from trio_sessions import SessionsError, StoreUnavailable, aio, open_registry
+from trio_sessions.abc import Worker
 from trio_sessions.otel import instrument
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
@@ -181,3 +183,17 @@ async def test_a_wrong_threshold_is_named(slow: float) -> None:
     async with open_registry() as registry:
         with pytest.raises((TypeError, ValueError), match="slow_operation"):
             instrument(registry, slow_operation=slow)
+
+
+class AnswersWithAName(MemoryStore):
+    async def locate(self, worker: Worker, session_id: str) -> Any:
+        await super().locate(worker, session_id)
+        return "alice"
+
+
+async def test_what_breaks_the_contract_is_named_as_without_spans(tracer: Tracer) -> None:
+    """By the method of the store, not by what watches it."""
+    async with open_registry(AnswersWithAName()) as registry:
+        instrument(registry, tracer_provider=tracer.provider, slow_operation=0)
+        with pytest.raises(StoreUnavailable, match=r": AnswersWithAName\.locate answered with"):
+            await registry.locate_session("nobody")
