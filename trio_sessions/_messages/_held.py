@@ -1,0 +1,280 @@
+"""Which messages of a session are in memory or with a reader, and in which stage. Synchronous.
+
+::
+
+                      found elsewhere handled
+        ┌─> IN_DOUBT ─────────────────────────> (gone)
+        v
+    fetched ──> WAITING ──── taken ────> IN_HAND ── finished ──> HANDLED ── acknowledged ──> (gone)
+                   ^                     │    │                     ^
+                   └───── put back ──────┘    └──> OVERTAKEN ───────┘  finished, or too late
+                                                                       to be put back
+    WAITING, IN_DOUBT, IN_HAND ── older than message_ttl ──> EXPIRED ── swept ──> (gone)
+
+Each row that is held has a stage, and is not fetched, but for one that is in doubt. A message in
+memory only goes the same way, and is gone where a row would be handled or expired. Only the methods
+of `Held` change a stage; they return how many messages are dropped, for whoever counts them
+(invariant 15).
+
+A *life* of the inbox is the time between two addings of its session. If a claim says that it is
+another session than before, nothing of an earlier life is its own: that is dropped, and what its
+former reader still has is neither put back nor acknowledged (invariant 14).
+
+See docs/decisions/0009-one-writer.md.
+"""
+
+import enum
+from collections.abc import Iterable
+from itertools import islice
+
+from trio_sessions._messages._line import Line, Message
+
+__all__ = ["Held", "Stage"]
+
+
+class Stage(enum.Enum):
+    """How far a row is that is held; see the drawing above."""
+
+    WAITING = enum.auto()
+    """It is in the line."""
+    IN_DOUBT = enum.auto()
+    """It is in the line, and another worker may have handled it: it is asked for once more."""
+    IN_HAND = enum.auto()
+    """The last reader has it, and nothing goes out before it comes back."""
+    OVERTAKEN = enum.auto()
+    """A former reader has it, and the next one does not wait for it any more."""
+    HANDLED = enum.auto()
+    """It is to be acknowledged."""
+    EXPIRED = enum.auto()
+    """It was too old: the sweep deletes and counts it."""
+
+    __hash__ = object.__hash__  # an enum's own is slow before Python 3.12
+
+
+_NEXT: dict[Stage | None, set[Stage | None]] = {
+    None: {Stage.WAITING},
+    Stage.WAITING: {Stage.IN_DOUBT, Stage.IN_HAND, Stage.EXPIRED},
+    Stage.IN_DOUBT: {Stage.WAITING, Stage.EXPIRED, None},
+    Stage.IN_HAND: {Stage.WAITING, Stage.OVERTAKEN, Stage.HANDLED, Stage.EXPIRED},
+    Stage.OVERTAKEN: {Stage.HANDLED},
+    Stage.HANDLED: {None},
+    Stage.EXPIRED: {None},
+}
+
+
+class Held:
+    """See the head of this file.
+
+    Args:
+        line: the messages that wait, in their order. Nobody else takes one out.
+    """
+
+    __slots__ = ("_floor", "_last", "_line", "_rows", "_taken", "_until", "life")
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._rows: dict[Stage, dict[int, None]] = {stage: {} for stage in Stage}
+        """In the order in which they came to their stage."""
+        self._taken: dict[object, Message] = {}
+        """What each reader has; a former one may still have its own."""
+        self._last: object = None
+        """The reader that has taken one last: the next one waits for what it has."""
+        self._until = float("inf")
+        self.life = 0
+        """Counts how often the session was added again; a message has the one it came in."""
+        self._floor = 0
+        """Messages of earlier lives belong to another session."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rows.values()))
+
+    # ---- what is asked ----
+
+    def stage(self, row: int) -> Stage | None:
+        """Return the stage of a row; None: it is not held."""
+        for stage, rows in self._rows.items():
+            if row in rows:
+                return stage
+        return None
+
+    def rows(self, *stages: Stage) -> frozenset[int]:
+        """Return the rows that are in one of these stages."""
+        return frozenset().union(*(self._rows[stage] for stage in stages))
+
+    def count(self, stage: Stage) -> int:
+        """Return how many rows are in a stage."""
+        return len(self._rows[stage])
+
+    def is_in_doubt(self, message: Message) -> bool:
+        """Say whether another worker may have handled a message that waits."""
+        return message.row in self._rows[Stage.IN_DOUBT]
+
+    @property
+    def not_to_be_fetched(self) -> frozenset[int]:
+        """The rows that are held, and not in doubt."""
+        return self.rows(*(stage for stage in Stage if stage is not Stage.IN_DOUBT))
+
+    @property
+    def in_hand(self) -> Message | None:
+        """The message for which the next reader has to wait."""
+        return self._taken.get(self._last)
+
+    @property
+    def until(self) -> float:
+        """The moment until which the next reader waits for it; -inf: nothing is in hand."""
+        return float("-inf") if self.in_hand is None else self._until
+
+    def handled(self, most: int) -> tuple[int, ...]:
+        """Return rows that are to be acknowledged, the first that were handled, sorted."""
+        return tuple(sorted(islice(self._rows[Stage.HANDLED], most)))
+
+    def handed_out(self, *, moved: bool) -> frozenset[int]:
+        """Return the rows that are to be acknowledged when the session leaves.
+
+        Args:
+            moved: the next holder delivers what is in hand.
+        """
+        rows = self.rows(Stage.HANDLED, Stage.OVERTAKEN)
+        return rows if moved else rows | self.rows(Stage.IN_HAND)
+
+    # ---- the stages ----
+
+    def _go(self, row: int | None, stage: Stage | None) -> None:
+        if row is None:
+            return
+        before = self.stage(row)
+        if stage not in _NEXT[before]:
+            raise RuntimeError(f"a message cannot go from {before} to {stage}")
+        if before is not None:
+            del self._rows[before][row]
+        if stage is not None:
+            self._rows[stage][row] = None
+
+    def _clear(self) -> None:
+        for rows in self._rows.values():
+            rows.clear()
+
+    def add_row(self, row: int, message: Message, *, after: float) -> None:
+        """Let a row that was fetched wait in its place; see `Line.append_row`."""
+        self._go(row, Stage.WAITING)
+        self._line.append_row(row, message, after=after)
+
+    def take(self, reader: object) -> Message:
+        """Hand out the next message; `finish`, `put_back` or `expire_in_hand` must follow."""
+        if (former := self.in_hand) is not None:
+            self._go(former.row, Stage.OVERTAKEN)
+        message = self._line.pop()
+        self._taken[reader] = message
+        self._last, self._until = reader, float("inf")
+        self._go(message.row, Stage.IN_HAND)
+        return message
+
+    def wait_until(self, moment: float) -> None:
+        """Limit how long the next reader waits for the message in hand."""
+        self._until = moment
+
+    def finish(self, reader: object) -> bool:
+        """Note that a reader has handled what it has; False: it has nothing."""
+        message = self._taken.pop(reader, None)
+        if message is None:
+            return False
+        if message.life >= self._floor:
+            self._go(message.row, Stage.HANDLED)
+        return True
+
+    def put_back(self, reader: object, *, has_ended: bool) -> int:
+        """Take back what a reader has not finished; return how many messages are dropped for it.
+
+        Args:
+            reader: whose.
+            has_ended: the session is not held here any more. A row waits for its next holder.
+        """
+        is_in_hand = reader is self._last
+        message = self._taken.pop(reader, None)
+        if message is None:
+            return 0
+        if is_in_hand and not has_ended:
+            self._go(message.row, Stage.WAITING)
+            self._line.put_back(message)
+            return 0
+        if message.row is None:
+            return 1
+        if has_ended or message.life < self._floor:
+            return 0
+        self._go(message.row, Stage.HANDLED)  # others went before it: it would be out of order
+        return 1
+
+    def acknowledged(self, rows: Iterable[int]) -> None:
+        """Note that rows are acknowledged."""
+        for row in rows:
+            if row in self._rows[Stage.HANDLED]:
+                self._go(row, None)
+
+    # ---- message_ttl ----
+
+    def expire(self, now: float) -> int:
+        """Take out what has waited for too long; return how many messages are dropped.
+
+        A row is counted by the sweep that deletes it.
+        """
+        if not self._line.count:
+            return 0
+        gone = self._line.drop(lambda one: one.expires_at < now)
+        for message in gone:
+            self._go(message.row, Stage.EXPIRED)
+        return sum(message.row is None for message in gone)
+
+    def expire_in_hand(self, reader: object) -> int:
+        """Take back what a reader was given too late; return how many messages are dropped."""
+        message = self._taken.pop(reader)
+        self._go(message.row, Stage.EXPIRED)
+        return int(message.row is None)
+
+    def swept(self) -> None:
+        """Note that the store has dropped what was too old."""
+        for row in list(self._rows[Stage.EXPIRED]):
+            self._go(row, None)
+
+    # ---- whose they are ----
+
+    def doubt(self) -> None:
+        """Doubt the rows that wait: another worker may have handled them."""
+        for row in list(self._rows[Stage.WAITING]):
+            self._go(row, Stage.IN_DOUBT)
+
+    def confirm(self, row: int) -> None:
+        """Note that a row is still in the store: nobody has handled it."""
+        if row in self._rows[Stage.IN_DOUBT]:
+            self._go(row, Stage.WAITING)
+
+    def drop_doubtful(self) -> None:
+        """Let go of copies whose rows have been handled elsewhere."""
+        for message in self._line.drop(self.is_in_doubt) if self.count(Stage.IN_DOUBT) else ():
+            self._go(message.row, None)
+
+    def drop_earlier_lives(self) -> list[Message]:
+        """Let go of what is another session's; return what has waited of it."""
+        self._floor = self.life
+        gone = self._line.drop(lambda one: one.life < self._floor)
+        if self.in_hand is not None and self.in_hand.life < self._floor:
+            self._last = None
+        self._clear()
+        for message in self._line:
+            self._go(message.row, Stage.WAITING)
+        if self.in_hand is not None:
+            self._go(self.in_hand.row, Stage.WAITING)
+            self._go(self.in_hand.row, Stage.IN_HAND)
+        return gone
+
+    def forget_rows(self) -> None:
+        """Forget the rows of all messages, for the store went back: they are in memory only.
+
+        What it still has is delivered once more; what it gives an old id to is another message.
+        """
+        for message in (*self._line, *self._taken.values()):
+            message.row = None
+        self._clear()
+
+    def clear(self) -> list[Message]:
+        """Take out what waits, when the session has left; return it."""
+        return self._line.drop(lambda _: True)
