@@ -107,7 +107,7 @@ def test_another_sessions_message_is_not_acknowledged(*, is_finished: bool) -> N
     """A row of this session may have its id."""
     held = make_held(1, 2)
     held.take("former")
-    held.life += 1
+    held.begin_life()
     add(held, 3)
     assert [one.row for one in held.drop_earlier_lives()] == [2]
     assert stages(held) == {3: Stage.WAITING}

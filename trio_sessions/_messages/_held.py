@@ -69,33 +69,30 @@ class Held:
         line: the messages that wait, in their order. Nobody else takes one out.
     """
 
-    __slots__ = ("_floor", "_last", "_line", "_rows", "_taken", "_until", "life")
+    __slots__ = ("_floor", "_last", "_life", "_line", "_rows", "_stages", "_taken", "_until")
 
     def __init__(self, line: Line) -> None:
         self._line = line
+        self._stages: dict[int, Stage] = {}
         self._rows: dict[Stage, dict[int, None]] = {stage: {} for stage in Stage}
-        """In the order in which they came to their stage."""
+        """The same by stage, in the order in which they came to it; `_go` keeps both."""
         self._taken: dict[object, Message] = {}
         """What each reader has; a former one may still have its own."""
         self._last: object = None
         """The reader that has taken one last: the next one waits for what it has."""
         self._until = float("inf")
-        self.life = 0
-        """Counts how often the session was added again; a message has the one it came in."""
+        self._life = 0
         self._floor = 0
         """Messages of earlier lives belong to another session."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._rows.values()))
+        return len(self._stages)
 
     # ---- what is asked ----
 
     def stage(self, row: int) -> Stage | None:
         """Return the stage of a row; None: it is not held."""
-        for stage, rows in self._rows.items():
-            if row in rows:
-                return stage
-        return None
+        return self._stages.get(row)
 
     def rows(self, *stages: Stage) -> frozenset[int]:
         """Return the rows that are in one of these stages."""
@@ -107,12 +104,17 @@ class Held:
 
     def is_in_doubt(self, message: Message) -> bool:
         """Say whether another worker may have handled a message that waits."""
-        return message.row in self._rows[Stage.IN_DOUBT]
+        return message.row is not None and self._stages.get(message.row) is Stage.IN_DOUBT
 
     @property
     def not_to_be_fetched(self) -> frozenset[int]:
         """The rows that are held, and not in doubt."""
-        return self.rows(*(stage for stage in Stage if stage is not Stage.IN_DOUBT))
+        return frozenset(self._stages) - self.rows(Stage.IN_DOUBT)
+
+    @property
+    def life(self) -> int:
+        """How often the session was added again; a message has the life in which it came."""
+        return self._life
 
     @property
     def in_hand(self) -> Message | None:
@@ -122,7 +124,13 @@ class Held:
     @property
     def until(self) -> float:
         """The moment until which the next reader waits for it; -inf: nothing is in hand."""
-        return float("-inf") if self.in_hand is None else self._until
+        return self._until if self._last in self._taken else float("-inf")
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is in hand or to be acknowledged, and nothing in memory only."""
+        is_stored = all(one.row is not None for one in self._line)
+        return is_stored and self.in_hand is None and not self._rows[Stage.HANDLED]
 
     def handled(self, most: int) -> tuple[int, ...]:
         """Return rows that are to be acknowledged, the first that were handled, sorted."""
@@ -142,15 +150,19 @@ class Held:
     def _go(self, row: int | None, stage: Stage | None) -> None:
         if row is None:
             return
-        before = self.stage(row)
+        before = self._stages.get(row)
         if stage not in _NEXT[before]:
             raise RuntimeError(f"a message cannot go from {before} to {stage}")
         if before is not None:
             del self._rows[before][row]
-        if stage is not None:
+        if stage is None:
+            del self._stages[row]
+        else:
+            self._stages[row] = stage
             self._rows[stage][row] = None
 
     def _clear(self) -> None:
+        self._stages.clear()
         for rows in self._rows.values():
             rows.clear()
 
@@ -252,9 +264,13 @@ class Held:
         for message in self._line.drop(self.is_in_doubt) if self.count(Stage.IN_DOUBT) else ():
             self._go(message.row, None)
 
+    def begin_life(self) -> None:
+        """Note that the session was added again."""
+        self._life += 1
+
     def drop_earlier_lives(self) -> list[Message]:
         """Let go of what is another session's; return what has waited of it."""
-        self._floor = self.life
+        self._floor = self._life
         gone = self._line.drop(lambda one: one.life < self._floor)
         if self.in_hand is not None and self.in_hand.life < self._floor:
             self._last = None

@@ -238,7 +238,7 @@ class Messages:
     def is_quiet(self, entry: Entry) -> bool:
         """Say whether nothing of a session is in hand, in memory alone, or to be acknowledged."""
         inbox = self._inboxes.get(entry.session_id)
-        return inbox is None or (inbox.is_quiet and not inbox.has_handled)
+        return inbox is None or inbox.held.is_quiet
 
     # ---- the loops ----
 
