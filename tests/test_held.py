@@ -55,8 +55,6 @@ def test_what_was_overtaken_is_handled_out_of_its_order_or_dropped() -> None:
     held.take("next")
     assert held.until == float("inf")
     assert stages(held) == {1: Stage.OVERTAKEN, 2: Stage.IN_HAND, 3: Stage.WAITING}
-    assert held.handed_out(moved=True) == {1}
-    assert held.handed_out(moved=False) == {1, 2}
     assert held.put_back("former", has_ended=False) == 1
     assert stages(held) == {1: Stage.HANDLED, 2: Stage.IN_HAND, 3: Stage.WAITING}
     assert held.put_back("next", has_ended=False) == 0
@@ -97,7 +95,7 @@ def test_what_has_expired_is_left_for_the_sweep() -> None:
     held.take("reader")
     assert held.expire_in_hand("reader") == 1
     assert stages(held) == {1: Stage.EXPIRED, 2: Stage.EXPIRED}
-    assert held.handed_out(moved=False) == set()
+    assert held.depart(moved=False) == set()
     held.swept()
     assert len(held) == 0
 
@@ -134,3 +132,31 @@ def test_after_a_rewind_no_reader_has_a_row(*, is_finished: bool) -> None:
         else:
             assert held.put_back(reader, has_ended=False) == dropped
     assert stages(held) == {1: Stage.WAITING, 2: Stage.WAITING}
+
+
+@pytest.mark.parametrize(("moved", "rows", "dropped"), [(True, {1, 4}, 0), (False, {1, 2, 4}, 1)])
+def test_what_was_acknowledged_at_the_end_is_dropped_if_it_comes_back(
+    *, moved: bool, rows: set[int], dropped: int
+) -> None:
+    """Nobody delivers it once more; what was in hand of a session that has moved, somebody does."""
+    held = make_held(4, 1, 2, 3)
+    held.take("former")
+    held.finish("former")
+    held.take("former")
+    held.take("next")
+    assert [one.row for one in held.clear()] == [3]
+    assert held.depart(moved=moved) == rows
+    assert held.put_back("former", has_ended=True) == 1
+    assert held.put_back("next", has_ended=True) == dropped
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_what_is_finished_after_the_end_was_handled(*, moved: bool) -> None:
+    """Whether it was acknowledged before or not."""
+    held = make_held(1, 2)
+    held.take("former")
+    held.take("next")
+    held.depart(moved=moved)
+    assert held.finish("former")
+    assert held.finish("next")
+    assert stages(held) == {1: Stage.HANDLED, 2: Stage.HANDLED}

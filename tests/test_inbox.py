@@ -234,8 +234,7 @@ def test_the_next_reader_waits_for_what_the_former_has_in_hand() -> None:
     former = inbox.take(READER, 0.0)
     assert former is not None
     assert in_hand(inbox) == 1
-    assert inbox.held.handed_out(moved=False) == {1}
-    assert inbox.held.handed_out(moved=True) == set()
+    assert inbox.held.stage(1) is Stage.IN_HAND
     inbox.add_again(detach=True, seal=False, until=5.0)
     inbox.open("next", 0.0)
     fill(inbox)

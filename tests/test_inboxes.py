@@ -36,7 +36,7 @@ def expire_one(inbox: Inbox) -> None:
 
 
 def handed_out(inbox: Inbox) -> frozenset[int]:
-    return inbox.held.handed_out(moved=False)
+    return inbox.held.rows(Stage.IN_HAND, Stage.OVERTAKEN, Stage.HANDLED)
 
 
 def with_expired_rows(sessions: int) -> tuple[Inboxes, list[Inbox]]:

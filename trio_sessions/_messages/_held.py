@@ -136,15 +136,6 @@ class Held:
         """Return rows that are to be acknowledged, the first that were handled, sorted."""
         return tuple(sorted(islice(self._rows[Stage.HANDLED], most)))
 
-    def handed_out(self, *, moved: bool) -> frozenset[int]:
-        """Return the rows that are to be acknowledged when the session leaves.
-
-        Args:
-            moved: the next holder delivers what is in hand.
-        """
-        rows = self.rows(Stage.HANDLED, Stage.OVERTAKEN)
-        return rows if moved else rows | self.rows(Stage.IN_HAND)
-
     # ---- the stages ----
 
     def _go(self, row: int | None, stage: Stage | None) -> None:
@@ -190,16 +181,21 @@ class Held:
         message = self._taken.pop(reader, None)
         if message is None:
             return False
-        if message.life >= self._floor:
+        if message.life >= self._floor and not self._was_acknowledged(message):
             self._go(message.row, Stage.HANDLED)
         return True
+
+    def _was_acknowledged(self, message: Message) -> bool:
+        """Say whether a message that a reader has was acknowledged when its session left."""
+        return message.row in self._rows[Stage.HANDLED]
 
     def put_back(self, reader: object, *, has_ended: bool) -> int:
         """Take back what a reader has not finished; return how many messages are dropped for it.
 
         Args:
             reader: whose.
-            has_ended: the session is not held here any more. A row waits for its next holder.
+            has_ended: the session is not held here any more. A row that was not acknowledged when
+                it left waits for its next holder.
         """
         is_in_hand = reader is self._last
         message = self._taken.pop(reader, None)
@@ -211,8 +207,10 @@ class Held:
             return 0
         if message.row is None:
             return 1
-        if has_ended or message.life < self._floor:
+        if message.life < self._floor:
             return 0
+        if has_ended:
+            return int(self._was_acknowledged(message))
         self._go(message.row, Stage.HANDLED)  # others went before it: it would be out of order
         return 1
 
@@ -291,6 +289,22 @@ class Held:
             message.row = None
         self._clear()
 
+    # ---- the end ----
+
     def clear(self) -> list[Message]:
         """Take out what waits, when the session has left; return it."""
         return self._line.drop(lambda _: True)
+
+    def depart(self, *, moved: bool) -> frozenset[int]:
+        """Let what readers have be acknowledged, when the session has left; return these rows.
+
+        If it comes back unfinished, it is dropped: nobody delivers it once more.
+
+        Args:
+            moved: the next holder delivers what is in hand.
+        """
+        for row in self.rows(Stage.OVERTAKEN) | (
+            frozenset() if moved else self.rows(Stage.IN_HAND)
+        ):
+            self._go(row, Stage.HANDLED)
+        return self.rows(Stage.HANDLED)

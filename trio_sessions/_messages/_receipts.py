@@ -105,7 +105,7 @@ class Receipts:
             moved: what is in hand is delivered by the next holder.
         """
         self.forget(inbox)
-        if rows := inbox.held.handed_out(moved=moved):
+        if rows := inbox.held.depart(moved=moved):
             self._writer.give(_LastReceipt(inbox.session_id, tuple(sorted(rows))))
 
     def forget(self, inbox: Inbox) -> None:
