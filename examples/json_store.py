@@ -50,6 +50,7 @@ class JsonStore(SessionStore):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
+        self._begun: set[str] = set()  # incarnations that must have a row: else it is another file
 
     # ---- the file ----
 
@@ -99,6 +100,7 @@ class JsonStore(SessionStore):
         await self._run(worker, Book.seen)
 
     async def close(self, worker: Worker) -> None:
+        self._begun.discard(worker.incarnation)
         await trio.lowlevel.checkpoint()  # nothing is kept open
 
     # ---- writing ----
@@ -127,6 +129,8 @@ class JsonStore(SessionStore):
         return await self._run(worker, work)
 
     async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        self._begun.discard(worker.incarnation)
+
         def work(book: Book) -> Swept:
             swept = book.remove_some([one for one, _ in book.own()][:limit], limit)
             if not swept.more:
@@ -150,7 +154,9 @@ class JsonStore(SessionStore):
             doubt = book.state["doubtful_until"] - book.now
             return Begun(was_swept=False, doubt=doubt, clock=book.now)
 
-        return await self._run(worker, work)
+        begun = await self._run(worker, work)
+        self._begun.add(worker.incarnation)
+        return begun
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
         def work(book: Book) -> Stamped:
@@ -194,11 +200,16 @@ class JsonStore(SessionStore):
 
         return await self._run(worker, work)
 
+    def _refuse_in_doubt(self, book: Book) -> None:
+        is_another = book.worker.incarnation in self._begun and book.seen() is None
+        if is_another or book.in_doubt:
+            raise StoreUnavailable("the file was restored or replaced: who is missing is unknown")
+
     async def _find(self, worker: Worker, session_id: str) -> Row | None:
         def work(book: Book) -> Row | None:
             row = book.rows.get(session_id)
-            if row is None and book.in_doubt:
-                raise StoreUnavailable("the file was restored: who is not there is unknown")
+            if row is None:
+                self._refuse_in_doubt(book)
             return row
 
         return await self._run(worker, work)
@@ -215,8 +226,7 @@ class JsonStore(SessionStore):
 
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         def work(book: Book) -> list[str]:
-            if book.in_doubt:
-                raise StoreUnavailable("the file was restored: some sessions may be missing")
+            self._refuse_in_doubt(book)
             rows = book.rows.items()
             return [one for one, row in rows if (row["capabilities"] or {}).get("elicitation")]
 

@@ -47,7 +47,7 @@ class Connection:
 def loop_factory(request: pytest.FixtureRequest) -> Any:
     if request.param == "asyncio":
         return asyncio.SelectorEventLoop
-    return pytest.importorskip("uvloop").new_event_loop
+    return pytest.importorskip("uvloop", reason="no uvloop here").new_event_loop
 
 
 @pytest.fixture(params=ASYNCIO)

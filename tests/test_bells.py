@@ -2,9 +2,6 @@
 
 import logging
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,14 +11,13 @@ from backdoors import DatabaseBackdoor
 from conftest import Shared
 from processes import killed_at_the_end
 from proxy import Proxy
+from readers import reading
 from soak import SOAK
 from statements import noting_engine
 
 from trio_sessions import RowUnavailable, SessionRegistry, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
-from trio_sessions.stores.database._bell import _FileBell
-from trio_sessions.stores.database._questions import Questions
 from trio_sessions.stores.database._schema import tables
 from trio_sessions.stores.database.postgresql._batch import Commit
 from trio_sessions.testing import FakeTransport
@@ -29,42 +25,6 @@ from trio_sessions.types import Sent
 from trio_sessions.writes import Batch, Claim, Claimed, Outcome, Send
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
-
-
-class Reader:
-    """Reads the inboxes of some sessions, and keeps what it got."""
-
-    def __init__(self, registry: SessionRegistry) -> None:
-        self.received: dict[str, list[Any]] = {}
-        self._registry = registry
-        self._changed = trio.Event()
-
-    async def read(self, session_id: str, *, task_status: trio.TaskStatus[None]) -> None:
-        received = self.received.setdefault(session_id, [])
-        async with self._registry.open_inbox(session_id) as inbox:
-            task_status.started()
-            async for message in inbox:
-                received.append(message)
-                self._changed.set()
-
-    async def until(self, count: int, seconds: float = 30.0) -> None:
-        """Wait until so many messages have been received in all."""
-        with trio.fail_after(seconds):
-            while sum(map(len, self.received.values())) < count:
-                self._changed = trio.Event()
-                await self._changed.wait()
-
-
-@asynccontextmanager
-async def reading(registry: SessionRegistry, *session_ids: str) -> AsyncIterator[Reader]:
-    """Hold sessions here and read their inboxes."""
-    reader = Reader(registry)
-    async with trio.open_nursery() as nursery:
-        for session_id in session_ids:
-            await registry.add_session(session_id, FakeTransport())
-            await nursery.start(reader.read, session_id)
-        yield reader
-        nursery.cancel_scope.cancel()
 
 
 async def quiet(proxy: Proxy) -> None:
@@ -342,92 +302,6 @@ def fill(connection: sa.Connection) -> None:
 def explain(connection: sa.Connection, statement: str, parameters: Any) -> str:
     rows = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
     return "\n".join(row[0] for row in rows)
-
-
-# ---- SQLite ----
-
-
-async def test_a_file_that_does_not_change_is_looked_at_and_not_read(sqlite_url: sa.URL) -> None:
-    """No query on a table while nothing changes."""
-    statements: Counter[str] = Counter()
-    engine = sa.create_engine(sqlite_url)
-
-    @sa.event.listens_for(engine, "before_cursor_execute")
-    def note(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        statements[statement] += 1
-
-    async with (
-        open_registry(engine) as a,
-        open_registry(sqlite_url) as b,
-        reading(a, "s", "t") as reader,
-    ):
-        await b.broadcast("s", 1)
-        await reader.until(1)
-        await trio.sleep(1.0)  # acknowledged, and that change was looked at, too
-        statements.clear()
-        await trio.sleep(1.0)
-        assert statements.pop("PRAGMA data_version") >= 3
-        assert not statements
-        await b.broadcast("t", 2)
-        await reader.until(2)
-        assert reader.received == {"s": [1], "t": [2]}
-    engine.dispose()
-
-
-def test_what_is_stored_between_two_reads_of_a_look_is_seen_by_the_next(sqlite: Shared) -> None:
-    """The file may change after its version was read, and after the messages were."""
-    backdoor = sqlite.backdoor
-    assert isinstance(backdoor, DatabaseBackdoor)
-    backdoor.sessions.metadata.create_all(backdoor.engine)
-    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
-    questions = Questions(tables("trio_"))
-    after_the_version, after_the_news = list[str](), list[str]()
-
-    def store(session_ids: list[str]) -> None:
-        while session_ids:
-            one = {"session_id": session_ids.pop(), "payload": "0"}
-            backdoor.execute(sa.insert(backdoor.messages_table).values(one))
-
-    def news(connection: sa.Connection, seen: int) -> tuple[int, frozenset[str]]:
-        store(after_the_version)
-        return questions.news(connection, worker, seen)
-
-    for session_id in "abc":
-        row = {"session_id": session_id, "worker_id": "w", "incarnation": "i"}
-        backdoor.execute(sa.insert(backdoor.sessions).values(row))
-    source: Any = None  # only waiting needs one
-    with backdoor.engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-
-        @sa.event.listens_for(connection, "after_cursor_execute")
-        def note(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
-            if "DISTINCT" in statement:
-                store(after_the_news)
-
-        bell = _FileBell(source, worker, connection, news)
-        assert bell.look(connection) == frozenset()
-        store(["a"])
-        after_the_version.append("b")
-        after_the_news.append("c")
-        assert bell.look(connection) == {"a", "b"}
-        assert bell.look(connection) == {"c"}
-        assert bell.look(connection) == frozenset()
-
-
-async def test_messages_are_read_while_somebody_writes(sqlite: Shared) -> None:
-    """A reader needs no turn as a writer, which another process may keep for long."""
-    backdoor = sqlite.backdoor
-    assert isinstance(backdoor, DatabaseBackdoor)
-    async with sqlite.open() as a, sqlite.open() as b:
-        await a.add_session("s", FakeTransport())
-        await b.broadcast("s", 1)
-        with backdoor.engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            with trio.fail_after(40):
-                async with a.open_inbox("s") as inbox:
-                    assert await anext(inbox) == 1
-            connection.exec_driver_sql("ROLLBACK")
-        assert len(backdoor.messages()) == 1  # only now can it be acknowledged
 
 
 # ---- crashes and storms ----

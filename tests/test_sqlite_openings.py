@@ -17,6 +17,7 @@ from backdoors import DatabaseBackdoor
 from trio_sessions import SessionRegistry, StoreUnavailable, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database.sqlite import _connections as sqlite_connections
 from trio_sessions.testing import FakeTransport
 from trio_sessions.writes import Batch, Claim
 
@@ -262,3 +263,24 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_open(sqlite_url: sa.U
         await store.open(worker)
     assert scope.cancelled_caught
     assert not store._opened.is_open
+
+
+def test_a_turn_is_waited_for_no_longer_than_an_operation_may_take(
+    sqlite_url: sa.URL,
+) -> None:
+    """Two threads of one opening write: who waits has the bound that the settings name."""
+    options = sqlite_connections.engine_options(
+        sqlite_url, DatabaseStore(sqlite_url, lock_timeout=0.05, operation_timeout=0.1)
+    )
+    engine = sa.create_engine(sqlite_url, poolclass=sa.NullPool).execution_options(**options)
+    with engine.connect() as first, engine.connect() as second:
+        with sqlite_connections.transaction(first):
+            began = time.monotonic()
+            with (
+                pytest.raises(StoreUnavailable, match="other threads of this process"),
+                sqlite_connections.transaction(second),
+            ):
+                raise AssertionError("it did not wait for its turn")
+            assert 0.1 <= time.monotonic() - began < 9
+        with sqlite_connections.transaction(second):
+            assert second.exec_driver_sql("SELECT 1").scalar() == 1

@@ -306,6 +306,11 @@ class NeverDoubts(MemoryStore):
         return await super().begin(worker, history, presence, after=None)
 
 
+class NeverMissesItsRow(MemoryStore):
+    def _is_in_doubt(self, worker: Worker, now: float) -> bool:
+        return self._workers.is_in_doubt(now)
+
+
 MUTANTS = [
     (KeepsNoStamp, "each_batch_and_each_stamp_counts_one_beat"),
     (KeepsNoStamp, "what_the_store_does_not_know_does_nothing"),
@@ -321,6 +326,7 @@ MUTANTS = [
     (ForgetsWhichHistoryHasGone, "stamps_keep_rows_that_are_not_refreshed"),
     (ForgetsWhoHasGone, "stamps_keep_rows_that_are_not_refreshed"),
     (KnowsOneTtl, "a_lease_is_as_long_as_its_holder_says"),
+    (NeverMissesItsRow, "a_worker_without_a_row_is_in_doubt"),
     (NeverDoubts, "after_a_rewind_what_is_not_there_is_unknown"),
     (BelievesEverything, "what_is_not_there_is_in_no_field"),
     (TellsNoTakeoverFromAbsence, "what_is_not_there_is_in_no_field"),

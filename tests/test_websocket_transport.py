@@ -199,7 +199,7 @@ async def test_a_client_that_floods_is_not_read_without_bound() -> None:
                     await pair.client.send_message('"' + "x" * 10_000 + '"')
 
             nursery.start_soon(flood)
-            while transport._room > 0:
+            while transport._unread.has_room:
                 assert await transport.is_connected() is True
             for _ in range(3):
                 assert await transport.is_connected() is True

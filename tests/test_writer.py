@@ -1,23 +1,22 @@
 """The writer: what makes a batch, in which order, and who is told what."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import outcome
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
-from hypothesis import strategies as st
+from orders import Many, One
 from trio.testing import MockClock
 
 from trio_sessions import RowUnavailable, StoreUnavailable
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
-from trio_sessions._orders import Lines, Order, Stage
+from trio_sessions._orders import Order, Stage
 from trio_sessions._settings import Settings
 from trio_sessions._witness import WentBack, Witness
 from trio_sessions._writer import Writer
@@ -30,41 +29,10 @@ from trio_sessions.writes import (
     Committed,
     Delete,
     Send,
-    SetOwner,
     Unfinished,
     Verdict,
     Write,
 )
-
-
-class One(Order[Any]):
-    """A write of a kind that a batch has once for a session."""
-
-    def __init__(self, session_id: str = "s", size: int = 0, name: str = "") -> None:
-        super().__init__(session_id, size)
-        self.name = name
-        self.concluded: list[Any] = []
-
-    def make(self) -> Write[Any] | None:
-        return SetOwner(session_id=self.session_id, owner=self.name or None)
-
-    def conclude(self, result: Any) -> None:
-        self.concluded.append(result)
-
-
-class Many(One):
-    """One of which a batch has several."""
-
-    is_grouped = True
-
-    def make(self) -> Write[Any] | None:
-        return Send(session_id=self.session_id, payload=self.name)
-
-
-class Others(Many):
-    """One of another kind, of which a batch has several, too."""
-
-    group = "others"
 
 
 @pytest.mark.parametrize(
@@ -78,151 +46,6 @@ async def test_everybody_who_waits_is_told_the_same_error(error: Exception) -> N
         with pytest.raises(type(error)) as raised:
             await order.wait()
         assert str(raised.value) == str(error)
-
-
-# ---- batches ----
-
-
-def test_two_kinds_that_are_grouped_do_not_go_together() -> None:
-    """For one session; each kind waits for the other, in the order of the calls."""
-    lines = Lines(rows=10, size=100)
-    orders = [Many("s"), Many("s"), Others("s"), Many("t"), Others("s"), Many("s")]
-    for order in orders:
-        lines.put(order)
-    batches = []
-    while batch := lines.next_batch():
-        batches.append(batch)
-        lines.done()
-    assert batches == [[orders[0], orders[1], orders[3]], [orders[2], orders[4]], [orders[5]]]
-
-
-def test_one_kind_for_each_session_and_batch() -> None:
-    """What follows waits for the next one, in the order of the calls."""
-    lines = Lines(rows=10, size=100)
-    orders = [One("s"), One("t"), Many("s"), Many("s"), One("s")]
-    for order in orders:
-        lines.put(order)
-    batches = []
-    while batch := lines.next_batch():
-        batches.append(batch)
-        lines.done()
-    assert batches == [orders[:2], orders[2:4], orders[4:]]
-    assert lines.waiting == 0
-
-
-def test_what_comes_while_a_batch_is_out_is_not_in_the_next_line_too_soon() -> None:
-    """A session has one batch out at a time."""
-    lines = Lines(rows=10, size=100)
-    lines.put(One("s"))
-    [first] = lines.next_batch()
-    second, other = One("s"), One("t")
-    lines.put(second)
-    lines.put(other)
-    assert first.stage is Stage.OUT
-    assert lines.next_batch() == [other]
-    lines.done()
-    assert lines.next_batch() == [second]
-
-
-def test_batches_are_bounded_in_rows_and_bytes() -> None:
-    """A single larger order makes a batch all the same."""
-    lines = Lines(rows=3, size=10)
-    for number in range(7):
-        lines.put(Many("s", size=1, name=str(number)))
-    lines.put(One("t", size=50))
-    lines.put(One("u", size=6))
-    lines.put(One("v", size=6))
-    sizes = []
-    while batch := lines.next_batch():
-        sizes.append([order.size for order in batch])
-        lines.done()
-    assert all(len(one) <= 3 and (sum(one) <= 10 or len(one) == 1) for one in sizes)
-    assert sum(map(len, sizes)) == 10
-    assert [50] in sizes
-
-
-def test_what_is_withdrawn_does_not_leave() -> None:
-    """What is out already cannot be withdrawn."""
-    lines = Lines(rows=10, size=100)
-    first, second = One("s", size=3), One("s")
-    lines.put(first)
-    lines.put(second)
-    assert lines.withdraw(first)
-    assert first.concluded == [None]
-    assert lines.waiting == 1
-    assert lines.next_batch() == [second]
-    assert not lines.withdraw(second)
-    assert not lines.withdraw(first)
-
-
-def test_a_locked_row_goes_again_later_before_what_follows() -> None:
-    """Other sessions do not wait for it."""
-    lines = Lines(rows=10, size=100)
-    locked = [Many("s"), Many("s")]
-    after, other = Many("s"), One("t")
-    for order in locked:
-        lines.put(order)
-    batch = lines.next_batch()
-    lines.put(after)
-    lines.put(other)
-    lines.ask_again(batch, due=5.0)
-    lines.done()
-    assert lines.next_batch() == [other]
-    lines.done()
-    assert lines.next_due() == 5.0
-    lines.wake(4.9)
-    assert lines.next_batch() == []
-    lines.wake(5.0)
-    assert lines.next_batch() == [*locked, after]
-
-
-@given(
-    plan=st.lists(st.tuples(st.sampled_from("stu"), st.booleans(), st.integers(0, 4)), max_size=40),
-    rows=st.integers(1, 5),
-    size=st.integers(1, 8),
-    chances=st.lists(st.sampled_from(["done", "again", "withdraw"]), max_size=60),
-)
-def test_every_order_leaves_once_and_in_its_line(
-    plan: list[tuple[str, bool, int]], rows: int, size: int, chances: list[str]
-) -> None:
-    """Whatever is locked, withdrawn, or larger than a batch."""
-    lines = Lines(rows=rows, size=size)
-    orders: list[Order[Any]] = [
-        (Many if many else One)(session_id, weight) for session_id, many, weight in plan
-    ]
-    given_: dict[Order[Any], int] = {order: place for place, order in enumerate(orders)}
-    for order in orders:
-        lines.put(order)
-    left: list[Order[Any]] = []
-    chance, now = iter(chances), 0.0
-    for _ in range(500):
-        lines.wake(now)
-        batch = lines.next_batch()
-        assert len(batch) <= rows
-        assert len(batch) <= 1 or sum(order.size for order in batch) <= size
-        for one, two in pairwise(batch):
-            if one.session_id == two.session_id:
-                assert one.is_grouped
-                assert two.is_grouped
-        what = next(chance, "done")
-        if what == "again" and batch:
-            locked = {order.session_id for order in batch[:1]}
-            lines.ask_again([o for o in batch if o.session_id in locked], now + 1)
-            batch = [o for o in batch if o.session_id not in locked]
-        if what == "withdraw":
-            waiting = [order for order in orders if order.stage is Stage.WAITING]
-            assert all(lines.withdraw(order) for order in waiting[:1])
-        left += batch
-        for order in batch:
-            order.settle(None)
-        lines.done()
-        now += 0.5
-    assert all(order.stage is Stage.SETTLED for order in orders)
-    assert len(left) == len(set(left))
-    for session_id in "stu":
-        places = [given_[order] for order in left if order.session_id == session_id]
-        assert places == sorted(places)
-    assert (lines.waiting, lines.everything()) == (0, [])
 
 
 # ---- the writer ----
@@ -272,6 +95,15 @@ def make_writer(store: FaultyStore, **settings: Any) -> Writer:
     return Writer(edge, histories, counters, rows=100, timeout=checked.store_timeout)
 
 
+@asynccontextmanager
+async def writing(writer: Writer, *, finish_within: float = 1.0) -> AsyncIterator[trio.Nursery]:
+    """Let a writer run for the block, and finish."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        yield nursery
+        await writer.finish(trio.current_time() + finish_within)
+
+
 async def settle_all(orders: Sequence[Order[Any]]) -> None:
     for order in orders:
         await order.settled()
@@ -281,8 +113,7 @@ async def test_what_arrives_while_a_batch_is_out_makes_the_next(autojump_clock: 
     """A lone call waits for nobody."""
     store = Recorder()
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         store.gate = trio.Event()
         orders = [writer.give(One("first"))]
         await trio.testing.wait_all_tasks_blocked()
@@ -292,7 +123,6 @@ async def test_what_arrives_while_a_batch_is_out_makes_the_next(autojump_clock: 
         store.gate.set()
         await settle_all(orders)
         assert store.batches == [["first"], [f"s{number}" for number in range(50)]]
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: MockClock) -> None:
@@ -300,8 +130,7 @@ async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: 
     store = Recorder()
     store.locked = {"locked"}
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         locked = writer.give(One("locked"))
         good = writer.give(One("good"))
         start = trio.current_time()
@@ -311,7 +140,6 @@ async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: 
             await locked.wait()
         assert trio.current_time() - start > 1
         assert 5 < len(store.batches) < 40
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_rows_that_are_locked_for_long_are_in_nobodys_way(autojump_clock: MockClock) -> None:
@@ -319,8 +147,7 @@ async def test_rows_that_are_locked_for_long_are_in_nobodys_way(autojump_clock: 
     store = Recorder()
     store.locked = {f"locked{number}" for number in range(300)}
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         locked = [writer.give(One(one)) for one in sorted(store.locked)]
         for number in range(40):
             start = trio.current_time()
@@ -330,7 +157,6 @@ async def test_rows_that_are_locked_for_long_are_in_nobodys_way(autojump_clock: 
         assert all(isinstance(order.error, RowUnavailable) for order in locked)
         asked = sum(one in store.locked for batch in store.batches for one in batch)
         assert 300 * 5 < asked < 300 * 40
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_a_refused_batch_is_split(autojump_clock: MockClock) -> None:
@@ -338,13 +164,11 @@ async def test_a_refused_batch_is_split(autojump_clock: MockClock) -> None:
     store = Recorder()
     store.refused = {"s7"}
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         orders = [writer.give(One(f"s{number}")) for number in range(50)]
         await settle_all(orders)
         assert [order.session_id for order in orders if order.error is not None] == ["s7"]
         assert len(store.batches) < 20
-        await writer.finish(trio.current_time() + 1)
 
 
 class Deletion(One):
@@ -372,13 +196,11 @@ async def test_what_goes_piece_by_piece_has_patience_for_the_next_piece(
     """A lock that it meets at last is waited for as if it had just been given."""
     store = PieceByPiece()
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         order = writer.give(Deletion("s"))
         await order.settled()
         assert order.error is None
         assert len(store.batches) == store.pieces + 2
-        await writer.finish(trio.current_time() + 1)
 
 
 class AlwaysLate(Recorder):
@@ -396,8 +218,7 @@ async def test_what_always_comes_late_is_told_in_the_end(
 ) -> None:
     """After one timeout, or when the registry closes."""
     writer = make_writer(AlwaysLate(), store_timeout=10.0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         order = writer.give(One("s"))
         if closes:
             await trio.sleep(0.5)
@@ -406,7 +227,6 @@ async def test_what_always_comes_late_is_told_in_the_end(
             await order.settled()
         assert isinstance(order.error, StoreUnavailable)
         assert trio.current_time() <= (2 if closes else 11)
-        await writer.finish(trio.current_time() + 1)
 
 
 class SlowToRefuse(Recorder):
@@ -422,13 +242,11 @@ async def test_a_flood_of_refused_rows_is_not_split_without_end(autojump_clock: 
     store = SlowToRefuse()
     store.refused = {f"s{number}" for number in range(64)}
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         orders = [writer.give(One(one)) for one in sorted(store.refused)]
         await settle_all(orders)
         assert 15 <= trio.current_time() <= 25
         assert all(isinstance(order.error, RowUnavailable) for order in orders)
-        await writer.finish(trio.current_time() + 1)
 
 
 class LockedOnce(Recorder):
@@ -450,13 +268,11 @@ async def test_parts_of_a_split_batch_do_not_overtake_each_other(
     """Where the first half of a session's messages must go again, so must the other (15)."""
     store = LockedOnce()
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         orders = [writer.give(Many("s", name=str(number))) for number in range(6)]
         await settle_all(orders)
         assert store.payloads == [*"012345", *"012", *"012345"]
         assert [order.error for order in orders] == [None] * 6
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_a_caller_that_leaves_withdraws_what_has_not_left(
@@ -559,8 +375,7 @@ async def test_whoever_leaves_makes_room_for_those_outside(
     store = Recorder()
     store.locked = {"locked"}
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer) as nursery:
         with trio.CancelScope() as leaving:
             async with trio.open_nursery() as inside:
                 for number in range(3):
@@ -574,7 +389,6 @@ async def test_whoever_leaves_makes_room_for_those_outside(
         while ["free"] not in store.batches:
             await trio.sleep(0.001)
         assert trio.current_time() - start < 0.1
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_rows_that_sessions_claim_keep_nobody_outside(
@@ -584,12 +398,10 @@ async def test_rows_that_sessions_claim_keep_nobody_outside(
     monkeypatch.setattr("trio_sessions._writer._ROOM", (3, 1000))
     store = Recorder()
     writer = make_writer(store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         claims = [writer.give(One(f"s{number}")) for number in range(1000)]
         await writer.do(Many("message"))
         assert all(order.stage is Stage.SETTLED for order in claims)
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_in_an_outage_nobody_waits_longer_than_for_one_timeout_and_a_batch(
@@ -599,14 +411,12 @@ async def test_in_an_outage_nobody_waits_longer_than_for_one_timeout_and_a_batch
     store = Recorder()
     store.fail(Fault.HANGS)
     writer = make_writer(store, store_timeout=10.0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         orders = [writer.give(One(f"s{number}")) for number in range(1000)]
         start = trio.current_time()
         await settle_all(orders)
         assert trio.current_time() - start <= 21
         assert all(isinstance(order.error, StoreUnavailable) for order in orders)
-        await writer.finish(trio.current_time() + 1)
 
 
 async def test_closing_is_bounded(autojump_clock: MockClock) -> None:
@@ -638,9 +448,7 @@ async def test_a_wrong_answer_is_unknown(
             return Committed(answers=answers)
 
     writer = make_writer(Errs())
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(writer.run)
+    async with writing(writer):
         orders = [writer.give(One("s")), writer.give(One("t"))]
         await settle_all(orders)
         assert all("contract" in str(order.error) for order in orders)
-        await writer.finish(trio.current_time() + 1)

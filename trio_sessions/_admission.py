@@ -35,7 +35,7 @@ class Admission:
         self._expected += 1
 
     def expect_no_more(self) -> None:
-        """Give the place back: it has come, or will not."""
+        """Give back the place of an adoption that has ended, either way."""
         self._expected -= 1
 
     def check(self, session_id: str) -> None:

@@ -196,8 +196,7 @@ class Adopting:
         entry, _ = self._table.put(
             order.session_id, order.transport, order.added_at, generation=order.generation
         )
-        entry.claim()
-        self._claims.conclude(entry, made, claimed)
+        self._claims.adopted(entry, made, claimed)
         for listener in self._listeners:
             listener(order.session_id, order.from_worker)
         return entry

@@ -103,7 +103,7 @@ class Asking:
                     return answer
             except SessionsError:
                 raise
-            except Exception as exc:
+            except Exception as exc:  # of whoever wrote the store: logged, and the cause
                 logger.exception("the store failed in a way that it does not promise")
                 raise StoreUnavailable(
                     f"the store failed with {type(exc).__name__}; see the cause"

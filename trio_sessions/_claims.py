@@ -74,12 +74,12 @@ class _ClaimOrder(Order[Claimed]):
         self._claims.dropped(part.dropped)
 
     def conclude(self, result: outcome.Outcome[Claimed] | None) -> None:
-        if isinstance(result, outcome.Error):
-            assert isinstance(result.error, Exception)
-            self._entry.fail(result.error)
-        elif isinstance(result, outcome.Value):
+        if isinstance(result, outcome.Value):
             assert self._made is not None
             self._claims.conclude(self._entry, self._made, result.value)
+        elif isinstance(result, outcome.Error):
+            assert isinstance(result.error, Exception)
+            self._entry.fail(result.error)
         else:
             self._entry.fail(None)
 
@@ -141,7 +141,7 @@ class Claims:
         self._coming[session_id] += 1
 
     def end_adoption(self, session_id: str) -> None:
-        """Note that this has been decided."""
+        """Note that the adoption of a session has been decided."""
         self._coming[session_id] -= 1
         if not self._coming[session_id]:
             del self._coming[session_id]
@@ -155,7 +155,7 @@ class Claims:
         self._unheard.add(session_id)
 
     def expect_no_more(self, session_id: str) -> None:
-        """Note that it was answered, or forgotten."""
+        """Note that an adoption was answered, or given up."""
         self._unheard.discard(session_id)
 
     # ---- writing ----
@@ -180,6 +180,16 @@ class Claims:
         entry.forget()
         self.write(entry, first=True)
         return True
+
+    def lapse(self, entry: Entry) -> None:
+        """Note that a row was swept, for this worker had lost its lease."""
+        if entry.row in {Row.CONFIRMED, Row.LOST}:
+            entry.lapse(self._witness.known)
+
+    def adopted(self, entry: Entry, claim: Claim, claimed: Claimed) -> None:
+        """Take note of a claim that was answered before its session was held here."""
+        entry.claim()
+        self.conclude(entry, claim, claimed)
 
     async def attempt(self, entries: Iterable[Entry]) -> None:
         """Have rows written that are not, and wait until none of these is being written.

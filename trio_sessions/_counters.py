@@ -1,4 +1,4 @@
-"""The counters of one registry, from its opening on."""
+"""The counters of one registry, from its opening on; nobody else keeps one."""
 
 from bisect import bisect_left
 from collections.abc import Iterable

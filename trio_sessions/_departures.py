@@ -1,9 +1,10 @@
 """What removed sessions may have left behind: the rows that are still to be deleted.
 
-One number for each id: the generation of the latest session of that id that has ended here and
-whose row may still be there. It travels with every write as ``ended`` (`trio_sessions.writes`),
-so that nothing of a removed session is seen by a later one of its id (invariant 14). It is
-forgotten when a deletion, or the claim of a later session, has been answered.
+The one owner of that fact; whoever writes or reads asks here. One number for each id: the
+generation of the latest session of that id that has ended here and whose row may still be there. It
+travels with every write as ``ended`` (`trio_sessions.writes`), so that nothing of a removed session
+is seen by a later one of its id (invariant 14). It is forgotten when a deletion, or the claim of a
+later session, has been answered.
 See docs/decisions/0009-one-writer.md.
 """
 
@@ -14,7 +15,7 @@ from trio_sessions._entry import Entry
 
 __all__ = ["MOST", "Departures"]
 
-MOST = 100_000  # ids that are kept; the TTL sees to the rows of older ones
+MOST = 100_000  # ids that are kept; a pass finds the rows of older ones as strays
 
 
 class Departures:

@@ -9,7 +9,8 @@
                      │                               └── lost ──> LOST <────────────────┘
                      └── the database has forgotten it ─────────────┴┘
 
-Only `Entry`'s own methods change the state, and only `trio_sessions._claims` calls them. A row
+The one owner of which state a session's row is in: only `Entry`'s own methods change it, and only
+`trio_sessions._claims` calls these; `RowCounts` is told and counts. A row
 that was never confirmed is never read as missing (invariant 3); one that is being written is
 left alone by the pass. See docs/decisions/0009-one-writer.md.
 """
@@ -38,8 +39,8 @@ class Row(enum.Enum):
     """It was this worker's in a committed answer: if a later one lacks it, and the witness vouches
     for that, it is gone."""
     LOST = enum.auto()
-    """A newer holder has it, in a committed answer, or it was swept while this worker slept: the
-    next pass asks again, and removes."""
+    """In a committed answer a newer holder has it, or it was revoked, or was one too many of its
+    owner; or it was swept while this worker slept. The next pass asks again, and removes."""
 
     __hash__ = object.__hash__  # an enum's own is slow before Python 3.12
 
@@ -182,7 +183,7 @@ class Entry:
 
     @property
     def error(self) -> Exception | None:
-        """Why the last claim has failed."""
+        """The error of the last claim; None: it has not failed."""
         return self._error
 
     @property
@@ -192,7 +193,7 @@ class Entry:
 
     @property
     def is_certain(self) -> bool:
-        """False while a claim that failed may still have been carried out: its answer was lost."""
+        """Whether no claim that failed may have been carried out all the same, its answer lost."""
         return self._is_certain
 
     @property
@@ -220,7 +221,7 @@ class Entry:
 
     @property
     def confirmed_by(self) -> Stamp:
-        """A stamp of this worker without which no answer about the row counts."""
+        """The stamp that an answer about the row has to show, or a later one, to count."""
         return self._confirmed_by
 
     def confirm(self, claimed: Claimed, stamp: Stamp) -> None:
@@ -257,11 +258,11 @@ class Entry:
         self._holder = holder
 
     def learn_capabilities(self, capabilities: Capabilities) -> None:
-        """Note that these were written."""
+        """Note capabilities that were written with the row, or read from it."""
         self._capabilities = capabilities
 
     def learn_data(self, data: str | None) -> None:
-        """Note that this was written, or was found there."""
+        """Note data that was written with the row, or read from it."""
         self._data = data
 
     def forget(self) -> None:
@@ -270,7 +271,7 @@ class Entry:
         self._go(Row.UNWRITTEN)
 
     def recall(self, history: str) -> None:
-        """Let the row bring what is known, if the database has gone back since that was told.
+        """Add what is known of the session to its claim, if the database went back since.
 
         Args:
             history: the present one, begun because the database went back.

@@ -46,7 +46,7 @@ def abandon_on_fork(ongoing: _Abandons) -> None:
 
 
 def _part() -> None:
-    """In the child, in the thread that forked."""
+    """Part the run of a forked child from its parent's; in the thread that forked."""
     if not trio.lowlevel.in_trio_run():
         return
     ongoing = _runs.get(trio.lowlevel.current_trio_token())

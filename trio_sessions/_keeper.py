@@ -67,7 +67,7 @@ class Keeper:
         return self._opened.is_set()
 
     def stop(self) -> None:
-        """Let it close the registry."""
+        """Tell the keeper to close the registry; it does so on its own."""
         self._stop.set()
 
     # ---- its own ----
@@ -86,7 +86,7 @@ class Keeper:
                 self._registry = SessionRegistry(house)
                 self._opened.set()
                 await self._stop.wait()
-            except BaseException:
+            except BaseException:  # ends the block at once; raised when that has ended
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
                     await self._stop.wait()

@@ -88,5 +88,5 @@ class Leaving(Disconnecting):
         return await wait_all(self._deletions)
 
     async def gone(self) -> None:
-        """Wait until nothing is left of them here, or their rows are kept for the next pass."""
+        """Wait until all rows are deleted, or are kept for the next pass."""
         await wait_all(self._deletions)

@@ -59,7 +59,7 @@ def begin(
         return coroutine, enter(coroutine.send, None)
     except StopIteration as done:
         return None, done.value
-    except BaseException:
+    except BaseException:  # of the user's code; raised again
         coroutine.close()  # Ctrl-C may have come between its step and ours
         raise
 

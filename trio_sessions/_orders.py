@@ -1,5 +1,7 @@
 """What waits to be written, and which of it makes the next batch. Synchronous, no I/O.
 
+The one owner of two facts: the order of the calls for one session, and which batch is under way.
+
 Each session has a line of orders, in the order in which they were given. A batch takes from
 each line what stands first: one order, or several of a kind that a store takes together
 (messages). What follows waits for the next batch, so everything that is written of a session
@@ -83,7 +85,7 @@ class Order(abc.ABC, Generic[T]):
 
     @property
     def is_in_a_queue(self) -> bool:
-        """If it is locked, others take turns with the same lock: ask again soon, to get one."""
+        """Whether many take turns with the lock of its row: then it asks again sooner."""
         return False
 
     def advance(self, part: Unfinished) -> None:
@@ -93,7 +95,7 @@ class Order(abc.ABC, Generic[T]):
         """Take note of the answer, whoever waits for it; None: it was not needed any more."""
 
     def settle(self, result: outcome.Outcome[T] | None) -> None:
-        """Answer it."""
+        """Settle the order with its result, and let go whoever waits for that."""
         self.stage = Stage.SETTLED
         self._result = result
         self.conclude(result)
@@ -119,7 +121,7 @@ class Order(abc.ABC, Generic[T]):
 
     @property
     def error(self) -> BaseException | None:
-        """What it was answered with, if that is an error."""
+        """The error that the order was answered with; None: there is none, or no answer."""
         return self._result.error if isinstance(self._result, outcome.Error) else None
 
 
@@ -197,7 +199,7 @@ class Lines:
         return batch
 
     def done(self) -> None:
-        """The batch is not out any more: what follows in its lines may go."""
+        """End the batch that is out: what follows in its lines may go."""
         for session_id in self._out:
             if session_id in self._lines and session_id not in self._at_rest:
                 self._ready.append(session_id)

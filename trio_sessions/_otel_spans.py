@@ -37,7 +37,7 @@ class Spans:
         ) as span:
             try:
                 yield _Noted(span)
-            except Exception as exc:
+            except Exception as exc:  # noted in the span; raised again
                 _blame(span, exc)
                 raise
 
@@ -53,7 +53,7 @@ class Spans:
         error: Exception | None = None
         try:
             return await operation(*args, **kwargs)
-        except Exception as exc:
+        except Exception as exc:  # noted in the span; raised again
             error = exc
             raise
         finally:

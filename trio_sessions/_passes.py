@@ -160,11 +160,11 @@ class Passes:
         try:
             running.report = self._last_report = await one.run()
             await self._messages.after_pass(swept=one.swept)
-        except Exception as exc:
+        except Exception as exc:  # logged, counted, and raised by `cleanup`
             logger.exception("a pass failed; the next one follows as planned")
             self._counters.count_failed_pass()
             running.error = bare(exc)
-        except BaseException as exc:
+        except BaseException as exc:  # noted for whoever joined; raised again
             if not is_cancellation(exc):
                 running.crash = bare(exc)
             raise

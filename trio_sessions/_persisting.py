@@ -8,7 +8,7 @@ import trio
 
 from trio_sessions.errors import SessionsError
 
-__all__ = ["persist"]
+__all__ = ["jittered", "persist"]
 
 _BACKOFF = (0.1, 5.0)  # seconds between two attempts, the first and the longest
 
@@ -38,5 +38,10 @@ async def persist(
         except SessionsError as exc:
             log = logger.warning if pause == first else logger.debug
             log("%s failed, and goes on when the database is back: %s", what, exc)
-        await trio.sleep(pause * (0.5 + random.random()))  # noqa: S311 -- jitter, no secret
+        await trio.sleep(jittered(pause))
         pause = min(2 * pause, longest)
+
+
+def jittered(pause: float) -> float:
+    """Return a pause of about so many seconds: workers that failed together try again apart."""
+    return pause * (0.5 + random.random())  # noqa: S311 -- jitter, no secret

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
-from trio_sessions._asking import INHERITED, Asking
+from trio_sessions._asking import INHERITED, Asking, breach
 from trio_sessions._settings import Settings
 from trio_sessions.abc import (
     Bell,
@@ -228,18 +228,55 @@ class Questions(Asking):
 
     @asynccontextmanager
     async def open_bell(self) -> AsyncIterator[Bell]:
-        """Open the store's bell; whatever breaks it is `StoreUnavailable`."""
+        """Open the store's bell; whatever breaks it is `StoreUnavailable`.
+
+        What the block raises comes out as it is, though the store's bell may have wrapped it.
+        """
         if self.is_inherited:
             raise RegistryClosed(INHERITED)
+        of_the_block: Exception | None = None
         try:
             self.contact.bell_alive = False
             async with self._store.open_bell(self.worker) as bell:
                 self.contact.bell_alive = True
-                yield bell
+                try:
+                    yield _CheckedBell(bell)
+                except Exception as exc:
+                    of_the_block = exc
+                    raise
         except SessionsError:
             raise
-        except Exception as exc:
-            logger.exception("the store's bell broke in a way that it does not promise")
-            raise StoreUnavailable(f"the bell broke with {type(exc).__name__}") from exc
+        except Exception as exc:  # of whoever wrote the store
+            if of_the_block is not None:
+                raise of_the_block from None
+            raise _broken(exc) from exc
         finally:
             self.contact.bell_alive = False
+
+
+class _CheckedBell:
+    """A store's bell, held to its contract.
+
+    Args:
+        bell: the store's.
+    """
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+
+    async def wait(self) -> frozenset[str] | None:
+        """Wait as the store's does; whatever breaks it is `StoreUnavailable`."""
+        try:
+            rung = await self._bell.wait()
+        except SessionsError:
+            raise
+        except Exception as exc:  # of whoever wrote the store
+            raise _broken(exc) from exc
+        if rung is not None and not isinstance(rung, frozenset | set):
+            raise breach(f"its bell answered with {type(rung).__name__}")
+        return rung
+
+
+def _broken(exc: Exception) -> StoreUnavailable:
+    logger.error("the store's bell broke in a way that it does not promise", exc_info=exc)
+    return StoreUnavailable(f"the bell broke with {type(exc).__name__}")

@@ -422,7 +422,7 @@ class SessionRegistry(AdapterMethods):
             async for message in inbox:
                 try:
                     await interruptible(awaitable("handler", handler(message, inbox.transport)))
-                except BaseException as exc:
+                except BaseException as exc:  # of the user's handler; raised again
                     if not is_cancellation(exc, KeyboardInterrupt):
                         inbox.finish()
                     raise

@@ -13,7 +13,7 @@ import trio
 
 from trio_sessions._claims import Claims
 from trio_sessions._edge import chunked
-from trio_sessions._entry import Entry, Row
+from trio_sessions._entry import Entry
 from trio_sessions._histories import Histories
 from trio_sessions._mail import Mail
 from trio_sessions._table import LocalTable
@@ -72,11 +72,10 @@ class Restorer:
         for entry in entries:
             if entry.confirmed_by.history == history:
                 continue
-            if not self._witness.has_lapsed:
-                if self._claims.write_anew(entry):
-                    self._restoring.append(entry)
-            elif entry.row in {Row.CONFIRMED, Row.LOST}:
-                entry.lapse(self._witness.known)
+            if self._witness.has_lapsed:
+                self._claims.lapse(entry)
+            elif self._claims.write_anew(entry):
+                self._restoring.append(entry)
 
     def take_restoring(self) -> list[Entry]:
         """Return the sessions whose rows are claimed anew, each once; some may have ended since."""

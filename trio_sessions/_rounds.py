@@ -240,7 +240,7 @@ class Round:
         try:
             with self._host.scope() as scope:  # without a deadline until a call has to wait
                 await self._call_each(scope)
-        except Exception as exc:
+        except Exception as exc:  # logged, and the answer of whoever was not called
             logger.exception("%s() could not be called on all transports", self._name)
             self._failure = exc
         finally:

@@ -110,7 +110,7 @@ class SayOrder(Order[Said]):
         """Tell it what was written besides the owner."""
 
     def _supersede(self, pending: Pending) -> None:
-        """Have this written where what was known before is to be written once more."""
+        """Replace an older value that is to be written once more by this one."""
 
     @abc.abstractmethod
     def _write(self, ended: int) -> Write[Said]:
@@ -118,7 +118,7 @@ class SayOrder(Order[Said]):
 
     @abc.abstractmethod
     def _note(self, entry: Entry) -> None:
-        """Keep it, to be written with the row."""
+        """Note it as pending, to be written with the row."""
 
 
 class Saying:
@@ -178,7 +178,7 @@ class Saying:
         return await self._writer.do(order)
 
     async def _noted(self, session_id: str) -> Entry | None:
-        """Return the session if something is noted of it that cannot be written now.
+        """Return the session if what is pending for it cannot be written now.
 
         One attempt to write it is made, unless one is under way already: many may ask at once.
         """
@@ -210,7 +210,7 @@ class Saying:
                 return holder, ended > 0
 
     def _known(self, session_id: str) -> tuple[int, Pending | None]:
-        """Return what is another as soon as an answer may be of another session of this id."""
+        """Return a value that changes when answers may be of another session of this id."""
         entry = self._table.get(session_id)
         return self._departures.ended(session_id), None if entry is None else entry.pending
 

@@ -25,7 +25,7 @@ class Tally:
     sweeping: float = 0.0
 
     def report(self, duration: float) -> CleanupReport:
-        """Return it as it is now, after so many seconds."""
+        """Return the report of the pass as it stands, after so many seconds."""
         return CleanupReport(
             checked=self.checked,
             refreshed=self.refreshed,

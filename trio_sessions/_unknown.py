@@ -20,7 +20,7 @@ class Unknown:
         self._since: dict[Entry, float] = {}
 
     def note(self, session_ids: Iterable[str], began: float) -> None:
-        """Note of which sessions a pass could not learn it; all others are known.
+        """Replace the sessions that are unknown by those of the latest pass.
 
         Args:
             session_ids: those sessions.
@@ -31,5 +31,5 @@ class Unknown:
         self._since = {one: self._since.get(one, began) for one in entries if one is not None}
 
     def longest(self, now: float) -> float:
-        """Return the seconds of the one that is unknown for the longest; 0.0: there is none."""
+        """Return for how many seconds the longest of them has been unknown; 0.0: there is none."""
         return max(0.0, now - min(self._since.values(), default=now))

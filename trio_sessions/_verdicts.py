@@ -69,7 +69,7 @@ class RowVerdict:
 def judge_rows(
     entries: Iterable[Entry], answers: RowAnswers, witness: Witness, now: float
 ) -> RowVerdict:
-    """Absent from an answer is gone, if the witness vouches for it; unknown is unknown.
+    """Judge the sessions of a chunk: an absent row is gone only if the witness vouches.
 
     It does if the answer shows the history in which the row was confirmed, and no lower beat, and
     that beat cannot have been counted twice. A

@@ -23,7 +23,9 @@ Why a beat is enough: the stamps of one worker are in one order, that of the row
 survives a crash, a fail-over or a restore is a prefix of what was committed. So a database that
 shows a beat has all that was committed with that beat or before.
 
-Synchronous, the one owner of these facts. See docs/decisions/0010-evidence.md.
+Synchronous, the one owner of whether the absence of a row of ours is evidence, and of whether this
+worker has lost its lease (`Witness.has_lapsed`). Of others' rows the store says so itself, with
+`trio_sessions.errors.RowDoubtful`. See docs/decisions/0010-evidence.md.
 """
 
 import enum
@@ -100,12 +102,12 @@ class Witness:
 
     @property
     def standing(self) -> Standing:
-        """What it says now."""
+        """Whether the database is believed now."""
         return self._standing
 
     @property
     def is_steady(self) -> bool:
-        """Nothing contradicts it."""
+        """Whether no answer has contradicted the present history."""
         return self._standing is Standing.STEADY
 
     @property
@@ -155,7 +157,7 @@ class Witness:
         return flight
 
     def lose(self, flight: Flight) -> None:
-        """Note that the answer was lost; harmless if it was not."""
+        """Note that the answer to a flight was lost; nothing happens if it has landed."""
         if flight not in self._flights:
             return
         self._flights.discard(flight)
@@ -222,7 +224,7 @@ class Witness:
         raise WentBack
 
     async def contradicted(self) -> None:
-        """Wait until something contradicts it."""
+        """Wait until an answer contradicts the present history."""
         if self._standing is not Standing.CONTRADICTED:
             self._contradicted = trio.Event()
             await self._contradicted.wait()

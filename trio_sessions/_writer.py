@@ -24,7 +24,6 @@ See docs/decisions/0009-one-writer.md.
 """
 
 import logging
-import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -35,6 +34,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
 from trio_sessions._orders import Lines, Order, Stage
+from trio_sessions._persisting import jittered
 from trio_sessions._witness import WentBack
 from trio_sessions.errors import (
     OperationTooLong,
@@ -135,7 +135,7 @@ class Writer:
 
     @property
     def is_full(self) -> bool:
-        """So many callers wait for an answer that others must wait outside.
+        """Whether as many callers wait for answers as may; others wait outside.
 
         Claims and deletions are not counted: their number is bounded by that of the sessions.
         """
@@ -301,7 +301,7 @@ class Writer:
             pause = min(most, first * 2 ** orders[0].attempts)
             for order in orders:
                 order.attempts += 1
-            due = now + pause * (0.5 + random.random())  # noqa: S311 -- jitter, no secret
+            due = now + jittered(pause)
             self._lines.ask_again(orders, due)
 
     def _give_up_waiting(self, error: SessionsError) -> None:

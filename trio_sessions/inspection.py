@@ -79,7 +79,7 @@ class WorkerInfo:
     data: Mapping[str, Any]
     """What it tells others of itself: ``worker_data`` of `trio_sessions.open_registry`."""
     draining: bool
-    """It takes no new sessions, and will close. No registry says so yet."""
+    """It takes no new sessions, and will close (`SessionRegistry.drain`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

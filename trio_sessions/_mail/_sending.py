@@ -1,13 +1,13 @@
 """Letters on their way out: to other workers by the writer, to ourselves at once."""
 
 import logging
-import random
 from typing import Protocol
 
 import trio
 
 from trio_sessions._edge import Edge
 from trio_sessions._orders import Order, Stage
+from trio_sessions._persisting import jittered
 from trio_sessions._posting import PostOrder
 from trio_sessions._writer import Writer
 from trio_sessions.errors import SessionsError
@@ -119,5 +119,5 @@ class Sender:
                     return
             except SessionsError as exc:
                 logger.debug("a letter could not be left, and is left again: %s", exc)
-            await trio.sleep(pause * (0.5 + random.random()))  # noqa: S311 -- jitter, no secret
+            await trio.sleep(jittered(pause))
             pause = min(2 * pause, longest)

@@ -216,7 +216,9 @@ class Serving:
             if one.scope.cancelled_caught:
                 logger.debug("the handler %r was cancelled: %s", one.name, one.why.value)
                 self._tell(one, one.failed("TimeoutError", one.why.value))
-        except Exception as exc:
+        except Exception as exc:  # of the handler: logged, and told; of ours: raised
+            if not one.scope.cancelled_caught:  # what a handler raises is caught where it is called
+                raise
             logger.exception("the handler %r failed while it was cancelled", one.name)
             self._tell(one, one.failed(type(exc).__name__, "it failed while it was cancelled"))
         except BaseExceptionGroup as group:

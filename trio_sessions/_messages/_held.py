@@ -241,7 +241,7 @@ class Held:
         return int(message.row is None)
 
     def swept(self) -> None:
-        """Note that the store has dropped what was too old."""
+        """Forget the rows of expired messages, which the store has dropped, too."""
         for row in list(self._rows[Stage.EXPIRED]):
             self._go(row, None)
 
@@ -292,7 +292,7 @@ class Held:
     # ---- the end ----
 
     def clear(self) -> list[Message]:
-        """Take out what waits, when the session has left; return it."""
+        """Take out all messages that wait, and return them."""
         return self._line.drop(lambda _: True)
 
     def depart(self, *, moved: bool) -> frozenset[int]:

@@ -243,7 +243,7 @@ class Inbox(Arrivals):
             self.wake()
 
     def swept(self) -> None:
-        """Note that the store has dropped what was too old."""
+        """Forget the rows of expired messages, which the store has dropped, too."""
         if self.held.count(Stage.EXPIRED):
             self.held.swept()
             self.wake()
@@ -287,7 +287,7 @@ class Inbox(Arrivals):
         return dropped
 
     def forget_rows(self) -> None:
-        """Note that the store went back: what is here is in memory only, whatever is there."""
+        """Forget the rows of all messages, for the store went back: they are in memory only."""
         self.held.forget_rows()
         self._fetching.abandon()
         self._fetching.forget_own()

@@ -68,7 +68,7 @@ class Inboxes:
         self._storing[session_id] += 1
 
     def stored(self, session_id: str, row: int | None) -> None:
-        """Note the id that the store has given it; None: it has not, or cannot say so."""
+        """Note the row of a message that was stored; None: it was not, or nobody can say."""
         self._storing[session_id] -= 1
         if not self._storing[session_id]:
             del self._storing[session_id]

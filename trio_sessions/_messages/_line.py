@@ -50,7 +50,7 @@ class Waiting:
         self.number = 0
 
     def change(self, by: int) -> None:
-        """Note that so many have come, or gone."""
+        """Add to the number of messages in the lines; a negative number takes away."""
         self.number += by
 
 
@@ -89,12 +89,12 @@ class Line:
 
     @property
     def has_early(self) -> bool:
-        """Something is kept apart."""
+        """Whether messages are kept apart as early."""
         return bool(self._early)
 
     @property
     def is_unbounded(self) -> bool:
-        """Something is early, and no row is known that was stored after it."""
+        """Whether messages are early without a boundary: no row is known that came after them."""
         return bool(self._early) and self._boundary is None
 
     @property
@@ -114,7 +114,7 @@ class Line:
         self._waiting.change(number)
 
     def append_early(self, message: Message) -> None:
-        """Keep a message apart."""
+        """Keep a message apart, behind rows that may have been stored before it."""
         self._early.append(message)
         self._count(1, message.size)
 
@@ -152,13 +152,13 @@ class Line:
         self._boundary = None
 
     def pop(self) -> Message:
-        """Take out the next one."""
+        """Take out the next message."""
         message = (self._returned or self._ready).popleft()
         self._count(-1, -message.size)
         return message
 
     def drop(self, is_to_go: Callable[[Message], bool]) -> list[Message]:
-        """Take out some; return them in their order."""
+        """Take out the messages for which it is true; return them in their order."""
         gone = [message for message in self if is_to_go(message)]
         if gone:
             self._count(-len(gone), -sum(message.size for message in gone))

@@ -5,7 +5,6 @@ store does; then it waits a moment and catches up.
 """
 
 import math
-import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import trio
@@ -16,6 +15,7 @@ from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._messages._inbox import Asked, Inbox
 from trio_sessions._messages._inboxes import Inboxes
+from trio_sessions._persisting import jittered
 from trio_sessions._table import LocalTable
 from trio_sessions.errors import SessionsError
 from trio_sessions.types import StoredMessage
@@ -111,7 +111,7 @@ class Reading:
             self._want_due()
 
     def _want_due(self) -> None:
-        """Want inboxes whose row is to be tried again, whatever else is wanted."""
+        """Want the inboxes whose sessions' rows are due to be written once more."""
         now = trio.current_time()
         if now < self._due:
             return
@@ -199,6 +199,6 @@ class Reading:
                 if entry.row is Row.UNWRITTEN:
                     self._claims.write(entry)
                 pause = min(2 * pause, longest)
-                due = now + pause * (0.5 + random.random())  # noqa: S311 -- jitter, no secret
+                due = now + jittered(pause)
                 self._unwritten[inbox] = due, pause
                 self._due = min(self._due, due)

@@ -126,7 +126,7 @@ class Receipts:
                         self._give(inbox)
 
     def _end_of(self, pause: float) -> float:
-        """Return when a pause ends that begins now, after half of it to one and a half.
+        """Return the end of a pause that begins now, and is jittered by half of it.
 
         As all of one length end at the same moments, those of an outage share a batch again; the
         moments of other workers are others.

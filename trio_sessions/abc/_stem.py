@@ -76,7 +76,7 @@ class Store(abc.ABC):
       `Send`, `Append` and `Post`: an earlier attempt may have been committed although its
       answer was lost.
     - It never refreshes or deletes a row of another incarnation, except by a `Claim` (a
-      takeover) and by `RowStore.sweep` (an expired lease).
+      takeover), by `RowStore.sweep` (an expired lease) and by `RevocationStore.revoke`.
     - When it is cancelled, the operation may or may not have happened.
     """
 

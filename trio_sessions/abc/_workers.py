@@ -35,10 +35,11 @@ class WorkerStore(Store):
     sessions that are still to be written anew. It is in doubt, too, where it can tell that it may
     lag behind, hides rows, or is another server than the one that was last stamped; and once it is
     stamped there, for two of the longest ``stamp_interval``, in which others find out; and for a
-    worker that has begun a history, does not leave, and has no row. Meanwhile
-    "there is no such session" is unknown: questions raise `StoreUnavailable`, writes are answered
-    with `RowDoubtful`, and so is a `ClaimOwner` of a session of another incarnation that has no
-    owner. A refresh is not concerned, for its worker has its own witness.
+    worker that has begun a history, does not leave, and has no row (its batches name a stamp, and
+    do nothing). Meanwhile "there is no such session" is unknown: questions raise
+    `StoreUnavailable`, writes are answered with `RowDoubtful`, and so is a `ClaimOwner` of a
+    session of another incarnation that has no owner. A refresh is not concerned, for its
+    worker has its own witness.
     """
 
     part = Part.WORKERS

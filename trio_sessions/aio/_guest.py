@@ -81,7 +81,7 @@ class Guest(Host):
                 clock=self._steps.clock,
                 instruments=[self._steps.instrument],
             )
-        except BaseException:
+        except BaseException:  # Ctrl-C is as before; raised again
             self._sigint.unwrap()
             raise
         # Weak, because the loop alone must hold it.

@@ -388,7 +388,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
             async for message in inbox:
                 try:
                     await generate(message, transport, server_id, user)
-                except (Exception, asyncio.CancelledError) as exc:
+                except (Exception, asyncio.CancelledError) as exc:  # of the user's; logged
                     # What was cancelled may be what it awaited, and not this task.
                     if isinstance(exc, asyncio.CancelledError) and (
                         task.cancelling() > cancellations

@@ -136,7 +136,7 @@ class Service:
         """Open the core; raises what opening it raises, and then nothing is open."""
         try:
             self._host = await join_host(self.loop)
-        except BaseException:
+        except BaseException:  # nothing is open; raised again
             self.life.go(State.CLOSED)
             raise
         self._host.nursery.start_soon(self._serve, self._host)
@@ -176,7 +176,7 @@ class Service:
                 await self._hold_open()
             except trio.Cancelled:
                 raise  # the host ends, and then says why: it calls `_settle`
-            except BaseException as exc:
+            except BaseException as exc:  # kept, logged, and raised to whoever asks
                 self.life.blame(exc)
                 if self._core is not None:
                     logger.critical("the registry has crashed", exc_info=exc)

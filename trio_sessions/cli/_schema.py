@@ -6,6 +6,7 @@ import click
 import trio
 
 from trio_sessions.abc import Worker
+from trio_sessions.cli._options import names_a_database
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.stores.database._script import schema_script
 from trio_sessions.stores.database._upgrade import Changes
@@ -19,21 +20,7 @@ _LOCK_TIMEOUT = 10.0  # seconds: whoever waits for a table makes all who come la
 
 
 @click.command(name="init-db", short_help="Create the tables, or upgrade them.")
-@click.option(
-    "--database-url",
-    envvar="TRIO_SESSIONS_DATABASE_URL",
-    show_envvar=True,
-    required=True,
-    metavar="URL",
-    help="sqlite:///file.db or postgresql+psycopg://user:password@host/name",
-)
-@click.option(
-    "--table-prefix",
-    default="trio_",
-    show_default=True,
-    metavar="PREFIX",
-    help="As given to DatabaseStore.",
-)
+@names_a_database
 @click.option(
     "--sql",
     is_flag=True,

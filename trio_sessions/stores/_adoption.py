@@ -1,16 +1,8 @@
-"""Who may adopt a session, and the answer to whoever may not, as our stores give it."""
+"""Who may adopt a session, in our stores."""
 
-from trio_sessions.types import Holder
-from trio_sessions.writes import Claim, Claimed, Outcome, Write
+from trio_sessions.writes import Claim, Write
 
-__all__ = ["NOT_ADOPTED", "adopts", "is_of_whom_it_names"]
-
-NOT_ADOPTED = Claimed(
-    outcome=Outcome.NOT_ADOPTED,
-    holder=Holder(worker_id="", incarnation=""),
-    capabilities=None,
-    born="",
-)
+__all__ = ["adopts", "is_of_whom_it_names"]
 
 
 def adopts(write: Write[object]) -> bool:

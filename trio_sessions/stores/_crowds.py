@@ -4,21 +4,14 @@ The store counts once for all claims of a batch; those that come in are counted 
 """
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
-from trio_sessions.types import Holder
-from trio_sessions.writes import Claim, Claimed, Outcome, Write
+from trio_sessions.writes import Claim, Write
 
-__all__ = ["TOO_MANY", "Crowds", "is_limited"]
-
-TOO_MANY = Claimed(
-    outcome=Outcome.TOO_MANY,
-    holder=Holder(worker_id="", incarnation=""),
-    capabilities=None,
-    born="",
-)
+__all__ = ["Crowds", "is_limited"]
 
 
-def is_limited(write: Write[object]) -> bool:
+def is_limited(write: Write[object]) -> TypeGuard[Claim]:
     """Say whether a write may be refused for its owner has too many sessions."""
     return (
         isinstance(write, Claim)

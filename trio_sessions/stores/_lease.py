@@ -1,4 +1,8 @@
-"""Figures of the lease and the doubt that every store goes by; see `trio_sessions.abc`."""
+"""Figures of the lease and the doubt that every store goes by.
+
+The rule stands in `trio_sessions.abc.WorkerStore`. Who holds a lease is decided in one file of each
+store: `memory._workers`, `database.portable._expiry`, `database.postgresql._sweep`.
+"""
 
 __all__ = ["DOUBT", "REMEMBERED"]
 

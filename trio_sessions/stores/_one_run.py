@@ -60,7 +60,7 @@ class _Stores:
         """Threads claim stores one at a time; nobody who has it waits for anything."""
 
     def renew(self) -> None:
-        """In a forked child: another thread of the parent may have had the lock."""
+        """Replace the lock in a forked child: a thread of the parent may have had it."""
         self.lock = threading.Lock()
         for store in self.all:
             keep_for_ever(store.claim)

@@ -69,7 +69,7 @@ class StreamTransport:
         try:
             async with self._closing:  # a second one would cut the first off
                 await self._stream.aclose()
-        except BaseException:
+        except BaseException:  # cancelled, too; raised again
             await trio.aclose_forcefully(self._stream)
             raise
 
@@ -94,7 +94,7 @@ class StreamTransport:
         async with self._sending:
             try:
                 await self._stream.send_all(line)
-            except BaseException:
+            except BaseException:  # half a line may have gone; raised again
                 self._closed = True
                 await trio.aclose_forcefully(self._stream)
                 raise

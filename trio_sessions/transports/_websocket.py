@@ -1,6 +1,5 @@
 """A transport over a WebSocket of trio-websocket, with one JSON value a message."""
 
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import encode
 from trio_sessions.errors import MissingDependency
 from trio_sessions.transports._close_codes import close_code
+from trio_sessions.transports._read_ahead import ReadAhead
 from trio_sessions.transports._wire import parse
 from trio_sessions.types import RemovalReason
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["WebSocketTransport"]
 
 _PROBE = 0.05  # seconds that a connection nobody reads from is given to show its end
-_READ_AHEAD = 65_536  # characters or bytes; a message counts as one more
 
 
 @uninterrupted
@@ -56,13 +55,12 @@ class WebSocketTransport:
         self._send_timeout = send_timeout
         self._sending = trio.Lock()
         self._receiving = trio.Lock()
-        self._unread = deque[str | bytes]()
-        self._room = _READ_AHEAD
+        self._unread = ReadAhead()
         self._closed = False
 
     async def is_connected(self) -> bool:
         """Say whether both ends are open; see `Transport.is_connected`."""
-        if not self._is_over and not self._receiving.locked() and self._room > 0:
+        if not self._is_over and not self._receiving.locked() and self._unread.has_room:
             with trio.move_on_after(_PROBE):
                 async with self._receiving:
                     await self._read_ahead()
@@ -74,10 +72,8 @@ class WebSocketTransport:
 
     async def _read_ahead(self) -> None:
         try:
-            while self._room > 0:
-                message = await self._connection.get_message()
-                self._unread.append(message)
-                self._room -= len(message) + 1
+            while self._unread.has_room:
+                self._unread.put(await self._connection.get_message())
         except self._has_ended:
             pass  # the connection says so
 
@@ -120,7 +116,7 @@ class WebSocketTransport:
             await self._connection.send_message(encoded)
         except self._has_ended as exc:
             raise trio.BrokenResourceError("the peer is gone") from exc
-        except BaseException:
+        except BaseException:  # half a frame may have gone; raised again
             self._closed = True
             await trio.aclose_forcefully(self._connection)
             raise
@@ -137,8 +133,7 @@ class WebSocketTransport:
         """
         async with self._receiving:
             if self._unread:
-                received = self._unread.popleft()
-                self._room += len(received) + 1
+                received = self._unread.take()
             else:
                 try:
                     received = await self._connection.get_message()

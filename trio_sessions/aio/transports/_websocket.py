@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from trio_sessions._json import encode
 from trio_sessions.transports import close_code
+from trio_sessions.transports._read_ahead import ReadAhead
 from trio_sessions.transports._wire import parse
 from trio_sessions.types import RemovalReason
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["WebSocketTransport"]
 
 _PROBE = 0.05  # seconds that a connection nobody reads from is given to show its end
-_READ_AHEAD = 65_536  # characters or bytes; a message counts as one more
 
 
 class WebSocketTransport:
@@ -71,15 +70,14 @@ class WebSocketTransport:
         self._send_timeout = send_timeout
         self._sending = asyncio.Lock()
         self._receiving = asyncio.Lock()
-        self._unread = deque[str | bytes]()
-        self._room = _READ_AHEAD
+        self._unread = ReadAhead()
         self._gone = False
         """The client has gone, or was given up."""
         self._closed = False
 
     async def is_connected(self) -> bool:
         """Say whether both ends are open; see `trio_sessions.Transport.is_connected`."""
-        if not self._is_over and not self._receiving.locked() and self._room > 0:
+        if not self._is_over and not self._receiving.locked() and self._unread.has_room:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PROBE), self._receiving:
                     await self._read_ahead()
@@ -96,9 +94,8 @@ class WebSocketTransport:
         return all(state.name == "CONNECTED" for state in states)
 
     async def _read_ahead(self) -> None:
-        while self._room > 0 and (received := await self._receive()) is not None:
-            self._unread.append(received)
-            self._room -= len(received) + 1
+        while self._unread.has_room and (received := await self._receive()) is not None:
+            self._unread.put(received)
 
     async def _receive(self) -> str | bytes | None:
         """Return the client's next message; None: there are no more."""
@@ -165,8 +162,7 @@ class WebSocketTransport:
         async with self._receiving:
             received: str | bytes | None
             if self._unread:
-                received = self._unread.popleft()
-                self._room += len(received) + 1
+                received = self._unread.take()
             else:
                 received = await self._receive()
         if received is None:

@@ -1,5 +1,9 @@
 """An engine, and what runs on it, for as long as one Trio run has the store open.
 
+The one owner of connections: which there are, and whether they lead to the database that the URL
+names now (`Database.leads_elsewhere` knows that). What thread is at work on one, and who may leave
+it or cut it, stands in `_operation`.
+
 Everything here belongs to that run or to this process: `DatabaseStore` makes it anew for
 each run, and after a fork (see `trio_sessions.stores._one_run`).
 """
@@ -106,7 +110,7 @@ class Connections:
             self._ended = None
         # What an engine that was handed in keeps open nobody knows.
         self._database.opens(self if self._given is None else self._given, self._url)
-        options = self._database.engine_options(self._url)
+        options = self._database.engine_options(self._url, self._timeouts)
         if self._given is not None:
             # The same pool, and nothing of the user's engine is changed.
             return self._given.execution_options(**options)
@@ -253,7 +257,7 @@ class Connections:
         connection = self._engine.connect()
         try:
             operation.hold(connection.connection.dbapi_connection)
-        except BaseException:
+        except BaseException:  # the connection goes back; raised again
             connection.close()
             raise
         return connection
@@ -290,7 +294,7 @@ class Connections:
             with self._told(connection):
                 connection.detach()
                 prepare(connection)
-        except BaseException:
+        except BaseException:  # the connection goes back; raised again
             connection.close()
             raise
         return connection

@@ -228,7 +228,7 @@ class Database:
     """Note, in a thread, that an opening is about to connect; raise `StoreInUse` if it must not."""
     has_closed: Callable[[object], None]
     """Note that all connections of an opening are closed."""
-    engine_options: Callable[[sa.URL], Mapping[str, Any]]
+    engine_options: Callable[[sa.URL, Timeouts], Mapping[str, Any]]
     """What the connections of one opening have in common, as execution options."""
     leads_elsewhere: Callable[[sa.Connection], bool]
     """Say whether the URL leads to another database by now than this connection does."""

@@ -140,7 +140,7 @@ class Operation:
         watching.cancel()
 
     def _begin(self) -> None:
-        """From here on the thread runs, and only the watchdog may leave it alone."""
+        """Note that the thread runs: from now on only the watchdog may leave it alone."""
         self._thread.shield = True
         self._since = time.monotonic()
 

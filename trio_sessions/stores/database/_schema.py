@@ -83,20 +83,27 @@ def _define(prefix: str) -> Tables:
         sa.Column("last_accessed", moment, nullable=False, server_default=now()),
         sa.Column("data", sa.Text),
     )
-    messages = sa.Table(
-        f"{prefix}messages",
-        meta,
-        sa.Column("id", message_id, primary_key=True, autoincrement=True),
-        sa.Column(
-            "session_id",
-            session_id,
-            sa.ForeignKey(sessions.c.session_id, ondelete="CASCADE"),
-            nullable=False,
-        ),
-        sa.Column("payload", sa.Text, nullable=False),
-        sa.Column("created_at", moment, nullable=False, server_default=now(), index=True),
-        **_options(database.messages_options for database in databases),
-    )
+
+    def numbered(name: str, text: str) -> sa.Table:
+        """Define the table of what goes with a session, text by text; no id is used again."""
+        table = sa.Table(
+            f"{prefix}{name}",
+            meta,
+            sa.Column("id", message_id, primary_key=True, autoincrement=True),
+            sa.Column(
+                "session_id",
+                session_id,
+                sa.ForeignKey(sessions.c.session_id, ondelete="CASCADE"),
+                nullable=False,
+            ),
+            sa.Column(text, sa.Text, nullable=False),
+            sa.Column("created_at", moment, nullable=False, server_default=now(), index=True),
+            **_options(database.messages_options for database in databases),
+        )
+        sa.Index(f"ix_{prefix}{name}_session_id_id", table.c.session_id, table.c.id)
+        return table
+
+    messages = numbered("messages", "payload")
     # To list who can be asked, without a look at the others. As text: Alembic writes a bare column
     # into a migration as a str, which `upgrade` cannot compile.
     asked = sa.text(sessions.c.elicitation.name)
@@ -105,7 +112,6 @@ def _define(prefix: str) -> Tables:
         sessions.c.session_id,
         **_options({f"{one.name}_where": asked} for one in databases if one.has_partial_indexes),
     )
-    sa.Index(f"ix_{prefix}messages_session_id_id", messages.c.session_id, messages.c.id)
     # To count and find the rows of one incarnation; a refresh does not touch it.
     sa.Index(f"ix_{prefix}sessions_incarnation", sessions.c.incarnation)
     # To list the sessions of an owner by id; those without one are not in it.
@@ -168,21 +174,7 @@ def _define(prefix: str) -> Tables:
         sa.Column("applied_at", moment, nullable=False, server_default=now()),
     )
     # Ids of entries ascend and are never used again: "after this one" means the same for ever.
-    logs = sa.Table(
-        f"{prefix}logs",
-        meta,
-        sa.Column("id", message_id, primary_key=True, autoincrement=True),
-        sa.Column(
-            "session_id",
-            session_id,
-            sa.ForeignKey(sessions.c.session_id, ondelete="CASCADE"),
-            nullable=False,
-        ),
-        sa.Column("event", sa.Text, nullable=False),
-        sa.Column("created_at", moment, nullable=False, server_default=now(), index=True),
-        **_options(database.messages_options for database in databases),
-    )
-    sa.Index(f"ix_{prefix}logs_session_id_id", logs.c.session_id, logs.c.id)
+    logs = numbered("logs", "event")
     # No foreign keys to workers: whoever leaves a letter must wait for no worker's row.
     mail = sa.Table(
         f"{prefix}mail",

@@ -161,7 +161,7 @@ class DatabaseStore(
 
     @property
     def gives_up_after(self) -> float:
-        """Of an operation that has a connection, ``operation_timeout``."""
+        """Seconds that an operation with a connection may take: ``operation_timeout``."""
         return self.operation_timeout
 
     def connections(self) -> Pool | None:
@@ -185,7 +185,7 @@ class DatabaseStore(
         connections = self._opened.join(worker)
         try:
             await connections.open(worker, partial(self._prepare, allowed))
-        except BaseException:
+        except BaseException:  # what was opened is closed; raised again
             with trio.CancelScope(shield=True):
                 await self.close(worker)
             raise

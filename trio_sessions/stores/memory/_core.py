@@ -32,13 +32,15 @@ class MemoryCore:
         self._opened = OneRun(_bells, "the memory store")
         self._workers = Workers()
         self._mail = Mail()
+        self._begun: set[str] = set()
+        """Incarnations that have begun a history, and do not leave."""
         self._clock: object = None
         self._beginning = datetime.now(UTC)
         """Of the clock, on the calendar."""
 
     @property
     def may_outlast_cancellation(self) -> bool:
-        """No operation does."""
+        """False: no operation goes on without its caller."""
         return False
 
     async def open(self, worker: Worker) -> None:
@@ -57,6 +59,7 @@ class MemoryCore:
     async def close(self, worker: Worker) -> None:
         """Leave the rows to the other workers; see `SessionStore.close`."""
         await trio.lowlevel.checkpoint()
+        self._begun.discard(worker.incarnation)
         self._opened.leave(worker)
 
     async def _begin(self) -> Bells:
@@ -79,7 +82,8 @@ class MemoryCore:
 
     def _is_in_doubt(self, worker: Worker, now: float) -> bool:
         """Say whether sessions may have been forgotten that this worker asks for."""
-        return self._workers.is_in_doubt(now)
+        has_no_row = worker.incarnation in self._begun and self._workers.seen(worker) is None
+        return has_no_row or self._workers.is_in_doubt(now)
 
     def _restart_clock(self) -> None:
         """Take up a clock that has nothing to do with the one before."""

@@ -4,11 +4,11 @@ import itertools
 from collections.abc import Callable, Iterable
 
 from trio_sessions.abc import Worker
-from trio_sessions.stores._adoption import NOT_ADOPTED, adopts, is_of_whom_it_names
-from trio_sessions.stores._crowds import TOO_MANY, Crowds, is_limited
+from trio_sessions.stores._adoption import adopts, is_of_whom_it_names
+from trio_sessions.stores._crowds import Crowds, is_limited
 from trio_sessions.stores._doubt import doubtful
 from trio_sessions.stores._pieces import PIECE
-from trio_sessions.stores._revoked import REFUSED
+from trio_sessions.stores._refusals import REFUSALS
 from trio_sessions.stores.memory._owned import Owned
 from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.stores.memory._row import LogLine, Message, Row
@@ -72,7 +72,7 @@ class Rows(dict[str, Row]):
         return row
 
     def give(self, session_id: str, owner: str | None) -> None:
-        """Say who owns the session of a row."""
+        """Set the owner of a row; None: nobody."""
         row = self[session_id]
         self._owned.change(session_id, row.owner, owner)
         row.owner = owner
@@ -102,7 +102,7 @@ class Rows(dict[str, Row]):
             batch: the batch.
             lives: says whether an incarnation is not gone.
         """
-        limited = [claim for _, claim in batch.of(Claim) if is_limited(claim)]
+        limited = [write for write in batch.writes if is_limited(write)]
         if not limited:
             return None
         ended = {claim.session_id: claim.ended for claim in limited}
@@ -163,7 +163,7 @@ class Rows(dict[str, Row]):
         return limit, False
 
     def remove_some(self, session_ids: Iterable[str], limit: int) -> tuple[int, int]:
-        """Remove rows likewise; return how many, and how many messages."""
+        """Remove rows as `remove` does; return how many, and how many messages."""
         sessions = messages = 0
         for session_id in session_ids:
             dropped, is_gone = self.remove(session_id, limit - messages)
@@ -173,30 +173,11 @@ class Rows(dict[str, Row]):
 
     def drop_older(self, moment: float, limit: int) -> int:
         """Remove messages that were stored before a moment; return how many."""
-        old = (
-            (row.messages, message_id)
-            for row in self.values()
-            if row.messages
-            for message_id, message in row.messages.items()
-            if message.stored_at < moment
-        )
-        found = list(itertools.islice(old, limit))
-        for messages, message_id in found:
-            del messages[message_id]
-        return len(found)
+        return _drop_older((row.messages for row in self.values()), moment, limit)
 
     def expire_logs(self, moment: float, limit: int) -> int:
         """Remove entries of logs that were appended before a moment; return how many."""
-        old = (
-            (row.log, entry_id)
-            for row in self.values()
-            for entry_id, line in row.log.items()
-            if line.stored_at < moment
-        )
-        found = list(itertools.islice(old, limit))
-        for log, entry_id in found:
-            del log[entry_id]
-        return len(found)
+        return _drop_older((row.log for row in self.values()), moment, limit)
 
     def carry_out(
         self,
@@ -305,13 +286,14 @@ class Rows(dict[str, Row]):
     ) -> Claimed | None:
         """Return the answer to a claim that may not be done; else None."""
         if self.marks.has(claim.session_id, now):
-            return REFUSED
+            return REFUSALS[Outcome.REVOKED]
         if claim.only_from is not None and not self._may_adopt(worker, claim):
-            return NOT_ADOPTED
+            return REFUSALS[Outcome.NOT_ADOPTED]
         if crowds is not None and is_limited(claim):
             row = self._living(worker, claim.session_id, claim.ended)
             has_already = row is not None and row.owner == claim.owner
-            return None if crowds.let_in(claim, has_already=has_already) else TOO_MANY
+            if not crowds.let_in(claim, has_already=has_already):
+                return REFUSALS[Outcome.TOO_MANY]
         return None
 
     def _may_adopt(self, worker: Worker, claim: Claim) -> bool:
@@ -373,3 +355,19 @@ class Rows(dict[str, Row]):
         for message_id in write.message_ids:
             row.messages.pop(message_id, None)
         return True
+
+
+def _drop_older(
+    of_rows: Iterable[dict[int, Message] | dict[int, LogLine]], moment: float, limit: int
+) -> int:
+    """Remove what was stored before a moment, of each row; return how many."""
+    old = (
+        (stored, number)
+        for stored in of_rows
+        for number, one in stored.items()
+        if one.stored_at < moment
+    )
+    found = list(itertools.islice(old, limit))
+    for stored, number in found:
+        del stored[number]
+    return len(found)

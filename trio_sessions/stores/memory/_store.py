@@ -131,6 +131,7 @@ class MemoryStore(
     async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
         """Delete rows of this incarnation; see `SessionStore.delete_all`."""
         await self._begin()
+        self._begun.discard(worker.incarnation)
         own = [one for one, row in self._rows.items() if row.is_of(worker)][:limit]
         sessions, messages = self._rows.remove_some(own, limit)
         more = (len(own) >= limit or messages >= limit) and sessions + messages > 0
@@ -157,6 +158,7 @@ class MemoryStore(
         """Write the worker's row anew; see `WorkerStore.begin`."""
         await self._begin()
         now = self._now()
+        self._begun.add(worker.incarnation)
         return await self._answer(self._workers.begin(worker, history, presence, now, after=after))
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:

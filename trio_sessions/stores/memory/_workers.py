@@ -1,4 +1,4 @@
-"""The workers in memory: their stamps, their leases, and the doubt. Synchronous, no clock."""
+"""The workers in memory: their stamps, who holds a lease, and the doubt. Synchronous, no clock."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping

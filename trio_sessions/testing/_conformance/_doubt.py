@@ -3,7 +3,16 @@
 import trio
 
 from trio_sessions.errors import RowDoubtful, StoreUnavailable
-from trio_sessions.testing._conformance._fleet import LONG, PATIENCE, begin, claim, commit
+from trio_sessions.testing._conformance._fleet import (
+    LONG,
+    PATIENCE,
+    TTL,
+    begin,
+    claim,
+    commit,
+    seen,
+    sweep,
+)
 from trio_sessions.testing._conformance._tools import Check, Client, MakeStore, opened
 from trio_sessions.types import Capabilities, Holder, Presence
 from trio_sessions.writes import (
@@ -90,6 +99,27 @@ async def doubt_concerns_neither_claims_nor_refreshes(make_store: MakeStore) -> 
         assert isinstance(await _only_answer(b, not_there), RowDoubtful)
 
 
+async def a_worker_without_a_row_is_in_doubt(make_store: MakeStore) -> None:
+    """If it has begun and does not leave: was it swept, or is this another, emptied store?
+
+    So its questions are; its batches name a stamp, and do nothing.
+    """
+    async with opened(make_store, "a", "b") as (a, b):
+        mine = await begin(a)
+        assert await _is_known(b, "nobody"), "it has not begun yet"
+        await begin(b, session_ttl=TTL)
+        with trio.fail_after(PATIENCE):
+            while await seen(b) is not None:
+                await sweep(a, stamp=mine)
+                await trio.sleep(TTL * 0.3)
+        await _assert_unknown(lambda: b.store.locate(b.worker, "nobody"))
+        assert await _is_known(a, "nobody"), "it is the doubt of one worker"
+        await begin(b)
+        assert await _is_known(b, "nobody")
+        assert not (await b.store.delete_all(b.worker, limit=1)).more
+        assert await _is_known(b, "nobody"), "it leaves"
+
+
 _NONE = Capabilities(encoded="{}", elicitation=False)
 
 
@@ -120,4 +150,5 @@ doubt_checks: tuple[Check, ...] = (
     after_a_rewind_what_is_not_there_is_unknown,
     doubt_lasts_for_two_intervals_of_the_slowest,
     doubt_concerns_neither_claims_nor_refreshes,
+    a_worker_without_a_row_is_in_doubt,
 )

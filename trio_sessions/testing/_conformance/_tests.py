@@ -52,7 +52,7 @@ def conformance_tests(
         subject = request.getfixturevalue(name)
         try:
             trio.run(check, subject)
-        except BaseException as exc:
+        except BaseException as exc:  # gets a note; raised again
             exc.add_note(f"The rule of {check.__name__}: {inspect.getdoc(check)}")
             raise
 

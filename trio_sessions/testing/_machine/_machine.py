@@ -148,7 +148,7 @@ class RegistryMachine(RuleBasedStateMachine):
         assert self._driver is not None
         try:
             self._driver.call(play, patience=_PATIENCE)
-        except BaseException:
+        except BaseException:  # the fleet is closed; raised again
             self._close()
             raise
 

@@ -87,7 +87,6 @@ class Database(MemoryStore):
         """Set when the next row is written for a worker that did not hold it."""
         self._workers.server = self.server
         self._states: deque[State] = deque(maxlen=_KEPT)
-        self._begun: set[str] = set()
         self._listener = listener
 
     # ---- what the memory store asks ----
@@ -102,9 +101,8 @@ class Database(MemoryStore):
     def _is_in_doubt(self, worker: Worker, now: float) -> bool:
         return (
             self.weather.lag > 0
-            or self._workers.is_in_doubt(now)
+            or super()._is_in_doubt(worker, now)
             or self._workers.is_unsettled(self.server, now)
-            or (worker.incarnation in self._begun and not self._workers.knows(worker))
         )
 
     # ---- statements ----
@@ -131,10 +129,6 @@ class Database(MemoryStore):
         leases = set(self._workers._rows)
         beat = self._workers.seen(worker)
         answer = await operation()
-        if kind == "begin":
-            self._begun.add(worker.incarnation)
-        elif kind == "delete_all":
-            self._begun.discard(worker.incarnation)
         stamp = self._workers.seen(worker)
         if stamp is not None and stamp != beat:
             passed = kind in {"sweep", "begin"} or getattr(answer, "rows", None) is not None

@@ -2,7 +2,6 @@
 
 import copy
 
-from trio_sessions.abc import Worker
 from trio_sessions.stores.memory._mail import Mail
 from trio_sessions.stores.memory._rows import Numbers, Row, Rows
 from trio_sessions.stores.memory._workers import Workers
@@ -69,10 +68,6 @@ class Fleet(Workers):
         copied._rows = {one: copy.copy(row) for one, row in self._rows.items()}
         copied._gone = dict(self._gone)
         return copied
-
-    def knows(self, worker: Worker) -> bool:
-        """Say whether a worker has a row."""
-        return worker.incarnation in self._rows
 
     def note_server(self, server: int, now: float) -> None:
         """Note the server under which the fleet is stamped; others find out in a while."""

@@ -1,4 +1,4 @@
 """Operations in SQL that any database understands, made of what one says of itself.
 
-Nothing here assumes RETURNING, SKIP LOCKED or cascades, and it takes several round trips.
+Nothing here assumes SKIP LOCKED or cascades (RETURNING it does), and it takes several round trips.
 """

@@ -1,5 +1,7 @@
 """What has expired, in SQL: whose lease has run out, which rows, which workers.
 
+The one owner of who holds a lease, where a database has no statements of its own for it.
+
 A worker's lease runs from its last stamp, or from the last pass of it that ended if that is
 earlier, for its own ``session_ttl``. A row expires if the lease of its holder has run out and the
 row was not refreshed for as long. A holder without a row has no lease: then the longest

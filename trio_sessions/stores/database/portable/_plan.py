@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trio_sessions.abc import Worker
-from trio_sessions.stores._adoption import NOT_ADOPTED, adopts, is_of_whom_it_names
-from trio_sessions.stores._crowds import TOO_MANY, Crowds, is_limited
+from trio_sessions.stores._adoption import adopts, is_of_whom_it_names
+from trio_sessions.stores._crowds import Crowds, is_limited
 from trio_sessions.stores._doubt import doubtful
-from trio_sessions.stores._revoked import REFUSED
+from trio_sessions.stores._refusals import REFUSALS
 from trio_sessions.types import Capabilities, Holder
 from trio_sessions.writes import (
     Acknowledge,
@@ -182,15 +182,16 @@ def _refusal(
 ) -> Answer:
     """Return the answer to a write that may not be done whatever its row is; else None."""
     if isinstance(write, Claim) and write.session_id in revoked:
-        return REFUSED
+        return REFUSALS[Outcome.REVOKED]
     if in_doubt and rests_on_absence(worker, write, row):
         return doubtful()
     if isinstance(write, Claim) and write.only_from is not None:
-        return None if _may_adopt(worker, write, row) else NOT_ADOPTED
+        return None if _may_adopt(worker, write, row) else REFUSALS[Outcome.NOT_ADOPTED]
     if isinstance(write, Claim) and is_limited(write):
         has_already = row is not None and row.owner == write.owner
         has_already = has_already and not has_ended(worker, row, write.ended)
-        return None if crowds.let_in(write, has_already=has_already) else TOO_MANY
+        if not crowds.let_in(write, has_already=has_already):
+            return REFUSALS[Outcome.TOO_MANY]
     return None
 
 

@@ -4,7 +4,7 @@ Each method is part of a transaction that has the rows to itself: what it has re
 when it writes.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeGuard
 
 import sqlalchemy as sa
@@ -175,12 +175,7 @@ class Witness:
                 **mine,
                 "worker_id": worker.worker_id,
                 "history": history,
-                "session_ttl": presence.session_ttl,
-                "cleanup_interval": presence.cleanup_interval,
-                "stamp_interval": presence.stamp_interval,
-                "version": presence.version,
-                "data": presence.data,
-                "draining": presence.draining,
+                **asdict(presence),
             },
         )
         if after is None:

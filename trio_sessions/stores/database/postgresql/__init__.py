@@ -51,7 +51,7 @@ _CREATION_LOCK = 0x7472696F_73657373  # "triosess": workers that start at once t
 
 @contextmanager
 def _creation(connection: sa.Connection) -> Iterator[None]:
-    """Wait for whoever is at it as long as one operation may; then for tables as ever."""
+    """Hold the lock of creation for a transaction; wait for it as long as an operation may."""
     with transaction(connection):
         bound = connection.exec_driver_sql("SHOW lock_timeout").scalar_one()
         setting = sa.text("SELECT set_config('lock_timeout', :bound, true)")

@@ -11,7 +11,7 @@ _APPEND = "event text, ended bigint, born text, keep bigint"
 
 
 def _appends(names: Names) -> str:
-    """The row of a session is locked until the commit, and an id is drawn only after that.
+    """Lock the row of each session until the commit, and draw ids only after that.
 
     So nobody commits an entry of a session behind one with a greater id: who reads "after this
     one" misses nothing. The lock goes well with a `Send`, which locks the key alone. Which id an

@@ -5,10 +5,9 @@ from functools import partial
 from typing import Any
 
 from trio_sessions.abc import Worker
-from trio_sessions.stores._adoption import NOT_ADOPTED
-from trio_sessions.stores._crowds import TOO_MANY, is_limited
+from trio_sessions.stores._crowds import is_limited
 from trio_sessions.stores._pieces import ENTRIES, PIECE
-from trio_sessions.stores._revoked import REFUSED
+from trio_sessions.stores._refusals import REFUSALS
 from trio_sessions.stores.database.postgresql._crowds import let_in, many_cte
 from trio_sessions.stores.database.postgresql._kinds import (
     BUSY,
@@ -72,12 +71,23 @@ def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
         condition: which of its rows, ``e``, are meant.
     """
     lines = PIECE * ENTRIES
-    return f"""{name}_doomed AS MATERIALIZED (
-            SELECT oldest.id FROM {ended} AS e CROSS JOIN LATERAL (
-                SELECT m.id FROM {names.messages} AS m
-                WHERE m.session_id = e.id ORDER BY m.id {limited_to(PIECE)}
+
+    def oldest(table: str, number: int) -> str:
+        return f"""SELECT oldest.id FROM {ended} AS e CROSS JOIN LATERAL (
+                SELECT m.id FROM {table} AS m
+                WHERE m.session_id = e.id ORDER BY m.id {limited_to(number)}
             ) AS oldest
-            WHERE {condition} LIMIT {PIECE}
+            WHERE {condition} LIMIT {number}"""
+
+    def is_more(table: str, found: str, number: int) -> str:
+        return f"""(SELECT count(*) FROM {found}) >= {number} AND (
+                    SELECT m.id FROM {table} AS m
+                    WHERE m.session_id = e.id AND m.id NOT IN (SELECT d.id FROM {found} AS d)
+                    ORDER BY m.id LIMIT 1
+                ) IS NOT NULL"""
+
+    return f"""{name}_doomed AS MATERIALIZED (
+            {oldest(names.messages, PIECE)}
         ), {name}_dropped AS (
             DELETE FROM {names.messages} AS m
             WHERE m.id = ANY (ARRAY(SELECT d.id FROM {name}_doomed AS d))
@@ -85,11 +95,7 @@ def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
         ), {name}_drops AS MATERIALIZED (
             SELECT d.session_id AS id, count(*) AS number FROM {name}_dropped AS d GROUP BY 1
         ), {name}_lines AS MATERIALIZED (
-            SELECT oldest.id FROM {ended} AS e CROSS JOIN LATERAL (
-                SELECT m.id FROM {names.logs} AS m
-                WHERE m.session_id = e.id ORDER BY m.id {limited_to(lines)}
-            ) AS oldest
-            WHERE {condition} LIMIT {lines}
+            {oldest(names.logs, lines)}
         ), {name}_unlogged AS (
             DELETE FROM {names.logs} AS m
             WHERE m.id = ANY (ARRAY(SELECT d.id FROM {name}_lines AS d))
@@ -97,16 +103,8 @@ def _drops(names: Names, name: str, ended: str, condition: str = "true") -> str:
         ), {name}_left AS MATERIALIZED (
             SELECT e.id FROM {ended} AS e
             WHERE {condition} AND (
-                (SELECT count(*) FROM {name}_doomed) >= {PIECE} AND (
-                    SELECT m.id FROM {names.messages} AS m
-                    WHERE m.session_id = e.id AND m.id NOT IN (SELECT d.id FROM {name}_doomed AS d)
-                    ORDER BY m.id LIMIT 1
-                ) IS NOT NULL
-                OR (SELECT count(*) FROM {name}_lines) >= {lines} AND (
-                    SELECT m.id FROM {names.logs} AS m
-                    WHERE m.session_id = e.id AND m.id NOT IN (SELECT d.id FROM {name}_lines AS d)
-                    ORDER BY m.id LIMIT 1
-                ) IS NOT NULL
+                {is_more(names.messages, f"{name}_doomed", PIECE)}
+                OR {is_more(names.logs, f"{name}_lines", lines)}
             )
         ), {name}_advances AS MATERIALIZED (
             SELECT EXISTS (SELECT FROM {name}_dropped) OR EXISTS (SELECT FROM {name}_unlogged)
@@ -118,7 +116,7 @@ _LET_IN = f" AND {let_in('id')}"
 
 
 def _claims(names: Names, *, limited: bool = False) -> str:
-    """What is there is locked and updated, what is not is inserted.
+    """Lock and update the rows that are there, and insert the others.
 
     ``there`` and the lock are of one snapshot: what is there and cannot be locked is locked by
     somebody else, or was deleted just now. What is not there and cannot be inserted was
@@ -254,12 +252,8 @@ def decode_claim(worker: Worker, row: Any) -> Claimed | Unfinished:
     if row.state == UNFINISHED:
         return Unfinished(dropped=row.number)
     outcome = Outcome(row.state)
-    if outcome is Outcome.REVOKED:
-        return REFUSED
-    if outcome is Outcome.TOO_MANY:
-        return TOO_MANY
-    if outcome is Outcome.NOT_ADOPTED:
-        return NOT_ADOPTED
+    if outcome in REFUSALS:
+        return REFUSALS[outcome]
     is_lost = outcome is Outcome.LOST
     return Claimed(
         outcome=outcome,

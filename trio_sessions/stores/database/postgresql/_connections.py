@@ -83,7 +83,7 @@ class Shutdown:
             os.close(self._descriptor)
 
 
-def engine_options(_: sa.URL) -> Mapping[str, Any]:
+def engine_options(_url: sa.URL, _timeouts: Timeouts) -> Mapping[str, Any]:
     """One statement is one transaction: that saves two round trips."""
     return {"isolation_level": "AUTOCOMMIT"}
 
@@ -158,7 +158,7 @@ def transaction(connection: sa.Connection) -> Iterator[None]:
     connection.exec_driver_sql("BEGIN")
     try:
         yield
-    except BaseException:
+    except BaseException:  # rolled back whatever it is; raised again
         if not connection.invalidated:
             connection.exec_driver_sql("ROLLBACK")
         raise

@@ -1,5 +1,7 @@
 """Whether what is not there may have been forgotten, or hidden, or is yet to come.
 
+The one owner of which server this is (`SERVER`); of files `sqlite._files` knows it.
+
 See `trio_sessions.abc.WorkerStore`, and docs/decisions/0010-evidence.md.
 """
 

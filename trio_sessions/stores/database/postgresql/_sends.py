@@ -18,7 +18,7 @@ _SEND = "payload text, age float8, ended bigint, born text, elsewhere boolean"
 
 
 def _sends(names: Names) -> str:
-    """Which id a message has got is known by its place: both ascend in the order of the batch.
+    """Store messages; the id of each is known by its place: both ascend in one order.
 
     Each session's row is locked as the foreign key does it. That lock and the one that a claim
     takes exclude each other, so the holder is the one that the message has when it commits.

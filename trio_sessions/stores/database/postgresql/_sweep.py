@@ -1,5 +1,7 @@
 """The sweep: stamp and vouch, then delete what has expired; one round trip.
 
+On PostgreSQL the one owner of who holds a lease.
+
 ```
  BEGIN  stamp and vouch       COMMIT   stays, whatever becomes of the rest: a backlog that takes
                                        too long must not cost the lease of who sweeps

@@ -26,7 +26,7 @@ __all__ = [
 
 _PAUSE = 0.01  # seconds until a file that is busy is put into WAL mode again
 _TURN = "trio_sessions_turn"
-_WAIT_FOR_TURN = 10.0  # seconds; as long as a whole operation may take by default
+_WAIT_FOR_TURN = "trio_sessions_wait_for_turn"  # seconds
 
 
 class Interrupt:
@@ -54,9 +54,14 @@ def is_too_long(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
 
 
-def engine_options(url: sa.URL) -> Mapping[str, Any]:
+def engine_options(url: sa.URL, timeouts: Timeouts) -> Mapping[str, Any]:
     """Threads of one opening take turns; other processes wait by ``busy_timeout``."""
-    return {"isolation_level": "AUTOCOMMIT", _TURN: threading.Lock(), PATH: path_of(url)}
+    return {
+        "isolation_level": "AUTOCOMMIT",
+        _TURN: threading.Lock(),
+        _WAIT_FOR_TURN: timeouts.operation_timeout,
+        PATH: path_of(url),
+    }
 
 
 def create_engine(url: sa.URL, pool_size: int, timeouts: Timeouts) -> sa.Engine:
@@ -109,8 +114,9 @@ def _put_into_wal(connection: sqlite3.Connection, patience: float) -> None:
 @contextlib.contextmanager
 def transaction(connection: sa.Connection) -> Iterator[None]:
     """Begin as a writer: a transaction that reads first would fail when it writes."""
-    turn: threading.Lock = connection.get_execution_options()[_TURN]
-    if not turn.acquire(timeout=_WAIT_FOR_TURN):
+    options = connection.get_execution_options()
+    turn: threading.Lock = options[_TURN]
+    if not turn.acquire(timeout=options[_WAIT_FOR_TURN]):
         raise StoreUnavailable("SQLite: other threads of this process kept the file too long")
     try:
         # An engine of the user's may begin by itself; what it began would only read.
@@ -121,7 +127,7 @@ def transaction(connection: sa.Connection) -> Iterator[None]:
         try:
             yield
             connection.exec_driver_sql("COMMIT")
-        except BaseException:
+        except BaseException:  # rolled back whatever it is; raised again
             _roll_back(connection)
             raise
     finally:

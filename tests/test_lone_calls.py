@@ -1,0 +1,89 @@
+"""What a lone call costs: turns of the loop, and new tasks. Counted, not timed.
+
+Each turn and each task has a price of Trio's own, of some microseconds. Many calls at once share
+them. See docs/decisions/0009-one-writer.md.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trio_sessions import SessionRegistry, open_registry
+
+pytestmark = pytest.mark.usefixtures("nothing_in_between")
+
+IDS = [f"s{number}" for number in range(100)]
+
+
+class Counts(trio.abc.Instrument):
+    """Counts what Trio does."""
+
+    def __init__(self) -> None:
+        self.turns = self.tasks = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.turns += 1
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self.tasks += 1
+
+
+class AtOnce:
+    """A transport that never waits."""
+
+    async def is_connected(self) -> bool:
+        return True
+
+    async def disconnect(self) -> None:
+        pass
+
+
+@contextmanager
+def counting() -> Iterator[Counts]:
+    """Count in the block."""
+    counts = Counts()
+    trio.lowlevel.add_instrument(counts)
+    yield counts
+    trio.lowlevel.remove_instrument(counts)
+
+
+async def add(registry: SessionRegistry, session_id: str) -> None:
+    """Add a session with a transport of its own."""
+    await registry.add_session(session_id, AtOnce())
+
+
+async def test_a_lone_call_takes_few_turns(mock_clock: MockClock) -> None:
+    """To add: the batch, its answer, the caller. To remove: two tasks and two turns more."""
+    async with open_registry() as registry:
+        with counting() as added:
+            for session_id in IDS:
+                await add(registry, session_id)
+        with counting() as removed:
+            for session_id in IDS:
+                await registry.remove_session(session_id)
+    lone = len(IDS)
+    assert (added.turns, added.tasks) == (3 * lone, 0)
+    # The job begins; whoever calls the transport begins, and ends; the writer commits, while the
+    # job is told of that; the writer is answered; the caller and the job are told.
+    assert (removed.turns, removed.tasks) == (5 * lone, 2 * lone)
+
+
+async def test_calls_at_once_share_their_turns(mock_clock: MockClock) -> None:
+    """A hundred take about the turns of one; and one job, and one task calls all transports."""
+    async with open_registry() as registry:
+        with counting() as added:
+            async with trio.open_nursery() as nursery:
+                for session_id in IDS:
+                    nursery.start_soon(add, registry, session_id)
+        with counting() as removed:
+            async with trio.open_nursery() as nursery:
+                for session_id in IDS:
+                    nursery.start_soon(registry.remove_session, session_id)
+    assert added.tasks == len(IDS)
+    assert removed.tasks == len(IDS) + 2
+    # Some more for the tasks to begin, and for their nursery to end.
+    assert added.turns <= 2 * 3
+    assert removed.turns <= 2 * 5

@@ -1,0 +1,120 @@
+"""A fault in our own code comes out: it is not taken for an outage, nor for a user's error.
+
+That a failing pass is logged, counted and raised by `cleanup` stands in `test_lifetime`.
+"""
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from trio_sessions import open_registry
+from trio_sessions._background import Background
+from trio_sessions._mail._sending import Sender
+from trio_sessions._mail._serving import Serving
+from trio_sessions.abc import Bell, Worker
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import FakeTransport, FaultyStore
+
+
+class FaultyListener:
+    """One of ours, with a fault in it."""
+
+    async def rung(self, session_ids: Collection[str] | None) -> None:
+        raise TypeError("a fault of ours")
+
+
+class Bells(FaultyStore):
+    """Its bells answer at once: with what they were given, or by an error."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__(MemoryStore())
+        self._answer = answer
+
+    @asynccontextmanager
+    async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
+        self.calls["open_bell"] += 1
+        async with trio.open_nursery():  # which wraps what the block raises
+            yield self
+
+    async def wait(self) -> frozenset[str] | None:
+        await trio.sleep(1)
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer  # type: ignore[no-any-return]  # as a store may that breaks its contract
+
+
+async def read(registry: Any) -> None:
+    await registry.add_session("s", FakeTransport())
+    async with registry.open_inbox("s"):
+        await trio.sleep(60)
+
+
+@pytest.mark.parametrize("bells", [MemoryStore, lambda: Bells(None)], ids=["memory", "nursery"])
+async def test_a_listeners_fault_is_no_fault_of_the_bell(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, bells: Any
+) -> None:
+    """It was logged as one, again and again, and the bell opened anew, for as long as one ran."""
+    with pytest.raises(TypeError, match="a fault of ours"):
+        async with open_registry(bells()) as registry:
+            registry._house._listening.tell(FaultyListener())
+            await read(registry)
+    assert "bell broke" not in caplog.text
+
+
+@pytest.mark.parametrize("answer", [TypeError("a fault of its own"), 5], ids=["raises", "a number"])
+async def test_a_bells_fault_is_an_outage(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, answer: Any
+) -> None:
+    """Whatever somebody else's store does: it is logged, and the bell is opened again."""
+    store = Bells(answer)
+    async with open_registry(store) as registry:
+        await read(registry)
+    assert store.calls["open_bell"] > 5
+    assert ("a fault of its own" if answer != 5 else "broke its contract") in caplog.text
+
+
+class FaultySender(Sender):
+    """One of ours, with a fault in it."""
+
+    def __init__(self) -> None:
+        self.posted: list[str] = []
+
+    async def deliver(self, to: str, text: str) -> None:
+        raise TypeError("a fault of ours")
+
+    def post_soon(self, to: str, text: str, **earlier: Any) -> None:
+        self.posted.append(text)
+
+
+async def echo(payload: Any) -> Any:
+    return payload
+
+
+async def count(payload: Any) -> AsyncIterator[Any]:
+    yield payload
+
+
+@pytest.mark.parametrize("name", ["echo", "count"])
+async def test_what_fails_in_leaving_an_answer_is_no_fault_of_the_handler(
+    caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """It was logged as a handler's that fails while it is cancelled; its caller is told yet."""
+    sender = FaultySender()
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(TypeError, match="a fault of ours"), flatten_subgroups=True
+    ):
+        async with trio.open_nursery() as nursery:
+            serving = Serving(
+                {"echo": echo, "count": count},
+                sender=sender,
+                background=Background(nursery),
+                limit=1000,
+                wake=lambda _: None,
+            )
+            window = 10 if name == "count" else 0
+            serving.begin("caller", 1, name, "5", timeout=10.0, window=window)
+    assert "handler" not in caplog.text
+    assert len(sender.posted) == 1
