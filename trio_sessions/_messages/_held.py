@@ -2,18 +2,20 @@
 
 ::
 
-                      found elsewhere handled
-        ┌─> IN_DOUBT ─────────────────────────> (gone)
-        v
-    fetched ──> WAITING ──── taken ────> IN_HAND ── finished ──> HANDLED ── acknowledged ──> (gone)
-                   ^                     │    │                     ^
-                   └───── put back ──────┘    └──> OVERTAKEN ───────┘  finished, or too late
-                                                                       to be put back
+                   ┌── IN_DOUBT ── not in the store any more ──> (gone)
+    may be handled │      │
+        elsewhere  │      │ still there
+                   │      v
+    fetched ──> WAITING ──── taken ──> IN_HAND ── finished ──> HANDLED ── acknowledged ──> (gone)
+                   ^                   │    │                    ^
+                   └──── put back ─────┘    └──> OVERTAKEN ──────┘ finished, or put back too late
+
     WAITING, IN_DOUBT, IN_HAND ── older than message_ttl ──> EXPIRED ── swept ──> (gone)
 
 Each row that is held has a stage, and is not fetched, but for one that is in doubt. A message in
 memory only goes the same way, and is gone where a row would be handled or expired. Only the methods
-of `Held` change a stage; they return how many messages are dropped, for whoever counts them
+of `Held` change a stage. What is dropped on the way they return, for whoever counts it: so a
+message goes to a reader who handles it, to the sweep, to the next holder, or is counted
 (invariant 15).
 
 A *life* of the inbox is the time between two addings of its session. If a claim says that it is
@@ -109,7 +111,7 @@ class Held:
     @property
     def not_to_be_fetched(self) -> frozenset[int]:
         """The rows that are held, and not in doubt."""
-        return frozenset(self._stages) - self.rows(Stage.IN_DOUBT)
+        return frozenset(self._stages.keys() - self._rows[Stage.IN_DOUBT].keys())
 
     @property
     def life(self) -> int:
