@@ -160,3 +160,18 @@ def test_what_is_finished_after_the_end_was_handled(*, moved: bool) -> None:
     assert held.finish("former")
     assert held.finish("next")
     assert stages(held) == {1: Stage.HANDLED, 2: Stage.HANDLED}
+
+
+def test_a_reader_may_finish_what_it_took_in_the_life_that_goes_on() -> None:
+    """The row was deleted and written anew while the session was held; all keep their stages."""
+    held = make_held(9, 1, 2, 3)
+    held.take("former")
+    held.finish("former")
+    held.take("former")
+    held.take("next")
+    held.doubt()
+    assert held.drop_earlier_lives() == []
+    assert stages(held) == {1: Stage.OVERTAKEN, 2: Stage.IN_HAND, 3: Stage.IN_DOUBT}
+    assert held.finish("former")
+    assert held.finish("next")
+    assert stages(held) == {1: Stage.HANDLED, 2: Stage.HANDLED, 3: Stage.IN_DOUBT}

@@ -154,10 +154,9 @@ class Held:
             self._stages[row] = stage
             self._rows[stage][row] = None
 
-    def _clear(self) -> None:
-        self._stages.clear()
-        for rows in self._rows.values():
-            rows.clear()
+    def _forget(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            del self._rows[self._stages.pop(row)][row]
 
     def add_row(self, row: int, message: Message, *, after: float) -> None:
         """Let a row that was fetched wait in its place; see `Line.append_row`."""
@@ -274,12 +273,9 @@ class Held:
         gone = self._line.drop(lambda one: one.life < self._floor)
         if self.in_hand is not None and self.in_hand.life < self._floor:
             self._last = None
-        self._clear()
-        for message in self._line:
-            self._go(message.row, Stage.WAITING)
-        if self.in_hand is not None:
-            self._go(self.in_hand.row, Stage.WAITING)
-            self._go(self.in_hand.row, Stage.IN_HAND)
+        here = (*self._line, *self._taken.values())
+        kept = {one.row for one in here if one.life >= self._floor}
+        self._forget([row for row in self._stages if row not in kept])
         return gone
 
     def forget_rows(self) -> None:
@@ -289,7 +285,7 @@ class Held:
         """
         for message in (*self._line, *self._taken.values()):
             message.row = None
-        self._clear()
+        self._forget(list(self._stages))
 
     # ---- the end ----
 
@@ -305,8 +301,7 @@ class Held:
         Args:
             moved: the next holder delivers what is in hand.
         """
-        for row in self.rows(Stage.OVERTAKEN) | (
-            frozenset() if moved else self.rows(Stage.IN_HAND)
-        ):
+        ended = (Stage.OVERTAKEN,) if moved else (Stage.OVERTAKEN, Stage.IN_HAND)
+        for row in self.rows(*ended):
             self._go(row, Stage.HANDLED)
         return self.rows(Stage.HANDLED)
