@@ -282,6 +282,15 @@ def test_after_the_end_nothing_is_taken() -> None:
     assert [one.payload for one in inbox.held.clear()] == ["2"]
 
 
+def test_no_state_follows_the_end() -> None:
+    """Who forgets that is told so."""
+    inbox = make_inbox()
+    inbox.end()
+    inbox.end()
+    with pytest.raises(RuntimeError, match="cannot go from ENDED to SEALED"):
+        inbox._progress.go(State.SEALED)
+
+
 @pytest.mark.parametrize("what", ["accept", "finish", "put back", "answer", "claimed"])
 async def test_whoever_waits_is_woken(what: str) -> None:
     """By everything after which there may be something to take."""
