@@ -5,16 +5,19 @@ import trio
 import trio.testing
 
 from trio_sessions._messages import _inbox
-from trio_sessions._messages._inbox import MOST, Asked, Inbox, State
+from trio_sessions._messages._fetching import MOST, Asked
+from trio_sessions._messages._held import Stage
+from trio_sessions._messages._inbox import Inbox, State
 from trio_sessions.types import StoredMessage
 
 SIZE = 1000
+READER = "reader"
 
 
 def make_inbox(*, is_read: bool = True) -> Inbox:
     inbox = Inbox("s", size=SIZE, message_ttl=60.0, storing={})
     if is_read:
-        inbox.open(object(), 0.0)
+        inbox.open(READER, 0.0)
     return inbox
 
 
@@ -33,10 +36,15 @@ def fill(inbox: Inbox, *rows: StoredMessage, now: float = 0.0) -> None:
     inbox.answer(ask(inbox, now), rows, now)
 
 
+def in_hand(inbox: Inbox) -> int | None:
+    """Return the row that the last reader has."""
+    return None if inbox.held.in_hand is None else inbox.held.in_hand.row
+
+
 def take_all(inbox: Inbox, now: float = 0.0) -> list[str]:
     taken = []
-    while (message := inbox.take(now)) is not None:
-        inbox.finish(message)
+    while (message := inbox.take(READER, now)) is not None:
+        assert inbox.finish(READER)
         taken.append(message.payload)
     return taken
 
@@ -52,10 +60,10 @@ def test_more_is_fetched_when_half_of_the_memory_is_free() -> None:
     assert not inbox.should_fetch, "nothing is waiting"
     inbox.expect_more()
     assert not inbox.should_fetch, "one too many is here"
-    message = inbox.take(0.0)
+    message = inbox.take(READER, 0.0)
     assert message is not None
     assert inbox.should_fetch
-    inbox.put_back(message)
+    inbox.put_back(READER)
     assert not inbox.should_fetch
 
 
@@ -157,13 +165,13 @@ def test_what_is_not_acknowledged_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     inbox.expect_more()
     assert not inbox.should_fetch
     arrival = inbox.arrival()
-    inbox.forget([3])
+    inbox.acknowledged([3])
     assert arrival.is_set()
     assert inbox.should_fetch
     quiet = inbox.arrival()
-    inbox.forget([2])
+    inbox.acknowledged([2])
     assert not quiet.is_set(), "its reader had no need to wait"
-    assert inbox.held == {1}
+    assert inbox.held.rows(*Stage) == {1}
 
 
 # ---- what goes out ----
@@ -192,11 +200,11 @@ def test_what_was_put_back_goes_first() -> None:
     """Before rows that were fetched meanwhile, and before what is early."""
     inbox = make_inbox()
     fill(inbox, row(1), row(2))
-    message = inbox.take(0.0)
+    message = inbox.take(READER, 0.0)
     assert message is not None
-    inbox.open(object(), 0.0)
+    inbox.open(READER, 0.0)
     assert inbox.accept("early", 0.0)
-    assert inbox.put_back(message)
+    assert inbox.put_back(READER) == 0
     fill(inbox, row(3, age=50.0))
     assert take_all(inbox) == ["1", "2", "3", "early"]
 
@@ -215,31 +223,34 @@ def test_in_a_silent_store_what_is_here_waits_for_a_second() -> None:
     assert not inbox.can_take(1.8)
     inbox.give_up_fetch(ask(inbox, 1.8))
     assert inbox.can_take(1.8)
-    assert inbox.take(1.8) is not None
-    assert inbox.state is State.CAUGHT_UP
+    assert inbox.take(READER, 1.8) is not None
+    assert inbox.state is State.MORE
 
 
 def test_the_next_reader_waits_for_what_the_former_has_in_hand() -> None:
     """Until that is back, or too late."""
     inbox = make_inbox()
     fill(inbox, row(1), row(2))
-    former = inbox.take(0.0)
+    former = inbox.take(READER, 0.0)
     assert former is not None
-    assert inbox.row_in_hand == 1
-    assert inbox.handed_out() == {1}
+    assert in_hand(inbox) == 1
+    assert inbox.held.stage(1) is Stage.IN_HAND
     inbox.add_again(detach=True, seal=False, until=5.0)
-    inbox.open(object(), 0.0)
+    inbox.open("next", 0.0)
     fill(inbox)
     assert not inbox.can_take(4.9)
     assert inbox.may_change_at(0.0) == 5.0
     assert inbox.can_take(5.0)
-    overtaken = inbox.take(5.0)
-    assert overtaken is not None
-    assert overtaken.payload == "2"
-    assert not inbox.put_back(former), "it is too late"
-    assert inbox.row_in_hand == 2, "the hand is the other one's"
-    assert inbox.put_back(overtaken)
-    assert inbox.row_in_hand is None
+    younger = inbox.take("next", 5.0)
+    assert younger is not None
+    assert younger.payload == "2"
+    assert inbox.held.stage(1) is Stage.OVERTAKEN
+    assert inbox.put_back(READER) == 1, "it is too late"
+    assert inbox.held.stage(1) is Stage.HANDLED
+    assert in_hand(inbox) == 2, "the hand is the other one's"
+    assert inbox.put_back("next") == 0
+    assert in_hand(inbox) is None
+    assert inbox.held.stage(2) is Stage.WAITING
 
 
 def test_what_has_expired_is_taken_out() -> None:
@@ -248,8 +259,8 @@ def test_what_has_expired_is_taken_out() -> None:
     fill(inbox)
     assert inbox.accept("a", 1.0)
     assert inbox.accept("b", 2.0)
-    assert inbox.expired(61.0) == []
-    assert [one.payload for one in inbox.expired(61.1)] == ["a"]
+    assert inbox.held.expire(61.0) == 0
+    assert inbox.held.expire(61.1) == 1
     assert (len(inbox), take_all(inbox, 61.1)) == (1, ["b"])
 
 
@@ -257,19 +268,27 @@ def test_after_the_end_nothing_is_taken() -> None:
     """Nor accepted, nor put back, nor waited for."""
     inbox = make_inbox()
     fill(inbox, row(1), row(2))
-    message = inbox.take(0.0)
+    message = inbox.take(READER, 0.0)
     assert message is not None
-    assert inbox.is_current(message)
+    assert in_hand(inbox) == 1
     arrival = inbox.arrival()
     inbox.end()
     assert arrival.is_set()
     assert (inbox.state, inbox.reader) == (State.ENDED, None)
     assert not inbox.accept("later", 0.0)
     assert not inbox.can_take(0.0)
-    assert not inbox.is_current(message)
-    assert not inbox.put_back(message)
+    assert inbox.put_back(READER) == 0, "its row waits for the next holder"
     inbox.note_row(9)
-    assert [one.payload for one in inbox.clear()] == ["2"]
+    assert [one.payload for one in inbox.held.clear()] == ["2"]
+
+
+def test_no_state_follows_the_end() -> None:
+    """Who forgets that is told so."""
+    inbox = make_inbox()
+    inbox.end()
+    inbox.end()
+    with pytest.raises(RuntimeError, match="cannot go from ENDED to SEALED"):
+        inbox._progress.go(State.SEALED)
 
 
 @pytest.mark.parametrize("what", ["accept", "finish", "put back", "answer", "claimed"])
@@ -277,7 +296,7 @@ async def test_whoever_waits_is_woken(what: str) -> None:
     """By everything after which there may be something to take."""
     inbox = make_inbox()
     fill(inbox, row(1))
-    message = inbox.take(0.0)
+    message = inbox.take(READER, 0.0)
     assert message is not None
     asked = ask(inbox)
     with trio.fail_after(5):
@@ -288,9 +307,9 @@ async def test_whoever_waits_is_woken(what: str) -> None:
                 case "accept":
                     assert inbox.accept("new", 0.0)
                 case "finish":
-                    inbox.finish(message)
+                    inbox.finish(READER)
                 case "put back":
-                    inbox.put_back(message)
+                    inbox.put_back(READER)
                 case "answer":
                     inbox.answer(asked, [], 0.0)
                 case "claimed":
@@ -332,7 +351,7 @@ def let_silence_pass(inbox: Inbox) -> None:
     take_all(inbox)
     assert inbox.accept("early", 0.0)
     assert take_all(inbox, 100.0) == ["early"]
-    assert inbox.state is State.CAUGHT_UP
+    assert inbox.state is State.MORE
 
 
 def test_what_may_wait_in_the_store_outlasts_its_silence() -> None:
@@ -435,18 +454,19 @@ def test_what_came_after_the_session_was_added_again_is_its_own(*, is_other: boo
     inbox = make_inbox()
     fill(inbox, row(1), row(2))
     inbox.note_row(9)
-    former = inbox.take(0.0)
+    former = inbox.take(READER, 0.0)
     assert former is not None
     inbox.add_again(detach=False, seal=False, until=float("inf"))
     assert not inbox.accept("behind the row", 0.0)
     dropped = inbox.claimed(is_other=is_other, has_moved=False, now=0.0)
     assert [one.payload for one in dropped] == (["2"] if is_other else [])
-    assert inbox.held == (frozenset() if is_other else {1, 2})
+    assert inbox.held.rows(*Stage) == (frozenset() if is_other else {1, 2})
     assert inbox.accept("new", 0.0) is is_other, "the row that waited was the former's"
-    assert inbox.row_in_hand == (None if is_other else 1)
+    assert in_hand(inbox) == (None if is_other else 1)
     inbox.add_again(detach=False, seal=False, until=0.0)
     assert inbox.claimed(is_other=False, has_moved=False, now=0.0) == []
-    assert inbox.put_back(former) is not is_other
+    assert inbox.put_back(READER) == 0, "the store has dropped the former's"
+    assert inbox.held.stage(1) is (None if is_other else Stage.WAITING)
 
 
 def test_what_the_new_session_has_in_hand_stays_there() -> None:
@@ -454,11 +474,12 @@ def test_what_the_new_session_has_in_hand_stays_there() -> None:
     inbox = make_inbox()
     inbox.add_again(detach=False, seal=False, until=0.0)
     fill(inbox, row(3))
-    message = inbox.take(0.0)
+    message = inbox.take(READER, 0.0)
     assert message is not None
     inbox.claimed(is_other=True, has_moved=False, now=0.0)
-    assert inbox.row_in_hand == 3
-    assert inbox.put_back(message)
+    assert in_hand(inbox) == 3
+    assert inbox.put_back(READER) == 0
+    assert inbox.held.stage(3) is Stage.WAITING
 
 
 def test_rows_that_another_worker_may_have_handled_are_asked_for_again() -> None:
@@ -471,7 +492,7 @@ def test_rows_that_another_worker_may_have_handled_are_asked_for_again() -> None
     asked = ask(inbox)
     assert asked.wanted.held == frozenset()
     inbox.answer(asked, [row(number) for number in range(1, 56)], 0.0)
-    assert inbox.held == set(range(1, 56))
+    assert inbox.held.rows(*Stage) == set(range(1, 56))
     inbox.open(object(), 0.0)
     assert not inbox.should_fetch, "nothing is in doubt any more, and much is here"
     assert ask(inbox).wanted.held == set(range(1, 56))
@@ -497,13 +518,13 @@ def test_after_a_rewind_an_id_says_nothing_any_more() -> None:
     """What is here is in memory only; the same ids may be given to other messages."""
     inbox = make_inbox()
     fill(inbox, row(1), row(2))
-    in_hand = inbox.take(0.0)
-    assert in_hand is not None
+    assert inbox.take(READER, 0.0) is not None
     inbox.note_row(9)
     late = ask(inbox)
     inbox.forget_rows()
-    assert inbox.held == frozenset()
-    assert not inbox.finish(in_hand), "there is no row to acknowledge"
+    assert len(inbox.held) == 0
+    assert inbox.finish(READER)
+    assert not inbox.has_handled, "there is no row to acknowledge"
     inbox.answer(late, [row(1, payload="of before")], 0.0)
     assert inbox.accept("new", 0.0), "no row of this worker waits"
     inbox.expect_more()
@@ -546,9 +567,8 @@ def test_what_is_taken_out_is_in_order() -> None:
     """What was put back, what is ready, what is early."""
     inbox = make_inbox()
     fill(inbox, row(1), row(2))
-    message = inbox.take(0.0)
-    assert message is not None
-    inbox.open(object(), 0.0)
+    assert inbox.take(READER, 0.0) is not None
+    inbox.open(READER, 0.0)
     assert inbox.accept("early", 0.0)
-    inbox.put_back(message)
-    assert [one.payload for one in inbox.clear()] == ["1", "2", "early"]
+    assert inbox.put_back(READER) == 0
+    assert [one.payload for one in inbox.held.clear()] == ["1", "2", "early"]

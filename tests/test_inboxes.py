@@ -6,13 +6,15 @@ from types import CodeType, FrameType
 from typing import Any
 
 from trio_sessions._counters import Counters
-from trio_sessions._messages import _inboxes
-from trio_sessions._messages._inbox import Inbox, Message
+from trio_sessions._messages import _held
+from trio_sessions._messages._held import Stage
+from trio_sessions._messages._inbox import Inbox
 from trio_sessions._messages._inboxes import Inboxes
 from trio_sessions._settings import Settings
 from trio_sessions.types import StoredMessage
 
 FEW = 20
+READER = "reader"
 
 
 def make_inboxes() -> Inboxes:
@@ -21,19 +23,20 @@ def make_inboxes() -> Inboxes:
 
 def fetch(inbox: Inbox, *rows: int) -> None:
     """Have rows fetched by a reader, and nothing else be there."""
-    inbox.open(object(), 0.0)
+    inbox.open(READER, 0.0)
     asked = inbox.ask(1_000_000, 0.0)
     assert asked is not None
     inbox.answer(asked, [StoredMessage(id=row, payload="1", age=0.0) for row in rows], 0.0)
 
 
-def expire_one(inboxes: Inboxes, inbox: Inbox) -> Message:
+def expire_one(inbox: Inbox) -> None:
     """Take out the next row, and let it be too old."""
-    message = inbox.take(0.0)
-    assert message is not None
-    inbox.finish(message)
-    inboxes.expire(inbox, [message])
-    return message
+    assert inbox.take(READER, 0.0) is not None
+    assert inbox.held.expire_in_hand(READER) == 0, "the sweep counts it"
+
+
+def handed_out(inbox: Inbox) -> frozenset[int]:
+    return inbox.held.rows(Stage.IN_HAND, Stage.OVERTAKEN, Stage.HANDLED)
 
 
 def with_expired_rows(sessions: int) -> tuple[Inboxes, list[Inbox]]:
@@ -42,8 +45,8 @@ def with_expired_rows(sessions: int) -> tuple[Inboxes, list[Inbox]]:
     all_of_them = [inboxes.of(f"s{number}") for number in range(sessions)]
     for number, inbox in enumerate(all_of_them):
         fetch(inbox, 2 * number, 2 * number + 1)
-        expire_one(inboxes, inbox)
-        expire_one(inboxes, inbox)
+        expire_one(inbox)
+        expire_one(inbox)
     return inboxes, all_of_them
 
 
@@ -61,7 +64,7 @@ def _monitored(work: Callable[[], None]) -> int:
 
     def step(code: CodeType, _: int) -> None:
         nonlocal steps
-        steps += code.co_filename == _inboxes.__file__
+        steps += code.co_filename == _held.__file__
 
     monitoring.use_tool_id(tool, "test_inboxes")
     monitoring.register_callback(tool, instruction, step)
@@ -79,7 +82,7 @@ def _traced(work: Callable[[], None]) -> int:
 
     def step(frame: FrameType, event: str, _: Any) -> Callable[..., Any]:
         nonlocal steps
-        frame.f_trace_opcodes = frame.f_code.co_filename == _inboxes.__file__
+        frame.f_trace_opcodes = frame.f_code.co_filename == _held.__file__
         steps += event == "opcode"
         return step
 
@@ -96,11 +99,11 @@ def test_a_rewind_is_as_much_work_for_each_session_however_many_there_are() -> N
     """Each claim tells it of one inbox, and nobody looks at the rows of all the others."""
 
     def work_for(sessions: int) -> int:
-        inboxes, all_of_them = with_expired_rows(sessions)
+        _, all_of_them = with_expired_rows(sessions)
 
         def rewind() -> None:
             for inbox in all_of_them:
-                inboxes.forget_rows(inbox)
+                inbox.forget_rows()
 
         return count_steps(rewind)
 
@@ -115,12 +118,11 @@ def test_what_is_left_for_the_sweep_is_in_nobodys_hand() -> None:
     inbox, other = inboxes.of("s"), inboxes.of("other")
     fetch(inbox, 1, 2, 3)
     fetch(other, 4)
-    expire_one(inboxes, inbox)
-    expire_one(inboxes, other)
-    in_hand = inbox.take(0.0)
-    assert in_hand is not None
-    assert inboxes.handed_out(inbox) == {2}
-    assert inboxes.handed_out(other) == set()
+    expire_one(inbox)
+    expire_one(other)
+    assert inbox.take(READER, 0.0) is not None
+    assert handed_out(inbox) == {2}
+    assert handed_out(other) == set()
 
 
 def test_after_a_rewind_the_ids_of_old_rows_say_nothing() -> None:
@@ -129,50 +131,50 @@ def test_after_a_rewind_the_ids_of_old_rows_say_nothing() -> None:
     inbox, other = inboxes.of("s"), inboxes.of("other")
     fetch(inbox, 1)
     fetch(other, 2)
-    expire_one(inboxes, inbox)
-    expire_one(inboxes, other)
-    inboxes.forget_rows(inbox)
+    expire_one(inbox)
+    expire_one(other)
+    inbox.forget_rows()
     fetch(inbox, 1)
-    assert inbox.take(0.0) is not None
-    assert inboxes.handed_out(inbox) == {1}
-    assert inboxes.handed_out(other) == set()
+    assert inbox.take(READER, 0.0) is not None
+    assert handed_out(inbox) == {1}
+    assert handed_out(other) == set()
 
 
-def test_what_was_swept_is_forgotten() -> None:
+async def test_what_was_swept_is_forgotten() -> None:
     """Nobody holds it any longer, for it is not there; what comes with its id is as any other."""
     inboxes = make_inboxes()
     inbox = inboxes.of("s")
     fetch(inbox, 1)
-    expire_one(inboxes, inbox)
-    inboxes.swept()
-    assert inbox.held == set()
+    expire_one(inbox)
+    await inboxes.after_pass(swept=True)
+    assert len(inbox.held) == 0
     inbox.expect_more()
     asked = inbox.ask(1_000_000, 0.0)
     assert asked is not None
     inbox.answer(asked, [StoredMessage(id=1, payload="2", age=0.0)], 0.0)
-    assert inbox.take(0.0) is not None
-    assert inboxes.handed_out(inbox) == {1}
+    assert inbox.take(READER, 0.0) is not None
+    assert handed_out(inbox) == {1}
 
 
-def test_an_inbox_that_has_ended_leaves_nothing_for_the_next_one() -> None:
+async def test_an_inbox_that_has_ended_leaves_nothing_for_the_next_one() -> None:
     """The next session of its id reads the row as its own."""
     inboxes = make_inboxes()
     fetch(inboxes.of("s"), 1)
-    expire_one(inboxes, inboxes.of("s"))
+    expire_one(inboxes.of("s"))
     inboxes.end("s")
     following = inboxes.of("s")
     fetch(following, 1)
-    assert following.take(0.0) is not None
-    assert inboxes.handed_out(following) == {1}
-    inboxes.swept()
-    assert following.held == {1}
+    assert following.take(READER, 0.0) is not None
+    assert handed_out(following) == {1}
+    await inboxes.after_pass(swept=True)
+    assert following.held.rows(Stage.IN_HAND) == {1}
 
 
-def test_an_inbox_that_has_ended_is_not_kept_until_the_next_sweep() -> None:
+async def test_an_inbox_that_has_ended_is_not_kept_until_the_next_sweep() -> None:
     """There may be none for as long as the database is away."""
     inboxes, ended = with_expired_rows(1)
     inboxes.end("s0")
     while_it_waits = sys.getrefcount(ended[0])
-    inboxes.swept()
+    await inboxes.after_pass(swept=True)
     afterwards = sys.getrefcount(ended[0])
     assert while_it_waits == afterwards

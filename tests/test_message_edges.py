@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("nothing_in_between")
 def make_inbox() -> Inbox:
     """Return an inbox that is read, and has nothing."""
     inbox = Inbox("s", size=1000, message_ttl=60.0, storing={})
-    inbox.open(object(), 0.0)
+    inbox.open("reader", 0.0)
     return inbox
 
 
@@ -28,10 +28,10 @@ def stored(row: int) -> StoredMessage:
 
 def take(inbox: Inbox, now: float) -> str | None:
     """Take the next message, and finish it."""
-    message = inbox.take(now)
+    message = inbox.take("reader", now)
     if message is None:
         return None
-    inbox.finish(message)
+    inbox.finish("reader")
     return message.payload
 
 
@@ -70,11 +70,11 @@ def test_what_was_in_hand_waits_for_the_claim(*, is_other: bool) -> None:
     asked = inbox.ask(1000, 0.0)
     assert asked is not None
     inbox.answer(asked, [stored(5)], 0.1)
-    message = inbox.take(0.2)
+    message = inbox.take("reader", 0.2)
     assert isinstance(message, Message)
     inbox.add_again(detach=True, seal=True, until=10.0)
-    assert inbox.put_back(message)
-    inbox.open(object(), 0.3)
+    assert inbox.put_back("reader") == 0
+    inbox.open("reader", 0.3)
     assert take(inbox, 0.4) is None
     dropped = inbox.claimed(is_other=is_other, has_moved=False, now=0.5)
     assert (dropped == [message]) == is_other

@@ -4,7 +4,8 @@ The store answers when it likes, on a clock that jumps. Without a fault nothing 
 nothing doubled, nothing out of order, and nothing read by the next session of the same id.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -182,6 +183,16 @@ seeds = st.integers(0, 2**32)
 counts = st.sampled_from([5, 25])
 
 
+@contextmanager
+def few_in_memory() -> Iterator[None]:
+    """Let six messages fill the memory of a session."""
+    with (
+        patch("trio_sessions._messages._inbox.MOST", 6),
+        patch("trio_sessions._messages._fetching.MOST", 6),
+    ):
+        yield
+
+
 def lives(steps: st.SearchStrategy[tuple[str, int]]) -> st.SearchStrategy[Any]:
     return st.tuples(*(st.lists(steps, max_size=8) for _ in SESSIONS)).map(list)
 
@@ -194,7 +205,7 @@ def test_sessions_of_one_worker(
 ) -> None:
     """Added again, by the same transport or another, and removed."""
     play = Play(Random(seed), count)
-    with patch("trio_sessions._messages._inbox.MOST", 6):  # so that a few messages fill the memory
+    with few_in_memory():
         trio.run(play.run, histories, clock=trio.testing.MockClock(autojump_threshold=0))
     play.check_once_and_in_order()
 
@@ -205,5 +216,5 @@ def test_sessions_of_one_worker(
 def test_sessions_that_move(histories: list[list[tuple[str, int]]], seed: int, count: int) -> None:
     """From worker to worker: a message may come twice then, but none is lost."""
     play = Play(Random(seed), count)
-    with patch("trio_sessions._messages._inbox.MOST", 6):  # so that a few messages fill the memory
+    with few_in_memory():
         trio.run(play.run, histories, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -234,3 +234,18 @@ async def test_a_message_whose_handler_removes_the_session_was_handled(
             assert await anext(inbox) == "bye"
             await registry.remove_session("s")
         assert registry.statistics().messages_dropped == 0
+
+
+async def test_a_message_whose_handler_fails_after_the_removal_was_dropped(
+    everywhere: Shared,
+) -> None:
+    """It was acknowledged with the session, and nobody will deliver it once more."""
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", "bye", durable=True)
+        with pytest.raises(ZeroDivisionError):
+            async with registry.open_inbox("s") as inbox:
+                assert await anext(inbox) == "bye"
+                await registry.remove_session("s")
+                raise ZeroDivisionError
+        assert registry.statistics().messages_dropped == 1

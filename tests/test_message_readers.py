@@ -21,7 +21,7 @@ from trio_sessions import (
     StoreUnavailable,
     open_registry,
 )
-from trio_sessions._messages._inbox import MOST
+from trio_sessions._messages._fetching import MOST
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 

@@ -16,7 +16,7 @@ from trio_sessions import (
     SessionNotFound,
     open_registry,
 )
-from trio_sessions._messages._inbox import MOST
+from trio_sessions._messages._fetching import MOST
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore

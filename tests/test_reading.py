@@ -122,8 +122,14 @@ def test_an_acknowledgement_is_bounded() -> None:
     writer = Taken()
     receipts = Receipts(cast("Writer", writer))
     inbox = Inbox("s", size=1000, message_ttl=60.0, storing={})
+    inbox.open("reader", 0.0)
     for row in range(1200):
-        receipts.note(inbox, row)
+        asked = inbox.ask(1000, 0.0)
+        assert asked is not None
+        inbox.answer(asked, [StoredMessage(id=row, payload="1", age=0.0)], 0.0)
+        assert inbox.take("reader", 0.0) is not None
+        inbox.finish("reader")
+        receipts.note(inbox)
     acknowledged: list[int] = []
     while writer.orders:
         order = writer.orders.pop()

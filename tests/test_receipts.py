@@ -13,6 +13,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._entry import Entry
 from trio_sessions._messages import _receipts
 from trio_sessions._messages._forwarding import Forwarding
+from trio_sessions._messages._held import Stage
 from trio_sessions._messages._inbox import Inbox, Message
 from trio_sessions._messages._receipts import Receipts
 from trio_sessions._orders import Order
@@ -21,6 +22,7 @@ from trio_sessions.testing import FakeTransport
 from trio_sessions.types import Holder, Sent, StoredMessage
 from trio_sessions.writes import Acknowledge, Send
 
+READER = "reader"
 AWAY = outcome.Error(StoreUnavailable("away"))
 
 
@@ -41,20 +43,31 @@ class Given:
         return order, order.make()
 
 
-def make_inbox(name: str = "s", rows: int = 0) -> Inbox:
-    """Return an inbox whose reader has handled so many rows."""
+def make_inbox(*rows: int, name: str = "s") -> Inbox:
+    """Return an inbox that is read, and has fetched these rows."""
     inbox = Inbox(name, size=1_000_000, message_ttl=60.0, storing={})
-    inbox.open(object(), 0.0)
-    while rows > len(inbox.held):
-        asked = inbox.ask(1_000_000, 0.0)
-        assert asked is not None
-        first = len(inbox.held) + 1
-        last = min(rows, len(inbox.held) + asked.wanted.count)
-        found = [StoredMessage(id=row, payload="1", age=0.0) for row in range(first, last + 1)]
-        inbox.answer(asked, found, 0.0)
-        while (message := inbox.take(0.0)) is not None:
-            inbox.finish(message)
+    inbox.open(READER, 0.0)
+    fetch(inbox, *rows)
     return inbox
+
+
+def fetch(inbox: Inbox, *rows: int) -> None:
+    asked = inbox.ask(1_000_000, 0.0)
+    assert asked is not None
+    inbox.answer(asked, [StoredMessage(id=row, payload="1", age=0.0) for row in rows], 0.0)
+
+
+def handle(receipts: Receipts, inbox: Inbox, row: int) -> None:
+    """Have the reader handle the next row."""
+    message = inbox.take(READER, 0.0)
+    assert message is not None
+    assert message.row == row
+    inbox.finish(READER)
+    receipts.note(inbox)
+
+
+def held(inbox: Inbox) -> frozenset[int]:
+    return inbox.held.rows(*Stage)
 
 
 def make_receipts() -> tuple[Receipts, Given]:
@@ -68,21 +81,21 @@ def make_receipts() -> tuple[Receipts, Given]:
 def test_one_receipt_at_a_time_says_what_was_handled_when_it_leaves() -> None:
     """What is handled while it is out makes the next; what was acknowledged is held no more."""
     receipts, given = make_receipts()
-    inbox = make_inbox(rows=4)
-    receipts.note(inbox, 2)
-    receipts.note(inbox, 1)
+    inbox = make_inbox(2, 1, 3, 4)
+    handle(receipts, inbox, 2)
+    handle(receipts, inbox, 1)
     order, write = given.next()
     assert write == Acknowledge(session_id="s", message_ids=(1, 2))
     assert order.size > 0
-    receipts.note(inbox, 3)
+    handle(receipts, inbox, 3)
     assert given.orders == []
     order.settle(outcome.Value(True))
-    assert inbox.held == {3, 4}
+    assert held(inbox) == {3, 4}
     order, write = given.next()
     assert write.message_ids == (3,)
     order.settle(outcome.Value(True))
     assert given.orders == []
-    receipts.note(inbox, 4)
+    handle(receipts, inbox, 4)
     assert given.next()[1].message_ids == (4,)
 
 
@@ -90,9 +103,9 @@ def test_a_receipt_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch has as many sessions as writes: the rest goes with the next."""
     monkeypatch.setattr(_receipts, "_ROWS", 3)
     receipts, given = make_receipts()
-    inbox = make_inbox(rows=5)
+    inbox = make_inbox(5, 4, 3, 2, 1)
     for row in (5, 4, 3, 2, 1):
-        receipts.note(inbox, row)
+        handle(receipts, inbox, row)
     order, write = given.next()
     assert write.message_ids == (3, 4, 5), "what was handled first, in the order of the ids"
     order.settle(outcome.Value(True))
@@ -104,30 +117,47 @@ def test_a_receipt_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_last_receipt_has_what_is_in_hand_too() -> None:
     """It is not repeated; and what was given before has nothing to say any more."""
     receipts, given = make_receipts()
-    inbox = make_inbox(rows=3)
-    receipts.note(inbox, 3)
+    inbox = make_inbox(3, 1, 2)
+    handle(receipts, inbox, 3)
     before, _ = given.next()
-    receipts.close(inbox, {1})
+    assert inbox.take(READER, 0.0) is not None
+    inbox.end()
+    receipts.close(inbox, moved=False)
     last, write = given.next()
     assert write == Acknowledge(session_id="s", message_ids=(1, 3))
     assert before.make() is None
     before.settle(None)
     last.settle(AWAY)
     assert given.orders == []
-    receipts.close(make_inbox("t"), set())
+    receipts.close(make_inbox(4, name="t"), moved=False)
     assert given.orders == [], "there was nothing to say"
+
+
+def test_what_moves_in_hand_is_not_acknowledged() -> None:
+    """The next holder delivers it; what a former reader still has was handed out for good."""
+    receipts, given = make_receipts()
+    inbox = make_inbox(1, 2, 3)
+    assert inbox.take("former", 0.0) is not None
+    inbox.add_again(detach=True, seal=False, until=1.0)
+    inbox.open(READER, 1.0)
+    assert inbox.take(READER, 1.0) is not None
+    inbox.end()
+    receipts.close(inbox, moved=True)
+    assert given.next()[1].message_ids == (1,)
 
 
 def test_what_a_rewind_has_made_of_ids_is_not_acknowledged() -> None:
     """They may be those of other messages; what is handled from then on is."""
     receipts, given = make_receipts()
-    inbox = make_inbox(rows=2)
-    receipts.note(inbox, 1)
+    inbox = make_inbox(1)
+    handle(receipts, inbox, 1)
     order, _ = given.next()
+    inbox.forget_rows()
     receipts.forget(inbox)
+    fetch(inbox, 2)
     assert order.make() is None
     order.settle(AWAY)
-    receipts.note(inbox, 2)
+    handle(receipts, inbox, 2)
     assert given.next()[1].message_ids == (2,)
 
 
@@ -136,10 +166,10 @@ async def test_what_failed_is_repeated_after_a_pause_that_grows(
 ) -> None:
     """From half of it to one and a half, and never longer than the longest; then anew."""
     receipts, given = make_receipts()
-    inbox = make_inbox(rows=2)
+    inbox = make_inbox(1, 2)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(receipts.repeat)
-        receipts.note(inbox, 1)
+        handle(receipts, inbox, 1)
         for pause in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0):
             order, _ = given.next()
             failed_at = trio.current_time()
@@ -148,8 +178,8 @@ async def test_what_failed_is_repeated_after_a_pause_that_grows(
                 await trio.sleep(0.01)
             assert 0.5 * pause - 0.01 <= trio.current_time() - failed_at <= 1.5 * pause + 0.02
         given.next()[0].settle(outcome.Value(True))
-        assert inbox.held == {2}
-        receipts.note(inbox, 2)
+        assert held(inbox) == {2}
+        handle(receipts, inbox, 2)
         given.next()[0].settle(AWAY)
         failed_at = trio.current_time()
         while not given.orders:
@@ -164,9 +194,9 @@ async def test_what_failed_is_repeated_after_a_pause_that_grows(
 async def test_those_that_fail_together_are_repeated_together(autojump_clock: MockClock) -> None:
     """They share a batch again; one that has ended meanwhile is left out."""
     receipts, given = make_receipts()
-    inboxes = [make_inbox(name, rows=1) for name in "stu"]
+    inboxes = [make_inbox(1, name=name) for name in "stu"]
     for inbox in inboxes:
-        receipts.note(inbox, 1)
+        handle(receipts, inbox, 1)
     for order in given.orders:
         order.settle(AWAY)
     given.orders.clear()

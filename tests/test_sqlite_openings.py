@@ -17,7 +17,6 @@ from backdoors import DatabaseBackdoor
 from trio_sessions import SessionRegistry, StoreUnavailable, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
-from trio_sessions.stores.database.sqlite import _connections as sqlite_connections
 from trio_sessions.testing import FakeTransport
 from trio_sessions.writes import Batch, Claim
 
@@ -168,7 +167,9 @@ async def test_a_file_that_was_deleted_is_noticed_before_the_next_operation(
             assert isinstance(error, StoreUnavailable)
             assert "was deleted or replaced" in str(error)
         await registry.add_session("new", FakeTransport())
-        assert DatabaseBackdoor(sqlite_url).rows() == {"new": registry.worker_id}
+        rows = DatabaseBackdoor(sqlite_url).rows()
+        assert rows.pop("new") == registry.worker_id
+        assert rows.keys() <= transports.keys()  # they are being written anew
         for transport in transports.values():
             assert transport.disconnects == 0
     if store._given_engine is not None:
@@ -263,24 +264,3 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_open(sqlite_url: sa.U
         await store.open(worker)
     assert scope.cancelled_caught
     assert not store._opened.is_open
-
-
-def test_a_turn_is_waited_for_no_longer_than_an_operation_may_take(
-    sqlite_url: sa.URL,
-) -> None:
-    """Two threads of one opening write: who waits has the bound that the settings name."""
-    options = sqlite_connections.engine_options(
-        sqlite_url, DatabaseStore(sqlite_url, lock_timeout=0.05, operation_timeout=0.1)
-    )
-    engine = sa.create_engine(sqlite_url, poolclass=sa.NullPool).execution_options(**options)
-    with engine.connect() as first, engine.connect() as second:
-        with sqlite_connections.transaction(first):
-            began = time.monotonic()
-            with (
-                pytest.raises(StoreUnavailable, match="other threads of this process"),
-                sqlite_connections.transaction(second),
-            ):
-                raise AssertionError("it did not wait for its turn")
-            assert 0.1 <= time.monotonic() - began < 9
-        with sqlite_connections.transaction(second):
-            assert second.exec_driver_sql("SELECT 1").scalar() == 1

@@ -11,7 +11,7 @@ from trio_sessions._entry import Entry
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import decode
 from trio_sessions._library import check_trio
-from trio_sessions._messages._inbox import Inbox, Message
+from trio_sessions._messages._inbox import Inbox
 from trio_sessions._messages._room import Messages
 from trio_sessions.abc import Transport
 
@@ -30,7 +30,6 @@ class OpenInbox:
         self._messages = messages
         self._find_entry = entry
         self._inbox: Inbox | None = None
-        self._reading: Message | None = None
         self._transport: Transport | None = None
 
     @property
@@ -63,28 +62,24 @@ class OpenInbox:
         Args:
             finished: the last message counts as handled.
         """
-        if self._reading is not None and not finished:
-            message, self._reading = self._reading, None
-            self._messages.put_back(self._opened, message)
+        if not finished:
+            self._messages.put_back(self._opened, self)
         self.finish()
         self._messages.touch(self._opened)
         self._opened.leave(self)
 
     def finish(self) -> None:
         """Acknowledge the last message."""
-        if self._reading is not None:
-            message, self._reading = self._reading, None
-            self._messages.finish(self._opened, message)
+        self._messages.finish(self._opened, self)
 
     def next_nowait(self) -> tuple[bool, Any]:
         """Return True and the next message, or False and whether there will be one."""
         self.finish()
         if self._has_ended:
             return False, False
-        message = self._messages.take(self._opened)
+        message = self._messages.take(self._opened, self)
         if message is None:
             return False, True
-        self._reading = message
         return True, decode(message.payload)
 
     async def wait(self) -> None:

@@ -1,14 +1,14 @@
 """The inboxes of the sessions held here, by session id. No I/O."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import trio
 
 from trio_sessions._counters import Counters
 from trio_sessions._edge import chunked
-from trio_sessions._messages._inbox import Inbox, Message, State
+from trio_sessions._messages._inbox import Inbox
 from trio_sessions._messages._line import Waiting
 from trio_sessions._settings import Settings
 
@@ -24,10 +24,7 @@ class Inboxes:
         self._settings = settings
         self._counters = counters
         self._inboxes: dict[str, Inbox] = {}
-        self._filled: dict[Inbox, None] = {}
         self._waiting = Waiting()
-        self._expired: dict[Inbox, set[int]] = {}
-        """Rows that are only left for the sweep, of inboxes that have any."""
         self._coming: Counter[str] = Counter()
         """Messages of this worker that wait until they may go to the store, by session."""
         self._storing: Counter[str] = Counter()
@@ -85,54 +82,24 @@ class Inboxes:
         """Take out the inbox of a session that is not held any more."""
         inbox = self._inboxes.pop(session_id, None)
         if inbox is not None:
-            self._filled.pop(inbox, None)
-            self._expired.pop(inbox, None)
             inbox.end()
         return inbox
-
-    def note(self, inbox: Inbox) -> None:
-        """Remember an inbox that has messages, to look there for expired ones."""
-        if len(inbox) and inbox.state is not State.ENDED:
-            self._filled[inbox] = None
 
     def in_memory(self) -> int:
         """Count the messages that wait in memory."""
         return self._waiting.number
 
-    # ---- message_ttl ----
+    async def after_pass(self, *, swept: bool) -> None:
+        """Drop what has waited in memory for longer than ``message_ttl``.
 
-    async def drop_expired(self) -> None:
-        """Drop what has waited in memory for longer than ``message_ttl``."""
-        for part in chunked(list(self._filled), _SLICE):
+        Args:
+            swept: the store has dropped what was too old before; what is dropped now is left
+                for the next sweep, if it has a row.
+        """
+        for part in chunked(list(self._inboxes.values()), _SLICE):
             now = trio.current_time()
             for inbox in part:
-                self.expire(inbox, inbox.expired(now))
-                if not len(inbox):
-                    self._filled.pop(inbox, None)
+                if swept:
+                    inbox.swept()
+                self._counters.count_dropped(inbox.held.expire(now))
             await trio.lowlevel.checkpoint()
-
-    def expire(self, inbox: Inbox, messages: Iterable[Message]) -> None:
-        """Drop messages that are too old."""
-        for message in messages:
-            if message.row is None:
-                self._counters.count_dropped(1)
-            else:  # the sweep deletes and counts it; until then it must not be fetched again
-                self._expired.setdefault(inbox, set()).add(message.row)
-
-    def handed_out(self, inbox: Inbox) -> set[int]:
-        """Return the rows that somebody has in hand, or has finished lately.
-
-        Those that are only left for the sweep are nobody's.
-        """
-        return inbox.handed_out() - self._expired.get(inbox, set())
-
-    def forget_rows(self, inbox: Inbox) -> None:
-        """Note that the store went back, and rows of an inbox may be others than before."""
-        inbox.forget_rows()
-        self._expired.pop(inbox, None)
-
-    def swept(self) -> None:
-        """Forget the rows of expired messages, which the store has dropped, too."""
-        for inbox, rows in self._expired.items():
-            inbox.forget(rows)
-        self._expired.clear()

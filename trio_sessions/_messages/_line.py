@@ -83,6 +83,11 @@ class Line:
         return [*self._returned, *self._ready]
 
     @property
+    def count_due(self) -> int:
+        """How many messages that is."""
+        return self.count - len(self._early)
+
+    @property
     def has_early(self) -> bool:
         """Whether messages are kept apart as early."""
         return bool(self._early)

@@ -168,7 +168,6 @@ class Reading:
             messages = found.get(inbox.session_id, ())
             self._counters.count_fetched(message.age for message in messages)
             inbox.answer(one, messages, now)
-            self._inboxes.note(inbox)
             if inbox.should_fetch:
                 self.want(inbox)
 

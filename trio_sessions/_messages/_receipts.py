@@ -1,6 +1,7 @@
 """Acknowledging what was handled, for many messages and sessions at a time.
 
-An inbox that has something to acknowledge has one receipt: with the writer, or, after a failure,
+An inbox that has something to acknowledge (`trio_sessions._messages._held` knows what) has one
+receipt: with the writer, or, after a failure,
 waiting for a pause of its own to end. No receipt waits for another's; those of one moment share
 the writer's batch. It says what was handled when it leaves::
 
@@ -14,7 +15,6 @@ one might delete a message that the session's next time here has yet to handle (
 See docs/decisions/0009-one-writer.md.
 """
 
-import itertools
 import logging
 import math
 import random
@@ -22,6 +22,7 @@ import random
 import outcome
 import trio
 
+from trio_sessions._messages._held import Stage
 from trio_sessions._messages._inbox import Inbox
 from trio_sessions._orders import Order
 from trio_sessions._writer import Writer
@@ -77,12 +78,12 @@ class _LastReceipt(Order[bool]):
 
 
 class Receipts:
-    """What was handled and is still to be acknowledged."""
+    """Which inboxes have a receipt, and when it goes to the writer."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._done: dict[Inbox, dict[int, None]] = {}
-        """What each inbox has to acknowledge: not empty, and never without a receipt."""
+        self._given: set[Inbox] = set()
+        """Inboxes that have a receipt."""
         self._pauses: dict[Inbox, float] = {}
         """Those whose last receipt failed, and the pause that followed."""
         self._again: dict[float, list[Inbox]] = {}
@@ -90,29 +91,26 @@ class Receipts:
         self._paused = trio.Event()
         self._offset = random.random() * _PAUSES[1]  # noqa: S311 -- no secret
 
-    def note(self, inbox: Inbox, row: int) -> None:
-        """Acknowledge a row, soon."""
-        done = self._done.get(inbox)
-        if done is None:
-            self._done[inbox] = {row: None}
+    def note(self, inbox: Inbox) -> None:
+        """Acknowledge what is handled, soon."""
+        if inbox not in self._given and inbox.has_handled:
+            self._given.add(inbox)
             self._give(inbox)
-        else:
-            done[row] = None
 
-    def has(self, inbox: Inbox) -> bool:
-        """Say whether something of an inbox is still to be acknowledged."""
-        return inbox in self._done
+    def close(self, inbox: Inbox, *, moved: bool) -> None:
+        """Acknowledge what was handed out of an inbox that has ended, a last time.
 
-    def close(self, inbox: Inbox, in_hand: set[int]) -> None:
-        """Acknowledge what was handled, and what is in hand, a last time."""
-        rows = {*self._done.pop(inbox, ()), *in_hand}
-        self._pauses.pop(inbox, None)
-        if rows:
+        Args:
+            inbox: whose session is not held here any more.
+            moved: what is in hand is delivered by the next holder.
+        """
+        self.forget(inbox)
+        if rows := inbox.held.depart(moved=moved):
             self._writer.give(_LastReceipt(inbox.session_id, tuple(sorted(rows))))
 
     def forget(self, inbox: Inbox) -> None:
-        """Acknowledge nothing of what was handled: the ids may be those of other messages."""
-        self._done.pop(inbox, None)
+        """Let the receipt of an inbox say nothing."""
+        self._given.discard(inbox)
         self._pauses.pop(inbox, None)
 
     async def repeat(self) -> None:
@@ -124,7 +122,7 @@ class Receipts:
             now = trio.current_time()
             for due in [due for due in self._again if due <= now]:
                 for inbox in self._again.pop(due):
-                    if inbox in self._done:
+                    if inbox in self._given:
                         self._give(inbox)
 
     def _end_of(self, pause: float) -> float:
@@ -137,32 +135,25 @@ class Receipts:
         return math.ceil(begins / pause + 0.5) * pause + self._offset
 
     def _give(self, inbox: Inbox) -> None:
-        count = min(len(self._done[inbox]), _ROWS)
+        count = min(inbox.held.count(Stage.HANDLED), _ROWS)
         self._writer.give(_Receipt(self, inbox, count))
 
     # ---- what a receipt asks, and tells ----
 
     def due(self, inbox: Inbox) -> tuple[int, ...]:
         """Return what is to be acknowledged; nothing, if the inbox has ended."""
-        return tuple(sorted(itertools.islice(self._done.get(inbox, ()), _ROWS)))
+        return inbox.held.handled(_ROWS) if inbox in self._given else ()
 
     def settle(self, inbox: Inbox, rows: tuple[int, ...]) -> None:
         """Note that rows are acknowledged; what was handled meanwhile is next."""
-        inbox.forget(rows)
-        done = self._done.get(inbox)
-        if done is None:
-            return
-        self._pauses.pop(inbox, None)
-        for row in rows:
-            done.pop(row, None)
-        if done:
-            self._give(inbox)
-        else:
-            del self._done[inbox]
+        inbox.acknowledged(rows)
+        if inbox in self._given:
+            self.forget(inbox)
+            self.note(inbox)
 
     def failed(self, inbox: Inbox, error: BaseException) -> None:
         """Repeat a receipt after a pause that grows (invariant 16)."""
-        if inbox not in self._done:
+        if inbox not in self._given:
             return
         log = logger.debug if self._pauses else logger.warning
         log("acknowledging messages failed, and is repeated: %s", error)

@@ -72,7 +72,6 @@ class Messages:
         accepted = inbox.accept(payload, trio.current_time())
         if accepted:
             self._counters.count_kept()
-            self._inboxes.note(inbox)
         return accepted
 
     async def send(self, session_id: str, payload: str, *, durable: bool) -> None:
@@ -124,7 +123,7 @@ class Messages:
         if inbox is None:
             return
         if was_forgotten:
-            self._inboxes.forget_rows(inbox)
+            inbox.forget_rows()
             self._receipts.forget(inbox)
         now = trio.current_time()
         dropped = inbox.claimed(is_other=is_other, has_moved=has_moved, now=now)
@@ -154,13 +153,10 @@ class Messages:
             if inbox is None:
                 continue
             self._reading.forget(inbox)
-            in_hand = self._inboxes.handed_out(inbox)
-            if moved and inbox.row_in_hand is not None:
-                in_hand.discard(inbox.row_in_hand)
             self._inboxes.end(entry.session_id)
-            unread = [one for one in inbox.clear() if one.row is None]
+            unread = [one for one in inbox.held.clear() if one.row is None]
             self._forwarding.forward(entry, unread, stays=stays)
-            self._receipts.close(inbox, in_hand)
+            self._receipts.close(inbox, moved=moved)
 
     async def after_pass(self, *, swept: bool) -> None:
         """Do what a pass means for messages, in the one order that is right.
@@ -168,10 +164,8 @@ class Messages:
         Args:
             swept: the store has dropped what was older than ``message_ttl``.
         """
-        if swept:
-            self._inboxes.swept()  # before more expires, which the next sweep will drop
+        await self._inboxes.after_pass(swept=swept)
         await self._forwarding.forward_what_is_left()
-        await self._inboxes.drop_expired()
         self._reading.look()
 
     async def close(self) -> None:
@@ -209,32 +203,25 @@ class Messages:
         self._reading.want(inbox)
         return inbox
 
-    def take(self, inbox: Inbox) -> Message | None:
+    def take(self, inbox: Inbox, reader: object) -> Message | None:
         """Hand out the next message; `finish` or `put_back` must follow."""
         now = trio.current_time()
-        while (message := inbox.take(now)) is not None and message.expires_at < now:
-            inbox.finish(message)
-            self._inboxes.expire(inbox, [message])
+        while (message := inbox.take(reader, now)) is not None and message.expires_at < now:
+            self._counters.count_dropped(inbox.held.expire_in_hand(reader))
         if inbox.should_fetch:
             self._reading.want(inbox)
         return message
 
-    def finish(self, inbox: Inbox, message: Message) -> None:
-        """Acknowledge a message that was handled."""
-        self.touch(inbox)
-        if inbox.finish(message):
-            assert message.row is not None
-            self._acknowledge(inbox, message.row)
+    def finish(self, inbox: Inbox, reader: object) -> None:
+        """Acknowledge the message that a reader has, if it has one: it was handled."""
+        if inbox.finish(reader):
+            self.touch(inbox)
+            self._receipts.note(inbox)
 
-    def put_back(self, inbox: Inbox, message: Message) -> None:
-        """Keep a message that was not finished for the session's next reader, if there is one."""
-        if inbox.put_back(message):
-            self._inboxes.note(inbox)
-        elif message.row is None:
-            self._counters.count_dropped(1)
-        elif inbox.is_current(message):  # its reader had it for so long that others overtook it
-            self._counters.count_dropped(1)
-            self._acknowledge(inbox, message.row)
+    def put_back(self, inbox: Inbox, reader: object) -> None:
+        """Keep what a reader has not finished for the session's next reader, if there is one."""
+        self._counters.count_dropped(inbox.put_back(reader))
+        self._receipts.note(inbox)
 
     def touch(self, inbox: Inbox) -> None:
         """Note that a session was heard of, if anybody is to be ended for being silent."""
@@ -251,11 +238,7 @@ class Messages:
     def is_quiet(self, entry: Entry) -> bool:
         """Say whether nothing of a session is in hand, in memory alone, or to be acknowledged."""
         inbox = self._inboxes.get(entry.session_id)
-        return inbox is None or (inbox.is_quiet and not self._receipts.has(inbox))
-
-    def _acknowledge(self, inbox: Inbox, row: int) -> None:
-        if self._inboxes.get(inbox.session_id) is inbox:
-            self._receipts.note(inbox, row)
+        return inbox is None or inbox.held.is_quiet
 
     # ---- the loops ----
 

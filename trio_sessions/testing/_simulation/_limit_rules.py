@@ -97,11 +97,13 @@ class LimitRules(Rules):
         limits = worker.settings["limits"]
         now, patience = trio.current_time(), 2 * worker.cleanup_interval + _SLACK
         silent_since = max(connection.added_at, connection.touched_at)
+        # A connection that was replaced meanwhile may have opened the inbox after the newest one.
+        is_read = any(one.is_read for one in connection.client.connections if one.worker is worker)
         name = connection.client.session_id
         if (
             limits.idle_timeout is not None
             and now - silent_since > limits.idle_timeout + patience
-            and not connection.is_read
+            and not is_read
         ):
             self._log.violate(f"{name} is silent for {now - silent_since:.0f} s, and is held")
         if limits.max_age is not None and now - connection.added_at > limits.max_age + patience:

@@ -26,7 +26,8 @@ __all__ = [
 
 _PAUSE = 0.01  # seconds until a file that is busy is put into WAL mode again
 _TURN = "trio_sessions_turn"
-_WAIT_FOR_TURN = "trio_sessions_wait_for_turn"  # seconds
+_WAIT_FOR_TURN = 10.0  # seconds, at least: several operations may be before it
+_PATIENCE = "trio_sessions_patience"
 
 
 class Interrupt:
@@ -59,7 +60,7 @@ def engine_options(url: sa.URL, timeouts: Timeouts) -> Mapping[str, Any]:
     return {
         "isolation_level": "AUTOCOMMIT",
         _TURN: threading.Lock(),
-        _WAIT_FOR_TURN: timeouts.operation_timeout,
+        _PATIENCE: max(_WAIT_FOR_TURN, timeouts.operation_timeout),
         PATH: path_of(url),
     }
 
@@ -116,7 +117,7 @@ def transaction(connection: sa.Connection) -> Iterator[None]:
     """Begin as a writer: a transaction that reads first would fail when it writes."""
     options = connection.get_execution_options()
     turn: threading.Lock = options[_TURN]
-    if not turn.acquire(timeout=options[_WAIT_FOR_TURN]):
+    if not turn.acquire(timeout=options[_PATIENCE]):
         raise StoreUnavailable("SQLite: other threads of this process kept the file too long")
     try:
         # An engine of the user's may begin by itself; what it began would only read.
