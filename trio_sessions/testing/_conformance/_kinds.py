@@ -8,6 +8,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["misfits"]
 
+_ANY_OF = {frozenset: collections.abc.Set, list: collections.abc.Sequence}
+"""What does as well: nobody changes an answer."""
+
 
 def misfits(value: object, hint: Any) -> Iterator[str]:
     """Say what in a value is not of its type, one line each: what it is, and what is expected.
@@ -37,7 +40,8 @@ def _is_of(value: object, hint: Any) -> bool:
         return any(_is_of(value, one) for one in get_args(hint))
     if hint is float:
         return isinstance(value, int | float)
-    return isinstance(value, get_origin(hint) or hint or type(None))
+    wanted = get_origin(hint) or hint or type(None)
+    return isinstance(value, _ANY_OF.get(wanted, wanted))
 
 
 def _parts(value: Any, hint: Any) -> Iterator[tuple[object, Any]]:
