@@ -246,7 +246,7 @@ def test_numbers_out_of_range_are_refused(arguments: dict[str, int], message: st
 async def test_rows_that_are_hidden_are_missed_by_nobody(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Of twelve rows that are deleted at once three are hidden: too few are left for the brake."""
+    """Of twelve rows that are deleted at once three are hidden, or put back: too few for the brake."""
     log = Log()
     judge = Judge(log)
     database = judge.database = Database()
@@ -259,12 +259,18 @@ async def test_rows_that_are_hidden_are_missed_by_nobody(
         client.connections.append(connection)
         judge.truncated[connection] = trio.current_time()
         database.truth.ended(worker.incarnation, f"s{number}", "deleted by hand", 0.0)
+    ids = {f"s{number}" for number in range(12)}
+    database.truth.told(worker.incarnation, ids, set())
     database.weather.hidden.update({"s9", "s10", "s11"})
     await judge.clients["s0"].newest.disconnect()
     assert not log.wrong
     database.weather.hidden.clear()
     await judge.clients["s1"].newest.disconnect()
     assert ["12 rows of its worker were deleted at once" in one for one in log.wrong] == [True]
+    log.wrong.clear()
+    database.truth.told(worker.incarnation, ids, {"s3", "s4", "s5"})
+    await judge.clients["s2"].newest.disconnect()
+    assert not log.wrong, "three were put back before it asked"
 
 
 def test_a_clock_that_is_set_back_prolongs_no_doubt() -> None:

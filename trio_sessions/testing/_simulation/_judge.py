@@ -102,9 +102,14 @@ class Judge:
             for one in client.connections
             if one.worker is connection.worker and (one.is_held or one.disconnected_at == now)
         ]
-        mass = sum(self.truncated.get(one) == truncated_at for one in here)
-        key = connection.worker.incarnation, connection.client.session_id
-        truth = self.database.truth
+        truth, incarnation = self.database.truth, connection.worker.incarnation
+        # Of the others it has no such answer: they were put back before it asked for them.
+        mass = sum(
+            self.truncated.get(one) == truncated_at
+            and truth.absences[incarnation, one.client.session_id] > 0
+            for one in here
+        )
+        key = incarnation, connection.client.session_id
         if (
             truncated_at is not None
             and mass >= _MASS
