@@ -246,7 +246,7 @@ def test_numbers_out_of_range_are_refused(arguments: dict[str, int], message: st
 async def test_rows_that_are_hidden_are_missed_by_nobody(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Of twelve rows that are deleted at once three are hidden, or put back: too few for the brake."""
+    """Of twelve rows deleted at once three are hidden, or put back: too few for the brake."""
     log = Log()
     judge = Judge(log)
     database = judge.database = Database()

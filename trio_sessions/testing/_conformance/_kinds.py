@@ -8,7 +8,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["misfits"]
 
-_ANY_OF = {frozenset: collections.abc.Set, list: collections.abc.Sequence}
+_ANY_OF: dict[type[Any], type[Any]] = {
+    frozenset: collections.abc.Set,
+    list: collections.abc.Sequence,
+}
 """What does as well: nobody changes an answer."""
 
 
@@ -40,7 +43,7 @@ def _is_of(value: object, hint: Any) -> bool:
         return any(_is_of(value, one) for one in get_args(hint))
     if hint is float:
         return isinstance(value, int | float)
-    wanted = get_origin(hint) or hint or type(None)
+    wanted: type[Any] = get_origin(hint) or hint or type(None)
     return isinstance(value, _ANY_OF.get(wanted, wanted))
 
 
