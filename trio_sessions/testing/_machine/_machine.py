@@ -24,6 +24,8 @@ from trio_sessions.testing._machine._driver import TrioDriver
 from trio_sessions.testing._machine._fleet import Fleet
 from trio_sessions.testing._machine._lines import LineState
 from trio_sessions.testing._machine._pace import REAL, VIRTUAL, Pace
+from trio_sessions.testing._quiet import quiet
+from trio_sessions.testing._seeded import seeded
 from trio_sessions.testing._transports import FakeTransport
 
 __all__ = ["RegistryMachine"]
@@ -80,6 +82,8 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self._held = contextlib.ExitStack()
+        """What is in force for the length of a history: its seed, and silence."""
         self._driver: TrioDriver | None = None
         self._fleet: Fleet | None = None
         self._is_troubled = False
@@ -155,18 +159,25 @@ class RegistryMachine(RuleBasedStateMachine):
     @initialize(
         batch_size=st.sampled_from([1, 1000]),
         held_by=st.fixed_dictionaries({"a": workers}, optional={"b": workers}),
+        seed=st.integers(0, 7),
     )
-    def begin(self, batch_size: int, held_by: Mapping[str, int]) -> None:
-        """Empty what is shared, start the workers, and add a session or two."""
+    def begin(self, batch_size: int, held_by: Mapping[str, int], seed: int = 0) -> None:
+        """Empty what is shared, start the workers, and add a session or two.
+
+        The seed is that of Trio's scheduler: which of the tasks that can go on goes first.
+        """
         self._is_troubled = False
+        pace = self._pace
         self.reset()
-        self._driver = TrioDriver(self._pace.make_clock())
+        self._held.enter_context(quiet())
+        self._held.enter_context(seeded(str(seed), is_virtual=pace.is_virtual))
+        self._driver = TrioDriver(pace.make_clock())
         self._driver.open()
         fleet = self._fleet = Fleet(
             self._driver.nursery,
             self.make_store,
             _SESSIONS,
-            self._pace,
+            pace,
             {"batch_size": batch_size},
         )
 
@@ -193,10 +204,11 @@ class RegistryMachine(RuleBasedStateMachine):
     def _close(self) -> None:
         driver, fleet = self._driver, self._fleet
         self._driver = self._fleet = None
-        if driver is not None:
-            with contextlib.closing(driver):
-                if fleet is not None:
-                    driver.call(fleet.stop, patience=_PATIENCE)
+        with self._held:
+            if driver is not None:
+                with contextlib.closing(driver):
+                    if fleet is not None:
+                        driver.call(fleet.stop, patience=_PATIENCE)
 
     # ---- sessions ----
 

@@ -1,16 +1,16 @@
 """One run: a fleet, so many steps, then peace; a function of its seed."""
 
-import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import trio
 import trio.testing
 
+from trio_sessions.testing._quiet import quiet
+from trio_sessions.testing._seeded import seeded
 from trio_sessions.testing._simulation._adoption_rules import AdoptionRules
 from trio_sessions.testing._simulation._data_rules import DataRules
 from trio_sessions.testing._simulation._database import Database
@@ -20,7 +20,6 @@ from trio_sessions.testing._simulation._limit_rules import LimitRules
 from trio_sessions.testing._simulation._log_rules import LogRules
 from trio_sessions.testing._simulation._mail_rules import MailRules
 from trio_sessions.testing._simulation._mixes import MIXES, parts_of
-from trio_sessions.testing._simulation._seeded import seeded
 from trio_sessions.testing._simulation._way import Network
 from trio_sessions.testing._simulation._workers import SETTINGS
 
@@ -77,18 +76,6 @@ class Run:
     """The last ones."""
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let nothing be logged: in a run of faults every line is expected."""
-    logger = logging.getLogger("trio_sessions")
-    before = logger.disabled, logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(before[1])
-
-
 def run_once(
     seed: str,
     *,
@@ -139,7 +126,7 @@ def run_once(
             nursery.cancel_scope.cancel()
 
     started = time.perf_counter()
-    with seeded(seed), _quiet():
+    with seeded(seed), quiet():
         try:
             trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
         except Exception as exc:  # a registry raised what it must not raise
