@@ -47,7 +47,7 @@ class Fleet:
         settings: Mapping[str, Any],
     ) -> None:
         self.pace = pace
-        self.model = FleetModel(pace.session_ttl)
+        self.model = FleetModel(pace.session_ttl, hearing=pace.hearing)
         self.stranger = Stranger("stranger", make_store)
         self._revocations = Revocations(self.model, pace.revocation_ttl)
         self._nursery = nursery
@@ -123,7 +123,7 @@ class Fleet:
         """Add the very transport that a worker holds."""
         line = self._line(number, session_id)
         if line is not None:
-            await self._add(number, session_id, line)
+            await self._add(number, session_id, line, again=True)
 
     async def move(self, session_id: str, transport: Transport) -> None:
         """Add a session to a worker that does not hold it, if another one does."""
@@ -132,7 +132,7 @@ class Fleet:
         if holders and others:
             await self._add(others[0], session_id, Line(transport))
 
-    async def _add(self, number: int, session_id: str, line: Line) -> None:
+    async def _add(self, number: int, session_id: str, line: Line, *, again: bool = False) -> None:
         worker = self._live.get(number)
         if worker is None:
             return
@@ -150,7 +150,7 @@ class Fleet:
         elif row is None:  # a new session
             mailbox.end()
             self._owners[session_id].may_be = frozenset({None})
-        await self._go(worker, self._revocations.add(worker, session_id, line))
+        await self._go(worker, self._revocations.add(worker, session_id, line, again=again))
         for holder, _ in holders if is_certain else ():
             if holder.name != worker.name:  # it learns of the move, and sends on what it knows
                 await self._named(holder.name).registry.cleanup()
@@ -361,6 +361,9 @@ class Fleet:
                 held=held,
                 confirmed=frozenset(confirmed),
                 passes=passes,
+                listening=frozenset(
+                    one.name for one in self._live.values() if one.door.is_answering
+                ),
             )
         )
         for session_id, row in rows.items():

@@ -25,6 +25,9 @@ class Pace:
     statements can be held up, more than the margin within which the order of adds is chance."""
     lateness: float
     """By which an answer is late."""
+    hearing: float
+    """For which a pass may go on with what one answer has told it, until the next one has come or
+    has not."""
     moment: float
     """To wait for what need not come."""
     patience: float
@@ -58,6 +61,7 @@ VIRTUAL = Pace(
     store_timeout=2.0,
     tick=0.1,
     lateness=0.5,
+    hearing=4.0,
     moment=0.5,
     patience=60.0,
     until_all_dead_are_swept=220.0,
@@ -70,6 +74,7 @@ REAL = Pace(
     store_timeout=30.0,
     tick=0.005,
     lateness=0.01,
+    hearing=1.0,
     moment=0.01,
     patience=10.0,
     until_all_dead_are_swept=0.0,

@@ -1,0 +1,114 @@
+"""`RegistryMachine` on a store that keeps the contract: a history is one run, and no false alarm."""
+
+import logging
+
+import pytest
+import trio
+
+from trio_sessions.abc import SessionStore
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import RegistryMachine
+from trio_sessions.testing._machine._lines import Line
+
+pytestmark = pytest.mark.no_cover
+
+SEEDS = range(8)
+
+
+class InMemory(RegistryMachine):
+    clock = "virtual"
+
+    def reset(self) -> None:
+        self.shared = MemoryStore()
+
+    def make_store(self) -> SessionStore:
+        return self.shared
+
+
+def trace(seed: int) -> list[str]:
+    """Play a history, and return which operations of the store have begun, and when."""
+    operations = list[str]()
+
+    class Traced(MemoryStore):
+        async def commit(self, worker, batch):  # type: ignore[no-untyped-def]
+            operations.append(f"{trio.current_time()} {worker.worker_id} {batch.writes}")
+            return await super().commit(worker, batch)
+
+        async def refresh(self, worker, session_ids):  # type: ignore[no-untyped-def]
+            operations.append(f"{trio.current_time()} {worker.worker_id} {session_ids}")
+            return await super().refresh(worker, session_ids)
+
+    class OnTraced(InMemory):
+        def make_store(self) -> SessionStore:
+            return self.shared
+
+        def reset(self) -> None:
+            self.shared = Traced()
+
+    state = OnTraced()
+    state.begin(batch_size=1, held_by={"a": 0, "b": 1}, seed=seed)
+    state.move(session="a")
+    state.broadcast(worker=0, session="a", durable=True, count=3)
+    state.outage(answers="late", workers=(0, 1))
+    state.time_passes(leases=0.7)
+    state.respond(session="a")
+    state.heal()
+    state.teardown()
+    return operations
+
+
+def test_a_history_is_a_function_of_its_seed() -> None:
+    """Words, delays and the order of tasks: so a history that was pasted fails each time."""
+    first = trace(3)
+    assert trace(3) == first
+    assert trace(4) != first
+
+
+def test_a_transport_that_a_pass_has_just_ended_is_not_added_again() -> None:
+    """The worker's own pass may have removed it since the machine has looked."""
+    state = InMemory()
+    state.begin(batch_size=1, held_by={"a": 0, "b": 0})
+    state.row_vanishes(session="b")
+    driver, fleet = state._driver, state._fleet
+    assert driver is not None
+    assert fleet is not None
+    line = fleet.model.workers["worker-0-1"].holds["b"].line
+    driver.call(fleet._live[0].registry.cleanup)  # as one of its own, which the machine sees later
+    assert isinstance(line, Line)
+    assert line.disconnects == 1
+    state.add_again(worker=0, session="b")
+    assert "b" not in fleet.model.workers["worker-0-1"].holds
+    state.teardown()
+
+
+def test_a_worker_may_act_on_what_it_asked_before_it_lost_the_store() -> None:
+    """An answer is on its way when the outage begins: it is as good as any."""
+    removed = 0
+    for seed in SEEDS:
+        state = InMemory()
+        state.begin(batch_size=1, held_by={"a": 0}, seed=seed)
+        state.row_vanishes(session="a")
+        state.outage(answers="late", workers=(0,))
+        state.time_passes(leases=0.45)
+        state.add_again(worker=1, session="a")
+        state.outage(answers="none", workers=(0,))
+        before = state._running.model.workers["worker-0-1"].holds.get("a")
+        state.outage(answers="none", workers=(0,))
+        state.clean_up(worker=0)
+        after = state._running.model.workers["worker-0-1"].holds.get("a")
+        removed += before is not None and after is None
+        state.teardown()
+    assert removed > 0  # it has happened
+
+
+def test_a_history_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """In a run of faults every line is expected; what was said before is said again after it."""
+    state = InMemory()
+    state.begin(batch_size=1, held_by={"a": 0})
+    state.outage(answers="none", workers=(0, 1))
+    state.time_passes(leases=1.3)
+    state.heal()
+    state.teardown()
+    assert caplog.records == []
+    logging.getLogger("trio_sessions.registry").warning("as before")
+    assert [one.message for one in caplog.records] == ["as before"]
