@@ -1,14 +1,17 @@
-"""`RegistryMachine` on a store that keeps the contract: a history is one run, and no false alarm."""
+"""`RegistryMachine`: a history is one run, and a store that keeps the contract is not accused."""
 
 import logging
+from collections.abc import Sequence
 
 import pytest
 import trio
 
-from trio_sessions.abc import SessionStore
+from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import RegistryMachine
 from trio_sessions.testing._machine._lines import Line
+from trio_sessions.types import RowAnswers
+from trio_sessions.writes import Batch, Committed
 
 pytestmark = pytest.mark.no_cover
 
@@ -30,11 +33,11 @@ def trace(seed: int) -> list[str]:
     operations = list[str]()
 
     class Traced(MemoryStore):
-        async def commit(self, worker, batch):  # type: ignore[no-untyped-def]
+        async def commit(self, worker: Worker, batch: Batch) -> Committed:
             operations.append(f"{trio.current_time()} {worker.worker_id} {batch.writes}")
             return await super().commit(worker, batch)
 
-        async def refresh(self, worker, session_ids):  # type: ignore[no-untyped-def]
+        async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
             operations.append(f"{trio.current_time()} {worker.worker_id} {session_ids}")
             return await super().refresh(worker, session_ids)
 
