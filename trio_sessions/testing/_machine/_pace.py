@@ -56,7 +56,7 @@ class Pace:
 
 VIRTUAL = Pace(
     is_virtual=True,
-    session_ttl=100.0,
+    session_ttl=40.0,
     check_timeout=1.0,
     store_timeout=2.0,
     tick=0.1,
@@ -64,7 +64,7 @@ VIRTUAL = Pace(
     hearing=4.0,
     moment=0.5,
     patience=60.0,
-    until_all_dead_are_swept=220.0,
+    until_all_dead_are_swept=88.0,
     revocation_ttl=1.0,
 )
 REAL = Pace(
