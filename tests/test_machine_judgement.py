@@ -1,7 +1,9 @@
 """`RegistryMachine`: a history is one run, and a store that keeps the contract is not accused."""
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import pytest
 import trio
@@ -11,7 +13,7 @@ from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import RegistryMachine
 from trio_sessions.testing._machine._lines import Line
 from trio_sessions.types import RowAnswers
-from trio_sessions.writes import Batch, Committed
+from trio_sessions.writes import Batch, Claim, Committed
 
 pytestmark = pytest.mark.no_cover
 
@@ -20,9 +22,10 @@ SEEDS = range(8)
 
 class InMemory(RegistryMachine):
     clock = "virtual"
+    make_shared: ClassVar[Callable[[], SessionStore]] = MemoryStore
 
     def reset(self) -> None:
-        self.shared = MemoryStore()
+        self.shared = type(self).make_shared()
 
     def make_store(self) -> SessionStore:
         return self.shared
@@ -42,11 +45,7 @@ def trace(seed: int) -> list[str]:
             return await super().refresh(worker, session_ids)
 
     class OnTraced(InMemory):
-        def make_store(self) -> SessionStore:
-            return self.shared
-
-        def reset(self) -> None:
-            self.shared = Traced()
+        make_shared = Traced
 
     state = OnTraced()
     state.begin(batch_size=1, held_by={"a": 0, "b": 1}, seed=seed)
@@ -115,3 +114,38 @@ def test_a_history_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records == []
     logging.getLogger("trio_sessions.registry").warning("as before")
     assert [one.message for one in caplog.records] == ["as before"]
+
+
+class KeepsWhatWasLeft(MemoryStore):
+    """A claim in place of an ended session takes its row as it is."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        writes = [
+            dataclasses.replace(write, ended=0) if isinstance(write, Claim) else write
+            for write in batch.writes
+        ]
+        return await super().commit(worker, dataclasses.replace(batch, writes=writes))
+
+
+@pytest.mark.parametrize("what", ["owner", "messages"])
+def test_what_an_earlier_session_has_left_is_noticed(what: str) -> None:
+    """Whatever is in doubt because the store was away: of that the new session has nothing."""
+
+    def play(make: Callable[[], SessionStore]) -> None:
+        state = type("Machine", (InMemory,), {"make_shared": make})()
+        state.begin(batch_size=1, held_by={"a": 0})
+        if what == "owner":
+            state.set_owner(owner="alice", session="a", worker=0)
+        else:
+            state.broadcast(worker=1, session="a", durable=True, count=2)
+        state.outage(answers="none", workers=(0,))
+        state.remove(session="a", worker=0)
+        state.add(session="a", worker=0)
+        state.heal()
+        state.clean_up(worker=0)
+        state.read(session="a")
+        state.teardown()
+
+    play(MemoryStore)
+    with pytest.raises(AssertionError, match="earlier one of its id"):
+        play(KeepsWhatWasLeft)
