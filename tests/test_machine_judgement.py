@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import trio
+from hypothesis import Phase
 
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
@@ -149,3 +150,15 @@ def test_what_an_earlier_session_has_left_is_noticed(what: str) -> None:
     play(MemoryStore)
     with pytest.raises(AssertionError, match="earlier one of its id"):
         play(KeepsWhatWasLeft)
+
+
+def test_settings_are_those_of_a_search_that_ends() -> None:
+    """One failure is shrunk, not several, and not explained line by line; ``settings`` replaces."""
+
+    class Mine(InMemory): ...
+
+    mine = Mine.TestCase.settings
+    assert not mine.report_multiple_bugs
+    assert Phase.explain not in mine.phases
+    assert mine.deadline is None
+    assert RegistryMachine.TestCase.settings.report_multiple_bugs  # Hypothesis' own are untouched

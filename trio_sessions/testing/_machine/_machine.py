@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, Literal, TypeVarTuple
 
 import trio
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -90,6 +91,16 @@ class RegistryMachine(RuleBasedStateMachine):
         """Something was done since `heal` that it sets right; known without a look, so that
         Hypothesis can play a history again, whatever real time does."""
         self._error_outside = sys.exception()
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Let the settings be those of a search that ends; whoever sets their own replaces them."""
+        super().__init_subclass__(**kwargs)
+        cls.TestCase.settings = settings(
+            cls.TestCase.settings,
+            deadline=None,
+            report_multiple_bugs=False,  # each would be shrunk, for minutes
+            phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+        )
 
     # ---- for you to define ----
 
