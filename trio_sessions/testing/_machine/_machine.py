@@ -259,6 +259,25 @@ class RegistryMachine(RuleBasedStateMachine):
         """Add a session, remove it and add it again; what was written first arrives last."""
         self._play(self._let_old_writes_land, worker, session)
 
+    async def _replace(self, worker: int, session: str) -> None:
+        fleet = self._running
+        await fleet.set_owner(worker, session, "alice")
+        for sender in _WORKERS:
+            await fleet.broadcast(sender, session, durable=True)
+        await fleet.set_reach(worker, Reach.AWAY)
+        await fleet.remove(worker, session)
+        await fleet.add(worker, session, self.make_transport())
+        await fleet.set_reach(worker, Reach.WELL)
+
+    @rule(worker=workers, session=sessions)
+    def replace(self, worker: int, session: str) -> None:
+        """Let a session with an owner and messages end, and another one of its id begin.
+
+        The store is away meanwhile: it hears of both at once.
+        """
+        self._is_troubled = True
+        self._play(self._replace, worker, session)
+
     @rule(worker=workers, session=sessions, to=st.sampled_from([one.value for one in LineState]))
     def change_transport(self, worker: int, session: str, to: str) -> None:
         """Let the transport die, hang, raise, or live again."""
