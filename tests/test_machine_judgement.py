@@ -13,7 +13,7 @@ from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import RegistryMachine
 from trio_sessions.testing._machine._lines import Line
-from trio_sessions.types import RowAnswers
+from trio_sessions.types import RowAnswers, Stamp, Swept
 from trio_sessions.writes import Batch, Claim, Committed
 
 pytestmark = pytest.mark.no_cover
@@ -152,6 +152,46 @@ def test_what_an_earlier_session_has_left_is_noticed(what: str) -> None:
         play(KeepsWhatWasLeft)
 
 
+class ForgetsTheOutage(MemoryStore):
+    """A sweep does not ask since when the fleet has been heard without a gap."""
+
+    async def sweep(
+        self,
+        worker: Worker,
+        *,
+        session_ttl: float,
+        message_ttl: float,
+        max_gap: float,
+        limit: int,
+        stamp: Stamp | None = None,
+    ) -> Swept:
+        for session_id, row in list(self._rows.items()):
+            if not row.is_of(worker) and trio.current_time() - row.last_accessed > session_ttl:
+                del self._rows[session_id]
+        return await super().sweep(
+            worker,
+            session_ttl=session_ttl,
+            message_ttl=message_ttl,
+            max_gap=max_gap,
+            limit=limit,
+            stamp=stamp,
+        )
+
+
+def test_an_outage_of_all_expires_nobody() -> None:
+    """However long it was: whoever sweeps first has not heard the others for as long."""
+
+    def play(make: Callable[[], SessionStore]) -> None:
+        state = type("Machine", (InMemory,), {"make_shared": make})()
+        state.begin(batch_size=1, held_by={"a": 0, "b": 1})
+        state.long_outage()
+        state.teardown()
+
+    play(MemoryStore)
+    with pytest.raises(AssertionError, match="has removed session"):
+        play(ForgetsTheOutage)
+
+
 def test_settings_are_those_of_a_search_that_ends() -> None:
     """One failure is shrunk, not several, and not explained line by line; ``settings`` replaces."""
 
@@ -162,3 +202,25 @@ def test_settings_are_those_of_a_search_that_ends() -> None:
     assert Phase.explain not in mine.phases
     assert mine.deadline is None
     assert RegistryMachine.TestCase.settings.report_multiple_bugs  # Hypothesis' own are untouched
+
+
+def test_an_error_of_the_store_is_told_with_the_history() -> None:
+    """It is logged by the registry, which takes it for an outage; nobody would see it."""
+
+    class Mistaken(MemoryStore):
+        async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+            raise LookupError("a mistake")
+
+    state = type("Machine", (InMemory,), {"make_shared": Mistaken})()
+    state.begin(batch_size=1, held_by={"a": 0})
+    with pytest.raises(AssertionError) as found:
+        state.row_vanishes(session="a")
+        state.clean_up(worker=0)
+        state._play(_complain)
+    assert any("LookupError: a mistake" in note for note in found.value.__notes__)
+    assert logging.getLogger("trio_sessions").propagate
+
+
+async def _complain() -> None:
+    await trio.lowlevel.checkpoint()
+    raise AssertionError

@@ -8,6 +8,7 @@
     _lines        transports of clients
     _model        what may be removed, and which rows must be there; knows no registry
     _said         what was accepted: messages and owners    _readers  how they are read
+    _overheard    what registries log meanwhile
     _driver       a Trio run that synchronous code drives
 """
 

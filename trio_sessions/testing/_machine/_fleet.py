@@ -333,7 +333,7 @@ class Fleet:
             passes[worker.name] = statistics.passes - statistics.incomplete_passes
             require(
                 statistics.failed_passes == 0,
-                f"a pass of {worker.name} has ended in an error; its traceback is logged",
+                f"a pass of {worker.name} has ended in an error",
             )
             if statistics.unconfirmed:
                 confirmed.discard(worker.name)

@@ -24,8 +24,8 @@ from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._driver import TrioDriver
 from trio_sessions.testing._machine._fleet import Fleet
 from trio_sessions.testing._machine._lines import LineState
+from trio_sessions.testing._machine._overheard import Overheard, overhear
 from trio_sessions.testing._machine._pace import REAL, VIRTUAL, Pace
-from trio_sessions.testing._quiet import quiet
 from trio_sessions.testing._seeded import seeded
 from trio_sessions.testing._transports import FakeTransport
 
@@ -85,6 +85,7 @@ class RegistryMachine(RuleBasedStateMachine):
         super().__init__()
         self._held = contextlib.ExitStack()
         """What is in force for the length of a history: its seed, and silence."""
+        self._overheard = Overheard()
         self._driver: TrioDriver | None = None
         self._fleet: Fleet | None = None
         self._is_troubled = False
@@ -163,7 +164,8 @@ class RegistryMachine(RuleBasedStateMachine):
         assert self._driver is not None
         try:
             self._driver.call(play, patience=_PATIENCE)
-        except BaseException:  # the fleet is closed; raised again
+        except BaseException as exc:  # the fleet is closed; raised again
+            self._overheard.tell(exc)
             self._close()
             raise
 
@@ -180,7 +182,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self._is_troubled = False
         pace = self._pace
         self.reset()
-        self._held.enter_context(quiet())
+        self._overheard = self._held.enter_context(overhear())
         self._held.enter_context(seeded(str(seed), is_virtual=pace.is_virtual))
         self._driver = TrioDriver(pace.make_clock())
         self._driver.open()
@@ -344,6 +346,18 @@ class RegistryMachine(RuleBasedStateMachine):
     def time_passes(self, leases: float) -> None:
         """Let time pass, in parts of ``session_ttl``; workers make their own passes."""
         self._play(trio.sleep, leases * self._pace.session_ttl)
+
+    async def _be_away_for_long(self) -> None:
+        await self._set_reach(_WORKERS, Reach.AWAY)
+        await trio.sleep(1.4 * self._pace.session_ttl)
+        await self._heal()
+
+    @precondition(_on_virtual_clock)
+    @rule()
+    def long_outage(self) -> None:
+        """Let the store be away from all for longer than a lease, and heal: nobody has expired."""
+        self._is_troubled = False
+        self._play(self._be_away_for_long)
 
     # ---- messages and owners ----
 
