@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import trio
 import trio.testing
 
-from trio_sessions.testing._quiet import quiet
 from trio_sessions.testing._seeded import seeded
 from trio_sessions.testing._simulation._adoption_rules import AdoptionRules
 from trio_sessions.testing._simulation._data_rules import DataRules
@@ -20,6 +19,7 @@ from trio_sessions.testing._simulation._limit_rules import LimitRules
 from trio_sessions.testing._simulation._log_rules import LogRules
 from trio_sessions.testing._simulation._mail_rules import MailRules
 from trio_sessions.testing._simulation._mixes import MIXES, parts_of
+from trio_sessions.testing._simulation._quiet import quiet
 from trio_sessions.testing._simulation._way import Network
 from trio_sessions.testing._simulation._workers import SETTINGS
 
