@@ -7,7 +7,8 @@
     _workers      registries that live and crash     _door      their way to the store
     _lines        transports of clients
     _model        what may be removed, and which rows must be there; knows no registry
-    _said         what was accepted: messages and owners
+    _said         what was accepted: messages and owners    _readers  how they are read
+    _overheard    what registries log meanwhile
     _driver       a Trio run that synchronous code drives
 """
 

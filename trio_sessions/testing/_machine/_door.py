@@ -57,6 +57,7 @@ class Door(FaultyStore):
         self._lateness = lateness
         self._let_go = trio.Event()
         self._is_leading_astray = False
+        self._answering = 0
         self._astray: list[Callable[[], Awaitable[object]]] = []
 
     def lead_astray(self) -> None:
@@ -67,6 +68,11 @@ class Door(FaultyStore):
     def is_straight(self) -> bool:
         """Whether what is written arrives, and is answered, as it should be."""
         return self.reach is Reach.WELL and not self._is_leading_astray
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether something was asked that is still to be answered, and is not held up."""
+        return self._answering > 0
 
     def lead_straight(self) -> None:
         """Let writes go their way again; those that are astray still are."""
@@ -99,7 +105,11 @@ class Door(FaultyStore):
             await trio.lowlevel.checkpoint()
             raise self.error
         is_slow = self.reach is Reach.SLOW
-        answer = await super()._through(name, operation, *kinds)
-        if is_slow:
-            await trio.sleep(self._lateness)
-        return answer
+        self._answering += 1
+        try:
+            answer = await super()._through(name, operation, *kinds)
+            if is_slow:
+                await trio.sleep(self._lateness)
+            return answer
+        finally:
+            self._answering -= 1

@@ -16,6 +16,7 @@ from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._lines import Line, LineState
 from trio_sessions.testing._machine._model import FleetModel, Seen, require
 from trio_sessions.testing._machine._pace import Pace
+from trio_sessions.testing._machine._readers import Reader, read_by_handler, read_inbox
 from trio_sessions.testing._machine._revocations import Revocations
 from trio_sessions.testing._machine._said import Mailbox, Owner
 from trio_sessions.testing._machine._settled import check_all_is_well
@@ -47,7 +48,7 @@ class Fleet:
         settings: Mapping[str, Any],
     ) -> None:
         self.pace = pace
-        self.model = FleetModel(pace.session_ttl)
+        self.model = FleetModel(pace.session_ttl, hearing=pace.hearing)
         self.stranger = Stranger("stranger", make_store)
         self._revocations = Revocations(self.model, pace.revocation_ttl)
         self._nursery = nursery
@@ -57,6 +58,8 @@ class Fleet:
         self._live: dict[int, LiveWorker] = {}
         self._mailboxes = {session_id: Mailbox(session_id) for session_id in session_ids}
         self._owners = {session_id: Owner(session_id) for session_id in session_ids}
+        self._removed_by: dict[str, str] = {}
+        """By whom a session was removed that nobody else held, and that was not added since."""
         self._messages = itertools.count(1)
         self._starts = itertools.count(1)
 
@@ -123,7 +126,7 @@ class Fleet:
         """Add the very transport that a worker holds."""
         line = self._line(number, session_id)
         if line is not None:
-            await self._add(number, session_id, line)
+            await self._add(number, session_id, line, again=True)
 
     async def move(self, session_id: str, transport: Transport) -> None:
         """Add a session to a worker that does not hold it, if another one does."""
@@ -132,7 +135,7 @@ class Fleet:
         if holders and others:
             await self._add(others[0], session_id, Line(transport))
 
-    async def _add(self, number: int, session_id: str, line: Line) -> None:
+    async def _add(self, number: int, session_id: str, line: Line, *, again: bool = False) -> None:
         worker = self._live.get(number)
         if worker is None:
             return
@@ -150,7 +153,8 @@ class Fleet:
         elif row is None:  # a new session
             mailbox.end()
             self._owners[session_id].may_be = frozenset({None})
-        await self._go(worker, self._revocations.add(worker, session_id, line))
+        self._begin_anew(worker, session_id)
+        await self._go(worker, self._revocations.add(worker, session_id, line, again=again))
         for holder, _ in holders if is_certain else ():
             if holder.name != worker.name:  # it learns of the move, and sends on what it knows
                 await self._named(holder.name).registry.cleanup()
@@ -163,7 +167,10 @@ class Fleet:
             return
         model = self.model
         holder = model.sole_holder(session_id)
-        is_certain = model.all_is_well and holder is not None and holder.name == worker.name
+        was_alone = holder is not None and holder.name == worker.name
+        is_certain = model.all_is_well and was_alone
+        if was_alone and worker.door.reach is not Reach.HELD:
+            self._removed_by[session_id] = worker.name
         if session_id in model.workers[worker.name].holds:
             self._doubt(session_id)
         model.removed(worker.name, session_id)
@@ -183,6 +190,7 @@ class Fleet:
         if worker is None or worker.door.reach is not Reach.WELL:
             return
         self._doubt(session_id)
+        self._begin_anew(None, session_id)
         worker.door.lead_astray()
         for transport in (first, second):
             line = Line(transport)
@@ -245,15 +253,13 @@ class Fleet:
 
     async def read(self, session_id: str) -> None:
         """Read what has come to a session, by an inbox."""
-        await self._read(session_id, self._read_inbox)
+        await self._read(session_id, read_inbox)
 
     async def respond(self, session_id: str) -> None:
         """Read what has come to a session, by a handler."""
-        await self._read(session_id, self._read_by_handler)
+        await self._read(session_id, read_by_handler)
 
-    async def _read(
-        self, session_id: str, reader: Callable[[LiveWorker, Mailbox, float], Awaitable[None]]
-    ) -> None:
+    async def _read(self, session_id: str, reader: Reader) -> None:
         found = next(self.model.holders(session_id), None)
         if found is None:
             return
@@ -265,42 +271,18 @@ class Fleet:
         worker = self._named(holder.name)
         patience = self.pace.patience if is_certain else self.pace.moment
         if worker.registry.get_session_sync(session_id) is not None:
-            await reader(worker, mailbox, patience)
+            await reader(worker.registry, mailbox, patience, self.pace.moment)
         lost = list(mailbox.must_come) if is_certain else []
         require(not lost, f"messages {lost} were accepted for session {session_id!r}, and are lost")
         if is_certain:
             mailbox.calm_down()
-
-    async def _read_inbox(self, worker: LiveWorker, mailbox: Mailbox, patience: float) -> None:
-        async with worker.registry.open_inbox(mailbox.session_id) as inbox:
-            while True:
-                with trio.move_on_after(patience if mailbox.must_come else self.pace.moment):
-                    async for message in inbox:
-                        mailbox.take(message)
-                        break
-                    else:
-                        return
-                    continue
-                return
-
-    async def _read_by_handler(self, worker: LiveWorker, mailbox: Mailbox, patience: float) -> None:
-        def seconds() -> float:
-            return patience if mailbox.must_come else self.pace.moment
-
-        with trio.move_on_after(seconds()) as scope:
-
-            async def handle(message: object, transport: Transport) -> None:
-                await trio.lowlevel.checkpoint()
-                mailbox.take(message)
-                scope.deadline = trio.current_time() + seconds()
-
-            await worker.registry.respond(mailbox.session_id, handle)
 
     async def set_owner(self, number: int, session_id: str, owner: str | None) -> None:
         """Set a session's owner, from some worker."""
         worker, known = self._live.get(number), self._owners[session_id]
         if worker is None:
             return
+        known.say(owner)
         is_certain = self._lives_certainly(session_id)
         try:
             await worker.registry.set_session_owner(session_id, owner)
@@ -313,6 +295,7 @@ class Fleet:
         worker, known = self._live.get(number), self._owners[session_id]
         if worker is None:
             return
+        known.say(owner)
         is_certain = self._lives_certainly(session_id)
         effective: str | None = None
         try:
@@ -350,7 +333,7 @@ class Fleet:
             passes[worker.name] = statistics.passes - statistics.incomplete_passes
             require(
                 statistics.failed_passes == 0,
-                f"a pass of {worker.name} has ended in an error; its traceback is logged",
+                f"a pass of {worker.name} has ended in an error",
             )
             if statistics.unconfirmed:
                 confirmed.discard(worker.name)
@@ -361,6 +344,9 @@ class Fleet:
                 held=held,
                 confirmed=frozenset(confirmed),
                 passes=passes,
+                listening=frozenset(
+                    one.name for one in self._live.values() if one.door.is_answering
+                ),
             )
         )
         for session_id, row in rows.items():
@@ -416,6 +402,21 @@ class Fleet:
 
     def _lives_certainly(self, session_id: str) -> bool:
         return self.model.all_is_well and self.model.sole_holder(session_id) is not None
+
+    def _begin_anew(self, worker: LiveWorker | None, session_id: str) -> None:
+        """Note an add: by whoever has removed the session it begins another one for certain.
+
+        By anybody else: the row of an earlier session may be there, and what is left of it counts.
+        """
+        mailbox, owner = self._mailboxes[session_id], self._owners[session_id]
+        removed_by = self._removed_by.pop(session_id, None)
+        if worker is not None and removed_by == worker.name and worker.door.reach is not Reach.HELD:
+            mailbox.begin_anew()
+            owner.begin_anew()
+        elif worker is None or worker.name not in {
+            one.name for one, _ in self.model.holders(session_id)
+        }:
+            mailbox.left, owner.said = 0, None
 
     def _doubt(self, session_id: str) -> None:
         self._mailboxes[session_id].doubt()

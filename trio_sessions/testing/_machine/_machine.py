@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, Literal, TypeVarTuple
 
 import trio
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -25,7 +26,9 @@ from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._drains import DrainedFleet
 from trio_sessions.testing._machine._driver import TrioDriver
 from trio_sessions.testing._machine._lines import LineState
+from trio_sessions.testing._machine._overheard import Overheard, overhear
 from trio_sessions.testing._machine._pace import REAL, VIRTUAL, Pace
+from trio_sessions.testing._seeded import seeded
 from trio_sessions.testing._transports import FakeTransport
 
 __all__ = ["RegistryMachine"]
@@ -84,12 +87,25 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self._held = contextlib.ExitStack()
+        """What is in force for the length of a history: its seed, and silence."""
+        self._overheard = Overheard()
         self._driver: TrioDriver | None = None
         self._fleet: DrainedFleet | None = None
         self._is_troubled = False
         """Something was done since `heal` that it sets right; known without a look, so that
         Hypothesis can play a history again, whatever real time does."""
         self._error_outside = sys.exception()
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Let the settings be those of a search that ends; whoever sets their own replaces them."""
+        super().__init_subclass__(**kwargs)
+        cls.TestCase.settings = settings(
+            cls.TestCase.settings,
+            deadline=None,
+            report_multiple_bugs=False,  # each would be shrunk, for minutes
+            phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+        )
 
     # ---- for you to define ----
 
@@ -155,29 +171,37 @@ class RegistryMachine(RuleBasedStateMachine):
         assert self._driver is not None
         try:
             self._driver.call(play, patience=_PATIENCE)
-        except BaseException:  # the fleet is closed; raised again
+        except BaseException as exc:  # the fleet is closed; raised again
+            self._overheard.tell(exc)
             self._close()
             raise
 
     @initialize(
         batch_size=st.sampled_from([1, 1000]),
         held_by=st.fixed_dictionaries({"a": workers}, optional={"b": workers}),
+        seed=st.integers(0, 7),
     )
-    def begin(self, batch_size: int, held_by: Mapping[str, int]) -> None:
-        """Empty what is shared, start the workers, and add a session or two."""
+    def begin(self, batch_size: int, held_by: Mapping[str, int], seed: int = 0) -> None:
+        """Empty what is shared, start the workers, and add a session or two.
+
+        The seed is that of Trio's scheduler: which of the tasks that can go on goes first.
+        """
         self._is_troubled = False
         if inspect.iscoroutinefunction(self.reset):
             raise TypeError(
                 f"{type(self).__name__}.reset() must not be async: Trio does not run yet"
             )
+        pace = self._pace
         self.reset()
-        self._driver = TrioDriver(self._pace.make_clock())
+        self._overheard = self._held.enter_context(overhear())
+        self._held.enter_context(seeded(str(seed), is_virtual=pace.is_virtual))
+        self._driver = TrioDriver(pace.make_clock())
         self._driver.open()
         fleet = self._fleet = DrainedFleet(
             self._driver.nursery,
             self._make_store,
             _SESSIONS,
-            self._pace,
+            pace,
             {"batch_size": batch_size},
         )
 
@@ -206,10 +230,11 @@ class RegistryMachine(RuleBasedStateMachine):
     def _close(self) -> None:
         driver, fleet = self._driver, self._fleet
         self._driver = self._fleet = None
-        if driver is not None:
-            with contextlib.closing(driver):
-                if fleet is not None:
-                    driver.call(fleet.stop, patience=_PATIENCE)
+        with self._held:
+            if driver is not None:
+                with contextlib.closing(driver):
+                    if fleet is not None:
+                        driver.call(fleet.stop, patience=_PATIENCE)
 
     # ---- sessions ----
 
@@ -248,6 +273,25 @@ class RegistryMachine(RuleBasedStateMachine):
     def old_writes_land(self, worker: int, session: str) -> None:
         """Add a session, remove it and add it again; what was written first arrives last."""
         self._play(self._let_old_writes_land, worker, session)
+
+    async def _replace(self, worker: int, session: str) -> None:
+        fleet = self._running
+        await fleet.set_owner(worker, session, "alice")
+        for sender in _WORKERS:
+            await fleet.broadcast(sender, session, durable=True)
+        await fleet.set_reach(worker, Reach.AWAY)
+        await fleet.remove(worker, session)
+        await fleet.add(worker, session, self.make_transport())
+        await fleet.set_reach(worker, Reach.WELL)
+
+    @rule(worker=workers, session=sessions)
+    def replace(self, worker: int, session: str) -> None:
+        """Let a session with an owner and messages end, and another one of its id begin.
+
+        The store is away meanwhile: it hears of both at once.
+        """
+        self._is_troubled = True
+        self._play(self._replace, worker, session)
 
     @rule(worker=workers, session=sessions, to=st.sampled_from([one.value for one in LineState]))
     def change_transport(self, worker: int, session: str, to: str) -> None:
@@ -323,6 +367,18 @@ class RegistryMachine(RuleBasedStateMachine):
     def time_passes(self, leases: float) -> None:
         """Let time pass, in parts of ``session_ttl``; workers make their own passes."""
         self._play(trio.sleep, leases * self._pace.session_ttl)
+
+    async def _be_away_for_long(self) -> None:
+        await self._set_reach(_WORKERS, Reach.AWAY)
+        await trio.sleep(1.4 * self._pace.session_ttl)
+        await self._heal()
+
+    @precondition(_on_virtual_clock)
+    @rule()
+    def long_outage(self) -> None:
+        """Let the store be away from all for longer than a lease, and heal: nobody has expired."""
+        self._is_troubled = False
+        self._play(self._be_away_for_long)
 
     # ---- messages and owners ----
 

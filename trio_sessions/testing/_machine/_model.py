@@ -12,6 +12,7 @@ step it is shown what there is (`Seen`), and says what must not be. Two rules ar
 What is not certain is allowed: the model never accuses in doubt.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -60,7 +61,9 @@ class WorkerModel:
     holds: dict[str, Add] = field(default_factory=dict)
     reach: Reach = Reach.WELL
     could_hear: bool = True
-    """It could, at some moment since it was looked at last."""
+    """It could, since it was looked at last or shortly before, so that it may act on it still."""
+    heard_at: float = -math.inf
+    """When it could, or waited for what was asked when it could."""
     silent_since: float | None = None
     """Since when it has not been heard; None: it is well, and has had a pass since."""
     alone: float = 0.0
@@ -82,6 +85,8 @@ class Seen:
     """Workers that take all rows of theirs to be written."""
     passes: Mapping[str, int]
     """By worker, how many of its passes have ended."""
+    listening: frozenset[str]
+    """Workers for whom an answer is on its way."""
 
 
 class FleetModel:
@@ -89,12 +94,14 @@ class FleetModel:
 
     Args:
         session_ttl: seconds.
+        hearing: seconds for which a worker may act on an answer that it has had.
     """
 
-    def __init__(self, session_ttl: float) -> None:
+    def __init__(self, session_ttl: float, *, hearing: float) -> None:
         self.workers: dict[str, WorkerModel] = {}
         self.newest: dict[str, int] = {}
         self._ttl = session_ttl
+        self._hearing = hearing
         self._parted: list[tuple[str, Add]] = []
         self._adds = 0
         self._refused_until: dict[str, float] = {}
@@ -224,7 +231,9 @@ class FleetModel:
             self._judge_held(worker, seen.held[worker.name])
             self._judge_rows(worker, seen)
             self._note_pass(worker, seen)
-            worker.could_hear = worker.reach.is_heard
+            if worker.reach.is_heard or worker.name in seen.listening:
+                worker.heard_at = seen.now
+            worker.could_hear = seen.now - worker.heard_at <= self._hearing
         self._seen = seen
 
     def _judge_held(self, worker: WorkerModel, held: Mapping[str, object]) -> None:

@@ -25,6 +25,9 @@ class Pace:
     statements can be held up, more than the margin within which the order of adds is chance."""
     lateness: float
     """By which an answer is late."""
+    hearing: float
+    """For which a pass may go on with what one answer has told it, until the next one has come or
+    has not."""
     moment: float
     """To wait for what need not come."""
     patience: float
@@ -53,14 +56,15 @@ class Pace:
 
 VIRTUAL = Pace(
     is_virtual=True,
-    session_ttl=100.0,
+    session_ttl=40.0,
     check_timeout=1.0,
     store_timeout=2.0,
     tick=0.1,
     lateness=0.5,
+    hearing=4.0,
     moment=0.5,
     patience=60.0,
-    until_all_dead_are_swept=220.0,
+    until_all_dead_are_swept=88.0,
     revocation_ttl=1.0,
 )
 REAL = Pace(
@@ -70,6 +74,7 @@ REAL = Pace(
     store_timeout=30.0,
     tick=0.005,
     lateness=0.01,
+    hearing=1.0,
     moment=0.01,
     patience=10.0,
     until_all_dead_are_swept=0.0,

@@ -30,12 +30,24 @@ class Revocations:
         self._certain_until: dict[str, float] = {}
         """Until then a mark counts for sure."""
 
-    def add(self, worker: LiveWorker, session_id: str, line: Line) -> Callable[[], Awaitable[None]]:
-        """Note that a worker is given a session; return what gives it to the worker."""
-        self._model.added(worker.name, session_id, line, now=trio.current_time())
+    def add(
+        self, worker: LiveWorker, session_id: str, line: Line, *, again: bool = False
+    ) -> Callable[[], Awaitable[None]]:
+        """Return what gives a session to a worker, and notes that it does.
+
+        Args:
+            worker: is given it.
+            session_id: its id.
+            line: its transport.
+            again: only if the worker holds it with this transport: a pass of its own may have
+                ended both since they were looked at, and what has been ended is not added.
+        """
         is_well = worker.door.is_straight
 
         async def add() -> None:
+            if again and worker.registry.get_session_sync(session_id) is not line:
+                return
+            self._model.added(worker.name, session_id, line, now=trio.current_time())
             try:
                 await worker.registry.add_session(session_id, line)
             except SessionRevoked:

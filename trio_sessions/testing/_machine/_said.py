@@ -28,6 +28,8 @@ class Mailbox:
     """Its holder changed, or could not acknowledge: messages may come twice, or late."""
     past: int = 0
     """The last message that was sent before all was calm: of those it may still be so."""
+    left: int = 0
+    """The last message to an earlier session of the id, for certain; 0: that is unknown."""
 
     def sent(self, message: int, sender: int, *, is_certain: bool, in_memory: bool) -> None:
         """Note a message that was accepted, or perhaps accepted."""
@@ -71,6 +73,10 @@ class Mailbox:
         self.handled.clear()
         self.is_disturbed = False
 
+    def begin_anew(self) -> None:
+        """Let none come that was sent until now: another session has the id from now on."""
+        self.left = max(self.senders, default=0)
+
     def take(self, message: object) -> None:
         """Note that a message was handed to the session's reader, and handled.
 
@@ -82,6 +88,7 @@ class Mailbox:
             isinstance(message, int) and message in self.senders, f"{what}; nobody has sent that"
         )
         assert isinstance(message, int)
+        require(message > self.left, f"{what}, and was sent to an earlier one of its id")
         again = message in self.handled
         require(
             again or message in self.must_come or message in self.may_come,
@@ -106,6 +113,17 @@ class Owner:
     session_id: str
     may_be: frozenset[str | None] | None = frozenset({None})
     """Those that it may have; None: any."""
+    said: set[str | None] | None = None
+    """All that anybody has said since the session began for certain; None: that is unknown."""
+
+    def begin_anew(self) -> None:
+        """Let it have nothing of an earlier session of the id."""
+        self.said = {None}
+
+    def say(self, owner: str | None) -> None:
+        """Note what somebody says, whether it counts or not."""
+        if self.said is not None:
+            self.said.add(owner)
 
     def check(self, owner: str | None, where: str) -> None:
         """Say what is wrong with an owner that somebody has told.
@@ -113,6 +131,11 @@ class Owner:
         Raises:
             AssertionError: it is another one.
         """
+        require(
+            self.said is None or owner in self.said,
+            f"the owner of session {self.session_id!r} is {owner!r} {where}; only an earlier one "
+            "of its id had that",
+        )
         if self.may_be is not None:
             expected = sorted(str(one) for one in self.may_be)
             require(
@@ -128,6 +151,11 @@ class Owner:
             AssertionError: the answer cannot be.
         """
         require(effective is not None, f"session {self.session_id!r} lives, and cannot be claimed")
+        require(
+            self.said is None or effective in self.said,
+            f"the owner of session {self.session_id!r} is {effective!r} after a claim; only an "
+            "earlier one of its id had that",
+        )
         if self.may_be is not None:
             may_be = (self.may_be | {owner} if None in self.may_be else self.may_be) - {None}
             Owner(self.session_id, may_be).check(effective, "after a claim")

@@ -15,7 +15,7 @@
     _database      commits in one order; goes back, lags, hides
     _tables        its rows, copied at each commit      _truth     what has really become of them
     _simulate      many runs       _report  their sum, on a _page    _picture  one that failed
-    _events        the trace                            _seeded    chance and clocks from a seed
+    _events        the trace                            _quiet     no log meanwhile
 """
 
 from trio_sessions.testing._simulation._mixes import MIXES

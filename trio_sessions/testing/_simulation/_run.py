@@ -1,16 +1,15 @@
 """One run: a fleet, so many steps, then peace; a function of its seed."""
 
-import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import trio
 import trio.testing
 
+from trio_sessions.testing._seeded import seeded
 from trio_sessions.testing._simulation._data_rules import DataRules
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._drain_rules import DrainRules
@@ -21,7 +20,7 @@ from trio_sessions.testing._simulation._mail_rules import MailRules
 from trio_sessions.testing._simulation._mixes import MIXES, parts_of
 from trio_sessions.testing._simulation._orphan_rules import OrphanRules
 from trio_sessions.testing._simulation._question_rules import QuestionRules
-from trio_sessions.testing._simulation._seeded import seeded
+from trio_sessions.testing._simulation._quiet import quiet
 from trio_sessions.testing._simulation._way import Network
 from trio_sessions.testing._simulation._workers import SETTINGS
 
@@ -80,18 +79,6 @@ class Run:
     """The last ones."""
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let nothing be logged: in a run of faults every line is expected."""
-    logger = logging.getLogger("trio_sessions")
-    before = logger.disabled, logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(before[1])
-
-
 def run_once(
     seed: str,
     *,
@@ -142,7 +129,7 @@ def run_once(
             nursery.cancel_scope.cancel()
 
     started = time.perf_counter()
-    with seeded(seed), _quiet():
+    with seeded(seed), quiet():
         try:
             trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
         except Exception as exc:  # a registry raised what it must not raise

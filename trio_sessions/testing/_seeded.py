@@ -1,4 +1,4 @@
-"""A Trio run in which chance, the scheduler and every clock come from one seed.
+"""A Trio run in which chance and the scheduler come from one seed, and every clock if wanted.
 
 What the packages below read beside Trio's clock is replaced for as long as the run lasts: the
 host's clock, and random words. One run at a time in a process.
@@ -41,16 +41,25 @@ class _Words:
 
 
 @contextmanager
-def seeded(seed: str) -> Iterator[None]:
-    """Replace whatever is not a function of the seed; put it back at the end."""
+def seeded(seed: str, *, is_virtual: bool = True) -> Iterator[None]:
+    """Replace whatever is not a function of the seed; put it back at the end.
+
+    Args:
+        seed: any text.
+        is_virtual: the run's clock is a function of the run. If not, threads may be at work, and
+            databases that know words of earlier runs: clocks and words stay as they are.
+    """
     words = _Words(seed)
     replaced: list[tuple[ModuleType, str, Any]] = [
-        (_estimate, "time", _HostClock),
-        (_rounds, "time", _HostClock),
-        (_open, "secrets", words),
-        (_histories, "secrets", words),
         (scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
     ]
+    if is_virtual:
+        replaced += [
+            (_estimate, "time", _HostClock),
+            (_rounds, "time", _HostClock),
+            (_open, "secrets", words),
+            (_histories, "secrets", words),
+        ]
     before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     chances = random.getstate(), scheduler._r.getstate()
     try:
