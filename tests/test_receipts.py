@@ -238,6 +238,11 @@ async def test_a_message_follows_its_session_and_nobody_else(autojump_clock: Moc
     forwarding.forward(entry, [Message('"a"', expires_at=now + 50.0)])
     await trio.sleep(45.0)
     order, write = given.next()
+    assert isinstance(write, Send), "at the very moment it has not expired"
+    order.settle(outcome.Value(Sent(id=2, holder=holder)))
+    forwarding.forward(entry, [Message('"a"', expires_at=now + 50.0)])
+    await trio.sleep(0.1)
+    order, write = given.next()
     assert write is None, "it has expired"
     order.settle(None)
     assert counters.messages_dropped == 2

@@ -13,8 +13,9 @@ Too much is more than ``mass_missing_brake`` of the rows that a pass has an answ
 least `AT_LEAST`. What was held before and is missing again goes whatever the share, and counts on
 neither side of it, so that two such deeds in a row do not hide behind each other. A row with
 another holder is a mark that somebody has left on purpose: it counts as an answer, and is never
-held. Nothing writes the row of a session that is held: its entry is confirmed, and only rows of
-entries that are not are written (`trio_sessions._entry`).
+held. The row of a session that is held is written anew only if the database has gone back, which
+drops all evidence: else its entry stays confirmed, and only rows of entries that are not are
+written (`trio_sessions._entry`).
 
 Synchronous: evidence in, a decision out.
 """
@@ -72,7 +73,7 @@ class Brake:
         self._missing_again = list[Entry]()
 
     def begin(self) -> None:
-        """Begin to collect the evidence of a pass; what one that was cut has left is dropped."""
+        """Begin to collect the evidence of a pass, and forget what an earlier one had collected."""
         self._suspected = {entry for entry in self._suspected if not entry.has_ended}
         self._answers = 0
         self._newly_missing, self._missing_again = [], []

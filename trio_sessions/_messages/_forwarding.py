@@ -15,7 +15,7 @@ import trio
 from trio_sessions._counters import Counters
 from trio_sessions._entry import Entry
 from trio_sessions._json import size_of
-from trio_sessions._messages._inbox import Message
+from trio_sessions._messages._line import Message, has_expired
 from trio_sessions._orders import Order
 from trio_sessions._writer import Writer
 from trio_sessions.types import Sent
@@ -52,7 +52,7 @@ class _ForwardOrder(Order[Sent | None]):
 
     def make(self) -> Send | None:
         now, letter = trio.current_time(), self._letter
-        if now >= letter.expires_at:
+        if has_expired(letter.expires_at, now):
             return None
         return Send(
             session_id=letter.session_id,

@@ -29,7 +29,7 @@ import enum
 from collections.abc import Iterable
 from itertools import islice
 
-from trio_sessions._messages._line import Line, Message
+from trio_sessions._messages._line import Line, Message, has_expired
 
 __all__ = ["Held", "Stage"]
 
@@ -230,7 +230,7 @@ class Held:
         """
         if not self._line.count:
             return 0
-        gone = self._line.drop(lambda one: one.expires_at < now)
+        gone = self._line.drop(lambda one: has_expired(one.expires_at, now))
         for message in gone:
             self._go(message.row, Stage.EXPIRED)
         return sum(message.row is None for message in gone)

@@ -19,7 +19,12 @@ from itertools import chain
 
 from trio_sessions._json import size_of
 
-__all__ = ["Line", "Message", "Waiting"]
+__all__ = ["Line", "Message", "Waiting", "has_expired"]
+
+
+def has_expired(expires_at: float, now: float) -> bool:
+    """Say whether a message is too old. At the very moment it is not (invariant 6)."""
+    return expires_at < now
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +133,7 @@ class Line:
         """
         if self._boundary is not None and row >= self._boundary:
             self.join_early()
-        while self._early and self._early[0].expires_at < after:
+        while self._early and has_expired(self._early[0].expires_at, after):
             self._ready.append(self._early.popleft())
         if not self._early:
             self._boundary = None

@@ -14,6 +14,7 @@ from trio_sessions._interrupts import uninterrupted
 from trio_sessions._messages._forwarding import Forwarding
 from trio_sessions._messages._inbox import Inbox, Message
 from trio_sessions._messages._inboxes import Inboxes
+from trio_sessions._messages._line import has_expired
 from trio_sessions._messages._reading import Reading
 from trio_sessions._messages._receipts import Receipts
 from trio_sessions._messages._sending import SendOrder
@@ -206,7 +207,9 @@ class Messages:
     def take(self, inbox: Inbox, reader: object) -> Message | None:
         """Hand out the next message; `finish` or `put_back` must follow."""
         now = trio.current_time()
-        while (message := inbox.take(reader, now)) is not None and message.expires_at < now:
+        while (message := inbox.take(reader, now)) is not None and has_expired(
+            message.expires_at, now
+        ):
             self._counters.count_dropped(inbox.held.expire_in_hand(reader))
         if inbox.should_fetch:
             self._reading.want(inbox)
