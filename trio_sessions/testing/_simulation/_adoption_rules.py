@@ -61,12 +61,13 @@ class AdoptionRules(Rules):
                 )
                 nursery.start_soon(self._try_to_adopt, adoption, connection)
         client.adopters = frozenset()
-        # Who took the row unheard may be told no once the row was deleted, by mistake say.
-        has_taken = any(
-            self._database.truth.was_written(one.incarnation, client.session_id, adoption.began_at)
+        # Who took the row unheard is told no if somebody has deleted it meanwhile, by mistake say.
+        was_deleted = any(
+            "deleted by hand"
+            in self._database.truth.ends(one.incarnation, client.session_id, adoption.began_at)
             for one in adopters
         )
-        adoption.holder.may_be_adopted |= has_taken or not adoption.is_certain
+        adoption.holder.may_be_adopted |= was_deleted or not adoption.is_certain
         client.is_restless = False
         if not client.is_alive:
             client.leave()
