@@ -67,7 +67,7 @@ class Handlers:
     async def until(self, what: list[str], name: str) -> None:
         with trio.fail_after(TOO_LONG):
             while name not in what:
-                await trio.sleep(0.01)
+                await trio.sleep(0.01)  # a handler may be of a worker on another loop: no event
 
 
 def waiting(registry: SessionRegistry) -> tuple[int, int]:
@@ -80,4 +80,4 @@ async def until_quiet(registry: SessionRegistry) -> None:
     """Wait until nothing is under way there."""
     with trio.fail_after(TOO_LONG):
         while waiting(registry) != (0, 0):
-            await trio.sleep(0.01)
+            await trio.sleep(0.01)  # the registry tells nobody when its last call ends

@@ -260,8 +260,8 @@ async def test_connections_to_a_server_that_takes_no_writes(
                 await until(lambda: not listeners(url))
                 set_read_only(url, "off")
                 report = await a.cleanup()
-                assert (report.refreshed, report.restored) == (4, ("new",))
-                assert report.missing == ()
+                assert (report.restored, dict(report.refresh_failures)) == (("new",), {})
+                assert (report.refreshed, report.missing) == (4, ())
                 await until(lambda: bool(listeners(url)))
                 with trio.fail_after(BELL):
                     while (await sender.cleanup()).refresh_failures:

@@ -10,10 +10,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from trio_sessions._checks import seconds
-from trio_sessions.errors import (
-    InvalidSessionId,
-    SessionsError,
-)
+from trio_sessions.errors import InvalidSessionId, SessionsError
 from trio_sessions.mcp._asgi import (
     TOO_LARGE,
     BodyTooLarge,

@@ -1,7 +1,8 @@
 """The property suite: a state machine of Hypothesis that plays with registries on a store.
 
 What its rules do stands in `_fleet.py`, what must be true after them in `_model.py` and
-`_said.py`; here are their names and arguments. Hypothesis prints a history as calls of these.
+`_said.py`; here are their names and arguments. Hypothesis prints a history as calls of these, so
+they stand in one class, which is why this file has over 400 lines.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """What may happen in a step: what clients do, what workers suffer, what becomes of the database.
 
-Each rule is a method; `_mixes` says how often. A rule that has nothing to do says False.
+Each rule is a method; `_mixes` says how often. A rule that has nothing to do says False. Over 400
+lines: more than twenty rules, none of them long, on one fleet.
 """
 
 from collections.abc import Mapping
