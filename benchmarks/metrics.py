@@ -49,7 +49,9 @@ class _Watcher:
 
     def collect(self) -> None:
         assert self._reader.get_metrics_data() is not None
-        assert bool(self._spans.get_finished_spans()) == (self._tracing._tracer is not None)
+        # By name: a stamp that began while passes were traced may end its spans later.
+        names = {span.name for span in self._spans.get_finished_spans()}
+        assert ("trio_sessions.pass" in names) == (self._tracing._tracer is not None)
 
 
 @dataclass(slots=True)
