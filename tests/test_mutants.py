@@ -153,10 +153,14 @@ def test_the_tests_of_a_line_are_the_quick_and_close_ones_first(tmp_path: Path) 
         postgresql=["tests/test_a.py::pg"],
     )
     wide, close, far, pg, slow = meeting.seconds
-    meeting.lines = {"one.py": {1: [wide], 2: [slow, pg, wide, close]}, "two.py": {1: [far]}}
+    meeting.lines = {"one.py": {2: [slow, pg, wide, close]}, "two.py": {1: [far, wide]}}
     assert meeting.tests(mutant, patience=60.0) == [close, wide, slow, pg]
     assert meeting.tests(mutant, patience=2.0) == [close, wide]
     assert meeting.tests(mutant, patience=0.1) == [close], "one at least"
+    meeting.lines["one.py"][3] = [wide]
+    meeting.lines["one.py"][4] = [wide]
+    assert meeting.tests(mutant, patience=0.1) == [wide], "it uses what the others only make"
+    del meeting.lines["one.py"][3], meeting.lines["one.py"][4]
     meeting.save(tmp_path / "meeting.json")
     assert Meeting.load(tmp_path / "meeting.json") == meeting
     assert meeting.mark(wide) != meeting.mark(close)
