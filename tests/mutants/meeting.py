@@ -1,7 +1,7 @@
 """Which tests meet which lines, and how long they take: recorded once, outside of git."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -123,7 +123,7 @@ class Meeting:
 
 def _closeness(lines: Iterable[list[str]]) -> Mapping[str, float]:
     """Return how much each test meets of a module; a line counts less, the more tests meet it."""
-    found = Counter[str]()
+    found = defaultdict[str, float](float)
     for tests in lines:
         for test in tests:
             found[test] += 1 / len(tests)
