@@ -14,7 +14,8 @@ a transport is left::
 A task stops leading in four ways:
 
 - the sequence is at its end (its last call may have to wait), or the round was given up;
-- its call has to wait, and the next task was appointed;
+- its call has to wait, and the next task was appointed; likewise where a call that did not wait
+  leaves the task cancelled, or in a scope of its own that is;
 - the next task could not be appointed;
 - it fails, is cancelled, or its coroutine is thrown away by a loop that ends.
 
@@ -34,6 +35,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
@@ -103,6 +105,10 @@ class CallHost(Protocol):
 
     def limit(self, scope: Scope, seconds: float) -> None:
         """Give a scope its deadline."""
+        ...
+
+    def cancellation(self) -> object:
+        """Return what changes when the running task, or a scope in it, is cancelled."""
         ...
 
     async def checkpoint(self) -> None:
@@ -237,12 +243,16 @@ class Round:
     async def _lead(self) -> None:
         """Call one transport after the other, until one has to wait, and stay with that one."""
         me = self._leader = object()
+        called = self._called
         try:
             with self._host.scope() as scope:  # without a deadline until a call has to wait
                 await self._call_each(scope)
         except Exception as exc:  # logged, and the answer of whoever was not called
             logger.exception("%s() could not be called on all transports", self._name)
-            self._failure = exc
+            if self._leader is me and self._called > called:  # the others are not to blame
+                self._hand_on()
+            else:
+                self._failure = exc
         finally:
             if self._leader is me:
                 self._end_leading()
@@ -260,6 +270,7 @@ class Round:
     async def _call_each(self, scope: Scope) -> None:
         """Call transports until one had to wait, in which case another task leads by now."""
         slice_end = time.perf_counter() + _SLICE
+        cancellation = self._host.cancellation()
         while self._remaining:
             if time.perf_counter() > slice_end:
                 await self._host.checkpoint()
@@ -272,19 +283,23 @@ class Round:
                 self._answer(entry, outcome.Error(self._late(entry)))
             elif await self._call(entry, scope):
                 return
+            elif self._host.cancellation() != cancellation:
+                self._hand_on()
+                return
 
     async def _call(self, entry: Entry, scope: Scope) -> bool:
         """Call one transport and record its answer; say whether it had to wait."""
         waited = False
         answer: Answer
         try:
-            coroutine, answer = begin(self._method(entry), self._name, self._enter)
+            context = copy_context()
+            coroutine, answer = begin(self._method(entry), self._name, self._enter, context)
             if coroutine is not None:
                 waited = True
                 self._host.limit(scope, self._timeout)
                 self._waiting[entry] = self._running[entry, self._name] = scope
                 self._hand_on()
-                answer = await go_on(coroutine, answer, self._host.check, self._enter)
+                answer = await go_on(coroutine, answer, self._host.check, self._enter, context)
         except self._host.cancelled:
             answer = outcome.Error(self._cut(entry))
         except Exception as exc:  # noqa: BLE001 -- one session is isolated; the caller logs it
