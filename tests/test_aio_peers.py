@@ -250,8 +250,10 @@ def test_a_subscription_ends_as_soon_as_its_registry_closes(run: Run) -> None:
             service = subscription._service
             closing, service.life = service.life, Life(asyncio.get_running_loop())
             service.life.go(State.CLOSING)
-            assert [message async for message in messages] == []
-            service.life = closing
+            try:
+                assert [message async for message in messages] == []
+            finally:
+                service.life = closing
 
     run(main)
 
