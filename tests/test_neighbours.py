@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -11,14 +12,17 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 
 class Waits:
+    """A connection whose every answer waits for the loop."""
+
     open = True
+    sleep: Callable[[float], Awaitable[None]] = staticmethod(asyncio.sleep)
 
     async def is_connected(self) -> bool:
-        await asyncio.sleep(0.001)
+        await self.sleep(0)
         return True
 
     async def disconnect(self) -> None:
-        await asyncio.sleep(0.001)
+        await self.sleep(0)
         self.open = False
 
 
@@ -72,16 +76,8 @@ class LeavesAScopeOpen:
         self.scope.cancel()
 
 
-class TrioWaits:
-    open = True
-
-    async def is_connected(self) -> bool:
-        await trio.sleep(0.001)
-        return True
-
-    async def disconnect(self) -> None:
-        await trio.sleep(0.001)
-        self.open = False
+class TrioWaits(Waits):
+    sleep = staticmethod(trio.sleep)
 
 
 async def test_trio_a_scope_left_open_reaches_no_other_check() -> None:

@@ -17,7 +17,8 @@ A task stops leading in four ways:
 - its call has to wait, and the next task was appointed; likewise where a call that did not wait
   leaves the task cancelled, or in a scope of its own that is;
 - the next task could not be appointed;
-- it fails, is cancelled, or its coroutine is thrown away by a loop that ends.
+- it fails, is cancelled, or its coroutine is thrown away by a loop that ends. Where it fails after
+  it has called somebody, the next task is appointed for those who are left.
 
 What a transport raises to end the host's loop (`SystemExit` in a task of asyncio) is such a
 failure, but where each transport is to be called whatever happens, as to be disconnected: then it
@@ -48,14 +49,7 @@ from trio_sessions._one_call import Enter, begin, go_on, interruptibly, to_its_e
 from trio_sessions._process import this_process
 from trio_sessions.types import fingerprint
 
-__all__ = [
-    "Answer",
-    "CallHost",
-    "Listener",
-    "Round",
-    "Running",
-    "Scope",
-]
+__all__ = ["Answer", "CallHost", "Listener", "Round", "Running", "Scope"]
 
 Answer = object
 """What a transport's method returned; an `outcome.Error` holds what it raised instead."""
