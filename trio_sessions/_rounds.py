@@ -17,8 +17,7 @@ A task stops leading in four ways:
 - its call has to wait, and the next task was appointed; likewise where a call that did not wait
   leaves the task cancelled, or in a scope of its own that is;
 - the next task could not be appointed;
-- it fails, is cancelled, or its coroutine is thrown away by a loop that ends. Where it fails after
-  it has called somebody, the next task is appointed for those who are left.
+- it fails, is cancelled, or its coroutine is thrown away by a loop that ends.
 
 What a transport raises to end the host's loop (`SystemExit` in a task of asyncio) is such a
 failure, but where each transport is to be called whatever happens, as to be disconnected: then it
@@ -237,16 +236,12 @@ class Round:
     async def _lead(self) -> None:
         """Call one transport after the other, until one has to wait, and stay with that one."""
         me = self._leader = object()
-        called = self._called
         try:
             with self._host.scope() as scope:  # without a deadline until a call has to wait
                 await self._call_each(scope)
         except Exception as exc:  # logged, and the answer of whoever was not called
             logger.exception("%s() could not be called on all transports", self._name)
-            if self._leader is me and self._called > called:  # the others are not to blame
-                self._hand_on()
-            else:
-                self._failure = exc
+            self._failure = exc
         finally:
             if self._leader is me:
                 self._end_leading()
