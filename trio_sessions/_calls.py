@@ -96,8 +96,8 @@ class TrioHost:
         assert isinstance(scope, trio.CancelScope)
         scope.deadline = trio.current_time() + seconds
 
-    def cancellation(self) -> object:
-        return trio.current_effective_deadline()
+    def cancellation(self, *, thorough: bool) -> Callable[[], object]:
+        return trio.current_effective_deadline if thorough else float
 
     async def checkpoint(self) -> None:
         await trio.lowlevel.checkpoint()

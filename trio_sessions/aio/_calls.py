@@ -90,9 +90,10 @@ class AsyncioHost:
         assert isinstance(scope, _TaskScope)
         scope.expire_in(seconds)
 
-    def cancellation(self) -> object:
+    def cancellation(self, *, thorough: bool) -> Callable[[], object]:
         task = asyncio.current_task()
-        return None if task is None else task.cancelling()
+        assert task is not None
+        return task.cancelling
 
     async def checkpoint(self) -> None:
         # Nobody cancels a task that leads a round, but a loop that cancels all its tasks to
