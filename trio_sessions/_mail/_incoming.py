@@ -4,6 +4,7 @@ A connection goes one way. It lasts until its sender closes it, or sends nonsens
 whole letter by then was not left.
 """
 
+import contextlib
 import logging
 import socket
 
@@ -70,10 +71,13 @@ class Incoming:
 
     def drain(self) -> None:
         """Take in what was sent before now: whoever sends by the database now sent it before."""
-        for one in list(self._connections):
-            for _ in range(_PIECES):
-                if not one.read():
-                    break
+        if self._listener is not None and not self._edge.is_inherited:
+            with contextlib.suppress(OSError):
+                self._take_connections(self._listener)
+            for one in list(self._connections):
+                for _ in range(_PIECES):
+                    if not one.read():
+                        break
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -81,14 +85,25 @@ class Incoming:
                 await trio.lowlevel.wait_readable(listener)
                 if self._edge.is_inherited:
                     return
-                accepted, _ = listener.accept()
+                self._take_connections(listener)
             except trio.ClosedResourceError:
                 return
-            except (BlockingIOError, ConnectionError):
-                continue
             except OSError as exc:
                 logger.warning("a connection of another worker cannot be accepted now: %s", exc)
                 await trio.sleep(_PAUSE)
+
+    def _take_connections(self, listener: socket.socket) -> None:
+        """Take those of whoever has connected.
+
+        Raises:
+            OSError: they cannot be had; as when too many files are open.
+        """
+        while True:
+            try:
+                accepted, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:
                 continue
             accepted.settimeout(0)
             if len(self._connections) >= _CONNECTIONS or not is_same_user(accepted):
