@@ -113,7 +113,7 @@ class Lanes:
         self._is_closing = False
 
     def close(self) -> None:
-        """Connect to nobody any more, and let nothing wait in a lane."""
+        """Begin no task any more, and let nothing wait in a lane; last words still go."""
         self._is_closing = True
 
     def end(self) -> None:
@@ -124,7 +124,7 @@ class Lanes:
     def _find(self, to: str) -> _Connected | None:
         """Return the connection to a worker; None: its letters go by the database."""
         one = self._connected.get(to)
-        if one is not None or self._folder is None or self._is_closing:
+        if one is not None or self._folder is None:
             return one
         if trio.current_time() < self._used.get(to, float("-inf")) + _LIFE:
             return None
@@ -134,7 +134,8 @@ class Lanes:
             return None
         self._used.pop(to, None)
         one = self._connected[to] = _Connected(connection)
-        self._background.start_lasting(self._watch, to, one)
+        if not self._is_closing:
+            self._background.start_lasting(self._watch, to, one)
         return one
 
     def _choose_database(self, to: str) -> None:
