@@ -15,7 +15,7 @@ import trio.testing
 from callees import TOO_LONG, Handlers
 from trio.testing import MockClock
 
-from trio_sessions import CallFailed, SessionRegistry, open_registry
+from trio_sessions import CallFailed, RegistryClosed, SessionRegistry, open_registry
 from trio_sessions._mail._letters import Letter, seal, unseal
 from trio_sessions._mail._sockets import (
     Unpacking,
@@ -63,8 +63,8 @@ class Peer:
         """Close the connection; there will be no other one."""
         if self.connection is not None:
             self.connection.close()
-        with socket.socket(fileno=self._listener.detach()) as listener:
-            stop_listening(listener)
+        if self._listener.fileno() >= 0:
+            stop_listening(socket.socket(fileno=self._listener.detach()))
 
 
 @dataclass
@@ -91,11 +91,11 @@ async def open_pair(folder: str, handlers: Handlers) -> AsyncIterator[Pair]:
     ):
         workers = await caller.workers.list()
         [to] = [one.incarnation for one in workers if one.worker_id == "w"]
-        peer = Peer(folder, to)
+        pair = Pair(caller, callee, store, to, Peer(folder, to))
         try:
-            yield Pair(caller, callee, store, to, peer)
+            yield pair
         finally:
-            peer.hang_up()
+            pair.peer.hang_up()
 
 
 async def test_a_letter_that_was_sent_is_never_sent_again(folder: str) -> None:
@@ -224,17 +224,15 @@ async def test_a_letter_that_is_too_large_goes_by_the_database(
 
 async def test_closing_waits_for_no_socket(folder: str) -> None:
     """What waits goes by the database, and the connection is closed."""
-    async with open_pair(folder, Handlers()) as pair:
+    async with open_pair(folder, Handlers()) as pair, trio.open_nursery() as nursery:
         async with open_registry(pair.store, mail_sockets=folder) as closing:
-            async with trio.open_nursery() as nursery:
 
-                async def call() -> None:
-                    with pytest.raises(Exception, match="closed"):
-                        await closing.workers.call(pair.to, "echo", BIG, timeout=TOO_LONG)
+            async def call() -> None:
+                with pytest.raises(RegistryClosed):
+                    await closing.workers.call(pair.to, "echo", BIG, timeout=TOO_LONG)
 
-                nursery.start_soon(call)
-                await trio.testing.wait_all_tasks_blocked()
-                await closing._house.close()
+            nursery.start_soon(call)
+            await trio.testing.wait_all_tasks_blocked()
         assert closing._house._mail._lanes._connected == {}
 
 

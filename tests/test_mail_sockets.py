@@ -38,6 +38,20 @@ def handlers() -> Handlers:
     return Handlers()
 
 
+def files(folder: Path) -> set[Path]:
+    return set(folder.iterdir())
+
+
+def modes(*paths: Path) -> list[str]:
+    return [oct(path.stat().st_mode & 0o777) for path in paths]
+
+
+def open_for_all(folder: Path) -> None:
+    """Let every user come to the sockets."""
+    for path in (folder.parent, folder, *folder.iterdir()):
+        path.chmod(0o666 if path.is_socket() else 0o755)
+
+
 async def incarnation_of(registry: SessionRegistry, worker_id: str) -> str:
     workers = await registry.workers.list()
     [found] = [one.incarnation for one in workers if one.worker_id == worker_id]
@@ -74,7 +88,7 @@ async def test_calls_and_streams_need_no_database(
         assert [store.calls["Post"] for store in stores] == [0, 0]
         for store in stores:
             store.heal()
-    assert list(folder.iterdir()) == []
+    assert files(folder) == set()
 
 
 @pytest.mark.parametrize("whose", ["caller", "callee"])
@@ -97,20 +111,25 @@ async def test_a_worker_without_the_setting_is_reached_by_the_database(
 async def test_who_closes_tells_its_callers_by_the_socket(handlers: Handlers, folder: Path) -> None:
     """Also whom it has sent nothing before, and though the database is away."""
     store = FaultyStore(MemoryStore())
-    async with open_registry(store, mail_sockets=folder) as caller:
-        async with trio.open_nursery() as nursery:
-            async with open_registry(
-                store, mail_sockets=folder, handlers=handlers.all(), worker_id="callee"
-            ):
-                to = await incarnation_of(caller, "callee")
+    async with (
+        open_registry(store, mail_sockets=folder) as caller,
+        trio.open_nursery() as nursery,
+    ):
+        async with open_registry(
+            store, mail_sockets=folder, handlers=handlers.all(), worker_id="callee"
+        ):
+            to = await incarnation_of(caller, "callee")
 
-                async def call() -> None:
-                    with pytest.raises(WorkerGone, match="the worker has closed"):
-                        await caller.workers.call(to, "hang", 1, timeout=1000)
+            async def call() -> None:
+                with pytest.raises(WorkerGone, match="the worker has closed"):
+                    await caller.workers.call(to, "hang", 1, timeout=1000)
 
-                nursery.start_soon(call)
-                await handlers.until(handlers.begun, "hang")
-                store.fail()
+            nursery.start_soon(call)
+            await handlers.until(handlers.begun, "hang")
+            store.fail()
+        with trio.fail_after(TOO_LONG):
+            while waiting(caller) != (0, 0):
+                await trio.sleep(0.01)
         store.heal()
 
 
@@ -139,9 +158,7 @@ async def test_a_callee_that_is_killed_is_known_to_be_gone(
         assert seen == list(range(50))
         with pytest.raises(WorkerGone):
             await registry.workers.call(to, "hang", 1, timeout=1000)
-        assert (
-            len(list(folder.iterdir())) == 2
-        )  # that of the dead one, which is younger than a minute
+        assert len(files(folder)) == 2  # that of the dead one, which is younger than a minute
 
 
 # ---- who may connect, and what is taken for a letter ----
@@ -209,13 +226,10 @@ print("cut off")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_another_user_is_cut_off(handlers: Handlers, folder: Path) -> None:
     """Even where somebody has opened the file for all."""
-    folder.parent.chmod(0o755)
     async with open_registry(mail_sockets=folder, handlers=handlers.all()):
-        [path] = folder.iterdir()
-        assert path.stat().st_mode & 0o777 == 0o600
-        assert folder.stat().st_mode & 0o777 == 0o700
-        folder.chmod(0o755)
-        path.chmod(0o666)
+        [path] = files(folder)
+        assert modes(folder, path) == ["0o700", "0o600"]
+        open_for_all(folder)
         letter = pack('[["call", "somebody", 1, "hang", 1000.0, 0], 1]').hex()
         ended = await trio.run_process(
             ["/usr/bin/env", "python3", "-c", CONNECT, str(path), letter],
@@ -294,31 +308,28 @@ def test_a_bad_setting_is_refused_by_name(value: Any, error: type[Exception], sa
 async def test_the_longest_path_works(folder: Path, handlers: Handlers) -> None:
     path = folder.parent / ("x" * (76 - len(str(folder.parent)) - 1))
     async with open_registry(mail_sockets=path, handlers=handlers.all(), worker_id="w"):
-        assert len(list(path.iterdir())) == 1
+        assert len(files(path)) == 1
 
 
-async def test_sockets_of_the_dead_are_removed(folder: Path) -> None:
+def test_sockets_of_the_dead_are_removed(folder: Path) -> None:
     """Those of the living stay, and what may just be beginning, and what is none of ours."""
     folder.mkdir(0o700)
-    paths = {}
-    for name in ("dead", "young", "living"):
-        before = set(folder.iterdir())
-        own = listen(str(folder), name)
-        [paths[name]] = set(folder.iterdir()) - before
-        if name == "living":
-            living = own
-        else:
-            own.close()
     other = folder / "other.mail1"
     other.touch()
+    sockets = {name: listen(str(folder), name) for name in ("dead", "young", "living")}
+    paths = {name: Path(one.getsockname()) for name, one in sockets.items()}
+    for name in ("dead", "young"):
+        sockets[name].close()
     for path in (paths["dead"], paths["living"], other):
         os.utime(path, (LONG_AGO, LONG_AGO))
-    async with open_registry(mail_sockets=folder):
-        kept = set(folder.iterdir())
-    assert kept >= {paths["young"], paths["living"], other}
-    assert paths["dead"] not in kept
-    assert len(kept) == 4
-    living.close()
+
+    async def main() -> None:
+        async with open_registry(mail_sockets=folder):
+            assert len(files(folder)) == 4
+
+    trio.run(main)
+    assert files(folder) == {paths["young"], paths["living"], other}
+    sockets["living"].close()
 
 
 async def test_nothing_stays_where_opening_fails(folder: Path) -> None:
@@ -327,7 +338,7 @@ async def test_nothing_stays_where_opening_fails(folder: Path) -> None:
     with pytest.raises(StoreUnavailable):
         async with open_registry(store, mail_sockets=folder):
             raise AssertionError("it is open")
-    assert list(folder.iterdir()) == []
+    assert files(folder) == set()
 
 
 def test_a_forked_child_takes_nothing(postgresql_schema: Any, folder: Path) -> None:
@@ -377,6 +388,6 @@ def test_opening_twice_in_one_process(folder: Path) -> None:
         async def main() -> None:
             for _ in range(2):
                 async with shared.open(mail_sockets=folder, worker_id="w"):
-                    assert len(list(folder.iterdir())) == 1
+                    assert len(files(folder)) == 1
 
         trio.run(main)

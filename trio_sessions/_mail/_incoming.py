@@ -80,7 +80,7 @@ class Incoming:
                         break
 
     async def _accept(self, listener: socket.socket) -> None:
-        while True:
+        while self._listener is listener:
             try:
                 await trio.lowlevel.wait_readable(listener)
                 if self._edge.is_inherited:

@@ -15,6 +15,7 @@ See docs/decisions/0013-mcp.md.
 import logging
 import socket
 from collections import deque
+from contextlib import suppress
 from itertools import islice
 
 import outcome
@@ -118,8 +119,8 @@ class Lanes:
 
     def end(self) -> None:
         """Close the connections."""
-        for to in list(self._connected):
-            self._break(to)
+        for to, one in list(self._connected.items()):
+            self._break(to, one)
 
     def _find(self, to: str) -> _Connected | None:
         """Return the connection to a worker; None: its letters go by the database."""
@@ -182,7 +183,7 @@ class Lanes:
                         return self._let_wait(to, one, _Waiting(text, to, memoryview(data)[sent:]))
             except OSError as exc:
                 logger.debug("a connection to another worker has broken: %s", exc)
-            self._break(to)
+            self._break(to, one)
         if self._folder is not None:
             self._choose_database(to)
         return self._writer.give(PostOrder(text, to=to))
@@ -219,24 +220,23 @@ class Lanes:
         except OSError as exc:
             logger.debug("a connection to another worker has broken: %s", exc)
         except trio.ClosedResourceError:
-            return
+            pass  # nothing waits any more
         finally:
             if one.waiting:
-                self._break(to)
+                self._break(to, one)
 
     async def _watch(self, to: str, one: _Connected) -> None:
         """Forget a connection when the other end closes it; nothing else comes."""
-        try:
-            await trio.lowlevel.wait_readable(one.socket)
-        except trio.ClosedResourceError:
-            return
-        self._break(to)
+        with suppress(trio.ClosedResourceError):
+            if self._connected.get(to) is one:  # it may have broken before this task began
+                await trio.lowlevel.wait_readable(one.socket)
+        self._break(to, one)
 
-    def _break(self, to: str) -> None:
+    def _break(self, to: str, one: _Connected) -> None:
         """Let letters to a worker go by the database, those that wait first."""
-        one = self._connected.pop(to, None)
-        if one is None or self._edge.is_inherited:
+        if self._connected.get(to) is not one or self._edge.is_inherited:
             return
+        del self._connected[to]
         trio.lowlevel.notify_closing(one.socket)
         one.socket.close()
         self._choose_database(to)
