@@ -6,7 +6,7 @@ anything is asked, with a deadline, in `trio_sessions._asking`.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import trio
@@ -88,9 +88,13 @@ class Edge(Questions):
     # ---- the writer's, and the pass's ----
 
     async def commit(
-        self, writes: Sequence[Write[object]], scope: trio.CancelScope
+        self, writes: Sequence[Write[object]], new_scope: Callable[[], trio.CancelScope]
     ) -> Sequence[Answer]:
-        """Commit a batch, which ``scope`` may cut; return an answer for each write.
+        """Commit a batch; return an answer for each write. No checkpoint if the store needs none.
+
+        Args:
+            writes: the batch.
+            new_scope: makes the scope in which the store is awaited, and which may be cut.
 
         Raises:
             Late: it has done nothing; it may be asked for again at once.
@@ -99,11 +103,11 @@ class Edge(Questions):
         if all(isinstance(write, Post) for write in writes):
             # Letters rest on no row, so they need no witness. On PostgreSQL such a batch waits for
             # no disk, which the stamp of a worker's row would. See docs/decisions/0013-mcp.md.
-            committed = await self._send(writes, None, scope)
+            committed = await self._send(writes, None, new_scope)
         else:
             flight = self._witness.depart()
             try:
-                committed = await self._send(writes, flight.known, scope)
+                committed = await self._send(writes, flight.known, new_scope)
                 if committed.verdict is Verdict.DONE and committed.stamp is None:
                     raise breach("it has set no stamp")
                 self._witness.land(flight, committed.stamp)
@@ -117,13 +121,20 @@ class Edge(Questions):
         return committed.answers
 
     async def _send(
-        self, writes: Sequence[Write[object]], stamp: Stamp | None, scope: trio.CancelScope
+        self,
+        writes: Sequence[Write[object]],
+        stamp: Stamp | None,
+        new_scope: Callable[[], trio.CancelScope],
     ) -> Committed:
         """Have the store commit a batch that is in time; raises `Late` if it is not."""
         asked_at = trio.current_time()
         batch = Batch(writes=writes, stamp=stamp, not_after=self._estimate.not_after(writes))
+        store = self._store
         committed = await self._ask(
-            lambda: self._store.commit(self.worker, batch), Committed, scope
+            lambda: store.commit(self.worker, batch),
+            Committed,
+            new_scope=new_scope,
+            at_once=lambda: store.commit_at_once(self.worker, batch),
         )
         late = committed.verdict is Verdict.LATE
         self._estimate.read(committed.clock, asked_at)

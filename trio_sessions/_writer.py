@@ -187,6 +187,8 @@ class Writer:
                 if batch:
                     await self._carry_out(batch)
                     self._lines.done()
+                    if self._lines.waiting:  # a store may have answered at once
+                        await trio.lowlevel.checkpoint()
                 else:
                     await self._wait_for_work()
         finally:
@@ -286,7 +288,7 @@ class Writer:
             if not writes:
                 await trio.lowlevel.checkpoint()
                 return []
-            answers = await self._edge.commit(writes, self._new_scope())
+            answers = await self._edge.commit(writes, self._new_scope)
             self._counters.count_batch(len(writes))
         except StoreUnavailable as exc:
             if self._gives_up:
