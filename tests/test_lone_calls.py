@@ -56,7 +56,7 @@ async def add(registry: SessionRegistry, session_id: str) -> None:
 
 
 async def test_a_lone_call_takes_few_turns(mock_clock: MockClock) -> None:
-    """To add: the batch, its answer, the caller. To remove: two tasks and two turns more."""
+    """To add: the batch, and the caller. To remove: two tasks and two turns more."""
     async with open_registry() as registry:
         with counting() as added:
             for session_id in IDS:
@@ -65,10 +65,10 @@ async def test_a_lone_call_takes_few_turns(mock_clock: MockClock) -> None:
             for session_id in IDS:
                 await registry.remove_session(session_id)
     lone = len(IDS)
-    assert (added.turns, added.tasks) == (3 * lone, 0)
+    assert (added.turns, added.tasks) == (2 * lone, 0)
     # The job begins; whoever calls the transport begins, and ends; the writer commits, while the
-    # job is told of that; the writer is answered; the caller and the job are told.
-    assert (removed.turns, removed.tasks) == (5 * lone, 2 * lone)
+    # job is told of that; the caller and the job are told.
+    assert (removed.turns, removed.tasks) == (4 * lone, 2 * lone)
 
 
 async def test_calls_at_once_share_their_turns(mock_clock: MockClock) -> None:
@@ -85,5 +85,5 @@ async def test_calls_at_once_share_their_turns(mock_clock: MockClock) -> None:
     assert added.tasks == len(IDS)
     assert removed.tasks == len(IDS) + 2
     # Some more for the tasks to begin, and for their nursery to end.
-    assert added.turns <= 2 * 3
-    assert removed.turns <= 2 * 5
+    assert added.turns <= 2 * 2
+    assert removed.turns <= 2 * 4

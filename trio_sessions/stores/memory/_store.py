@@ -88,13 +88,12 @@ class MemoryStore(
         crowds = self._rows.crowds(
             worker, batch, lambda incarnation: self._workers.has_stamped(incarnation, now)
         )
-        answers = [
-            self._carry_out(worker, one, now, in_doubt=in_doubt, crowds=crowds)
-            for one in batch.writes
-        ]
-        for write, answer in zip(batch.writes, answers, strict=True):
+        answers = list[Answer]()
+        for write in batch.writes:
+            answer = self._carry_out(worker, write, now, in_doubt=in_doubt, crowds=crowds)
             if isinstance(answer, Sent):
                 bells.ring(answer.holder.incarnation, write.session_id)
+            answers.append(answer)
         return Committed(answers=answers, stamp=stamp, clock=now)
 
     def _carry_out(
