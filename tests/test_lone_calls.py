@@ -12,6 +12,9 @@ import trio
 from trio.testing import MockClock
 
 from trio_sessions import SessionRegistry, open_registry
+from trio_sessions.abc import Worker
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.writes import Batch, Committed
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
@@ -87,3 +90,35 @@ async def test_calls_at_once_share_their_turns(mock_clock: MockClock) -> None:
     # Some more for the tasks to begin, and for their nursery to end.
     assert added.turns <= 2 * 2
     assert removed.turns <= 2 * 4
+
+
+class CommitsInItsOwnWay(MemoryStore):
+    """Notes what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        self.batches.append(len(batch.writes))
+        return await super().commit(worker, batch)
+
+
+async def test_a_store_that_commits_in_its_own_way_is_awaited(mock_clock: MockClock) -> None:
+    """What it inherits is not asked for in its place."""
+    store = CommitsInItsOwnWay()
+    async with open_registry(store) as registry:
+        await add(registry, "s")
+        assert store.batches == [1]
+        await registry.remove_session("s")
+    assert store.batches == [1, 1]
+
+
+async def test_batches_that_follow_each_other_take_turns(mock_clock: MockClock) -> None:
+    """A long line holds the loop for one batch at a time."""
+    async with open_registry(batch_size=1) as registry:
+        with counting() as added:
+            async with trio.open_nursery() as nursery:
+                for session_id in IDS:
+                    nursery.start_soon(add, registry, session_id)
+    assert added.turns >= len(IDS)
