@@ -455,9 +455,9 @@ def test_a_killed_worker_loses_its_sessions_and_the_other_keeps_its(own_gateway:
 
 
 @pytest.fixture(scope="module")
-def chat_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
+def chat_schema(administrator: sa.Engine) -> Iterator[sa.URL]:
     """Not the gateways': they have another `session_ttl`, and would sweep the chat's sessions."""
-    with make_schema(postgresql_url) as url:
+    with make_schema(administrator) as url:
         yield url
 
 
