@@ -310,7 +310,7 @@ def gateway(running: Gateway) -> Iterator[Gateway]:
     wait_until(lambda: running.sessions() == {})
 
 
-@pytest.fixture(params=ALL_GATEWAYS)
+@pytest.fixture(params=[*ALL_GATEWAYS[:2], pytest.param("trio, sqlite", marks=longer)])
 def own_gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gateway]:
     """A gateway for a test that destroys it."""
     url = url_for(request, tmp_path, "postgresql_schema")
