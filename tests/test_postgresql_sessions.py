@@ -259,9 +259,14 @@ async def test_connections_to_a_server_that_takes_no_writes(
                 assert "takes no writes" in caplog.text
                 await until(lambda: not listeners(url))
                 set_read_only(url, "off")
-                report = await a.cleanup()
-                assert (report.restored, dict(report.refresh_failures)) == (("new",), {})
-                assert (report.refreshed, report.missing) == (4, ())
+                reports = [await a.cleanup()]
+                if reports[0].refresh_failures:
+                    # A stamp, or the bell, has connected anew before; now these are gone, too.
+                    reports.append(await a.cleanup())
+                assert dict(reports[-1].refresh_failures) == {}
+                assert [one for report in reports for one in report.restored] == ["new"]
+                assert reports[-1].refreshed + len(reports[-1].restored) == 5
+                assert all(report.missing == () for report in reports)
                 await until(lambda: bool(listeners(url)))
                 with trio.fail_after(BELL):
                     while (await sender.cleanup()).refresh_failures:
