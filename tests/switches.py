@@ -314,7 +314,7 @@ SWITCHES = [
     Switch("late statements are carried out", _late_statements, "21", mix="moves"),
     Switch("no doubt in questions", _no_doubt, "2"),
     Switch("nothing is restored", _nothing_restored, "28"),
-    Switch("rows of removed sessions are not deleted later", _departures_forgotten, "24"),
+    Switch("rows of removed sessions are not deleted later", _departures_forgotten, "19"),
     Switch("unknown is gone", _unknown_is_gone, "45"),
     Switch("what was never written is judged", _unwritten_is_judged, "13"),
     Switch("a transport that does not answer is disconnected", _silence_is_an_answer, "1"),

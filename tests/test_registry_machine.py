@@ -305,6 +305,11 @@ def old_writes(state: RegistryMachine) -> None:
     state.old_writes_land(session="a", worker=0)
 
 
+def sent_and_read(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+    state.send_and_read(count=2, session="a", worker=0)
+
+
 def owner(state: RegistryMachine) -> None:
     state.begin(batch_size=1, held_by={"a": 0})
     state.set_owner(worker=0, session="a", owner="bob")
@@ -342,7 +347,7 @@ def drained_with_an_owner(state: RegistryMachine) -> None:
         (RevokesHalf, revoked_elsewhere, "which was revoked, is held by"),
         (LetsTheOlderClaimWin, older_claim, REMOVED),
         (DropsMessages, messages, "are lost"),
-        (ReversesMessages, messages, "which were sent later"),
+        (ReversesMessages, sent_and_read, "which were sent later"),
         (DeletesAnyGeneration, old_writes, "the row is gone"),
         (LosesOwners, owner, "the owner of session"),
     ],
