@@ -3,15 +3,16 @@
 Each has context variables of its own, as in a task: what one transport binds, the next never sees.
 """
 
-import contextvars
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from dataclasses import dataclass
 from inspect import isawaitable, iscoroutine
 from typing import Any, TypeVar
 
 import trio
 
-__all__ = ["Enter", "begin", "go_on", "interruptibly", "to_its_end"]
+__all__ = ["Enter", "Waiting", "begin", "go_on", "interruptibly", "to_its_end"]
 
 T = TypeVar("T")
 
@@ -35,23 +36,37 @@ def to_its_end(function: Callable[..., T], *args: Any) -> T:
     return function(*args)
 
 
-def begin(
-    method: Callable[[], object], name: str, enter: Enter, context: contextvars.Context
-) -> tuple[Coroutine[Any, Any, object] | None, object]:
+@dataclass(slots=True)
+class Waiting:
+    """A call that has begun, and waits."""
+
+    coroutine: Coroutine[Any, Any, object]
+    request: object
+    """What it asks of the loop."""
+    context: Context
+
+
+def begin(method: Callable[[], object], name: str, enter: Enter) -> tuple[Waiting | None, object]:
     """Call a transport's method, and insist on something that can be awaited.
 
     Args:
         method: of one transport.
         name: the method's, in messages.
         enter: how to call into a transport.
-        context: of this call.
 
     Returns:
-        None, and what it has answered without waiting; or what waits, and what it asks of the loop:
-        `go_on` must follow.
+        None, and what it has answered without waiting; or what waits: `go_on` must follow.
     """
+    context = copy_context()
+    coroutine, value = context.run(_step, method, name, enter)
+    return (None if coroutine is None else Waiting(coroutine, value, context)), value
+
+
+def _step(
+    method: Callable[[], object], name: str, enter: Enter
+) -> tuple[Coroutine[Any, Any, object] | None, object]:
     coroutine: Coroutine[Any, Any, object]
-    called = enter(context.run, method)
+    called = enter(method)
     if iscoroutine(called):
         coroutine = called
     elif isawaitable(called):
@@ -61,7 +76,7 @@ def begin(
             f"{name}() must be an async function, this one returned {type(called).__name__}"
         )
     try:
-        return coroutine, enter(context.run, coroutine.send, None)
+        return coroutine, enter(coroutine.send, None)
     except StopIteration as done:
         return None, done.value
     except BaseException:  # of the user's code; raised again
@@ -71,16 +86,13 @@ def begin(
 
 @types.coroutine
 def go_on(
-    coroutine: Coroutine[Any, Any, object],
-    request: object,
-    check: Callable[[object], None],
-    enter: Enter,
-    context: contextvars.Context,
+    call: Waiting, check: Callable[[object], None], enter: Enter
 ) -> Generator[Any, Any, object]:
-    """Await the rest of a call that waits, from what it asks of the loop.
+    """Await the rest of a call that waits.
 
-    ``check`` may refuse that, which ends the call.
+    ``check`` may refuse what it asks of the loop, which ends the call.
     """
+    coroutine, request, run = call.coroutine, call.request, call.context.run
     try:
         while True:
             check(request)
@@ -92,9 +104,9 @@ def go_on(
             except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
                 error = exc
             if error is None:
-                request = enter(context.run, coroutine.send, reply)
+                request = enter(run, coroutine.send, reply)
             else:
-                request = enter(context.run, coroutine.throw, error)
+                request = enter(run, coroutine.throw, error)
     except StopIteration as done:
         return done.value
     finally:
