@@ -18,7 +18,6 @@ Layers, lower never imports higher (checked by import-linter)::
     _cleanup | _pacing       what a pass does
     _verdicts, _tally        what answers mean for sessions; what a pass has done
     _brake | _portions       masses that are missing at once; how much is asked for at once
-    _in_order                sessions by their ids
     _strays | _stamping      rows that no session has; stamps between the passes
     _restoring               what a new history means for the sessions
     _sessions                what has to happen when a session comes or goes

@@ -5,9 +5,9 @@ Each has context variables of its own, as in a task: what one transport binds, t
 
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import Context, copy_context
+from contextvars import Context
 from dataclasses import dataclass
-from inspect import isawaitable, iscoroutine
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 import trio
@@ -46,8 +46,10 @@ class Waiting:
     context: Context
 
 
-def begin(method: Callable[[], object], name: str, enter: Enter) -> tuple[Waiting | None, object]:
-    """Call a transport's method, and insist on something that can be awaited.
+def begin(
+    method: Callable[[], object], name: str, enter: Enter
+) -> tuple[Coroutine[Any, Any, object] | None, object]:
+    """Call a transport's method, in the context of that call, up to where it has to wait.
 
     Args:
         method: of one transport.
@@ -55,19 +57,12 @@ def begin(method: Callable[[], object], name: str, enter: Enter) -> tuple[Waitin
         enter: how to call into a transport.
 
     Returns:
-        None, and what it has answered without waiting; or what waits: `go_on` must follow.
+        None, and what it has answered without waiting; or what waits, and what it asks of the loop:
+        `go_on` must follow.
     """
-    context = copy_context()
-    coroutine, value = context.run(_step, method, name, enter)
-    return (None if coroutine is None else Waiting(coroutine, value, context)), value
-
-
-def _step(
-    method: Callable[[], object], name: str, enter: Enter
-) -> tuple[Coroutine[Any, Any, object] | None, object]:
     coroutine: Coroutine[Any, Any, object]
     called = enter(method)
-    if iscoroutine(called):
+    if isinstance(called, types.CoroutineType):
         coroutine = called
     elif isawaitable(called):
         coroutine = _await(called)

@@ -36,6 +36,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
@@ -292,15 +293,19 @@ class Round:
 
     def _begin(self, entry: Entry) -> Waiting | None:
         """Call one transport, and record its answer, if it does not have to wait."""
+        context = copy_context()
         try:
-            waiting, answer = begin(self._method(entry), self._name, self._enter)
+            coroutine, answer = context.run(begin, self._method(entry), self._name, self._enter)
         except BaseException as exc:  # noqa: BLE001 -- judged; what must, travels
             self._answer(entry, self._judge(exc, entry))
             self._let_travel(exc)
             return None
-        if waiting is None:
-            self._answer(entry, answer)
-        return waiting
+        if coroutine is not None:
+            return Waiting(coroutine, answer, context)
+        self._answers[entry] = answer
+        if self._listener is not None:
+            self._will_tell(entry)
+        return None
 
     async def _stay_with(self, entry: Entry, waiting: Waiting, scope: Scope) -> None:
         """Let another task lead; await what waits, and record its answer."""
@@ -325,9 +330,12 @@ class Round:
     def _answer(self, entry: Entry, answer: Answer) -> None:
         self._answers[entry] = answer
         if self._listener is not None:
-            self._untold.append(entry)
-            if self._tells_at_once:
-                self._tell()
+            self._will_tell(entry)
+
+    def _will_tell(self, entry: Entry) -> None:
+        self._untold.append(entry)
+        if self._tells_at_once:
+            self._tell()
 
     def _tell(self) -> None:
         """Tell the listener: of those that answered at once together, of others one by one."""
