@@ -119,11 +119,12 @@ class MemoryStore(
         await self._begin()
         now = self._now()
         own = self._rows.own(worker, session_ids)
-        for _, row in own:
+        for row in own.values():
             row.last_accessed = now
             row.taken_at = min(row.taken_at, now)
-        held = frozenset(session_id for session_id, _ in own)
-        others = frozenset(self._rows.keys() & set(session_ids)) - held
+        held = frozenset(own)
+        rest = frozenset() if len(held) == len(session_ids) else frozenset(session_ids) - held
+        others = rest & self._rows.keys()
         return await self._answer(
             RowAnswers(
                 held=held,
@@ -304,7 +305,7 @@ class MemoryStore(
         """Return the ids of sessions with messages; see `SessionStore.waiting`."""
         await self._begin()
         own = self._rows.own(worker, self._rows)
-        return await self._answer([session_id for session_id, row in own if row.messages])
+        return await self._answer([session_id for session_id, row in own.items() if row.messages])
 
     async def fetch(
         self, worker: Worker, wanted: Sequence[Wanted]
@@ -313,7 +314,7 @@ class MemoryStore(
         await self._begin()
         found, now = {}, self._now()
         for one in wanted:
-            for _, row in self._rows.own(worker, [one.session_id]):
+            for row in self._rows.own(worker, [one.session_id]).values():
                 found[one.session_id] = list(row.fetch(one, now))
         return await self._answer(found)
 
