@@ -147,6 +147,8 @@ class Shared:
         self.name = name
         self.host: str | None = None
         """Where the facade for asyncio runs, if that is what is opened."""
+        self.mail_sockets: str | None = None
+        """Where workers talk to each other, if not by the store."""
         self.make_store = make_store
         self.backdoor = backdoor
 
@@ -154,6 +156,7 @@ class Shared:
         """Open a registry on a store of its own; passes come only when asked for."""
         settings.setdefault("session_ttl", 3600.0)
         settings.setdefault("cleanup_interval", settings["session_ttl"] / 2)
+        settings.setdefault("mail_sockets", self.mail_sockets)
         store = settings.pop("store", None) or self.make_store()
         return (open_view if self.host else open_registry)(store, **settings)
 
