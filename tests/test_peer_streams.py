@@ -1,12 +1,12 @@
 """Streams between workers: in order, with back-pressure, closed on both sides."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import trio.testing
-from callees import TOO_LONG, Handlers, until_quiet, waiting
+from callees import TOO_LONG, Handlers, by_lane, until_quiet, waiting
 from conftest import Shared
 
 from trio_sessions import (
@@ -18,6 +18,18 @@ from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FaultyStore
 
 WINDOW = 32
+
+
+@pytest.fixture(params=["database", "sockets"])
+def everywhere(everywhere: Shared, request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """By both lanes: a call by a worker's id goes by the database, its answer by a socket."""
+    yield from by_lane(everywhere, request)
+
+
+@pytest.fixture(params=["database", "sockets"])
+def shared(shared: Shared, request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """Likewise."""
+    yield from by_lane(shared, request)
 
 
 @pytest.fixture

@@ -181,15 +181,16 @@ class Pass:
         leases = Leases()
         remaining = iter(answers.items())
         while part := list(islice(remaining, _SLICE)):
-            disconnected: list[Entry] = []
+            disconnected, kept = list[Entry](), list[Entry]()
             for entry, answer in part:
-                verdict = judge_connection(answer)
+                verdict = answer if answer is True else judge_connection(answer)
                 if verdict is False:
                     disconnected.append(entry)
                     continue
                 if verdict is not True:  # unknown: keep it, and keep its lease
                     self._tally.check_failures[entry.session_id] = verdict
-                leases.add(entry)
+                kept.append(entry)
+            leases.add(kept)
             self._end(disconnected, RemovalReason.DISCONNECTED, removals)
             await trio.lowlevel.checkpoint()
         return leases

@@ -235,6 +235,7 @@ class House:
     async def start(self) -> None:
         """Run the first pass, then go on in the background; `close` must follow."""
         self.background.start_service(self._writer.run)
+        self._mail.open()
         await self._histories.begin()
         await self.passes.start()
         self.background.start_lasting(
@@ -279,6 +280,7 @@ class House:
             leaving = await self.sessions.end_all()
             await self._write_what_is_left(deadline, leaving)
             await self.background.finish_loops()
+            self._mail.end()
             self.passes.log_dropped()
 
     async def _write_what_is_left(self, deadline: float, leaving: Sequence[Leaving]) -> None:

@@ -3,15 +3,16 @@
 Each has context variables of its own, as in a task: what one transport binds, the next never sees.
 """
 
-import contextvars
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from inspect import isawaitable, iscoroutine
+from contextvars import Context
+from dataclasses import dataclass
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 import trio
 
-__all__ = ["Enter", "begin", "go_on", "interruptibly", "to_its_end"]
+__all__ = ["Enter", "Waiting", "begin", "go_on", "interruptibly", "to_its_end"]
 
 T = TypeVar("T")
 
@@ -35,24 +36,33 @@ def to_its_end(function: Callable[..., T], *args: Any) -> T:
     return function(*args)
 
 
+@dataclass(slots=True)
+class Waiting:
+    """A call that has begun, and waits."""
+
+    coroutine: Coroutine[Any, Any, object]
+    request: object
+    """What it asks of the loop."""
+    context: Context
+
+
 def begin(
-    method: Callable[[], object], name: str, enter: Enter, context: contextvars.Context
+    method: Callable[[], object], name: str, enter: Enter
 ) -> tuple[Coroutine[Any, Any, object] | None, object]:
-    """Call a transport's method, and insist on something that can be awaited.
+    """Call a transport's method, in the context of that call, up to where it has to wait.
 
     Args:
         method: of one transport.
         name: the method's, in messages.
         enter: how to call into a transport.
-        context: of this call.
 
     Returns:
         None, and what it has answered without waiting; or what waits, and what it asks of the loop:
         `go_on` must follow.
     """
     coroutine: Coroutine[Any, Any, object]
-    called = enter(context.run, method)
-    if iscoroutine(called):
+    called = enter(method)
+    if isinstance(called, types.CoroutineType):
         coroutine = called
     elif isawaitable(called):
         coroutine = _await(called)
@@ -61,7 +71,7 @@ def begin(
             f"{name}() must be an async function, this one returned {type(called).__name__}"
         )
     try:
-        return coroutine, enter(context.run, coroutine.send, None)
+        return coroutine, enter(coroutine.send, None)
     except StopIteration as done:
         return None, done.value
     except BaseException:  # of the user's code; raised again
@@ -71,16 +81,13 @@ def begin(
 
 @types.coroutine
 def go_on(
-    coroutine: Coroutine[Any, Any, object],
-    request: object,
-    check: Callable[[object], None],
-    enter: Enter,
-    context: contextvars.Context,
+    call: Waiting, check: Callable[[object], None], enter: Enter
 ) -> Generator[Any, Any, object]:
-    """Await the rest of a call that waits, from what it asks of the loop.
+    """Await the rest of a call that waits.
 
-    ``check`` may refuse that, which ends the call.
+    ``check`` may refuse what it asks of the loop, which ends the call.
     """
+    coroutine, request, run = call.coroutine, call.request, call.context.run
     try:
         while True:
             check(request)
@@ -92,9 +99,9 @@ def go_on(
             except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
                 error = exc
             if error is None:
-                request = enter(context.run, coroutine.send, reply)
+                request = enter(run, coroutine.send, reply)
             else:
-                request = enter(context.run, coroutine.throw, error)
+                request = enter(run, coroutine.throw, error)
     except StopIteration as done:
         return done.value
     finally:

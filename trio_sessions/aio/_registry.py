@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -84,6 +85,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         limits: Limits = NO_LIMITS,
         worker_data: Mapping[str, Any] | None = None,
         handlers: Mapping[str, Handler] | None = None,
+        mail_sockets: str | os.PathLike[str] | None = None,
         on_removed: OnRemoved | None = None,
         migrate: bool = False,
     ) -> None:
@@ -102,6 +104,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
             limits=limits,
             worker_data=worker_data,
             handlers=handlers,
+            mail_sockets=mail_sockets,
             on_removed=on_removed,
             migrate=migrate,
         )
