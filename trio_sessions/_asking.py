@@ -9,7 +9,6 @@ returns at once, and the question keeps its place at the gate until it ends::
        └── leaves: cancels ──────┴──────────────┘  but no thread
 """
 
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
@@ -21,6 +20,7 @@ import trio
 
 from trio_sessions._contact import Contact
 from trio_sessions._interrupts import lone_interrupt
+from trio_sessions._logging import get_logger
 from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
 from trio_sessions.abc import Part, Pool, SessionStore
@@ -33,7 +33,7 @@ from trio_sessions.errors import (
 
 __all__ = ["INHERITED", "Asking", "breach"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
 

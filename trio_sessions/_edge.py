@@ -5,7 +5,6 @@ clock to the estimate. What is asked at the gate stands in `trio_sessions._quest
 anything is asked, with a deadline, in `trio_sessions._asking`.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ import trio
 
 from trio_sessions._asking import breach
 from trio_sessions._estimate import ClockEstimate
+from trio_sessions._logging import get_logger
 from trio_sessions._questions import Questions
 from trio_sessions._settings import Settings
 from trio_sessions._witness import Witness
@@ -38,7 +38,7 @@ from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Post, Verdic
 
 __all__ = ["Edge", "Late", "chunked"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
 

@@ -5,7 +5,6 @@ the database may ask for it (the writer, the pass, the stamping loop); they shar
 time. See docs/decisions/0010-evidence.md.
 """
 
-import logging
 import secrets
 from dataclasses import replace
 
@@ -13,12 +12,13 @@ import trio
 
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
 from trio_sessions._witness import Standing, Witness
 from trio_sessions.types import Presence
 
 __all__ = ["Histories"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 
 _SHORT = 30.0  # seconds: a history that ends sooner makes the next one wait

@@ -7,7 +7,6 @@
                    └─> transports, edge (refresh, sweep)
 """
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -30,6 +29,7 @@ from trio_sessions._inspection import Inspection
 from trio_sessions._lag import LoopLag
 from trio_sessions._leaving import Leaving
 from trio_sessions._listening import Listening
+from trio_sessions._logging import get_logger
 from trio_sessions._logs import LogRoom, Logs
 from trio_sessions._mail import Mail
 from trio_sessions._messages import Messages
@@ -54,7 +54,7 @@ from trio_sessions.types import RegistryHealth, RegistryStatistics
 
 __all__ = ["House"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 _CLOSED = "the registry is closed: use it inside the `async with open_registry(...)` block"
 

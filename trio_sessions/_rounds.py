@@ -31,7 +31,6 @@ than one call may take. See docs/decisions/0008-edges.md. Over 400 lines, becaus
 each way out ends the round, has to be seen in one place.
 """
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -45,6 +44,7 @@ import outcome
 import trio
 
 from trio_sessions._entry import Entry
+from trio_sessions._logging import get_logger
 from trio_sessions._one_call import (
     Enter,
     Waiting,
@@ -61,7 +61,7 @@ __all__ = ["Answer", "CallHost", "Listener", "Round", "Running", "Scope"]
 Answer = object
 """What a transport's method returned; an `outcome.Error` holds what it raised instead."""
 
-logger = logging.getLogger("trio_sessions.transports")
+logger = get_logger("trio_sessions.transports")
 
 T = TypeVar("T")
 

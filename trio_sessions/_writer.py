@@ -25,7 +25,6 @@ storm shares its statements, its transactions and its syncs to disk::
 See docs/decisions/0009-one-writer.md.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -35,6 +34,7 @@ import trio
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
+from trio_sessions._logging import get_logger
 from trio_sessions._orders import Lines, Order, Stage
 from trio_sessions._persisting import jittered
 from trio_sessions._witness import WentBack
@@ -50,7 +50,7 @@ from trio_sessions.writes import Unfinished, Write
 
 __all__ = ["Writer"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
 

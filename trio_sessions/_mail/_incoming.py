@@ -5,19 +5,19 @@ whole letter by then was not left.
 """
 
 import contextlib
-import logging
 import socket
 
 import trio
 
 from trio_sessions._background import Background
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
 from trio_sessions._mail._sending import Receiver
 from trio_sessions._mail._sockets import Unpacking, is_same_user, listen, stop_listening
 
 __all__ = ["Incoming"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 _PIECE = 65_536  # bytes taken from one connection before others get their turn
 _PIECES = 64  # and before letters of the database are handed on: more than a kernel keeps

@@ -12,7 +12,6 @@ the receiver drops what came, so that goes to the database, with all that waits 
 See docs/decisions/0013-mcp.md.
 """
 
-import logging
 import socket
 from collections import deque
 from contextlib import suppress
@@ -23,6 +22,7 @@ import trio
 
 from trio_sessions._background import Background
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
 from trio_sessions._mail._sockets import MOST, connected, pack
 from trio_sessions._orders import Order, Stage
 from trio_sessions._posting import PostOrder
@@ -30,7 +30,7 @@ from trio_sessions._writer import Writer
 
 __all__ = ["Lanes"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 _LIFE = 60.0  # seconds, of a letter in the database
 _FULL = 4 * 1024 * 1024  # bytes that wait for one worker, before senders do

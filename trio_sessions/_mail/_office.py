@@ -1,12 +1,12 @@
 """The post office: fetches the letters of this worker, and hands each to whom it concerns."""
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 
 import trio
 
 from trio_sessions._edge import Edge
 from trio_sessions._json import decode, size_of
+from trio_sessions._logging import get_logger
 from trio_sessions._mail._calling import Calling
 from trio_sessions._mail._incoming import Incoming
 from trio_sessions._mail._letters import Letter, unseal
@@ -16,7 +16,7 @@ from trio_sessions.errors import SessionsError
 
 __all__ = ["Office"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 _LETTERS = 1000  # taken away by one operation, at most
 _SIZE = 4 * 1024 * 1024  # bytes taken away by one operation; but one letter

@@ -1,7 +1,6 @@
 """The door of the room of mail: what the registry asks of it."""
 
 import itertools
-import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from trio_sessions._edge import Edge
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import encode
 from trio_sessions._listening import Listening
+from trio_sessions._logging import get_logger
 from trio_sessions._mail._calling import Calling, Stream
 from trio_sessions._mail._incoming import Incoming
 from trio_sessions._mail._lanes import Lanes
@@ -32,7 +32,7 @@ from trio_sessions.errors import NotSupported, RegistryClosed
 
 __all__ = ["Mail"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 Loop = Callable[[], Awaitable[None]]
 

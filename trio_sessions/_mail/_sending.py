@@ -1,11 +1,11 @@
 """Letters on their way out: to other workers by their lanes, to ourselves at once."""
 
-import logging
 from typing import Protocol
 
 import trio
 
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
 from trio_sessions._mail._lanes import Lanes
 from trio_sessions._orders import Order, Stage
 from trio_sessions._persisting import jittered
@@ -15,7 +15,7 @@ from trio_sessions.errors import SessionsError
 
 __all__ = ["Receiver", "Sender"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 _PAUSES = (0.1, 2.0)  # seconds between two attempts, the first and the longest
 

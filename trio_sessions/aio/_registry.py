@@ -1,7 +1,6 @@
 """`SessionRegistry` for asyncio: its methods as coroutines. Over 400 lines, most are docstrings."""
 
 import asyncio
-import logging
 import os
 import threading
 import weakref
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 from trio_sessions._handlers import Handler
+from trio_sessions._logging import get_logger
 from trio_sessions._mail import Reader
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SessionRegistry"]
 
-logger = logging.getLogger("trio_sessions.aio")
+logger = get_logger("trio_sessions.aio")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

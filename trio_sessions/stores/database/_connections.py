@@ -9,7 +9,6 @@ each run, and after a fork (see `trio_sessions.stores._one_run`).
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ import trio
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from trio_sessions._logging import get_logger
 from trio_sessions._process import keep_for_ever, this_process
 from trio_sessions.abc import Pool, Worker
 from trio_sessions.errors import OperationTooLong, StoreSchemaError, StoreUnavailable
@@ -30,7 +30,7 @@ from trio_sessions.stores.database._urls import masked
 
 __all__ = ["Connections"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
 
