@@ -179,3 +179,19 @@ async def test_who_has_no_row_sweeps_nothing(shared: Shared) -> None:
         assert await a.seen() is None
         assert not await a.begin(rewound=False)
         assert (await a.sweep()).sessions == 1
+
+
+async def test_who_moves_has_a_whole_lease(shared: Shared) -> None:
+    """Its row was old, and the worker that has it now loses its own row soon after."""
+    async with open_witnessed(shared.make_store, "a", session_ttl=600.0) as a:
+        await a.sweep()
+        shared.backdoor.insert("s", "of a worker that has died", age=500.0)
+        async with open_witnessed(shared.make_store, "b", session_ttl=600.0) as b:
+            await b.claim("s")
+            assert shared.backdoor.rows() == {"s": "b"}
+            shared.backdoor.forget_workers()
+            shared.backdoor.age(200.0)
+            assert not await a.begin()
+            assert (await a.sweep()).sessions == 0
+            shared.backdoor.age(500.0)
+            assert (await a.sweep()).sessions == 1
