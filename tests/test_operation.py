@@ -170,17 +170,17 @@ async def test_who_finds_the_database_gone_tells_whoever_waits_beside_the_pool(
     done: list[str] = []
     database = replace(
         DATABASE,
-        leads_astray=lambda error: is_astray and "nothing" in str(error),
+        leads_astray=lambda error: is_astray and "no_table" in str(error),
         cutter=lambda driver: NotingCutter(done, driver),
     )
     timeouts = DatabaseStore(sqlite_url)
     worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
     connections = Connections(database, sqlite_url, None, timeouts, None)
-    await connections.open(worker, lambda connection: None)
+    await connections.open(worker, str)
     taken: Any = {"bell": "the bell's"}
     connections._taken = taken
     with pytest.raises(StoreUnavailable, match="no such table"):
-        await connections.run(worker, lambda one: one.exec_driver_sql("SELECT 1 FROM nothing"))
+        await connections.run(worker, lambda one: one.exec_driver_sql("SELECT 1 FROM no_table"))
     assert done.count("cut the bell's") == is_astray
     connections._taken = {}
     await connections.close(worker)
