@@ -241,7 +241,7 @@ def judge(made: list[Mutant], survivors: int, *explained: Explained) -> Judgemen
 
 def explain(mutant: Mutant, **changes: str) -> Explained:
     about = {"module": mutant.module, "function": mutant.function, "mutation": mutant.mutation}
-    return Explained(**about | changes, why="nobody reads it")
+    return Explained(**{"kind": "accepted"} | about | changes, why="nobody reads it")
 
 
 def test_it_fails_on_whatever_is_not_explained() -> None:
@@ -260,10 +260,27 @@ def test_it_fails_on_whatever_is_not_explained() -> None:
     assert not judge(made, 6, *explained).is_good, "94 %"
 
 
+def test_equivalents_alone_leave_the_score() -> None:
+    """No test can kill them; what is merely accepted counts as not killed, and both are said."""
+    made = make_mutants("one.py", "def f():\n" + "    a(1)\n" * 50)
+    equivalents = [explain(one, kind="equivalent") for one in made[:20]]
+    accepted = [explain(one) for one in made[20:]]
+    judged = judge(made, 24, *equivalents, *accepted)
+    assert (judged.raw_score, judged.score) == (0.76, 0.95)
+    assert judged.is_good
+    assert "76.0% killed, 95.0% without equivalents" in judged.summary
+    assert not judge(made, 25, *equivalents, *accepted).is_good
+    assert judge(made, 0, *equivalents).score == 1.0, "one that was killed after all counts"
+    with pytest.raises(ValueError, match="'hard' is no kind"):
+        explain(made[0], kind="hard")
+
+
 def test_the_report_has_the_figures_of_each_module() -> None:
     """The rows of a table add up."""
     made = make_mutants("one.py", "def f():\n" + "    a(1)\n" * 50)
-    report = judge(made, 2, explain(made[0])).report(seed=3)
-    assert "| `one.py` | 100 | 100 | 98 | 0 | 1 | 1 |" in report
-    assert "| **all** | 100 | 100 | 98 | 0 | 1 | 1 |" in report
-    assert "98.0%" in report
+    explained = [explain(made[0]), explain(made[1], kind="equivalent")]
+    report = judge(made, 3, *explained).report(seed=3)
+    assert "| `one.py` | 100 | 100 | 97 | 0 | 1 | 1 | 1 |" in report
+    assert "| **all** | 100 | 100 | 97 | 0 | 1 | 1 | 1 |" in report
+    assert "97.0% were noticed" in report
+    assert "98.0% without the equivalents" in report

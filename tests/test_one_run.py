@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
+from backdoors import MemoryBackdoor
 from conftest import STORES
+from trio.testing import MockClock
 
 from trio_sessions import StoreInUse, StoreUnavailable, aio, open_registry
 from trio_sessions.abc import SessionStore, Worker
@@ -226,3 +228,25 @@ def test_a_closed_store_says_so(store: SessionStore) -> None:
             await store.locate(worker("w"), "s")
 
     trio.run(main)
+
+
+def test_messages_have_their_time_in_the_next_run_too() -> None:
+    """Its clock may begin anywhere, and so much later that all of them would have expired."""
+    store = MemoryStore()
+
+    async def keep() -> None:
+        async with open_registry(store) as registry:
+            await registry.add_session("s", FakeTransport())
+            await registry.broadcast("s", "hello", durable=True)
+            MemoryBackdoor(store).insert("kept", "another worker")
+            store._rows["kept"].messages |= store._rows["s"].messages
+
+    async def look() -> None:
+        async with open_registry(store) as registry:
+            await registry.cleanup()
+            assert list(MemoryBackdoor(store).messages()) == ["kept"]
+
+    trio.run(keep, clock=MockClock())
+    later = MockClock()
+    later.jump(1_000_000.0)
+    trio.run(look, clock=later)

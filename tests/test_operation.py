@@ -2,16 +2,21 @@
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import trio
 
 from trio_sessions import open_registry
 from trio_sessions._process import this_process
+from trio_sessions.abc import Worker
+from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.database._connections import Connections
 from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
+from trio_sessions.stores.database.sqlite import DATABASE
 from trio_sessions.testing import FakeTransport
 
 OVER = -1.0  # seconds: whatever is bounded by it has taken too long at once
@@ -55,6 +60,27 @@ def test_one_that_gets_no_connection_is_left_alone() -> None:
     with pytest.raises(Withdrawn):
         operation.hold("a")
     assert not done
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_connection_is_let_go_when_the_thread_ends(*, fails: bool) -> None:
+    """Each look for messages is one on a connection that stays: it must leave no descriptor."""
+    operation, done = make(timeout=math.inf, patience=math.inf)
+
+    def work() -> str:
+        operation.hold("a")
+        if fails:
+            raise OSError("it is gone")
+        return "seen"
+
+    limiter = trio.CapacityLimiter(1)
+    if fails:
+        with pytest.raises(OSError, match="it is gone"):
+            await operation.run(work, limiter)
+    else:
+        assert await operation.run(work, limiter) == "seen"
+    assert done == ["close a"]
+    assert state_of(operation) is State.ENDED
 
 
 def test_the_patience_is_for_a_connection_only() -> None:
@@ -134,3 +160,27 @@ def test_what_is_cut_beside_the_pool_is_let_go(sqlite_url: sa.URL) -> None:
     connections._taken = taken
     connections._cut_what_was_taken()
     assert done == ["cut a", "close a", "cut b", "close b"]
+
+
+@pytest.mark.parametrize("is_astray", [False, True])
+async def test_who_finds_the_database_gone_tells_whoever_waits_beside_the_pool(
+    sqlite_url: sa.URL, *, is_astray: bool
+) -> None:
+    """Nothing else would end a wait for messages on the connection to the old one."""
+    done: list[str] = []
+    database = replace(
+        DATABASE,
+        leads_astray=lambda error: is_astray and "no_table" in str(error),
+        cutter=lambda driver: NotingCutter(done, driver),
+    )
+    timeouts = DatabaseStore(sqlite_url)
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+    connections = Connections(database, sqlite_url, None, timeouts, None)
+    await connections.open(worker, str)
+    taken: Any = {"bell": "the bell's"}
+    connections._taken = taken
+    with pytest.raises(StoreUnavailable, match="no such table"):
+        await connections.run(worker, lambda one: one.exec_driver_sql("SELECT 1 FROM no_table"))
+    assert done.count("cut the bell's") == is_astray
+    connections._taken = {}
+    await connections.close(worker)

@@ -86,6 +86,18 @@ async def test_one_row_that_takes_for_ever_teaches_nothing_of_the_others() -> No
             assert store.asked[0] == 16
 
 
+async def test_where_one_row_takes_for_ever_nobody_is_swept() -> None:
+    """Whatever is the matter with the database, it may have kept others from their leases."""
+    memory = MemoryStore()
+    store = OneTakesForEver(memory)
+    async with open_registry(store) as registry:
+        await registry.add_session("s3", FakeTransport())
+        store.calls.clear()
+        assert (await registry.cleanup()).refresh_failures.keys() == {"s3"}
+        assert (store.calls["sweep"], store.calls["stamp"]) == (0, 1)
+        assert registry.statistics().incomplete_passes == 1
+
+
 class WrittenAnewMeanwhile(FaultyStore):
     """Refreshes one row at a time, and lets what is missing be written before that is answered."""
 

@@ -368,3 +368,13 @@ def test_a_mark_in_memory_at_the_edges_of_its_time() -> None:
     assert marks.has("s", 14.5)
     assert not marks.has("s", 15.0)
     assert [one.is_over for one in marks.fresh(15.0, 5.0)] == [True]
+
+
+def test_a_mark_that_is_over_refuses_nobody() -> None:
+    """At one and the same moment it is told as over, and lets the id in again."""
+    marks = Marks()
+    marks.mark("s", 10.0, 5.0)
+    for now, is_over in ((14.9, False), (15.0, True)):
+        [mark] = marks.fresh(now, 100.0)
+        assert mark.is_over is is_over
+        assert marks.has("s", now) is not is_over
