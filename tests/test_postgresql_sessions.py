@@ -102,10 +102,17 @@ async def test_a_database_that_cannot_carry_every_id(
         given.dispose()
 
 
-async def test_a_database_without_an_encoding(postgresql_url: sa.URL) -> None:
-    """SQL_ASCII keeps what it is given."""
+@pytest.mark.parametrize("engine", [False, True])
+async def test_a_database_without_an_encoding(postgresql_url: sa.URL, *, engine: bool) -> None:
+    """SQL_ASCII keeps what it is given; of itself it speaks in bytes, which SQLAlchemy cannot."""
     with make_database(postgresql_url, encoding="SQL_ASCII") as url:
-        await receive_from_elsewhere(DatabaseStore(url), DatabaseStore(url), "日本-é")
+        engines = [sa.create_engine(url), sa.create_engine(url)]
+        with pytest.raises(TypeError, match="bytes"):
+            engines[0].connect()
+        a, b = map(DatabaseStore, engines if engine else (url, url))
+        await receive_from_elsewhere(a, b, "日本-é")
+        for one in engines:
+            one.dispose()
 
 
 @pytest.mark.parametrize("engine", [False, True])
