@@ -96,6 +96,9 @@ class TrioHost:
         assert isinstance(scope, trio.CancelScope)
         scope.deadline = trio.current_time() + seconds
 
+    def cancellation(self, *, thorough: bool) -> Callable[[], object]:
+        return trio.current_effective_deadline if thorough else float
+
     async def checkpoint(self) -> None:
         await trio.lowlevel.checkpoint()
 

@@ -1,5 +1,9 @@
-"""One call of a transport's method: begun, and gone on with if it has to wait."""
+"""One call of a transport's method: begun, and gone on with if it has to wait.
 
+Each has context variables of its own, as in a task: what one transport binds, the next never sees.
+"""
+
+import contextvars
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from inspect import isawaitable, iscoroutine
@@ -32,7 +36,7 @@ def to_its_end(function: Callable[..., T], *args: Any) -> T:
 
 
 def begin(
-    method: Callable[[], object], name: str, enter: Enter
+    method: Callable[[], object], name: str, enter: Enter, context: contextvars.Context
 ) -> tuple[Coroutine[Any, Any, object] | None, object]:
     """Call a transport's method, and insist on something that can be awaited.
 
@@ -40,13 +44,14 @@ def begin(
         method: of one transport.
         name: the method's, in messages.
         enter: how to call into a transport.
+        context: of this call.
 
     Returns:
         None, and what it has answered without waiting; or what waits, and what it asks of the loop:
         `go_on` must follow.
     """
     coroutine: Coroutine[Any, Any, object]
-    called = enter(method)
+    called = enter(context.run, method)
     if iscoroutine(called):
         coroutine = called
     elif isawaitable(called):
@@ -56,7 +61,7 @@ def begin(
             f"{name}() must be an async function, this one returned {type(called).__name__}"
         )
     try:
-        return coroutine, enter(coroutine.send, None)
+        return coroutine, enter(context.run, coroutine.send, None)
     except StopIteration as done:
         return None, done.value
     except BaseException:  # of the user's code; raised again
@@ -70,6 +75,7 @@ def go_on(
     request: object,
     check: Callable[[object], None],
     enter: Enter,
+    context: contextvars.Context,
 ) -> Generator[Any, Any, object]:
     """Await the rest of a call that waits, from what it asks of the loop.
 
@@ -86,9 +92,9 @@ def go_on(
             except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
                 error = exc
             if error is None:
-                request = enter(coroutine.send, reply)
+                request = enter(context.run, coroutine.send, reply)
             else:
-                request = enter(coroutine.throw, error)
+                request = enter(context.run, coroutine.throw, error)
     except StopIteration as done:
         return done.value
     finally:

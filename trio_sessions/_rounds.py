@@ -14,7 +14,8 @@ a transport is left::
 A task stops leading in four ways:
 
 - the sequence is at its end (its last call may have to wait), or the round was given up;
-- its call has to wait, and the next task was appointed;
+- its call has to wait, and the next task was appointed; likewise where a call that did not wait
+  leaves the task cancelled, or in a scope that is (`CallHost.cancellation`);
 - the next task could not be appointed;
 - it fails, is cancelled, or its coroutine is thrown away by a loop that ends.
 
@@ -34,6 +35,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
@@ -46,14 +48,7 @@ from trio_sessions._one_call import Enter, begin, go_on, interruptibly, to_its_e
 from trio_sessions._process import this_process
 from trio_sessions.types import fingerprint
 
-__all__ = [
-    "Answer",
-    "CallHost",
-    "Listener",
-    "Round",
-    "Running",
-    "Scope",
-]
+__all__ = ["Answer", "CallHost", "Listener", "Round", "Running", "Scope"]
 
 Answer = object
 """What a transport's method returned; an `outcome.Error` holds what it raised instead."""
@@ -103,6 +98,14 @@ class CallHost(Protocol):
 
     def limit(self, scope: Scope, seconds: float) -> None:
         """Give a scope its deadline."""
+        ...
+
+    def cancellation(self, *, thorough: bool) -> Callable[[], object]:
+        """Return what says something else once the running task, or a scope in it, is cancelled.
+
+        Args:
+            thorough: though to ask may cost a quarter of what a call that answers at once does.
+        """
         ...
 
     async def checkpoint(self) -> None:
@@ -260,6 +263,9 @@ class Round:
     async def _call_each(self, scope: Scope) -> None:
         """Call transports until one had to wait, in which case another task leads by now."""
         slice_end = time.perf_counter() + _SLICE
+        # A check that is cut is unknown, and harms nobody; a connection would stay open.
+        cancellation = self._host.cancellation(thorough=self._enter is to_its_end)
+        as_before = cancellation()
         while self._remaining:
             if time.perf_counter() > slice_end:
                 await self._host.checkpoint()
@@ -272,19 +278,23 @@ class Round:
                 self._answer(entry, outcome.Error(self._late(entry)))
             elif await self._call(entry, scope):
                 return
+            elif cancellation() != as_before:
+                self._hand_on()
+                return
 
     async def _call(self, entry: Entry, scope: Scope) -> bool:
         """Call one transport and record its answer; say whether it had to wait."""
         waited = False
         answer: Answer
         try:
-            coroutine, answer = begin(self._method(entry), self._name, self._enter)
+            context = copy_context()
+            coroutine, answer = begin(self._method(entry), self._name, self._enter, context)
             if coroutine is not None:
                 waited = True
                 self._host.limit(scope, self._timeout)
                 self._waiting[entry] = self._running[entry, self._name] = scope
                 self._hand_on()
-                answer = await go_on(coroutine, answer, self._host.check, self._enter)
+                answer = await go_on(coroutine, answer, self._host.check, self._enter, context)
         except self._host.cancelled:
             answer = outcome.Error(self._cut(entry))
         except Exception as exc:  # noqa: BLE001 -- one session is isolated; the caller logs it

@@ -138,6 +138,8 @@ class Subscriptions:
 class Subscription(Reader):
     """The messages of one topic for one subscriber; made by `Topics.subscribe`."""
 
+    ends_with_registry = True
+
     def __init__(
         self, topic: str, subscriptions: Subscriptions, check_open: Callable[[], None]
     ) -> None:
