@@ -12,6 +12,7 @@ from proxy import Proxy
 from servers import make_database, make_role, make_standby, run_sql
 
 from trio_sessions import RowUnavailable, StoreSchemaError, StoreUnavailable, open_registry
+from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.stores.database.postgresql import DATABASE
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
@@ -102,17 +103,49 @@ async def test_a_database_that_cannot_carry_every_id(
         given.dispose()
 
 
-@pytest.mark.parametrize("engine", [False, True])
-async def test_a_database_without_an_encoding(postgresql_url: sa.URL, *, engine: bool) -> None:
-    """SQL_ASCII keeps what it is given; of itself it speaks in bytes, which SQLAlchemy cannot."""
+@pytest.mark.parametrize("told", ["by us", "in the URL", "when it connects"])
+async def test_a_database_without_an_encoding(postgresql_url: sa.URL, told: str) -> None:
+    """SQL_ASCII keeps what it is given, once a connection is told what to speak."""
     with make_database(postgresql_url, encoding="SQL_ASCII") as url:
-        engines = [sa.create_engine(url), sa.create_engine(url)]
-        with pytest.raises(TypeError, match="bytes"):
-            engines[0].connect()
-        a, b = map(DatabaseStore, engines if engine else (url, url))
+        says_so = url.update_query_dict({"client_encoding": "utf8"})
+        arguments = {"client_encoding": "utf8"}
+        engines = {
+            "by us": [],
+            "in the URL": [sa.create_engine(says_so) for _ in "ab"],
+            "when it connects": [sa.create_engine(url, connect_args=arguments) for _ in "ab"],
+        }[told]
+        a, b = map(DatabaseStore, engines or (url, url))
         await receive_from_elsewhere(a, b, "日本-é")
         for one in engines:
             one.dispose()
+
+
+async def test_an_engine_that_is_told_no_encoding(postgresql_url: sa.URL) -> None:
+    """SQL_ASCII answers it in bytes, on which SQLAlchemy fails: opening says what to do."""
+    with make_database(postgresql_url, encoding="SQL_ASCII") as url:
+        given = sa.create_engine(url)
+        with pytest.raises(TypeError, match="bytes"):
+            given.connect()
+        with pytest.raises(StoreSchemaError, match=r"\?client_encoding=utf8, .*connect_args"):
+            async with open_registry(DatabaseStore(given)):
+                raise AssertionError("it opened")
+        given.dispose()
+
+
+async def test_another_error_of_a_first_connection(postgresql_url: sa.URL) -> None:
+    """It stays what it is: that of the engine's own code."""
+    given = sa.create_engine(postgresql_url)
+
+    @sa.event.listens_for(given, "connect")
+    def fail(*_: object) -> None:
+        raise TypeError("of the program's own")
+
+    store = DatabaseStore(given)
+    worker = Worker(worker_id="a", incarnation="a", limiter=trio.CapacityLimiter(3))
+    with pytest.raises(TypeError, match="of the program's own"):
+        await store.open(worker)
+    await store.close(worker)
+    given.dispose()
 
 
 @pytest.mark.parametrize("engine", [False, True])

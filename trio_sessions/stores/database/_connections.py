@@ -254,7 +254,13 @@ class Connections:
     def _checked_out(self, operation: Operation) -> sa.Connection:
         if self._engine is None:
             raise StoreUnavailable(f"the store on {masked(self._url)} is closed")
-        connection = self._engine.connect()
+        try:
+            connection = self._engine.connect()
+        except TypeError as exc:  # SQLAlchemy could not read what its first connection says
+            remedy = self._database.unreadable(self._engine, exc)
+            if not remedy:
+                raise
+            raise StoreSchemaError(f"the database {masked(self._url)} {remedy}") from exc
         try:
             operation.hold(connection.connection.dbapi_connection)
         except BaseException:  # the connection goes back; raised again

@@ -27,6 +27,7 @@ from trio_sessions.stores.database.postgresql._connections import (
     import_driver,
     speak_utf8,
     transaction,
+    unreadable,
 )
 from trio_sessions.stores.database.postgresql._doubt import in_doubt
 from trio_sessions.stores.database.postgresql._errors import (
@@ -113,6 +114,7 @@ DATABASE = Database(
     is_too_long=is_too_long,
     leads_astray=leads_astray,
     advice=advice,
+    unreadable=unreadable,
     settle=speak_utf8,
     doubt=in_doubt,
     clock=CLOCK,
