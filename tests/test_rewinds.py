@@ -3,7 +3,6 @@
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 import trio
@@ -17,7 +16,6 @@ from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import RowAnswers
-from trio_sessions.writes import Batch, Claim, Committed
 
 INTERVAL = 1800.0
 
@@ -436,61 +434,3 @@ async def test_messages_are_delivered_at_least_once(shared: Shared) -> None:
                     received.append(await anext(inbox))
         assert received == ["old 1", "old 2", "new 0", "new 1", "new 2"]
         assert a.statistics().messages_dropped == 0
-
-
-# ---- late statements ----
-
-
-class SlowOnItsWay(FaultyStore):
-    """Batches with a claim are held up on their way to the store, until an event is set."""
-
-    def __init__(self, store: SessionStore) -> None:
-        super().__init__(store)
-        self.arrives: trio.Event | None = None
-        self.verdicts: list[Any] = []
-
-    async def commit(self, worker: Worker, batch: Batch) -> Committed:
-        if self.arrives is not None and any(batch.of(Claim)):
-            await self.arrives.wait()
-        committed = await super().commit(worker, batch)
-        self.verdicts.append(committed.verdict.value)
-        return committed
-
-
-async def test_a_claim_that_was_held_up_does_not_win_over_a_newer_one(shared: Shared) -> None:
-    """It comes late, does nothing, goes again with its true age, and has lost."""
-    store = SlowOnItsWay(shared.make_store())
-    old, new = FakeTransport(), FakeTransport()
-    async with shared.open(store=store) as a, shared.open() as b:
-        await a.add_session("warm", FakeTransport())
-        store.verdicts.clear()
-        store.arrives = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(a.add_session, "s", old)
-            await trio.sleep(0.1)
-            await b.add_session("s", new)
-            await trio.sleep(2.0)
-            store.arrives.set()
-        assert "late" in store.verdicts
-        assert shared.backdoor.rows()["s"] == b.worker_id
-        assert (await a.cleanup()).taken_over == ("s",)
-        assert (old.disconnects, new.disconnects) == (1, 0)
-
-
-async def test_an_estimate_refuses_and_never_convicts(autojump_clock: MockClock) -> None:
-    """The clock of the store steps forward, or this host has slept: the newest wins as ever."""
-    shared = MemoryStore()
-    store = FaultyStore(shared)
-    async with open_registry(store) as a, open_registry(shared) as b:
-        await a.add_session("s", FakeTransport())
-        await b.add_session("s", FakeTransport())
-        estimate = a._house._edge._estimate
-        assert estimate._reading is not None
-        estimate._reading -= 600.0
-        store.calls.clear()
-        start = trio.current_time()
-        await a.add_session("s", FakeTransport())
-        assert store.calls["Claim"] == 2, "it was refused once"
-        assert trio.current_time() == start, "and went again at once"
-        assert await b.locate_session("s") is not None
-        assert shared._rows["s"].worker_id == a.worker_id
