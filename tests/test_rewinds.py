@@ -117,10 +117,11 @@ async def test_a_lost_commit_is_noticed_though_answers_are_lost(
         assert shared.backdoor.owners()["s00"] == "lost", "the worker knows of it"
 
 
-async def test_a_beat_that_is_counted_twice_unseen(shared: Shared) -> None:
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+async def test_a_beat_that_is_counted_twice_unseen(shared: Shared, batch_size: int) -> None:
     """The database forgets one commit, and counts its beat again, for who is not answered."""
     store = GatedStore(shared.make_store())
-    async with shared.open(store=store) as a:
+    async with shared.open(store=store, batch_size=batch_size) as a:
         transports = await add(a, names(12))
         stamp = store.hold("sweep")
         async with trio.open_nursery() as nursery:
@@ -161,11 +162,14 @@ async def test_workers_alone_are_forgotten(
         assert a.worker_id in shared.backdoor.workers()
 
 
-async def test_the_next_batch_notices_it(shared: Shared, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+async def test_the_next_batch_notices_it(
+    shared: Shared, batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """It goes again in the new history, and all rows follow, without any pass or stamp."""
     store = FaultyStore(shared.make_store())
     async with (
-        shared.open(store=store) as a,
+        shared.open(store=store, batch_size=batch_size) as a,
         keeping_all(shared, a, caplog) as transports,
     ):
         transports |= await add(a, names(12))
@@ -285,11 +289,12 @@ async def test_what_strangers_have_made_anew_says_nothing(database: Shared) -> N
         assert await b.session_exists("s") is True
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
 async def test_a_lease_that_was_lost_is_no_rewind(
-    shared: Shared, caplog: pytest.LogCaptureFixture
+    shared: Shared, batch_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who wakes after others have swept its rows believes them, and no brake holds anybody."""
-    async with shared.open() as a, shared.open() as b:
+    async with shared.open(batch_size=batch_size) as a, shared.open() as b:
         await b.cleanup()
         transports = await add(a, names(12))
         shared.backdoor.age(4000.0)
@@ -306,11 +311,12 @@ async def test_a_lease_that_was_lost_is_no_rewind(
         assert await b.session_exists("nobody") is False, "there is no doubt"
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
 async def test_a_lease_that_was_lost_before_says_nothing_of_a_rewind(
-    shared: Shared, caplog: pytest.LogCaptureFixture
+    shared: Shared, batch_size: int
 ) -> None:
     """The copy is of a moment at which it slept, and still says that it was swept."""
-    async with shared.open() as a, shared.open() as b:
+    async with shared.open(batch_size=batch_size) as a, shared.open() as b:
         await b.cleanup()
         await add(a, ["swept"])
         shared.backdoor.age(4000.0)
@@ -345,13 +351,14 @@ class ForgetsStepByStep(FaultyStore):
             return await super().refresh(worker, session_ids)
 
 
+@pytest.mark.parametrize("batch_size", [1, 7])  # in several chunks
 @pytest.mark.parametrize("is_moved", [False, True])
 async def test_what_was_answered_before_a_rewind_was_noticed_removes_nobody(
-    shared: Shared, *, is_moved: bool
+    shared: Shared, batch_size: int, *, is_moved: bool
 ) -> None:
     """Nor in the pass that notices it: neither what is missing nor what another one holds."""
     store = ForgetsStepByStep(shared.make_store(), shared)
-    async with shared.open(store=store, batch_size=5) as a:
+    async with shared.open(store=store, batch_size=batch_size) as a:
         transports = await add(a, names(9))
         await a.cleanup()
 
