@@ -7,9 +7,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 import trio
+from conftest import make_schema
 from openings import open_at_once
 from proxy import Proxy
-from servers import make_database, make_role, make_standby, run_sql
+from servers import make_database, make_role, make_standby, query, run_sql
 
 from trio_sessions import RowUnavailable, StoreSchemaError, StoreUnavailable, open_registry
 from trio_sessions.abc import Worker
@@ -243,6 +244,31 @@ async def test_a_connection_of_yours_is_told_once(postgresql_schema: sa.URL) -> 
 
 
 # ---- a server that takes no writes ----
+
+
+async def test_a_search_path_that_was_left_behind(
+    postgresql_url: sa.URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On one connection of an engine, by other code: it is no database that has gone back."""
+    with make_schema(postgresql_url) as url, make_schema(postgresql_url) as elsewhere:
+        async with open_registry(DatabaseStore(elsewhere)):
+            pass  # tables of the same names
+        given = sa.create_engine(url)
+        ids = {f"s{number}" for number in range(12)}
+        async with open_registry(DatabaseStore(given)) as registry:
+            for session_id in ids:
+                await registry.add_session(session_id, FakeTransport())
+            for _ in range(2):
+                with given.begin() as connection:
+                    connection.exec_driver_sql(f"SET search_path TO {schema(elsewhere)}")
+                for _ in range(5):
+                    report = await registry.cleanup()
+                    assert (report.missing, report.held, report.restored) == ((), (), ())
+                assert report.refreshed == 12
+            assert registry.statistics().database_rewinds == 0
+        assert "search_path" in caplog.text
+        assert query(elsewhere, "SELECT session_id FROM trio_sessions") == []
+        given.dispose()
 
 
 def end_connections(url: sa.URL, *, but: set[int]) -> None:

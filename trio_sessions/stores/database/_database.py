@@ -246,6 +246,10 @@ class Database:
     unreadable: Callable[[sa.Engine, TypeError], str] = lambda *_: ""
     """Say why SQLAlchemy cannot read what an engine's first connection says, and what to do; empty
     if the error is another."""
+    path: Callable[[sa.Connection], object] = lambda _: None
+    """Return by which path tables are found, if the driver knows it without asking; else None."""
+    schema: Callable[[sa.Connection], object] = lambda _: None
+    """Ask to which schema that path leads."""
     settle: Callable[[sa.Connection], None] = lambda _: None
     """Tell a connection of an engine that was handed in what it must be, where it is not."""
 
