@@ -262,7 +262,7 @@ class DatabaseBackdoor:
 
     def copy(self) -> Any:
         return {
-            table: [row._asdict() for row in self.execute(sa.select(table))]
+            table.name: [row._asdict() for row in self.execute(sa.select(table))]
             for table in self.sessions.metadata.sorted_tables
         }
 
@@ -272,8 +272,8 @@ class DatabaseBackdoor:
             for table in reversed(tables):
                 connection.execute(sa.delete(table))
             for table in tables:
-                if copy is not None and copy[table]:
-                    connection.execute(sa.insert(table), copy[table])
+                if copy is not None and copy[table.name]:
+                    connection.execute(sa.insert(table), copy[table.name])
 
     def number_messages_anew(self) -> None:
         [(largest,)] = self.execute(sa.select(sa.func.max(self.messages_table.c.id)))

@@ -124,6 +124,7 @@ class Histories:
             self._counters.count_rewind()
             logger.error(
                 "the database has gone back: it has forgotten what it had confirmed. Was it "
-                "restored, replaced or emptied, or has it failed over to an older copy? No session "
-                "is removed for it; all rows of this worker are written anew"
+                "restored, replaced or emptied, has it failed over to an older copy, or does "
+                "search_path lead elsewhere? No session is removed for it; all rows of this worker "
+                "are written anew"
             )

@@ -82,6 +82,7 @@ class MemoryStore(
         stamp: Stamp | None = None
         if batch.stamp is not None:
             stamp = self._workers.stamp(worker, batch.stamp, now)
+            self._acknowledged.note(worker, stamp)
             if stamp is None:
                 return Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=now)
         in_doubt = self._is_in_doubt(worker, now)
@@ -137,7 +138,7 @@ class MemoryStore(
     async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
         """Delete rows of this incarnation; see `SessionStore.delete_all`."""
         await self._begin()
-        self._begun.discard(worker.incarnation)
+        self._acknowledged.forget(worker)
         own = [one for one, row in self._rows.items() if row.is_of(worker)][:limit]
         sessions, messages = self._rows.remove_some(own, limit)
         more = (len(own) >= limit or messages >= limit) and sessions + messages > 0
@@ -164,7 +165,7 @@ class MemoryStore(
         """Write the worker's row anew; see `WorkerStore.begin`."""
         await self._begin()
         now = self._now()
-        self._begun.add(worker.incarnation)
+        self._acknowledged.begin(worker, history)
         return await self._answer(self._workers.begin(worker, history, presence, now, after=after))
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
@@ -179,6 +180,7 @@ class MemoryStore(
 
     def _stamp(self, worker: Worker, stamp: Stamp, now: float, *, passed: bool) -> Stamped:
         new = self._workers.stamp(worker, stamp, now, passed=passed)
+        self._acknowledged.note(worker, new)
         rows = self._rows.count(worker) if passed else None
         return Stamped(stamp=new, rows=rows, clock=now)
 
