@@ -375,6 +375,6 @@ async def test_senders_wait_outside_while_much_waits(
                 await trio.testing.wait_all_tasks_blocked()
             store.resume()
         assert sum(store.sends) == 7
-        assert max(store.sends) == 2
+        assert max(store.sends) <= 2
         await reader.until(7)
         assert reader.received == {"s": list(range(7))}

@@ -87,7 +87,7 @@ def share_another(request: pytest.FixtureRequest, name: str) -> Iterator[Shared]
         with share_database(name, sa.make_url(f"sqlite:///{folder / 'staging.db'}")) as found:
             yield found
     else:
-        server = request.getfixturevalue("postgresql_url")
+        server = request.getfixturevalue("administrator")
         with make_schema(server) as url, share_database(name, url) as found:
             yield found
 

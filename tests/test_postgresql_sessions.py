@@ -247,10 +247,10 @@ async def test_a_connection_of_yours_is_told_once(postgresql_schema: sa.URL) -> 
 
 
 async def test_a_search_path_that_was_left_behind(
-    postgresql_url: sa.URL, caplog: pytest.LogCaptureFixture
+    administrator: sa.Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On one connection of an engine, by other code: it is no database that has gone back."""
-    with make_schema(postgresql_url) as url, make_schema(postgresql_url) as elsewhere:
+    with make_schema(administrator) as url, make_schema(administrator) as elsewhere:
         async with open_registry(DatabaseStore(elsewhere)):
             pass  # tables of the same names
         given = sa.create_engine(url)
