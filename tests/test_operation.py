@@ -176,7 +176,7 @@ async def test_who_finds_the_database_gone_tells_whoever_waits_beside_the_pool(
     timeouts = DatabaseStore(sqlite_url)
     worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
     connections = Connections(database, sqlite_url, None, timeouts, None)
-    await connections.open(worker, str)
+    await connections.open(worker, lambda _: None)
     taken: Any = {"bell": "the bell's"}
     connections._taken = taken
     with pytest.raises(StoreUnavailable, match="no such table"):
