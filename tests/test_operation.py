@@ -2,12 +2,14 @@
 
 import logging
 import math
+import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import trio
+import trio.testing
 
 from trio_sessions import open_registry
 from trio_sessions._process import this_process
@@ -184,3 +186,29 @@ async def test_who_finds_the_database_gone_tells_whoever_waits_beside_the_pool(
     assert done.count("cut the bell's") == is_astray
     connections._taken = {}
     await connections.close(worker)
+
+
+async def test_closing_waits_for_what_runs_and_no_longer(sqlite_url: sa.URL) -> None:
+    """Its caller has the answer, and the engine its connection back, before that is disposed of."""
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(2))
+    connections = Connections(DATABASE, sqlite_url, None, DatabaseStore(sqlite_url), None)
+    begun, may_end, ended = trio.Event(), threading.Event(), list[str]()
+
+    def work(connection: sa.Connection) -> None:
+        trio.from_thread.run_sync(begun.set)
+        may_end.wait(30)
+        ended.append("work")
+
+    async def close() -> None:
+        await connections.close(worker)
+        ended.append("close")
+
+    await connections.open(worker, lambda _: None)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connections.run, worker, work)
+            await begun.wait()
+            nursery.start_soon(close)
+            await trio.testing.wait_all_tasks_blocked()
+            may_end.set()
+    assert ended == ["work", "close"]

@@ -175,3 +175,24 @@ async def test_what_was_missing_before_a_rewind_is_not_removed_after_it() -> Non
         assert sorted(report.restored) == ["gone", "moved", "stays"]
         assert backdoor.rows().keys() == {"gone", "moved", "stays"}
         assert not any(one.disconnects for one in transports.values())
+
+
+async def test_how_many_messages_were_dropped_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By the pass after it; one after which nothing was dropped says nothing."""
+
+    def told() -> list[str]:
+        return [one for one in caplog.messages if "were dropped" in one]
+
+    async with open_registry(MemoryStore()) as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 1, durable=True)
+        await registry.cleanup()
+        assert told() == []
+        await registry.remove_session("s")
+        for _ in range(2):
+            await registry.cleanup()
+            assert registry.statistics().messages_dropped == 1
+            [line] = told()
+            assert line.startswith("1 messages were dropped")

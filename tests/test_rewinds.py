@@ -379,8 +379,11 @@ async def test_what_was_answered_before_a_rewind_was_noticed_removes_nobody(
             assert shared.backdoor.rows().keys() == set(names(9))
 
 
-async def test_a_row_that_a_late_statement_has_written_goes(shared: Shared) -> None:
-    """No session here has it: the pass finds it, by counting."""
+async def test_a_row_that_a_late_statement_has_written_goes(
+    shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No session here has it: the pass finds it, by counting, and says how many there were."""
+    caplog.set_level(logging.INFO, "trio_sessions")
     store = FaultyStore(shared.make_store())
     async with shared.open(store=store) as a:
         await add(a, names(3))
@@ -390,6 +393,7 @@ async def test_a_row_that_a_late_statement_has_written_goes(shared: Shared) -> N
         report = await a.cleanup()
         assert (report.refreshed, store.calls["own_rows"] > 0) == (3, True)
         assert shared.backdoor.rows().keys() == set(names(3))
+        assert "found 1 rows that late statements have written" in caplog.messages
         store.calls.clear()
         await a.cleanup()
         assert store.calls["own_rows"] == 0
