@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from conftest import Shared, make_schema, share_database, share_memory
+from soak import longer
 from test_rewinds import add, names
 
 from trio_sessions import SessionRegistry, StoreUnavailable
@@ -48,7 +49,7 @@ async def test_a_question_names_what_its_asker_knows(shared: Shared) -> None:
         assert await b.session_exists("s") is True
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
 async def test_the_address_leads_back_to_a_database_that_was_left(
     shared: Shared, batch_size: int
 ) -> None:
@@ -92,7 +93,7 @@ def share_another(request: pytest.FixtureRequest, name: str) -> Iterator[Shared]
             yield found
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
 async def test_a_copy_of_staging_is_restored_over_production(
     request: pytest.FixtureRequest, shared: Shared, batch_size: int
 ) -> None:

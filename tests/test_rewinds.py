@@ -9,6 +9,7 @@ import trio
 from backdoors import MemoryBackdoor
 from conftest import Shared
 from gates import GatedStore
+from soak import longer
 from trio.testing import MockClock
 
 from trio_sessions import RowUnavailable, SessionRegistry, StoreUnavailable, open_registry
@@ -117,7 +118,7 @@ async def test_a_lost_commit_is_noticed_though_answers_are_lost(
         assert shared.backdoor.owners()["s00"] == "lost", "the worker knows of it"
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
 async def test_a_beat_that_is_counted_twice_unseen(shared: Shared, batch_size: int) -> None:
     """The database forgets one commit, and counts its beat again, for who is not answered."""
     store = GatedStore(shared.make_store())
@@ -162,7 +163,7 @@ async def test_workers_alone_are_forgotten(
         assert a.worker_id in shared.backdoor.workers()
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
 async def test_the_next_batch_notices_it(
     shared: Shared, batch_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -289,7 +290,7 @@ async def test_what_strangers_have_made_anew_says_nothing(database: Shared) -> N
         assert await b.session_exists("s") is True
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
 async def test_a_lease_that_was_lost_is_no_rewind(
     shared: Shared, batch_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -311,7 +312,7 @@ async def test_a_lease_that_was_lost_is_no_rewind(
         assert await b.session_exists("nobody") is False, "there is no doubt"
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
 async def test_a_lease_that_was_lost_before_says_nothing_of_a_rewind(
     shared: Shared, batch_size: int
 ) -> None:

@@ -84,21 +84,18 @@ class DatabaseStore(
             than its pool keeps connections, and but for two of them no questions; its overflow
             is left to you. Give it three connections or more.
         table_prefix: lower-case letters, digits and underscores, at most 38 of them.
-        create_tables: create missing tables when the store opens; tables that exist are not
-            altered.
+        create_tables: create missing tables when the store opens; none that exists is altered.
         migrate: bring an older schema up to this version when the store opens, under a lock:
             add the tables, columns and indexes that it lacks. Workers of the version before may
             go on beside. Without it an older schema is refused. The same is said for one
             registry by `open_registry(migrate=True) <trio_sessions.open_registry>`.
-        connect_timeout: seconds to connect, for an engine made here; at least 2 count
-            on PostgreSQL.
+        connect_timeout: seconds to connect, for an engine made here; on PostgreSQL 2 at least.
         operation_timeout: seconds for one operation. The server is told to stop a
             statement at four fifths of it; if it does not answer by the whole of it,
             the connection is cut off, whoever made the engine. An operation that the pool of
             an engine of yours gives no connection for so long is given up before anything was
             sent; its thread, and its token of the limiter, stay until the pool has answered.
-        lock_timeout: seconds to wait for a row or, on SQLite, the file, for an engine
-            made here.
+        lock_timeout: seconds to wait for a row (SQLite: the file), for an engine made here.
         listen: learn of messages by LISTEN on a connection of its own. PgBouncer in
             transaction mode loses it: set it to False behind one, and the worker polls
             once for all its sessions, and never sends a NOTIFY. The same for all workers: one
