@@ -95,6 +95,8 @@ class Sessions:
             entry.pending.note_owner(owner)
         if data is not None:
             entry.pending.note_data(data)
+        if replaced is None:
+            self._departures.begin_again(session_id)
         if owner is not None and replaced is None:
             entry.most_of_owner = self._settings.limits.max_sessions_per_owner
         disconnecting: trio.Event | None = None

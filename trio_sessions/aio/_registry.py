@@ -57,13 +57,13 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
 
     Args:
         store: as for `trio_sessions.open_registry`.
-        settings: as for `trio_sessions.open_registry`, with the same defaults; ``handlers`` are
-            coroutine functions and async generator functions of asyncio, run on the loop.
+        settings: as for `trio_sessions.open_registry`, with the same defaults; ``handlers`` and the
+            methods of transports are coroutine functions of asyncio, the former async generator
+            functions, too; they run on the loop of `initialize`.
 
     Raises:
         TypeError, ValueError, MissingDependency: as `trio_sessions.open_registry`.
-        RegistryClosed: by every method, before `initialize` and after `shutdown`, and with
-            its cause after a crash of the core.
+        RegistryClosed: by every method, before `initialize`, after `shutdown`, and after a crash.
         InvalidSessionId: by every method that takes a ``session_id`` that cannot be one.
     """
 
@@ -243,10 +243,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         owner: str | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        """Hold ``session_id``; see `trio_sessions.SessionRegistry.add_session`.
-
-        The transport's methods are coroutines of asyncio, awaited on the loop of `initialize`.
-        """
+        """Hold ``session_id``; see `trio_sessions.SessionRegistry.add_session`."""
         service = self._opened()
         running_loop()
         service.respond_tasks.spare_current()
