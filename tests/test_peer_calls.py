@@ -168,13 +168,8 @@ async def test_a_caller_that_leaves_cancels_the_handler(
             await handlers.until(handlers.ended, "hang")
 
 
-async def test_a_callee_that_closes_tells_its_callers(
-    shared: Shared, handlers: Handlers, request: pytest.FixtureRequest
-) -> None:
+async def test_a_callee_that_closes_tells_its_callers(shared: Shared, handlers: Handlers) -> None:
     """Of calls and of streams, without waiting for stamps; the handlers' `finally` runs."""
-    if "sockets" in request.node.name:
-        reason = "open: by a socket the stream may end with CallFailed, its last items were lost"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     errors: list[Exception] = []
     callee_store = shared.make_store()
 
