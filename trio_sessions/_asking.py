@@ -7,6 +7,8 @@ returns at once, and the question keeps its place at the gate until it ends::
 
     caller ── waits for ──> task: gate ── store: limiter ── thread ──> answer
        └── leaves: cancels ──────┴──────────────┘  but no thread
+
+See docs/decisions/0009-one-writer.md.
 """
 
 import math

@@ -2,6 +2,9 @@
 
 Whoever follows the claims is told of each that is answered, in the same step in which its entry
 is: so nobody acts on a row that is not known to be this session's.
+
+See docs/decisions/0009-one-writer.md; 0010-evidence.md for claims that are lost while the database
+is in doubt, 0012-operate.md for the limit of an owner, 0013-mcp.md for adoptions without an answer.
 """
 
 from collections import Counter

@@ -4,7 +4,7 @@ Where the database went back, any of their rows may be forgotten, or be as it on
 written anew, at once and before whatever waits to be written of them, with owner and capabilities
 as this worker knows them; so are the topics that it listens to. Where the worker has only lost its
 lease, the others were right to sweep its rows: the next pass asks once more, and removes whose row
-is gone.
+is gone. See docs/decisions/0010-evidence.md.
 """
 
 from collections.abc import Sequence

@@ -3,6 +3,8 @@
 An INSERT that was held up on its way, was told as failed, and lands when its session has been
 removed: nobody would ever delete it. The store says with each stamp how many rows this worker has;
 only where that is more than there are sessions, somebody looks which they are.
+
+See docs/decisions/0010-evidence.md.
 """
 
 from trio_sessions._claims import Claims

@@ -2,6 +2,8 @@
 
 **A session is removed only when its transport says that it is disconnected, or the
 database has confirmed that its row is gone. Whatever is unknown is kept.**
+
+See docs/decisions/0010-evidence.md; 0001-a-limiter-instead-of-gather.md for errors as values.
 """
 
 from collections.abc import Iterable, Mapping

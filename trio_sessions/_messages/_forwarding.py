@@ -3,6 +3,8 @@
 The messages stand in the session's line at the writer before anything else that is sent to it, so
 they are not overtaken. They are for the session of their birth, held by somebody else; where there
 is none, they are dropped.
+
+See docs/decisions/0007-one-reader-a-worker.md, and 0009-one-writer.md for the birth.
 """
 
 from collections.abc import Sequence

@@ -10,6 +10,8 @@
 rows that were stored before may still wait in the store; the *boundary* is the first row that it
 has stored since. A row of somebody else's that is younger for sure than what is early goes after
 it, too: so it waits for what was there before, however much comes later.
+
+See docs/decisions/0009-one-writer.md.
 """
 
 from collections import deque

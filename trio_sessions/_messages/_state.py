@@ -13,6 +13,7 @@
                same session; any state ──> ENDED
 
 While it is SEALED nothing goes out: it may be another session of the same id (invariant 14).
+See docs/decisions/0009-one-writer.md.
 """
 
 import enum

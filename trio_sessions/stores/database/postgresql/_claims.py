@@ -1,4 +1,9 @@
-"""Claims and deletions."""
+"""Claims and deletions, as CTEs of the one statement that commits a batch.
+
+No row is waited for, what an ended session has left goes in pieces and before its row, and the
+newest connection wins. See docs/decisions/0009-one-writer.md; 0012-operate.md for revoked ids and
+the limit of an owner.
+"""
 
 from dataclasses import replace
 from functools import partial
