@@ -150,9 +150,9 @@ class Claims:
             del self._coming[session_id]
 
     def expect_again(self, session_id: str) -> None:
-        """Note that an adoption was not answered, and is asked for again if it is still wanted.
+        """Record an adoption whose answer was lost: this worker may have a row of the session.
 
-        The next pass that finds the row leaves it to whoever does that, and the one after deletes
+        The next pass that finds the row leaves it to whoever tries again, and the one after deletes
         it, unless there was another attempt.
         """
         self._unheard.add(session_id)

@@ -208,7 +208,7 @@ class Pass:
             await self._refresh_all(Leases(refresh=lost))
 
     def _drop_old_evidence(self) -> None:
-        """Believe nothing that was answered in an earlier history than the present one."""
+        """Discard answers of earlier histories than the present one."""
         if not self._witness.is_steady or self._witness.known.history != self._history:
             self._history = self._witness.known.history
             self._taken_over.clear()
@@ -277,7 +277,7 @@ class Pass:
             await trio.lowlevel.checkpoint()
 
     async def _look_for_revoked(self) -> None:
-        """Let go of those of the missing that were revoked: they are no reason to brake."""
+        """End revoked sessions first: those among the missing are no reason to brake."""
         try:
             await self._revoking.look()
         except NotSupported:

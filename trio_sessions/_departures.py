@@ -62,7 +62,7 @@ class Departures:
             self._again[session_id] = ended
 
     def finish(self, entries: Iterable[Entry]) -> None:
-        """Note that these sessions have departed: what is left of them is due."""
+        """Mark the rows that these sessions may have left as due for deletion."""
         for entry in entries:
             self._departing[entry.session_id] -= 1
             if not self._departing[entry.session_id]:

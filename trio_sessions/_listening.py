@@ -45,7 +45,7 @@ class Listening:
         self._runs = False
 
     def tell(self, listener: BellListener) -> None:
-        """Tell somebody what is heard, from now on."""
+        """Add a listener for rings."""
         self._listeners.append(listener)
 
     def start(self) -> None:

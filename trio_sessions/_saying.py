@@ -164,14 +164,14 @@ class Saying:
         return self._departures.ended(session_id)
 
     async def say(self, order: SayOrder) -> bool:
-        """Have something written, behind the row if that is still to be; False: no session."""
+        """Write behind the claim of the row; False: nobody holds the session."""
         said = await self.give(order)
         if order.noted_for is not None:
             await order.noted_for.answered()
         return said is not None or order.noted_for is not None
 
     async def give(self, order: SayOrder) -> Said:
-        """Have something written, behind the row; return the answer to it."""
+        """Write behind the claim of the row; return the store's answer."""
         entry = self._unwritten(order.session_id)
         if entry is not None:
             self._claims.write(entry)

@@ -175,7 +175,7 @@ class Fetching:
         return True
 
     def abandon(self) -> None:
-        """Let no answer to the fetch that is under way count."""
+        """Ignore the answer to the current fetch."""
         self._asked = None
 
     # ---- how long older rows are waited for ----

@@ -249,7 +249,7 @@ class Held:
     # ---- whose they are ----
 
     def doubt(self) -> None:
-        """Doubt the rows that wait: another worker may have handled them."""
+        """Mark waiting rows as possibly handled elsewhere: they are fetched once more."""
         for row in list(self._rows[Stage.WAITING]):
             self._go(row, Stage.IN_DOUBT)
 
@@ -259,7 +259,7 @@ class Held:
             self._go(row, Stage.WAITING)
 
     def drop_doubtful(self) -> None:
-        """Let go of copies whose rows have been handled elsewhere."""
+        """Drop copies that the fetch did not find: their rows were handled elsewhere."""
         for message in self._line.drop(self.is_in_doubt) if self.count(Stage.IN_DOUBT) else ():
             self._go(message.row, None)
 
@@ -294,12 +294,12 @@ class Held:
         return self._line.drop(lambda _: True)
 
     def depart(self, *, moved: bool) -> frozenset[int]:
-        """Let what readers have be acknowledged, when the session has left; return these rows.
+        """Mark rows in hand as handled, for the session has left; return all to acknowledge.
 
-        If it comes back unfinished, it is dropped: nobody delivers it once more.
+        One that a reader puts back afterwards is dropped: nobody delivers it once more.
 
         Args:
-            moved: the next holder delivers what is in hand.
+            moved: leave the row in hand to the next holder, who delivers it.
         """
         ended = (Stage.OVERTAKEN,) if moved else (Stage.OVERTAKEN, Stage.IN_HAND)
         for row in self.rows(*ended):

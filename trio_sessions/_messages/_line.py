@@ -153,7 +153,7 @@ class Line:
             self._boundary = row if self._boundary is None else min(self._boundary, row)
 
     def join_early(self) -> None:
-        """Let what is early go out after what is ready."""
+        """Append early messages to the ready ones."""
         self._ready.extend(self._early)
         self._early.clear()
         self._boundary = None

@@ -109,7 +109,7 @@ class Receipts:
             self._writer.give(_LastReceipt(inbox.session_id, tuple(sorted(rows))))
 
     def forget(self, inbox: Inbox) -> None:
-        """Let the receipt of an inbox say nothing."""
+        """Cancel the inbox's receipt: if it leaves all the same, it acknowledges nothing."""
         self._given.discard(inbox)
         self._pauses.pop(inbox, None)
 

@@ -84,6 +84,6 @@ class Progress:
             self.go(State.BEHIND)
 
     def expect_more(self) -> None:
-        """Note that rows may wait."""
+        """Go from CAUGHT_UP to MORE, for rows may wait; stay in any other state."""
         if self._state is State.CAUGHT_UP:
             self.go(State.MORE)

@@ -320,7 +320,10 @@ class Connections:
 
     @contextlib.contextmanager
     def _told(self, connection: sa.Connection) -> Iterator[None]:
-        """Tell a connection what it must be; throw it away if it was lost or leads astray."""
+        """Apply settings if the engine was given; invalidate the pool of a useless connection.
+
+        Useless is one that was lost, or leads to the wrong server.
+        """
         try:
             if self._given is not None:
                 self._database.settle(connection)

@@ -87,7 +87,7 @@ class Shutdown:
 
 
 def engine_options(_url: sa.URL, _timeouts: Timeouts) -> Mapping[str, Any]:
-    """One statement is one transaction: that saves two round trips."""
+    """Return execution options: autocommit, which saves a transaction's two round trips."""
     return {"isolation_level": "AUTOCOMMIT"}
 
 

@@ -56,7 +56,10 @@ def is_too_long(error: DBAPIError) -> bool:
 
 
 def engine_options(url: sa.URL, timeouts: Timeouts) -> Mapping[str, Any]:
-    """Threads of one opening take turns; other processes wait by ``busy_timeout``."""
+    """Return execution options: autocommit, whose turn it is to write, where the file is.
+
+    Threads of one opening take turns by a lock; other processes wait by ``busy_timeout``.
+    """
     return {
         "isolation_level": "AUTOCOMMIT",
         _TURN: threading.Lock(),
