@@ -151,9 +151,9 @@ class Adopting:
         return order.entry is not None
 
     def _generation(self, order: _AdoptOrder, ended: int) -> int:
-        """Return the generation of a session that is adopted; that of an attempt before.
+        """Return the generation of an adoption: that of an earlier attempt, else a new one.
 
-        Unless it was added here since, and has gone.
+        An earlier one does not count if the session was added here since, and has gone.
         """
         for before in (self._unsure.get(order.session_id, 0), order.generation):
             if before > ended:
@@ -209,7 +209,7 @@ class Adopting:
         return entry
 
     def _is_newer_here(self, order: _AdoptOrder) -> bool:
-        """Say whether the row goes to somebody else: who was added here since, or the end."""
+        """Say whether the id was added here since the adoption was asked for, or all is closed."""
         return (
             self._is_closed
             or order.session_id in self._table

@@ -126,7 +126,7 @@ class Asking:
             )
 
     def _clock_that_jumps(self) -> str:
-        """Say so if the time that has passed is no time: threads cannot keep up with it."""
+        """Return a hint if the run's clock jumps while threads are at work; else an empty text."""
         clock = trio.lowlevel.current_clock()  # a MockClock, but trio.testing is not imported here
         if getattr(clock, "autojump_threshold", math.inf) == math.inf:
             return ""
@@ -173,7 +173,7 @@ class Asking:
     async def _question(
         self, operation: Callable[[], Awaitable[T]], kind: Any, *, may_leave: bool = True
     ) -> T:
-        """Ask at the gate; who has not been answered when the store is closed never will.
+        """Ask at the gate; raise `RegistryClosed` if the store is closed before it has answered.
 
         Args:
             operation: what is asked of the store.
@@ -218,7 +218,7 @@ async def _answer(operation: Callable[[], Awaitable[T]], kind: Any) -> T:
 
 
 def _insist(answer: T, kind: Any, asked: object) -> T:
-    """Insist on a kind of answer to what was asked, a coroutine of a method or the method."""
+    """Return the answer if it is of this kind, else raise; ``asked`` names the method."""
     if not isinstance(answer, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         expected = " or ".join(

@@ -39,7 +39,7 @@ _LOST_IN_DOUBT = (
 
 
 class ClaimListener(Protocol):
-    """Is told of claims."""
+    """A listener for answered claims."""
 
     def claimed(
         self, entry: Entry, *, is_other: bool, has_moved: bool, was_forgotten: bool
@@ -164,7 +164,7 @@ class Claims:
     # ---- writing ----
 
     def write(self, entry: Entry, *, first: bool = False) -> Order[Claimed]:
-        """Claim the row of a session, whoever waits for it; each entry says how that went.
+        """Give the claim of a session's row to the writer; the entry tells how it is answered.
 
         Args:
             entry: the session.
@@ -174,9 +174,10 @@ class Claims:
         return self._writer.give(_ClaimOrder(self, entry), first=first)
 
     def write_anew(self, entry: Entry) -> bool:
-        """Claim a row that the database may have forgotten; say whether it is not claimed already.
+        """Claim a row once more that the database may have forgotten; False: there is no need.
 
-        With the owner, capabilities and data that the session has as far as this worker knows.
+        With the owner, capabilities and data that the session has as far as this worker knows. No
+        need: the session is not held any more, or its row is still to be written anyway.
         """
         if not self._table.holds(entry) or entry.row not in {Row.CONFIRMED, Row.LOST}:
             return False
@@ -195,7 +196,7 @@ class Claims:
         self.conclude(entry, claim, claimed)
 
     async def attempt(self, entries: Iterable[Entry]) -> None:
-        """Have rows written that are not, and wait until none of these is being written.
+        """Claim the unwritten rows of these, and wait until all of their claims are answered.
 
         Many may ask for it at once: they share one attempt.
         """
@@ -293,7 +294,7 @@ class Claims:
         return _DeleteOrder(self, session_id)
 
     def delete(self, deletion: Order[int]) -> Order[int]:
-        """Give such an order to the writer; what fails is kept for later."""
+        """Give a deletion to the writer; if it fails, `delete_what_is_due` repeats it."""
         return self._writer.give(deletion)
 
     def note_strays(self, rows: Iterable[tuple[str, int]]) -> int:
@@ -323,7 +324,7 @@ class Claims:
         self.dropped(messages)
 
     def dropped(self, messages: int) -> None:
-        """Count the messages of a session that has ended."""
+        """Count messages that were dropped with the session that they were for."""
         self._counters.count_dropped(messages)
 
     async def delete_what_is_due(self) -> None:

@@ -85,7 +85,7 @@ class Departures:
         self._forgotten = 0
 
     def due(self) -> list[str]:
-        """Return the ids whose rows are to be deleted, and with which nobody is busy."""
+        """Return the ids whose rows are to be deleted, without those that still depart."""
         return [one for one in (*self._gone, *self._again) if one not in self._departing]
 
     def _forget(self, session_id: str) -> None:

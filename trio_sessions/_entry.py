@@ -193,7 +193,7 @@ class Entry:
 
     @property
     def is_certain(self) -> bool:
-        """Whether no claim that failed may have been carried out all the same, its answer lost."""
+        """Whether no claim has failed since one was answered: it may have been carried out."""
         return self._is_certain
 
     @property
@@ -203,7 +203,7 @@ class Entry:
 
     @property
     def data(self) -> str | Keep | None:
-        """What is known of the session's data: as it is, if that is nothing.
+        """The session's data, as far as this worker knows; `Keep.AS_IS`: it knows nothing of it.
 
         What is still to be written, else what the store has said last. It may be older than what
         another worker has written since.
@@ -216,7 +216,7 @@ class Entry:
 
     @property
     def was_forgotten(self) -> bool:
-        """The database went back, and no claim of the row has been answered since."""
+        """Whether the database went back, and no claim of the row was answered since."""
         return self._was_forgotten
 
     @property

@@ -222,7 +222,7 @@ class House:
 
     @property
     def is_closed(self) -> bool:
-        """It is closed, or closing."""
+        """Whether it is closed, or closing."""
         return self._is_closed
 
     def check_open(self) -> None:

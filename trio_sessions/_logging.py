@@ -18,7 +18,7 @@ _open: list[str] = []
 
 class _NamesWorker(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let it through, with the worker's id."""
+        """Add the worker's id to the record, and let it through."""
         record.worker_id = speaker()
         return True
 

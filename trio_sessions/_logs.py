@@ -62,7 +62,7 @@ class _Counts:
         self._counts: dict[str, int] = {}
 
     def is_due(self, session_id: str) -> bool:
-        """Count one more, and say whether it is the one that says what is kept."""
+        """Count an append; say whether this one tells the store how many entries to keep."""
         count = self._counts.pop(session_id, -1)
         if count < 0:
             count = random.randrange(_EVERY)  # noqa: S311 -- no secret
@@ -73,7 +73,7 @@ class _Counts:
         return is_due
 
     def owe(self, session_id: str) -> None:
-        """Have the next one say it, for this one was not written."""
+        """Make the session's next append due: the one that was due was not written."""
         if session_id in self._counts:
             self._counts[session_id] = _EVERY
 

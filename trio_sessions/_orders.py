@@ -108,7 +108,7 @@ class Order(abc.ABC, Generic[T]):
         """Take note of the answer, whoever waits for it; None: it was not needed any more."""
 
     def settle(self, result: outcome.Outcome[T] | None) -> None:
-        """Settle the order with its result, and let go whoever waits for that."""
+        """Settle the order with its result, and wake whoever waits for it."""
         self.stage = Stage.SETTLED
         self._result = result
         self.conclude(result)
@@ -168,7 +168,7 @@ class Lines:
         """The sessions whose lines are paused."""
 
     def put(self, order: Order[Any], *, first: bool = False) -> None:
-        """Let an order wait at the end of its session's line, or at the head of it."""
+        """Put an order at the end of its session's line, or at the head."""
         line = self._lines.get(order.session_id)
         if line is None:
             line = self._lines[order.session_id] = deque()
@@ -189,7 +189,7 @@ class Lines:
         return True
 
     def hasten(self, order: Order[Any]) -> None:
-        """Let an order wait for no other batch any more."""
+        """Mark an order as one that may not wait any more: it makes a batch if need be."""
         if order.stage is Stage.WAITING and order.may_wait:
             self.patient -= 1
             order.may_wait = False
@@ -250,7 +250,7 @@ class Lines:
         self._out.clear()
 
     def ask_again(self, orders: Sequence[Order[Any]], due: float) -> None:
-        """Let orders of the batch that is out go again at a later moment, before what follows."""
+        """Put orders of the batch that is out back at the head of their lines; pause these."""
         again: dict[str, list[Order[Any]]] = {}
         for order in orders:
             again.setdefault(order.session_id, []).append(order)
@@ -267,7 +267,7 @@ class Lines:
         return self._paused[0][0] if self._paused else None
 
     def wake(self, now: float) -> None:
-        """Let paused lines go whose moment has come."""
+        """Make paused lines ready whose moment has come."""
         while self._paused and self._paused[0][0] <= now:
             _, session_id = heapq.heappop(self._paused)
             self._at_rest.discard(session_id)

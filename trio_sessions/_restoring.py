@@ -68,7 +68,7 @@ class Restorer:
                 self._done = history
 
     def _take(self, entries: Sequence[Entry], history: str) -> None:
-        """Take up what was confirmed in another history."""
+        """Write the rows anew that were confirmed in another history, or mark them as swept."""
         for entry in entries:
             if entry.confirmed_by.history == history:
                 continue

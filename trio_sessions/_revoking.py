@@ -80,7 +80,7 @@ class Revoking:
         return count
 
     def refused(self, entry: Entry) -> None:
-        """Let go of a session whose claim was refused for that."""
+        """End a session whose claim was refused, if that was because its id is revoked."""
         if entry.is_revoked:
             self._end([entry])
 
@@ -90,7 +90,7 @@ class Revoking:
         return list(ended)
 
     async def look(self) -> int:
-        """Let go of what is held here and was revoked since the last look.
+        """End the sessions held here that were revoked since the last look.
 
         Returns:
             How many marks were looked at.

@@ -71,7 +71,7 @@ class SayOrder(Order[Said]):
         """It is to be written with the row of this one."""
 
     def _note_if(self, *rows: Row) -> bool:
-        """Note it if the session is still held here, and its row in one of these states."""
+        """Note the change as pending if the session is held, its row in one of these states."""
         entry = self._entry()
         if entry is None or entry.row not in rows:
             return False
@@ -107,7 +107,7 @@ class SayOrder(Order[Said]):
             self._saying.changed(self.session_id, self.changes, holder)
 
     def _tell(self, entry: Entry) -> None:
-        """Tell it what was written besides the owner."""
+        """Tell the entry what was written besides the owner."""
 
     def _supersede(self, pending: Pending) -> None:
         """Replace an older value that is to be written once more by this one."""
@@ -118,7 +118,7 @@ class SayOrder(Order[Said]):
 
     @abc.abstractmethod
     def _note(self, entry: Entry) -> None:
-        """Note it as pending, to be written with the row."""
+        """Note the change as pending, to be written with the row."""
 
 
 class Saying:

@@ -245,7 +245,7 @@ class Sessions:
             self._background.start_job(self._tell, self._settings.on_removed, entries)
 
     async def _tell(self, on_removed: OnRemoved, entries: Sequence[Entry]) -> None:
-        """Tell whoever follows the removals."""
+        """Call ``on_removed`` for these sessions, and log what fails."""
         timeout = self._settings.disconnect_timeout
         answers = await self._calls.tell(on_removed, entries, timeout)
         failures = [one.error for one in answers.values() if isinstance(one, outcome.Error)]

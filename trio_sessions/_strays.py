@@ -32,7 +32,7 @@ class Strays:
         self._table = table
 
     async def delete(self, rows: int | None) -> None:
-        """Delete them, if there are any; does not raise.
+        """Delete the rows of this incarnation that no session has; does not raise.
 
         Args:
             rows: how many rows this incarnation has; None: that is unknown.

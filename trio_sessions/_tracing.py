@@ -28,7 +28,7 @@ class Tracer(Protocol):
         ...
 
     def watch(self, store: S) -> S:
-        """Return what does as the store does, and traces its operations."""
+        """Return the store, wrapped so that its operations are traced."""
         ...
 
 

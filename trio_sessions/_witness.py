@@ -117,12 +117,12 @@ class Witness:
 
     @property
     def is_in_doubt(self) -> bool:
-        """The database went back a while ago, and others may not have written their rows anew."""
+        """Whether the database went back a while ago, and others may still write rows anew."""
         return trio.current_time() < self._doubtful_until
 
     @property
     def has_lapsed(self) -> bool:
-        """The present history was begun because the worker had lost its lease."""
+        """Whether the present history was begun because the worker had lost its lease."""
         return self._has_lapsed
 
     def begin(

@@ -104,7 +104,7 @@ class Writer:
     # ---- what callers do ----
 
     def give(self, order: Order[T], *, first: bool = False, may_wait: bool = False) -> Order[T]:
-        """Take an order that goes on whoever waits for it. Synchronous: the order of the calls.
+        """Take an order, which goes on without its caller. Synchronous: the order of the calls.
 
         Args:
             order: the order.
@@ -125,7 +125,7 @@ class Writer:
         return order
 
     def hasten(self, order: Order[Any]) -> None:
-        """Let an order that may wait go with a batch of its own: somebody waits for it."""
+        """Write an order that may wait without delay: somebody waits for it now."""
         self._lines.hasten(order)
         self._work.set()
 
@@ -252,7 +252,7 @@ class Writer:
     def _judge_refusal(
         self, orders: Sequence[Order[Any]], error: SessionsError, split_until: float
     ) -> tuple[list[Sequence[Order[Any]]], Sequence[Order[Any]]]:
-        """Return what of a refused batch goes again, in which parts; what does not, has failed.
+        """Return which orders of a refused batch go again; fail the others.
 
         Returns:
             Parts that go at once, and what goes after a pause.
@@ -312,7 +312,7 @@ class Writer:
         return locked
 
     def _new_scope(self) -> trio.CancelScope:
-        """Return a scope for what is under way now, which closing may cut."""
+        """Return a scope for the batch that is under way; `finish` may cancel it."""
         self._under_way = trio.CancelScope()
         if self._gives_up:
             self._under_way.cancel()

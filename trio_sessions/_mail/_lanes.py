@@ -114,7 +114,7 @@ class Lanes:
         self._is_closing = False
 
     def close(self) -> None:
-        """Begin no task any more, and let nothing wait in a lane; last words still go."""
+        """Start no task any more, and put nothing into a lane to wait; what goes at once, goes."""
         self._is_closing = True
 
     def end(self) -> None:

@@ -6,7 +6,7 @@ __all__ = ["Arrivals"]
 
 
 class Arrivals:
-    """Who waits is let go by whoever changes something, and looks again."""
+    """A signal for those who wait for a change: they wake, and look again."""
 
     __slots__ = ("_arrived",)
 

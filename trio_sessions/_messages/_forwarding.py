@@ -32,7 +32,7 @@ _UNSENT = 1000  # messages kept that could not be forwarded
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Forwarded:
-    """A message and for which session it is."""
+    """A message, and the session that it is for."""
 
     session_id: str
     payload: str
@@ -73,7 +73,7 @@ class _ForwardOrder(Order[Sent | None]):
 
 
 class Forwarding:
-    """What is on its way to the next holders."""
+    """The messages on their way to the next holders."""
 
     def __init__(self, writer: Writer, counters: Counters, message_ttl: float) -> None:
         self._writer = writer
@@ -114,13 +114,13 @@ class Forwarding:
         self._unsent.append(letter)
 
     async def forward_what_is_left(self) -> None:
-        """Try again what could not be forwarded."""
+        """Forward once more what could not be forwarded."""
         unsent, self._unsent = self._unsent, []
         orders = [self._writer.give(_ForwardOrder(self, letter)) for letter in unsent]
         for order in orders:
             await order.settled()
 
     def drop_what_is_left(self) -> None:
-        """Count what nobody will forward any more."""
+        """Drop, and count, what could not be forwarded."""
         self._counters.count_dropped(len(self._unsent))
         self._unsent.clear()

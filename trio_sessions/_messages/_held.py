@@ -65,7 +65,7 @@ _NEXT: dict[Stage | None, set[Stage | None]] = {
 
 
 class Held:
-    """See the head of this file.
+    """The messages of one inbox, by stage; see the head of this file.
 
     Args:
         line: the messages that wait, in their order. Nobody else takes one out.
@@ -159,7 +159,7 @@ class Held:
             del self._rows[self._stages.pop(row)][row]
 
     def add_row(self, row: int, message: Message, *, after: float) -> None:
-        """Let a row that was fetched wait in its place; see `Line.append_row`."""
+        """Put a fetched row into the line, in its place; see `Line.append_row`."""
         self._go(row, Stage.WAITING)
         self._line.append_row(row, message, after=after)
 
@@ -264,11 +264,11 @@ class Held:
             self._go(message.row, None)
 
     def begin_life(self) -> None:
-        """Note that the session was added again."""
+        """Begin another life, for the session was added again."""
         self._life += 1
 
     def drop_earlier_lives(self) -> list[Message]:
-        """Let go of what is another session's; return what has waited of it."""
+        """Drop what is another session's; return those of its messages that waited."""
         self._floor = self._life
         gone = self._line.drop(lambda one: one.life < self._floor)
         if self.in_hand is not None and self.in_hand.life < self._floor:

@@ -29,7 +29,7 @@ _ROW_PAUSES = (0.1, 5.0)  # seconds until an unwritten row is tried again, first
 
 
 class Reading:
-    """What is to be fetched."""
+    """The inboxes that are to be fetched for, and the loop that does so."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Reading:
         self._something.set()
 
     def forget(self, inbox: Inbox) -> None:
-        """Want nothing more for an inbox that has ended."""
+        """Drop an inbox that has ended from those that are to be fetched for."""
         self._wanted.pop(inbox, None)
         self._unwritten.pop(inbox, None)
 

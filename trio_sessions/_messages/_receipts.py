@@ -1,9 +1,9 @@
 """Acknowledging what was handled, for many messages and sessions at a time.
 
 An inbox that has something to acknowledge (`trio_sessions._messages._held` knows what) has one
-receipt: with the writer, or, after a failure,
-waiting for a pause of its own to end. No receipt waits for another's; those of one moment share
-the writer's batch. It says what was handled when it leaves::
+receipt: with the writer, or, after a failure, waiting for a pause of its own to end. No receipt
+waits for another's; those of one moment share the writer's batch. It says what was handled when it
+leaves::
 
     handled ──> at the writer ── answered ──> done, or the next receipt for what came meanwhile
                   ^      └────── failed ───┐
@@ -78,7 +78,7 @@ class _LastReceipt(Order[bool]):
 
 
 class Receipts:
-    """Which inboxes have a receipt, and when it goes to the writer."""
+    """The receipts of all inboxes, and when each goes to the writer."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -92,7 +92,7 @@ class Receipts:
         self._offset = random.random() * _PAUSES[1]  # noqa: S311 -- no secret
 
     def note(self, inbox: Inbox) -> None:
-        """Acknowledge what is handled, soon."""
+        """Give an inbox a receipt, if it has something to acknowledge and none yet."""
         if inbox not in self._given and inbox.has_handled:
             self._given.add(inbox)
             self._give(inbox)

@@ -79,7 +79,7 @@ class Progress:
             self._state = state
 
     def fall_behind(self) -> None:
-        """Note that rows may wait that are older than what is accepted."""
+        """Go from CAUGHT_UP or MORE to BEHIND, for older rows may wait; stay in any other state."""
         if self.is_caught_up:
             self.go(State.BEHIND)
 

@@ -135,7 +135,7 @@ class Guest(Host):
         self._steps.go_on_here()
 
     def abandon(self, why: str) -> None:
-        """Make no more steps: nobody else will, in this process."""
+        """Make no more steps, for good: nobody else will, in this process."""
         _this_thread.guest = None
         keep_for_ever(self._steps.runner)  # else its tasks would be torn down outside of Trio
         self._steps.stop()

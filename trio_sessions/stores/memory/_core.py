@@ -88,7 +88,7 @@ class MemoryCore:
         return has_gone_back or self._workers.is_in_doubt(now)
 
     def _restart_clock(self) -> None:
-        """Take up a clock that has nothing to do with the one before."""
+        """Set all moments to now, on a new clock that has nothing to do with the one before."""
         now = self._now()
         self._beginning = datetime.now(UTC) - timedelta(seconds=now)
         for row in self._rows.values():

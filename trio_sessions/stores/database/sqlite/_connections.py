@@ -117,7 +117,7 @@ def _put_into_wal(connection: sqlite3.Connection, patience: float) -> None:
 
 @contextlib.contextmanager
 def transaction(connection: sa.Connection) -> Iterator[None]:
-    """Begin as a writer: a transaction that reads first would fail when it writes."""
+    """Run a block as a writing transaction: one that reads first might fail when it writes."""
     options = connection.get_execution_options()
     turn: threading.Lock = options[_TURN]
     if not turn.acquire(timeout=options[_PATIENCE]):
