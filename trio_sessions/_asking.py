@@ -191,7 +191,7 @@ class Asking:
 
     @property
     def questions_waiting(self) -> int:
-        """Count those who wait at the gate."""
+        """The number of questions that wait at the gate."""
         return self._gate.statistics().tasks_waiting
 
     def connections(self) -> Pool | None:

@@ -56,7 +56,7 @@ class Departures:
             self._forgotten = max(self._forgotten, generation)
 
     def begin_again(self, session_id: str) -> None:
-        """Note that a session begins whose id was not held."""
+        """Note that an id is held again: what is left of it stays noted until it is settled."""
         ended = self._gone.pop(session_id, self._forgotten)
         if ended:
             self._again[session_id] = ended
@@ -74,7 +74,7 @@ class Departures:
         left[session_id] = max(generation, self.ended(session_id))
 
     def settle(self, session_id: str, up_to: int) -> None:
-        """Note that no row of this id is there that is of this generation or an earlier one."""
+        """Note that the id has no row left of generation ``up_to`` or an earlier one."""
         if self.ended(session_id) <= up_to:
             self._forget(session_id)
 

@@ -27,7 +27,7 @@ _NAMES_WORKER = _NamesWorker()
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Return a logger of the package, whose records say of which worker they are."""
+    """Return a logger of the package, whose records name their worker."""
     logger = logging.getLogger(name)
     logger.addFilter(_NAMES_WORKER)
     return logger

@@ -98,7 +98,7 @@ class Passes:
 
     @property
     def running(self) -> trio.Event | None:
-        """Is set when the pass that runs has ended; None: none runs."""
+        """An event that is set when the running pass has ended; None: none runs."""
         return None if self._running is None else self._running.ended
 
     async def start(self) -> None:

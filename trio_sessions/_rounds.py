@@ -308,7 +308,7 @@ class Round:
         return None
 
     async def _stay_with(self, entry: Entry, waiting: Waiting, scope: Scope) -> None:
-        """Let another task lead; await what waits, and record its answer."""
+        """Hand the lead to another task; await the call that waits, and record its answer."""
         answer: Answer
         try:
             self._host.limit(scope, self._timeout)

@@ -171,7 +171,7 @@ class Witness:
                 )
 
     def land(self, flight: Flight, stamp: Stamp | None) -> None:
-        """Take note of what something was answered with that was to set a stamp.
+        """Judge the answer to a flight that was to set a stamp.
 
         Args:
             flight: what was asked for.
@@ -196,7 +196,7 @@ class Witness:
             self._known = stamp
 
     def show(self, flight: Flight, stamp: Stamp | None) -> None:
-        """Take note of the stamp that a question was shown; raises as `land`."""
+        """Judge the stamp that a question was shown; raises as `land`."""
         self._flights.discard(flight)
         self._check_history(flight)
         if not _goes_on(stamp, flight.known):

@@ -130,7 +130,7 @@ class Writer:
         self._work.set()
 
     async def do(self, order: Order[T]) -> T | None:
-        """Have an order written, and return its answer.
+        """Give an order to the writer, and return its answer.
 
         Cancellation: it is withdrawn, unless it has left already.
         """

@@ -233,7 +233,7 @@ class Lanes:
         self._break(to, one)
 
     def _break(self, to: str, one: _Connected) -> None:
-        """Let letters to a worker go by the database, those that wait first."""
+        """Drop a connection: its worker's letters go by the database, those that wait first."""
         if self._connected.get(to) is not one or self._edge.is_inherited:
             return
         del self._connected[to]

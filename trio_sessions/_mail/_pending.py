@@ -86,7 +86,7 @@ class Pending(abc.ABC):
         """End it with an error, after what has come already; the first reason stays."""
 
     def failed(self, sent: int, contents: str) -> None:
-        """Take in that the callee has failed."""
+        """Fail the call with the error that the callee has sent."""
         self.must_tell = False
         self.fail(failure(contents, self.what))
 
@@ -191,12 +191,12 @@ class Incoming(Pending):
             self._arrived.set()
 
     def check(self, left: int) -> None:
-        """Note how many items were left before this word of the callee."""
+        """Fail the stream unless all items have come that the callee says to have left by now."""
         if left > self._received:
             self._lose()
 
     def finish(self, sent: int) -> None:
-        """Note that these were all."""
+        """End the stream, if all of its ``sent`` items have come; else fail it."""
         if sent > self._received:
             self._lose()
         else:

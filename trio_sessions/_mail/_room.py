@@ -152,7 +152,7 @@ class Mail:
         self._topics.restore()
 
     def close(self) -> None:
-        """Take nothing more; let nobody wait, and tell callees that nobody does.
+        """Refuse new work, end subscriptions, fail all calls, and tell the callees.
 
         The handlers are to be interrupted next; each tells its caller.
         """

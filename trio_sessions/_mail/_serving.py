@@ -187,7 +187,7 @@ class Serving:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is carried out."""
+        """Whether no call is carried out."""
         return not self._running
 
     def judge(self, is_alive: Callable[[str], bool], asked_at: float) -> None:

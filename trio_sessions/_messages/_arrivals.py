@@ -20,7 +20,7 @@ class Arrivals:
         return self._arrived
 
     def wake(self) -> None:
-        """Let whoever waits look again."""
+        """Wake whoever waits, to look again."""
         if self._arrived is not None:
             self._arrived.set()
             self._arrived = None

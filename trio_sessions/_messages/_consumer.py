@@ -34,7 +34,7 @@ class OpenInbox:
 
     @property
     def transport(self) -> Transport | None:
-        """Whose messages they are, once it is open."""
+        """The transport of the session, once the inbox is open."""
         return self._transport
 
     @property

@@ -96,7 +96,7 @@ class Fetching:
 
     @property
     def silent_at(self) -> float:
-        """When what is in memory need not wait for older rows any longer."""
+        """The moment from which what is in memory waits for older rows no longer."""
         return self._silent_at
 
     # ---- what comes into the store ----

@@ -140,7 +140,7 @@ class Inbox(Arrivals):
         return len(self.held) >= _UNACKNOWLEDGED
 
     def ask(self, most: int, now: float) -> Asked | None:
-        """Begin to fetch ``most`` bytes at most; None: nothing now. Answer it, or give it up."""
+        """Begin a fetch of ``most`` bytes at most; None: not now. Answer it, or give it up."""
         if self._fetching.is_under_way or not self._may_fetch:
             return None
         asked = self._fetching.begin(most, now)
@@ -149,7 +149,7 @@ class Inbox(Arrivals):
         return asked
 
     def give_up_fetch(self, asked: Asked) -> None:
-        """Note that a fetch has failed."""
+        """Note that a fetch has failed; wake the reader, who waits for it no longer."""
         if self._fetching.fail(asked):
             self.wake()
 

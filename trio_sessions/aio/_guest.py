@@ -143,7 +143,7 @@ class Guest(Host):
         self.forget()
 
     def forget(self) -> None:
-        """Take away what the run has left in this thread, when it cannot end or ended elsewhere."""
+        """Remove the run's traces in this thread, when it cannot end, or has ended elsewhere."""
         self._sigint.unwrap()
         with contextlib.suppress(ImportError, AttributeError):  # Trio believes that it runs here
             from trio._core._run import GLOBAL_RUN_CONTEXT

@@ -160,7 +160,7 @@ class Operation:
             self.release()
 
     def look(self) -> None:
-        """End it, if it takes too long."""
+        """Withdraw or cut the operation if it takes too long."""
         with self._lock:
             elapsed = time.monotonic() - self._since
             if self.state is State.WAITING and elapsed > self._patience:
@@ -171,7 +171,7 @@ class Operation:
                 self._cutter.cut()
 
     def abandon(self) -> None:
-        """Let the caller go without the thread: nothing is sent, or another process has it."""
+        """Return to the caller without the thread: nothing was sent, or a fork left it behind."""
         self.state = State.WITHDRAWN
         self._thread.cancel()
 
@@ -227,7 +227,7 @@ class _Watch:
             del self._operations[operation]
 
     async def _run(self) -> None:
-        """Look as long as there are any: also at the end of the run, which waits for threads."""
+        """Watch while operations run: also at the end of the Trio run, which waits for threads."""
         try:
             await self._look_at_all()
         except trio.Cancelled:

@@ -80,7 +80,7 @@ class Asker:
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Those of every question."""
+        """The parameters of every question."""
         known = self._known or Stamp(history="", beat=0)
         return {
             **identity(self._worker),

@@ -13,7 +13,7 @@ class MemoryBell:
         self._event = trio.Event()
 
     def ring(self, session_id: str) -> None:
-        """Let the worker know; see `trio_sessions.abc.Bell.wait`."""
+        """Wake the worker; see `trio_sessions.abc.Bell.wait`."""
         self._rung.add(session_id)
         self._event.set()
 

@@ -102,7 +102,7 @@ class MemoryCore:
         self._workers.restart_clock(now, has_rows=bool(self._rows))
 
     async def _refuse_in_doubt(self) -> NoReturn:
-        """Raise, for what is not there may have been forgotten."""
+        """Raise `StoreUnavailable`: what is not there may have been forgotten."""
         await self._answer(None)
         raise StoreUnavailable(IN_DOUBT)
 

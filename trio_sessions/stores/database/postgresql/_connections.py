@@ -117,7 +117,7 @@ def create_engine(url: sa.URL, pool_size: int, timeouts: Timeouts) -> sa.Engine:
 
 
 def _connect_args(url: sa.URL, timeouts: Timeouts) -> dict[str, Any]:
-    """Bound every wait: connecting, statements, locks, and a network that falls silent.
+    """Return psycopg's arguments, which bound every wait: for the server, locks, the network.
 
     What the URL says itself is left as it is, but for what a session must be.
     """
