@@ -48,7 +48,7 @@ _FREE = 2  # tokens of the limiter that no question gets: for the pass, and for 
 
 
 class Asking:
-    """How one worker asks its store.
+    """The operations of one worker's store, each with a deadline, questions at a gate.
 
     Args:
         store: the store.

@@ -57,7 +57,7 @@ _NEVER = Stamp(history="", beat=0)
 
 
 class RowCounts:
-    """How many of the entries of one table have their row in which state; they tell it."""
+    """A count of one table's entries by the state of their row; the entries keep it."""
 
     __slots__ = ("_numbers",)
 

@@ -28,7 +28,7 @@ _GROWTH = 2.0
 
 
 class ClockEstimate:
-    """What is known of the database's clock.
+    """An estimate of the database's clock, and of how late a batch may begin.
 
     Args:
         patience: seconds after which a caller is told that a write has failed.

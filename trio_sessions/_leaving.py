@@ -25,7 +25,7 @@ logger = get_logger("trio_sessions.registry")
 
 @uninterrupted
 class Disconnecting:
-    """Transports that are being disconnected; listens to their answers."""
+    """The transports that are being disconnected, a listener for their answers."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters

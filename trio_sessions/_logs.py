@@ -52,7 +52,7 @@ _UNWRITTEN = "the session is held here, and its row could not be written yet"
 
 
 class _Counts:
-    """How often something was appended to each session, since it was last said what to keep.
+    """The number of appends to each session since the store was last told how many to keep.
 
     A session that is not counted yet, or was crowded out by others, begins anywhere: so however
     many there are, and whichever worker appends, one of `_EVERY` appends says it.

@@ -96,7 +96,7 @@ class _SetCapabilities(SayOrder):
 
 
 class Owners(Saying):
-    """What is said about sessions, wherever they are held.
+    """The owners and capabilities of sessions, wherever they are held.
 
     Nothing is answered from memory when the store can be asked: another worker may have
     removed the session, or changed what is said of it.

@@ -13,7 +13,7 @@ __all__ = ["Pending"]
 
 
 class Pending:
-    """What is said of a session and is to be written with its row, however often it is claimed."""
+    """What is to be written with a session's row, by whichever claim: owner, capabilities, data."""
 
     __slots__ = (
         "_capabilities",

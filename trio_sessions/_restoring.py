@@ -25,7 +25,7 @@ _SLICE = 1000  # sessions before the event loop gets its turn
 
 
 class Restorer:
-    """Restores the rows of one registry."""
+    """The restorer of one registry's rows."""
 
     def __init__(
         self,

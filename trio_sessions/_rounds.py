@@ -71,7 +71,7 @@ _PATIENCE = 5.0  # seconds that a task may be silent before it counts as lost, a
 
 
 class Scope(Protocol):
-    """What can cancel the calls of one leading task."""
+    """A scope that can cancel the calls of one leading task."""
 
     @property
     def cancel_called(self) -> bool: ...
@@ -80,7 +80,7 @@ class Scope(Protocol):
 
 
 class CallHost(Protocol):
-    """Where transports are awaited: a nursery of Trio, or a loop of asyncio."""
+    """A host for calls into transports: a nursery of Trio, or a loop of asyncio."""
 
     @property
     def cancelled(self) -> tuple[type[BaseException], ...]:
@@ -124,7 +124,7 @@ class CallHost(Protocol):
 
 
 class Listener(Protocol):
-    """Is told of answers as they come, one after the other."""
+    """A listener for answers, told of each as it comes, one after the other."""
 
     def answered(self, entry: Entry, answer: Answer) -> None:
         """Take an answer; it may be that of a call that had no time."""

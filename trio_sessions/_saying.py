@@ -40,7 +40,7 @@ _NOT_OURS = (
 
 
 class What(enum.StrEnum):
-    """What is changed of a session, as letters call it."""
+    """The parts of a session that can be changed, by their names in letters."""
 
     OWNER = "owner"
     CAPABILITIES = "capabilities"
@@ -48,7 +48,7 @@ class What(enum.StrEnum):
 
 
 class SayOrder(Order[Said]):
-    """Something that is said of a session, behind the claim of its row.
+    """An order to change something of a session, behind the claim of its row.
 
     Args:
         saying: whose.
@@ -122,7 +122,7 @@ class SayOrder(Order[Said]):
 
 
 class Saying:
-    """What is said of the sessions of all workers, by one of them."""
+    """The changes that one worker makes of sessions, wherever they are held."""
 
     def __init__(
         self,

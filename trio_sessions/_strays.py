@@ -21,7 +21,7 @@ logger = get_logger("trio_sessions.cleanup")
 
 
 class Strays:
-    """Finds and deletes what late statements of this worker have left."""
+    """A search for the rows that late statements of this worker have left."""
 
     def __init__(
         self, *, edge: Edge, claims: Claims, departures: Departures, table: LocalTable

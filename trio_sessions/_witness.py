@@ -56,7 +56,7 @@ class WentBack(StoreUnavailable):
 
 
 class Standing(enum.Enum):
-    """What the witness says of the database."""
+    """The standings of a database, as the witness judges it."""
 
     UNBEGUN = enum.auto()
     STEADY = enum.auto()
@@ -71,7 +71,7 @@ _NEXT = {
 
 
 class Flight:
-    """Something that was asked for and is not answered yet.
+    """A request to the database that is not answered yet.
 
     Args:
         known: the highest stamp that was acknowledged when it departed.

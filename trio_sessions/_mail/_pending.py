@@ -37,7 +37,7 @@ def failure(contents: str, what: str) -> SessionsError:
 
 
 class Pending(abc.ABC):
-    """What one caller waits for.
+    """A call that its caller waits for.
 
     Args:
         number: counts the calls of this worker.
@@ -134,7 +134,7 @@ class Answer(Pending):
 
 @dataclass(slots=True)
 class _Chunk:
-    """What one letter has brought."""
+    """The items of one letter."""
 
     items: list[Any]
     """The first one last."""

@@ -42,7 +42,7 @@ _SAID = 4096 * 1024  # bytes of what was said of a thousand sessions, likewise
 
 @uninterrupted
 class Mail:
-    """What one worker has to do with the others: topics and calls.
+    """The mail of one worker: topics and calls.
 
     Args:
         edge: the way to the store.

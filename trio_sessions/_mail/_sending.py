@@ -29,7 +29,7 @@ class Receiver(Protocol):
 
 
 class Sender:
-    """Sends letters of one worker.
+    """The sender of one worker's letters.
 
     Args:
         writer: takes them to the store, in the order of the calls.

@@ -28,7 +28,7 @@ _TOPICS = 1000  # written by one operation
 
 
 class Subscriptions:
-    """Who listens to what, here.
+    """The subscribers of one worker, by topic.
 
     Args:
         edge: the way to the store.

@@ -41,7 +41,7 @@ def _size(count: int) -> int:
 
 
 class _Receipt(Order[bool]):
-    """Acknowledges what of an inbox is handled when it leaves."""
+    """An order that acknowledges what of an inbox is handled when it leaves."""
 
     __slots__ = ("_inbox", "_receipts", "_rows")
 
@@ -65,7 +65,7 @@ class _Receipt(Order[bool]):
 
 
 class _LastReceipt(Order[bool]):
-    """Acknowledges what of an inbox that has ended was handled."""
+    """An order that acknowledges what was handled of an inbox that has ended."""
 
     __slots__ = ("_rows",)
 

@@ -51,7 +51,7 @@ os.register_at_fork(after_in_child=_abandon_in_a_forked_child)
 
 
 class _GoesWithTheLoop:
-    """Held by the loop alone, as a timer: it goes when the loop is closed."""
+    """A timer's callback, held by the loop alone: it goes when the loop is closed."""
 
     def __init__(self, guest: "Guest") -> None:
         self._guest = guest

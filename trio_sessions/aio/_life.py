@@ -25,7 +25,7 @@ __all__ = ["Life", "State"]
 
 
 class State(enum.Enum):
-    """Where it stands."""
+    """The states of an opening."""
 
     OPENING = enum.auto()
     OPEN = enum.auto()

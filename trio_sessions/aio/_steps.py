@@ -37,7 +37,7 @@ Step = Callable[[], object]
 
 
 class _Clock(trio.abc.Clock):
-    """Real time; it says that there is no time to wait while the host does the waiting."""
+    """A clock of real time that leaves Trio no time to wait, while the host does the waiting."""
 
     def __init__(self) -> None:
         self.host_waits = False
@@ -57,7 +57,7 @@ class _Clock(trio.abc.Clock):
 
 
 class _Scheduled(trio.abc.Instrument):
-    """Notices that a task has something to do."""
+    """An instrument that notices that a Trio task has something to do."""
 
     def __init__(self, notice: Callable[[], None]) -> None:
         self._notice = notice
@@ -67,7 +67,7 @@ class _Scheduled(trio.abc.Instrument):
 
 
 class Steps:
-    """What the host is to do for the guest run: in its loop, or without it."""
+    """The steps of a guest run that are due or parked, made in the host's loop or without it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.runner: Any = None

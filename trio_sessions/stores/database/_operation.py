@@ -57,7 +57,7 @@ class State(enum.Enum):
 
 
 class Withdrawn(Exception):
-    """Nobody waits for the operation any more, and nothing of it has been done."""
+    """The error of an operation for which nobody waits any more, and which has done nothing."""
 
 
 class _Current(threading.local):
@@ -70,7 +70,7 @@ current = _Current()
 
 @uninterrupted
 class Operation:
-    """Runs one function in a thread and ends it if it takes too long on a connection.
+    """One function in a thread, ended if it takes too long on a connection.
 
     Args:
         cutter: makes what can cut a connection.
@@ -203,7 +203,7 @@ class Operation:
 
 
 class _Watch:
-    """Looks after the operations of one run that have the same timeout.
+    """The watchdog of the operations of one run that have the same timeout.
 
     Args:
         timeout: of each, seconds.

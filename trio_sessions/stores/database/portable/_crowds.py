@@ -19,7 +19,7 @@ __all__ = ["Count"]
 
 
 class Count:
-    """Counts in one set of tables. Nobody else must write meanwhile."""
+    """The count of owners' sessions in one set of tables. Nobody else must write meanwhile."""
 
     def __init__(self, tables: Tables, grammar: Grammar) -> None:
         row, worker = tables.sessions.c, tables.workers.c

@@ -33,7 +33,7 @@ __all__ = ["Lease"]
 
 
 class Lease:
-    """Refreshes, deletes and sweeps the rows of one set of tables."""
+    """The operations that refresh, delete and sweep the rows of one set of tables."""
 
     def __init__(self, tables: Tables, grammar: Grammar) -> None:
         self._grammar = grammar

@@ -36,7 +36,7 @@ __all__ = ["Plan", "claimed", "decide", "has_ended", "rests_on_absence"]
 
 @dataclass(slots=True)
 class Plan:
-    """What is to be done, and what is to be answered."""
+    """The plan of a batch: what is to be done, and what is to be answered."""
 
     answers: list[Answer]
     cleared: set[str] = field(default_factory=set)

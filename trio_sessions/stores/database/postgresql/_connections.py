@@ -60,7 +60,7 @@ def import_driver() -> None:
 
 
 class Shutdown:
-    """Ends whatever a connection waits for by shutting down its socket.
+    """A cutter that shuts down the connection's socket: whatever it waits for ends.
 
     It works on a duplicate of the file descriptor, so it can never hit another socket
     that has got the same number meanwhile.

@@ -31,7 +31,7 @@ _PATIENCE = "trio_sessions_patience"
 
 
 class Interrupt:
-    """Ends the statement that a connection is running."""
+    """A cutter that interrupts the statement that a connection is running."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection

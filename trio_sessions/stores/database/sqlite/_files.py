@@ -27,7 +27,7 @@ _FILE = "trio_sessions_file"
 
 
 class _Files:
-    """Paths by what has opened them: an opening, or an engine that was handed in."""
+    """The paths of open files, by what has opened them: an opening, or an engine handed in."""
 
     def __init__(self) -> None:
         self.open: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
