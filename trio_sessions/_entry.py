@@ -53,6 +53,7 @@ _NEXT = {
 }
 
 
+_REFUSALS = (Outcome.REVOKED, Outcome.TOO_MANY)
 _NEVER = Stamp(history="", beat=0)
 
 
@@ -90,6 +91,7 @@ class Entry:
     """
 
     __slots__ = (
+        "_active_at",
         "_answered",
         "_born",
         "_capabilities",
@@ -100,20 +102,17 @@ class Entry:
         "_error",
         "_holder",
         "_is_certain",
+        "_is_let_in",
+        "_most_of_owner",
+        "_refusal",
+        "_removal",
         "_row",
         "_told_in",
         "_was_forgotten",
-        "active_at",
         "added_at",
         "generation",
-        "has_ended",
         "held_since",
-        "is_let_in",
-        "is_one_too_many",
-        "is_revoked",
-        "most_of_owner",
         "pending",
-        "removal",
         "session_id",
         "tenure",
         "transport",
@@ -133,8 +132,7 @@ class Entry:
         self.transport = transport
         self.generation = generation
         self.added_at = added_at
-        self.active_at = added_at
-        """When it was heard of last."""
+        self._active_at = added_at
         self.held_since: float = added_at if replaced is None else replaced.held_since
         """When its id was first added here."""
         self.pending: Pending = Pending() if replaced is None else replaced.pending
@@ -157,22 +155,23 @@ class Entry:
         """The history in which these were told; "": they were not, or are noted already."""
         if replaced is not None:
             self._holder, self._capabilities, self._data, self._told_in = replaced.told
-        self.has_ended = False
-        """It has left the table; a pass may ask this of all that are missing at once."""
-        self.is_revoked = False
-        """Its claim was refused, because its id is revoked."""
-        self.is_one_too_many = False
-        """Its claim was refused, because its owner has as many sessions as it may have."""
-        self.most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
-        """How many its owner may have, until its row is written, or an outage lets it in: nobody
-        can be counted then."""
-        self.is_let_in: bool = replaced is not None and replaced.is_let_in
-        """Its claim could not be done, for something was locked: it is held, and goes on being
-        claimed with the limit. Who is in is not turned away: refused, it is claimed without."""
-        self.removal: RemovalReason | None = None
-        """Why it has ended; None: it has not."""
+        self._refusal: Outcome | None = None
+        self._most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
+        self._is_let_in: bool = replaced is not None and replaced.is_let_in
+        self._removal: RemovalReason | None = None
         self._ended: trio.Event | None = None
         self._answered: trio.Event | None = None
+
+    # ---- its use ----
+
+    @property
+    def active_at(self) -> float:
+        """When it was heard of last."""
+        return self._active_at
+
+    def note_activity(self, moment: float) -> None:
+        """Note when it was heard of, on Trio's clock."""
+        self._active_at = moment
 
     # ---- the row ----
 
@@ -185,6 +184,32 @@ class Entry:
     def error(self) -> Exception | None:
         """The error of the last claim; None: it has not failed."""
         return self._error
+
+    @property
+    def refusal(self) -> Outcome | None:
+        """Why its claim was refused: its id is revoked, or it was one too many of its owner."""
+        return self._refusal
+
+    @property
+    def most_of_owner(self) -> int | None:
+        """How many sessions its owner may have; None: that is not asked any more.
+
+        Until its row is written, or an outage lets it in: nobody can be counted then.
+        """
+        return self._most_of_owner
+
+    @property
+    def is_let_in(self) -> bool:
+        """Whether its claim could not be done, for something was locked.
+
+        It is held, and goes on being claimed with the limit. Who is in is not turned away: refused,
+        it is claimed without.
+        """
+        return self._is_let_in
+
+    def limit(self, most_of_owner: int | None) -> None:
+        """Let it be refused if its owner has as many sessions as this; None: it is let in."""
+        self._most_of_owner = most_of_owner
 
     @property
     def born(self) -> str | None:
@@ -231,25 +256,24 @@ class Entry:
             claimed: the answer.
             stamp: of this worker, not lower than the one that the claim's batch has set.
         """
-        self.is_revoked = claimed.outcome is Outcome.REVOKED
-        self.is_one_too_many = claimed.outcome is Outcome.TOO_MANY
-        lost = self.is_revoked or self.is_one_too_many or claimed.outcome is Outcome.LOST
+        self._refusal = claimed.outcome if claimed.outcome in _REFUSALS else None
+        lost = self._refusal is not None or claimed.outcome is Outcome.LOST
         if not lost:
             self._born = claimed.born
             self._holder, self._capabilities = claimed.holder, claimed.capabilities
             self._data = claimed.data
             self._told_in = stamp.history
         self._confirmed_by = stamp
-        self.most_of_owner = None
+        self._most_of_owner = None
         self._is_certain, self._was_forgotten = True, False
         self._answer(Row.LOST if lost else Row.CONFIRMED, None)
 
     def fail(self, error: Exception | None) -> None:
         """Note that the claim has failed; None: it was not made, for it is not needed any more."""
         if isinstance(error, RowUnavailable):
-            self.is_let_in = True
+            self._is_let_in = True
         else:
-            self.most_of_owner = None
+            self._most_of_owner = None
         self._is_certain &= error is None
         self._answer(Row.UNWRITTEN, error)
 
@@ -306,7 +330,7 @@ class Entry:
     def _go(self, row: Row) -> None:
         if row not in _NEXT[self._row]:
             raise RuntimeError(f"a row cannot go from {self._row.name} to {row.name}")
-        if not self.has_ended:
+        if self._removal is None:
             self._counts.change(self._row, row)
         self._row = row
 
@@ -320,19 +344,28 @@ class Entry:
     # ---- the end ----
 
     @property
+    def removal(self) -> RemovalReason | None:
+        """Why it has left the table; None: it has not."""
+        return self._removal
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has left the table; a pass may ask this of all that are missing at once."""
+        return self._removal is not None
+
+    @property
     def ended(self) -> trio.Event:
         """Set when the entry has left the table; made when somebody first asks for it."""
         if self._ended is None:
             self._ended = trio.Event()
-            if self.has_ended:
+            if self._removal is not None:
                 self._ended.set()
         return self._ended
 
     def end(self, reason: RemovalReason) -> None:
         """Tell whoever waits for it that the entry has left the table, and note why."""
-        if not self.has_ended:
+        if self._removal is None:
             self._counts.change(self._row, None)
-            self.removal = reason
-        self.has_ended = True
+            self._removal = reason
         if self._ended is not None:
             self._ended.set()

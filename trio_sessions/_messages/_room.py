@@ -233,7 +233,7 @@ class Messages:
         if self._settings.limits.idle_timeout is not None:
             entry = self._table.get(inbox.session_id)
             if entry is not None:
-                entry.active_at = trio.current_time()
+                entry.note_activity(trio.current_time())
 
     def is_busy(self, entry: Entry) -> bool:
         """Say whether a message of a session is being handled, or its inbox is open as a stream."""
