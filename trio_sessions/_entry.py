@@ -16,6 +16,7 @@ left alone by the pass. See docs/decisions/0009-one-writer.md.
 """
 
 import enum
+from typing import NamedTuple
 
 import trio
 
@@ -25,7 +26,7 @@ from trio_sessions.errors import RowUnavailable
 from trio_sessions.types import Capabilities, Holder, RemovalReason, Stamp
 from trio_sessions.writes import Claimed, Keep, Outcome
 
-__all__ = ["Entry", "Row", "RowCounts"]
+__all__ = ["Entry", "Row", "RowCounts", "Told"]
 
 
 class Row(enum.Enum):
@@ -55,6 +56,19 @@ _NEXT = {
 
 _REFUSALS = (Outcome.REVOKED, Outcome.TOO_MANY)
 _NEVER = Stamp(history="", beat=0)
+
+
+class Told(NamedTuple):
+    """What the store has said of a session last."""
+
+    holder: Holder | None
+    capabilities: Capabilities | None
+    data: str | Keep | None
+    history: str
+    """In which it was said; "": it was not, or is noted to be written once more."""
+
+
+_NOTHING = Told(None, None, Keep.AS_IS, "")
 
 
 class RowCounts:
@@ -94,20 +108,17 @@ class Entry:
         "_active_at",
         "_answered",
         "_born",
-        "_capabilities",
         "_confirmed_by",
         "_counts",
-        "_data",
         "_ended",
         "_error",
-        "_holder",
         "_is_certain",
         "_is_let_in",
         "_most_of_owner",
         "_refusal",
         "_removal",
         "_row",
-        "_told_in",
+        "_told",
         "_was_forgotten",
         "added_at",
         "generation",
@@ -148,13 +159,7 @@ class Entry:
         self._is_certain = replaced is None or replaced.is_certain
         self._was_forgotten = replaced is not None and replaced.was_forgotten
         self._confirmed_by = _NEVER
-        self._holder: Holder | None = None
-        self._capabilities: Capabilities | None = None
-        self._data: str | Keep | None = Keep.AS_IS
-        self._told_in = ""
-        """The history in which these were told; "": they were not, or are noted already."""
-        if replaced is not None:
-            self._holder, self._capabilities, self._data, self._told_in = replaced.told
+        self._told = _NOTHING if replaced is None else replaced.told
         self._refusal: Outcome | None = None
         self._most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
         self._is_let_in: bool = replaced is not None and replaced.is_let_in
@@ -222,9 +227,9 @@ class Entry:
         return self._is_certain
 
     @property
-    def told(self) -> tuple[Holder | None, Capabilities | None, str | Keep | None, str]:
-        """What the store has said of the session last, and in which history."""
-        return self._holder, self._capabilities, self._data, self._told_in
+    def told(self) -> Told:
+        """What the store has said of the session last."""
+        return self._told
 
     @property
     def data(self) -> str | Keep | None:
@@ -233,7 +238,7 @@ class Entry:
         What is still to be written, else what the store has said last. It may be older than what
         another worker has written since.
         """
-        return self._data if self.pending.data is Keep.AS_IS else self.pending.data
+        return self._told.data if self.pending.data is Keep.AS_IS else self.pending.data
 
     def claim(self) -> None:
         """Note that a claim is on its way."""
@@ -260,9 +265,7 @@ class Entry:
         lost = self._refusal is not None or claimed.outcome is Outcome.LOST
         if not lost:
             self._born = claimed.born
-            self._holder, self._capabilities = claimed.holder, claimed.capabilities
-            self._data = claimed.data
-            self._told_in = stamp.history
+            self._told = Told(claimed.holder, claimed.capabilities, claimed.data, stamp.history)
         self._confirmed_by = stamp
         self._most_of_owner = None
         self._is_certain, self._was_forgotten = True, False
@@ -279,15 +282,15 @@ class Entry:
 
     def learn(self, holder: Holder) -> None:
         """Note what the store has said of the session: it may have to be written once more."""
-        self._holder = holder
+        self._told = self._told._replace(holder=holder)
 
     def learn_capabilities(self, capabilities: Capabilities) -> None:
         """Note capabilities that were written with the row, or read from it."""
-        self._capabilities = capabilities
+        self._told = self._told._replace(capabilities=capabilities)
 
     def learn_data(self, data: str | None) -> None:
         """Note data that was written with the row, or read from it."""
-        self._data = data
+        self._told = self._told._replace(data=data)
 
     def forget(self) -> None:
         """Note that the database may have forgotten the row: it is to be written anew."""
@@ -300,15 +303,16 @@ class Entry:
         Args:
             history: the present one, begun because the database went back.
         """
-        if self._told_in not in {"", history}:
+        if self._told.history not in {"", history}:
             self._say_again()
 
     def _say_again(self) -> None:
-        if self._holder is not None:
-            self.pending.note_again(self._holder, self._capabilities, self._data)
+        holder, capabilities, data, _ = self._told
+        if holder is not None:
+            self.pending.note_again(holder, capabilities, data)
         self._born = None  # it may get another birth, and is the same session all the same
         self._was_forgotten = True
-        self._told_in = ""
+        self._told = self._told._replace(history="")
 
     def lapse(self, stamp: Stamp) -> None:
         """Note that the row was swept, for this worker had lost its lease.
