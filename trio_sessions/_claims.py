@@ -4,10 +4,9 @@ Whoever follows the claims is told of each that is answered, in the same step in
 is: so nobody acts on a row that is not known to be this session's.
 
 See docs/decisions/0009-one-writer.md; 0010-evidence.md for claims that are lost while the database
-is in doubt, 0012-operate.md for the limit of an owner, 0013-mcp.md for adoptions without an answer.
+is in doubt, 0012-operate.md for the limit of an owner.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
@@ -126,10 +125,6 @@ class Claims:
         self._counters = counters
         self._listeners: list[ClaimListener] = []
         self._refused: list[Callable[[Entry], None]] = []
-        self._coming = Counter[str]()
-        """Sessions that are being adopted: they may have a row before they are in the table."""
-        self._unheard = set[str]()
-        """Sessions that may have been adopted unheard, of which no pass has found the row since."""
 
     def notify(self, listener: ClaimListener) -> None:
         """Tell ``listener`` of every claim that is answered."""
@@ -138,28 +133,6 @@ class Claims:
     def notify_refused(self, listener: Callable[[Entry], None]) -> None:
         """Tell ``listener`` of every claim that was refused: the entry says why."""
         self._refused.append(listener)
-
-    def begin_adoption(self, session_id: str) -> None:
-        """Note that a session may get a row of this incarnation before it is held here."""
-        self._coming[session_id] += 1
-
-    def end_adoption(self, session_id: str) -> None:
-        """Note that the adoption of a session has been decided."""
-        self._coming[session_id] -= 1
-        if not self._coming[session_id]:
-            del self._coming[session_id]
-
-    def expect_again(self, session_id: str) -> None:
-        """Record an adoption whose answer was lost: this worker may have a row of the session.
-
-        The next pass that finds the row leaves it to whoever tries again, and the one after deletes
-        it, unless there was another attempt.
-        """
-        self._unheard.add(session_id)
-
-    def expect_no_more(self, session_id: str) -> None:
-        """Note that an adoption was answered, or given up."""
-        self._unheard.discard(session_id)
 
     # ---- writing ----
 
@@ -251,7 +224,7 @@ class Claims:
             self.dropped(claimed.dropped)
             entry.pending.forget(claim)
         entry.confirm(claimed, self._witness.known)
-        if entry.is_revoked or entry.is_one_too_many:
+        if entry.refusal is not None:
             for refused in self._refused:
                 refused(entry)
             return
@@ -296,27 +269,6 @@ class Claims:
     def delete(self, deletion: Order[int]) -> Order[int]:
         """Give a deletion to the writer; if it fails, `delete_what_is_due` repeats it."""
         return self._writer.give(deletion)
-
-    def note_strays(self, rows: Iterable[tuple[str, int]]) -> int:
-        """Note rows of this incarnation that no session here has; return how many.
-
-        Args:
-            rows: their ids, with the generation of each.
-        """
-        strays = 0
-        for session_id, generation in rows:
-            if (
-                session_id in self._table
-                or session_id in self._coming
-                or self.departures.ended(session_id)
-            ):
-                continue
-            if session_id in self._unheard:
-                self._unheard.discard(session_id)
-            else:
-                self.departures.find(session_id, generation)
-                strays += 1
-        return strays
 
     def deleted(self, session_id: str, up_to: int, messages: int) -> None:
         """Take note of an answered deletion."""

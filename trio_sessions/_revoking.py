@@ -22,6 +22,7 @@ from trio_sessions.errors import NotSupported, SessionsError
 from trio_sessions.inspection import Selection
 from trio_sessions.revocation import Mark, Revocation
 from trio_sessions.types import RemovalReason
+from trio_sessions.writes import Outcome
 
 __all__ = ["Revoking"]
 
@@ -81,7 +82,7 @@ class Revoking:
 
     def refused(self, entry: Entry) -> None:
         """End a session whose claim was refused, if that was because its id is revoked."""
-        if entry.is_revoked:
+        if entry.refusal is Outcome.REVOKED:
             self._end([entry])
 
     def take_ended(self) -> list[str]:

@@ -34,8 +34,9 @@ import trio
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
+from trio_sessions._lines import Lines
 from trio_sessions._logging import get_logger
-from trio_sessions._orders import Lines, Order, Stage
+from trio_sessions._orders import Order, Stage
 from trio_sessions._persisting import jittered
 from trio_sessions._witness import WentBack
 from trio_sessions.errors import (
@@ -111,8 +112,7 @@ class Writer:
             first: before all others of its session.
             may_wait: no batch is made for it alone before `_GATHER` has passed.
         """
-        order.given_at = trio.current_time()
-        order.may_wait = may_wait
+        order.give(trio.current_time(), may_wait=may_wait)
         if self._ended.is_set():
             order.settle(outcome.Error(_closed()))
             return order
@@ -300,8 +300,8 @@ class Writer:
         for order, answer in zip(sent, answers, strict=True):
             if isinstance(answer, Unfinished):
                 order.advance(answer)
-                order.given_at = trio.current_time()
-                self._lines.ask_again([order], trio.current_time())
+                order.give(trio.current_time())
+                self._lines.ask_again([order], order.given_at)
             elif not isinstance(answer, RowUnavailable):
                 order.settle(outcome.Value(answer))
             elif not isinstance(answer, RowDoubtful) and self._may_ask_again(order):
@@ -336,7 +336,7 @@ class Writer:
             most = _SHORT if orders[0].is_in_a_queue else longest
             pause = min(most, first * 2 ** orders[0].attempts)
             for order in orders:
-                order.attempts += 1
+                order.note_locked()
             due = now + jittered(pause)
             self._lines.ask_again(orders, due)
 

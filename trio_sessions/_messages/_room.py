@@ -21,6 +21,7 @@ from trio_sessions._messages._sending import SendOrder
 from trio_sessions._persisting import persist
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
+from trio_sessions._witness import Witness
 from trio_sessions._writer import Writer
 from trio_sessions.errors import SessionNotFound
 from trio_sessions.types import fingerprint
@@ -43,6 +44,7 @@ class Messages:
         table: LocalTable,
         departures: Departures,
         counters: Counters,
+        witness: Witness,
         settings: Settings,
     ) -> None:
         self._edge = edge
@@ -54,7 +56,7 @@ class Messages:
         self._settings = settings
         self._inboxes = Inboxes(settings, counters)
         self._receipts = Receipts(writer)
-        self._forwarding = Forwarding(writer, counters, settings.message_ttl)
+        self._forwarding = Forwarding(writer, edge, witness, counters, settings.message_ttl)
         self._reading = Reading(
             edge=edge, claims=claims, table=table, inboxes=self._inboxes, counters=counters
         )
@@ -231,7 +233,7 @@ class Messages:
         if self._settings.limits.idle_timeout is not None:
             entry = self._table.get(inbox.session_id)
             if entry is not None:
-                entry.active_at = trio.current_time()
+                entry.note_activity(trio.current_time())
 
     def is_busy(self, entry: Entry) -> bool:
         """Say whether a message of a session is being handled, or its inbox is open as a stream."""
