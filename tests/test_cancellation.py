@@ -157,17 +157,15 @@ async def test_a_pass_cut_around_an_operation_of_the_store_is_harmless(
 async def test_closing_during_a_pass_leaves_no_row(shared: Shared) -> None:
     """Also a row that the pass is writing just then."""
     store = FaultyStore(shared.make_store())
-    async with shared.open(store=store) as registry:
+    async with trio.open_nursery() as nursery, shared.open(store=store) as registry:
         store.fail(Fault.FAILS, "Claim")
         for number in range(20):
             await registry.add_session(f"s{number}", FakeTransport())
         store.heal()
-        async with trio.open_nursery() as nursery:
-            before = store.calls["Claim"]
-            nursery.start_soon(ignoring_the_end, registry)
-            while store.calls["Claim"] == before:
-                await trio.lowlevel.checkpoint()
-            await registry._house.close()
+        before = store.calls["Claim"]
+        nursery.start_soon(ignoring_the_end, registry)
+        while store.calls["Claim"] == before:
+            await trio.lowlevel.checkpoint()
     assert shared.backdoor.rows() == {}
 
 

@@ -50,21 +50,16 @@ async def no_task_is_left() -> AsyncIterator[None]:
 async def test_leaving_disconnects_everything_and_deletes_every_row(shared: Shared) -> None:
     """In batches, and also rows of this worker that it does not know of."""
     transports = [FakeTransport() for _ in range(5)]
-    async with shared.open(batch_size=2) as registry, shared.open(worker_id="other") as other:
-        for number, transport in enumerate(transports):
-            await registry.add_session(f"s{number}", transport)
+    async with shared.open(worker_id="other") as other:
         await other.add_session("elsewhere", FakeTransport())
-        registry._house.table.discard(
-            registry._house.table._entries["s3"], RemovalReason.MISSING
-        )  # as if it had been lost
-        await registry_closed(registry)
+        async with shared.open(batch_size=2) as registry:
+            for number, transport in enumerate(transports):
+                await registry.add_session(f"s{number}", transport)
+            registry._house.table.discard(
+                registry._house.table._entries["s3"], RemovalReason.MISSING
+            )  # as if it had been lost
         assert shared.backdoor.rows() == {"elsewhere": "other"}
     assert [t.disconnects for t in transports] == [1, 1, 1, 0, 1]
-
-
-async def registry_closed(registry: SessionRegistry) -> None:
-    """Close early; that the block closes it again is harmless."""
-    await registry._house.close()
 
 
 async def test_a_block_that_ends_at_once_ends(autojump_clock: MockClock) -> None:

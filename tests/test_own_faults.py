@@ -12,6 +12,7 @@ import trio
 
 from trio_sessions import StoreUnavailable, open_registry
 from trio_sessions._background import Background
+from trio_sessions._life import Life
 from trio_sessions._mail._sending import Sender
 from trio_sessions._mail._serving import Serving
 from trio_sessions.abc import Bell, Worker
@@ -114,6 +115,7 @@ async def test_what_fails_in_leaving_an_answer_is_no_fault_of_the_handler(
                 {"echo": echo, "count": count},
                 sender=sender,
                 background=Background(nursery),
+                life=Life(),
                 limit=1000,
                 wake=lambda _: None,
             )

@@ -14,6 +14,7 @@ from trio_sessions import StoreUnavailable
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge
 from trio_sessions._histories import Histories
+from trio_sessions._life import Life, Phase
 from trio_sessions._posting import PostOrder
 from trio_sessions._settings import Settings
 from trio_sessions._witness import WentBack, Witness
@@ -31,14 +32,17 @@ from trio_sessions.writes import Delete, Post
 async def writing(client: Client, **settings: Any) -> AsyncIterator[tuple[Writer, Edge, Counters]]:
     """Run a writer for a worker whose store is open."""
     witness, checked, counters = Witness(), Settings(**settings), Counters()
-    edge = Edge(client.store, client.worker, witness, checked)
+    life = Life()
+    edge = Edge(client.store, client.worker, witness, checked, life)
     presence = checked.presence()
     histories = Histories(edge=edge, witness=witness, presence=presence, counters=counters)
     await histories.begin()
-    writer = Writer(edge, histories, rows=100, timeout=checked.store_timeout, counters=counters)
+    writer = Writer(edge, histories, counters, life, rows=100, timeout=checked.store_timeout)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
         yield writer, edge, counters
+        for phase in (Phase.CLOSING, Phase.FINISHING):
+            life.go(phase)
         await writer.finish(trio.current_time() + 10)
 
 

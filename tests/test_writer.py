@@ -17,6 +17,7 @@ from trio_sessions import RowUnavailable, StoreUnavailable
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
+from trio_sessions._life import Life, Phase
 from trio_sessions._orders import Order, Stage
 from trio_sessions._posting import PostOrder
 from trio_sessions._settings import Settings
@@ -96,12 +97,13 @@ def make_writer(store: FaultyStore, **settings: Any) -> Writer:
     worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(5))
     witness, checked = Witness(), Settings(**settings)
     witness.begin("a history")
-    edge = Edge(store, worker, witness, checked)
+    life = Life()
+    edge = Edge(store, worker, witness, checked, life)
     counters = Counters()
     histories = Histories(
         edge=edge, witness=witness, presence=checked.presence(), counters=counters
     )
-    return Writer(edge, histories, counters, rows=100, timeout=checked.store_timeout)
+    return Writer(edge, histories, counters, life, rows=100, timeout=checked.store_timeout)
 
 
 @asynccontextmanager
@@ -110,7 +112,14 @@ async def writing(writer: Writer, *, finish_within: float = 1.0) -> AsyncIterato
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run)
         yield nursery
-        await writer.finish(trio.current_time() + finish_within)
+        await finish(writer, trio.current_time() + finish_within)
+
+
+async def finish(writer: Writer, deadline: float) -> None:
+    """End it as a registry does that is closed."""
+    for phase in (Phase.CLOSING, Phase.FINISHING):
+        writer._life.go(phase)
+    await writer.finish(deadline)
 
 
 async def settle_all(orders: Sequence[Order[Any]]) -> None:
@@ -156,7 +165,7 @@ async def test_what_may_wait_goes_with_the_next_batch_or_soon(
             await settle_all(orders)
             assert store.batches == [names]
             assert trio.current_time() == pytest.approx(began + (0 if another else 0.02))
-        await writer.finish(trio.current_time() + 1)
+        await finish(writer, trio.current_time() + 1)
 
 
 async def test_letters_do_not_wait_for_what_may_wait(autojump_clock: MockClock) -> None:
@@ -179,7 +188,7 @@ async def test_letters_do_not_wait_for_what_may_wait(autojump_clock: MockClock) 
         both = [writer.give(PostOrder("{}", to="w")), writer.give(One("t"))]
         await settle_all([*patient, *both])
         assert store.batches[3:] == [["s", *mail, "t"]]
-        await writer.finish(trio.current_time() + 1)
+        await finish(writer, trio.current_time() + 1)
 
 
 async def test_what_may_wait_is_hastened_and_written_at_the_end(autojump_clock: MockClock) -> None:
@@ -194,7 +203,7 @@ async def test_what_may_wait_is_hastened_and_written_at_the_end(autojump_clock: 
         writer.hasten(first)
         await first.settled()
         second = writer.give(One("t"), may_wait=True)
-        await writer.finish(trio.current_time() + 1)
+        await finish(writer, trio.current_time() + 1)
         assert second.stage is Stage.SETTLED
         assert store.batches == [["s"], ["t"]]
         assert trio.current_time() == began
@@ -211,7 +220,7 @@ async def test_what_may_wait_keeps_its_place(autojump_clock: MockClock) -> None:
         await settle_all([early, late])
         assert store.batches == [["s"], ["s"]]
         assert writer.waiting == 0
-        await writer.finish(trio.current_time() + 1)
+        await finish(writer, trio.current_time() + 1)
 
 
 async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: MockClock) -> None:
@@ -309,15 +318,15 @@ async def test_what_always_comes_late_is_told_in_the_end(
 ) -> None:
     """After one timeout, or when the registry closes."""
     writer = make_writer(AlwaysLate(), store_timeout=10.0)
-    async with writing(writer):
+    async with writing(writer, finish_within=5.0):
         order = writer.give(One("s"))
         if closes:
             await trio.sleep(0.5)
-            await writer.finish(trio.current_time() + 5)
-        with trio.fail_after(20):
-            await order.settled()
-        assert isinstance(order.error, StoreUnavailable)
-        assert trio.current_time() <= (2 if closes else 11)
+        else:
+            with trio.fail_after(20):
+                await order.settled()
+    assert isinstance(order.error, StoreUnavailable)
+    assert trio.current_time() <= (2 if closes else 11)
 
 
 class SlowToRefuse(Recorder):
@@ -381,7 +390,7 @@ async def test_a_caller_that_leaves_withdraws_what_has_not_left(
             await writer.do(One("withdrawn"))
         assert scope.cancelled_caught
         store.gate.set()
-        await writer.finish(trio.current_time() + 1)
+        await finish(writer, trio.current_time() + 1)
     assert store.batches == [["first"]]
 
 
@@ -408,7 +417,7 @@ async def test_when_much_waits_callers_wait_in_order(
             assert writer.waiting <= 10
             store.gate.set()
         assert sorted(sent) == list(range(100))
-        await writer.finish(trio.current_time() + 1)
+        await finish(writer, trio.current_time() + 1)
     assert store.payloads == [str(number) for number in range(100)]
 
 
@@ -433,7 +442,7 @@ async def test_who_comes_when_room_is_made_waits_behind_those_who_have_waited(
             senders.start_soon(writer.do, Many("s", name="second"))
             await trio.testing.wait_all_tasks_blocked()
             store.gate.set()
-        await writer.finish(trio.current_time() + 1)
+        await finish(writer, trio.current_time() + 1)
     assert store.payloads == ["first", "second", "third"]
 
 
@@ -454,7 +463,7 @@ async def test_bytes_keep_callers_outside_as_their_number_does(
             assert writer.is_full
             assert writer.waiting == 2, "one is out, and two wait outside"
             store.gate.set()
-        await writer.finish(trio.current_time() + 1)
+        await finish(writer, trio.current_time() + 1)
     assert store.payloads == list("01234")
 
 
@@ -519,7 +528,7 @@ async def test_closing_is_bounded(autojump_clock: MockClock) -> None:
         nursery.start_soon(writer.run)
         orders = [writer.give(One(f"s{number}")) for number in range(1000)]
         await trio.testing.wait_all_tasks_blocked()
-        await writer.finish(trio.current_time() + 7)
+        await finish(writer, trio.current_time() + 7)
         assert trio.current_time() == 7
         assert all(isinstance(order.error, StoreUnavailable) for order in orders)
         late = writer.give(One("late"))

@@ -30,6 +30,7 @@ from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Entry
+from trio_sessions._life import Life
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
 from trio_sessions._undecided import Undecided
@@ -97,15 +98,16 @@ class Adopting:
         undecided: Undecided,
         departures: Departures,
         admission: Admission,
+        life: Life,
     ) -> None:
         self._edge = edge
+        self._life = life
         self._writer = writer
         self._claims = claims
         self._table = table
         self._undecided = undecided
         self._departures = departures
         self._admission = admission
-        self._is_closed = False
         self._listeners: list[Callable[[str, str], None]] = []
 
     def notify(self, listener: Callable[[str, str], None]) -> None:
@@ -115,10 +117,6 @@ class Adopting:
         it at its next pass, is told so here.
         """
         self._listeners.append(listener)
-
-    def close(self) -> None:
-        """Put nothing into the table any more; the rows go with all others of this worker."""
-        self._is_closed = True
 
     async def adopt(
         self, session_id: str, transport: Transport, *, from_worker: str, idle: float
@@ -140,7 +138,7 @@ class Adopting:
                 f"session {fingerprint(session_id)} was revoked, and its id is refused for "
                 "limits.revocation_ttl: it was not adopted, and its transport left alone"
             )
-        if order.entry is None and self._is_closed:
+        if order.entry is None and not self._life.is_open:
             raise RegistryClosed("the registry was closed while the session was adopted")
         return order.entry is not None
 
@@ -157,7 +155,7 @@ class Adopting:
         Raises:
             RegistryDraining: it may not come in any more.
         """
-        if self._is_closed or order.session_id in self._table:
+        if not self._life.is_open or order.session_id in self._table:
             return None
         self._admission.check_draining()
         ended = self._departures.ended(order.session_id)
@@ -203,7 +201,7 @@ class Adopting:
     def _is_newer_here(self, claim: Claim) -> bool:
         """Say whether the id was added here since the adoption was asked for, or all is closed."""
         return (
-            self._is_closed
+            not self._life.is_open  # the row goes with all others of this worker
             or claim.session_id in self._table
             or self._departures.ended(claim.session_id) >= claim.generation
         )

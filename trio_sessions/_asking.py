@@ -22,6 +22,7 @@ import trio
 
 from trio_sessions._contact import Contact
 from trio_sessions._interrupts import lone_interrupt
+from trio_sessions._life import Life
 from trio_sessions._logging import get_logger
 from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
@@ -53,15 +54,16 @@ class Asking:
     Args:
         store: the store.
         settings: ``store_timeout`` and ``max_concurrent``.
+        life: of the registry.
     """
 
-    def __init__(self, store: SessionStore, settings: Settings) -> None:
+    def __init__(self, store: SessionStore, settings: Settings, life: Life) -> None:
         self.contact = Contact()
         self._bare_store = store
         self._settings = settings
         self._process = this_process()
         self._gate = trio.Semaphore(max(1, settings.max_concurrent - _FREE))
-        self._is_closed = False
+        self._life = life
 
     @property
     def _store(self) -> SessionStore:
@@ -143,7 +145,7 @@ class Asking:
         except trio.WouldBlock:
             await self._gate.acquire()
         try:
-            if self._is_closed:
+            if self._life.is_closed:
                 raise RegistryClosed("the registry was closed before the store was asked")
             return await operation()
         finally:
@@ -185,7 +187,7 @@ class Asking:
         try:
             return await self._ask(partial(through, partial(_answer, operation, kind)), object)
         except StoreUnavailable as exc:
-            if self._is_closed:
+            if self._life.is_closed:
                 raise RegistryClosed("the registry was closed while the store was asked") from exc
             raise
 

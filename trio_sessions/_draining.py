@@ -13,7 +13,7 @@ long as it has time. What nobody has come for is deleted afterwards.
 See docs/decisions/0012-operate.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import trio
 
@@ -24,6 +24,7 @@ from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry
 from trio_sessions._histories import Histories
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._life import Life
 from trio_sessions._logging import get_logger
 from trio_sessions._messages import Messages
 from trio_sessions._sessions import Sessions
@@ -54,7 +55,7 @@ class Draining:
         sessions: Sessions,
         departures: Departures,
         background: Background,
-        is_closed: Callable[[], bool],
+        life: Life,
     ) -> None:
         self._admission = admission
         self._edge = edge
@@ -64,7 +65,7 @@ class Draining:
         self._sessions = sessions
         self._departures = departures
         self._background = background
-        self._is_closed = is_closed
+        self._life = life
         self._turn = trio.Lock()
 
     async def drain(self, timeout: float) -> DrainReport:
@@ -82,7 +83,7 @@ class Draining:
         try:
             with trio.move_on_at(start + timeout):
                 pause = _LOOK
-                while not self._is_closed():
+                while self._life.is_open:
                     here = self._table.snapshot()
                     quiet = [one for one in here if self._messages.is_quiet(one)]
                     await self._tell(quiet, drained, parting)

@@ -12,6 +12,7 @@ import trio
 
 from trio_sessions._asking import breach
 from trio_sessions._estimate import ClockEstimate
+from trio_sessions._life import Life, Phase
 from trio_sessions._logging import get_logger
 from trio_sessions._questions import Questions
 from trio_sessions._settings import Settings
@@ -62,12 +63,18 @@ class Edge(Questions):
         worker: who asks.
         witness: judges what the store answers.
         settings: ``store_timeout``, and what a sweep is told.
+        life: of the registry.
     """
 
     def __init__(
-        self, store: SessionStore, worker: Worker, witness: Witness, settings: Settings
+        self,
+        store: SessionStore,
+        worker: Worker,
+        witness: Witness,
+        settings: Settings,
+        life: Life,
     ) -> None:
-        super().__init__(store, worker, settings)
+        super().__init__(store, worker, settings, life)
         self._witness = witness
         self._estimate = ClockEstimate(self.gives_up_after)
 
@@ -77,7 +84,7 @@ class Edge(Questions):
 
     async def close(self) -> None:
         """Close the store; does not raise."""
-        self._is_closed = True
+        self._life.go(Phase.CLOSED)
         if self.is_inherited:
             return
         try:

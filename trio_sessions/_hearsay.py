@@ -21,6 +21,7 @@ import trio
 from trio_sessions._background import Background
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._life import Life
 from trio_sessions._logging import get_logger
 from trio_sessions._mail import Mail
 from trio_sessions._owners import Owners
@@ -64,7 +65,9 @@ class Hearsay:
         table: LocalTable,
         edge: Edge,
         background: Background,
+        life: Life,
     ) -> None:
+        self._life = life
         self._owners = owners
         self._data = data
         self._mail = mail
@@ -80,19 +83,14 @@ class Hearsay:
         """What could not be asked for: until when, and those seconds."""
         self._news = trio.Event()
         self._asks = False
-        self._is_closed = not edge.keeps(Part.MAIL)
         owners.notify(self._said)
         data.notify(self._said)
         mail.notify_said(self._told)
 
-    def close(self) -> None:
-        """Tell nobody any more, and ask for nothing."""
-        self._is_closed = True
-
     # ---- telling ----
 
     def _said(self, session_id: str, what: What, holder: Holder) -> None:
-        if self._is_closed:
+        if not (self._life.is_open and self._edge.keeps(Part.MAIL)):
             return
         waiting = self._to_tell.setdefault(holder.incarnation, {})
         if len(waiting) < _MOST:
@@ -115,7 +113,7 @@ class Hearsay:
     # ---- asking ----
 
     def _told(self, things: Sequence[tuple[str, str]]) -> None:
-        if self._is_closed:
+        if not (self._life.is_open and self._edge.keeps(Part.MAIL)):
             return
         here = [one for one in things if one[0] in self._table]
         for one in here[: max(0, _MOST - len(self._to_ask) - len(self._put_off))]:

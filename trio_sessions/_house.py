@@ -7,7 +7,8 @@
                    └─> transports, edge (refresh, sweep)
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
@@ -28,6 +29,7 @@ from trio_sessions._histories import Histories
 from trio_sessions._inspection import Inspection
 from trio_sessions._lag import LoopLag
 from trio_sessions._leaving import Leaving
+from trio_sessions._life import Life, Phase
 from trio_sessions._listening import Listening
 from trio_sessions._logging import get_logger
 from trio_sessions._logs import LogRoom, Logs
@@ -57,8 +59,6 @@ __all__ = ["House"]
 
 logger = get_logger("trio_sessions.registry")
 
-_CLOSED = "the registry is closed: use it inside the `async with open_registry(...)` block"
-
 
 class House:
     """One registry's parts."""
@@ -71,11 +71,13 @@ class House:
         table: LocalTable,
         calls: TransportCalls,
         background: Background,
+        life: Life,
         settings: Settings,
     ) -> None:
         if settings.limits.max_sessions_per_owner is not None:
             edge.check_keeps(Part.LIMITS, "LimitStore")
         self.settings = settings
+        self._life = life
         self.table = table
         self.background = background
         self.admission = Admission(table, settings.limits)
@@ -89,7 +91,12 @@ class House:
             edge=edge, witness=witness, presence=settings.presence(), counters=counters
         )
         self._writer = writer = Writer(
-            edge, histories, counters, rows=settings.batch_size, timeout=settings.store_timeout
+            edge,
+            histories,
+            counters,
+            life,
+            rows=settings.batch_size,
+            timeout=settings.store_timeout,
         )
         claims = Claims(
             writer=writer, witness=witness, table=table, departures=departures, counters=counters
@@ -101,6 +108,7 @@ class House:
             listening=self._listening,
             background=background,
             counters=counters,
+            life=life,
             settings=settings,
         )
         self._restorer = Restorer(
@@ -131,6 +139,7 @@ class House:
             undecided=undecided,
             departures=departures,
             admission=self.admission,
+            life=life,
         )
         self.inspection = Inspection(edge=edge, claims=claims, table=table, departures=departures)
         self.workers = Workers(edge, histories, self._mail)
@@ -164,7 +173,7 @@ class House:
             sessions=self.sessions,
             departures=departures,
             background=background,
-            is_closed=lambda: self._is_closed,
+            life=life,
         )
         self.revoking = Revoking(
             edge=edge,
@@ -200,17 +209,17 @@ class House:
             background=background,
             batch_size=settings.batch_size,
         )
-        self._hearsay = Hearsay(
+        Hearsay(
             owners=self.owners,
             data=self.session_data,
             mail=self._mail,
             table=table,
             edge=edge,
             background=background,
+            life=life,
         )
         self._reads = False
         """The loops that read messages have been started; most programs need none."""
-        self._is_closed = False
         self._lag = LoopLag()
         self._measures = False
         """The task that measures the loop has been started; only who asks pays for it."""
@@ -229,17 +238,24 @@ class House:
     @property
     def is_closed(self) -> bool:
         """Whether it is closed, or closing."""
-        return self._is_closed
+        return not self._life.is_open
 
     def check_open(self) -> None:
         """Raise `RegistryClosed` unless it can be used."""
-        if self._is_closed:
-            raise RegistryClosed(_CLOSED)
+        self._life.check_open()
         if self.is_inherited:
             raise RegistryClosed(INHERITED)
 
-    async def start(self) -> None:
-        """Run the first pass, then go on in the background; `close` must follow."""
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """Run the first pass, go on in the background for the block, and close behind it."""
+        try:
+            await self._start()
+            yield
+        finally:
+            await self._close()
+
+    async def _start(self) -> None:
         self.background.start_service(self._writer.run)
         self._mail.open()
         await self._histories.begin()
@@ -267,16 +283,14 @@ class House:
             for loop in (self.messages.fetch, self.messages.acknowledge):
                 self.background.start_lasting(loop)
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         """Disconnect everything and delete every row of this incarnation; never raises.
 
         Bounded: one ``store_timeout`` for all that is still to be written, and meanwhile one
         ``disconnect_timeout`` for the transports. A forked child touches nothing: all of it
         is its parent's.
         """
-        self._is_closed = True
-        self._hearsay.close()
-        self.adopting.close()
+        self._life.go(Phase.CLOSING)
         if self._edge.is_inherited:
             return
         with trio.CancelScope(shield=True):
@@ -297,6 +311,7 @@ class House:
                 await trio.lowlevel.checkpoint()  # it may have been gone long since
             await self.background.finish_jobs()  # removals that were under way before
             await self.messages.close()
+        self._life.go(Phase.FINISHING)
         await self._writer.finish(deadline)
         await self.background.finish_jobs()
         self.messages.drop_what_is_left()
@@ -315,7 +330,7 @@ class House:
         pool = self._edge.connections()
         return RegistryStatistics(
             worker_id=self.worker_id,
-            closed=self._is_closed,
+            closed=self.is_closed,
             sessions=len(self.table),
             unconfirmed=self.table.count(Row.UNWRITTEN, Row.WRITING),
             leftover_rows=len(self._departures),
@@ -335,7 +350,7 @@ class House:
 
     def health(self) -> RegistryHealth:
         """See `SessionRegistry.health`."""
-        is_settled = self._measures or self._is_closed or self._edge.is_inherited
+        is_settled = self._measures or self.is_closed or self._edge.is_inherited
         if not is_settled and trio.lowlevel.in_trio_run():  # of no foreign thread
             self._measures = True
             self.background.start_lasting(self._lag.measure)
@@ -343,7 +358,7 @@ class House:
         contact, report = self._edge.contact, self.passes.last_report
         return RegistryHealth(
             worker_id=self.worker_id,
-            closed=self._is_closed,
+            closed=self.is_closed,
             draining=self.admission.is_draining,
             database_answers=contact.answers,
             database_away=contact.away(now),

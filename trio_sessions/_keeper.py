@@ -24,6 +24,7 @@ from trio_sessions._edge import Edge
 from trio_sessions._forked_run import abandon_on_fork
 from trio_sessions._house import House
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._life import Life
 from trio_sessions._logging import logs_of
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._settings import Settings
@@ -44,12 +45,14 @@ class Keeper:
         calls: TransportCalls,
         edge: Edge,
         witness: Witness,
+        life: Life,
         settings: Settings,
     ) -> None:
         self._table = table
         self._calls = calls
         self._edge = edge
         self._witness = witness
+        self._life = life
         self._settings = settings
         self._registry: SessionRegistry | None = None
         self._opened = trio.Event()
@@ -86,18 +89,21 @@ class Keeper:
     async def _keep(self, nursery: trio.Nursery) -> None:
         async with self._opened_store(), self._calls.open():
             house = self._build(nursery)
-            try:
-                await house.start()
+            async with house.in_use(), self._outlasting_the_block(nursery):
                 self._registry = SessionRegistry(house)
                 self._opened.set()
                 await self._stop.wait()
-            except BaseException:  # ends the block at once; raised when that has ended
-                nursery.cancel_scope.cancel()
-                with trio.CancelScope(shield=True):
-                    await self._stop.wait()
-                raise
-            finally:
-                await house.close()  # ends the background, too
+
+    @asynccontextmanager
+    async def _outlasting_the_block(self, nursery: trio.Nursery) -> AsyncIterator[None]:
+        """End the block at once after a crash of the background; raise that when it has ended."""
+        try:
+            yield
+        except BaseException:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await self._stop.wait()
+            raise
 
     @asynccontextmanager
     async def _opened_store(self) -> AsyncIterator[None]:
@@ -118,5 +124,6 @@ class Keeper:
             table=self._table,
             calls=self._calls,
             background=background,
+            life=self._life,
             settings=self._settings,
         )

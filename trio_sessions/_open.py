@@ -16,6 +16,7 @@ from trio_sessions._handlers import Handler
 from trio_sessions._interrupts import Uninterrupted
 from trio_sessions._keeper import Keeper
 from trio_sessions._library import check_trio
+from trio_sessions._life import Life
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
@@ -238,8 +239,11 @@ async def _open(
         migrate=settings.migrate,
     )
     witness = Witness()
-    edge = Edge(store, worker, witness, settings)
-    keeper = Keeper(table=table, calls=calls, edge=edge, witness=witness, settings=settings)
+    life = Life()
+    edge = Edge(store, worker, witness, settings, life)
+    keeper = Keeper(
+        table=table, calls=calls, edge=edge, witness=witness, life=life, settings=settings
+    )
     body_error: BaseException | None = None
     crash: BaseException | None = None
     try:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from trio_sessions._asking import INHERITED, Asking, breach
+from trio_sessions._life import Life
 from trio_sessions._logging import get_logger
 from trio_sessions._settings import Settings
 from trio_sessions.abc import (
@@ -46,10 +47,11 @@ class Questions(Asking):
         store: the store.
         worker: who asks.
         settings: as of `Asking`, and ``batch_size``.
+        life: of the registry.
     """
 
-    def __init__(self, store: SessionStore, worker: Worker, settings: Settings) -> None:
-        super().__init__(store, settings)
+    def __init__(self, store: SessionStore, worker: Worker, settings: Settings, life: Life) -> None:
+        super().__init__(store, settings, life)
         self.worker = worker
 
     async def locate(self, session_id: str) -> Holder | None:

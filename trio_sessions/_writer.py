@@ -34,6 +34,7 @@ import trio
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
+from trio_sessions._life import Life
 from trio_sessions._lines import Lines
 from trio_sessions._logging import get_logger
 from trio_sessions._orders import Order, Stage
@@ -71,14 +72,23 @@ class Writer:
         edge: the way to the store.
         histories: where another one must be begun before anything is written.
         counters: count batches, and what failed.
+        life: of the registry: once it is finishing, nothing is asked again, and what waits is all.
         rows: writes in one batch, at most.
         timeout: seconds for which an order waits behind batches that fail.
     """
 
     def __init__(
-        self, edge: Edge, histories: Histories, counters: Counters, *, rows: int, timeout: float
+        self,
+        edge: Edge,
+        histories: Histories,
+        counters: Counters,
+        life: Life,
+        *,
+        rows: int,
+        timeout: float,
     ) -> None:
         self._edge = edge
+        self._life = life
         self._histories = histories
         self._counters = counters
         self._timeout = timeout
@@ -90,7 +100,6 @@ class Writer:
         self._entrance = trio.StrictFIFOLock()
         self._inside = 0
         self._inside_size = 0
-        self._closing = False
         self._gives_up = False
         self._under_way: trio.CancelScope | None = None
         self._has_rested = False
@@ -182,7 +191,7 @@ class Writer:
     async def run(self) -> None:
         """Write until `finish`; to be run shielded, for what is under way must not be cut."""
         try:
-            while not (self._closing and not self._lines.waiting):
+            while not (self._life.is_finishing and not self._lines.waiting):
                 if self._lines.next_due() is not None:
                     self._lines.wake(trio.current_time())
                 batch = self._next_batch() if self._lines.waiting else ()
@@ -202,7 +211,7 @@ class Writer:
         What may wait goes with no letters: they wait for no disk, and it would have them wait.
         """
         lines, until = self._lines, self._patient_until
-        if lines.patient and not self._closing and until and trio.current_time() < until:
+        if lines.patient and not self._life.is_finishing and until and trio.current_time() < until:
             if lines.waiting == lines.patient:
                 return ()
             if lines.waiting == lines.patient + lines.letters:
@@ -320,10 +329,10 @@ class Writer:
 
     def _may_ask_again(self, order: Order[Any]) -> bool:
         patience = min(_PATIENCE, self._timeout)
-        return not self._closing and trio.current_time() < order.given_at + patience
+        return not self._life.is_finishing and trio.current_time() < order.given_at + patience
 
     def _may_wait(self, order: Order[Any]) -> bool:
-        return not self._closing and trio.current_time() < order.given_at + self._timeout
+        return not self._life.is_finishing and trio.current_time() < order.given_at + self._timeout
 
     def _ask_again(self, locked: Sequence[Order[Any]]) -> None:
         """Ask for locked rows again, each after a pause of its own."""
@@ -351,7 +360,6 @@ class Writer:
 
     async def finish(self, deadline: float) -> None:
         """Write what waits, until the deadline on Trio's clock; then give up, and end."""
-        self._closing = True
         self._work.set()
         with trio.move_on_at(deadline):
             await self._ended.wait()

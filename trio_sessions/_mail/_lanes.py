@@ -22,6 +22,7 @@ import trio
 
 from trio_sessions._background import Background
 from trio_sessions._edge import Edge
+from trio_sessions._life import Life
 from trio_sessions._logging import get_logger
 from trio_sessions._mail._sockets import MOST, connected, pack
 from trio_sessions._orders import Order
@@ -99,23 +100,27 @@ class Lanes:
         writer: takes letters to the database.
         edge: knows whether this is a forked child.
         background: where connections are watched.
+        life: of the registry. Once it is not open, no task is started any more, and nothing is put
+            into a lane to wait; what goes at once, goes.
     """
 
     def __init__(
-        self, folder: str | None, *, writer: Writer, edge: Edge, background: Background
+        self,
+        folder: str | None,
+        *,
+        writer: Writer,
+        edge: Edge,
+        background: Background,
+        life: Life,
     ) -> None:
         self._folder = folder
         self._writer = writer
         self._edge = edge
         self._background = background
+        self._life = life
         self._connected: dict[str, _Connected] = {}
         self._used: dict[str, float] = {}
         """When a letter was last sent by the database, to whom; the longest ago first."""
-        self._is_closing = False
-
-    def close(self) -> None:
-        """Start no task any more, and put nothing into a lane to wait; what goes at once, goes."""
-        self._is_closing = True
 
     def end(self) -> None:
         """Close the connections."""
@@ -135,7 +140,7 @@ class Lanes:
             return None
         self._used.pop(to, None)
         one = self._connected[to] = _Connected(connection)
-        if not self._is_closing:
+        if self._life.is_open:
             self._background.start_lasting(self._watch, to, one)
         return one
 
@@ -179,7 +184,7 @@ class Lanes:
                         return None
                     if may_be_lost and one.size >= _FULL:
                         return None
-                    if not self._is_closing:
+                    if self._life.is_open:
                         return self._let_wait(to, one, _Waiting(text, to, memoryview(data)[sent:]))
             except OSError as exc:
                 logger.debug("a connection to another worker has broken: %s", exc)

@@ -12,6 +12,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import encode
+from trio_sessions._life import Life
 from trio_sessions._listening import Listening
 from trio_sessions._logging import get_logger
 from trio_sessions._mail._calling import Calling, Stream
@@ -61,9 +62,11 @@ class Mail:
         listening: Listening,
         background: Background,
         counters: Counters,
+        life: Life,
         settings: Settings,
     ) -> None:
         self._edge = edge
+        self._life = life
         self._listening = listening
         self._background = background
         self._settings = settings
@@ -71,7 +74,7 @@ class Mail:
         folder = None
         if settings.mail_sockets is not None and edge.keeps(Part.MAIL):
             folder = os.fspath(settings.mail_sockets)
-        self._lanes = Lanes(folder, writer=writer, edge=edge, background=background)
+        self._lanes = Lanes(folder, writer=writer, edge=edge, background=background, life=life)
         self._incoming = Incoming(folder, edge=edge, background=background)
         self._sender = Sender(writer, self._lanes, edge)
         self._topics = Subscriptions(edge, counters)
@@ -80,6 +83,7 @@ class Mail:
             settings.handlers or {},
             sender=self._sender,
             background=background,
+            life=life,
             limit=settings.max_message_bytes,
             wake=self._watch.wake,
         )
@@ -95,7 +99,6 @@ class Mail:
         listening.tell(self)
         self._published = itertools.count(1)
         self._started: set[Loop] = set()
-        self._is_closed = False
 
     # ---- its life ----
 
@@ -130,7 +133,7 @@ class Mail:
         Who hears the bell for messages alone begins to collect with the first letter.
         """
         is_mail = session_ids is not None and MAIL in session_ids
-        if is_mail and not self._is_closed and self._edge.keeps(Part.MAIL):
+        if is_mail and self._life.is_open and self._edge.keeps(Part.MAIL):
             self.start()
         if is_mail or session_ids is None:
             self._office.look()
@@ -152,16 +155,13 @@ class Mail:
         self._topics.restore()
 
     def close(self) -> None:
-        """Refuse new work, end subscriptions, fail all calls, and tell the callees.
+        """End subscriptions, fail all calls, and tell the callees; the life is not open any more.
 
         The handlers are to be interrupted next; each tells its caller.
         """
-        self._is_closed = True
-        self._serving.close()
         self._topics.close()
-        self._calling.close(_closed)
+        self._calling.close(self._life.error)
         self._incoming.close()
-        self._lanes.close()
 
     def end(self) -> None:
         """Close the connections: the handlers have said their last words."""
@@ -172,8 +172,7 @@ class Mail:
         """Raise `RegistryClosed` unless it is open, and this process's."""
         if self._edge.is_inherited:
             raise RegistryClosed(INHERITED)
-        if self._is_closed:
-            raise _closed()
+        self._life.check_open()
 
     def _check_store(self) -> None:
         if not self._edge.keeps(Part.MAIL):
@@ -191,7 +190,7 @@ class Mail:
         It may hear no bell, and never collect: who leaves such letters deletes the old ones.
         """
         is_own = self._sender.is_own(from_worker)
-        if self._edge.keeps(Part.MAIL) and not is_own and not self._is_closed:
+        if self._edge.keeps(Part.MAIL) and not is_own and self._life.is_open:
             self._start(self._expire)
             contents = encode(session_id, what="a session id", limit=_ID)
             self._sender.post_soon(from_worker, seal("moved", contents=contents))
@@ -205,7 +204,7 @@ class Mail:
 
         As with `tell_moved` it may never collect.
         """
-        if self._edge.keeps(Part.MAIL) and not self._is_closed:
+        if self._edge.keeps(Part.MAIL) and self._life.is_open:
             self._start(self._expire)
             contents = encode(list(map(list, things)), what="what was said", limit=_SAID)
             self._sender.post_soon(incarnation, seal("said", contents=contents))
@@ -258,9 +257,3 @@ class Mail:
             self._start(self._look_after)  # it asks no store of oneself
         else:
             self.start()
-
-
-def _closed() -> RegistryClosed:
-    return RegistryClosed(
-        "the registry is closed: use it inside the `async with open_registry(...)` block"
-    )

@@ -15,6 +15,7 @@ from trio_sessions._background import Background
 from trio_sessions._handlers import Handler, Last, is_stream
 from trio_sessions._interrupts import interruptible
 from trio_sessions._json import decode, encode
+from trio_sessions._life import Life
 from trio_sessions._logging import get_logger
 from trio_sessions._mail._letters import seal
 from trio_sessions._mail._outflow import Outflow
@@ -89,6 +90,7 @@ class Serving:
         handlers: what may be called, by name.
         sender: leaves the answers.
         background: where handlers run.
+        life: of the registry.
         limit: bytes of an answer, or of an item.
         wake: tells whoever watches the callers when there is one to look for.
     """
@@ -99,18 +101,19 @@ class Serving:
         *,
         sender: Sender,
         background: Background,
+        life: Life,
         limit: int,
         wake: Callable[[float], None],
     ) -> None:
         self._handlers = handlers
         self._sender = sender
         self._background = background
+        self._life = life
         self._limit = limit
         self._wake = wake
         self._running: dict[tuple[str, int], _Running] = {}
         self._seen = Seen()
         """The calls that have come."""
-        self._is_closed = False
 
     # ---- what callers say ----
 
@@ -123,7 +126,7 @@ class Serving:
         handler = self._handlers.get(name)
         refusal = self._refusal(handler, name, window)
         if handler is None or refusal:
-            letter = _failed(number, 0, "", refusal, gone=self._is_closed)
+            letter = _failed(number, 0, "", refusal, gone=not self._life.is_open)
             self._sender.post_soon(caller, letter)
             return
         one = _Running(caller, number, name, timeout)
@@ -135,7 +138,7 @@ class Serving:
 
     def _refusal(self, handler: Handler | None, name: str, window: int) -> str:
         """Return why a call cannot be carried out; empty: it can."""
-        if self._is_closed:
+        if not self._life.is_open:
             return "the registry is closing"
         if handler is None:
             return f"this worker has no handler of the name {name!r}"
@@ -197,10 +200,6 @@ class Serving:
             if not is_own and one.began_at <= asked_at and not is_alive(one.caller):
                 one.is_told = True
                 one.cancel(_Why.GONE)
-
-    def close(self) -> None:
-        """Take no more calls; who closes interrupts the handlers, which tell their callers."""
-        self._is_closed = True
 
     # ---- carrying out ----
 

@@ -49,7 +49,6 @@ class Subscriptions:
         """Counts how often the store may have forgotten it."""
         self._turn = trio.Lock()
         self._changed = trio.Event()
-        self._is_closed = False
 
     # ---- who listens ----
 
@@ -86,7 +85,6 @@ class Subscriptions:
 
     def close(self) -> None:
         """End every subscription: after what has come already."""
-        self._is_closed = True
         for ones in list(self._subscribers.values()):
             for one in list(ones):
                 one.end()
