@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
@@ -35,12 +36,13 @@ def is_question(statement: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("pool_size", "tokens", "questions"), [(None, 5, 3), (5, 20, 3), (3, 20, 1), (20, 5, 3)]
+    ("pool_size", "tokens", "questions"),
+    [(None, 4, 2), (None, 5, 3), (5, 20, 2), (4, 20, 1), (20, 5, 3)],
 )
-async def test_a_flood_of_questions_leaves_two_connections(
+async def test_a_flood_of_questions_leaves_three_connections(
     proxy: Proxy, pool_size: int | None, tokens: int, questions: int
 ) -> None:
-    """One for the writer and one for the pass, whoever has made the engine (invariant 17)."""
+    """For the writer, the pass and the stamp, whoever has made the engine (invariant 17)."""
     with made_store(proxy, pool_size) as store:
         async with (
             open_registry(store, max_concurrent=tokens) as registry,
@@ -58,10 +60,32 @@ async def test_a_flood_of_questions_leaves_two_connections(
                 await proxy.wait_until(lambda: proxy.in_flight == questions + 1)
                 nursery.start_soon(registry.cleanup)
                 await proxy.wait_until(lambda: proxy.in_flight == questions + 2)
+                nursery.start_soon(partial(registry._house._edge.stamp, passed=False))
+                await proxy.wait_until(lambda: proxy.in_flight == questions + 3)
             await proxy.heal()
 
 
-@pytest.mark.parametrize(("pool_size", "tokens"), [(None, 1), (None, 2), (1, 20), (2, 20)])
+async def test_a_pool_of_three_leaves_the_stamp_and_the_refresh_theirs(proxy: Proxy) -> None:
+    """Then batches wait for questions; the lease waits for neither."""
+    with made_store(proxy, 3) as store:
+        async with open_registry(store) as registry, trio.open_nursery() as nursery:
+            await registry.add_session("s", FakeTransport())
+            proxy.fall_silent("answers")
+            with trio.fail_after(40):
+                nursery.start_soon(registry.add_session, "t", FakeTransport())
+                await proxy.wait_until(lambda: proxy.in_flight == 1)
+                for number in range(100):
+                    nursery.start_soon(registry.locate_session, f"elsewhere {number}")
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert proxy.in_flight == 1
+                nursery.start_soon(registry.cleanup)
+                await proxy.wait_until(lambda: proxy.in_flight == 2)
+                nursery.start_soon(partial(registry._house._edge.stamp, passed=False))
+                await proxy.wait_until(lambda: proxy.in_flight == 3)
+            await proxy.heal()
+
+
+@pytest.mark.parametrize(("pool_size", "tokens"), [(None, 1), (None, 2), (1, 20), (2, 20), (3, 20)])
 async def test_where_there_are_too_few_connections_they_wait_for_one_question(
     proxy: Proxy, pool_size: int | None, tokens: int
 ) -> None:
@@ -89,7 +113,7 @@ async def test_where_there_are_too_few_connections_they_wait_for_one_question(
         assert is_question(proxy.round_trips[0])
 
 
-@pytest.mark.parametrize(("pool_size", "tokens"), [(None, 4), (4, 20)])
+@pytest.mark.parametrize(("pool_size", "tokens"), [(None, 4), (5, 20)])
 async def test_a_question_whose_caller_has_left_reaches_no_thread(
     proxy: Proxy, pool_size: int | None, tokens: int
 ) -> None:

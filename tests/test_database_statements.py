@@ -144,11 +144,11 @@ async def test_never_more_operations_than_max_concurrent(proxy: Proxy) -> None:
         assert report.refreshed == 50
 
 
-@pytest.mark.parametrize(("pool_size", "at_once"), [(0, 3), (2, 2)])
-async def test_as_many_operations_as_the_pool_of_an_engine_keeps(
+@pytest.mark.parametrize(("pool_size", "at_once"), [(0, 3), (3, 2)])
+async def test_as_many_refreshes_as_the_pool_of_an_engine_has_but_one(
     proxy: Proxy, pool_size: int, at_once: int
 ) -> None:
-    """``pool_size=0`` means no limit: as many as there are tokens."""
+    """That one is the stamp's. ``pool_size=0`` means no limit: as many as there are tokens."""
     engine = sa.create_engine(proxy.url, pool_size=pool_size)
     store = FaultyStore(DatabaseStore(engine))
     async with open_registry(store, max_concurrent=3, batch_size=5) as registry:

@@ -248,6 +248,15 @@ async def test_it_finds_too_few_connections(postgresql_schema: sa.URL) -> None:
         await look(url, pool_size=10), "connections", Level.WARN, says="10 connections",
         todo="raise pool_size",
     )  # fmt: skip
+    only(
+        await look(url, pool_size=3), "connections", Level.FAIL, says="a pool of 3 is too small",
+        todo="4 or more",
+    )  # fmt: skip
+    only(
+        await look(url, max_concurrent=8, pool_size=8), "connections", Level.WARN,
+        says="may use 9", todo="raise pool_size",
+    )  # fmt: skip
+    assert not await look(url, max_concurrent=8, pool_size=9)
     with make_role(url) as role:
         run_sql(url, f"ALTER ROLE {role.username} SUPERUSER CONNECTION LIMIT 7")
         only(

@@ -6,6 +6,7 @@ anything is asked, with a deadline, in `trio_sessions._asking`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import trio
@@ -43,6 +44,8 @@ logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
 
+_STAMPS = 2  # threads: of the loop that stamps, and of a pass, or a history that begins
+
 _ANSWERS = {write: (*kinds, RowUnavailable) for write, kinds in ANSWERS.items()}
 
 
@@ -75,6 +78,8 @@ class Edge(Questions):
         life: Life,
     ) -> None:
         super().__init__(store, worker, settings, life)
+        self._lease = replace(worker, limiter=trio.CapacityLimiter(_STAMPS))
+        """This worker, with threads of its own for what keeps its lease: no load delays that."""
         self._witness = witness
         self._estimate = ClockEstimate(self.gives_up_after)
 
@@ -177,7 +182,7 @@ class Edge(Questions):
         """Begin a history, after another one that the store does not have any more."""
         asked_at = trio.current_time()
         begun = await self._ask(
-            lambda: self._store.begin(self.worker, history, presence, after=after), Begun
+            lambda: self._store.begin(self._lease, history, presence, after=after), Begun
         )
         self._estimate.read(begun.clock, asked_at)
         return begun
@@ -195,7 +200,7 @@ class Edge(Questions):
         flight = self._witness.depart()
         try:
             stamped = await self._ask(
-                lambda: self._store.stamp(self.worker, flight.known, passed=passed), Stamped
+                lambda: self._store.stamp(self._lease, flight.known, passed=passed), Stamped
             )
             self._estimate.read(stamped.clock, asked_at)
             self._witness.land(flight, stamped.stamp)

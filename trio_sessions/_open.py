@@ -78,7 +78,8 @@ def open_registry(
         message_ttl: seconds after which an undelivered message is dropped.
         cleanup_interval: seconds between the starts of two passes, less a jitter of up
             to a tenth; at most half of ``session_ttl``.
-        max_concurrent: database operations, and so threads, at a time.
+        max_concurrent: database operations, and so threads, at a time. The stamp that keeps the
+            lease has a thread and a connection beside these.
         batch_size: sessions refreshed by one statement.
         check_timeout: seconds for one transport's ``is_connected()``.
         disconnect_timeout: seconds for one transport's ``disconnect()``.

@@ -11,7 +11,7 @@ from trio_sessions.inspection import WorkerState
 
 __all__ = ["CHECKS"]
 
-_LEAST_POOL = 3  # connections: one for the pass, one for the writer, one for questions
+_LEAST_POOL = 4  # connections: for the stamp, the pass, the writer and questions, one each
 
 _ROOM = """
     SELECT (CAST(current_setting('max_connections') AS int)
@@ -56,17 +56,18 @@ _UPDATED = ["last_accessed", "taken_at", "stamped_at", "passed_at", "beat"]
 
 
 def _pool(connection: sa.Connection, case: Case) -> Iterator[Finding]:
+    own = case.max_concurrent + 1  # for the stamp
     if case.pool_size is not None and case.pool_size < _LEAST_POOL:
         yield fail(
             f"a pool of {case.pool_size} is too small", f"give the engine {_LEAST_POOL} or more"
         )
-    elif case.pool_size is not None and case.pool_size < case.max_concurrent:
+    elif case.pool_size is not None and case.pool_size < own:
         yield warn(
-            f"the pool has {case.pool_size} connections and max_concurrent is "
-            f"{case.max_concurrent}: operations wait for the pool",
+            f"the pool has {case.pool_size} connections, and max_concurrent={case.max_concurrent} "
+            f"may use {own}: operations wait for the pool",
             "raise pool_size, or lower max_concurrent",
         )
-    each = case.pool_size or case.max_concurrent
+    each = case.pool_size or own
     if is_pooled(connection):
         yield ok(f"the pooler decides: it needs default_pool_size {each} for each busy worker")
         return

@@ -10,6 +10,7 @@ each run, and after a fork (see `trio_sessions.stores._one_run`).
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from trio_sessions.abc import Pool, Worker
 from trio_sessions.errors import OperationTooLong, StoreSchemaError, StoreUnavailable
 from trio_sessions.stores.database._database import Database, Timeouts
 from trio_sessions.stores.database._errors import first_line, hide_values
-from trio_sessions.stores.database._given import places, renew_pool
+from trio_sessions.stores.database._given import Places, Rank, places, renew_pool
 from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
 from trio_sessions.stores.database._urls import masked
 
@@ -35,8 +36,6 @@ logger = get_logger("trio_sessions.rows")
 T = TypeVar("T")
 
 _PATH = "trio_sessions_path"  # of a connection: the last one that was looked at
-
-_SPARE = 2  # connections that no question gets: for the pass, and for the writer
 
 
 class Connections:
@@ -67,10 +66,8 @@ class Connections:
         self._engine: sa.Engine | None = None
         self._opening = trio.Lock()
         self._prepare: Callable[[sa.Connection], None] | None = None
-        self._places: trio.CapacityLimiter | None = None
+        self._places: Places | None = None
         """As many as an engine that was handed in has connections."""
-        self._question_places: trio.CapacityLimiter | None = None
-        """Fewer of them."""
         self._taken: dict[sa.Connection, Any] = {}
         """Those beside the pool, with the driver's own."""
         self._path: object = None
@@ -95,8 +92,7 @@ class Connections:
                 self._engine = await trio.to_thread.run_sync(
                     self._make_engine, worker, abandon_on_cancel=True, limiter=worker.limiter
                 )
-                self._places = places(self._given, spare=0)
-                self._question_places = places(self._given, spare=_SPARE)
+                self._places = places(self._given)
             await self.run(worker, prepare)
 
     async def close(self, worker: Worker) -> None:
@@ -119,7 +115,7 @@ class Connections:
         if self._given is not None:
             # The same pool, and nothing of the user's engine is changed.
             return self._given.execution_options(**options)
-        size = int(worker.limiter.total_tokens)
+        size = int(worker.limiter.total_tokens) + 1  # for the stamp, which has a limiter of its own
         engine = self._database.create_engine(self._url, size, self._timeouts)
 
         @sa.event.listens_for(engine, "do_connect")
@@ -162,18 +158,26 @@ class Connections:
 
     # ---- one operation ----
 
-    async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
-        """Run ``work`` on a connection in a thread."""
-        return await self._guarded(worker, partial(self._connected, work))
+    async def run(
+        self, worker: Worker, work: Callable[[sa.Connection], T], *, rank: Rank = Rank.OTHERS
+    ) -> T:
+        """Run ``work`` on a connection in a thread.
 
-    async def ask(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
-        """Run what only reads: however many ask, connections are left for the others."""
-        async with self._question_places or contextlib.nullcontext():
-            return await self.run(worker, work)
+        Args:
+            worker: who asks.
+            work: what is done.
+            rank: for whom, where an engine that was handed in has few connections.
+        """
+        async with self._place(rank):
+            return await self._guarded(worker, partial(self._connected, work))
+
+    def _place(self, rank: Rank) -> AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext() if self._places is None else self._places.place(rank)
 
     async def take(self, worker: Worker, prepare: Callable[[sa.Connection], Any]) -> sa.Connection:
         """Connect beside the pool; whoever takes the connection gives it to `give_back`."""
-        connection = await self._guarded(worker, partial(self._detached, prepare))
+        async with self._place(Rank.OTHERS):
+            connection = await self._guarded(worker, partial(self._detached, prepare))
         self._taken[connection] = connection.connection.dbapi_connection
         return connection
 
@@ -205,8 +209,7 @@ class Connections:
         operation = self._operation()
         self._running += 1
         try:
-            async with self._places or contextlib.nullcontext():
-                return await operation.run(partial(work, operation), worker.limiter)
+            return await operation.run(partial(work, operation), worker.limiter)
         except Withdrawn:
             self.check_process()
             raise StoreUnavailable(

@@ -3,14 +3,17 @@
 Nothing of the engine is changed but its pool, and that in a forked child only.
 """
 
+import contextlib
+import enum
 import weakref
+from collections.abc import AsyncIterator
 
 import sqlalchemy as sa
 import trio
 
 from trio_sessions._process import keep_for_ever, this_process
 
-__all__ = ["note_process", "places", "renew_pool"]
+__all__ = ["Places", "Rank", "note_process", "places", "renew_pool"]
 
 _process_of: "weakref.WeakKeyDictionary[sa.Engine, object]" = weakref.WeakKeyDictionary()
 """The process whose connections are in the pool of an engine that was handed in."""
@@ -32,13 +35,38 @@ def renew_pool(given: sa.Engine) -> None:
         _process_of[given] = this_process()
 
 
-def places(given: sa.Engine | None, *, spare: int) -> trio.CapacityLimiter | None:
-    """Return places for the connections that a given engine has, if it has a number of them.
+class Rank(enum.IntEnum):
+    """Who needs a connection; each leaves one to each of those before it."""
+
+    LEASE = 0
+    PASS = 1
+    WRITER = 2
+    OTHERS = 3
+
+
+class Places:
+    """Places for the connections of an engine that was handed in.
+
+    Where it has fewer than there are ranks, the last ones share: one place is left to each.
 
     Args:
-        given: the engine.
-        spare: connections that questions must not take; one is always left to them.
+        size: how many connections its pool keeps.
     """
+
+    def __init__(self, size: int) -> None:
+        self._limiters = [trio.CapacityLimiter(max(1, size - rank)) for rank in Rank]
+
+    @contextlib.asynccontextmanager
+    async def place(self, rank: Rank) -> AsyncIterator[None]:
+        """Have a place in the block; wait for one first."""
+        async with contextlib.AsyncExitStack() as stack:
+            for limiter in self._limiters[rank::-1]:
+                await stack.enter_async_context(limiter)
+            yield
+
+
+def places(given: sa.Engine | None) -> Places | None:
+    """Return places for the connections of a given engine, if it has a number of them."""
     if given is None or not isinstance(given.pool, sa.QueuePool) or not given.pool.size():
         return None
-    return trio.CapacityLimiter(max(1, given.pool.size() - spare))
+    return Places(given.pool.size())

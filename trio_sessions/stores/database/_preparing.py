@@ -19,6 +19,7 @@ import shlex
 
 import sqlalchemy as sa
 
+from trio_sessions._checks import switch
 from trio_sessions._logging import get_logger
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database._columns import check_tables, find_tables
@@ -28,9 +29,14 @@ from trio_sessions.stores.database._upgrade import Changes, Lacking, carry_out, 
 from trio_sessions.stores.database._urls import masked
 from trio_sessions.stores.database._versions import VERSION
 
-__all__ = ["Allowed", "Preparation"]
+__all__ = ["CONTRADICTION", "Allowed", "Preparation", "what_is_allowed"]
 
 logger = get_logger("trio_sessions.rows")
+
+CONTRADICTION = (
+    "migrate is True and create_tables is False: where your migrations create the tables they "
+    "upgrade them, too; leave migrate out"
+)
 
 
 class Allowed(enum.Enum):
@@ -41,6 +47,21 @@ class Allowed(enum.Enum):
     """Create tables that are missing."""
     UPGRADE = "upgrade"
     """And bring those of an older schema up to this version."""
+
+
+def what_is_allowed(*, create_tables: bool, migrate: bool) -> Allowed:
+    """Return what an opening may do.
+
+    Raises:
+        TypeError, ValueError: a switch is none, or the two contradict each other.
+    """
+    switch("create_tables", create_tables)
+    switch("migrate", migrate)
+    if migrate and not create_tables:
+        raise ValueError(CONTRADICTION)
+    if migrate:
+        return Allowed.UPGRADE
+    return Allowed.CREATE if create_tables else Allowed.NOTHING
 
 
 class Preparation:

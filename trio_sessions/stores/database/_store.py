@@ -9,7 +9,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 import trio
 
-from trio_sessions._checks import seconds, switch
+from trio_sessions._checks import seconds
 from trio_sessions.abc import (
     Bell,
     DataStore,
@@ -29,9 +29,14 @@ from trio_sessions.stores._doubt import Acknowledged
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.database._connections import Connections
 from trio_sessions.stores.database._database import find
-from trio_sessions.stores.database._given import note_process
+from trio_sessions.stores.database._given import Rank, note_process
 from trio_sessions.stores.database._inspection import Inspection
-from trio_sessions.stores.database._preparing import Allowed, Preparation
+from trio_sessions.stores.database._preparing import (
+    CONTRADICTION,
+    Allowed,
+    Preparation,
+    what_is_allowed,
+)
 from trio_sessions.stores.database._questions import Asker, Questions
 from trio_sessions.stores.database._schema import tables
 from trio_sessions.stores.database._upgrade import Changes
@@ -53,11 +58,6 @@ from trio_sessions.writes import Batch, Committed
 __all__ = ["DatabaseStore"]
 
 T = TypeVar("T")
-
-_CONTRADICTION = (
-    "migrate is True and create_tables is False: where your migrations create the tables they "
-    "upgrade them, too; leave migrate out"
-)
 
 
 class DatabaseStore(
@@ -81,8 +81,8 @@ class DatabaseStore(
             set on them. Only these settings bound how long a thread may wait for a
             connection, so give it a ``connect_timeout``, and to its pings
             (``pool_pre_ping``) a ``tcp_user_timeout``. No more operations run at a time
-            than its pool keeps connections, and but for two of them no questions; its overflow
-            is left to you. Give it three connections or more.
+            than its pool keeps connections; its overflow is left to you. One of them is kept for
+            the stamp, one for the refresh, and one for the writer, so give it four or more.
         table_prefix: lower-case letters, digits and underscores, at most 38 of them.
         create_tables: create missing tables when the store opens; none that exists is altered.
         migrate: bring an older schema up to this version when the store opens, under a lock:
@@ -133,7 +133,7 @@ class DatabaseStore(
                 f"lock_timeout ({lock_timeout:g} s) must be shorter than "
                 f"operation_timeout ({operation_timeout:g} s)"
             )
-        self._allowed = _allowed(create_tables=create_tables, migrate=migrate)
+        self._allowed = what_is_allowed(create_tables=create_tables, migrate=migrate)
         self._given_engine: sa.Engine | None = None
         if isinstance(url_or_engine, sa.Engine):
             self._given_engine = url_or_engine
@@ -178,7 +178,7 @@ class DatabaseStore(
             StoreInUse: another Trio run has it open.
         """
         if worker.migrate and self._allowed is Allowed.NOTHING:
-            raise StoreSchemaError(_CONTRADICTION)
+            raise StoreSchemaError(CONTRADICTION)
         allowed = Allowed.UPGRADE if worker.migrate else self._allowed
         connections = self._opened.join(worker)
         try:
@@ -202,12 +202,11 @@ class DatabaseStore(
     def _prepare(self, allowed: Allowed, connection: sa.Connection) -> None:
         self.changes = self._preparation.prepare(connection, allowed)
 
-    async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
+    async def run(
+        self, worker: Worker, work: Callable[[sa.Connection], T], *, rank: Rank = Rank.OTHERS
+    ) -> T:
         """Run ``work`` on a connection in a thread; not for users."""
-        return await self._opened.state.run(worker, work)
-
-    async def _ask(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
-        return await self._opened.state.ask(worker, work)
+        return await self._opened.state.run(worker, work, rank=rank)
 
     # ---- operations ----
 
@@ -219,6 +218,7 @@ class DatabaseStore(
             lambda connection: self._operations.commit(
                 connection, worker, batch, lambda: time.monotonic() - asked
             ),
+            rank=Rank.WRITER,
         )
         self._acknowledged.note(worker, committed.stamp)
         return committed
@@ -226,14 +226,18 @@ class DatabaseStore(
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows; see `SessionStore.refresh`."""
         return await self.run(
-            worker, lambda connection: self._operations.refresh(connection, worker, session_ids)
+            worker,
+            lambda connection: self._operations.refresh(connection, worker, session_ids),
+            rank=Rank.PASS,
         )
 
     async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
         """Delete rows of this incarnation; see `SessionStore.delete_all`."""
         self._acknowledged.forget(worker)
         return await self.run(
-            worker, lambda connection: self._operations.delete_all(connection, worker, limit)
+            worker,
+            lambda connection: self._operations.delete_all(connection, worker, limit),
+            rank=Rank.PASS,
         )
 
     async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
@@ -253,6 +257,7 @@ class DatabaseStore(
             lambda connection: self._operations.begin(
                 connection, worker, history, presence, after=after
             ),
+            rank=Rank.LEASE,
         )
         self._acknowledged.begin(worker, history)
         return begun
@@ -262,6 +267,7 @@ class DatabaseStore(
         stamped = await self.run(
             worker,
             lambda connection: self._operations.stamp(connection, worker, stamp, passed=passed),
+            rank=Rank.LEASE,
         )
         self._acknowledged.note(worker, stamped.stamp)
         return stamped
@@ -270,7 +276,7 @@ class DatabaseStore(
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session; see `SessionStore.locate`."""
-        return await self._ask(
+        return await self.run(
             worker,
             lambda connection: self._questions.locate(connection, self._asker(worker), session_id),
         )
@@ -279,7 +285,7 @@ class DatabaseStore(
 
     async def get_capabilities(self, worker: Worker, session_id: str) -> str | None:
         """Return a session's capabilities; see `SessionStore.get_capabilities`."""
-        return await self._ask(
+        return await self.run(
             worker,
             lambda connection: self._questions.get_capabilities(
                 connection, self._asker(worker), session_id
@@ -288,7 +294,7 @@ class DatabaseStore(
 
     async def get_data(self, worker: Worker, session_id: str) -> str | None:
         """Return a session's data; see `DataStore.get_data`."""
-        return await self._ask(
+        return await self.run(
             worker,
             lambda connection: self._questions.get_data(
                 connection, self._asker(worker), session_id
@@ -297,7 +303,7 @@ class DatabaseStore(
 
     async def elicitation_capable(self, worker: Worker) -> list[str]:
         """Return the ids of sessions that can be asked; see `SessionStore`."""
-        return await self._ask(
+        return await self.run(
             worker,
             lambda connection: self._questions.elicitation_capable(connection, self._asker(worker)),
         )
@@ -315,20 +321,20 @@ class DatabaseStore(
 
     async def list_workers(self, worker: Worker) -> list[WorkerInfo]:
         """Return the workers; see `InspectionStore.list_workers`."""
-        return await self._ask(worker, self._inspection.list_workers)
+        return await self.run(worker, self._inspection.list_workers)
 
     async def list_sessions(
         self, worker: Worker, selection: Selection, *, after: str, limit: int
     ) -> list[SessionInfo]:
         """Return sessions by id; see `InspectionStore.list_sessions`."""
-        return await self._ask(
+        return await self.run(
             worker,
             lambda connection: self._inspection.list_sessions(connection, selection, after, limit),
         )
 
     async def describe(self, worker: Worker, session_id: str) -> SessionInfo | None:
         """Return what is known of a session; see `InspectionStore.describe`."""
-        return await self._ask(
+        return await self.run(
             worker,
             lambda connection: self._inspection.describe(
                 connection, self._asker(worker), session_id
@@ -343,7 +349,7 @@ class DatabaseStore(
 
     async def revocations(self, worker: Worker, *, within: float) -> list[Mark]:
         """Return ids that were marked lately; see `RevocationStore.revocations`."""
-        return await self._ask(
+        return await self.run(
             worker, lambda connection: self._operations.revocations(connection, within)
         )
 
@@ -353,7 +359,7 @@ class DatabaseStore(
         self, worker: Worker, session_id: str, *, after: int, limit: int, size: int
     ) -> Sequence[StoredEntry]:
         """Return entries of a session's log; see `LogStore.read_log`."""
-        return await self._ask(
+        return await self.run(
             worker,
             lambda connection: self._operations.read_log(
                 connection, self._asker(worker), session_id, after=after, limit=limit, size=size
@@ -373,7 +379,7 @@ class DatabaseStore(
 
     async def waiting(self, worker: Worker) -> list[str]:
         """Return the ids of sessions with messages; see `SessionStore.waiting`."""
-        return await self._ask(
+        return await self.run(
             worker, lambda connection: self._questions.waiting(connection, worker)
         )
 
@@ -381,7 +387,7 @@ class DatabaseStore(
         self, worker: Worker, wanted: Sequence[Wanted]
     ) -> Mapping[str, Sequence[StoredMessage]]:
         """Return stored messages; see `SessionStore.fetch`."""
-        return await self._ask(
+        return await self.run(
             worker, lambda connection: self._operations.fetch(connection, worker, wanted)
         )
 
@@ -434,16 +440,7 @@ class DatabaseStore(
         swept = await self.run(
             worker,
             lambda connection: self._operations.sweep(connection, worker, durations, limit, stamp),
+            rank=Rank.PASS,
         )
         self._acknowledged.note(worker, None if swept.stamped is None else swept.stamped.stamp)
         return swept
-
-
-def _allowed(*, create_tables: bool, migrate: bool) -> Allowed:
-    switch("create_tables", create_tables)
-    switch("migrate", migrate)
-    if migrate and not create_tables:
-        raise ValueError(_CONTRADICTION)
-    if migrate:
-        return Allowed.UPGRADE
-    return Allowed.CREATE if create_tables else Allowed.NOTHING
