@@ -1,6 +1,7 @@
 """The SDK's event store, on the logs of the sessions."""
 
 import logging
+from collections.abc import Sequence
 
 import anyio.lowlevel
 
@@ -8,6 +9,7 @@ from trio_sessions.errors import SessionsError
 from trio_sessions.mcp._contracts import Registry
 from trio_sessions.mcp._conversation import Conversation, current
 from trio_sessions.mcp._event_ids import Seen, check_event_id, event_id, place_of
+from trio_sessions.mcp._frames import frames
 from trio_sessions.mcp._keeping import Keeping
 from trio_sessions.mcp._sdk import (
     INTERNAL_ERROR,
@@ -21,7 +23,7 @@ from trio_sessions.mcp._sdk import (
     messages,
 )
 from trio_sessions.mcp._streams import split
-from trio_sessions.types import fingerprint
+from trio_sessions.types import LogEntry, fingerprint
 
 __all__ = ["LOST", "SessionEventStore"]
 
@@ -31,7 +33,8 @@ LOST = "the worker that ran this request has ended; it was not run again"
 """What the client of such a request is told."""
 
 _GET_STREAM = "_GET_stream"  # the SDK's name for what belongs to no request
-_PAGE = 1000
+_PAGE = 500
+_MANY = 10  # events, from which on they are sent in fewer pieces
 _ROUNDS = 3  # in which a replay catches up with what is said meanwhile
 
 
@@ -86,7 +89,7 @@ class SessionEventStore(EventStore):
         if message is None:
             await anyio.lowlevel.checkpoint()
             return self._begin(conversation, stream_id)
-        is_answer = isinstance(message, JSONRPCResponse | JSONRPCError)
+        is_answer = _is_answer(message)
         if stream_id != _GET_STREAM:
             conversation.begun.add(stream_id)
         try:
@@ -173,21 +176,11 @@ class SessionEventStore(EventStore):
             said = conversation.said
             while True:
                 entries = await self._registry.logs.read(session_id, after=cursor, limit=_PAGE)
-                for entry in entries:
-                    cursor = entry.id
-                    event = entry.event
-                    if not isinstance(event, dict) or event.get("stream") != seen.stream:
-                        continue
-                    if seen.has(event):
-                        continue
-                    try:
-                        message = messages.validate_python(event["message"], by_name=False)
-                    except (KeyError, ValueError):  # somebody else has written it
-                        unread += 1
-                        continue
-                    is_answered |= isinstance(message, JSONRPCResponse | JSONRPCError)
-                    again = event_id(conversation, seen.stream, place_of(entry))
-                    await send_callback(EventMessage(message, again))
+                cursor = entries[-1].id if entries else cursor
+                missed, others = _missed(conversation, seen, entries)
+                unread += others
+                is_answered |= any(_is_answer(one.message) for one in missed)
+                await self._send(missed, send_callback)
                 if len(entries) < _PAGE:
                     break
             if is_answered or conversation.said == said:
@@ -201,6 +194,50 @@ class SessionEventStore(EventStore):
         conversation.cursor = max(conversation.cursor, cursor)
         conversation.knows_log = True
         return cursor, is_answered
+
+    async def _send(self, missed: Sequence[EventMessage], send_callback: EventCallback) -> None:
+        """Send events by way of the SDK; all but the first one beside it, if that may be."""
+        stream = frames.get()
+        if len(missed) < _MANY or stream is None or self._has_prefixes:
+            for one in missed:
+                await send_callback(one)
+            return
+        first, *others = missed
+        stream.expect(first.event_id or "")
+        await send_callback(first)
+        if await stream.has_passed():
+            await stream.write((one.event_id or "", _json(one.message)) for one in others)
+            return
+        for one in others:
+            await send_callback(one)
+
+
+def _json(message: JSONRPCMessage) -> str:
+    """Return a message as the SDK writes it."""
+    return message.model_dump_json(by_alias=True, exclude_unset=True)
+
+
+def _missed(
+    conversation: Conversation, seen: Seen, entries: Sequence[LogEntry]
+) -> tuple[list[EventMessage], int]:
+    """Return what a client has missed, of its stream, and how many entries cannot be read."""
+    missed: list[EventMessage] = []
+    unread = 0
+    for entry in entries:
+        event = entry.event
+        if not isinstance(event, dict) or event.get("stream") != seen.stream or seen.has(event):
+            continue
+        try:
+            message = messages.validate_python(event["message"], by_name=False)
+        except (KeyError, ValueError):  # somebody else has written it
+            unread += 1
+            continue
+        missed.append(EventMessage(message, event_id(conversation, seen.stream, place_of(entry))))
+    return missed, unread
+
+
+def _is_answer(message: JSONRPCMessage) -> bool:
+    return isinstance(message, JSONRPCResponse | JSONRPCError)
 
 
 def _nobody_runs(stream_id: str) -> JSONRPCError:
