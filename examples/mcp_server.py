@@ -24,7 +24,9 @@ from trio_sessions.mcp import (  # 2
 )
 
 registry = SessionRegistry(  # 3
-    os.environ.get("DATABASE_URL", "sqlite:///mcp.db"), handlers=handlers()
+    os.environ.get("DATABASE_URL", "sqlite:///mcp.db"),
+    handlers=handlers(),
+    mail_sockets=os.environ.get("MAIL_SOCKETS"),  # a folder, for workers of one host
 )
 server = MCPServer("counter", subscriptions=RegistrySubscriptionBus(registry))  # 4
 

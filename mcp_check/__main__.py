@@ -20,7 +20,24 @@ from mcp_check.fleet import Fleet
 
 # database, server; the SDK alone needs no database
 FASTMCP = "fastmcp on postgresql"
-WAYS = ("alone", "sqlite", "postgresql", "postgresql on Trio", FASTMCP)
+SOCKETS = " with sockets"
+WAYS = (
+    "alone",
+    "sqlite",
+    "postgresql",
+    "postgresql" + SOCKETS,
+    "postgresql on Trio",
+    "postgresql on Trio" + SOCKETS,
+    FASTMCP,
+)
+
+COLUMNS = {
+    "own worker": "own, median",
+    "other worker": "other, median",
+    "own worker, processor": "own, CPU",
+    "other worker, processor": "other, CPU",
+}
+"""Of the table: the time of a call, and for how long the workers used a processor for it."""
 
 
 def parse_options() -> argparse.Namespace:
@@ -78,9 +95,10 @@ def surroundings(way: str) -> Iterator[Fleet]:
             url = stack.enter_context(postgresql(folder / "pg"))
         fleet = Fleet(
             url,
-            "hypercorn" if way.endswith("Trio") else "uvicorn",
+            "hypercorn" if "on Trio" in way else "uvicorn",
             "fastmcp" if way == FASTMCP else "the SDK",
             folder,
+            by_sockets=way.endswith(SOCKETS),
         )
         try:
             yield fleet
@@ -141,16 +159,16 @@ def main() -> int:
         with surroundings(way) as fleet:
             found[way] = anyio.run(run, way, fleet, options)
             print_facts(way, found[way])
-    print(f"\n{'tools/call, median':<26}{'own worker':>14}{'other worker':>14}")
+    print(f"\n{'tools/call':<32}" + "".join(f"{name:>14}" for name in COLUMNS.values()))
     for way, seen in found.items():
-        cells = [seen.times.get(name) for name in ("own worker", "other worker")]
+        cells = [seen.times.get(name) for name in COLUMNS]
         print(
-            f"{way:<26}"
-            + "".join(f"{'-' if c is None else f'{c * 1000:.1f} ms':>14}" for c in cells)
+            f"{way:<32}"
+            + "".join(f"{'-' if c is None else f'{c * 1000:.2f} ms':>14}" for c in cells)
         )
     for way, seen in found.items():
         for name, seconds in seen.times.items():
-            if name not in ("own worker", "other worker"):
+            if name not in COLUMNS:
                 print(f"{way}: {name}: {seconds * 1000:.1f} ms")
     promised = (seen for way, seen in found.items() if way != "alone")
     return int(not all(holds for seen in promised for holds, _ in seen.facts))

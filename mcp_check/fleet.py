@@ -51,12 +51,14 @@ class Fleet:
         server: uvicorn or hypercorn.
         made_with: the SDK or fastmcp.
         folder: for logs, and for what tools have run.
+        by_sockets: the workers send letters by sockets.
     """
 
     url: str
     server: str
     made_with: str
     folder: Path
+    by_sockets: bool = False
     workers: list[Worker] = field(default_factory=list)
 
     @property
@@ -77,6 +79,7 @@ class Fleet:
             "CHECK_SERVER": self.server,
             "CHECK_MADE_WITH": self.made_with,
             "CHECK_RAN": str(self.ran),
+            "CHECK_MAIL_SOCKETS": str(self.folder / "mail") if self.by_sockets else "",
         }
         with (self.folder / "workers.log").open("ab") as log:
             process = subprocess.Popen(  # noqa: S603
@@ -102,6 +105,15 @@ class Fleet:
                 return
             await anyio.sleep(0.1)
         raise RuntimeError(f"a worker did not start:\n{self.last_words()}")
+
+    def processor_time(self) -> float:
+        """Return the seconds that the workers have used a processor for; 0 where nobody says."""
+        ticks = 0
+        for worker in self.workers:
+            with contextlib.suppress(OSError):
+                stat = Path("/proc", str(worker.process.pid), "stat").read_text()
+                ticks += sum(map(int, stat.rpartition(")")[2].split()[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def last_words(self) -> str:
         """Return the end of what the workers have logged."""

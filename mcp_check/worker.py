@@ -90,6 +90,11 @@ def build(registry: Any) -> Any:
     return SessionRouter(app, registry) if registry else app
 
 
+def settings() -> dict[str, Any]:
+    """Return those of the registry."""
+    return {"handlers": handlers(), "mail_sockets": os.environ["CHECK_MAIL_SOCKETS"] or None}
+
+
 async def serve_on_trio(port: int, url: str) -> None:
     """Serve under Hypercorn until SIGTERM."""
     config = Config()
@@ -97,7 +102,7 @@ async def serve_on_trio(port: int, url: str) -> None:
     config.graceful_timeout = 5.0
     config.errorlog = None
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        async with open_registry(url, handlers=handlers()) as registry:
+        async with open_registry(url, **settings()) as registry:
             app = build(registry)
 
             async def until_told() -> None:
@@ -113,7 +118,7 @@ def main() -> None:
     if os.environ["CHECK_SERVER"] == "hypercorn":
         trio.run(serve_on_trio, port, url)
         return
-    registry = aio.SessionRegistry(url, handlers=handlers()) if url else None
+    registry = aio.SessionRegistry(url, **settings()) if url else None
     make = build
     if os.environ["CHECK_MADE_WITH"] == "fastmcp":
         from mcp_check import on_fastmcp  # it may not be installed

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 import trio
 
-from trio_sessions.stores.database import metadata
+from trio_sessions.stores.database._schema import tables
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.stores.memory._mail import Mail
 from trio_sessions.stores.memory._row import Row
@@ -162,11 +162,11 @@ class MemoryBackdoor:
 class DatabaseBackdoor:
     def __init__(self, url: sa.URL) -> None:
         self.engine = sa.create_engine(url, poolclass=sa.NullPool)
-        tables = metadata().tables
-        self.sessions = tables["trio_sessions"]
-        self.messages_table = tables["trio_messages"]
-        self.fleet = tables["trio_fleet"]
-        self.workers_table = tables["trio_workers"]
+        ours = tables("trio_")
+        self.sessions = ours.sessions
+        self.messages_table = ours.messages
+        self.fleet = ours.fleet
+        self.workers_table = ours.workers
 
     def close(self) -> None:
         self.engine.dispose()
@@ -262,7 +262,7 @@ class DatabaseBackdoor:
 
     def copy(self) -> Any:
         return {
-            table: [row._asdict() for row in self.execute(sa.select(table))]
+            table.name: [row._asdict() for row in self.execute(sa.select(table))]
             for table in self.sessions.metadata.sorted_tables
         }
 
@@ -272,8 +272,8 @@ class DatabaseBackdoor:
             for table in reversed(tables):
                 connection.execute(sa.delete(table))
             for table in tables:
-                if copy is not None and copy[table]:
-                    connection.execute(sa.insert(table), copy[table])
+                if copy is not None and copy[table.name]:
+                    connection.execute(sa.insert(table), copy[table.name])
 
     def number_messages_anew(self) -> None:
         [(largest,)] = self.execute(sa.select(sa.func.max(self.messages_table.c.id)))

@@ -1,15 +1,25 @@
 """What other workers call in these tests, and what has become of it."""
 
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import pytest
 import trio.testing
+from conftest import Shared
 
 from trio_sessions import (
     SessionRegistry,
 )
 
 TOO_LONG = 30  # seconds
+
+
+def by_lane(shared: Shared, request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """Let what workers share have sockets, too, if the test is to."""
+    with tempfile.TemporaryDirectory(prefix="ts-") as folder:
+        shared.mail_sockets = folder if request.param == "sockets" else None
+        yield shared
 
 
 class Handlers:

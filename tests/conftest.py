@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 import trio.testing
 from backdoors import Backdoor, DatabaseBackdoor, MemoryBackdoor
+from compiled import share_compiled_statements
 from hosts import HOSTS, open_view, settle
 from hypothesis import settings
 from presses import let_children_have_ctrl_c
@@ -33,6 +34,7 @@ settings.register_profile("soak", deadline=None, print_blob=True)
 settings.load_profile("soak" if SOAK else "gate")
 
 let_children_have_ctrl_c()
+share_compiled_statements()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -73,24 +75,32 @@ def postgresql_url() -> Iterator[sa.URL]:
             server.cleanup()
 
 
+@pytest.fixture(scope="session")
+def administrator(postgresql_url: sa.URL) -> Iterator[sa.Engine]:
+    """The one connection by which all schemas are made and dropped."""
+    engine = sa.create_engine(
+        postgresql_url, isolation_level="AUTOCOMMIT", pool_size=1, pool_pre_ping=True
+    )
+    yield engine
+    engine.dispose()
+
+
 @contextlib.contextmanager
-def make_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
+def make_schema(administrator: sa.Engine) -> Iterator[sa.URL]:
     schema = f"t_{uuid.uuid4().hex[:12]}"
-    engine = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
+    with administrator.connect() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
     try:
-        yield postgresql_url.update_query_dict({"options": f"-csearch_path={schema}"})
+        yield administrator.url.update_query_dict({"options": f"-csearch_path={schema}"})
     finally:
-        with engine.connect() as connection:
+        with administrator.connect() as connection:
             connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
-        engine.dispose()
 
 
 @pytest.fixture
-def postgresql_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
+def postgresql_schema(administrator: sa.Engine) -> Iterator[sa.URL]:
     """The URL of an empty schema, dropped afterwards."""
-    with make_schema(postgresql_url) as url:
+    with make_schema(administrator) as url:
         yield url
 
 
@@ -109,9 +119,9 @@ def server(empty_data: tuple[Path, Path]) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def module_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
+def module_schema(administrator: sa.Engine) -> Iterator[sa.URL]:
     """The same, for tests that share what takes long to start."""
-    with make_schema(postgresql_url) as url:
+    with make_schema(administrator) as url:
         yield url
 
 
@@ -137,6 +147,8 @@ class Shared:
         self.name = name
         self.host: str | None = None
         """Where the facade for asyncio runs, if that is what is opened."""
+        self.mail_sockets: str | None = None
+        """Where workers talk to each other, if not by the store."""
         self.make_store = make_store
         self.backdoor = backdoor
 
@@ -144,6 +156,7 @@ class Shared:
         """Open a registry on a store of its own; passes come only when asked for."""
         settings.setdefault("session_ttl", 3600.0)
         settings.setdefault("cleanup_interval", settings["session_ttl"] / 2)
+        settings.setdefault("mail_sockets", self.mail_sockets)
         store = settings.pop("store", None) or self.make_store()
         return (open_view if self.host else open_registry)(store, **settings)
 

@@ -59,6 +59,7 @@ def _files_that_stay_are_open() -> None:
 def _nothing_is_left() -> Iterator[None]:
     """Every test here must end with the threads and files that it began with."""
     gc.collect()
+    gc.freeze()  # afterwards only what the test has made is looked at
     files = len(os.listdir("/proc/self/fd"))
     yield
     gc.collect()

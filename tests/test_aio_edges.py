@@ -51,8 +51,9 @@ if sys.version_info >= (3, 12):
 
 
 @pytest.fixture(params=list(LOOPS))
-def new_loop(request: pytest.FixtureRequest) -> Loop:
-    return LOOPS[request.param]
+def new_loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    yield LOOPS[request.param]
+    gc.collect()  # of a task that has failed asyncio warns when it is collected: now, not later
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from hosts import ASYNCIO, Run
 
 from trio_sessions import CallFailed, RegistryClosed, WorkerGone
 from trio_sessions.aio import SessionRegistry, Topics
+from trio_sessions.aio._life import Life, State
 from trio_sessions.stores.memory import MemoryStore
 
 TOO_LONG = 30  # seconds
@@ -234,6 +235,25 @@ def test_a_backlog_leaves_the_loop_its_turns(run: Run) -> None:
             assert [await anext(messages) for _ in range(100)] == list(range(100))
             assert turns >= 50
             turning.cancel()
+
+    run(main)
+
+
+def test_a_subscription_ends_as_soon_as_its_registry_closes(run: Run) -> None:
+    """Also for who comes for the next message before the core has begun to close."""
+
+    async def main() -> None:
+        async with SessionRegistry() as registry, registry.topics.subscribe("t") as messages:
+            await registry.topics.publish("t", 1)
+            assert await anext(messages) == 1
+            subscription: Any = messages
+            service = subscription._service
+            closing, service.life = service.life, Life(asyncio.get_running_loop())
+            service.life.go(State.CLOSING)
+            try:
+                assert [message async for message in messages] == []
+            finally:
+                service.life = closing
 
     run(main)
 

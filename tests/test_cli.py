@@ -409,6 +409,20 @@ def test_the_exit_code_is_1_if_one_session_too_many_or_too_few_is_gone() -> None
         assert "NOT as expected" in output.getvalue()
 
 
+def test_a_narrow_terminal_shows_every_figure_of_the_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Names are folded; nothing is cut off, and whether it is right stands at the end."""
+    monkeypatch.setenv("COLUMNS", "60")
+    output = StringIO()
+    assert conclude(Screen(output), verdict_of(expect(HELD, HELD, Deeds(vanished=one("a"))))) == 0
+    done = verdict_of(expect(HELD, HELD, Deeds(vanished=one("a"))))
+    long = replace(done.findings[0], phase="2 clients vanish", worker="worker-1")
+    conclude(Screen(output), replace(done, findings=(long,)))
+    assert "…" not in output.getvalue()
+    assert output.getvalue().count("ok\n") == 2
+
+
 def test_a_row_left_behind_or_nothing_seen_at_all_is_no_success() -> None:
     """A demo that saw no pass has shown nothing."""
     expected = expect(HELD, HELD, Deeds(vanished=one("a")))

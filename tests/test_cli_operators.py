@@ -77,7 +77,7 @@ async def test_sessions_are_listed_by_fingerprint(database: Shared) -> None:
         full = await in_thread(lambda: run("list", "--full-ids", url=url_of(database)))
         assert SECRET in full.stdout
         one = await in_thread(lambda: run("list", "--limit", "1", url=url_of(database)))
-        assert one.stdout.endswith("1 session\n")
+        assert one.stdout.endswith("1 session, there may be more: see --limit and --after\n")
         page = await in_thread(
             lambda: run("list", "--after", "b", "--json", "--full-ids", url=url_of(database))
         )
@@ -173,6 +173,13 @@ def test_a_user_s_mistake_is_told(
     assert found.exit_code == exit_code
     assert says in found.output
     assert not list(tmp_path.iterdir()), "it has made a file"
+
+
+@pytest.mark.parametrize("command", ["workers", "list", "sweep"])
+def test_memory_is_told_to_be_nobody_elses(command: str) -> None:
+    found = run(command, url="memory:")
+    assert found.exit_code == 2
+    assert "the database that workers share" in found.output
 
 
 def test_a_database_without_our_tables_is_left_as_it_is(

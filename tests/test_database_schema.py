@@ -74,11 +74,14 @@ async def open_and_add(store: DatabaseStore) -> None:
 
 async def test_missing_tables_are_created_and_found_again(database: Database) -> None:
     """The second opening changes nothing."""
-    await open_and_add(DatabaseStore(database.url))
+    first, second = DatabaseStore(database.url), DatabaseStore(database.url)
+    await open_and_add(first)
     created = database.tables()
     assert created.keys() == OURS
-    await open_and_add(DatabaseStore(database.url))
+    assert not first.changes.had_tables
+    await open_and_add(second)
     assert database.tables() == created
+    assert second.changes.had_tables
 
 
 async def test_a_store_opens_in_a_few_round_trips(postgresql_schema: sa.URL) -> None:

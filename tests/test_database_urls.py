@@ -289,3 +289,13 @@ async def test_two_registries_share_one_store(database: Shared) -> None:
     assert not store._opened.is_open
     async with open_registry(store) as again:
         assert await again.locate_session("s") is None
+
+
+@pytest.mark.parametrize("lock_timeout", [2.0, 3.0])
+def test_a_wait_for_a_lock_is_shorter_than_the_operation(
+    sqlite_url: sa.URL, lock_timeout: float
+) -> None:
+    """Else each lock would cost its connection, and be told as a database that is away."""
+    with pytest.raises(ValueError, match=r"^lock_timeout .* shorter than operation_timeout"):
+        DatabaseStore(sqlite_url, operation_timeout=2.0, lock_timeout=lock_timeout)
+    assert DatabaseStore(sqlite_url, operation_timeout=2.0, lock_timeout=1.9).lock_timeout == 1.9

@@ -140,7 +140,7 @@ def test_a_row_is_judged_only_if_it_was_once_confirmed() -> None:
         if row in (Row.CONFIRMED, Row.LOST):
             one.confirm(claimed(Outcome.LOST if row is Row.LOST else Outcome.KEPT), STAMP)
         assert one.row is row
-        leases.add(one)
+        leases.add([one])
     assert leases.refresh == [entries[Row.CONFIRMED], entries[Row.LOST]]
     assert leases.restore == [entries[Row.UNWRITTEN]]
 

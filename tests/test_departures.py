@@ -50,6 +50,27 @@ def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert departures.ended("s5") == 0
 
 
+def test_who_is_held_again_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor whoever comes back after it was: then all that may be left counts."""
+    monkeypatch.setattr(_departures, "MOST", 2)
+    departures = Departures()
+    departures.begin([entry("s", 1), entry("t", 2)])
+    departures.begin_again("s")
+    departures.begin([entry("u", 4), entry("v", 5), entry("w", 6)])
+    assert departures.all() == {"s": 1, "v": 5, "w": 6}
+    departures.begin_again("t")
+    assert departures.ended("t") == 4, "the latest that was forgotten; its own was 2"
+    departures.settle("t", 4)
+    departures.settle("s", 1)
+    assert departures.all() == {"v": 5, "w": 6}
+    departures.begin_again("v")
+    departures.begin([entry("v", 9)])
+    assert departures.all() == {"w": 6, "v": 9}
+    departures.forget_all()
+    departures.begin_again("x")
+    assert departures.all() == {}
+
+
 def test_an_id_that_ends_again_is_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are too many, those go that ended longest ago, each by its last end."""
     monkeypatch.setattr(_departures, "MOST", 2)

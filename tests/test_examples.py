@@ -310,7 +310,7 @@ def gateway(running: Gateway) -> Iterator[Gateway]:
     wait_until(lambda: running.sessions() == {})
 
 
-@pytest.fixture(params=ALL_GATEWAYS)
+@pytest.fixture(params=[*ALL_GATEWAYS[:2], pytest.param("trio, sqlite", marks=longer)])
 def own_gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gateway]:
     """A gateway for a test that destroys it."""
     url = url_for(request, tmp_path, "postgresql_schema")
@@ -455,9 +455,9 @@ def test_a_killed_worker_loses_its_sessions_and_the_other_keeps_its(own_gateway:
 
 
 @pytest.fixture(scope="module")
-def chat_schema(postgresql_url: sa.URL) -> Iterator[sa.URL]:
+def chat_schema(administrator: sa.Engine) -> Iterator[sa.URL]:
     """Not the gateways': they have another `session_ttl`, and would sweep the chat's sessions."""
-    with make_schema(postgresql_url) as url:
+    with make_schema(administrator) as url:
         yield url
 
 

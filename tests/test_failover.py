@@ -222,7 +222,8 @@ async def test_a_replica_that_lags_answers_a_question(server: Server, *, has_sta
 # ---- a server that hides ----
 
 
-async def test_row_level_security_while_workers_run(server: Server) -> None:
+@pytest.mark.parametrize("batch_size", [1, 7, pytest.param(1000, marks=longer)])
+async def test_row_level_security_while_workers_run(server: Server, batch_size: int) -> None:
     """The role is not the owner: all is unknown, with an error that says what to do."""
     async with join(server.url) as owner:
         with make_role(server.url) as url:
@@ -233,7 +234,9 @@ async def test_row_level_security_while_workers_run(server: Server) -> None:
                 f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {url.username}",
             )
             store = quick_store(url, create_tables=False)
-            async with open_registry(store, session_ttl=3600.0, cleanup_interval=1800.0) as a:
+            async with open_registry(
+                store, session_ttl=3600.0, cleanup_interval=1800.0, batch_size=batch_size
+            ) as a:
                 held = {a: await add(a, *names("s", 12)), owner: await add(owner, "elsewhere")}
                 await in_thread(
                     run_sql, server.url, "ALTER TABLE trio_sessions ENABLE ROW LEVEL SECURITY"

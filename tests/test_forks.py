@@ -112,7 +112,7 @@ def url(request: pytest.FixtureRequest) -> sa.URL:
     return url
 
 
-FORKS = 12 if SOAK else 4
+FORKS = 12 if SOAK else 2
 
 IN_THE_CHILD = ["the child works"] + ["disconnected BY THE CHILD"] * 20  # its own ones
 

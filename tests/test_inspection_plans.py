@@ -3,12 +3,13 @@
 import pytest
 import sqlalchemy as sa
 from conftest import Shared
+from soak import SOAK
 
 from trio_sessions.inspection import Selection
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.database._schema import tables
 
-MANY = 20_000
+MANY = 1_000_000 if SOAK else 20_000
 
 FILL = {
     "sqlite": """

@@ -27,7 +27,7 @@ from presses import (
     pressing,
 )
 from readers import finish_writing
-from soak import SOAK
+from soak import SOAK, longer
 from trio._core import _ki
 
 from trio_sessions import SessionRegistry, open_registry, serve_registry
@@ -490,8 +490,15 @@ def communicate(process: "subprocess.Popen[str]") -> tuple[str, str]:
     return out, err
 
 
-@pytest.mark.parametrize("url", ["memory:", "sqlite:///sessions.db"])
-@pytest.mark.parametrize("presses", [1, 3])
+@pytest.mark.parametrize(
+    ("presses", "url"),
+    [
+        (1, "memory:"),
+        (3, "sqlite:///sessions.db"),
+        pytest.param(3, "memory:", marks=longer),
+        pytest.param(1, "sqlite:///sessions.db", marks=longer),
+    ],
+)
 @pytest.mark.timeout(3600 if SOAK else 300)
 def test_ctrl_c_at_random_moments(tmp_path: Path, url: str, presses: int) -> None:
     """A program that adds, removes, sends, passes, opens and closes all the time."""

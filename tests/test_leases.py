@@ -9,6 +9,8 @@ from backdoors import DatabaseBackdoor, MemoryBackdoor
 from conftest import Shared
 from witnesses import open_witnessed
 
+from trio_sessions.writes import Verdict
+
 
 async def test_a_row_is_kept_as_long_as_its_holder_is_alive(shared: Shared) -> None:
     """However old it is: it may be locked. Nor does it go while it is refreshed."""
@@ -179,3 +181,44 @@ async def test_who_has_no_row_sweeps_nothing(shared: Shared) -> None:
         assert await a.seen() is None
         assert not await a.begin(rewound=False)
         assert (await a.sweep()).sessions == 1
+
+
+async def test_who_moves_has_a_whole_lease(shared: Shared) -> None:
+    """Its row was old, and the worker that has it now loses its own row soon after."""
+    async with open_witnessed(shared.make_store, "a", session_ttl=600.0) as a:
+        await a.sweep()
+        shared.backdoor.insert("s", "of a worker that has died", age=500.0)
+        async with open_witnessed(shared.make_store, "b", session_ttl=600.0) as b:
+            await b.claim("s")
+            assert shared.backdoor.rows() == {"s": "b"}
+            shared.backdoor.forget_workers()
+            shared.backdoor.age(200.0)
+            assert not await a.begin()
+            assert (await a.sweep()).sessions == 0
+            shared.backdoor.age(500.0)
+            assert (await a.sweep()).sessions == 1
+
+
+async def test_who_leaves_deletes_its_rows_one_by_one_if_that_is_all_it_may(shared: Shared) -> None:
+    """Its own row goes with the last of them: else nobody would look for the others for a TTL."""
+    async with open_witnessed(shared.make_store, "a") as a:
+        for session_id in ("s", "t", "u"):
+            await a.claim(session_id)
+        for left in (2, 1, 0):
+            assert (await a.store.delete_all(a.worker, limit=1)).more
+            assert len(shared.backdoor.rows()) == left
+            assert shared.backdoor.workers().keys() == {"a"}
+        assert not (await a.store.delete_all(a.worker, limit=1)).more
+        assert shared.backdoor.workers() == {}
+
+
+async def test_a_refused_batch_says_what_the_clock_says(shared: Shared) -> None:
+    """Whoever is told that the store went back reckons the time of its next batch by it."""
+    async with open_witnessed(shared.make_store, "a") as a:
+        before = (await a.claim("s")).clock
+        shared.backdoor.forget_workers()
+        committed = await a.claim("t")
+        assert committed.verdict is Verdict.FORGOTTEN
+        assert before is not None
+        assert committed.clock is not None
+        assert before <= committed.clock < before + 40.0

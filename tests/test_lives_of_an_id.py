@@ -16,7 +16,7 @@ from piles import pile_up
 from readers import finish_writing, read
 from witnesses import open_witnessed
 
-from trio_sessions import SessionRegistry, StoreUnavailable
+from trio_sessions import SessionRegistry, StoreUnavailable, _departures
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.writes import Batch, Claim, Claimed, Committed, Delete, Outcome
@@ -393,3 +393,27 @@ async def test_a_claim_that_is_repeated_makes_its_session_no_older(shared: Share
         assert isinstance(claimed, Claimed)
         assert claimed.outcome is Outcome.LOST
         assert shared.backdoor.rows() == {"s": "one"}
+
+
+async def test_however_many_end_in_an_outage_nothing_is_inherited(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than are kept: what is forgotten of them counts all the same when they come again."""
+    monkeypatch.setattr(_departures, "MOST", 1)
+    store = FaultyStore(shared.make_store())
+    ids = ("a", "b", "c")
+    async with shared.open(store=store) as registry:
+        for session_id in ids:
+            await registry.add_session(session_id, FakeTransport(), owner="the former")
+            await registry.broadcast(session_id, "of the former", durable=True)
+        store.fail(Fault.FAILS)
+        for session_id in ids:
+            await registry.remove_session(session_id)
+        for session_id in ids:
+            await registry.add_session(session_id, FakeTransport())
+        store.heal()
+        await registry.cleanup()
+        for session_id in ids:
+            assert await registry.get_session_owner(session_id) is None
+            await registry.broadcast(session_id, "of this one")
+            assert await read(registry, session_id, 1) == ["of this one"]

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs/howto/log-lines.md"
+LOGGER = re.compile(r'^logger = (?:logging\.getLogger|get_logger)\("([\w.]+)"\)', re.MULTILINE)
 LOUD = {"warning", "error", "exception", "critical"}
 ROW = re.compile(
     r"^\| `([^`]+)` \| `(trio_sessions[.\w]*)`, (\w+) \| (.+?) \| (.+?) \|$", re.MULTILINE
@@ -23,7 +24,9 @@ def lines_of(source: str) -> list[tuple[Line, str]]:
 
     The logger of a function that is handed one is the function's name and "()".
     """
-    name = re.search(r'^logger = logging\.getLogger\("([\w.]+)"\)', source, re.MULTILINE)
+    name = re.search(
+        r'^logger = (?:logging\.getLogger|get_logger)\("([\w.]+)"\)', source, re.MULTILINE
+    )
     return list(_lines_in(ast.parse(source), name and name[1]))
 
 
@@ -59,7 +62,9 @@ def handed_by(source: str, function: str) -> set[str]:
     ]
     if not calls:
         return set()
-    name = re.search(r'^logger = logging\.getLogger\("([\w.]+)"\)', source, re.MULTILINE)
+    name = re.search(
+        r'^logger = (?:logging\.getLogger|get_logger)\("([\w.]+)"\)', source, re.MULTILINE
+    )
     assert name is not None, "who hands a logger on has one of the module"
     for call in calls:
         handed = [*call.args, *(one.value for one in call.keywords)]

@@ -12,6 +12,9 @@ import trio
 from trio.testing import MockClock
 
 from trio_sessions import SessionRegistry, open_registry
+from trio_sessions.abc import Worker
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.writes import Batch, Committed
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
@@ -56,7 +59,7 @@ async def add(registry: SessionRegistry, session_id: str) -> None:
 
 
 async def test_a_lone_call_takes_few_turns(mock_clock: MockClock) -> None:
-    """To add: the batch, its answer, the caller. To remove: two tasks and two turns more."""
+    """To add: the batch, and the caller. To remove: two tasks and two turns more."""
     async with open_registry() as registry:
         with counting() as added:
             for session_id in IDS:
@@ -65,10 +68,10 @@ async def test_a_lone_call_takes_few_turns(mock_clock: MockClock) -> None:
             for session_id in IDS:
                 await registry.remove_session(session_id)
     lone = len(IDS)
-    assert (added.turns, added.tasks) == (3 * lone, 0)
+    assert (added.turns, added.tasks) == (2 * lone, 0)
     # The job begins; whoever calls the transport begins, and ends; the writer commits, while the
-    # job is told of that; the writer is answered; the caller and the job are told.
-    assert (removed.turns, removed.tasks) == (5 * lone, 2 * lone)
+    # job is told of that; the caller and the job are told.
+    assert (removed.turns, removed.tasks) == (4 * lone, 2 * lone)
 
 
 async def test_calls_at_once_share_their_turns(mock_clock: MockClock) -> None:
@@ -85,5 +88,37 @@ async def test_calls_at_once_share_their_turns(mock_clock: MockClock) -> None:
     assert added.tasks == len(IDS)
     assert removed.tasks == len(IDS) + 2
     # Some more for the tasks to begin, and for their nursery to end.
-    assert added.turns <= 2 * 3
-    assert removed.turns <= 2 * 5
+    assert added.turns <= 2 * 2
+    assert removed.turns <= 2 * 4
+
+
+class CommitsInItsOwnWay(MemoryStore):
+    """Notes what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        self.batches.append(len(batch.writes))
+        return await super().commit(worker, batch)
+
+
+async def test_a_store_that_commits_in_its_own_way_is_awaited(mock_clock: MockClock) -> None:
+    """What it inherits is not asked for in its place."""
+    store = CommitsInItsOwnWay()
+    async with open_registry(store) as registry:
+        await add(registry, "s")
+        assert store.batches == [1]
+        await registry.remove_session("s")
+    assert store.batches == [1, 1]
+
+
+async def test_batches_that_follow_each_other_take_turns(mock_clock: MockClock) -> None:
+    """A long line holds the loop for one batch at a time."""
+    async with open_registry(batch_size=1) as registry:
+        with counting() as added:
+            async with trio.open_nursery() as nursery:
+                for session_id in IDS:
+                    nursery.start_soon(add, registry, session_id)
+    assert added.turns >= len(IDS)

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from conftest import Shared
 from gates import GatedStore
-from readers import Consumer, read
+from readers import Consumer, read, reading
 from trio.testing import MockClock
 
 from trio_sessions import (
@@ -17,10 +17,11 @@ from trio_sessions import (
     open_registry,
 )
 from trio_sessions._messages._fetching import MOST
-from trio_sessions.abc import Worker
+from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import StoredMessage, Wanted
+from trio_sessions.writes import Batch, Committed, Send
 
 
 async def test_deletions_that_overlap_are_both_counted(everywhere: Shared) -> None:
@@ -116,9 +117,11 @@ async def test_a_message_that_is_stored_while_its_session_is_removed_is_not_the_
 
 
 async def test_a_reader_that_opens_before_the_takeover_is_written_keeps_the_order(
-    everywhere: Shared,
+    everywhere: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What this worker sent to the older holder comes before what it has in memory."""
+    # However busy the machine is, the store does not count as silent.
+    monkeypatch.setattr("trio_sessions._messages._fetching.PATIENCE", 60.0)
     store = GatedStore(everywhere.make_store())
     async with (
         everywhere.open(store=store) as a,
@@ -343,3 +346,35 @@ async def test_a_full_memory_does_not_keep_a_copy_from_being_looked_at_again(
         assert got[:3] == ["r1", "r2", "m" * size]
         assert a.statistics().messages_in_memory == 0
         nursery.cancel_scope.cancel()
+
+
+class CountsSends(FaultyStore):
+    """Notes how many messages each batch has."""
+
+    def __init__(self, store: SessionStore) -> None:
+        super().__init__(store)
+        self.sends: list[int] = []
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        committed = await super().commit(worker, batch)
+        self.sends.append(len(list(batch.of(Send))))
+        return committed
+
+
+async def test_senders_wait_outside_while_much_waits(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded, however many send while the store is slow; all arrive, in order."""
+    monkeypatch.setattr("trio_sessions._writer._ROOM", (2, 1_000_000))
+    store = CountsSends(MemoryStore())
+    async with open_registry(store) as registry, reading(registry, "s") as reader:
+        store.pause()
+        async with trio.open_nursery() as nursery:
+            for number in range(7):
+                nursery.start_soon(partial(registry.broadcast, "s", number, durable=True))
+                await trio.testing.wait_all_tasks_blocked()
+            store.resume()
+        assert sum(store.sends) == 7
+        assert max(store.sends) <= 2
+        await reader.until(7)
+        assert reader.received == {"s": list(range(7))}

@@ -13,7 +13,17 @@ from mutants.meeting import Meeting
 from mutants.running import Copy, Result, Results, Runner, in_order, record
 
 CODE = """\
+from functools import cache
+
 MOST = 2
+
+
+@cache
+def most() -> int:
+    return MOST * 1
+
+
+most()
 
 
 class Box:
@@ -22,7 +32,7 @@ class Box:
 
     @property
     def is_full(self) -> bool:
-        return len(self.kept) >= MOST
+        return len(self.kept) >= most()
 
     def put(self, what: int) -> None:
         while self.is_full:
@@ -36,6 +46,12 @@ TESTS = """\
 from pathlib import Path
 
 from trio_sessions.box import Box
+
+
+def test_a_box_is_full():
+    box = Box()
+    box.kept = [1, 2]
+    assert box.is_full
 
 
 def test_a_box_keeps_two():
@@ -137,10 +153,14 @@ def test_the_tests_of_a_line_are_the_quick_and_close_ones_first(tmp_path: Path) 
         postgresql=["tests/test_a.py::pg"],
     )
     wide, close, far, pg, slow = meeting.seconds
-    meeting.lines = {"one.py": {1: [wide], 2: [slow, pg, wide, close]}, "two.py": {1: [far]}}
+    meeting.lines = {"one.py": {2: [slow, pg, wide, close]}, "two.py": {1: [far, wide]}}
     assert meeting.tests(mutant, patience=60.0) == [close, wide, slow, pg]
     assert meeting.tests(mutant, patience=2.0) == [close, wide]
     assert meeting.tests(mutant, patience=0.1) == [close], "one at least"
+    meeting.lines["one.py"][3] = [wide]
+    meeting.lines["one.py"][4] = [wide]
+    assert meeting.tests(mutant, patience=0.1) == [wide], "it uses what the others only make"
+    del meeting.lines["one.py"][3], meeting.lines["one.py"][4]
     meeting.save(tmp_path / "meeting.json")
     assert Meeting.load(tmp_path / "meeting.json") == meeting
     assert meeting.mark(wide) != meeting.mark(close)
@@ -173,6 +193,7 @@ def test_each_fault_meets_the_tests_of_its_lines(project: Path, tmp_path: Path, 
     made = {one.mutation: one for one in make_mutants("trio_sessions/box.py", CODE)}
     meeting = record(copy, tmp_path, postgresql=False)
     assert list(meeting.seconds) == [
+        "tests/test_box.py::test_a_box_is_full",
         "tests/test_box.py::test_a_box_keeps_two",
         "tests/test_box.py::test_a_box_gives_a_hint",
     ]
@@ -185,8 +206,8 @@ def test_each_fault_meets_the_tests_of_its_lines(project: Path, tmp_path: Path, 
         result = runner.run(made[mutation])
         return result.verdict, result.by.partition("::")[2]
 
-    full = "return len(self.kept) >= MOST => return len(self.kept) > MOST"
-    assert run(full) == ("killed", "test_a_box_keeps_two")
+    full = "return len(self.kept) >= most() => return len(self.kept) > most()"
+    assert run(full)[0] == "killed"
     (copy.path / "chance").touch()
     assert run("return self.kept[0] or 0 => return self.kept[0] or 1")[0] == "survived"
     assert not (copy.path / "chance").exists(), "that a test fails by chance notices nothing"
@@ -194,7 +215,10 @@ def test_each_fault_meets_the_tests_of_its_lines(project: Path, tmp_path: Path, 
         "killed",
         "test_a_box_gives_a_hint",
     )
-    assert run("MOST = 2 => MOST = 3") == ("killed", "test_a_box_keeps_two"), "needs an import"
+    assert run("MOST = 2 => MOST = 3")[0] == "killed", "needs an import"
+    cached = made["return MOST * 1 => return MOST * 2"]
+    assert len(meeting.tests(cached, patience=60.0)) == 3, "whoever finds it in the cache, too"
+    assert run(cached.mutation)[0] == "killed", "what was cached before was without the fault"
     hangs = made["self.kept.pop(0) => pass"]
     tests = meeting.tests(hangs, patience=60.0)
     assert copy.run(hangs, tests, dict.fromkeys(tests, 0.5))["verdict"] == "timeout"
@@ -217,7 +241,7 @@ def judge(made: list[Mutant], survivors: int, *explained: Explained) -> Judgemen
 
 def explain(mutant: Mutant, **changes: str) -> Explained:
     about = {"module": mutant.module, "function": mutant.function, "mutation": mutant.mutation}
-    return Explained(**about | changes, why="nobody reads it")
+    return Explained(**{"kind": "accepted"} | about | changes, why="nobody reads it")
 
 
 def test_it_fails_on_whatever_is_not_explained() -> None:
@@ -236,10 +260,27 @@ def test_it_fails_on_whatever_is_not_explained() -> None:
     assert not judge(made, 6, *explained).is_good, "94 %"
 
 
+def test_equivalents_alone_leave_the_score() -> None:
+    """No test can kill them; what is merely accepted counts as not killed, and both are said."""
+    made = make_mutants("one.py", "def f():\n" + "    a(1)\n" * 50)
+    equivalents = [explain(one, kind="equivalent") for one in made[:20]]
+    accepted = [explain(one) for one in made[20:]]
+    judged = judge(made, 24, *equivalents, *accepted)
+    assert (judged.raw_score, judged.score) == (0.76, 0.95)
+    assert judged.is_good
+    assert "76.0% killed, 95.0% without equivalents" in judged.summary
+    assert not judge(made, 25, *equivalents, *accepted).is_good
+    assert judge(made, 0, *equivalents).score == 1.0, "one that was killed after all counts"
+    with pytest.raises(ValueError, match="'hard' is no kind"):
+        explain(made[0], kind="hard")
+
+
 def test_the_report_has_the_figures_of_each_module() -> None:
     """The rows of a table add up."""
     made = make_mutants("one.py", "def f():\n" + "    a(1)\n" * 50)
-    report = judge(made, 2, explain(made[0])).report(seed=3)
-    assert "| `one.py` | 100 | 100 | 98 | 0 | 1 | 1 |" in report
-    assert "| **all** | 100 | 100 | 98 | 0 | 1 | 1 |" in report
-    assert "98.0%" in report
+    explained = [explain(made[0]), explain(made[1], kind="equivalent")]
+    report = judge(made, 3, *explained).report(seed=3)
+    assert "| `one.py` | 100 | 100 | 97 | 0 | 1 | 1 | 1 |" in report
+    assert "| **all** | 100 | 100 | 97 | 0 | 1 | 1 | 1 |" in report
+    assert "97.0% were noticed" in report
+    assert "98.0% without the equivalents" in report

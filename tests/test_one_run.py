@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
+from backdoors import MemoryBackdoor
 from conftest import STORES
+from trio.testing import MockClock
+from witnesses import open_witnessed
 
 from trio_sessions import StoreInUse, StoreUnavailable, aio, open_registry
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport
+from trio_sessions.writes import Post
 
 
 @pytest.fixture(params=STORES)
@@ -226,3 +230,46 @@ def test_a_closed_store_says_so(store: SessionStore) -> None:
             await store.locate(worker("w"), "s")
 
     trio.run(main)
+
+
+def test_messages_have_their_time_in_the_next_run_too() -> None:
+    """Its clock may begin anywhere, and so much later that all of them would have expired."""
+    store = MemoryStore()
+
+    async def keep() -> None:
+        async with open_registry(store) as registry:
+            await registry.add_session("s", FakeTransport())
+            await registry.broadcast("s", "hello", durable=True)
+            MemoryBackdoor(store).insert("kept", "another worker")
+            store._rows["kept"].messages |= store._rows["s"].messages
+
+    async def look() -> None:
+        async with open_registry(store) as registry:
+            await registry.cleanup()
+            assert list(MemoryBackdoor(store).messages()) == ["kept"]
+
+    trio.run(keep, clock=MockClock())
+    later = MockClock()
+    later.jump(1_000_000.0)
+    trio.run(look, clock=later)
+
+
+def test_letters_have_their_time_in_the_next_run_too() -> None:
+    """As messages have: none expires for its run has ended, and each does in the end."""
+    store = MemoryStore()
+
+    async def leave() -> None:
+        async with open_witnessed(lambda: store, "a") as a:
+            letter = Post(session_id="line", payload="1", to=a.worker.incarnation)
+            assert (await a.commit(letter)).answers == [1]
+
+    async def look() -> None:
+        async with open_witnessed(lambda: store, "b") as b:
+            assert await store.expire_mail(b.worker, older_than=100.0, limit=10) == 0
+            later.jump(101.0)
+            assert await store.expire_mail(b.worker, older_than=100.0, limit=10) == 1
+
+    trio.run(leave, clock=MockClock())
+    later = MockClock()
+    later.jump(1_000_000.0)
+    trio.run(look, clock=later)

@@ -237,6 +237,24 @@ async def test_who_was_let_in_stays_where_there_is_no_room(
         assert transport.disconnects == 0
 
 
+async def test_what_is_said_of_who_was_let_in_waits_until_it_has_a_row(
+    shared: Shared, impatient: None
+) -> None:
+    """Its claim is refused first, and made once more beyond the limit: before the message goes."""
+    store = BusyStore(shared.make_store())
+    async with shared.open(limits=TWO, store=store) as a, shared.open(limits=TWO) as b:
+        store.is_busy = True
+        with trio.fail_after(30):
+            await a.add_session("late", FakeTransport(), owner="alice")
+        for session_id in ("1", "2"):
+            await b.add_session(session_id, FakeTransport(), owner="alice")
+        store.is_busy = False
+        store.most.clear()
+        await a.broadcast("late", "hello", durable=True)
+        assert store.most == [2, None]
+        assert shared.backdoor.messages() == ["late"]
+
+
 async def test_nobody_waits_while_an_owner_is_counted(postgresql: Shared) -> None:
     """Neither what is in that batch, nor what comes behind it; and no batch is late."""
     verdicts: set[Verdict] = set()

@@ -86,6 +86,18 @@ async def test_one_row_that_takes_for_ever_teaches_nothing_of_the_others() -> No
             assert store.asked[0] == 16
 
 
+async def test_where_one_row_takes_for_ever_nobody_is_swept() -> None:
+    """Whatever is the matter with the database, it may have kept others from their leases."""
+    memory = MemoryStore()
+    store = OneTakesForEver(memory)
+    async with open_registry(store) as registry:
+        await registry.add_session("s3", FakeTransport())
+        store.calls.clear()
+        assert (await registry.cleanup()).refresh_failures.keys() == {"s3"}
+        assert (store.calls["sweep"], store.calls["stamp"]) == (0, 1)
+        assert registry.statistics().incomplete_passes == 1
+
+
 class WrittenAnewMeanwhile(FaultyStore):
     """Refreshes one row at a time, and lets what is missing be written before that is answered."""
 
@@ -163,3 +175,24 @@ async def test_what_was_missing_before_a_rewind_is_not_removed_after_it() -> Non
         assert sorted(report.restored) == ["gone", "moved", "stays"]
         assert backdoor.rows().keys() == {"gone", "moved", "stays"}
         assert not any(one.disconnects for one in transports.values())
+
+
+async def test_how_many_messages_were_dropped_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By the pass after it; one after which nothing was dropped says nothing."""
+
+    def told() -> list[str]:
+        return [one for one in caplog.messages if "were dropped" in one]
+
+    async with open_registry(MemoryStore()) as registry:
+        await registry.add_session("s", FakeTransport())
+        await registry.broadcast("s", 1, durable=True)
+        await registry.cleanup()
+        assert told() == []
+        await registry.remove_session("s")
+        for _ in range(2):
+            await registry.cleanup()
+            assert registry.statistics().messages_dropped == 1
+            [line] = told()
+            assert line.startswith("1 messages were dropped")

@@ -1,12 +1,13 @@
 """Calls and streams between workers: answered, failed or cut off, but never lost in silence."""
 
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import trio.testing
-from callees import TOO_LONG, Handlers, until_quiet, waiting
+from callees import TOO_LONG, Handlers, by_lane, until_quiet, waiting
 from conftest import Shared
 
 from trio_sessions import (
@@ -17,6 +18,18 @@ from trio_sessions import (
 )
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FaultyStore
+
+
+@pytest.fixture(params=["database", "sockets"])
+def everywhere(everywhere: Shared, request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """By both lanes: a call by a worker's id goes by the database, its answer by a socket."""
+    yield from by_lane(everywhere, request)
+
+
+@pytest.fixture(params=["database", "sockets"])
+def shared(shared: Shared, request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """Likewise."""
+    yield from by_lane(shared, request)
 
 
 @pytest.fixture

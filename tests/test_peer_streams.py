@@ -1,12 +1,12 @@
 """Streams between workers: in order, with back-pressure, closed on both sides."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import trio.testing
-from callees import TOO_LONG, Handlers, until_quiet, waiting
+from callees import TOO_LONG, Handlers, by_lane, until_quiet, waiting
 from conftest import Shared
 
 from trio_sessions import (
@@ -14,10 +14,24 @@ from trio_sessions import (
     open_registry,
 )
 from trio_sessions._handlers import Last
+from trio_sessions._mail._letters import seal
+from trio_sessions._mail._outflow import Outflow
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FaultyStore
 
 WINDOW = 32
+
+
+@pytest.fixture(params=["database", "sockets"])
+def everywhere(everywhere: Shared, request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """By both lanes: a call by a worker's id goes by the database, its answer by a socket."""
+    yield from by_lane(everywhere, request)
+
+
+@pytest.fixture(params=["database", "sockets"])
+def shared(shared: Shared, request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """Likewise."""
+    yield from by_lane(shared, request)
 
 
 @pytest.fixture
@@ -355,3 +369,32 @@ async def test_an_answer_that_was_lost_is_missed(handlers: Handlers) -> None:
         caller._house._mail._office.receive = lose  # type: ignore[method-assign]
         with trio.fail_after(TOO_LONG), pytest.raises(CallFailed, match="was lost"):
             await caller.workers.call("w", "echo", 1, timeout=1000)
+
+
+class Withheld:
+    """A sender that leaves nothing for which somebody waits."""
+
+    def __init__(self) -> None:
+        self.left: list[str] = []
+
+    async def deliver(self, to: str, text: str) -> None:
+        await trio.sleep_forever()
+
+    def post_soon(self, to: str, text: str) -> None:
+        self.left.append(text)
+
+
+async def test_what_was_being_left_when_the_callee_closed_is_left_after_all() -> None:
+    """Else its caller would believe that items were lost, for those behind them have come."""
+    sender: Any = Withheld()
+    outflow = Outflow(sender, "caller", 7, 10)
+    for item in ("1", "2"):
+        outflow.put(item)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outflow.send)
+        await trio.testing.wait_all_tasks_blocked()
+        outflow.put("3")
+        nursery.cancel_scope.cancel()
+    outflow.flush()
+    expected = [seal("items", 7, 0, contents="[1,2]"), seal("items", 7, 2, contents="[3]")]
+    assert sender.left == expected

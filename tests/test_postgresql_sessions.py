@@ -7,11 +7,13 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 import trio
+from conftest import make_schema
 from openings import open_at_once
 from proxy import Proxy
-from servers import make_database, make_role, make_standby, run_sql
+from servers import make_database, make_role, make_standby, query, run_sql
 
 from trio_sessions import RowUnavailable, StoreSchemaError, StoreUnavailable, open_registry
+from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore, metadata
 from trio_sessions.stores.database.postgresql import DATABASE
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
@@ -102,10 +104,49 @@ async def test_a_database_that_cannot_carry_every_id(
         given.dispose()
 
 
-async def test_a_database_without_an_encoding(postgresql_url: sa.URL) -> None:
-    """SQL_ASCII keeps what it is given."""
+@pytest.mark.parametrize("told", ["by us", "in the URL", "when it connects"])
+async def test_a_database_without_an_encoding(postgresql_url: sa.URL, told: str) -> None:
+    """SQL_ASCII keeps what it is given, once a connection is told what to speak."""
     with make_database(postgresql_url, encoding="SQL_ASCII") as url:
-        await receive_from_elsewhere(DatabaseStore(url), DatabaseStore(url), "日本-é")
+        says_so = url.update_query_dict({"client_encoding": "utf8"})
+        arguments = {"client_encoding": "utf8"}
+        engines = {
+            "by us": [],
+            "in the URL": [sa.create_engine(says_so) for _ in "ab"],
+            "when it connects": [sa.create_engine(url, connect_args=arguments) for _ in "ab"],
+        }[told]
+        a, b = map(DatabaseStore, engines or (url, url))
+        await receive_from_elsewhere(a, b, "日本-é")
+        for one in engines:
+            one.dispose()
+
+
+async def test_an_engine_that_is_told_no_encoding(postgresql_url: sa.URL) -> None:
+    """SQL_ASCII answers it in bytes, on which SQLAlchemy fails: opening says what to do."""
+    with make_database(postgresql_url, encoding="SQL_ASCII") as url:
+        given = sa.create_engine(url)
+        with pytest.raises(TypeError, match="bytes"):
+            given.connect()
+        with pytest.raises(StoreSchemaError, match=r"\?client_encoding=utf8, .*connect_args"):
+            async with open_registry(DatabaseStore(given)):
+                raise AssertionError("it opened")
+        given.dispose()
+
+
+async def test_another_error_of_a_first_connection(postgresql_url: sa.URL) -> None:
+    """It stays what it is: that of the engine's own code."""
+    given = sa.create_engine(postgresql_url)
+
+    @sa.event.listens_for(given, "connect")
+    def fail(*_: object) -> None:
+        raise TypeError("of the program's own")
+
+    store = DatabaseStore(given)
+    worker = Worker(worker_id="a", incarnation="a", limiter=trio.CapacityLimiter(3))
+    with pytest.raises(TypeError, match="of the program's own"):
+        await store.open(worker)
+    await store.close(worker)
+    given.dispose()
 
 
 @pytest.mark.parametrize("engine", [False, True])
@@ -203,6 +244,31 @@ async def test_a_connection_of_yours_is_told_once(postgresql_schema: sa.URL) -> 
 
 
 # ---- a server that takes no writes ----
+
+
+async def test_a_search_path_that_was_left_behind(
+    administrator: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On one connection of an engine, by other code: it is no database that has gone back."""
+    with make_schema(administrator) as url, make_schema(administrator) as elsewhere:
+        async with open_registry(DatabaseStore(elsewhere)):
+            pass  # tables of the same names
+        given = sa.create_engine(url)
+        ids = {f"s{number}" for number in range(12)}
+        async with open_registry(DatabaseStore(given)) as registry:
+            for session_id in ids:
+                await registry.add_session(session_id, FakeTransport())
+            for _ in range(2):
+                with given.begin() as connection:
+                    connection.exec_driver_sql(f"SET search_path TO {schema(elsewhere)}")
+                for _ in range(5):
+                    report = await registry.cleanup()
+                    assert (report.missing, report.held, report.restored) == ((), (), ())
+                assert report.refreshed == 12
+            assert registry.statistics().database_rewinds == 0
+        assert "search_path" in caplog.text
+        assert query(elsewhere, "SELECT session_id FROM trio_sessions") == []
+        given.dispose()
 
 
 def end_connections(url: sa.URL, *, but: set[int]) -> None:

@@ -110,7 +110,7 @@ async def test_letters_alone_rest_on_no_evidence(autojump_clock: MockClock) -> N
             with pytest.raises(WentBack):
                 await edge.commit(
                     [Post(session_id="", to="b", payload="3"), Delete(session_id="s", up_to=1)],
-                    trio.CancelScope(),
+                    trio.CancelScope,
                 )
             assert await memory.collect(b.worker, limit=10, size=10**9) == ["1", "2"]
 

@@ -139,3 +139,18 @@ def test_an_acknowledgement_is_bounded() -> None:
         acknowledged += write.message_ids
         order.conclude(outcome.Value(True))
     assert acknowledged == list(range(1200))
+
+
+async def test_a_row_that_is_not_written_yet_is_written_for_whoever_reads(
+    autojump_clock: MockClock,
+) -> None:
+    """At once, as nothing can be fetched without it, and the next pass may be far."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store) as registry, open_registry(store._store) as other:
+        store.fail(Fault.FAILS, "commit")
+        await registry.add_session("s", FakeTransport())
+        store.heal()
+        with trio.fail_after(1.0):
+            async with registry.open_inbox("s"):
+                while not await other.session_exists("s"):
+                    await trio.sleep(0.05)

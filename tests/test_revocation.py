@@ -24,6 +24,7 @@ from trio_sessions import (
 from trio_sessions.abc import Part
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 
 
@@ -356,3 +357,24 @@ async def test_ten_thousand_take_few_statements(database: Shared) -> None:
         engine.dispose()
     said = [one for one in told if one not in {"BEGIN", "BEGIN IMMEDIATE", "COMMIT"}]
     assert 4 <= len(said) <= 12, said
+
+
+def test_a_mark_in_memory_at_the_edges_of_its_time() -> None:
+    """It is fresh up to the last moment, and refuses until the moment when it is over."""
+    marks = Marks()
+    marks.mark("s", 10.0, 5.0)
+    assert [one.session_id for one in marks.fresh(12.0, 2.0)] == ["s"]
+    assert marks.fresh(12.5, 2.0) == []
+    assert marks.has("s", 14.5)
+    assert not marks.has("s", 15.0)
+    assert [one.is_over for one in marks.fresh(15.0, 5.0)] == [True]
+
+
+def test_a_mark_that_is_over_refuses_nobody() -> None:
+    """At one and the same moment it is told as over, and lets the id in again."""
+    marks = Marks()
+    marks.mark("s", 10.0, 5.0)
+    for now, is_over in ((14.9, False), (15.0, True)):
+        [mark] = marks.fresh(now, 100.0)
+        assert mark.is_over is is_over
+        assert marks.has("s", now) is not is_over

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 import trio
 from backdoors import MemoryBackdoor
 from conftest import Shared
 from gates import GatedStore
+from soak import longer
 from trio.testing import MockClock
 
 from trio_sessions import RowUnavailable, SessionRegistry, StoreUnavailable, open_registry
@@ -17,7 +17,6 @@ from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import RowAnswers
-from trio_sessions.writes import Batch, Claim, Committed
 
 INTERVAL = 1800.0
 
@@ -119,10 +118,11 @@ async def test_a_lost_commit_is_noticed_though_answers_are_lost(
         assert shared.backdoor.owners()["s00"] == "lost", "the worker knows of it"
 
 
-async def test_a_beat_that_is_counted_twice_unseen(shared: Shared) -> None:
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
+async def test_a_beat_that_is_counted_twice_unseen(shared: Shared, batch_size: int) -> None:
     """The database forgets one commit, and counts its beat again, for who is not answered."""
     store = GatedStore(shared.make_store())
-    async with shared.open(store=store) as a:
+    async with shared.open(store=store, batch_size=batch_size) as a:
         transports = await add(a, names(12))
         stamp = store.hold("sweep")
         async with trio.open_nursery() as nursery:
@@ -163,11 +163,14 @@ async def test_workers_alone_are_forgotten(
         assert a.worker_id in shared.backdoor.workers()
 
 
-async def test_the_next_batch_notices_it(shared: Shared, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
+async def test_the_next_batch_notices_it(
+    shared: Shared, batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """It goes again in the new history, and all rows follow, without any pass or stamp."""
     store = FaultyStore(shared.make_store())
     async with (
-        shared.open(store=store) as a,
+        shared.open(store=store, batch_size=batch_size) as a,
         keeping_all(shared, a, caplog) as transports,
     ):
         transports |= await add(a, names(12))
@@ -287,11 +290,12 @@ async def test_what_strangers_have_made_anew_says_nothing(database: Shared) -> N
         assert await b.session_exists("s") is True
 
 
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
 async def test_a_lease_that_was_lost_is_no_rewind(
-    shared: Shared, caplog: pytest.LogCaptureFixture
+    shared: Shared, batch_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who wakes after others have swept its rows believes them, and no brake holds anybody."""
-    async with shared.open() as a, shared.open() as b:
+    async with shared.open(batch_size=batch_size) as a, shared.open() as b:
         await b.cleanup()
         transports = await add(a, names(12))
         shared.backdoor.age(4000.0)
@@ -308,11 +312,12 @@ async def test_a_lease_that_was_lost_is_no_rewind(
         assert await b.session_exists("nobody") is False, "there is no doubt"
 
 
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
 async def test_a_lease_that_was_lost_before_says_nothing_of_a_rewind(
-    shared: Shared, caplog: pytest.LogCaptureFixture
+    shared: Shared, batch_size: int
 ) -> None:
     """The copy is of a moment at which it slept, and still says that it was swept."""
-    async with shared.open() as a, shared.open() as b:
+    async with shared.open(batch_size=batch_size) as a, shared.open() as b:
         await b.cleanup()
         await add(a, ["swept"])
         shared.backdoor.age(4000.0)
@@ -347,13 +352,14 @@ class ForgetsStepByStep(FaultyStore):
             return await super().refresh(worker, session_ids)
 
 
+@pytest.mark.parametrize("batch_size", [1, 7])  # in several chunks
 @pytest.mark.parametrize("is_moved", [False, True])
 async def test_what_was_answered_before_a_rewind_was_noticed_removes_nobody(
-    shared: Shared, *, is_moved: bool
+    shared: Shared, batch_size: int, *, is_moved: bool
 ) -> None:
     """Nor in the pass that notices it: neither what is missing nor what another one holds."""
     store = ForgetsStepByStep(shared.make_store(), shared)
-    async with shared.open(store=store, batch_size=5) as a:
+    async with shared.open(store=store, batch_size=batch_size) as a:
         transports = await add(a, names(9))
         await a.cleanup()
 
@@ -374,8 +380,11 @@ async def test_what_was_answered_before_a_rewind_was_noticed_removes_nobody(
             assert shared.backdoor.rows().keys() == set(names(9))
 
 
-async def test_a_row_that_a_late_statement_has_written_goes(shared: Shared) -> None:
-    """No session here has it: the pass finds it, by counting."""
+async def test_a_row_that_a_late_statement_has_written_goes(
+    shared: Shared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No session here has it: the pass finds it, by counting, and says how many there were."""
+    caplog.set_level(logging.INFO, "trio_sessions")
     store = FaultyStore(shared.make_store())
     async with shared.open(store=store) as a:
         await add(a, names(3))
@@ -385,6 +394,7 @@ async def test_a_row_that_a_late_statement_has_written_goes(shared: Shared) -> N
         report = await a.cleanup()
         assert (report.refreshed, store.calls["own_rows"] > 0) == (3, True)
         assert shared.backdoor.rows().keys() == set(names(3))
+        assert "found 1 rows that late statements have written" in caplog.messages
         store.calls.clear()
         await a.cleanup()
         assert store.calls["own_rows"] == 0
@@ -436,61 +446,3 @@ async def test_messages_are_delivered_at_least_once(shared: Shared) -> None:
                     received.append(await anext(inbox))
         assert received == ["old 1", "old 2", "new 0", "new 1", "new 2"]
         assert a.statistics().messages_dropped == 0
-
-
-# ---- late statements ----
-
-
-class SlowOnItsWay(FaultyStore):
-    """Batches with a claim are held up on their way to the store, until an event is set."""
-
-    def __init__(self, store: SessionStore) -> None:
-        super().__init__(store)
-        self.arrives: trio.Event | None = None
-        self.verdicts: list[Any] = []
-
-    async def commit(self, worker: Worker, batch: Batch) -> Committed:
-        if self.arrives is not None and any(batch.of(Claim)):
-            await self.arrives.wait()
-        committed = await super().commit(worker, batch)
-        self.verdicts.append(committed.verdict.value)
-        return committed
-
-
-async def test_a_claim_that_was_held_up_does_not_win_over_a_newer_one(shared: Shared) -> None:
-    """It comes late, does nothing, goes again with its true age, and has lost."""
-    store = SlowOnItsWay(shared.make_store())
-    old, new = FakeTransport(), FakeTransport()
-    async with shared.open(store=store) as a, shared.open() as b:
-        await a.add_session("warm", FakeTransport())
-        store.verdicts.clear()
-        store.arrives = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(a.add_session, "s", old)
-            await trio.sleep(0.1)
-            await b.add_session("s", new)
-            await trio.sleep(2.0)
-            store.arrives.set()
-        assert "late" in store.verdicts
-        assert shared.backdoor.rows()["s"] == b.worker_id
-        assert (await a.cleanup()).taken_over == ("s",)
-        assert (old.disconnects, new.disconnects) == (1, 0)
-
-
-async def test_an_estimate_refuses_and_never_convicts(autojump_clock: MockClock) -> None:
-    """The clock of the store steps forward, or this host has slept: the newest wins as ever."""
-    shared = MemoryStore()
-    store = FaultyStore(shared)
-    async with open_registry(store) as a, open_registry(shared) as b:
-        await a.add_session("s", FakeTransport())
-        await b.add_session("s", FakeTransport())
-        estimate = a._house._edge._estimate
-        assert estimate._reading is not None
-        estimate._reading -= 600.0
-        store.calls.clear()
-        start = trio.current_time()
-        await a.add_session("s", FakeTransport())
-        assert store.calls["Claim"] == 2, "it was refused once"
-        assert trio.current_time() == start, "and went again at once"
-        assert await b.locate_session("s") is not None
-        assert shared._rows["s"].worker_id == a.worker_id

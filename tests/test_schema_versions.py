@@ -118,6 +118,13 @@ async def test_the_error_shows_no_password(postgresql_schema: sa.URL) -> None:
     assert "--table-prefix app_" in said
 
 
+async def test_the_command_of_the_error_has_the_prefix(sqlite_url: sa.URL) -> None:
+    """Else it would make other tables."""
+    said = await refusal(DatabaseStore(sqlite_url, table_prefix="app_", create_tables=False))
+    assert "init-db --database-url" in said
+    assert "--table-prefix app_" in said
+
+
 @pytest.mark.parametrize(
     ("version", "by"),
     [

@@ -20,6 +20,11 @@ import trio.lowlevel
 from trio_sessions import StoreUnavailable, open_registry
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.database._errors import hide_values
+from trio_sessions.stores.database.sqlite._connections import (
+    create_engine,
+    engine_options,
+    transaction,
+)
 from trio_sessions.testing import FakeTransport
 
 
@@ -193,6 +198,26 @@ async def test_an_engine_that_begins_transactions_by_itself(sqlite_url: sa.URL) 
         assert await registry.locate_session("elsewhere") is None
         await registry.remove_session("s")
         assert registry.statistics().leftover_rows == 0
+    engine.dispose()
+
+
+def test_what_has_failed_leaves_no_transaction(sqlite_url: sa.URL) -> None:
+    """Nor is what an engine has begun by itself in the way: all that was done is undone."""
+    timeouts = DatabaseStore(sqlite_url)
+    engine = create_engine(sqlite_url, 1, timeouts)
+    ours = engine.execution_options(**engine_options(sqlite_url, timeouts))
+    with ours.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (n INTEGER)")
+        connection.exec_driver_sql("BEGIN")
+        with pytest.raises(ZeroDivisionError), transaction(connection):
+            connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+            raise ZeroDivisionError
+        driver: Any = connection.connection.dbapi_connection
+        assert not driver.in_transaction
+        assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar() == 0
+        with transaction(connection):
+            connection.exec_driver_sql("INSERT INTO t VALUES (2)")
+        assert connection.exec_driver_sql("SELECT n FROM t").scalars().all() == [2]
     engine.dispose()
 
 

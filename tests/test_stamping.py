@@ -1,5 +1,6 @@
 """Between the passes: what a worker's stamps say, how soon a rewind is seen to, and the pauses."""
 
+import logging
 from itertools import pairwise
 from typing import cast
 
@@ -16,7 +17,7 @@ from trio_sessions._settings import Settings
 from trio_sessions._witness import WentBack, Witness
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.testing import FakeTransport, FaultyStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import Begun, Presence, Stamp, Stamped
 
 INTERVAL = 5.0  # seconds between two stamps
@@ -116,3 +117,41 @@ async def test_a_stamp_says_nothing_of_the_passes(autojump_clock: MockClock) -> 
         await trio.sleep(100)
         assert trio.current_time() - row.stamped_at <= INTERVAL
         assert row.passed_at == passed_at
+
+
+async def test_an_outage_is_told_once_however_long_it_lasts(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That sessions are in danger is said when it begins, and of the next one again (16)."""
+    caplog.set_level(logging.WARNING, "trio_sessions.registry")
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store):
+        for outages in (1, 2):
+            store.fail()
+            await trio.sleep(100)
+            assert store.faults["stamp"] > 5 * outages
+            told = [one for one in caplog.messages if "could not be stamped, and others" in one]
+            assert len(told) == outages
+            store.heal()
+            await trio.sleep(100)
+
+
+@pytest.mark.parametrize("again", ["a", "b", "c"])
+async def test_who_was_added_again_after_a_rewind_keeps_nobody_from_being_restored(
+    autojump_clock: MockClock, again: str
+) -> None:
+    """Its row is there already when the others are looked after; theirs come without a pass."""
+    memory = MemoryStore()
+    store, backdoor = FaultyStore(memory), MemoryBackdoor(memory)
+    async with open_registry(store) as registry:
+        for session_id in "abc":
+            await registry.add_session(session_id, FakeTransport())
+        store.fail(Fault.ANSWERS_LATE, "stamp", times=1, seconds=1.0)
+        await trio.sleep(INTERVAL + 0.5)
+        assert store.faults["stamp"] == 1
+        backdoor.go_back(None)
+        await registry.add_session(again, FakeTransport())
+        assert backdoor.rows().keys() == {again}
+        await trio.sleep(1.0)
+        assert backdoor.rows().keys() == {"a", "b", "c"}
+        assert registry.statistics().passes == 1

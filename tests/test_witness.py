@@ -25,6 +25,14 @@ def steady() -> Witness:
     return witness
 
 
+def test_a_history_that_just_begins_says_nothing_of_a_lease() -> None:
+    """It was lost only where that is said; and nothing is in doubt."""
+    assert not steady().has_lapsed
+    witness = Witness()
+    witness.begin("h", has_lapsed=True)
+    assert witness.has_lapsed
+
+
 def test_what_is_acknowledged_is_named_by_what_departs_later() -> None:
     """The highest beat, also where the answers come in another order."""
     witness = steady()

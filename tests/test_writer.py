@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import outcome
@@ -60,6 +61,7 @@ class Recorder(FaultyStore):
         super().__init__(MemoryStore())
         self.batches: list[list[str]] = []
         self.payloads: list[str] = []
+        self.times: list[float] = []
         self.locked: set[str] = set()
         self.refused: set[str] = set()
         self.gate = trio.Event()
@@ -68,6 +70,7 @@ class Recorder(FaultyStore):
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         await trio.lowlevel.checkpoint()
         self.batches.append([write.session_id for write in batch.writes])
+        self.times.append(trio.current_time())
         self.payloads += [write.payload for _, write in batch.of(Send)]
         await self.gate.wait()
         ids = {write.session_id for write in batch.writes}
@@ -226,6 +229,8 @@ async def test_a_locked_row_is_asked_again_with_a_growing_pause(autojump_clock: 
             await locked.wait()
         assert trio.current_time() - start > 1
         assert 5 < len(store.batches) < 40
+        pauses = [later - earlier for earlier, later in pairwise(store.times)]
+        assert max(pauses) < 0.5, "whoever has the lock may let it go at any time"
 
 
 async def test_rows_that_are_locked_for_long_are_in_nobodys_way(autojump_clock: MockClock) -> None:

@@ -53,6 +53,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _tracing                 who is told of what the registry does
     inspection, _json        what operators are told; encoding
     writes, _process, _forked_run, _interrupts, _library  what is written; forks, Ctrl-C
+    _logging                 of which worker a log record is
     types, errors, _version  values
     _reports                 of them: what a registry says of itself
 """

@@ -9,7 +9,6 @@ returns at once, and the question keeps its place at the gate until it ends::
        └── leaves: cancels ──────┴──────────────┘  but no thread
 """
 
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
@@ -21,6 +20,7 @@ import trio
 
 from trio_sessions._contact import Contact
 from trio_sessions._interrupts import lone_interrupt
+from trio_sessions._logging import get_logger
 from trio_sessions._process import this_process
 from trio_sessions._settings import Settings
 from trio_sessions.abc import Part, Pool, SessionStore
@@ -33,7 +33,7 @@ from trio_sessions.errors import (
 
 __all__ = ["INHERITED", "Asking", "breach"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
 
@@ -81,21 +81,29 @@ class Asking:
         self,
         operation: Callable[[], Awaitable[T]],
         kind: Any,
-        scope: trio.CancelScope | None = None,
+        *,
+        new_scope: Callable[[], trio.CancelScope] = trio.CancelScope,
+        at_once: Callable[[], T | None] | None = None,
     ) -> T:
         """Await one operation, within ``store_timeout``; insist on its kind of answer.
 
         Args:
             operation: what is asked of the store.
             kind: of this class is the answer.
-            scope: a new one, by which the caller may give up earlier.
+            new_scope: makes a new one, by which the caller may give up earlier.
+            at_once: does the same if nothing has to be waited for, without a checkpoint; else
+                returns None.
         """
         if self.is_inherited:
             raise RegistryClosed(INHERITED)
-        scope = scope or trio.CancelScope()
-        scope.relative_deadline = self._settings.store_timeout
         with self.contact:
             try:
+                if at_once is not None:
+                    answer = at_once()
+                    if answer is not None:
+                        return _insist(answer, kind, at_once)
+                scope = new_scope()
+                scope.relative_deadline = self._settings.store_timeout
                 with scope:
                     return await _answer(operation, kind)
             except SessionsError:
@@ -204,13 +212,17 @@ class Asking:
 async def _answer(operation: Callable[[], Awaitable[T]], kind: Any) -> T:
     """Await a method of the store, and insist on its kind of answer."""
     asked = operation()
-    answer = await asked
+    return _insist(await asked, kind, asked)
+
+
+def _insist(answer: T, kind: Any, asked: object) -> T:
+    """Insist on a kind of answer to what was asked, a coroutine of a method or the method."""
     if not isinstance(answer, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         expected = " or ".join(
             "None" if one is type(None) else getattr(one, "__name__", str(one)) for one in kinds
         )
-        name = getattr(asked, "__qualname__", "it")  # of the method whose coroutine it is
+        name = getattr(asked, "__qualname__", "it")
         raise breach(f"{name} answered with {type(answer).__name__}, not with {expected}")
     return answer
 

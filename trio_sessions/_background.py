@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._logging import speak_for, speaker
 from trio_sessions._process import this_process
 
 __all__ = ["Background", "is_cancellation"]
@@ -36,6 +37,7 @@ class Background:
         self._services: list[trio.CancelScope] = []
         self._loops: set[_Loop] = set()
         self._context = contextvars.copy_context()  # that of the opening
+        self._worker_id = speaker()
         self._process = this_process()
 
     # ---- jobs ----
@@ -56,6 +58,7 @@ class Background:
     ) -> None:
         try:
             self._jobs[ended] = scope  # it has been started, whatever its starter believes
+            speak_for(self._worker_id)
             with scope:
                 if self._process is this_process():
                     await job()
@@ -119,6 +122,7 @@ class Background:
     async def _until_interrupted(self, loop: _Loop, task: Callable[[], Awaitable[None]]) -> None:
         try:
             self._loops.add(loop)
+            speak_for(self._worker_id)
             with loop.scope:
                 await task()
         finally:

@@ -8,7 +8,6 @@ it has ended.
 """
 
 import contextlib
-import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -19,6 +18,7 @@ import trio
 
 from trio_sessions._entry import Entry
 from trio_sessions._farewell import disconnecting, telling
+from trio_sessions._logging import get_logger
 from trio_sessions._one_call import Enter, interruptibly, to_its_end
 from trio_sessions._rounds import (
     Answer,
@@ -41,7 +41,7 @@ __all__ = [
     "check_transport",
 ]
 
-logger = logging.getLogger("trio_sessions.transports")
+logger = get_logger("trio_sessions.transports")
 
 PARTING = 0.5  # seconds that cancelled calls get to unwind when the registry closes
 
@@ -95,6 +95,9 @@ class TrioHost:
     def limit(self, scope: Scope, seconds: float) -> None:
         assert isinstance(scope, trio.CancelScope)
         scope.deadline = trio.current_time() + seconds
+
+    def cancellation(self, *, thorough: bool) -> Callable[[], object]:
+        return trio.current_effective_deadline if thorough else float
 
     async def checkpoint(self) -> None:
         await trio.lowlevel.checkpoint()

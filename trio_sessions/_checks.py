@@ -2,11 +2,19 @@
 
 import inspect
 import math
+import os
+import socket
+import sys
 from collections.abc import Awaitable
+from pathlib import Path
 
 from trio_sessions.types import check_session_id
 
-__all__ = ["a_name", "awaitable", "count", "seconds", "share", "silence", "switch"]
+__all__ = ["a_name", "awaitable", "count", "seconds", "share", "silence", "socket_folder", "switch"]
+
+
+_SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes, by the system
+_SOCKET_NAME = 31  # bytes of a name in the folder, with the slash
 
 
 def awaitable(name: str, returned: Awaitable[object]) -> Awaitable[object]:
@@ -53,6 +61,27 @@ def share(name: str, value: object) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be from 0.0 to 1.0 (1.0: off), not {value!r}")
     return float(value)
+
+
+def socket_folder(name: str, value: object) -> str:
+    """Return the path of a folder for Unix sockets given as ``name``, made absolute."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be the path of a folder, not {type(value).__name__}")
+    if not hasattr(socket, "AF_UNIX"):
+        raise ValueError(f"{name} needs Unix sockets, which this system does not have")
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise TypeError(f"{name} must be the path of a folder, not {type(path).__name__}")
+    if not path or "\0" in path:
+        raise ValueError(f"{name} must be the path of a folder, not {path!r}")
+    path = str(Path(path).absolute())
+    longest = _SOCKET_PATH - _SOCKET_NAME
+    if len(os.fsencode(path)) > longest:
+        raise ValueError(
+            f"{name} must be a path of at most {longest} bytes, for the path of a socket has at "
+            f"most {_SOCKET_PATH}: {path!r} has {len(os.fsencode(path))}"
+        )
+    return path
 
 
 def switch(name: str, value: object) -> bool:

@@ -4,7 +4,6 @@ Whoever follows the claims is told of each that is answered, in the same step in
 is: so nobody acts on a row that is not known to be this session's.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
@@ -16,6 +15,7 @@ from trio_sessions._counters import Counters
 from trio_sessions._departures import Departures
 from trio_sessions._edge import chunked
 from trio_sessions._entry import Entry, Row
+from trio_sessions._logging import get_logger
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
 from trio_sessions._witness import Witness
@@ -26,7 +26,7 @@ from trio_sessions.writes import Claim, Claimed, Delete, Keep, Outcome, Unfinish
 
 __all__ = ["ClaimListener", "Claims", "wait_all"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 _SLICE = 1000  # deletions before the event loop gets its turn
 _LOST_IN_DOUBT = (

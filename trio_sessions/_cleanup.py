@@ -7,7 +7,6 @@ What an answer means is decided in `trio_sessions._verdicts` and `trio_sessions.
 in, verdicts out. What is here acts on them: asynchronous, no decisions of its own.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
@@ -23,6 +22,7 @@ from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._limiting import over_limits
+from trio_sessions._logging import get_logger
 from trio_sessions._portions import Portions
 from trio_sessions._restoring import Restorer
 from trio_sessions._revoking import Revoking
@@ -46,7 +46,7 @@ from trio_sessions.types import CleanupReport, RemovalReason, RowAnswers
 
 __all__ = ["Pass"]
 
-logger = logging.getLogger("trio_sessions.cleanup")
+logger = get_logger("trio_sessions.cleanup")
 
 _SLICE = 1000  # sessions judged before the event loop gets its turn
 _SPLITTING = 0.5  # of cleanup_interval: a flood of bad rows must not keep the pass from its end
@@ -181,15 +181,16 @@ class Pass:
         leases = Leases()
         remaining = iter(answers.items())
         while part := list(islice(remaining, _SLICE)):
-            disconnected: list[Entry] = []
+            disconnected, kept = list[Entry](), list[Entry]()
             for entry, answer in part:
-                verdict = judge_connection(answer)
+                verdict = answer if answer is True else judge_connection(answer)
                 if verdict is False:
                     disconnected.append(entry)
                     continue
                 if verdict is not True:  # unknown: keep it, and keep its lease
                     self._tally.check_failures[entry.session_id] = verdict
-                leases.add(entry)
+                kept.append(entry)
+            leases.add(kept)
             self._end(disconnected, RemovalReason.DISCONNECTED, removals)
             await trio.lowlevel.checkpoint()
         return leases

@@ -15,35 +15,51 @@ from trio_sessions._entry import Entry
 
 __all__ = ["MOST", "Departures"]
 
-MOST = 100_000  # ids that are kept; a pass finds the rows of older ones as strays
+MOST = 100_000  # ids that are kept of sessions that are not held; a pass finds the others as strays
 
 
 class Departures:
-    """The sessions that have ended here and whose rows may still be there, oldest first."""
+    """The sessions that have ended here and whose rows may still be there, oldest first.
+
+    Those whose ids are held again are never forgotten: their next claim would inherit what is left.
+    They are no more than the sessions. Of those that are forgotten one number stays: an id that
+    is held again may be one of them.
+    """
 
     def __init__(self) -> None:
-        self._ended: dict[str, int] = {}
+        self._gone: dict[str, int] = {}
+        self._again: dict[str, int] = {}
+        """Those of ids that are held again."""
+        self._forgotten = 0
+        """The latest generation that was forgotten."""
         self._departing: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return len(self._ended)
+        return len(self._gone) + len(self._again)
 
     def ended(self, session_id: str) -> int:
         """Return the generation up to which rows are left over; 0: none is."""
-        return self._ended.get(session_id, 0)
+        return self._again.get(session_id) or self._gone.get(session_id, 0)
 
     def all(self) -> dict[str, int]:
         """Return `ended` for all ids for which it is not 0."""
-        return dict(self._ended)
+        return self._gone | self._again
 
     def begin(self, entries: Iterable[Entry]) -> None:
         """Note that these sessions have ended; their rows are deleted when they have departed."""
         for entry in entries:
             self._departing[entry.session_id] += 1
-            self._ended.pop(entry.session_id, None)  # it is the latest now
-            self._ended[entry.session_id] = entry.generation
-        while len(self._ended) > MOST:
-            del self._ended[next(iter(self._ended))]
+            self._forget(entry.session_id)
+            self._gone[entry.session_id] = entry.generation  # it is the latest now
+        while len(self._gone) > MOST:
+            generation = self._gone.pop(next(iter(self._gone)))
+            self._forgotten = max(self._forgotten, generation)
+
+    def begin_again(self, session_id: str) -> None:
+        """Note that a session begins whose id was not held."""
+        ended = self._gone.pop(session_id, self._forgotten)
+        if ended:
+            self._again[session_id] = ended
 
     def finish(self, entries: Iterable[Entry]) -> None:
         """Note that these sessions have departed: what is left of them is due."""
@@ -54,17 +70,24 @@ class Departures:
 
     def find(self, session_id: str, generation: int) -> None:
         """Note a row of this incarnation that no session has: a late statement has written it."""
-        self._ended[session_id] = max(generation, self.ended(session_id))
+        left = self._again if session_id in self._again else self._gone
+        left[session_id] = max(generation, self.ended(session_id))
 
     def settle(self, session_id: str, up_to: int) -> None:
         """Note that no row of this id is there that is of this generation or an earlier one."""
         if self.ended(session_id) <= up_to:
-            self._ended.pop(session_id, None)
+            self._forget(session_id)
 
     def forget_all(self) -> None:
         """Note that no row of this incarnation is there any more."""
-        self._ended.clear()
+        self._gone.clear()
+        self._again.clear()
+        self._forgotten = 0
 
     def due(self) -> list[str]:
         """Return the ids whose rows are to be deleted, and with which nobody is busy."""
-        return [one for one in self._ended if one not in self._departing]
+        return [one for one in (*self._gone, *self._again) if one not in self._departing]
+
+    def _forget(self, session_id: str) -> None:
+        self._gone.pop(session_id, None)
+        self._again.pop(session_id, None)

@@ -13,7 +13,6 @@ long as it has time. What nobody has come for is deleted afterwards.
 See docs/decisions/0012-operate.md.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 
 import trio
@@ -25,6 +24,7 @@ from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry
 from trio_sessions._histories import Histories
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._logging import get_logger
 from trio_sessions._messages import Messages
 from trio_sessions._sessions import Sessions
 from trio_sessions._table import LocalTable
@@ -33,7 +33,7 @@ from trio_sessions.types import DrainReport
 
 __all__ = ["Draining"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 _LOOK, _LONGEST = 0.1, 1.0  # seconds between two looks, the first and the longest
 _SLICE = 1000  # sessions told to leave before the event loop gets its turn

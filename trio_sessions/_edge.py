@@ -5,14 +5,14 @@ clock to the estimate. What is asked at the gate stands in `trio_sessions._quest
 anything is asked, with a deadline, in `trio_sessions._asking`.
 """
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import trio
 
 from trio_sessions._asking import breach
 from trio_sessions._estimate import ClockEstimate
+from trio_sessions._logging import get_logger
 from trio_sessions._questions import Questions
 from trio_sessions._settings import Settings
 from trio_sessions._witness import Witness
@@ -38,7 +38,7 @@ from trio_sessions.writes import ANSWERS, Answer, Batch, Committed, Post, Verdic
 
 __all__ = ["Edge", "Late", "chunked"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
 
@@ -88,22 +88,31 @@ class Edge(Questions):
     # ---- the writer's, and the pass's ----
 
     async def commit(
-        self, writes: Sequence[Write[object]], scope: trio.CancelScope
+        self,
+        writes: Sequence[Write[object]],
+        new_scope: Callable[[], trio.CancelScope],
+        *,
+        at_once: bool = False,
     ) -> Sequence[Answer]:
-        """Commit a batch, which ``scope`` may cut; return an answer for each write.
+        """Commit a batch; return an answer for each write.
+
+        Args:
+            writes: the batch.
+            new_scope: makes the scope in which the store is awaited, and which may be cut.
+            at_once: without a checkpoint, if the store has to wait for nothing.
 
         Raises:
             Late: it has done nothing; it may be asked for again at once.
             WentBack: what it has done, if anything, is worth nothing.
         """
-        if all(isinstance(write, Post) for write in writes):
+        if isinstance(writes[0], Post) and all(isinstance(write, Post) for write in writes):
             # Letters rest on no row, so they need no witness. On PostgreSQL such a batch waits for
             # no disk, which the stamp of a worker's row would. See docs/decisions/0013-mcp.md.
-            committed = await self._send(writes, None, scope)
+            committed = await self._send(writes, None, new_scope, at_once=at_once)
         else:
             flight = self._witness.depart()
             try:
-                committed = await self._send(writes, flight.known, scope)
+                committed = await self._send(writes, flight.known, new_scope, at_once=at_once)
                 if committed.verdict is Verdict.DONE and committed.stamp is None:
                     raise breach("it has set no stamp")
                 self._witness.land(flight, committed.stamp)
@@ -117,13 +126,22 @@ class Edge(Questions):
         return committed.answers
 
     async def _send(
-        self, writes: Sequence[Write[object]], stamp: Stamp | None, scope: trio.CancelScope
+        self,
+        writes: Sequence[Write[object]],
+        stamp: Stamp | None,
+        new_scope: Callable[[], trio.CancelScope],
+        *,
+        at_once: bool,
     ) -> Committed:
         """Have the store commit a batch that is in time; raises `Late` if it is not."""
         asked_at = trio.current_time()
         batch = Batch(writes=writes, stamp=stamp, not_after=self._estimate.not_after(writes))
+        store = self._store
         committed = await self._ask(
-            lambda: self._store.commit(self.worker, batch), Committed, scope
+            lambda: store.commit(self.worker, batch),
+            Committed,
+            new_scope=new_scope,
+            at_once=(lambda: store.commit_at_once(self.worker, batch)) if at_once else None,
         )
         late = committed.verdict is Verdict.LATE
         self._estimate.read(committed.clock, asked_at)

@@ -14,7 +14,6 @@ nobody: it may be done with each request, and the answer does not say whether it
 See docs/decisions/0013-mcp.md.
 """
 
-import logging
 from collections.abc import Sequence
 
 import trio
@@ -22,6 +21,7 @@ import trio
 from trio_sessions._background import Background
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._logging import get_logger
 from trio_sessions._mail import Mail
 from trio_sessions._owners import Owners
 from trio_sessions._saying import What
@@ -33,7 +33,7 @@ from trio_sessions.types import Holder, fingerprint
 
 __all__ = ["Hearsay"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 _PAUSE = 1.0  # seconds for which what is said is gathered, and between two rounds of questions
 _LONGEST = 30.0  # seconds between two rounds while the store answers nothing

@@ -5,7 +5,6 @@ the database may ask for it (the writer, the pass, the stamping loop); they shar
 time. See docs/decisions/0010-evidence.md.
 """
 
-import logging
 import secrets
 from dataclasses import replace
 
@@ -13,12 +12,13 @@ import trio
 
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
 from trio_sessions._witness import Standing, Witness
 from trio_sessions.types import Presence
 
 __all__ = ["Histories"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 
 _SHORT = 30.0  # seconds: a history that ends sooner makes the next one wait
@@ -124,6 +124,7 @@ class Histories:
             self._counters.count_rewind()
             logger.error(
                 "the database has gone back: it has forgotten what it had confirmed. Was it "
-                "restored, replaced or emptied, or has it failed over to an older copy? No session "
-                "is removed for it; all rows of this worker are written anew"
+                "restored, replaced or emptied, has it failed over to an older copy, or does "
+                "search_path lead elsewhere? No session is removed for it; all rows of this worker "
+                "are written anew"
             )

@@ -7,7 +7,6 @@
                    └─> transports, edge (refresh, sweep)
 """
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -30,6 +29,7 @@ from trio_sessions._inspection import Inspection
 from trio_sessions._lag import LoopLag
 from trio_sessions._leaving import Leaving
 from trio_sessions._listening import Listening
+from trio_sessions._logging import get_logger
 from trio_sessions._logs import LogRoom, Logs
 from trio_sessions._mail import Mail
 from trio_sessions._messages import Messages
@@ -54,7 +54,7 @@ from trio_sessions.types import RegistryHealth, RegistryStatistics
 
 __all__ = ["House"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 _CLOSED = "the registry is closed: use it inside the `async with open_registry(...)` block"
 
@@ -235,6 +235,7 @@ class House:
     async def start(self) -> None:
         """Run the first pass, then go on in the background; `close` must follow."""
         self.background.start_service(self._writer.run)
+        self._mail.open()
         await self._histories.begin()
         await self.passes.start()
         self.background.start_lasting(
@@ -279,6 +280,7 @@ class House:
             leaving = await self.sessions.end_all()
             await self._write_what_is_left(deadline, leaving)
             await self.background.finish_loops()
+            self._mail.end()
             self.passes.log_dropped()
 
     async def _write_what_is_left(self, deadline: float, leaving: Sequence[Leaving]) -> None:

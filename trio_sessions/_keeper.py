@@ -24,6 +24,7 @@ from trio_sessions._edge import Edge
 from trio_sessions._forked_run import abandon_on_fork
 from trio_sessions._house import House
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._logging import logs_of
 from trio_sessions._registry import SessionRegistry
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
@@ -79,6 +80,10 @@ class Keeper:
             nursery: the one around the block, for the background too: so a crash of it ends
                 the block at once.
         """
+        with logs_of(self._edge.worker.worker_id):
+            await self._keep(nursery)
+
+    async def _keep(self, nursery: trio.Nursery) -> None:
         async with self._opened_store(), self._calls.open():
             house = self._build(nursery)
             try:

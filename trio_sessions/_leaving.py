@@ -14,12 +14,13 @@ from trio_sessions._claims import Claims, wait_all
 from trio_sessions._counters import Counters
 from trio_sessions._entry import Entry
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._logging import get_logger
 from trio_sessions._orders import Order
 from trio_sessions.types import fingerprint
 
 __all__ = ["Disconnecting", "Leaving"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 
 @uninterrupted

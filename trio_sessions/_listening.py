@@ -1,6 +1,5 @@
 """The one place that hears the store's bell, and tells whoever it may concern."""
 
-import logging
 from collections.abc import Callable, Collection
 from typing import Protocol
 
@@ -8,11 +7,12 @@ import trio
 
 from trio_sessions._background import Background
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
 from trio_sessions._persisting import persist
 
 __all__ = ["BellListener", "Listening"]
 
-logger = logging.getLogger("trio_sessions.messages")
+logger = get_logger("trio_sessions.messages")
 
 _LIVED = 5.0  # seconds after which a bell has worked, though it had nothing to tell
 

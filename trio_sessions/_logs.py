@@ -11,7 +11,6 @@ goes with its session. See docs/decisions/0013-mcp.md. Just over 400 lines, a
 quarter of which are the public docstrings of `Logs`.
 """
 
-import logging
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import decode, encode, size_of
 from trio_sessions._library import check_trio
+from trio_sessions._logging import get_logger
 from trio_sessions._orders import Order, Stage
 from trio_sessions._pending import Pending
 from trio_sessions._settings import Settings
@@ -39,7 +39,7 @@ from trio_sessions.writes import Append
 
 __all__ = ["Appending", "LogRoom", "Logs"]
 
-logger = logging.getLogger("trio_sessions.logs")
+logger = get_logger("trio_sessions.logs")
 
 _KEEP = 10_000  # entries of one session
 _EVERY = 1000  # appends to it from here, of which one says so

@@ -10,7 +10,6 @@ bell, or whose store keeps no mail, learns of a move at its next pass.
 See docs/decisions/0013-mcp.md.
 """
 
-import logging
 from collections.abc import Sequence
 
 import trio
@@ -20,6 +19,7 @@ from trio_sessions._background import Background
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._logging import get_logger
 from trio_sessions._mail import Mail
 from trio_sessions._sessions import Sessions
 from trio_sessions._table import LocalTable
@@ -30,7 +30,7 @@ from trio_sessions.types import RemovalReason
 
 __all__ = ["Moves"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 _PAUSE = 1.0  # seconds between the starts of two looks
 _MOST = 10_000  # sessions of one look; the pass sees to the others

@@ -1,13 +1,18 @@
-"""One call of a transport's method: begun, and gone on with if it has to wait."""
+"""One call of a transport's method: begun, and gone on with if it has to wait.
+
+Each has context variables of its own, as in a task: what one transport binds, the next never sees.
+"""
 
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from inspect import isawaitable, iscoroutine
+from contextvars import Context
+from dataclasses import dataclass
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 import trio
 
-__all__ = ["Enter", "begin", "go_on", "interruptibly", "to_its_end"]
+__all__ = ["Enter", "Waiting", "begin", "go_on", "interruptibly", "to_its_end"]
 
 T = TypeVar("T")
 
@@ -31,10 +36,20 @@ def to_its_end(function: Callable[..., T], *args: Any) -> T:
     return function(*args)
 
 
+@dataclass(slots=True)
+class Waiting:
+    """A call that has begun, and waits."""
+
+    coroutine: Coroutine[Any, Any, object]
+    request: object
+    """What it asks of the loop."""
+    context: Context
+
+
 def begin(
     method: Callable[[], object], name: str, enter: Enter
 ) -> tuple[Coroutine[Any, Any, object] | None, object]:
-    """Call a transport's method, and insist on something that can be awaited.
+    """Call a transport's method, in the context of that call, up to where it has to wait.
 
     Args:
         method: of one transport.
@@ -47,7 +62,7 @@ def begin(
     """
     coroutine: Coroutine[Any, Any, object]
     called = enter(method)
-    if iscoroutine(called):
+    if isinstance(called, types.CoroutineType):
         coroutine = called
     elif isawaitable(called):
         coroutine = _await(called)
@@ -66,15 +81,13 @@ def begin(
 
 @types.coroutine
 def go_on(
-    coroutine: Coroutine[Any, Any, object],
-    request: object,
-    check: Callable[[object], None],
-    enter: Enter,
+    call: Waiting, check: Callable[[object], None], enter: Enter
 ) -> Generator[Any, Any, object]:
-    """Await the rest of a call that waits, from what it asks of the loop.
+    """Await the rest of a call that waits.
 
-    ``check`` may refuse that, which ends the call.
+    ``check`` may refuse what it asks of the loop, which ends the call.
     """
+    coroutine, request, run = call.coroutine, call.request, call.context.run
     try:
         while True:
             check(request)
@@ -86,9 +99,9 @@ def go_on(
             except BaseException as exc:  # noqa: BLE001 -- handed on to the coroutine, whatever it is
                 error = exc
             if error is None:
-                request = enter(coroutine.send, reply)
+                request = enter(run, coroutine.send, reply)
             else:
-                request = enter(coroutine.throw, error)
+                request = enter(run, coroutine.throw, error)
     except StopIteration as done:
         return done.value
     finally:

@@ -49,6 +49,7 @@ def open_registry(
     limits: Limits = NO_LIMITS,
     worker_data: Mapping[str, Any] | None = None,
     handlers: Mapping[str, Handler] | None = None,
+    mail_sockets: str | os.PathLike[str] | None = None,
     on_removed: OnRemoved | None = None,
     migrate: bool = False,
 ) -> AbstractAsyncContextManager[SessionRegistry]:
@@ -92,6 +93,10 @@ def open_registry(
             for instance; see `SessionRegistry.workers`.
         handlers: what other workers may call, by name: async functions of one JSON value, which
             return one, and async generator functions, for streams; see `Workers.call`.
+        mail_sockets: a folder, the same for the workers of one host: there they listen on Unix
+            sockets of this user, and what they say to each other needs no database. It is made
+            if there is none, may be written to by nobody else, and its path has at most 76 bytes.
+            Other workers, and those that do not listen there, are reached by the database.
         on_removed: an async function of a session's id and a `RemovalReason`, called when a
             session has ended here and its transport was disconnected, at most once for each, and
             several at a time. It gets ``disconnect_timeout``, what it raises is logged. It is not
@@ -128,6 +133,7 @@ def open_registry(
         limits=limits,
         worker_data=worker_data,
         handlers=handlers,
+        mail_sockets=mail_sockets,
         on_removed=on_removed,
         migrate=migrate,
     )
@@ -152,6 +158,7 @@ async def serve_registry(
     limits: Limits = NO_LIMITS,
     worker_data: Mapping[str, Any] | None = None,
     handlers: Mapping[str, Handler] | None = None,
+    mail_sockets: str | os.PathLike[str] | None = None,
     on_removed: OnRemoved | None = None,
     migrate: bool = False,
     task_status: "trio.TaskStatus[SessionRegistry]" = trio.TASK_STATUS_IGNORED,
@@ -180,6 +187,7 @@ async def serve_registry(
         limits=limits,
         worker_data=worker_data,
         handlers=handlers,
+        mail_sockets=mail_sockets,
         on_removed=on_removed,
         migrate=migrate,
     )

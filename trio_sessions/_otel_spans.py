@@ -85,6 +85,9 @@ class _Watched:
         self._store = store
         self._spans = spans
 
+    def commit_at_once(self, *args: object) -> None:
+        """Leave it to ``commit``: an operation has a span where it is awaited."""
+
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._store, name)
         if not inspect.iscoroutinefunction(found):

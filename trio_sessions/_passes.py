@@ -11,6 +11,7 @@ from trio_sessions._claims import Claims
 from trio_sessions._cleanup import Pass
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
 from trio_sessions._messages import Messages
 from trio_sessions._pacing import keep_pace
 from trio_sessions._portions import Portions
@@ -28,7 +29,7 @@ from trio_sessions.types import CleanupReport, fingerprint
 
 __all__ = ["Passes"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 
 class _Running:

@@ -4,12 +4,12 @@ Each is a question as `trio_sessions._asking` explains it, with the kind of its 
 says anything of the database's memory; what does stands in `trio_sessions._edge`.
 """
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from trio_sessions._asking import INHERITED, Asking, breach
+from trio_sessions._logging import get_logger
 from trio_sessions._settings import Settings
 from trio_sessions.abc import (
     Bell,
@@ -28,7 +28,7 @@ from trio_sessions.types import Holder, StoredEntry, StoredMessage, Wanted
 
 __all__ = ["Questions"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
 

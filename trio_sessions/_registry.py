@@ -4,7 +4,6 @@ The public surface: each method a line or two of work. Over 400 lines, for most 
 and users look for all of them in one place.
 """
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from trio_sessions._house import House
 from trio_sessions._interrupts import interruptible, uninterrupted
 from trio_sessions._json import encode
 from trio_sessions._library import check_trio
+from trio_sessions._logging import get_logger
 from trio_sessions._messages import OpenInbox
 from trio_sessions.abc import Transport
 from trio_sessions.errors import SessionNotFound, SessionsError
@@ -34,7 +34,7 @@ from trio_sessions.types import (
 
 __all__ = ["SessionRegistry"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 
 @uninterrupted

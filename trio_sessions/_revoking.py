@@ -6,7 +6,6 @@ claim of a marked id is refused, so nothing late or old brings the session back;
 and refused is let go at once. See docs/decisions/0012-operate.md.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 
 import trio
@@ -15,6 +14,7 @@ from trio_sessions._claims import Claims
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._entry import Entry
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._logging import get_logger
 from trio_sessions._sessions import Sessions
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
@@ -25,7 +25,7 @@ from trio_sessions.types import RemovalReason
 
 __all__ = ["Revoking"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 _LOOK = 0.5  # seconds between two looks for marks
 _LONGEST = 5.0  # seconds between two attempts in an outage

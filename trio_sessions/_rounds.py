@@ -14,7 +14,8 @@ a transport is left::
 A task stops leading in four ways:
 
 - the sequence is at its end (its last call may have to wait), or the round was given up;
-- its call has to wait, and the next task was appointed;
+- its call has to wait, and the next task was appointed; likewise where a call that did not wait
+  leaves the task cancelled, or in a scope that is (`CallHost.cancellation`);
 - the next task could not be appointed;
 - it fails, is cancelled, or its coroutine is thrown away by a loop that ends.
 
@@ -26,14 +27,15 @@ All but the second end the leading (``_led_through``), in two places: the ``fina
 and `_hand_on`. The round is settled when the leading has ended and no call waits. Whatever has
 no answer then is unknown. And if a leading task is lost in a way that nobody has thought of,
 `ask` has a bound of its own: it goes on once no transport was called for some seconds longer
-than one call may take. See docs/decisions/0008-edges.md.
+than one call may take. See docs/decisions/0008-edges.md. Over 400 lines, because who leads, and how
+each way out ends the round, has to be seen in one place.
 """
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
@@ -42,23 +44,24 @@ import outcome
 import trio
 
 from trio_sessions._entry import Entry
-from trio_sessions._one_call import Enter, begin, go_on, interruptibly, to_its_end
+from trio_sessions._logging import get_logger
+from trio_sessions._one_call import (
+    Enter,
+    Waiting,
+    begin,
+    go_on,
+    interruptibly,
+    to_its_end,
+)
 from trio_sessions._process import this_process
 from trio_sessions.types import fingerprint
 
-__all__ = [
-    "Answer",
-    "CallHost",
-    "Listener",
-    "Round",
-    "Running",
-    "Scope",
-]
+__all__ = ["Answer", "CallHost", "Listener", "Round", "Running", "Scope"]
 
 Answer = object
 """What a transport's method returned; an `outcome.Error` holds what it raised instead."""
 
-logger = logging.getLogger("trio_sessions.transports")
+logger = get_logger("trio_sessions.transports")
 
 T = TypeVar("T")
 
@@ -103,6 +106,14 @@ class CallHost(Protocol):
 
     def limit(self, scope: Scope, seconds: float) -> None:
         """Give a scope its deadline."""
+        ...
+
+    def cancellation(self, *, thorough: bool) -> Callable[[], object]:
+        """Return what says something else once the running task, or a scope in it, is cancelled.
+
+        Args:
+            thorough: though to ask may cost a quarter of what a call that answers at once does.
+        """
         ...
 
     async def checkpoint(self) -> None:
@@ -260,6 +271,9 @@ class Round:
     async def _call_each(self, scope: Scope) -> None:
         """Call transports until one had to wait, in which case another task leads by now."""
         slice_end = time.perf_counter() + _SLICE
+        # A check that is cut is unknown, and harms nobody; a connection would stay open.
+        cancellation = self._host.cancellation(thorough=self._enter is to_its_end)
+        as_before = cancellation()
         while self._remaining:
             if time.perf_counter() > slice_end:
                 await self._host.checkpoint()
@@ -270,47 +284,58 @@ class Round:
             self._called += 1
             if self._running and (entry, self._name) in self._running:
                 self._answer(entry, outcome.Error(self._late(entry)))
-            elif await self._call(entry, scope):
+            elif (waiting := self._begin(entry)) is not None:
+                await self._stay_with(entry, waiting, scope)
+                return
+            elif cancellation() != as_before:
+                self._hand_on()
                 return
 
-    async def _call(self, entry: Entry, scope: Scope) -> bool:
-        """Call one transport and record its answer; say whether it had to wait."""
-        waited = False
+    def _begin(self, entry: Entry) -> Waiting | None:
+        """Call one transport, and record its answer, if it does not have to wait."""
+        context = copy_context()
+        try:
+            coroutine, answer = context.run(begin, self._method(entry), self._name, self._enter)
+        except BaseException as exc:  # noqa: BLE001 -- judged; what must, travels
+            self._answer(entry, self._judge(exc, entry))
+            self._let_travel(exc)
+            return None
+        if coroutine is not None:
+            return Waiting(coroutine, answer, context)
+        self._answers[entry] = answer
+        if self._listener is not None:
+            self._will_tell(entry)
+        return None
+
+    async def _stay_with(self, entry: Entry, waiting: Waiting, scope: Scope) -> None:
+        """Let another task lead; await what waits, and record its answer."""
         answer: Answer
         try:
-            coroutine, answer = begin(self._method(entry), self._name, self._enter)
-            if coroutine is not None:
-                waited = True
-                self._host.limit(scope, self._timeout)
-                self._waiting[entry] = self._running[entry, self._name] = scope
-                self._hand_on()
-                answer = await go_on(coroutine, answer, self._host.check, self._enter)
-        except self._host.cancelled:
-            answer = outcome.Error(self._cut(entry))
-        except Exception as exc:  # noqa: BLE001 -- one session is isolated; the caller logs it
-            answer = outcome.Error(exc)
-        except BaseException as exc:  # noqa: BLE001 -- raised here, or by `ask` in the pass
-            answer = self._judge_fatal(exc, entry)
-            end = _first(exc, self._host.ends_loop)
-            if end is not None and not self._puts_off(end):
-                raise end  # noqa: B904 -- it is a part of the error that is being handled
+            self._host.limit(scope, self._timeout)
+            self._waiting[entry] = self._running[entry, self._name] = scope
+            self._hand_on()
+            answer = await go_on(waiting, self._host.check, self._enter)
+        except BaseException as exc:  # noqa: BLE001 -- the same
+            answer = self._judge(exc, entry)
+            self._let_travel(exc)
         finally:
-            if waited:
-                if scope.cancel_called:  # what comes after the deadline is no answer
-                    answer = outcome.Error(self._late(entry))
-                # They need not be there: a signal's handler may have raised before they were.
-                self._waiting.pop(entry, None)
-                self._running.pop((entry, self._name), None)
+            if scope.cancel_called:  # what comes after the deadline is no answer
+                answer = outcome.Error(self._late(entry))
+            # They need not be there: a signal's handler may have raised before they were.
+            self._waiting.pop(entry, None)
+            self._running.pop((entry, self._name), None)
             if entry not in self._answers:
                 self._answer(entry, answer)
-        return waited
 
     def _answer(self, entry: Entry, answer: Answer) -> None:
         self._answers[entry] = answer
         if self._listener is not None:
-            self._untold.append(entry)
-            if self._tells_at_once:
-                self._tell()
+            self._will_tell(entry)
+
+    def _will_tell(self, entry: Entry) -> None:
+        self._untold.append(entry)
+        if self._tells_at_once:
+            self._tell()
 
     def _tell(self) -> None:
         """Tell the listener: of those that answered at once together, of others one by one."""
@@ -324,6 +349,12 @@ class Round:
             self._settled.set()
 
     # ---- what ends the loop ----
+
+    def _let_travel(self, exc: BaseException) -> None:
+        """Raise what ends the loop, if it is that, or holds it, and nobody must be called first."""
+        end = _first(exc, self._host.ends_loop)
+        if end is not None and not self._puts_off(end):
+            raise end
 
     def _puts_off(self, end: BaseException) -> bool:
         """Keep what ends the loop, if others are left that must be called whatever happens."""
@@ -340,6 +371,14 @@ class Round:
             self._host.start(partial(_raise, end))
 
     # ---- what is no answer ----
+
+    def _judge(self, exc: BaseException, entry: Entry) -> Answer:
+        """Say what a call that has raised has answered."""
+        if isinstance(exc, self._host.cancelled):
+            return outcome.Error(self._cut(entry))
+        if isinstance(exc, Exception):  # one session is isolated; the caller logs it
+            return outcome.Error(exc)
+        return self._judge_fatal(exc, entry)
 
     def _judge_fatal(self, exc: BaseException, entry: Entry) -> Answer:
         """Tell a cancelled nursery, whose error is a group, from what must travel on."""

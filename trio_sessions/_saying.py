@@ -9,7 +9,6 @@ same id (invariant 14). See docs/decisions/0009-one-writer.md.
 
 import abc
 import enum
-import logging
 from collections.abc import Callable
 
 import outcome
@@ -18,6 +17,7 @@ from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Entry, Row
+from trio_sessions._logging import get_logger
 from trio_sessions._orders import Order
 from trio_sessions._pending import Pending
 from trio_sessions._table import LocalTable
@@ -28,7 +28,7 @@ from trio_sessions.writes import Differs, Write
 
 __all__ = ["Said", "SayOrder", "Saying", "What", "not_found"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 Said = Holder | Differs | None
 """What the store answers: who holds the session; None: there is none."""

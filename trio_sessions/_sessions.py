@@ -19,6 +19,7 @@ from trio_sessions._departures import Departures
 from trio_sessions._edge import chunked
 from trio_sessions._entry import Entry
 from trio_sessions._leaving import Disconnecting, Leaving
+from trio_sessions._logging import get_logger
 from trio_sessions._messages import Messages
 from trio_sessions._orders import Order
 from trio_sessions._settings import Settings
@@ -30,7 +31,7 @@ from trio_sessions.writes import Claimed
 
 __all__ = ["Sessions"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 _MOVED = {RemovalReason.MISSING, RemovalReason.TAKEN_OVER}
 """Their rows are gone or another worker's, as the store has confirmed."""
@@ -94,6 +95,8 @@ class Sessions:
             entry.pending.note_owner(owner)
         if data is not None:
             entry.pending.note_data(data)
+        if replaced is None:
+            self._departures.begin_again(session_id)
         if owner is not None and replaced is None:
             entry.most_of_owner = self._settings.limits.max_sessions_per_owner
         disconnecting: trio.Event | None = None

@@ -1,10 +1,11 @@
 """The settings of a registry, checked at the door."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trio_sessions._checks import a_name, count, seconds, share, switch
+from trio_sessions._checks import a_name, count, seconds, share, socket_folder, switch
 from trio_sessions._handlers import Handler, check_handlers
 from trio_sessions._json import encode_object
 from trio_sessions._tracing import Tracing
@@ -51,6 +52,7 @@ class Settings:
     limits: Limits = NO_LIMITS
     worker_data: Mapping[str, Any] | None = None
     handlers: Mapping[str, Handler] | None = None
+    mail_sockets: str | os.PathLike[str] | None = None
     on_removed: OnRemoved | None = None
     migrate: bool = False
     tracing: Tracing = field(default_factory=Tracing, compare=False)
@@ -92,6 +94,9 @@ class Settings:
             encode_worker_data("worker_data", self.worker_data)
         if self.handlers is not None:
             object.__setattr__(self, "handlers", check_handlers(self.handlers))
+        if self.mail_sockets is not None:
+            folder = socket_folder("mail_sockets", self.mail_sockets)
+            object.__setattr__(self, "mail_sockets", folder)
         switch("migrate", self.migrate)
         if self.on_removed is not None and not callable(self.on_removed):
             raise TypeError(

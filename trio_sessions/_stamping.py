@@ -5,13 +5,14 @@ import logging
 import trio
 
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
 from trio_sessions._restoring import Restorer
 from trio_sessions._witness import WentBack, Witness
 from trio_sessions.errors import SessionsError
 
 __all__ = ["keep_stamping"]
 
-logger = logging.getLogger("trio_sessions.registry")
+logger = get_logger("trio_sessions.registry")
 
 _FIRST_PAUSE = 0.05  # seconds until the next attempt after one that failed; it grows
 

@@ -5,18 +5,17 @@ removed: nobody would ever delete it. The store says with each stamp how many ro
 only where that is more than there are sessions, somebody looks which they are.
 """
 
-import logging
-
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Row
+from trio_sessions._logging import get_logger
 from trio_sessions._table import LocalTable
 from trio_sessions.errors import SessionsError
 
 __all__ = ["Strays"]
 
-logger = logging.getLogger("trio_sessions.cleanup")
+logger = get_logger("trio_sessions.cleanup")
 
 
 class Strays:

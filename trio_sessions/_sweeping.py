@@ -5,18 +5,17 @@ for it. So how large the next one may be is learnt: one that fails makes those a
 also in the next pass, and each that is done makes them larger again.
 """
 
-import logging
-
 import trio
 
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
 from trio_sessions._settings import Settings
 from trio_sessions.errors import RowUnavailable, SessionsError
 
 __all__ = ["Sweeper"]
 
-logger = logging.getLogger("trio_sessions.cleanup")
+logger = get_logger("trio_sessions.cleanup")
 
 _SHARE = 0.25  # of cleanup_interval: a backlog must not keep the next pass from its beginning
 _SMALLER, _LARGER = 8, 2  # a piece that fails has cost its whole time, so go down quickly

@@ -41,15 +41,16 @@ class Leases:
     restore: list[Entry] = field(default_factory=list)
     """No attempt to write the row was ever confirmed: write it, do not judge it."""
 
-    def add(self, entry: Entry) -> None:
-        """Sort a session in. One whose row is being written now is left alone."""
-        row = entry.row
-        if row is Row.CONFIRMED or row is Row.LOST:
-            self.refresh.append(entry)
-        elif row is Row.UNWRITTEN:
-            self.restore.append(entry)
-        else:
-            assert row is Row.WRITING
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Sort sessions in. One whose row is being written now is left alone."""
+        for entry in entries:
+            row = entry.row
+            if row is Row.CONFIRMED or row is Row.LOST:
+                self.refresh.append(entry)
+            elif row is Row.UNWRITTEN:
+                self.restore.append(entry)
+            else:
+                assert row is Row.WRITING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,6 @@ storm shares its statements, its transactions and its syncs to disk::
 See docs/decisions/0009-one-writer.md.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -35,6 +34,7 @@ import trio
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
+from trio_sessions._logging import get_logger
 from trio_sessions._orders import Lines, Order, Stage
 from trio_sessions._persisting import jittered
 from trio_sessions._witness import WentBack
@@ -50,7 +50,7 @@ from trio_sessions.writes import Unfinished, Write
 
 __all__ = ["Writer"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
 
@@ -92,6 +92,8 @@ class Writer:
         self._closing = False
         self._gives_up = False
         self._under_way: trio.CancelScope | None = None
+        self._has_rested = False
+        """The loop has had its turn since the last batch: this one may be committed at once."""
         self._ended = trio.Event()
 
     @property
@@ -183,7 +185,7 @@ class Writer:
             while not (self._closing and not self._lines.waiting):
                 if self._lines.next_due() is not None:
                     self._lines.wake(trio.current_time())
-                batch = self._next_batch()
+                batch = self._next_batch() if self._lines.waiting else ()
                 if batch:
                     await self._carry_out(batch)
                     self._lines.done()
@@ -211,12 +213,13 @@ class Writer:
 
     async def _wait_for_work(self) -> None:
         self._work = trio.Event()
-        dues = [one for one in (self._lines.next_due(), self._patient_until) if one is not None]
-        due = min(dues, default=None)
-        if due is None:
+        self._has_rested = True
+        due, patient_until = self._lines.next_due(), self._patient_until
+        if due is None and patient_until is None:
             await self._work.wait()
             return
-        with trio.move_on_at(due):
+        dues = [one for one in (due, patient_until) if one is not None]
+        with trio.move_on_at(min(dues)):
             await self._work.wait()
 
     def _tell_of_room(self) -> None:
@@ -286,7 +289,8 @@ class Writer:
             if not writes:
                 await trio.lowlevel.checkpoint()
                 return []
-            answers = await self._edge.commit(writes, self._new_scope())
+            at_once, self._has_rested = self._has_rested, False
+            answers = await self._edge.commit(writes, self._new_scope, at_once=at_once)
             self._counters.count_batch(len(writes))
         except StoreUnavailable as exc:
             if self._gives_up:

@@ -12,24 +12,35 @@ from mutants.running import Result
 __all__ = ["LEAST", "Explained", "Judgement", "read_explained"]
 
 LEAST = 0.95
-"""The share that has to be killed."""
+"""The share that has to be killed of the mutants that are no equivalents."""
+
+_KINDS = {"equivalent", "accepted"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
-    """A mutant that changes nothing that anybody could notice, and why."""
+    """A survivor, of which kind it is, and why.
+
+    An ``equivalent`` one changes nothing that anybody could notice, so no test can kill it, and it
+    is left out of the score. An ``accepted`` one could be noticed, and counts as not killed.
+    """
 
     module: str
     function: str
     mutation: str
+    kind: str
     why: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(f"{self}: {self.kind!r} is no kind: {' or '.join(sorted(_KINDS))}")
 
     def __str__(self) -> str:
         return f"{self.module} {self.function}: {self.mutation}"
 
 
 def read_explained(path: Path) -> list[Explained]:
-    """Read the list; each entry needs all four."""
+    """Read the list; each entry needs all five."""
     return [Explained(**one) for one in tomllib.loads(path.read_text("utf-8")).get("mutant", [])]
 
 
@@ -52,21 +63,32 @@ class Judgement:
         modules = {mutant.module for mutant in made}
         names = {str(mutant) for mutant in made}
         explained = list(explained)
-        self._explained = {str(one) for one in explained}
+        self._kinds = {str(one): one.kind for one in explained}
         self.stale = [one for one in explained if one.module in modules and str(one) not in names]
         """Explanations of what is not in the code any more."""
         self.open = [
             mutant
             for mutant, result in results.items()
-            if not result.is_killed and str(mutant) not in self._explained
+            if not result.is_killed and str(mutant) not in self._kinds
         ]
         """Survivors that nobody has explained."""
 
     @property
+    def raw_score(self) -> float:
+        """The share that was killed of all mutants that were run."""
+        return _share(self._count_killed(), len(self._results))
+
+    @property
     def score(self) -> float:
-        """The share of the mutants that were run and killed; explained ones are not killed."""
-        killed = sum(result.is_killed for result in self._results.values())
-        return killed / len(self._results) if self._results else 0.0
+        """The same without the equivalents, which no test can kill."""
+        left_out = sum(
+            not result.is_killed and self._kinds.get(str(mutant)) == "equivalent"
+            for mutant, result in self._results.items()
+        )
+        return _share(self._count_killed(), len(self._results) - left_out)
+
+    def _count_killed(self) -> int:
+        return sum(result.is_killed for result in self._results.values())
 
     @property
     def is_good(self) -> bool:
@@ -77,8 +99,9 @@ class Judgement:
     def summary(self) -> str:
         """The figures in one line."""
         return (
-            f"{len(self._results)} of {len(self._made)} mutants run, {self.score:.1%} killed (at "
-            f"least {LEAST:.0%} have to be), {len(self.open)} open, {len(self.stale)} stale"
+            f"{len(self._results)} of {len(self._made)} mutants run, {self.raw_score:.1%} killed, "
+            f"{self.score:.1%} without equivalents (at least {LEAST:.0%} have to be), "
+            f"{len(self.open)} open, {len(self.stale)} stale"
         )
 
     def report(self, *, seed: int) -> str:
@@ -87,9 +110,11 @@ class Judgement:
         sample = f"{ran:,}, a sample stratified by module of seed {seed}," if ran < all_ else "all"
         text = (
             f"Of {all_:,} small faults, {sample} were put into the code one by one. "
-            f"{self.score:.1%} were noticed by the tests that meet their lines, in memory and on "
-            f"SQLite; of the others, {len(self.open)} are open, and the rest is explained in "
-            "`tests/mutants/explained.toml`. A fault that makes a test hang is noticed, too. "
+            f"{self.raw_score:.1%} were noticed by the tests that meet their lines, in memory and "
+            f"on SQLite; {self.score:.1%} without the equivalents, which change nothing that "
+            "anybody could notice. Accepted ones, which could be noticed, count as not noticed; "
+            "`tests/mutants/explained.toml` has the reason of each of both. "
+            f"{len(self.open)} are open. A fault that makes a test hang is noticed, too. "
             "One is given up after some seconds of tests, so a slow test may notice what is open."
         )
         by_module = self._table("module", lambda mutant: f"`{mutant.module}`")
@@ -103,16 +128,20 @@ class Judgement:
         for mutant, result in self._results.items():
             verdict = result.verdict
             if not result.is_killed:
-                verdict = "explained" if str(mutant) in self._explained else "open"
+                verdict = self._kinds.get(str(mutant), "open")
             counts[name(mutant)].update([verdict, "ran"])
-        columns = ["ran", "killed", "timeout", "explained", "open"]
+        columns = ["ran", "killed", "timeout", "equivalent", "accepted", "open"]
         rows = {one: [made[one], *(counts[one][column] for column in columns)] for one in made}
         rows = dict(sorted(rows.items())) | {
             "**all**": [sum(at) for at in zip(*rows.values(), strict=True)]
         }
-        head = [what, "made", "run", "killed", "hung", "explained", "open"]
+        head = [what, "made", "run", "killed", "hung", "equivalent", "accepted", "open"]
         return [
             f"| {' | '.join(head)} |",
-            f"| --- |{' ---: |' * 6}",
+            f"| --- |{' ---: |' * 7}",
             *(f"| {one} | {' | '.join(map(str, row))} |" for one, row in rows.items()),
         ]
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0

@@ -1,7 +1,7 @@
 """Which tests meet which lines, and how long they take: recorded once, outside of git."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -83,16 +83,20 @@ class Meeting:
     def tests(self, mutant: Mutant, *, patience: float) -> list[str]:
         """Return the tests that meet the lines of a mutant, up to so many seconds in all.
 
-        The fastest are first, and of these the ones that meet little else: they look more closely
-        than those for which the line is one of many. Those that need a server are last. A line that
-        runs at the import is met by whoever meets the module.
+        The fastest are first, and of these the ones that meet little else, and of the module what
+        few others meet: they look more closely than those for which the line is one of many.
+        Whoever makes a store meets each statement where it is made; who uses it, meets more. Those
+        that need a server are last. A line that runs at the import is met by whoever meets the
+        module.
         """
         lines = self.lines.get(mutant.module, {})
         met = {test for line in mutant.lines for test in lines.get(line, ())}
         if not met and not mutant.in_function:
             met = {test for tests in lines.values() for test in tests}
-        postgresql = set(self.postgresql)
-        ordered = sorted(met, key=lambda one: (one in postgresql, self._costs[one], one))
+        postgresql, close = set(self.postgresql), _closeness(lines.values())
+        ordered = sorted(
+            met, key=lambda one: (one in postgresql, self._costs[one] / close[one], one)
+        )
         chosen, left = list[str](), patience
         for test in ordered:
             left -= self.seconds[test]
@@ -115,3 +119,12 @@ class Meeting:
     def limits(self, tests: Iterable[str]) -> Mapping[str, float]:
         """Return the seconds after which each of these tests hangs."""
         return {test: 10 + 10 * self.seconds.get(test, 30.0) for test in tests}
+
+
+def _closeness(lines: Iterable[list[str]]) -> Mapping[str, float]:
+    """Return how much each test meets of a module; a line counts less, the more tests meet it."""
+    found = defaultdict[str, float](float)
+    for tests in lines:
+        for test in tests:
+            found[test] += 1 / len(tests)
+    return found

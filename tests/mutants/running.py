@@ -21,6 +21,7 @@ from mutants.meeting import Meeting, digest
 __all__ = ["Copy", "Results", "in_order", "record"]
 
 _COLLECTING = 180.0  # seconds
+_TOGETHER = 10  # files of tests that are recorded before what they meet is kept
 _LEFT_OUT = {
     # They start programs, whose lines nobody records, or read documents.
     "test_aio_processes.py",
@@ -229,18 +230,30 @@ def record(copy: Copy, kept: Path, *, postgresql: bool) -> Meeting:
         meeting = Meeting(code=code)
     files = {file: digest([copy.path / file]) for file in copy.files()}
     changed = [file for file in files if meeting.files.get(file) != files[file]]
-    if not changed:
-        return meeting
     meeting.forget(changed)
-    of_changed = tuple(f"{file}::" for file in changed)
+    for at in range(0, len(changed), _TOGETHER):
+        part = changed[at : at + _TOGETHER]
+        _record(copy, meeting, kept / "coverage", part, postgresql=postgresql)
+        meeting.files |= {file: files[file] for file in part}
+        meeting.save(path)  # whoever is stopped goes on here
+    return meeting
+
+
+def _record(
+    copy: Copy, meeting: Meeting, data: Path, files: Iterable[str], *, postgresql: bool
+) -> None:
+    """Run the tests of these files, and add which lines they meet."""
+    of_these = tuple(f"{file}::" for file in files)
     tests = [
         test
         for test, about in copy.server.tests.items()
-        if test.startswith(of_changed)
+        if test.startswith(of_these)
         and "no_cover" not in about["marks"]
         and (postgresql or not about["postgresql"])
     ]
-    data = (kept / "coverage").absolute()
+    if not tests:
+        return
+    data = data.absolute()
     data.unlink(missing_ok=True)
     limits = dict.fromkeys(tests, 310.0)  # pytest's own is 300
     answer = copy.server.ask(text=None, path="", tests=tests, limits=limits, record=str(data))
@@ -248,9 +261,6 @@ def record(copy: Copy, kept: Path, *, postgresql: bool) -> Meeting:
         raise RuntimeError(f"recording stopped at {answer['by']}: {answer['verdict']}")
     needing = [test for test, about in copy.server.tests.items() if about["postgresql"]]
     meeting.add(data, copy.path, needing)
-    meeting.files |= files
-    meeting.save(path)
-    return meeting
 
 
 class Runner:

@@ -7,10 +7,14 @@ child, the functions that are there are given the code of the mutated text. Wher
 constant, a default, a field of a class), the answer is "elsewhere": such a mutant needs a server
 that is started after its text was written.
 
+What the package has cached is forgotten before each test: whoever finds an answer there does not
+meet the lines that have made it, and they stand before the fault was put in.
+
 The parent waits no longer for a test than the job says: a mutant that hangs is noticed, too.
 """
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -58,6 +62,16 @@ def _change(functions: Iterable[FunctionType], path: str, text: str) -> bool:
     return changed
 
 
+def _caches() -> list[Any]:
+    """Return the functions of the package that keep what they have answered."""
+    return [
+        found
+        for found in gc.get_objects()
+        if isinstance(found, functools._lru_cache_wrapper)
+        and found.__module__.partition(".")[0] == "trio_sessions"
+    ]
+
+
 class Server:
     """The plugin that stands in for pytest's own loop over the tests."""
 
@@ -72,12 +86,13 @@ class Server:
         for found in gc.get_objects():
             if isinstance(found, FunctionType):
                 live[found.__code__.co_filename].append(found)
+        caches = _caches()
         gc.collect()
         gc.freeze()
         self._say({item.nodeid: _describe(item) for item in session.items})
         with os.fdopen(self._jobs, encoding="utf-8") as jobs:
             for line in jobs:
-                self._say(_fork(session, live, json.loads(line)))
+                self._say(_fork(session, live, caches, json.loads(line)))
         return True
 
     def _say(self, answer: Mapping[str, Any]) -> None:
@@ -92,7 +107,9 @@ def _describe(item: pytest.Item) -> dict[str, Any]:
     }
 
 
-def _fork(session: pytest.Session, live: Mapping[str, Any], job: Mapping[str, Any]) -> Any:
+def _fork(
+    session: pytest.Session, live: Mapping[str, Any], caches: list[Any], job: Mapping[str, Any]
+) -> Any:
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -100,7 +117,7 @@ def _fork(session: pytest.Session, live: Mapping[str, Any], job: Mapping[str, An
         try:
             os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            code = _work(session, live, job, writing)
+            code = _work(session, live, caches, job, writing)
         finally:
             os._exit(code)
     os.close(writing)
@@ -132,7 +149,9 @@ def _end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _work(session: pytest.Session, live: Any, job: Mapping[str, Any], heard: int) -> int:
+def _work(
+    session: pytest.Session, live: Any, caches: list[Any], job: Mapping[str, Any], heard: int
+) -> int:
     """Run the tests of a job in the child; return how the child ends."""
     if job["text"] is not None and not _change(live[job["path"]], job["path"], job["text"]):
         return _ELSEWHERE
@@ -147,6 +166,8 @@ def _work(session: pytest.Session, live: Any, job: Mapping[str, Any], heard: int
     passed = {}
     for item, following in zip(items, [*items[1:], None], strict=True):
         os.write(heard, f"{item.nodeid}\n".encode())
+        for cache in caches:
+            cache.cache_clear()
         before, started = session.testsfailed, time.monotonic()
         if recording:
             recording.switch_context(item.nodeid)

@@ -107,6 +107,8 @@ class _Presses:
             self._press_in(self._rng.random() * self._rng.choice([_GAP, _GAP / 10]))
         elif self._may_stall:
             self._press_in(_STALLED)
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)  # by the line, the last may come early
         signal.raise_signal(signal.SIGINT)
 
 

@@ -1,13 +1,14 @@
 """The post office: fetches the letters of this worker, and hands each to whom it concerns."""
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 
 import trio
 
 from trio_sessions._edge import Edge
 from trio_sessions._json import decode, size_of
+from trio_sessions._logging import get_logger
 from trio_sessions._mail._calling import Calling
+from trio_sessions._mail._incoming import Incoming
 from trio_sessions._mail._letters import Letter, unseal
 from trio_sessions._mail._serving import Serving
 from trio_sessions._mail._topics import Subscriptions
@@ -15,7 +16,7 @@ from trio_sessions.errors import SessionsError
 
 __all__ = ["Office"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 _LETTERS = 1000  # taken away by one operation, at most
 _SIZE = 4 * 1024 * 1024  # bytes taken away by one operation; but one letter
@@ -31,13 +32,21 @@ class Office:
 
     Args:
         edge: the way to the store.
+        incoming: letters that come by sockets.
         topics, calling, serving: to whom letters are handed.
     """
 
     def __init__(
-        self, edge: Edge, *, topics: Subscriptions, calling: Calling, serving: Serving
+        self,
+        edge: Edge,
+        *,
+        incoming: Incoming,
+        topics: Subscriptions,
+        calling: Calling,
+        serving: Serving,
     ) -> None:
         self._edge = edge
+        self._incoming = incoming
         self._topics = topics
         self._calling = calling
         self._serving = serving
@@ -78,6 +87,8 @@ class Office:
             worked()
             if len(letters) >= _LETTERS or sum(map(size_of, letters)) >= _SIZE:
                 self._is_rung = True
+            if letters:
+                self._incoming.drain()
             await self._hand_on(letters)
 
     async def _hand_on(self, letters: Collection[str]) -> None:

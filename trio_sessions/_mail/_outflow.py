@@ -39,6 +39,8 @@ class Outflow:
         """Items that stood in letters."""
         self._left = 0
         """Items in letters that were left, surely."""
+        self._in_hand: str | None = None
+        """A letter that is being left, and may not have been if that is cancelled."""
         self._taken = 0
         self._last: str | None = None
         """The letter behind all items."""
@@ -103,16 +105,22 @@ class Outflow:
             if not self._waiting:
                 await self._change()
                 continue
-            letter = self._take_letter()
+            self._in_hand = self._take_letter()
             has_ended = self._ends_well and not self._waiting
-            await self._sender.deliver(self._caller, letter)
+            await self._sender.deliver(self._caller, self._in_hand)
+            self._in_hand = None
             self._left = self._gone
             if has_ended:
                 return
         await self._sender.deliver(self._caller, self._last)
 
     def flush(self) -> None:
-        """Send at once what is left, when `send` was cancelled; it may be lost."""
+        """Send at once what is left, when `send` was cancelled; it may be lost.
+
+        What was in hand may come twice, which its receiver notices.
+        """
+        if self._in_hand is not None:
+            self._sender.post_soon(self._caller, self._in_hand)
         while self._waiting:
             self._sender.post_soon(self._caller, self._take_letter())
 

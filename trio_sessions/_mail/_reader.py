@@ -19,7 +19,13 @@ class Reader(abc.ABC):
 
     Its parts are for both facades: `next_nowait` never waits, and `wait` is called where there is
     nothing.
+
+    Attributes:
+        ends_with_registry: to close the registry is its end; else there is more to come, and
+            waiting for that is an error then.
     """
+
+    ends_with_registry = False
 
     @abc.abstractmethod
     async def open(self) -> None:

@@ -1,7 +1,7 @@
 """The door of the room of mail: what the registry asks of it."""
 
 import itertools
-import logging
+import os
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +13,10 @@ from trio_sessions._edge import Edge
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import encode
 from trio_sessions._listening import Listening
+from trio_sessions._logging import get_logger
 from trio_sessions._mail._calling import Calling, Stream
+from trio_sessions._mail._incoming import Incoming
+from trio_sessions._mail._lanes import Lanes
 from trio_sessions._mail._letters import seal
 from trio_sessions._mail._office import Office
 from trio_sessions._mail._sending import Sender
@@ -29,7 +32,7 @@ from trio_sessions.errors import NotSupported, RegistryClosed
 
 __all__ = ["Mail"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 Loop = Callable[[], Awaitable[None]]
 
@@ -47,7 +50,7 @@ class Mail:
         listening: hears the bell.
         background: where loops and handlers run.
         counters: count what was dropped.
-        settings: ``handlers``, ``max_message_bytes`` and ``cleanup_interval``.
+        settings: ``handlers``, ``mail_sockets``, ``max_message_bytes`` and ``cleanup_interval``.
     """
 
     def __init__(
@@ -65,7 +68,12 @@ class Mail:
         self._background = background
         self._settings = settings
         self._watch = Watch(edge)
-        self._sender = Sender(writer, edge)
+        folder = None
+        if settings.mail_sockets is not None and edge.keeps(Part.MAIL):
+            folder = os.fspath(settings.mail_sockets)
+        self._lanes = Lanes(folder, writer=writer, edge=edge, background=background)
+        self._incoming = Incoming(folder, edge=edge, background=background)
+        self._sender = Sender(writer, self._lanes, edge)
         self._topics = Subscriptions(edge, counters)
         self._calling = Calling(self._sender, self._watch.wake)
         self._serving = Serving(
@@ -76,15 +84,28 @@ class Mail:
             wake=self._watch.wake,
         )
         self._office = Office(
-            edge, topics=self._topics, calling=self._calling, serving=self._serving
+            edge,
+            incoming=self._incoming,
+            topics=self._topics,
+            calling=self._calling,
+            serving=self._serving,
         )
         self._sender.receive_by(self._office)
+        self._incoming.receive_by(self._office)
         listening.tell(self)
         self._published = itertools.count(1)
         self._started: set[Loop] = set()
         self._is_closed = False
 
     # ---- its life ----
+
+    def open(self) -> None:
+        """Take letters that come by sockets, if there are to be some: before others know of us.
+
+        Raises:
+            ValueError: the setting cannot be used.
+        """
+        self._incoming.open()
 
     def start(self) -> None:
         """Begin to collect letters, unless it does; most programs need it never.
@@ -139,6 +160,13 @@ class Mail:
         self._serving.close()
         self._topics.close()
         self._calling.close(_closed)
+        self._incoming.close()
+        self._lanes.close()
+
+    def end(self) -> None:
+        """Close the connections: the handlers have said their last words."""
+        self._incoming.end()
+        self._lanes.end()
 
     def check_open(self) -> None:
         """Raise `RegistryClosed` unless it is open, and this process's."""

@@ -1,11 +1,12 @@
-"""Letters on their way out: to other workers by the writer, to ourselves at once."""
+"""Letters on their way out: to other workers by their lanes, to ourselves at once."""
 
-import logging
 from typing import Protocol
 
 import trio
 
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
+from trio_sessions._mail._lanes import Lanes
 from trio_sessions._orders import Order, Stage
 from trio_sessions._persisting import jittered
 from trio_sessions._posting import PostOrder
@@ -14,7 +15,7 @@ from trio_sessions.errors import SessionsError
 
 __all__ = ["Receiver", "Sender"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 _PAUSES = (0.1, 2.0)  # seconds between two attempts, the first and the longest
 
@@ -32,11 +33,13 @@ class Sender:
 
     Args:
         writer: takes them to the store, in the order of the calls.
+        lanes: take those for one worker to it.
         edge: knows who we are.
     """
 
-    def __init__(self, writer: Writer, edge: Edge) -> None:
+    def __init__(self, writer: Writer, lanes: Lanes, edge: Edge) -> None:
         self._writer = writer
+        self._lanes = lanes
         self._edge = edge
         self._receiver: Receiver | None = None
 
@@ -69,10 +72,10 @@ class Sender:
             await trio.lowlevel.checkpoint()
             self._hand_over(text)
             return True
-        await self._writer.admit()
-        order: Order[int] = self._writer.give(PostOrder(text, to=to))
-        left: int | None = await self._writer.answer(order)
-        return bool(left)
+        if not await self._lanes.has_room(to):
+            await self._writer.admit()
+        order = self._lanes.give(to, text)
+        return order is None or bool(await self._lanes.answer(order))
 
     async def publish(self, topic: str, text: str) -> None:
         """Leave a letter for everybody who listens to a topic; raises as `post`."""
@@ -98,7 +101,7 @@ class Sender:
         if self.is_own(to):
             self._hand_over(text)
             return None
-        return self._writer.give(PostOrder(text, to=to))
+        return self._lanes.give(to, text, may_be_lost=True)
 
     async def deliver(self, to: str, text: str) -> None:
         """Leave a letter again and again until there is somebody who may get it.
@@ -113,9 +116,10 @@ class Sender:
             return
         pause, longest = _PAUSES
         while True:
+            await self._lanes.has_room(to)
             try:
-                order: Order[int] = self._writer.give(PostOrder(text, to=to))
-                if await order.wait():
+                order = self._lanes.give(to, text)
+                if order is None or await order.wait():
                     return
             except SessionsError as exc:
                 logger.debug("a letter could not be left, and is left again: %s", exc)

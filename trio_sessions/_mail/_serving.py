@@ -5,7 +5,6 @@ time is over, or the registry is closed. What it raises goes to the caller, and 
 """
 
 import enum
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, cast
@@ -16,6 +15,7 @@ from trio_sessions._background import Background
 from trio_sessions._handlers import Handler, Last, is_stream
 from trio_sessions._interrupts import interruptible
 from trio_sessions._json import decode, encode
+from trio_sessions._logging import get_logger
 from trio_sessions._mail._letters import seal
 from trio_sessions._mail._outflow import Outflow
 from trio_sessions._mail._seen import Seen
@@ -23,7 +23,7 @@ from trio_sessions._mail._sending import Sender
 
 __all__ = ["Serving"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 _MOST = 1000  # calls at a time
 _LOOK = 1.0  # seconds after which it is looked whether a caller lives

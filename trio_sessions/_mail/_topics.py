@@ -4,7 +4,6 @@ A worker listens to a topic once, for all its subscribers, and as long as it has
 should know is told to it by whoever subscribes, who waits for that, and by a loop for the rest.
 """
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +14,13 @@ from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, chunked
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import decode, size_of
+from trio_sessions._logging import get_logger
 from trio_sessions._mail._reader import Reader
 from trio_sessions._mail._seen import Seen
 
 __all__ = ["Subscription", "Subscriptions"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 _MOST = 1000  # messages that wait for one subscriber
 _SIZE = 16 * 1024 * 1024  # bytes that they may have together; one message may wait in any case
@@ -137,6 +137,8 @@ class Subscriptions:
 @uninterrupted
 class Subscription(Reader):
     """The messages of one topic for one subscriber; made by `Topics.subscribe`."""
+
+    ends_with_registry = True
 
     def __init__(
         self, topic: str, subscriptions: Subscriptions, check_open: Callable[[], None]

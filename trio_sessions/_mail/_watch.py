@@ -5,19 +5,19 @@ is our own. What the database says after it was away is not believed at once: th
 have had the time to stamp their rows.
 """
 
-import logging
 import math
 
 import trio
 
 from trio_sessions._edge import Edge
+from trio_sessions._logging import get_logger
 from trio_sessions._mail._calling import Calling
 from trio_sessions._mail._serving import Serving
 from trio_sessions.errors import SessionsError
 
 __all__ = ["Watch"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 _LOOK = 1.0  # seconds between two looks
 _SETTLE = 6.0  # seconds after an outage in which nobody is taken for dead: a stamp, and a bit

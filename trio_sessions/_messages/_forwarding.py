@@ -5,7 +5,6 @@ they are not overtaken. They are for the session of their birth, held by somebod
 is none, they are dropped.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import trio
 from trio_sessions._counters import Counters
 from trio_sessions._entry import Entry
 from trio_sessions._json import size_of
+from trio_sessions._logging import get_logger
 from trio_sessions._messages._line import Message, has_expired
 from trio_sessions._orders import Order
 from trio_sessions._writer import Writer
@@ -23,7 +23,7 @@ from trio_sessions.writes import Send
 
 __all__ = ["Forwarding"]
 
-logger = logging.getLogger("trio_sessions.messages")
+logger = get_logger("trio_sessions.messages")
 
 _UNSENT = 1000  # messages kept that could not be forwarded
 

@@ -15,13 +15,13 @@ one might delete a message that the session's next time here has yet to handle (
 See docs/decisions/0009-one-writer.md.
 """
 
-import logging
 import math
 import random
 
 import outcome
 import trio
 
+from trio_sessions._logging import get_logger
 from trio_sessions._messages._held import Stage
 from trio_sessions._messages._inbox import Inbox
 from trio_sessions._orders import Order
@@ -30,7 +30,7 @@ from trio_sessions.writes import Acknowledge
 
 __all__ = ["Receipts"]
 
-logger = logging.getLogger("trio_sessions.messages")
+logger = get_logger("trio_sessions.messages")
 
 _ROWS = 500  # of one session, acknowledged at a time: a batch may have as many sessions as writes
 _PAUSES = (0.1, 5.0)  # seconds until a receipt that failed is repeated, the first and the longest

@@ -1,6 +1,5 @@
 """The door of the room of messages: what the registry, a pass and a reader ask of it."""
 
-import logging
 from collections.abc import Collection, Sequence
 
 import trio
@@ -11,6 +10,7 @@ from trio_sessions._departures import Departures
 from trio_sessions._edge import Edge
 from trio_sessions._entry import Entry, Row
 from trio_sessions._interrupts import uninterrupted
+from trio_sessions._logging import get_logger
 from trio_sessions._messages._forwarding import Forwarding
 from trio_sessions._messages._inbox import Inbox, Message
 from trio_sessions._messages._inboxes import Inboxes
@@ -27,7 +27,7 @@ from trio_sessions.types import fingerprint
 
 __all__ = ["Messages"]
 
-logger = logging.getLogger("trio_sessions.messages")
+logger = get_logger("trio_sessions.messages")
 
 
 @uninterrupted

@@ -200,3 +200,11 @@ class Store(abc.ABC):
                 fewer writes could succeed.
             StoreUnavailable: the batch may have been committed, or not.
         """
+
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Committed | None:
+        """Carry out a batch as `commit` does, if nothing has to be waited for; None: it has.
+
+        Synchronous; where it returns None, nothing was done. A registry asks for this first: what
+        waits for nothing needs neither a deadline nor a turn of the loop.
+        """
+        return None

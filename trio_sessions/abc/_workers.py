@@ -35,8 +35,9 @@ class WorkerStore(Store):
     sessions that are still to be written anew. It is in doubt, too, where it can tell that it may
     lag behind, hides rows, or is another server than the one that was last stamped; and once it is
     stamped there, for two of the longest ``stamp_interval``, in which others find out; and for a
-    worker that has begun a history, does not leave, and has no row (its batches name a stamp, and
-    do nothing). Meanwhile "there is no such session" is unknown: questions raise
+    worker that has begun a history, does not leave, and whose row is not there, has another
+    history, or a beat lower than the highest that it was told of (its batches name a stamp, and do
+    nothing). Meanwhile "there is no such session" is unknown: questions raise
     `StoreUnavailable`, and what is said to a session that has no row (`SetOwner`, `ClaimOwner`,
     `SetCapabilities`, `SetData`, `Send`, `Append`) is answered with `RowDoubtful`, as is a
     `ClaimOwner` of a session of another incarnation that has no owner, and a `Claim` that adopts.

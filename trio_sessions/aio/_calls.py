@@ -90,6 +90,11 @@ class AsyncioHost:
         assert isinstance(scope, _TaskScope)
         scope.expire_in(seconds)
 
+    def cancellation(self, *, thorough: bool) -> Callable[[], object]:
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling
+
     async def checkpoint(self) -> None:
         # Nobody cancels a task that leads a round, but a loop that cancels all its tasks to
         # tidy up. The round is bounded, and somebody waits for its answers.

@@ -9,7 +9,6 @@ away tells us when nobody has tidied up.
 import asyncio
 import contextlib
 import contextvars
-import logging
 import os
 import sys
 import threading
@@ -19,6 +18,7 @@ import weakref
 import outcome
 import trio
 
+from trio_sessions._logging import get_logger
 from trio_sessions._process import keep_for_ever
 from trio_sessions.aio._host import Host
 from trio_sessions.aio._life import State
@@ -29,7 +29,7 @@ from trio_sessions.aio._threads import this_thread
 
 __all__ = ["Guest", "guest_of"]
 
-logger = logging.getLogger("trio_sessions.aio")
+logger = get_logger("trio_sessions.aio")
 
 _FOREVER = 100 * 365 * 24 * 3600.0  # seconds; no loop takes a timer without a time
 

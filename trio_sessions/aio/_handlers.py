@@ -6,7 +6,6 @@ it goes on when the Trio side asks for the next item.
 
 import asyncio
 import functools
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, cast
 
@@ -14,11 +13,12 @@ import outcome
 import trio
 
 from trio_sessions._handlers import Handler, is_stream
+from trio_sessions._logging import get_logger
 from trio_sessions.aio._tasks import new_task
 
 __all__ = ["on_loop"]
 
-logger = logging.getLogger("trio_sessions.mail")
+logger = get_logger("trio_sessions.mail")
 
 
 def on_loop(

@@ -60,7 +60,9 @@ class AsyncioReader:
             is_value, value = self._reader.next_nowait()
             if is_value:
                 return value
-            if not value:
+            # The core, which will end it, may not have come so far.
+            is_ending = self._reader.ends_with_registry and self._service.life.was_shut_down
+            if is_ending or not value:
                 self._reader.close()
                 raise StopAsyncIteration
             await self._cross(self._reader.wait)

@@ -1,7 +1,7 @@
 """`SessionRegistry` for asyncio: its methods as coroutines. Over 400 lines, most are docstrings."""
 
 import asyncio
-import logging
+import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, TypeVarTuple
 
 from trio_sessions._handlers import Handler
+from trio_sessions._logging import get_logger
 from trio_sessions._mail import Reader
 from trio_sessions._registry import SessionRegistry as TrioRegistry
 from trio_sessions._settings import Settings
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SessionRegistry"]
 
-logger = logging.getLogger("trio_sessions.aio")
+logger = get_logger("trio_sessions.aio")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -56,13 +57,13 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
 
     Args:
         store: as for `trio_sessions.open_registry`.
-        settings: as for `trio_sessions.open_registry`, with the same defaults; ``handlers`` are
-            coroutine functions and async generator functions of asyncio, run on the loop.
+        settings: as for `trio_sessions.open_registry`, with the same defaults; ``handlers`` and the
+            methods of transports are coroutine functions of asyncio, the former async generator
+            functions, too; they run on the loop of `initialize`.
 
     Raises:
         TypeError, ValueError, MissingDependency: as `trio_sessions.open_registry`.
-        RegistryClosed: by every method, before `initialize` and after `shutdown`, and with
-            its cause after a crash of the core.
+        RegistryClosed: by every method, before `initialize`, after `shutdown`, and after a crash.
         InvalidSessionId: by every method that takes a ``session_id`` that cannot be one.
     """
 
@@ -84,6 +85,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         limits: Limits = NO_LIMITS,
         worker_data: Mapping[str, Any] | None = None,
         handlers: Mapping[str, Handler] | None = None,
+        mail_sockets: str | os.PathLike[str] | None = None,
         on_removed: OnRemoved | None = None,
         migrate: bool = False,
     ) -> None:
@@ -102,6 +104,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
             limits=limits,
             worker_data=worker_data,
             handlers=handlers,
+            mail_sockets=mail_sockets,
             on_removed=on_removed,
             migrate=migrate,
         )
@@ -240,10 +243,7 @@ class SessionRegistry(OwnerMethods, AdapterMethods):
         owner: str | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        """Hold ``session_id``; see `trio_sessions.SessionRegistry.add_session`.
-
-        The transport's methods are coroutines of asyncio, awaited on the loop of `initialize`.
-        """
+        """Hold ``session_id``; see `trio_sessions.SessionRegistry.add_session`."""
         service = self._opened()
         running_loop()
         service.respond_tasks.spare_current()

@@ -1,17 +1,17 @@
 """Tasks of asyncio that serve one session each, and end with it."""
 
 import asyncio
-import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 
 import trio
 
 from trio_sessions._entry import Entry
+from trio_sessions._logging import get_logger
 
 __all__ = ["RespondTasks"]
 
-logger = logging.getLogger("trio_sessions.aio")
+logger = get_logger("trio_sessions.aio")
 
 _Task = asyncio.Task[object]
 

@@ -1,13 +1,13 @@
 """One opening of the asyncio registry: the Trio core, its host, and the way across."""
 
 import asyncio
-import logging
 from dataclasses import replace
 
 import trio
 
 from trio_sessions._calls import TransportCalls
 from trio_sessions._library import no_loop_here, wrong_library
+from trio_sessions._logging import get_logger
 from trio_sessions._open import open_with
 from trio_sessions._process import this_process
 from trio_sessions._registry import SessionRegistry as TrioRegistry
@@ -25,7 +25,7 @@ from trio_sessions.errors import RegistryClosed
 
 __all__ = ["Service", "join_host", "running_loop"]
 
-logger = logging.getLogger("trio_sessions.aio")
+logger = get_logger("trio_sessions.aio")
 
 
 def running_loop() -> asyncio.AbstractEventLoop:

@@ -13,7 +13,6 @@ is as correct, and slower.
 
 import asyncio
 import contextvars
-import logging
 import math
 import os
 import queue
@@ -23,11 +22,12 @@ from typing import Any
 
 import trio
 
+from trio_sessions._logging import get_logger
 from trio_sessions.aio._threads import this_thread
 
 __all__ = ["Steps"]
 
-logger = logging.getLogger("trio_sessions.aio")
+logger = get_logger("trio_sessions.aio")
 
 _SLICE = 0.001  # seconds of Trio's steps at once before asyncio gets its turn
 _PATIENCE = 60.0  # seconds without a sign from Trio's threads, after the loop has closed

@@ -4,16 +4,15 @@ A client says ``{"session": id}`` in its first line, is answered ``{"welcome": t
 from then on answers each ``{"ping": n}`` with ``{"pong": n}``.
 """
 
-import logging
-
 import trio
 
 from trio_sessions import RegistryClosed, SessionRegistry
+from trio_sessions._logging import get_logger
 from trio_sessions.transports import StreamTransport
 
 __all__ = ["AskingTransport", "Client", "Gateway"]
 
-logger = logging.getLogger("trio_sessions.cli")
+logger = get_logger("trio_sessions.cli")
 
 _HOST = "127.0.0.1"
 _INTRODUCTION = 5.0  # seconds that a new connection has to say which session it is

@@ -122,6 +122,8 @@ async def open_visitor(
         ValueError: the URL or the prefix cannot be one.
     """
     metadata(table_prefix)  # is it one? Before anybody looks for a file
+    if url == "memory:":
+        raise ValueError("memory is nobody else's: give the URL of the database that workers share")
     checked = check_url(url)
     opened = _existing(checked, access)
     store = DatabaseStore(opened, table_prefix=table_prefix, create_tables=False, listen=False)
@@ -200,8 +202,10 @@ def show_workers(console: Console, workers: Sequence[WorkerInfo]) -> None:
     console.print(count(len(workers), "worker"))
 
 
-def show_sessions(console: Console, sessions: Sequence[SessionInfo], *, full_ids: bool) -> None:
-    """Print a table of sessions."""
+def show_sessions(
+    console: Console, sessions: Sequence[SessionInfo], *, full_ids: bool, limit: int
+) -> None:
+    """Print a table of sessions; a page that is full says that others may follow."""
     rows = [
         (
             printable(one.session_id if full_ids else fingerprint(one.session_id)),
@@ -217,7 +221,8 @@ def show_sessions(console: Console, sessions: Sequence[SessionInfo], *, full_ids
     heads = ("session", "worker", "state", "owner", "age", "waiting", "refreshed")
     fit = 6 if console.width < _NARROW else 7  # `show` and --json say the rest
     _print(console, heads[:fit], [row[:fit] for row in rows])
-    console.print(count(len(sessions), "session"))
+    more = ", there may be more: see --limit and --after" if len(sessions) == limit else ""
+    console.print(count(len(sessions), "session") + more)
 
 
 def show_session(console: Console, session: SessionInfo, *, full_ids: bool) -> None:

@@ -78,7 +78,7 @@ def list_sessions(
     if plain:
         click.echo(as_json([session_facts(one, full_ids=full_ids) for one in found]))
     else:
-        show_sessions(console(), found, full_ids=full_ids)
+        show_sessions(console(), found, full_ids=full_ids, limit=limit)
     return 0
 
 

@@ -142,7 +142,9 @@ class Screen:
     def verdict(self, verdict: Verdict) -> None:
         """Write what was expected beside what happened, and name every difference."""
         self.say("\nExpected / happened", "bold")
-        table = _table("phase", "worker", left=2)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for name in ("phase", "worker"):  # on a narrow terminal these are folded, no figure is
+            table.add_column(name, overflow="fold")
         for name in ("discon-\nnected", "missing", "restored", "unknown", ""):
             table.add_column(name, justify="right", no_wrap=True)
         for finding in verdict.findings:

@@ -1,10 +1,10 @@
 """Requests without a session: one of them may make one, which the registry is told of."""
 
-import logging
 from collections.abc import Callable
 
 import anyio
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import MessageTooLarge, SessionsError
 from trio_sessions.mcp._asgi import TOO_LARGE, answer_error, header
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
@@ -15,7 +15,7 @@ from trio_sessions.mcp._replay import what_began
 
 __all__ = ["Beginnings"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 _SESSION = b"mcp-session-id"
 

@@ -1,12 +1,12 @@
 """The SDK's subscription bus, on a topic."""
 
-import logging
 import uuid
 from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import NotSupported, RegistryClosed, SessionsError
 from trio_sessions.mcp._contracts import Registry
 from trio_sessions.mcp._sdk import (
@@ -20,7 +20,7 @@ from trio_sessions.mcp._tunnel import tunnel_of
 
 __all__ = ["RegistrySubscriptionBus"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 _PAUSE = 1.0  # seconds between two tries to listen
 _KINDS: dict[str, Callable[[], ServerEvent]] = {

@@ -1,10 +1,10 @@
 """The SDK's event store, on the logs of the sessions."""
 
-import logging
 from collections.abc import Sequence
 
 import anyio.lowlevel
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import SessionsError
 from trio_sessions.mcp._contracts import Registry
 from trio_sessions.mcp._conversation import Conversation, current
@@ -27,7 +27,7 @@ from trio_sessions.types import LogEntry, fingerprint
 
 __all__ = ["LOST", "SessionEventStore"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 LOST = "the worker that ran this request has ended; it was not run again"
 """What the client of such a request is told."""

@@ -6,14 +6,14 @@ client has no event yet to come back with. So that is switched off, as sse-starl
 and the streams end when their sessions have moved. See docs/decisions/0013-mcp.md.
 """
 
-import logging
 from typing import Any
 
+from trio_sessions._logging import get_logger
 from trio_sessions.mcp._sdk import AppStatus
 
 __all__ = ["end_streams", "take_charge", "was_told"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 
 class _State:

@@ -1,7 +1,6 @@
 """The end of the tunnel at the worker that a client has reached."""
 
 import enum
-import logging
 import math
 import uuid
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import (
     CallFailed,
     MessageTooLarge,
@@ -24,7 +24,7 @@ from trio_sessions.mcp._wire import Item, PackedRequest, pack_body
 
 __all__ = ["Exchange", "Forwarding", "Outcome"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 _PING = 15.0
 """Seconds after which a client of a silent stream is sent a comment, as by the SDK."""

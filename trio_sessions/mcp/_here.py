@@ -1,12 +1,12 @@
 """What is answered here: the application, asked for a session that this worker holds."""
 
-import logging
 import math
 from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
 
+from trio_sessions._logging import get_logger
 from trio_sessions.mcp._asgi import bounded, error_body, header, is_stream, with_header
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._conversation import current
@@ -17,7 +17,7 @@ from trio_sessions.types import fingerprint
 
 __all__ = ["MOVING", "NOT_FOUND", "Here"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 NOT_FOUND = "Session not found"
 MOVING = "the session is moving"

@@ -6,13 +6,13 @@ in the last moments before its worker died. See docs/decisions/0013-mcp.md.
 """
 
 import json
-import logging
 import time
 from collections import deque
 
 import anyio
 import anyio.lowlevel
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import SessionNotFound, SessionsError
 from trio_sessions.mcp._contracts import Appending, Registry
 from trio_sessions.mcp._conversation import Conversation
@@ -21,7 +21,7 @@ from trio_sessions.types import fingerprint
 
 __all__ = ["Keeping"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 _PATIENCE = 5.0
 """Seconds for which an event may wait for the database, and with it its whole session."""

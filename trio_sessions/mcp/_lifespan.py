@@ -1,16 +1,16 @@
 """The life of an ASGI application behind a router: what begins first, and what ends first."""
 
-import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, runtime_checkable
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import RegistryClosed
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 
 __all__ = ["live"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 
 @runtime_checkable

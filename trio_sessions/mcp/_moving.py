@@ -1,11 +1,11 @@
 """What becomes of the sessions of a worker that ends: they move to the others."""
 
-import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import anyio
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import SessionsError
 from trio_sessions.inspection import WorkerState
 from trio_sessions.mcp._contracts import Registry
@@ -14,7 +14,7 @@ from trio_sessions.mcp._tunnel import ADOPT
 
 __all__ = ["move_all"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 _LETTER = 20  # sessions in one letter
 _ANSWER = 4.0  # seconds for one letter: a server that ends is given some 15 for everything

@@ -1,6 +1,5 @@
 """Where sessions are, and how they come to be here: asked, remembered, adopted."""
 
-import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import (
     RegistryDraining,
     SessionRevoked,
@@ -24,7 +24,7 @@ from trio_sessions.types import fingerprint
 
 __all__ = ["Place", "Places"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 _MOST = 10_000  # places remembered
 _AT_ONCE = 20  # sessions adopted at a time: their claims share the writer's batches

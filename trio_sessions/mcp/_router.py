@@ -1,6 +1,5 @@
 """The router: ASGI in front of the SDK's application."""
 
-import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +9,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from trio_sessions._checks import seconds
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import InvalidSessionId, SessionsError
 from trio_sessions.mcp._asgi import (
     TOO_LARGE,
@@ -43,7 +43,7 @@ from trio_sessions.types import fingerprint
 
 __all__ = ["SessionRouter"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 _SESSION = b"mcp-session-id"
 _VERSION = b"mcp-protocol-version"

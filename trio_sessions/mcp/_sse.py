@@ -13,12 +13,12 @@ is not adopted, for nobody has noted how it began. See docs/decisions/0013-mcp.m
 """
 
 import contextlib
-import logging
 from collections.abc import Callable
 from weakref import WeakSet
 
 import anyio
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import RegistryClosed, SessionsError
 from trio_sessions.mcp._asgi import (
     TOO_LARGE,
@@ -37,7 +37,7 @@ from trio_sessions.types import fingerprint
 
 __all__ = ["SseSessions"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 _SESSION = b"mcp-session-id"
 _NOT_FOUND = "Could not find session"  # as the SDK says it

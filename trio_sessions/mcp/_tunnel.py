@@ -1,6 +1,5 @@
 """The end of the tunnel at the worker that holds a session: what other workers may call."""
 
-import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
@@ -8,6 +7,7 @@ import anyio
 import anyio.lowlevel
 
 from trio_sessions._handlers import Last
+from trio_sessions._logging import get_logger
 from trio_sessions.mcp._asgi import is_stream, once
 from trio_sessions.mcp._contracts import Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._held import HeldSession
@@ -17,7 +17,7 @@ from trio_sessions.mcp._wire import Item, PackedRequest, unpack_body
 
 __all__ = ["ADOPT", "PART", "PART_BYTES", "SERVE", "Host", "Tunnel", "handlers", "tunnel_of"]
 
-logger = logging.getLogger("trio_sessions.mcp")
+logger = get_logger("trio_sessions.mcp")
 
 SERVE = "trio_sessions.mcp"
 PART = "trio_sessions.mcp.part"

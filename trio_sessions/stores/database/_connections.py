@@ -9,7 +9,6 @@ each run, and after a fork (see `trio_sessions.stores._one_run`).
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ import trio
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from trio_sessions._logging import get_logger
 from trio_sessions._process import keep_for_ever, this_process
 from trio_sessions.abc import Pool, Worker
 from trio_sessions.errors import OperationTooLong, StoreSchemaError, StoreUnavailable
@@ -30,9 +30,11 @@ from trio_sessions.stores.database._urls import masked
 
 __all__ = ["Connections"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
+
+_PATH = "trio_sessions_path"  # of a connection: the last one that was looked at
 
 _SPARE = 2  # connections that no question gets: for the pass, and for the writer
 
@@ -71,6 +73,9 @@ class Connections:
         """Fewer of them."""
         self._taken: dict[sa.Connection, Any] = {}
         """Those beside the pool, with the driver's own."""
+        self._path: object = None
+        self._schema: object = None
+        """Where the opening has found the tables, and by which path."""
         self._running = 0
         self._idle = trio.Event()
         if given is not None:
@@ -254,7 +259,13 @@ class Connections:
     def _checked_out(self, operation: Operation) -> sa.Connection:
         if self._engine is None:
             raise StoreUnavailable(f"the store on {masked(self._url)} is closed")
-        connection = self._engine.connect()
+        try:
+            connection = self._engine.connect()
+        except TypeError as exc:  # SQLAlchemy could not read what its first connection says
+            remedy = self._database.unreadable(self._engine, exc)
+            if not remedy:
+                raise
+            raise StoreSchemaError(f"the database {masked(self._url)} {remedy}") from exc
         try:
             operation.hold(connection.connection.dbapi_connection)
         except BaseException:  # the connection goes back; raised again
@@ -313,6 +324,7 @@ class Connections:
         try:
             if self._given is not None:
                 self._database.settle(connection)
+                self._check_path(connection)
             yield
         except DBAPIError as exc:
             # What SQLAlchemy has found lost itself, it has seen to.
@@ -320,6 +332,26 @@ class Connections:
             if is_useless and not connection.invalidated:
                 _invalidate_pool(connection)
             raise
+
+    def _check_path(self, connection: sa.Connection) -> None:
+        """Raise if somebody's code has left the connection with another path to tables.
+
+        They would be those of another program, and look like a database that has gone back.
+        """
+        path = self._database.path(connection)
+        if path is None or path in (self._path, connection.info.get(_PATH)):
+            return
+        schema = self._database.schema(connection)
+        if self._path is None:  # the opening
+            self._path, self._schema = path, schema
+        if schema != self._schema:
+            connection.invalidate()
+            raise StoreUnavailable(
+                f"the database {masked(self._url)}: other code has left a search_path on a "
+                f"connection of your engine that leads to schema {schema!r}, not {self._schema!r}: "
+                "the connection was thrown away; use SET LOCAL, or an engine of its own"
+            )
+        connection.info[_PATH] = path
 
     def _cut_what_was_taken(self) -> None:
         """Let whoever waits on a connection beside the pool connect anew, too."""

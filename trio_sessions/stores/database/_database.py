@@ -243,6 +243,13 @@ class Database:
     """Say whether an error means that every connection may lead to the wrong server."""
     advice: Callable[[DBAPIError], str] = lambda _: ""
     """Say what to do about an error, if it does not say so itself."""
+    unreadable: Callable[[sa.Engine, TypeError], str] = lambda *_: ""
+    """Say why SQLAlchemy cannot read what an engine's first connection says, and what to do; empty
+    if the error is another."""
+    path: Callable[[sa.Connection], object] = lambda _: None
+    """Return by which path tables are found, if the driver knows it without asking; else None."""
+    schema: Callable[[sa.Connection], object] = lambda _: None
+    """Ask to which schema that path leads."""
     settle: Callable[[sa.Connection], None] = lambda _: None
     """Tell a connection of an engine that was handed in what it must be, where it is not."""
 

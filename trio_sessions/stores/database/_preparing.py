@@ -15,11 +15,11 @@ See docs/decisions/0012-operate.md.
 """
 
 import enum
-import logging
 import shlex
 
 import sqlalchemy as sa
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database._columns import check_tables, find_tables
 from trio_sessions.stores.database._database import Database, Operations
@@ -30,7 +30,7 @@ from trio_sessions.stores.database._versions import VERSION
 
 __all__ = ["Allowed", "Preparation"]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 
 class Allowed(enum.Enum):

@@ -1,17 +1,16 @@
 """What only reads, in SQL that any database understands."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from trio_sessions.abc import Worker
 from trio_sessions.errors import StoreUnavailable
-from trio_sessions.stores._doubt import IN_DOUBT
+from trio_sessions.stores._doubt import IN_DOUBT, Acknowledged
 from trio_sessions.stores.database._clock import now
 from trio_sessions.stores.database._schema import Tables
-from trio_sessions.types import Holder
+from trio_sessions.types import Holder, Stamp
 
 __all__ = ["Asker", "Questions", "all_own", "identity", "noted_doubt", "own"]
 
@@ -49,12 +48,16 @@ def noted_doubt(tables: Tables) -> sa.ColumnElement[bool]:
 
 
 def _asker_is_forgotten(tables: Tables) -> sa.ColumnElement[bool]:
-    """Return "the asker has no row": if it must have one, this is another or an emptied database.
+    """Return "the asker's row is not there, or not as it was": see `Acknowledged`.
 
     A fleet's row that is there may be of strangers, who have opened on that database.
     """
     worker = tables.workers.c
-    own_row = worker.incarnation == sa.bindparam("own_incarnation", type_=sa.String)
+    own_row = sa.and_(
+        worker.incarnation == sa.bindparam("own_incarnation", type_=sa.String),
+        worker.history == sa.bindparam("known_history", type_=sa.String),
+        worker.beat >= sa.bindparam("known_beat", type_=sa.BigInteger),
+    )
     return ~sa.exists(sa.select(worker.incarnation).where(own_row))
 
 
@@ -62,18 +65,35 @@ _KNOWN, _FORGOTTEN, _IN_DOUBT = range(3)
 """What it means that a row is not there."""
 
 
-@dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks."""
+    """Who asks, with the stamp that it was told of by now.
 
-    worker: Worker
-    must_have_a_row: Callable[[], bool]
-    """It has begun a history, and is not leaving."""
+    Args:
+        acknowledged: what each worker was told of.
+        worker: who it is.
+    """
 
+    def __init__(self, acknowledged: Acknowledged, worker: Worker) -> None:
+        self._acknowledged = acknowledged
+        self._worker = worker
+        self._known = acknowledged.of(worker)
 
-def _check(if_absent: int, asker: Asker) -> None:
-    if if_absent == _IN_DOUBT or (if_absent == _FORGOTTEN and asker.must_have_a_row()):
-        raise StoreUnavailable(IN_DOUBT)
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Those of every question."""
+        known = self._known or Stamp(history="", beat=0)
+        return {
+            **identity(self._worker),
+            "known_history": known.history,
+            "known_beat": known.beat,
+        }
+
+    def check(self, if_absent: int) -> None:
+        """Raise if a row that is not there may have been forgotten."""
+        # One that leaves, or that asks before it has begun a history, need not have a row.
+        must_have_a_row = self._known is not None and self._acknowledged.of(self._worker)
+        if if_absent == _IN_DOUBT or (if_absent == _FORGOTTEN and must_have_a_row):
+            raise StoreUnavailable(IN_DOUBT)
 
 
 class Questions:
@@ -153,9 +173,9 @@ class Questions:
 
     def elicitation_capable(self, connection: sa.Connection, asker: Asker) -> list[str]:
         """Return the ids of sessions that can be asked."""
-        found = connection.execute(self._elicitation, identity(asker.worker)).all()
+        found = connection.execute(self._elicitation, asker.parameters).all()
         for _, if_absent in found:
-            _check(if_absent, asker)
+            asker.check(if_absent)
         return sorted(session_id for session_id, _ in found if session_id is not None)
 
     def own_rows(
@@ -177,9 +197,9 @@ class Questions:
         Raises:
             StoreUnavailable: there is none, and the database is in doubt.
         """
-        parameters = {**identity(asker.worker), "asked_id": session_id}
+        parameters = {**asker.parameters, "asked_id": session_id}
         answer = connection.execute(question, parameters).one()
-        _check(answer.if_absent, asker)
+        asker.check(answer.if_absent)
         return answer
 
     def ask_for_all(
@@ -191,9 +211,9 @@ class Questions:
         more: Mapping[str, Any],
     ) -> Sequence[Any]:
         """Return what stands beside a session's row, row by row, otherwise as `ask`."""
-        parameters = {**identity(asker.worker), "asked_id": session_id, **more}
+        parameters = {**asker.parameters, "asked_id": session_id, **more}
         answers = connection.execute(question, parameters).all()
-        _check(answers[0].if_absent, asker)
+        asker.check(answers[0].if_absent)
         return answers
 
     def waiting(self, connection: sa.Connection, worker: Worker) -> list[str]:

@@ -25,6 +25,7 @@ from trio_sessions.abc import (
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo
 from trio_sessions.revocation import Mark, Revocation, Revoked
+from trio_sessions.stores._doubt import Acknowledged
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.database._connections import Connections
 from trio_sessions.stores.database._database import find
@@ -83,21 +84,18 @@ class DatabaseStore(
             than its pool keeps connections, and but for two of them no questions; its overflow
             is left to you. Give it three connections or more.
         table_prefix: lower-case letters, digits and underscores, at most 38 of them.
-        create_tables: create missing tables when the store opens; tables that exist are not
-            altered.
+        create_tables: create missing tables when the store opens; none that exists is altered.
         migrate: bring an older schema up to this version when the store opens, under a lock:
             add the tables, columns and indexes that it lacks. Workers of the version before may
             go on beside. Without it an older schema is refused. The same is said for one
             registry by `open_registry(migrate=True) <trio_sessions.open_registry>`.
-        connect_timeout: seconds to connect, for an engine made here; at least 2 count
-            on PostgreSQL.
+        connect_timeout: seconds to connect, for an engine made here; on PostgreSQL 2 at least.
         operation_timeout: seconds for one operation. The server is told to stop a
             statement at four fifths of it; if it does not answer by the whole of it,
             the connection is cut off, whoever made the engine. An operation that the pool of
             an engine of yours gives no connection for so long is given up before anything was
             sent; its thread, and its token of the limiter, stay until the pool has answered.
-        lock_timeout: seconds to wait for a row or, on SQLite, the file, for an engine
-            made here.
+        lock_timeout: seconds to wait for a row (SQLite: the file), for an engine made here.
         listen: learn of messages by LISTEN on a connection of its own. PgBouncer in
             transaction mode loses it: set it to False behind one, and the worker polls
             once for all its sessions, and never sends a NOTIFY. The same for all workers: one
@@ -150,8 +148,8 @@ class DatabaseStore(
         self._questions = Questions(self._tables, None if doubt is None else doubt(self._tables))
         self._inspection = Inspection(self._tables, self._questions)
         self._preparation = Preparation(self._database, self._operations, self._tables, self._url)
-        self._begun: set[str] = set()
-        """The incarnations that must have a row: they have begun a history, and do not leave."""
+        self._acknowledged = Acknowledged()
+        self._asker = partial(Asker, self._acknowledged)
         self.changes = Changes()
         """What the last opening has done to the schema; not for users."""
         self._opened = OneRun(self._connections, f"the store on {masked(self._url)}")
@@ -193,7 +191,7 @@ class DatabaseStore(
     async def close(self, worker: Worker) -> None:
         """Dispose of the engine if it was made here and this was its last worker."""
         await trio.lowlevel.checkpoint()
-        self._begun.discard(worker.incarnation)
+        self._acknowledged.forget(worker)
         connections = self._opened.leave(worker)
         if connections is not None:
             await connections.close(worker)
@@ -216,12 +214,14 @@ class DatabaseStore(
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         """Carry out writes in one transaction; see `Store.commit`."""
         asked = time.monotonic()
-        return await self.run(
+        committed = await self.run(
             worker,
             lambda connection: self._operations.commit(
                 connection, worker, batch, lambda: time.monotonic() - asked
             ),
         )
+        self._acknowledged.note(worker, committed.stamp)
+        return committed
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """Refresh rows; see `SessionStore.refresh`."""
@@ -231,7 +231,7 @@ class DatabaseStore(
 
     async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
         """Delete rows of this incarnation; see `SessionStore.delete_all`."""
-        self._begun.discard(worker.incarnation)
+        self._acknowledged.forget(worker)
         return await self.run(
             worker, lambda connection: self._operations.delete_all(connection, worker, limit)
         )
@@ -254,20 +254,19 @@ class DatabaseStore(
                 connection, worker, history, presence, after=after
             ),
         )
-        self._begun.add(worker.incarnation)
+        self._acknowledged.begin(worker, history)
         return begun
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
         """Stamp the worker's row, and vouch; see `WorkerStore.stamp`."""
-        return await self.run(
+        stamped = await self.run(
             worker,
             lambda connection: self._operations.stamp(connection, worker, stamp, passed=passed),
         )
+        self._acknowledged.note(worker, stamped.stamp)
+        return stamped
 
     # ---- questions ----
-
-    def _asker(self, worker: Worker) -> Asker:
-        return Asker(worker, lambda: worker.incarnation in self._begun)
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
         """Say who holds a session; see `SessionStore.locate`."""
@@ -432,10 +431,12 @@ class DatabaseStore(
     ) -> Swept:
         """Stamp, vouch, then delete what has expired; see `SessionStore.sweep`."""
         durations = {"session_ttl": session_ttl, "message_ttl": message_ttl, "max_gap": max_gap}
-        return await self.run(
+        swept = await self.run(
             worker,
             lambda connection: self._operations.sweep(connection, worker, durations, limit, stamp),
         )
+        self._acknowledged.note(worker, None if swept.stamped is None else swept.stamped.stamp)
+        return swept
 
 
 def _allowed(*, create_tables: bool, migrate: bool) -> Allowed:

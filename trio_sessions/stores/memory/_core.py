@@ -7,7 +7,7 @@ import trio
 
 from trio_sessions.abc import Worker
 from trio_sessions.errors import StoreUnavailable
-from trio_sessions.stores._doubt import IN_DOUBT
+from trio_sessions.stores._doubt import IN_DOUBT, Acknowledged
 from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.memory._bells import Bells
 from trio_sessions.stores.memory._mail import Mail
@@ -32,8 +32,7 @@ class MemoryCore:
         self._opened = OneRun(_bells, "the memory store")
         self._workers = Workers()
         self._mail = Mail()
-        self._begun: set[str] = set()
-        """Incarnations that have begun a history, and do not leave."""
+        self._acknowledged = Acknowledged()
         self._clock: object = None
         self._beginning = datetime.now(UTC)
         """Of the clock, on the calendar."""
@@ -59,7 +58,7 @@ class MemoryCore:
     async def close(self, worker: Worker) -> None:
         """Leave the rows to the other workers; see `SessionStore.close`."""
         await trio.lowlevel.checkpoint()
-        self._begun.discard(worker.incarnation)
+        self._acknowledged.forget(worker)
         self._opened.leave(worker)
 
     async def _begin(self) -> Bells:
@@ -82,8 +81,11 @@ class MemoryCore:
 
     def _is_in_doubt(self, worker: Worker, now: float) -> bool:
         """Say whether sessions may have been forgotten that this worker asks for."""
-        has_no_row = worker.incarnation in self._begun and self._workers.seen(worker) is None
-        return has_no_row or self._workers.is_in_doubt(now)
+        known, seen = self._acknowledged.of(worker), self._workers.seen(worker)
+        has_gone_back = known is not None and (
+            seen is None or seen.history != known.history or seen.beat < known.beat
+        )
+        return has_gone_back or self._workers.is_in_doubt(now)
 
     def _restart_clock(self) -> None:
         """Take up a clock that has nothing to do with the one before."""

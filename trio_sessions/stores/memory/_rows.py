@@ -77,13 +77,16 @@ class Rows(dict[str, Row]):
         self._owned.change(session_id, row.owner, owner)
         row.owner = owner
 
-    def own(self, worker: Worker, session_ids: Iterable[str]) -> list[tuple[str, Row]]:
+    def own(self, worker: Worker, session_ids: Iterable[str]) -> dict[str, Row]:
         """Return those of these rows that are there and are held by this incarnation."""
-        return [
-            (session_id, row)
+        own_id, own = worker.worker_id, worker.incarnation
+        return {
+            session_id: row
             for session_id in session_ids
-            if (row := self.get(session_id)) is not None and row.is_of(worker)
-        ]
+            if (row := self.get(session_id)) is not None
+            and row.incarnation == own
+            and row.worker_id == own_id
+        }
 
     def of_others(self, worker: Worker) -> list[tuple[str, "Row"]]:
         """Return the rows that another incarnation holds."""
@@ -173,11 +176,11 @@ class Rows(dict[str, Row]):
 
     def drop_older(self, moment: float, limit: int) -> int:
         """Remove messages that were stored before a moment; return how many."""
-        return _drop_older((row.messages for row in self.values()), moment, limit)
+        return _drop_older((row.messages for row in self.values() if row.messages), moment, limit)
 
     def expire_logs(self, moment: float, limit: int) -> int:
         """Remove entries of logs that were appended before a moment; return how many."""
-        return _drop_older((row.log for row in self.values()), moment, limit)
+        return _drop_older((row.log for row in self.values() if row.log), moment, limit)
 
     def carry_out(
         self,

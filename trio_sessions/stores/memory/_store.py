@@ -67,29 +67,35 @@ class MemoryStore(
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
         """Carry out writes; see `Store.commit`."""
-        bells = await self._begin()
-        now = self._now()
+        await self._begin()
+        return await self._answer(self._commit(worker, batch))
+
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Committed | None:
+        """Carry out writes; see `Store.commit_at_once`. None: a subclass commits in its own way."""
+        is_overridden = type(self).commit is not MemoryStore.commit
+        return None if is_overridden else self._commit(worker, batch)
+
+    def _commit(self, worker: Worker, batch: Batch) -> Committed:
+        bells, now = self._opened.state, self._now()
         if batch.not_after is not None and now > batch.not_after:
-            return await self._answer(Committed(answers=(), verdict=Verdict.LATE, clock=now))
+            return Committed(answers=(), verdict=Verdict.LATE, clock=now)
         stamp: Stamp | None = None
         if batch.stamp is not None:
             stamp = self._workers.stamp(worker, batch.stamp, now)
+            self._acknowledged.note(worker, stamp)
             if stamp is None:
-                return await self._answer(
-                    Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=now)
-                )
+                return Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=now)
         in_doubt = self._is_in_doubt(worker, now)
         crowds = self._rows.crowds(
             worker, batch, lambda incarnation: self._workers.has_stamped(incarnation, now)
         )
-        answers = [
-            self._carry_out(worker, one, now, in_doubt=in_doubt, crowds=crowds)
-            for one in batch.writes
-        ]
-        for write, answer in zip(batch.writes, answers, strict=True):
+        answers = list[Answer]()
+        for write in batch.writes:
+            answer = self._carry_out(worker, write, now, in_doubt=in_doubt, crowds=crowds)
             if isinstance(answer, Sent):
                 bells.ring(answer.holder.incarnation, write.session_id)
-        return await self._answer(Committed(answers=answers, stamp=stamp, clock=now))
+            answers.append(answer)
+        return Committed(answers=answers, stamp=stamp, clock=now)
 
     def _carry_out(
         self,
@@ -114,11 +120,12 @@ class MemoryStore(
         await self._begin()
         now = self._now()
         own = self._rows.own(worker, session_ids)
-        for _, row in own:
+        for row in own.values():
             row.last_accessed = now
             row.taken_at = min(row.taken_at, now)
-        held = frozenset(session_id for session_id, _ in own)
-        others = frozenset(self._rows.keys() & set(session_ids)) - held
+        held = frozenset(own)
+        rest = frozenset() if len(held) == len(session_ids) else frozenset(session_ids) - held
+        others = rest & self._rows.keys()
         return await self._answer(
             RowAnswers(
                 held=held,
@@ -131,7 +138,7 @@ class MemoryStore(
     async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
         """Delete rows of this incarnation; see `SessionStore.delete_all`."""
         await self._begin()
-        self._begun.discard(worker.incarnation)
+        self._acknowledged.forget(worker)
         own = [one for one, row in self._rows.items() if row.is_of(worker)][:limit]
         sessions, messages = self._rows.remove_some(own, limit)
         more = (len(own) >= limit or messages >= limit) and sessions + messages > 0
@@ -158,7 +165,7 @@ class MemoryStore(
         """Write the worker's row anew; see `WorkerStore.begin`."""
         await self._begin()
         now = self._now()
-        self._begun.add(worker.incarnation)
+        self._acknowledged.begin(worker, history)
         return await self._answer(self._workers.begin(worker, history, presence, now, after=after))
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
@@ -173,6 +180,7 @@ class MemoryStore(
 
     def _stamp(self, worker: Worker, stamp: Stamp, now: float, *, passed: bool) -> Stamped:
         new = self._workers.stamp(worker, stamp, now, passed=passed)
+        self._acknowledged.note(worker, new)
         rows = self._rows.count(worker) if passed else None
         return Stamped(stamp=new, rows=rows, clock=now)
 
@@ -299,7 +307,7 @@ class MemoryStore(
         """Return the ids of sessions with messages; see `SessionStore.waiting`."""
         await self._begin()
         own = self._rows.own(worker, self._rows)
-        return await self._answer([session_id for session_id, row in own if row.messages])
+        return await self._answer([session_id for session_id, row in own.items() if row.messages])
 
     async def fetch(
         self, worker: Worker, wanted: Sequence[Wanted]
@@ -308,7 +316,7 @@ class MemoryStore(
         await self._begin()
         found, now = {}, self._now()
         for one in wanted:
-            for _, row in self._rows.own(worker, [one.session_id]):
+            for row in self._rows.own(worker, [one.session_id]).values():
                 found[one.session_id] = list(row.fetch(one, now))
         return await self._answer(found)
 

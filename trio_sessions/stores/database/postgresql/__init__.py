@@ -25,8 +25,11 @@ from trio_sessions.stores.database.postgresql._connections import (
     create_engine,
     engine_options,
     import_driver,
+    path,
+    schema,
     speak_utf8,
     transaction,
+    unreadable,
 )
 from trio_sessions.stores.database.postgresql._doubt import in_doubt
 from trio_sessions.stores.database.postgresql._errors import (
@@ -113,6 +116,9 @@ DATABASE = Database(
     is_too_long=is_too_long,
     leads_astray=leads_astray,
     advice=advice,
+    unreadable=unreadable,
+    path=path,
+    schema=schema,
     settle=speak_utf8,
     doubt=in_doubt,
     clock=CLOCK,

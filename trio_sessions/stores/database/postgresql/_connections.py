@@ -25,8 +25,11 @@ __all__ = [
     "create_engine",
     "engine_options",
     "import_driver",
+    "path",
+    "schema",
     "speak_utf8",
     "transaction",
+    "unreadable",
 ]
 
 USES_INDEXES = "trio_sessions_uses_indexes"
@@ -150,6 +153,34 @@ def speak_utf8(connection: sa.Connection) -> None:
     driver: Any = connection.connection.dbapi_connection
     if not driver.closed and driver.pgconn.parameter_status(b"client_encoding") != b"UTF8":
         connection.exec_driver_sql("SET client_encoding TO 'UTF8'")
+
+
+def path(connection: sa.Connection) -> bytes | None:
+    """Return ``search_path``, of which a server tells by itself from PostgreSQL 18 on."""
+    driver: Any = connection.connection.dbapi_connection
+    found: bytes | None = None
+    if not driver.closed:
+        found = driver.pgconn.parameter_status(b"search_path")
+    return found
+
+
+def schema(connection: sa.Connection) -> object:
+    """Return the schema to which ``search_path`` leads."""
+    return connection.exec_driver_sql("SELECT current_schema()").scalar()
+
+
+def unreadable(engine: sa.Engine, error: TypeError) -> str:
+    """Say what to do about a database that speaks in bytes; see `Database.unreadable`.
+
+    SQLAlchemy asks the first connection of an engine which server it is, before we have it.
+    """
+    if engine.dialect.server_version_info is not None or "bytes" not in str(error):
+        return ""
+    return (
+        "has no encoding (SQL_ASCII), so that your engine cannot read what its first connection "
+        "says: give the engine's URL ?client_encoding=utf8, or create_engine(..., "
+        'connect_args={"client_encoding": "utf8"})'
+    )
 
 
 @contextlib.contextmanager

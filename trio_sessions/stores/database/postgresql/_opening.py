@@ -5,13 +5,13 @@ handed in, and PgBouncer, inherit what the role and the database have as their d
 See docs/decisions/0010-evidence.md.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
+from trio_sessions._logging import get_logger
 from trio_sessions.errors import StoreSchemaError
 from trio_sessions.stores.database._database import CheckAlterations, CheckOpening
 from trio_sessions.stores.database._schema import Tables
@@ -28,7 +28,7 @@ __all__ = [
     "look",
 ]
 
-logger = logging.getLogger("trio_sessions.rows")
+logger = get_logger("trio_sessions.rows")
 
 _RIGHTS = "SELECT INSERT UPDATE DELETE"
 

@@ -1,0 +1,214 @@
+"""The watch over one operation: what it may end, and when, without a thread or a database."""
+
+import logging
+import math
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import trio
+import trio.testing
+
+from trio_sessions import open_registry
+from trio_sessions._process import this_process
+from trio_sessions.abc import Worker
+from trio_sessions.errors import StoreUnavailable
+from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database._connections import Connections
+from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
+from trio_sessions.stores.database.sqlite import DATABASE
+from trio_sessions.testing import FakeTransport
+
+OVER = -1.0  # seconds: whatever is bounded by it has taken too long at once
+
+
+class NotingCutter:
+    """Notes what is done to a connection."""
+
+    def __init__(self, done: list[str], connection: object) -> None:
+        self._done, self._connection = done, connection
+
+    def cut(self) -> None:
+        self._done.append(f"cut {self._connection}")
+
+    def close(self) -> None:
+        self._done.append(f"close {self._connection}")
+
+
+def make(*, timeout: float, patience: float) -> tuple[Operation, list[str]]:
+    """Return an operation whose thread runs, and what is done to its connections."""
+    done: list[str] = []
+    operation = Operation(
+        lambda connection: NotingCutter(done, connection),
+        timeout=timeout,
+        patience=patience,
+        process=this_process(),
+    )
+    operation._begin()
+    return operation, done
+
+
+def state_of(operation: Operation) -> State:
+    return operation.state  # which mypy believes to stay what it was
+
+
+def test_one_that_gets_no_connection_is_left_alone() -> None:
+    """On a connection that it gets after all nothing may be sent."""
+    operation, done = make(timeout=math.inf, patience=OVER)
+    operation.look()
+    assert state_of(operation) is State.WITHDRAWN
+    with pytest.raises(Withdrawn):
+        operation.hold("a")
+    assert not done
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_connection_is_let_go_when_the_thread_ends(*, fails: bool) -> None:
+    """Each look for messages is one on a connection that stays: it must leave no descriptor."""
+    operation, done = make(timeout=math.inf, patience=math.inf)
+
+    def work() -> str:
+        operation.hold("a")
+        if fails:
+            raise OSError("it is gone")
+        return "seen"
+
+    limiter = trio.CapacityLimiter(1)
+    if fails:
+        with pytest.raises(OSError, match="it is gone"):
+            await operation.run(work, limiter)
+    else:
+        assert await operation.run(work, limiter) == "seen"
+    assert done == ["close a"]
+    assert state_of(operation) is State.ENDED
+
+
+def test_the_patience_is_for_a_connection_only() -> None:
+    """Whoever has one has the whole timeout; then it is let go, and the caller waits."""
+    operation, done = make(timeout=math.inf, patience=OVER)
+    operation.hold("a")
+    operation.look()
+    assert state_of(operation) is State.CONNECTED
+    operation.release()
+    operation.look()
+    assert state_of(operation) is State.ENDED
+    assert done == ["close a"]
+
+
+def test_one_that_takes_too_long_is_cut_once() -> None:
+    """Where the pool connects again, the new connection is watched like the first."""
+    operation, done = make(timeout=OVER, patience=math.inf)
+    operation.look()
+    assert state_of(operation) is State.WAITING
+    operation.hold("a")
+    operation.look()
+    operation.look()
+    assert state_of(operation) is State.CUT
+    assert done == ["cut a"]
+    operation.hold("b")
+    operation.look()
+    operation.release()
+    assert state_of(operation) is State.CUT, "who fails now was cut"
+    assert done == ["cut a", "close a", "cut b", "close b"]
+
+
+async def test_a_connection_is_watched_before_anything_is_sent_on_it(sqlite_url: sa.URL) -> None:
+    """Also what is sent when it has just been made; a server may hang there as well."""
+    states: list[State | None] = []
+
+    def note(connection: object, record: object) -> None:
+        states.append(None if current.operation is None else current.operation.state)
+
+    sa.event.listen(sa.Pool, "connect", note)
+    try:
+        async with open_registry(DatabaseStore(sqlite_url)) as registry:
+            await registry.add_session("s", FakeTransport())
+    finally:
+        sa.event.remove(sa.Pool, "connect", note)
+    assert set(states) == {State.CONNECTED}
+
+
+async def test_what_sqlalchemy_logs_shows_no_values(
+    sqlite_url: sa.URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever lets it log each statement does not get the ids of sessions, which are secrets."""
+    caplog.set_level(logging.INFO, "sqlalchemy.engine")
+    async with open_registry(DatabaseStore(sqlite_url)) as registry:
+        await registry.add_session("secret", FakeTransport(), owner="alice")
+    assert "INSERT INTO trio_sessions" in caplog.text
+    assert "secret" not in caplog.text
+    assert "alice" not in caplog.text
+
+
+class NotingDatabase:
+    """Stands in for what a `Database` knows of the driver."""
+
+    def __init__(self, done: list[str]) -> None:
+        self._done = done
+
+    def cutter(self, driver: object) -> NotingCutter:
+        return NotingCutter(self._done, driver)
+
+
+def test_what_is_cut_beside_the_pool_is_let_go(sqlite_url: sa.URL) -> None:
+    """Each cutter has a descriptor of its own, which nobody else would close."""
+    done: list[str] = []
+    timeouts = DatabaseStore(sqlite_url)
+    database: Any = NotingDatabase(done)
+    connections = Connections(database, sqlite_url, None, timeouts, None)
+    taken: Any = {"one": "a", "two": "b"}
+    connections._taken = taken
+    connections._cut_what_was_taken()
+    assert done == ["cut a", "close a", "cut b", "close b"]
+
+
+@pytest.mark.parametrize("is_astray", [False, True])
+async def test_who_finds_the_database_gone_tells_whoever_waits_beside_the_pool(
+    sqlite_url: sa.URL, *, is_astray: bool
+) -> None:
+    """Nothing else would end a wait for messages on the connection to the old one."""
+    done: list[str] = []
+    database = replace(
+        DATABASE,
+        leads_astray=lambda error: is_astray and "no_table" in str(error),
+        cutter=lambda driver: NotingCutter(done, driver),
+    )
+    timeouts = DatabaseStore(sqlite_url)
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+    connections = Connections(database, sqlite_url, None, timeouts, None)
+    await connections.open(worker, lambda _: None)
+    taken: Any = {"bell": "the bell's"}
+    connections._taken = taken
+    with pytest.raises(StoreUnavailable, match="no such table"):
+        await connections.run(worker, lambda one: one.exec_driver_sql("SELECT 1 FROM no_table"))
+    assert done.count("cut the bell's") == is_astray
+    connections._taken = {}
+    await connections.close(worker)
+
+
+async def test_closing_waits_for_what_runs_and_no_longer(sqlite_url: sa.URL) -> None:
+    """Its caller has the answer, and the engine its connection back, before that is disposed of."""
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(2))
+    connections = Connections(DATABASE, sqlite_url, None, DatabaseStore(sqlite_url), None)
+    begun, may_end, ended = trio.Event(), threading.Event(), list[str]()
+
+    def work(connection: sa.Connection) -> None:
+        trio.from_thread.run_sync(begun.set)
+        may_end.wait(30)
+        ended.append("work")
+
+    async def close() -> None:
+        await connections.close(worker)
+        ended.append("close")
+
+    await connections.open(worker, lambda _: None)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connections.run, worker, work)
+            await begun.wait()
+            nursery.start_soon(close)
+            await trio.testing.wait_all_tasks_blocked()
+            may_end.set()
+    assert ended == ["work", "close"]
