@@ -9,8 +9,8 @@ from trio_sessions.errors import SessionsError
 from trio_sessions.mcp._contracts import Registry
 from trio_sessions.mcp._conversation import Conversation, current
 from trio_sessions.mcp._event_ids import Seen, check_event_id, event_id, place_of
-from trio_sessions.mcp._frames import frames
 from trio_sessions.mcp._keeping import Keeping
+from trio_sessions.mcp._outlet import outlet
 from trio_sessions.mcp._sdk import (
     INTERNAL_ERROR,
     ErrorData,
@@ -20,6 +20,7 @@ from trio_sessions.mcp._sdk import (
     JSONRPCError,
     JSONRPCMessage,
     JSONRPCResponse,
+    is_of_sdk,
     messages,
 )
 from trio_sessions.mcp._streams import split
@@ -33,8 +34,8 @@ LOST = "the worker that ran this request has ended; it was not run again"
 """What the client of such a request is told."""
 
 _GET_STREAM = "_GET_stream"  # the SDK's name for what belongs to no request
-_PAGE = 500
-_MANY = 10  # events, from which on they are sent in fewer pieces
+_PAGE = 1000
+_STEP = 100  # entries of a page that are looked at before others have their turn
 _ROUNDS = 3  # in which a replay catches up with what is said meanwhile
 
 
@@ -176,11 +177,13 @@ class SessionEventStore(EventStore):
             said = conversation.said
             while True:
                 entries = await self._registry.logs.read(session_id, after=cursor, limit=_PAGE)
-                cursor = entries[-1].id if entries else cursor
-                missed, others = _missed(conversation, seen, entries)
-                unread += others
-                is_answered |= any(_is_answer(one.message) for one in missed)
-                await self._send(missed, send_callback)
+                for start in range(0, len(entries), _STEP):
+                    step = entries[start : start + _STEP]
+                    missed, others = _missed(conversation, seen, step)
+                    cursor = step[-1].id
+                    unread += others
+                    is_answered |= any(_is_answer(one.message) for one in missed)
+                    await _send(missed, send_callback)
                 if len(entries) < _PAGE:
                     break
             if is_answered or conversation.said == said:
@@ -195,26 +198,15 @@ class SessionEventStore(EventStore):
         conversation.knows_log = True
         return cursor, is_answered
 
-    async def _send(self, missed: Sequence[EventMessage], send_callback: EventCallback) -> None:
-        """Send events by way of the SDK; all but the first one beside it, if that may be."""
-        stream = frames.get()
-        if len(missed) < _MANY or stream is None or self._has_prefixes:
-            for one in missed:
-                await send_callback(one)
-            return
-        first, *others = missed
-        stream.expect(first.event_id or "")
-        await send_callback(first)
-        if await stream.has_passed():
-            await stream.write((one.event_id or "", _json(one.message)) for one in others)
-            return
-        for one in others:
-            await send_callback(one)
 
-
-def _json(message: JSONRPCMessage) -> str:
-    """Return a message as the SDK writes it."""
-    return message.model_dump_json(by_alias=True, exclude_unset=True)
+async def _send(missed: Sequence[EventMessage], send_callback: EventCallback) -> None:
+    """Send events: many in one piece, where nobody but the SDK would have them one by one."""
+    way = outlet.get()
+    if way is not None and is_of_sdk(send_callback):
+        await way.write(missed)
+        return
+    for one in missed:
+        await send_callback(one)
 
 
 def _missed(

@@ -10,7 +10,6 @@ from trio_sessions._logging import get_logger
 from trio_sessions.mcp._asgi import bounded, error_body, header, is_stream, with_header
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
 from trio_sessions.mcp._conversation import current
-from trio_sessions.mcp._frames import Frames, frames
 from trio_sessions.mcp._held import HeldSession, Phase
 from trio_sessions.mcp._replay import Answer, begin_again
 from trio_sessions.types import fingerprint
@@ -96,7 +95,6 @@ class Here:
         is_open_stream = False
         deadline = anyio.current_time() + self._answer_timeout
         patience = anyio.CancelScope(deadline=deadline)
-        stream = Frames(send)
 
         async def listen() -> Message:
             accept(own)
@@ -119,14 +117,9 @@ class Here:
             elif not message.get("more_body", False):
                 is_open_stream = False
             await send(message)
-            stream.watch(message)
 
-        token = frames.set(stream if scope["method"] == "GET" else None)
-        try:
-            with patience:
-                await bounded(self._app, own, listen, tell, most=self._most())
-        finally:
-            frames.reset(token)
+        with patience:
+            await bounded(self._app, own, listen, tell, most=self._most())
         if patience.cancelled_caught:
             await _tell(_refusal(504, "the server does not answer"), send)
         if is_open_stream:  # the SDK leaves it open when the session, or the server, ends
