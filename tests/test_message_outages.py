@@ -279,3 +279,23 @@ async def test_a_worker_that_reads_nothing_keeps_nothing_of_removed_sessions() -
         assert not registry._house.messages._reading._wanted
         with pytest.raises(SessionNotFound):
             await registry.broadcast("s0", 1)
+
+
+@pytest.mark.parametrize("fault", [Fault.FAILS, Fault.COMMITS_THEN_FAILS])
+async def test_what_was_in_memory_is_forwarded_once(everywhere: Shared, fault: Fault) -> None:
+    """Its answer was lost, twice: the beats say whether it was stored all the same."""
+    store = FaultyStore(everywhere.make_store())
+    async with everywhere.open(store=store) as a, everywhere.open() as b:
+        await a.add_session("s", FakeTransport())
+        await a.broadcast("s", "once")
+        await b.add_session("s", FakeTransport())
+        store.fail(fault, "Send")
+        for _ in range(2):
+            await a.cleanup()
+        assert store.faults["Send"] >= 1
+        store.heal()
+        for _ in range(2):
+            await a.cleanup()
+        await b.broadcast("s", "last", durable=True)
+        assert await read(b, "s", 2) == ["once", "last"]
+        assert a.statistics().messages_dropped == (fault is Fault.COMMITS_THEN_FAILS)

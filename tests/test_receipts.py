@@ -17,6 +17,7 @@ from trio_sessions._messages._held import Stage
 from trio_sessions._messages._inbox import Inbox, Message
 from trio_sessions._messages._receipts import Receipts
 from trio_sessions._orders import Order
+from trio_sessions._witness import Witness
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.testing import FakeTransport
 from trio_sessions.types import Holder, Sent, StoredMessage
@@ -214,7 +215,8 @@ async def test_those_that_fail_together_are_repeated_together(autojump_clock: Mo
 
 def make_forwarding() -> tuple[Forwarding, Given, Counters]:
     given, counters = Given(), Counters()
-    return Forwarding(given, counters, 60.0), given, counters  # type: ignore[arg-type]
+    parts: Any = given, None, Witness(), counters, 60.0  # no edge: nothing is stamped here
+    return Forwarding(*parts), given, counters
 
 
 async def test_a_message_follows_its_session_and_nobody_else(autojump_clock: MockClock) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from trio_sessions._estimate import ClockEstimate
-from trio_sessions._witness import Flight, Standing, WentBack, Witness
+from trio_sessions._witness import Fate, Flight, Standing, WentBack, Witness
 from trio_sessions.types import Stamp
 from trio_sessions.writes import Claim, SetOwner
 
@@ -252,3 +252,57 @@ async def test_a_margin_grows_with_each_refusal(autojump_clock: MockClock) -> No
     assert margins[-1] == pytest.approx(10.0)
     estimate.note_verdict(late=False)
     assert estimate.not_after([CLAIM]) == pytest.approx(0.05)
+
+
+# ---- what became of what was lost ----
+
+
+def test_a_beat_that_nobody_was_told_of_is_that_of_what_was_lost() -> None:
+    """Until something that departs later is acknowledged, nobody can say."""
+    for is_there in (False, True):
+        witness = steady()
+        before = witness.account()
+        flight = witness.depart()
+        witness.lose(flight)
+        departed = witness.departed
+        assert witness.fate(before, departed) is Fate.UNKNOWN
+        witness.land(witness.depart(), stamp(3 if is_there else 2))
+        expected = Fate.PERHAPS_THERE if is_there else Fate.NOT_THERE
+        assert witness.fate(before, departed) is expected
+
+
+def test_what_was_lost_before_is_not_taken_for_what_is_lost_now() -> None:
+    witness = steady()
+    witness.lose(witness.depart())
+    witness.land(witness.depart(), stamp(3))
+    before = witness.account()
+    witness.lose(witness.depart())
+    departed = witness.departed
+    witness.land(witness.depart(), stamp(4))
+    assert witness.fate(before, departed) is Fate.NOT_THERE
+
+
+def test_what_was_under_way_beside_it_may_have_taken_its_beat() -> None:
+    """That is no evidence: better lost than delivered twice."""
+    witness = steady()
+    beside = witness.depart()
+    before = witness.account()
+    lost = witness.depart()
+    witness.lose(lost)
+    departed = witness.departed
+    witness.land(beside, stamp(2))
+    assert witness.fate(before, departed) is Fate.UNKNOWN, "it departed earlier"
+    witness.land(witness.depart(), stamp(3))
+    assert witness.fate(before, departed) is Fate.PERHAPS_THERE
+
+
+def test_in_another_history_nobody_knows_what_became_of_it() -> None:
+    witness = steady()
+    before = witness.account()
+    witness.lose(witness.depart())
+    departed = witness.departed
+    with pytest.raises(WentBack):
+        witness.land(witness.depart(), None)
+    witness.begin("later")
+    witness.land(witness.depart(), stamp(2, "later"))
+    assert witness.fate(before, departed) is Fate.PERHAPS_THERE

@@ -111,6 +111,7 @@ class House:
             table=table,
             departures=departures,
             counters=counters,
+            witness=witness,
             settings=settings,
         )
         self._listening.tell(self.messages)

@@ -30,13 +30,14 @@ worker has lost its lease (`Witness.has_lapsed`). Of others' rows the store says
 
 import enum
 from collections import deque
+from dataclasses import dataclass
 
 import trio
 
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.types import Stamp
 
-__all__ = ["Flight", "Standing", "WentBack", "Witness"]
+__all__ = ["Account", "Fate", "Flight", "Standing", "WentBack", "Witness"]
 
 
 _REMEMBERED = 64  # flights that were lost
@@ -78,19 +79,44 @@ class Flight:
         counts: whether the database is to count a beat for it.
     """
 
-    __slots__ = ("acknowledged", "counts", "known")
+    __slots__ = ("acknowledged", "counts", "known", "number")
 
-    def __init__(self, known: Stamp, *, counts: bool) -> None:
+    def __init__(self, known: Stamp, *, counts: bool, number: int = 0) -> None:
         self.known = known
         self.counts = counts
+        self.number = number
+        """Of those for which a beat is counted, in the order of their departures."""
         self.acknowledged: set[int] = set()
         """Beats that were acknowledged to others since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """How the beats stood when something was to depart."""
+
+    history: str
+    untold: int
+    """Beats that the database had counted, and nobody was told of; at least so many."""
+
+
+class Fate(enum.Enum):
+    """What became of something whose answer was lost."""
+
+    UNKNOWN = "unknown"
+    """Nothing that departed later was acknowledged yet."""
+    NOT_THERE = "not there"
+    """It had not been committed when something later was: no beat is left that it could be."""
+    PERHAPS_THERE = "perhaps there"
 
 
 class Witness:
     """One registry's witness."""
 
     def __init__(self) -> None:
+        self._told = 0
+        """How many beats of the present history were acknowledged."""
+        self._departed = self._landed = 0
+        """The number of the last that departed, and of the last of those that landed."""
         self._standing = Standing.UNBEGUN
         self._known = Stamp(history="", beat=0)
         self._flights: set[Flight] = set()
@@ -139,6 +165,7 @@ class Witness:
         self._has_lapsed = has_lapsed
         self._doubtful_until = doubtful_until
         self._known = Stamp(history=history, beat=1)
+        self._told = 1
         self._suspect.clear()
 
     def depart(self, *, counts: bool = True) -> Flight:
@@ -152,7 +179,8 @@ class Witness:
         """
         if self._standing is not Standing.STEADY:
             raise WentBack
-        flight = Flight(self._known, counts=counts)
+        self._departed += counts
+        flight = Flight(self._known, counts=counts, number=self._departed)
         self._flights.add(flight)
         return flight
 
@@ -194,6 +222,8 @@ class Witness:
             other.acknowledged.add(stamp.beat)
         if stamp.beat > self._known.beat:
             self._known = stamp
+        self._told += 1
+        self._landed = max(self._landed, flight.number)
 
     def show(self, flight: Flight, stamp: Stamp | None) -> None:
         """Take note of the stamp that a question was shown; raises as `land`."""
@@ -201,6 +231,37 @@ class Witness:
         self._check_history(flight)
         if not _goes_on(stamp, flight.known):
             self._contradict()
+
+    # ---- what became of what was lost ----
+
+    @property
+    def departed(self) -> int:
+        """How many have departed for which a beat is counted."""
+        return self._departed
+
+    def account(self) -> Account:
+        """Return how the beats stand now; whatever is under way may have taken one already."""
+        under_way = sum(flight.counts for flight in self._flights)
+        return Account(
+            history=self._known.history, untold=self._known.beat - self._told - under_way
+        )
+
+    def fate(self, before: Account, departed: int) -> Fate:
+        """Say whether something was committed whose answer was lost.
+
+        Each beat that was counted is that of something acknowledged, or of something lost that was
+        committed all the same. What lands later still is another matter: see `ClockEstimate`.
+
+        Args:
+            before: how the beats stood when it was to depart.
+            departed: how many had departed when its answer was given up.
+        """
+        if before.history != self._known.history:
+            return Fate.PERHAPS_THERE
+        if self._landed <= departed:
+            return Fate.UNKNOWN
+        untold = self._known.beat - self._told
+        return Fate.NOT_THERE if untold <= before.untold else Fate.PERHAPS_THERE
 
     def vouches(self, shown: Stamp | None, confirmed: Stamp) -> bool:
         """Say whether a database that shows one stamp has all that was confirmed with another."""

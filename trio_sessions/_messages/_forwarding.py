@@ -3,6 +3,10 @@
 The messages stand in the session's line at the writer before anything else that is sent to it, so
 they are not overtaken. They are for the session of their birth, held by somebody else; where there
 is none, they are dropped.
+
+What was in memory is delivered at most once. So one whose answer was lost goes again only when the
+beats say that it was not committed, and is dropped where they cannot (`Witness.fate`). See
+docs/decisions/0009-one-writer.md.
 """
 
 from collections.abc import Sequence
@@ -12,12 +16,15 @@ import outcome
 import trio
 
 from trio_sessions._counters import Counters
+from trio_sessions._edge import Edge
 from trio_sessions._entry import Entry
 from trio_sessions._json import size_of
 from trio_sessions._logging import get_logger
 from trio_sessions._messages._line import Message, has_expired
 from trio_sessions._orders import Order
+from trio_sessions._witness import Account, Fate, Witness
 from trio_sessions._writer import Writer
+from trio_sessions.errors import RowUnavailable, SessionsError
 from trio_sessions.types import Sent
 from trio_sessions.writes import Send
 
@@ -43,17 +50,20 @@ class _Forwarded:
 class _ForwardOrder(Order[Sent | None]):
     is_grouped = True
 
-    __slots__ = ("_forwarding", "_letter")
+    __slots__ = ("_before", "_forwarding", "_letter")
 
     def __init__(self, forwarding: "Forwarding", letter: _Forwarded) -> None:
         super().__init__(letter.session_id, size=size_of(letter.payload))
         self._letter = letter
         self._forwarding = forwarding
+        self._before: Account | None = None
+        """How the beats stood when it left last; None: it has not left."""
 
     def make(self) -> Send | None:
         now, letter = trio.current_time(), self._letter
         if has_expired(letter.expires_at, now):
             return None
+        self._before = self._forwarding.witness.account()
         return Send(
             session_id=letter.session_id,
             payload=letter.payload,
@@ -65,19 +75,41 @@ class _ForwardOrder(Order[Sent | None]):
 
     def conclude(self, result: outcome.Outcome[Sent | None] | None) -> None:
         if isinstance(result, outcome.Error):
-            self._forwarding.keep(self._letter, result.error)
+            is_its_own = isinstance(result.error, RowUnavailable)  # then nothing was committed
+            self._forwarding.keep(self._letter, None if is_its_own else self._before, result.error)
         elif not isinstance(result, outcome.Value) or result.value is None:
             self._forwarding.drop()
 
 
-class Forwarding:
-    """What is on its way to the next holders."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unsent:
+    letter: _Forwarded
+    before: Account | None
+    """How the beats stood when it left; None: it was surely not committed."""
+    departed: int
+    """How many had departed when its answer was given up."""
 
-    def __init__(self, writer: Writer, counters: Counters, message_ttl: float) -> None:
+
+class Forwarding:
+    """What is on its way to the next holders.
+
+    Args:
+        writer: takes it.
+        edge: stamps, where nothing else tells what became of what was lost.
+        witness: says that.
+        counters: count what is dropped.
+        message_ttl: seconds for which a message may wait.
+    """
+
+    def __init__(
+        self, writer: Writer, edge: Edge, witness: Witness, counters: Counters, message_ttl: float
+    ) -> None:
+        self.witness = witness
         self._writer = writer
+        self._edge = edge
         self._counters = counters
         self._message_ttl = message_ttl
-        self._unsent: list[_Forwarded] = []
+        self._unsent: list[_Unsent] = []
 
     def forward(self, entry: Entry, messages: Sequence[Message], *, stays: bool = False) -> None:
         """Forward the messages of a session that is not held here any more.
@@ -102,21 +134,40 @@ class Forwarding:
         """Count a message that nobody will read."""
         self._counters.count_dropped(1)
 
-    def keep(self, letter: _Forwarded, error: BaseException) -> None:
+    def keep(self, letter: _Forwarded, before: Account | None, error: BaseException) -> None:
         """Keep what could not be forwarded for the next pass, within bounds."""
         if len(self._unsent) >= _UNSENT:
             self.drop()
             return
         if not self._unsent:
             logger.warning("messages of removed sessions are to be forwarded later: %s", error)
-        self._unsent.append(letter)
+        departed = self.witness.departed
+        self._unsent.append(_Unsent(letter=letter, before=before, departed=departed))
 
     async def forward_what_is_left(self) -> None:
-        """Try again what could not be forwarded."""
+        """Try again what could not be forwarded, and surely was not."""
+        if any(self._fate(one) is Fate.UNKNOWN for one in self._unsent):
+            try:
+                await self._edge.stamp(passed=False)
+            except SessionsError as exc:
+                logger.debug("what became of forwarded messages is not known yet: %s", exc)
         unsent, self._unsent = self._unsent, []
-        orders = [self._writer.give(_ForwardOrder(self, letter)) for letter in unsent]
+        orders = list[Order[Sent | None]]()
+        for one in unsent:
+            match self._fate(one):
+                case Fate.UNKNOWN:
+                    self._unsent.append(one)
+                case Fate.NOT_THERE:
+                    orders.append(self._writer.give(_ForwardOrder(self, one.letter)))
+                case Fate.PERHAPS_THERE:
+                    self.drop()
         for order in orders:
             await order.settled()
+
+    def _fate(self, one: _Unsent) -> Fate:
+        if one.before is None:
+            return Fate.NOT_THERE
+        return self.witness.fate(one.before, one.departed)
 
     def drop_what_is_left(self) -> None:
         """Count what nobody will forward any more."""

@@ -21,6 +21,7 @@ from trio_sessions._messages._sending import SendOrder
 from trio_sessions._persisting import persist
 from trio_sessions._settings import Settings
 from trio_sessions._table import LocalTable
+from trio_sessions._witness import Witness
 from trio_sessions._writer import Writer
 from trio_sessions.errors import SessionNotFound
 from trio_sessions.types import fingerprint
@@ -43,6 +44,7 @@ class Messages:
         table: LocalTable,
         departures: Departures,
         counters: Counters,
+        witness: Witness,
         settings: Settings,
     ) -> None:
         self._edge = edge
@@ -54,7 +56,7 @@ class Messages:
         self._settings = settings
         self._inboxes = Inboxes(settings, counters)
         self._receipts = Receipts(writer)
-        self._forwarding = Forwarding(writer, counters, settings.message_ttl)
+        self._forwarding = Forwarding(writer, edge, witness, counters, settings.message_ttl)
         self._reading = Reading(
             edge=edge, claims=claims, table=table, inboxes=self._inboxes, counters=counters
         )
