@@ -27,7 +27,7 @@ try:
     from mcp_types import INTERNAL_ERROR, ErrorData, JSONRPCError, JSONRPCMessage, JSONRPCResponse
     from mcp_types import jsonrpc_message_adapter as messages
     from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
-    from sse_starlette.event import ServerSentEvent
+    from sse_starlette import ServerSentEvent
     from sse_starlette.sse import AppStatus
     from starlette.authentication import AuthCredentials
     from starlette.datastructures import QueryParams
