@@ -7,7 +7,8 @@ store may write them where the SDK sends what it writes itself::
          └───────── pieces of many events ──────────────^
 
 `Innermost` stands right before the SDK, so whatever stands before it has every event on its way.
-The SDK has sent the head by then, and is handed nothing until the replay is over: the order is kept.
+The SDK has sent the head by then, and is handed nothing until the replay is over, so the order is
+kept.
 """
 
 from collections.abc import Iterable
