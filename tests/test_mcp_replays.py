@@ -14,11 +14,11 @@ from mcp.server.mcpserver import Context
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
 from mcp_fleet import BACKENDS, HEADERS, URL, Calls, Fleet, at, begin, make_server, open_fleet, run
 from mcp_fleet import raw as raw_client
-from mcp_types import JSONRPCMessage, JSONRPCNotification
+from mcp_types import JSONRPCMessage, JSONRPCNotification, ToolListChangedNotification
 from sse_starlette import EventSourceResponse
 
 from trio_sessions.mcp import SessionEventStore
-from trio_sessions.mcp._outlet import Innermost, Outlet
+from trio_sessions.mcp._outlet import Innermost, Outlet, outlet
 from trio_sessions.stores.memory import MemoryStore
 
 both = pytest.mark.parametrize("backend", BACKENDS)
@@ -100,6 +100,8 @@ def making(between: Between, adapter: list[Adapter] | None = None) -> Callable[.
                 await calls.gates.setdefault("g", anyio.Event()).wait()
             for text in then:
                 await ctx.report_progress(2, 2, text)
+            done = ToolListChangedNotification()  # without what most have: params
+            await ctx.session.send_notification(done, related_request_id=ctx.request_id)
             return "the end"
 
         store: EventStore = SessionEventStore(registry)
@@ -152,8 +154,10 @@ def texts_of(stream: str) -> list[str]:
         data = block.partition("data: ")[2]
         if data.strip():
             message = json.loads(data)
-            params = message.get("params") or message["result"]["structuredContent"]
-            said.append(params["message"] if "message" in params else params["result"])
+            if "params" in message:
+                said.append(message["params"]["message"])
+            elif "result" in message:
+                said.append(message["result"]["structuredContent"]["result"])
     return said
 
 
@@ -205,11 +209,11 @@ def test_a_piece_is_what_the_sdk_sends_one_by_one(backend: str) -> None:
             first = first_id(answer.text)
             (adapter,) = adapters
             by_one = await http.get(URL, headers=headers(session_id, first))
-            assert adapter.had == len(between.pieces) == len(LINES) + 1
+            assert adapter.had == len(between.pieces) == len(LINES) + 2
             between.pieces.clear()
             adapter.is_there = False
             at_once = await http.get(URL, headers=headers(session_id, first))
-            assert adapter.had == len(LINES) + 1
+            assert adapter.had == len(LINES) + 2
             assert len(between.pieces) == 1
             assert at_once.content == by_one.content
             assert texts_of(by_one.text) == [*LINES, "the end"]
@@ -330,7 +334,8 @@ async def test_nothing_is_written_before_the_head() -> None:
     may_send = anyio.Event()
 
     async def send(message: Any) -> None:
-        await may_send.wait()
+        if message["type"] == "http.response.start":
+            await may_send.wait()
         sent.append(message)
 
     out = Outlet(send)
@@ -361,6 +366,25 @@ async def test_pieces_have_a_bound_and_are_whole_events() -> None:
     assert all(one.endswith(b"\r\n\r\n") for one in sent)
 
 
+async def test_others_have_their_turn_between_two_pieces() -> None:
+    """Where a server takes all at once, too."""
+    sent: list[int] = []
+
+    async def write(number: int) -> None:
+        async def send(_: Any) -> None:
+            sent.append(number)
+
+        out = Outlet(send)
+        await out.send({"type": "http.response.start", "status": 200, "headers": []})
+        await out.write([note("x" * 70_000) for _ in range(5)])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write, 1)
+        tasks.start_soon(write, 2)
+    assert sent.count(1) == sent.count(2) == 6
+    assert sorted(sent) not in (sent, sent[::-1])
+
+
 async def test_without_a_stream_nothing_can_be_written_to() -> None:
     """Only answers to GET are resumed; a lifespan has no method."""
     seen: list[Any] = []
@@ -376,4 +400,5 @@ async def test_without_a_stream_nothing_can_be_written_to() -> None:
     assert seen == [send, send]
     await Innermost(app)({"type": "http", "method": "GET"}, send, send)  # type: ignore[arg-type]
     assert seen[-1] != send
+    assert outlet.get() is None
     assert EventSourceResponse.DEFAULT_SEPARATOR == "\r\n"
