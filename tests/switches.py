@@ -8,7 +8,6 @@ import pytest
 
 from trio_sessions import _brake, _cleanup, _estimate, _verdicts, _witness, inspection
 from trio_sessions._admission import Admission
-from trio_sessions._adopting import Adopting
 from trio_sessions._claims import Claims
 from trio_sessions._departures import Departures
 from trio_sessions._draining import Draining
@@ -21,6 +20,7 @@ from trio_sessions._mail._seen import Seen
 from trio_sessions._pending import Pending
 from trio_sessions._strays import Strays
 from trio_sessions._table import LocalTable
+from trio_sessions._undecided import Undecided
 from trio_sessions.abc import Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import SessionInfo
@@ -233,7 +233,13 @@ def _anybody_adopts(patch: pytest.MonkeyPatch) -> None:
 
 
 def _unheard_is_stray(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Claims, "expect_again", lambda self, session_id: None)
+    original = Undecided.lose
+
+    def lose(self: Undecided, session_id: str, generation: int) -> None:
+        original(self, session_id, generation)
+        self._records[session_id].is_awaited = False
+
+    patch.setattr(Undecided, "lose", lose)
 
 
 def _letters_come_again(patch: pytest.MonkeyPatch) -> None:
@@ -257,7 +263,7 @@ def _lets_in_while_it_drains(patch: pytest.MonkeyPatch) -> None:
 
 
 def _drained_rows_wait_for_nobody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Departures, "due", lambda self: list(self._ended))
+    patch.setattr(Departures, "due", lambda self: [*self._gone, *self._again])
 
 
 def _drain_not_announced(patch: pytest.MonkeyPatch) -> None:
@@ -267,10 +273,7 @@ def _drain_not_announced(patch: pytest.MonkeyPatch) -> None:
 
 
 def _asked_again_as_another(patch: pytest.MonkeyPatch) -> None:
-    def note_unsure(self: Adopting, order: Any) -> None:
-        self._claims.expect_again(order.session_id)
-
-    patch.setattr(Adopting, "_note_unsure", note_unsure)
+    patch.setattr(Undecided, "unanswered", lambda self, session_id: 0)
 
 
 def _adopted_without_a_log(patch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ FILE_OR_SESSION = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 TEST = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
+DECISION = re.compile(r"\b\d{4}-[a-z][\w.-]*\b")
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 
@@ -227,6 +228,13 @@ def test_tests_that_are_named_exist(document: str) -> None:
     """Whoever doubts what is promised finds the test that shows it."""
     for file, name in TEST.findall(read(document)):
         assert f"def {name}(" in read(f"tests/{file}"), f"{document} names {name}"
+
+
+def test_the_code_names_each_decision_by_a_name_that_is_right() -> None:
+    """Whoever asks why a rule is hard finds the record, and nobody looks for one in vain."""
+    records = {path.name for path in ROOT.glob("docs/decisions/[0-9]*.md")}
+    code = "".join(path.read_text("utf-8") for path in ROOT.glob("trio_sessions/**/*.py"))
+    assert set(DECISION.findall(code)) == records
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

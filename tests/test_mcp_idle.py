@@ -33,7 +33,8 @@ def let_idle(worker: Worker, session_id: str) -> None:
     held = worker.registry.get_session_sync(session_id)
     if isinstance(held, HeldSession):
         held._heard -= LONG
-    entry_of(worker, session_id).active_at -= LONG
+    entry = entry_of(worker, session_id)
+    entry.note_activity(entry.active_at - LONG)
 
 
 def is_idle(worker: Worker, session_id: str) -> tuple[bool, bool]:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from orders import Many, One
 
-from trio_sessions._orders import Lines, Order, Stage
+from trio_sessions._lines import Lines
+from trio_sessions._orders import Order, Stage
 
 
 class Others(Many):

@@ -32,9 +32,10 @@ Layers, lower never imports higher (checked by import-linter)::
     _saying                  how what is said of a session goes to the store, and where it waits
     _claims                  the rows of the sessions held here
     _writer | _departures    all that is written; what removed sessions have left behind
+    _undecided               adoptions whose sessions may have a row before they are held
     _posting | _listening    letters to other workers on their way; the bell
-    _histories               a worker's histories, begun and begun anew
-    _edge | _orders | _calls the edges: to the store, to transports; what waits to be written
+    _histories | _lines      a worker's histories, begun and begun anew; what waits to be written
+    _edge | _orders | _calls the edges: to the store, to transports; one write and its answer
     _questions               what a store is asked at the gate
     _asking                  how a store is asked: with a deadline, at a gate
     _persisting              work that goes on through outages

@@ -27,7 +27,7 @@ class Admission:
         return self._is_draining
 
     def drain(self) -> None:
-        """Let nobody new in from now on."""
+        """Refuse all new sessions from now on."""
         self._is_draining = True
 
     def expect(self) -> None:

@@ -8,8 +8,8 @@
                        └── the answer is lost: it may be ours, and nobody holds it
 
 A session is in the table only when its row has been won, for only a winner may hold it. So a row of
-this incarnation may be there for a moment before its session is: whoever looks for rows that no
-session has (`trio_sessions._strays`) is told of it.
+this incarnation may be there for a moment before its session is, which `trio_sessions._undecided`
+knows.
 
 Who adds the id here meanwhile is newer, and has the session: the claim of that stands behind this
 one in the line, and finds the row of its own incarnation.
@@ -32,6 +32,7 @@ from trio_sessions._edge import Edge
 from trio_sessions._entry import Entry
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
+from trio_sessions._undecided import Undecided
 from trio_sessions._writer import Writer
 from trio_sessions.abc import Part, Transport
 from trio_sessions.errors import RegistryClosed, RowUnavailable, SessionRevoked
@@ -39,8 +40,6 @@ from trio_sessions.types import fingerprint
 from trio_sessions.writes import Claim, Claimed, Outcome
 
 __all__ = ["Adopting"]
-
-_MOST = 10_000  # adoptions whose answer was lost that are remembered; a pass sees to the others
 
 
 class _AdoptOrder(Order[Claimed]):
@@ -52,7 +51,6 @@ class _AdoptOrder(Order[Claimed]):
         "added_at",
         "entry",
         "from_worker",
-        "generation",
         "idle",
         "transport",
     )
@@ -74,13 +72,12 @@ class _AdoptOrder(Order[Claimed]):
         self.from_worker = from_worker
         self.idle = idle
         """Seconds for which nothing was heard of it elsewhere."""
-        self.generation = 0
-        """With which it was claimed last; 0: it was not yet."""
         self.entry: Entry | None = None
         """The session, since it is held here."""
 
     def make(self) -> Claim | None:
-        self._made = self._adopting.make(self)
+        before = 0 if self._made is None else self._made.generation
+        self._made = self._adopting.make(self, before)
         return self._made
 
     def conclude(self, result: outcome.Outcome[Claimed] | None) -> None:
@@ -97,6 +94,7 @@ class Adopting:
         writer: Writer,
         claims: Claims,
         table: LocalTable,
+        undecided: Undecided,
         departures: Departures,
         admission: Admission,
     ) -> None:
@@ -104,13 +102,9 @@ class Adopting:
         self._writer = writer
         self._claims = claims
         self._table = table
+        self._undecided = undecided
         self._departures = departures
         self._admission = admission
-        self._unsure: dict[str, int] = {}
-        """The generations of adoptions whose answers were lost, the oldest first.
-
-        Each until an answer has decided: an attempt that is refused or withdrawn says nothing of
-        the one before."""
         self._is_closed = False
         self._listeners: list[Callable[[str, str], None]] = []
 
@@ -139,7 +133,7 @@ class Adopting:
         self._admission.check(session_id)  # it may have waited
         order = _AdoptOrder(self, session_id, transport, from_worker=from_worker, idle=idle)
         self._admission.expect()
-        self._claims.begin_adoption(session_id)
+        self._undecided.begin(session_id)
         claimed = await self._writer.answer(self._writer.give(order))
         if claimed is not None and claimed.outcome is Outcome.REVOKED:
             raise SessionRevoked(
@@ -150,18 +144,15 @@ class Adopting:
             raise RegistryClosed("the registry was closed while the session was adopted")
         return order.entry is not None
 
-    def _generation(self, order: _AdoptOrder, ended: int) -> int:
-        """Return the generation of a session that is adopted; that of an attempt before.
-
-        Unless it was added here since, and has gone.
-        """
-        for before in (self._unsure.get(order.session_id, 0), order.generation):
-            if before > ended:
-                return before
-        return self._table.next_generation()
-
-    def make(self, order: _AdoptOrder) -> Claim | None:
+    def make(self, order: _AdoptOrder, before: int) -> Claim | None:
         """Return the claim; None: the session is held here by now, or nobody is let in any more.
+
+        Its generation is that of an earlier attempt, else a new one. An earlier one does not count
+        if the session was added here since, and has gone.
+
+        Args:
+            order: asks for it.
+            before: the generation that the order has claimed it with; 0: it has not yet.
 
         Raises:
             RegistryDraining: it may not come in any more.
@@ -170,10 +161,11 @@ class Adopting:
             return None
         self._admission.check_draining()
         ended = self._departures.ended(order.session_id)
-        order.generation = self._generation(order, ended)
+        attempts = (self._undecided.unanswered(order.session_id), before)
+        earlier = next((one for one in attempts if one > ended), None)
         return Claim(
             session_id=order.session_id,
-            generation=order.generation,
+            generation=self._table.next_generation() if earlier is None else earlier,
             age=trio.current_time() - order.added_at,
             ended=ended,
             only_from=order.from_worker,
@@ -184,45 +176,34 @@ class Adopting:
     ) -> Entry | None:
         """Take note of the answer; return the session if it is held here since."""
         self._admission.expect_no_more()
-        self._claims.end_adoption(order.session_id)
+        self._undecided.end(order.session_id)
         if made is None:
             return None
         if isinstance(result, outcome.Error):
             if not isinstance(result.error, RowUnavailable):  # else it is sure that nothing is done
-                self._note_unsure(order)
+                self._undecided.lose(order.session_id, made.generation)
             return None
         if not isinstance(result, outcome.Value):
             return None
         claimed = result.value
-        self._forget_unsure(order.session_id)  # this, and nothing else, has decided it
+        self._undecided.settle(order.session_id)  # this, and nothing else, has decided it
         if claimed.outcome not in {Outcome.TAKEN_OVER, Outcome.KEPT}:
             return None
-        if self._is_newer_here(order):
+        if self._is_newer_here(made):
             return None
         entry, _ = self._table.put(
-            order.session_id, order.transport, order.added_at, generation=order.generation
+            order.session_id, order.transport, order.added_at, generation=made.generation
         )
-        entry.active_at = order.added_at - order.idle
+        entry.note_activity(order.added_at - order.idle)
         self._claims.adopted(entry, made, claimed)
         for listener in self._listeners:
             listener(order.session_id, order.from_worker)
         return entry
 
-    def _is_newer_here(self, order: _AdoptOrder) -> bool:
-        """Say whether the row goes to somebody else: who was added here since, or the end."""
+    def _is_newer_here(self, claim: Claim) -> bool:
+        """Say whether the id was added here since the adoption was asked for, or all is closed."""
         return (
             self._is_closed
-            or order.session_id in self._table
-            or self._departures.ended(order.session_id) >= order.generation
+            or claim.session_id in self._table
+            or self._departures.ended(claim.session_id) >= claim.generation
         )
-
-    def _note_unsure(self, order: _AdoptOrder) -> None:
-        self._unsure.pop(order.session_id, None)  # it is the latest now
-        self._unsure[order.session_id] = order.generation
-        self._claims.expect_again(order.session_id)
-        while len(self._unsure) > _MOST:
-            self._forget_unsure(next(iter(self._unsure)))
-
-    def _forget_unsure(self, session_id: str) -> None:
-        self._unsure.pop(session_id, None)
-        self._claims.expect_no_more(session_id)

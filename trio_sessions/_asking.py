@@ -7,6 +7,8 @@ returns at once, and the question keeps its place at the gate until it ends::
 
     caller ── waits for ──> task: gate ── store: limiter ── thread ──> answer
        └── leaves: cancels ──────┴──────────────┘  but no thread
+
+See docs/decisions/0009-one-writer.md.
 """
 
 import math
@@ -46,7 +48,7 @@ _FREE = 2  # tokens of the limiter that no question gets: for the pass, and for 
 
 
 class Asking:
-    """How one worker asks its store.
+    """The operations of one worker's store, each with a deadline, questions at a gate.
 
     Args:
         store: the store.
@@ -124,7 +126,7 @@ class Asking:
             )
 
     def _clock_that_jumps(self) -> str:
-        """Say so if the time that has passed is no time: threads cannot keep up with it."""
+        """Return a hint if the run's clock jumps while threads are at work; else an empty text."""
         clock = trio.lowlevel.current_clock()  # a MockClock, but trio.testing is not imported here
         if getattr(clock, "autojump_threshold", math.inf) == math.inf:
             return ""
@@ -171,7 +173,7 @@ class Asking:
     async def _question(
         self, operation: Callable[[], Awaitable[T]], kind: Any, *, may_leave: bool = True
     ) -> T:
-        """Ask at the gate; who has not been answered when the store is closed never will.
+        """Ask at the gate; raise `RegistryClosed` if the store is closed before it has answered.
 
         Args:
             operation: what is asked of the store.
@@ -189,7 +191,7 @@ class Asking:
 
     @property
     def questions_waiting(self) -> int:
-        """Count those who wait at the gate."""
+        """The number of questions that wait at the gate."""
         return self._gate.statistics().tasks_waiting
 
     def connections(self) -> Pool | None:
@@ -216,7 +218,7 @@ async def _answer(operation: Callable[[], Awaitable[T]], kind: Any) -> T:
 
 
 def _insist(answer: T, kind: Any, asked: object) -> T:
-    """Insist on a kind of answer to what was asked, a coroutine of a method or the method."""
+    """Return the answer if it is of this kind, else raise; ``asked`` names the method."""
     if not isinstance(answer, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         expected = " or ".join(

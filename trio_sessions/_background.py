@@ -80,7 +80,7 @@ class Background:
             await service()
 
     def abandon(self) -> None:
-        """Cancel all of it: in a forked child it is its parent's to do."""
+        """Cancel all jobs and loops, in a forked child: they are its parent's to finish."""
         self.interrupt()
         for scope in (*self._jobs.values(), *self._services):
             scope.cancel()

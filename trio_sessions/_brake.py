@@ -17,7 +17,7 @@ held. The row of a session that is held is written anew only if the database has
 drops all evidence: else its entry stays confirmed, and only rows of entries that are not are
 written (`trio_sessions._entry`).
 
-Synchronous: evidence in, a decision out.
+Synchronous: evidence in, a decision out. See docs/decisions/0010-evidence.md.
 """
 
 from collections.abc import Iterable, Sequence

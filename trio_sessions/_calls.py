@@ -4,7 +4,7 @@ A transport is foreign code: it may wait for ever, raise anything, or refuse to 
 cancelled (a blocking thread, a shielded scope). So the calls run in tasks of their own, which
 belong to a `CallHost`. The caller waits for the answers until the deadline and no longer;
 a call that ignores its cancellation is left behind there, counted, and not repeated until
-it has ended.
+it has ended. See docs/decisions/0002-transports-in-a-system-task.md.
 """
 
 import contextlib

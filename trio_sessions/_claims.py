@@ -2,9 +2,11 @@
 
 Whoever follows the claims is told of each that is answered, in the same step in which its entry
 is: so nobody acts on a row that is not known to be this session's.
+
+See docs/decisions/0009-one-writer.md; 0010-evidence.md for claims that are lost while the database
+is in doubt, 0012-operate.md for the limit of an owner.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
@@ -36,7 +38,7 @@ _LOST_IN_DOUBT = (
 
 
 class ClaimListener(Protocol):
-    """Is told of claims."""
+    """A listener for answered claims."""
 
     def claimed(
         self, entry: Entry, *, is_other: bool, has_moved: bool, was_forgotten: bool
@@ -123,10 +125,6 @@ class Claims:
         self._counters = counters
         self._listeners: list[ClaimListener] = []
         self._refused: list[Callable[[Entry], None]] = []
-        self._coming = Counter[str]()
-        """Sessions that are being adopted: they may have a row before they are in the table."""
-        self._unheard = set[str]()
-        """Sessions that may have been adopted unheard, of which no pass has found the row since."""
 
     def notify(self, listener: ClaimListener) -> None:
         """Tell ``listener`` of every claim that is answered."""
@@ -136,32 +134,10 @@ class Claims:
         """Tell ``listener`` of every claim that was refused: the entry says why."""
         self._refused.append(listener)
 
-    def begin_adoption(self, session_id: str) -> None:
-        """Note that a session may get a row of this incarnation before it is held here."""
-        self._coming[session_id] += 1
-
-    def end_adoption(self, session_id: str) -> None:
-        """Note that the adoption of a session has been decided."""
-        self._coming[session_id] -= 1
-        if not self._coming[session_id]:
-            del self._coming[session_id]
-
-    def expect_again(self, session_id: str) -> None:
-        """Note that an adoption was not answered, and is asked for again if it is still wanted.
-
-        The next pass that finds the row leaves it to whoever does that, and the one after deletes
-        it, unless there was another attempt.
-        """
-        self._unheard.add(session_id)
-
-    def expect_no_more(self, session_id: str) -> None:
-        """Note that an adoption was answered, or given up."""
-        self._unheard.discard(session_id)
-
     # ---- writing ----
 
     def write(self, entry: Entry, *, first: bool = False) -> Order[Claimed]:
-        """Claim the row of a session, whoever waits for it; each entry says how that went.
+        """Give the claim of a session's row to the writer; the entry tells how it is answered.
 
         Args:
             entry: the session.
@@ -171,9 +147,10 @@ class Claims:
         return self._writer.give(_ClaimOrder(self, entry), first=first)
 
     def write_anew(self, entry: Entry) -> bool:
-        """Claim a row that the database may have forgotten; say whether it is not claimed already.
+        """Claim a row once more that the database may have forgotten; False: there is no need.
 
-        With the owner, capabilities and data that the session has as far as this worker knows.
+        With the owner, capabilities and data that the session has as far as this worker knows. No
+        need: the session is not held any more, or its row is still to be written anyway.
         """
         if not self._table.holds(entry) or entry.row not in {Row.CONFIRMED, Row.LOST}:
             return False
@@ -192,7 +169,7 @@ class Claims:
         self.conclude(entry, claim, claimed)
 
     async def attempt(self, entries: Iterable[Entry]) -> None:
-        """Have rows written that are not, and wait until none of these is being written.
+        """Claim the unwritten rows of these, and wait until all of their claims are answered.
 
         Many may ask for it at once: they share one attempt.
         """
@@ -247,7 +224,7 @@ class Claims:
             self.dropped(claimed.dropped)
             entry.pending.forget(claim)
         entry.confirm(claimed, self._witness.known)
-        if entry.is_revoked or entry.is_one_too_many:
+        if entry.refusal is not None:
             for refused in self._refused:
                 refused(entry)
             return
@@ -290,29 +267,8 @@ class Claims:
         return _DeleteOrder(self, session_id)
 
     def delete(self, deletion: Order[int]) -> Order[int]:
-        """Give such an order to the writer; what fails is kept for later."""
+        """Give a deletion to the writer; if it fails, `delete_what_is_due` repeats it."""
         return self._writer.give(deletion)
-
-    def note_strays(self, rows: Iterable[tuple[str, int]]) -> int:
-        """Note rows of this incarnation that no session here has; return how many.
-
-        Args:
-            rows: their ids, with the generation of each.
-        """
-        strays = 0
-        for session_id, generation in rows:
-            if (
-                session_id in self._table
-                or session_id in self._coming
-                or self.departures.ended(session_id)
-            ):
-                continue
-            if session_id in self._unheard:
-                self._unheard.discard(session_id)
-            else:
-                self.departures.find(session_id, generation)
-                strays += 1
-        return strays
 
     def deleted(self, session_id: str, up_to: int, messages: int) -> None:
         """Take note of an answered deletion."""
@@ -320,7 +276,7 @@ class Claims:
         self.dropped(messages)
 
     def dropped(self, messages: int) -> None:
-        """Count the messages of a session that has ended."""
+        """Count messages that were dropped with the session that they were for."""
         self._counters.count_dropped(messages)
 
     async def delete_what_is_due(self) -> None:

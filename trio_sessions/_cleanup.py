@@ -143,7 +143,7 @@ class Pass:
             self.database_answered = False
 
     async def _restore_the_forgotten(self) -> None:
-        """Wait until what is written anew has been; also what was begun before this pass."""
+        """Wait for the claims of forgotten rows, also those that began before this pass."""
         await self._notice_rewinds()
         for chunk in chunked(self._restorer.take_restoring(), self._settings.batch_size):
             for entry in chunk:
@@ -208,7 +208,7 @@ class Pass:
             await self._refresh_all(Leases(refresh=lost))
 
     def _drop_old_evidence(self) -> None:
-        """Believe nothing that was answered in an earlier history than the present one."""
+        """Discard answers of earlier histories than the present one."""
         if not self._witness.is_steady or self._witness.known.history != self._history:
             self._history = self._witness.known.history
             self._taken_over.clear()
@@ -243,7 +243,7 @@ class Pass:
             self._count_restored(chunk)
 
     def _count_restored(self, entries: Sequence[Entry]) -> None:
-        """Take note of how the claims of rows were answered that were to be restored."""
+        """Count the rows that were restored, by the answers to their claims."""
         verdict = judge_claims(entries)
         if any(not isinstance(one, RowUnavailable) for one in verdict.unknown.values()):
             self.database_answered = False
@@ -258,7 +258,7 @@ class Pass:
         self._taken_over += verdict.taken_over
 
     async def _remove_missing(self, removals: trio.Nursery) -> None:
-        """Remove whose row is gone or another worker's, now that all chunks were answered."""
+        """Remove sessions whose row is gone, or another worker's, when all chunks were answered."""
         if self._brake.has_missing:
             await self._look_for_revoked()
         self._drop_old_evidence()
@@ -277,7 +277,7 @@ class Pass:
             await trio.lowlevel.checkpoint()
 
     async def _look_for_revoked(self) -> None:
-        """Let go of those of the missing that were revoked: they are no reason to brake."""
+        """End revoked sessions first: those among the missing are no reason to brake."""
         try:
             await self._revoking.look()
         except NotSupported:
@@ -336,7 +336,7 @@ class Pass:
         )
 
     def _end(self, entries: Sequence[Entry], reason: RemovalReason, removals: trio.Nursery) -> None:
-        """End the sessions that are still the ones of the snapshot, and wait for it at the end."""
+        """End those of these sessions that are still held; ``removals`` waits for that."""
         leaving = self._sessions.end(entries, reason)
         if leaving is not None:
             self._tally.ended[reason] += [entry.session_id for entry in leaving.entries]

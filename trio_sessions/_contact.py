@@ -12,7 +12,7 @@ __all__ = ["Contact"]
 
 
 class Contact:
-    """What the operations of one worker have shown of its store.
+    """A note of whether the store answers one worker's operations.
 
     A context manager around each operation: how that ends, is noted.
     """

@@ -12,7 +12,7 @@ __all__ = ["Counters"]
 
 @dataclass(slots=True)
 class Counters:
-    """Each is a field of `trio_sessions.types.RegistryStatistics`, and explained there."""
+    """The counters, each explained at its field of `trio_sessions.types.RegistryStatistics`."""
 
     passes: int = 0
     failed_passes: int = 0

@@ -56,13 +56,13 @@ class Departures:
             self._forgotten = max(self._forgotten, generation)
 
     def begin_again(self, session_id: str) -> None:
-        """Note that a session begins whose id was not held."""
+        """Note that an id is held again: what is left of it stays noted until it is settled."""
         ended = self._gone.pop(session_id, self._forgotten)
         if ended:
             self._again[session_id] = ended
 
     def finish(self, entries: Iterable[Entry]) -> None:
-        """Note that these sessions have departed: what is left of them is due."""
+        """Mark the rows that these sessions may have left as due for deletion."""
         for entry in entries:
             self._departing[entry.session_id] -= 1
             if not self._departing[entry.session_id]:
@@ -74,7 +74,7 @@ class Departures:
         left[session_id] = max(generation, self.ended(session_id))
 
     def settle(self, session_id: str, up_to: int) -> None:
-        """Note that no row of this id is there that is of this generation or an earlier one."""
+        """Note that the id has no row left of generation ``up_to`` or an earlier one."""
         if self.ended(session_id) <= up_to:
             self._forget(session_id)
 
@@ -85,7 +85,7 @@ class Departures:
         self._forgotten = 0
 
     def due(self) -> list[str]:
-        """Return the ids whose rows are to be deleted, and with which nobody is busy."""
+        """Return the ids whose rows are to be deleted, without those that still depart."""
         return [one for one in (*self._gone, *self._again) if one not in self._departing]
 
     def _forget(self, session_id: str) -> None:

@@ -16,6 +16,7 @@ left alone by the pass. See docs/decisions/0009-one-writer.md.
 """
 
 import enum
+from typing import NamedTuple
 
 import trio
 
@@ -25,7 +26,7 @@ from trio_sessions.errors import RowUnavailable
 from trio_sessions.types import Capabilities, Holder, RemovalReason, Stamp
 from trio_sessions.writes import Claimed, Keep, Outcome
 
-__all__ = ["Entry", "Row", "RowCounts"]
+__all__ = ["Entry", "Row", "RowCounts", "Told"]
 
 
 class Row(enum.Enum):
@@ -53,11 +54,25 @@ _NEXT = {
 }
 
 
+_REFUSALS = (Outcome.REVOKED, Outcome.TOO_MANY)
 _NEVER = Stamp(history="", beat=0)
 
 
+class Told(NamedTuple):
+    """What the store has said of a session last."""
+
+    holder: Holder | None
+    capabilities: Capabilities | None
+    data: str | Keep | None
+    history: str
+    """In which it was said; "": it was not, or is noted to be written once more."""
+
+
+_NOTHING = Told(None, None, Keep.AS_IS, "")
+
+
 class RowCounts:
-    """How many of the entries of one table have their row in which state; they tell it."""
+    """A count of one table's entries by the state of their row; the entries keep it."""
 
     __slots__ = ("_numbers",)
 
@@ -90,30 +105,25 @@ class Entry:
     """
 
     __slots__ = (
+        "_active_at",
         "_answered",
         "_born",
-        "_capabilities",
         "_confirmed_by",
         "_counts",
-        "_data",
         "_ended",
         "_error",
-        "_holder",
         "_is_certain",
+        "_is_let_in",
+        "_most_of_owner",
+        "_refusal",
+        "_removal",
         "_row",
-        "_told_in",
+        "_told",
         "_was_forgotten",
-        "active_at",
         "added_at",
         "generation",
-        "has_ended",
         "held_since",
-        "is_let_in",
-        "is_one_too_many",
-        "is_revoked",
-        "most_of_owner",
         "pending",
-        "removal",
         "session_id",
         "tenure",
         "transport",
@@ -133,8 +143,7 @@ class Entry:
         self.transport = transport
         self.generation = generation
         self.added_at = added_at
-        self.active_at = added_at
-        """When it was heard of last."""
+        self._active_at = added_at
         self.held_since: float = added_at if replaced is None else replaced.held_since
         """When its id was first added here."""
         self.pending: Pending = Pending() if replaced is None else replaced.pending
@@ -150,29 +159,24 @@ class Entry:
         self._is_certain = replaced is None or replaced.is_certain
         self._was_forgotten = replaced is not None and replaced.was_forgotten
         self._confirmed_by = _NEVER
-        self._holder: Holder | None = None
-        self._capabilities: Capabilities | None = None
-        self._data: str | Keep | None = Keep.AS_IS
-        self._told_in = ""
-        """The history in which these were told; "": they were not, or are noted already."""
-        if replaced is not None:
-            self._holder, self._capabilities, self._data, self._told_in = replaced.told
-        self.has_ended = False
-        """It has left the table; a pass may ask this of all that are missing at once."""
-        self.is_revoked = False
-        """Its claim was refused, because its id is revoked."""
-        self.is_one_too_many = False
-        """Its claim was refused, because its owner has as many sessions as it may have."""
-        self.most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
-        """How many its owner may have, until its row is written, or an outage lets it in: nobody
-        can be counted then."""
-        self.is_let_in: bool = replaced is not None and replaced.is_let_in
-        """Its claim could not be done, for something was locked: it is held, and goes on being
-        claimed with the limit. Who is in is not turned away: refused, it is claimed without."""
-        self.removal: RemovalReason | None = None
-        """Why it has ended; None: it has not."""
+        self._told = _NOTHING if replaced is None else replaced.told
+        self._refusal: Outcome | None = None
+        self._most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
+        self._is_let_in: bool = replaced is not None and replaced.is_let_in
+        self._removal: RemovalReason | None = None
         self._ended: trio.Event | None = None
         self._answered: trio.Event | None = None
+
+    # ---- its use ----
+
+    @property
+    def active_at(self) -> float:
+        """When it was heard of last."""
+        return self._active_at
+
+    def note_activity(self, moment: float) -> None:
+        """Note when it was heard of, on Trio's clock."""
+        self._active_at = moment
 
     # ---- the row ----
 
@@ -187,28 +191,54 @@ class Entry:
         return self._error
 
     @property
+    def refusal(self) -> Outcome | None:
+        """Why its claim was refused: its id is revoked, or it was one too many of its owner."""
+        return self._refusal
+
+    @property
+    def most_of_owner(self) -> int | None:
+        """How many sessions its owner may have; None: that is not asked any more.
+
+        Until its row is written, or an outage lets it in: nobody can be counted then.
+        """
+        return self._most_of_owner
+
+    @property
+    def is_let_in(self) -> bool:
+        """Whether its claim could not be done, for something was locked.
+
+        It is held, and goes on being claimed with the limit. Who is in is not turned away: refused,
+        it is claimed without.
+        """
+        return self._is_let_in
+
+    def limit(self, most_of_owner: int | None) -> None:
+        """Set how many sessions its owner may have, else its claim is refused; None: any number."""
+        self._most_of_owner = most_of_owner
+
+    @property
     def born(self) -> str | None:
         """The session's birth, as its claim or that of an earlier entry was answered."""
         return self._born
 
     @property
     def is_certain(self) -> bool:
-        """Whether no claim that failed may have been carried out all the same, its answer lost."""
+        """Whether no claim has failed since one was answered: it may have been carried out."""
         return self._is_certain
 
     @property
-    def told(self) -> tuple[Holder | None, Capabilities | None, str | Keep | None, str]:
-        """What the store has said of the session last, and in which history."""
-        return self._holder, self._capabilities, self._data, self._told_in
+    def told(self) -> Told:
+        """What the store has said of the session last."""
+        return self._told
 
     @property
     def data(self) -> str | Keep | None:
-        """What is known of the session's data: as it is, if that is nothing.
+        """The session's data, as far as this worker knows; `Keep.AS_IS`: it knows nothing of it.
 
         What is still to be written, else what the store has said last. It may be older than what
         another worker has written since.
         """
-        return self._data if self.pending.data is Keep.AS_IS else self.pending.data
+        return self._told.data if self.pending.data is Keep.AS_IS else self.pending.data
 
     def claim(self) -> None:
         """Note that a claim is on its way."""
@@ -216,7 +246,7 @@ class Entry:
 
     @property
     def was_forgotten(self) -> bool:
-        """The database went back, and no claim of the row has been answered since."""
+        """Whether the database went back, and no claim of the row was answered since."""
         return self._was_forgotten
 
     @property
@@ -231,39 +261,36 @@ class Entry:
             claimed: the answer.
             stamp: of this worker, not lower than the one that the claim's batch has set.
         """
-        self.is_revoked = claimed.outcome is Outcome.REVOKED
-        self.is_one_too_many = claimed.outcome is Outcome.TOO_MANY
-        lost = self.is_revoked or self.is_one_too_many or claimed.outcome is Outcome.LOST
+        self._refusal = claimed.outcome if claimed.outcome in _REFUSALS else None
+        lost = self._refusal is not None or claimed.outcome is Outcome.LOST
         if not lost:
             self._born = claimed.born
-            self._holder, self._capabilities = claimed.holder, claimed.capabilities
-            self._data = claimed.data
-            self._told_in = stamp.history
+            self._told = Told(claimed.holder, claimed.capabilities, claimed.data, stamp.history)
         self._confirmed_by = stamp
-        self.most_of_owner = None
+        self._most_of_owner = None
         self._is_certain, self._was_forgotten = True, False
         self._answer(Row.LOST if lost else Row.CONFIRMED, None)
 
     def fail(self, error: Exception | None) -> None:
         """Note that the claim has failed; None: it was not made, for it is not needed any more."""
         if isinstance(error, RowUnavailable):
-            self.is_let_in = True
+            self._is_let_in = True
         else:
-            self.most_of_owner = None
+            self._most_of_owner = None
         self._is_certain &= error is None
         self._answer(Row.UNWRITTEN, error)
 
     def learn(self, holder: Holder) -> None:
         """Note what the store has said of the session: it may have to be written once more."""
-        self._holder = holder
+        self._told = self._told._replace(holder=holder)
 
     def learn_capabilities(self, capabilities: Capabilities) -> None:
         """Note capabilities that were written with the row, or read from it."""
-        self._capabilities = capabilities
+        self._told = self._told._replace(capabilities=capabilities)
 
     def learn_data(self, data: str | None) -> None:
         """Note data that was written with the row, or read from it."""
-        self._data = data
+        self._told = self._told._replace(data=data)
 
     def forget(self) -> None:
         """Note that the database may have forgotten the row: it is to be written anew."""
@@ -276,15 +303,16 @@ class Entry:
         Args:
             history: the present one, begun because the database went back.
         """
-        if self._told_in not in {"", history}:
+        if self._told.history not in {"", history}:
             self._say_again()
 
     def _say_again(self) -> None:
-        if self._holder is not None:
-            self.pending.note_again(self._holder, self._capabilities, self._data)
+        holder, capabilities, data, _ = self._told
+        if holder is not None:
+            self.pending.note_again(holder, capabilities, data)
         self._born = None  # it may get another birth, and is the same session all the same
         self._was_forgotten = True
-        self._told_in = ""
+        self._told = self._told._replace(history="")
 
     def lapse(self, stamp: Stamp) -> None:
         """Note that the row was swept, for this worker had lost its lease.
@@ -306,7 +334,7 @@ class Entry:
     def _go(self, row: Row) -> None:
         if row not in _NEXT[self._row]:
             raise RuntimeError(f"a row cannot go from {self._row.name} to {row.name}")
-        if not self.has_ended:
+        if self._removal is None:
             self._counts.change(self._row, row)
         self._row = row
 
@@ -320,19 +348,28 @@ class Entry:
     # ---- the end ----
 
     @property
+    def removal(self) -> RemovalReason | None:
+        """The reason why it has left the table; None: it has not."""
+        return self._removal
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has left the table; a pass may ask this of all that are missing at once."""
+        return self._removal is not None
+
+    @property
     def ended(self) -> trio.Event:
         """Set when the entry has left the table; made when somebody first asks for it."""
         if self._ended is None:
             self._ended = trio.Event()
-            if self.has_ended:
+            if self._removal is not None:
                 self._ended.set()
         return self._ended
 
     def end(self, reason: RemovalReason) -> None:
         """Tell whoever waits for it that the entry has left the table, and note why."""
-        if not self.has_ended:
+        if self._removal is None:
             self._counts.change(self._row, None)
-            self.removal = reason
-        self.has_ended = True
+            self._removal = reason
         if self._ended is not None:
             self._ended.set()

@@ -28,7 +28,7 @@ _GROWTH = 2.0
 
 
 class ClockEstimate:
-    """What is known of the database's clock.
+    """An estimate of the database's clock, and of how late a batch may begin.
 
     Args:
         patience: seconds after which a caller is told that a write has failed.
@@ -42,14 +42,14 @@ class ClockEstimate:
         self._growth = 1.0
 
     def read(self, clock: float | None, asked_at: float) -> None:
-        """Take note of a reading that came just now, to what was asked at a moment of Trio's."""
+        """Note a reading of the database's clock that was asked for at ``asked_at``, on Trio's."""
         if clock is not None:
             self._reading = clock
             self._read_at = trio.current_time(), time.monotonic()
             self._round_trip = self._read_at[0] - asked_at
 
     def note_verdict(self, *, late: bool) -> None:
-        """Take note of whether a batch was refused for it came late."""
+        """Note whether a batch was refused as late: the margin grows with each that is."""
         self._growth = self._growth * _GROWTH if late else 1.0
 
     def not_after(self, writes: Iterable[Write[object]]) -> float | None:

@@ -35,12 +35,12 @@ _runs: "weakref.WeakKeyDictionary[trio.lowlevel.TrioToken, weakref.WeakSet[_Aban
 
 
 def part_on_fork() -> None:
-    """Let no forked child disturb the current Trio run, from now on."""
+    """Part every forked child from the current Trio run, from now on; see the head of this file."""
     _runs.setdefault(trio.lowlevel.current_trio_token(), weakref.WeakSet())
 
 
 def abandon_on_fork(ongoing: _Abandons) -> None:
-    """Tell what the current run has going on to end at once in a forked child."""
+    """Call ``ongoing.abandon()`` in each forked child of the current run, from now on."""
     part_on_fork()
     _runs[trio.lowlevel.current_trio_token()].add(ongoing)
 

@@ -44,7 +44,7 @@ _LETTER = 1000  # things in one letter
 
 @uninterrupted
 class Hearsay:
-    """What one worker tells the holders of others' sessions, and is told of its own.
+    """The letters on changes of sessions: to the holders of others', and about this worker's own.
 
     Args:
         owners: asked for owners and capabilities, and heard.

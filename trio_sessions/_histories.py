@@ -53,7 +53,7 @@ class Histories:
 
     @property
     def must_begin(self) -> bool:
-        """The database went back, and another one is to be begun first."""
+        """Whether the database went back, so that another history has to be begun first."""
         return not self._witness.is_steady
 
     async def begin(self) -> None:

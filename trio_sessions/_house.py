@@ -45,6 +45,7 @@ from trio_sessions._stamping import keep_stamping
 from trio_sessions._strays import Strays
 from trio_sessions._table import LocalTable
 from trio_sessions._topics import Topics
+from trio_sessions._undecided import Undecided
 from trio_sessions._witness import Witness
 from trio_sessions._workers import Workers
 from trio_sessions._writer import Writer
@@ -82,6 +83,7 @@ class House:
         self._calls = calls
         self._counters = counters = Counters()
         self._departures = departures = Departures()
+        undecided = Undecided()
         self._witness = witness
         self._histories = histories = Histories(
             edge=edge, witness=witness, presence=settings.presence(), counters=counters
@@ -126,6 +128,7 @@ class House:
             writer=writer,
             claims=claims,
             table=table,
+            undecided=undecided,
             departures=departures,
             admission=self.admission,
         )
@@ -179,7 +182,9 @@ class House:
             messages=self.messages,
             revoking=self.revoking,
             restorer=self._restorer,
-            strays=Strays(edge=edge, claims=claims, departures=departures, table=table),
+            strays=Strays(
+                edge=edge, claims=claims, undecided=undecided, departures=departures, table=table
+            ),
             witness=witness,
             background=background,
             counters=counters,
@@ -223,7 +228,7 @@ class House:
 
     @property
     def is_closed(self) -> bool:
-        """It is closed, or closing."""
+        """Whether it is closed, or closing."""
         return self._is_closed
 
     def check_open(self) -> None:

@@ -27,7 +27,7 @@ _NOT_OURS = (
 
 
 class Inspection:
-    """Questions of one worker."""
+    """The questions that operators ask of one worker."""
 
     def __init__(
         self, *, edge: Edge, claims: Claims, table: LocalTable, departures: Departures

@@ -53,7 +53,7 @@ async def _unprotected(awaitable: Awaitable[T]) -> T:
 
 @uninterrupted
 class Uninterrupted(AbstractAsyncContextManager[T]):
-    """Enters and leaves a context manager; Ctrl-C waits for a checkpoint of it, or of the block."""
+    """A context manager around another one; Ctrl-C waits for a checkpoint of that or the block."""
 
     def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
         self._manager = manager

@@ -156,7 +156,7 @@ def _encode_slowly(value: object, what: str, limit: int, limit_name: str) -> byt
 
 
 def _items(container: object, what: str) -> Iterator[tuple[str, object]]:
-    """Return what stands in a list or a dict, each with what goes before it."""
+    """Yield the items of a list or dict, each with the JSON in front of it: a comma, its key."""
     if isinstance(container, dict):
         for place, (key, item) in enumerate(container.items()):
             if not isinstance(key, str):

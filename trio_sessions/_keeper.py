@@ -35,7 +35,7 @@ __all__ = ["Keeper"]
 
 @uninterrupted
 class Keeper:
-    """Opens a registry, holds it open until told to stop, and closes it; used once."""
+    """The keeper of one opening: it opens, holds open until told to stop, and closes; used once."""
 
     def __init__(
         self,

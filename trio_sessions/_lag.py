@@ -11,7 +11,7 @@ _REMEMBERED = 10  # measurements
 
 
 class LoopLag:
-    """How late the loop was, the last few times that it was looked at."""
+    """The last delays of the event loop."""
 
     def __init__(self) -> None:
         self._late = deque[float](maxlen=_REMEMBERED)

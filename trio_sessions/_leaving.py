@@ -25,7 +25,7 @@ logger = get_logger("trio_sessions.registry")
 
 @uninterrupted
 class Disconnecting:
-    """Transports that are being disconnected; listens to their answers."""
+    """The transports that are being disconnected, a listener for their answers."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -68,7 +68,7 @@ class Leaving(Disconnecting):
         """The deletions that wait for the transport."""
 
     def join(self, entries: Iterable[Entry]) -> list[Order[int]]:
-        """Let sessions leave with the others; return the orders that delete their rows."""
+        """Add sessions that leave, too; return the orders that will delete their rows."""
         deletions = []
         for entry in entries:
             deletion = self._held_back[entry] = self._claims.deletion(entry.session_id)

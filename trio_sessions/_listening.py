@@ -18,7 +18,7 @@ _LIVED = 5.0  # seconds after which a bell has worked, though it had nothing to 
 
 
 class BellListener(Protocol):
-    """Somebody for whom the bell may ring."""
+    """A listener for rings of the store's bell."""
 
     async def rung(self, session_ids: Collection[str] | None) -> None:
         """Note that there may be something new.
@@ -45,11 +45,11 @@ class Listening:
         self._runs = False
 
     def tell(self, listener: BellListener) -> None:
-        """Tell somebody what is heard, from now on."""
+        """Add a listener for rings."""
         self._listeners.append(listener)
 
     def start(self) -> None:
-        """Begin to listen, unless it does. Most programs need it never."""
+        """Start the loop, unless it runs. Most programs never need it."""
         if not self._runs:
             self._runs = True
             self._background.start_lasting(self._persist)
@@ -58,7 +58,7 @@ class Listening:
         await persist("listening for messages", self._listen, logger)
 
     async def _listen(self, worked: Callable[[], None]) -> None:
-        """Tell of what the bell rings for.
+        """Tell the listeners of each ring, until the bell breaks.
 
         Raises:
             SessionsError: the bell is broken.

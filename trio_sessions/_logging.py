@@ -18,7 +18,7 @@ _open: list[str] = []
 
 class _NamesWorker(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let it through, with the worker's id."""
+        """Add the worker's id to the record, and let it through."""
         record.worker_id = speaker()
         return True
 
@@ -27,7 +27,7 @@ _NAMES_WORKER = _NamesWorker()
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Return a logger of the package, whose records say of which worker they are."""
+    """Return a logger of the package, whose records name their worker."""
     logger = logging.getLogger(name)
     logger.addFilter(_NAMES_WORKER)
     return logger

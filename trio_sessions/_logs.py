@@ -52,7 +52,7 @@ _UNWRITTEN = "the session is held here, and its row could not be written yet"
 
 
 class _Counts:
-    """How often something was appended to each session, since it was last said what to keep.
+    """The number of appends to each session since the store was last told how many to keep.
 
     A session that is not counted yet, or was crowded out by others, begins anywhere: so however
     many there are, and whichever worker appends, one of `_EVERY` appends says it.
@@ -62,7 +62,7 @@ class _Counts:
         self._counts: dict[str, int] = {}
 
     def is_due(self, session_id: str) -> bool:
-        """Count one more, and say whether it is the one that says what is kept."""
+        """Count an append; say whether this one tells the store how many entries to keep."""
         count = self._counts.pop(session_id, -1)
         if count < 0:
             count = random.randrange(_EVERY)  # noqa: S311 -- no secret
@@ -73,7 +73,7 @@ class _Counts:
         return is_due
 
     def owe(self, session_id: str) -> None:
-        """Have the next one say it, for this one was not written."""
+        """Make the session's next append due: the one that was due was not written."""
         if session_id in self._counts:
             self._counts[session_id] = _EVERY
 

@@ -40,7 +40,7 @@ _ASKED = frozenset({Row.CONFIRMED, Row.LOST})
 
 @uninterrupted
 class Moves:
-    """What one worker tells others, and is told, of sessions that have moved.
+    """The letters on sessions that have moved: to their older holders, and about this worker's own.
 
     Args:
         adopting: says which sessions have come here, and from whom.

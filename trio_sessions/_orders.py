@@ -1,27 +1,12 @@
-"""What waits to be written, and which of it makes the next batch. Synchronous, no I/O.
+"""One write that was asked for: whoever gives it, waits for it, or carries it out. No I/O.
 
-The one owner of two facts: the order of the calls for one session, and which batch is under way.
-
-Each session has a line of orders, in the order in which they were given. A batch takes from
-each line what stands first: one order, or several of a kind that a store takes together
-(messages). What follows waits for the next batch, so everything that is written of a session
-is written in the order of the calls::
-
-    s: [Claim] [SetOwner] [Send Send Send]      batch 1: Claim(s), Delete(t)
-    t: [Delete]                                 batch 2: SetOwner(s)
-                                                batch 3: Send(s), Send(s), Send(s)
-
-A line is *ready* (it may give something to the next batch), *out* (it has given something to the
-batch under way), or *paused* (its row was locked, or it is not finished: it goes again later).
+The one owner of where a write is on its way; the writer, and what carries letters, tell it.
 See docs/decisions/0009-one-writer.md.
 """
 
 import abc
 import copy
 import enum
-import heapq
-from collections import deque
-from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import outcome
@@ -29,7 +14,7 @@ import trio
 
 from trio_sessions.writes import Unfinished, Write
 
-__all__ = ["Lines", "Order", "Stage"]
+__all__ = ["Order", "Stage"]
 
 T = TypeVar("T")
 
@@ -61,26 +46,23 @@ class Order(abc.ABC, Generic[T]):
     """It waits for no disk, unless something else is in its batch; letters have their own line."""
 
     __slots__ = (
+        "_attempts",
+        "_given_at",
+        "_may_wait",
         "_result",
         "_settled",
-        "attempts",
-        "given_at",
-        "may_wait",
+        "_stage",
         "session_id",
         "size",
-        "stage",
     )
 
     def __init__(self, session_id: str, size: int = 0) -> None:
         self.session_id = session_id
         self.size = size
-        self.stage = Stage.WAITING
-        self.given_at = 0.0
-        """When the writer got it, on Trio's clock."""
-        self.may_wait = False
-        """No batch is made for it at once: it goes with the next one, or a little later."""
-        self.attempts = 0
-        """How often it has been in a batch."""
+        self._stage = Stage.WAITING
+        self._given_at = 0.0
+        self._may_wait = False
+        self._attempts = 0
         self._result: outcome.Outcome[T] | None = None
         self._settled: trio.Event | None = None
 
@@ -107,9 +89,54 @@ class Order(abc.ABC, Generic[T]):
     def conclude(self, result: outcome.Outcome[T] | None) -> None:
         """Take note of the answer, whoever waits for it; None: it was not needed any more."""
 
+    # ---- its way ----
+
+    @property
+    def stage(self) -> Stage:
+        """Where it is."""
+        return self._stage
+
+    @property
+    def given_at(self) -> float:
+        """When it was given, or a part of it was done last, on Trio's clock."""
+        return self._given_at
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether no batch is made for it at once: it goes with another, or a little later."""
+        return self._may_wait
+
+    @property
+    def attempts(self) -> int:
+        """How often its row was locked."""
+        return self._attempts
+
+    def give(self, now: float, *, may_wait: bool = False) -> None:
+        """Note that it waits from now on."""
+        self._stage = Stage.WAITING
+        self._given_at = now
+        self._may_wait = may_wait
+
+    def hasten(self) -> None:
+        """Note that it waits for no other's batch any more."""
+        self._may_wait = False
+
+    def send(self) -> None:
+        """Note that it is on its way: it happens or not."""
+        self._stage = Stage.OUT
+        self._may_wait = False
+
+    def go_again(self) -> None:
+        """Note that it has not happened, and waits to go again."""
+        self._stage = Stage.WAITING
+
+    def note_locked(self) -> None:
+        """Note that it could not be done, for its row was locked."""
+        self._attempts += 1
+
     def settle(self, result: outcome.Outcome[T] | None) -> None:
-        """Settle the order with its result, and let go whoever waits for that."""
-        self.stage = Stage.SETTLED
+        """Settle the order with its result, and wake whoever waits for it."""
+        self._stage = Stage.SETTLED
         self._result = result
         self.conclude(result)
         if self._settled is not None:
@@ -117,14 +144,14 @@ class Order(abc.ABC, Generic[T]):
 
     async def settled(self) -> None:
         """Wait until it is answered; no checkpoint if it is."""
-        if self.stage is not Stage.SETTLED:
+        if self._stage is not Stage.SETTLED:
             if self._settled is None:
                 self._settled = trio.Event()
             await self._settled.wait()
 
     async def wait(self) -> T | None:
         """Wait for the answer; None: it was not needed any more. Raises what was answered."""
-        if self.stage is Stage.SETTLED:
+        if self._stage is Stage.SETTLED:
             await trio.lowlevel.checkpoint()
         await self.settled()
         error = self.error
@@ -141,155 +168,3 @@ class Order(abc.ABC, Generic[T]):
     def error(self) -> BaseException | None:
         """The error that the order was answered with; None: there is none, or no answer."""
         return self._result.error if isinstance(self._result, outcome.Error) else None
-
-
-class Lines:
-    """The orders that wait, and the batch that is out.
-
-    Args:
-        rows: orders in one batch, at most.
-        size: bytes in one batch, at most; a single larger order makes a batch all the same.
-    """
-
-    def __init__(self, *, rows: int, size: int) -> None:
-        self.waiting = 0
-        """Orders that wait."""
-        self.patient = 0
-        """How many of them may wait for the batch of another one."""
-        self.letters = 0
-        """How many of them are letters."""
-        self._rows = rows
-        self._size = size
-        self._lines: dict[str, deque[Order[Any]]] = {}
-        self._ready: deque[str] = deque()
-        self._out: dict[str, None] = {}
-        self._paused: list[tuple[float, str]] = []
-        self._at_rest: set[str] = set()
-        """The sessions whose lines are paused."""
-
-    def put(self, order: Order[Any], *, first: bool = False) -> None:
-        """Let an order wait at the end of its session's line, or at the head of it."""
-        line = self._lines.get(order.session_id)
-        if line is None:
-            line = self._lines[order.session_id] = deque()
-            if order.session_id not in self._out:
-                self._ready.append(order.session_id)
-        if first:
-            line.appendleft(order)
-        else:
-            line.append(order)
-        self._count(order, 1)
-
-    def withdraw(self, order: Order[Any]) -> bool:
-        """Take an order back, unless it is out already; say whether it was taken back."""
-        if order.stage is not Stage.WAITING:
-            return False
-        self._count(order, -1)
-        order.settle(None)
-        return True
-
-    def hasten(self, order: Order[Any]) -> None:
-        """Let an order wait for no other batch any more."""
-        if order.stage is Stage.WAITING and order.may_wait:
-            self.patient -= 1
-            order.may_wait = False
-
-    def _count(self, order: Order[Any], change: int) -> None:
-        self.waiting += change
-        self.patient += change * order.may_wait
-        self.letters += change * order.is_letter
-
-    def next_batch(self, *, of_letters: bool = False) -> list[Order[Any]]:
-        """Take out what makes the next batch; `done` must follow.
-
-        Args:
-            of_letters: of nothing else.
-        """
-        batch: list[Order[Any]] = []
-        size = 0
-        held_back: list[str] = []
-        is_full = False
-        while self._ready and len(batch) < self._rows and not is_full:
-            session_id = self._ready.popleft()
-            line = self._lines[session_id]
-            if of_letters and not line[0].is_letter:
-                held_back.append(session_id)
-                continue
-            first: Order[Any] | None = None
-            while line and len(batch) < self._rows:
-                order = line[0]
-                if order.stage is Stage.SETTLED:  # withdrawn
-                    line.popleft()
-                    continue
-                if first is not None and not order.goes_with(first):
-                    break
-                if batch and size + order.size > self._size:
-                    if first is None:
-                        held_back.append(session_id)
-                        is_full = True
-                    break
-                line.popleft()
-                self._count(order, -1)
-                order.may_wait = False
-                order.stage = Stage.OUT
-                first = order
-                size += order.size
-                batch.append(order)
-            if first is not None:
-                self._out[session_id] = None
-            if not line:
-                del self._lines[session_id]
-        self._ready.extendleft(reversed(held_back))
-        return batch
-
-    def done(self) -> None:
-        """End the batch that is out: what follows in its lines may go."""
-        for session_id in self._out:
-            if session_id in self._lines and session_id not in self._at_rest:
-                self._ready.append(session_id)
-        self._out.clear()
-
-    def ask_again(self, orders: Sequence[Order[Any]], due: float) -> None:
-        """Let orders of the batch that is out go again at a later moment, before what follows."""
-        again: dict[str, list[Order[Any]]] = {}
-        for order in orders:
-            again.setdefault(order.session_id, []).append(order)
-        for session_id, ones in again.items():
-            self._lines.setdefault(session_id, deque()).extendleft(reversed(ones))
-            heapq.heappush(self._paused, (due, session_id))
-            self._at_rest.add(session_id)
-            for order in ones:
-                order.stage = Stage.WAITING
-                self._count(order, 1)
-
-    def next_due(self) -> float | None:
-        """Return when the next paused line may go; None: none is paused."""
-        return self._paused[0][0] if self._paused else None
-
-    def wake(self, now: float) -> None:
-        """Let paused lines go whose moment has come."""
-        while self._paused and self._paused[0][0] <= now:
-            _, session_id = heapq.heappop(self._paused)
-            self._at_rest.discard(session_id)
-            if session_id in self._lines:
-                self._ready.append(session_id)
-
-    def waiting_since(self, moment: float) -> list[Order[Any]]:
-        """Return the orders that were given before this moment and still wait."""
-        return [one for one in self._orders() if one.given_at < moment]
-
-    def give_up(self, orders: Iterable[Order[Any]], error: Exception) -> None:
-        """Answer orders that wait with an error; their lines drop them later."""
-        for order in list(orders):
-            if order.stage is Stage.WAITING:
-                self._count(order, -1)
-                order.settle(outcome.Error(error))
-
-    def everything(self) -> list[Order[Any]]:
-        """Return all orders that wait."""
-        return list(self._orders())
-
-    def _orders(self) -> Iterable[Order[Any]]:
-        return (
-            order for line in self._lines.values() for order in line if order.stage is Stage.WAITING
-        )

@@ -29,7 +29,7 @@ class Spans:
 
     @contextmanager
     def span(self, name: str) -> Iterator["_Noted"]:
-        """Be in a span for the block, of which those that begin in it are children."""
+        """Open a span for the block, the parent of those that begin in it."""
         # Else the SDK would record texts of errors with their tracebacks.
         with self._tracer.start_as_current_span(
             name, _parent(), record_exception=False, set_status_on_exception=False
@@ -41,7 +41,7 @@ class Spans:
                 raise
 
     def watch(self, store: S) -> S:
-        """Return what does as the store does, and makes spans of its operations."""
+        """Return the store, wrapped so that its operations make spans."""
         return cast("S", _Watched(store, self))
 
     async def operate(
@@ -113,7 +113,7 @@ def _parent() -> "Context | None":
 
 
 def _blame(span: "Span", error: Exception) -> None:
-    """Say of which kind an error is, and no more: a text may have more in it than one expects."""
+    """Note an error's type in the span, and not its text: that may have secrets in it."""
     from opentelemetry.trace import Status, StatusCode
 
     span.set_status(Status(StatusCode.ERROR))

@@ -96,7 +96,7 @@ class _SetCapabilities(SayOrder):
 
 
 class Owners(Saying):
-    """What is said about sessions, wherever they are held.
+    """The owners and capabilities of sessions, wherever they are held.
 
     Nothing is answered from memory when the store can be asked: another worker may have
     removed the session, or changed what is said of it.
@@ -148,7 +148,7 @@ class Owners(Saying):
             return None
         entry, _ = asked
         if entry is not None and self._edge.is_own(holder):
-            known, *_ = entry.told
+            known = entry.told.holder
             is_known = known is not None and known.owner == holder.owner
             if not is_known and await self._is_newer(session_id, asked):
                 entry.learn(holder)
@@ -171,7 +171,7 @@ class Owners(Saying):
             return None
         entry, _ = asked
         if entry is not None:
-            _, told, *_ = entry.told
+            told = entry.told.capabilities
             is_told = told is not None and told.encoded == encoded
             if not is_told and await self._is_newer(session_id, asked):
                 elicitation = decoded.get("elicitation") not in (None, False)

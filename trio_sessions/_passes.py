@@ -98,7 +98,7 @@ class Passes:
 
     @property
     def running(self) -> trio.Event | None:
-        """Is set when the pass that runs has ended; None: none runs."""
+        """An event that is set when the running pass has ended; None: none runs."""
         return None if self._running is None else self._running.ended
 
     async def start(self) -> None:
@@ -187,7 +187,7 @@ class Passes:
         self.unknown_row.note(report.refresh_failures, began)
 
     def log_dropped(self) -> None:
-        """Say how many messages were dropped since this was last said."""
+        """Log how many messages were dropped since the last time."""
         dropped = self._counters.messages_dropped
         if dropped > self._logged_as_dropped:
             logger.warning(
@@ -198,7 +198,7 @@ class Passes:
 
 
 def _log(report: CleanupReport) -> None:
-    """Say once a pass what an operator wants to know."""
+    """Log what an operator wants to know of a pass."""
     if report.disconnected or report.missing or report.expired:
         logger.info(
             "removed %d disconnected and %d missing sessions, swept %d expired rows",

@@ -13,7 +13,7 @@ __all__ = ["Pending"]
 
 
 class Pending:
-    """What is said of a session and is to be written with its row, however often it is claimed."""
+    """What is to be written with a session's row, by whichever claim: owner, capabilities, data."""
 
     __slots__ = (
         "_capabilities",
@@ -49,7 +49,7 @@ class Pending:
 
     @property
     def is_data_said(self) -> bool:
-        """Data is to be written that was said here, and is not only to be written once more."""
+        """Whether data set here waits to be written, not only what the row had before."""
         return self._data is not Keep.AS_IS and not self._is_data_again
 
     @property
@@ -64,7 +64,7 @@ class Pending:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is to be written."""
+        """Whether nothing is to be written."""
         return self._owner is Keep.AS_IS and self._capabilities is None and self._data is Keep.AS_IS
 
     def note_owner(self, owner: str | None) -> None:
@@ -82,7 +82,7 @@ class Pending:
     def note_again(
         self, holder: Holder, capabilities: Capabilities | None, data: str | Keep | None
     ) -> None:
-        """Write what is known with the row once more, unless something else is to be written."""
+        """Repeat with the row what it had before, but for what is newer and still to be written."""
         if self._owner is Keep.AS_IS and holder.owner is not None:  # else somebody may have set one
             self._owner = self._owner_again = holder.owner
         if self._capabilities is None:

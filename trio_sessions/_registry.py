@@ -141,7 +141,7 @@ class SessionRegistry(AdapterMethods):
         """
         entry = self._house.table.get(check_session_id(session_id))
         if entry is not None:
-            entry.active_at = trio.current_time()
+            entry.note_activity(trio.current_time())
 
     async def session_exists(self, session_id: str) -> bool | None:
         """Say whether any worker holds the session.

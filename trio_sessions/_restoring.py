@@ -4,7 +4,7 @@ Where the database went back, any of their rows may be forgotten, or be as it on
 written anew, at once and before whatever waits to be written of them, with owner and capabilities
 as this worker knows them; so are the topics that it listens to. Where the worker has only lost its
 lease, the others were right to sweep its rows: the next pass asks once more, and removes whose row
-is gone.
+is gone. See docs/decisions/0010-evidence.md.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _SLICE = 1000  # sessions before the event loop gets its turn
 
 
 class Restorer:
-    """Restores the rows of one registry."""
+    """The restorer of one registry's rows."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Restorer:
                 self._done = history
 
     def _take(self, entries: Sequence[Entry], history: str) -> None:
-        """Take up what was confirmed in another history."""
+        """Write the rows anew that were confirmed in another history, or mark them as swept."""
         for entry in entries:
             if entry.confirmed_by.history == history:
                 continue

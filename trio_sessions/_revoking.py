@@ -22,6 +22,7 @@ from trio_sessions.errors import NotSupported, SessionsError
 from trio_sessions.inspection import Selection
 from trio_sessions.revocation import Mark, Revocation
 from trio_sessions.types import RemovalReason
+from trio_sessions.writes import Outcome
 
 __all__ = ["Revoking"]
 
@@ -80,8 +81,8 @@ class Revoking:
         return count
 
     def refused(self, entry: Entry) -> None:
-        """Let go of a session whose claim was refused for that."""
-        if entry.is_revoked:
+        """End a session whose claim was refused, if that was because its id is revoked."""
+        if entry.refusal is Outcome.REVOKED:
             self._end([entry])
 
     def take_ended(self) -> list[str]:
@@ -90,7 +91,7 @@ class Revoking:
         return list(ended)
 
     async def look(self) -> int:
-        """Let go of what is held here and was revoked since the last look.
+        """End the sessions held here that were revoked since the last look.
 
         Returns:
             How many marks were looked at.

@@ -71,7 +71,7 @@ _PATIENCE = 5.0  # seconds that a task may be silent before it counts as lost, a
 
 
 class Scope(Protocol):
-    """What can cancel the calls of one leading task."""
+    """A scope that can cancel the calls of one leading task."""
 
     @property
     def cancel_called(self) -> bool: ...
@@ -80,7 +80,7 @@ class Scope(Protocol):
 
 
 class CallHost(Protocol):
-    """Where transports are awaited: a nursery of Trio, or a loop of asyncio."""
+    """A host for calls into transports: a nursery of Trio, or a loop of asyncio."""
 
     @property
     def cancelled(self) -> tuple[type[BaseException], ...]:
@@ -124,7 +124,7 @@ class CallHost(Protocol):
 
 
 class Listener(Protocol):
-    """Is told of answers as they come, one after the other."""
+    """A listener for answers, told of each as it comes, one after the other."""
 
     def answered(self, entry: Entry, answer: Answer) -> None:
         """Take an answer; it may be that of a call that had no time."""
@@ -308,7 +308,7 @@ class Round:
         return None
 
     async def _stay_with(self, entry: Entry, waiting: Waiting, scope: Scope) -> None:
-        """Let another task lead; await what waits, and record its answer."""
+        """Hand the lead to another task; await the call that waits, and record its answer."""
         answer: Answer
         try:
             self._host.limit(scope, self._timeout)
@@ -351,13 +351,13 @@ class Round:
     # ---- what ends the loop ----
 
     def _let_travel(self, exc: BaseException) -> None:
-        """Raise what ends the loop, if it is that, or holds it, and nobody must be called first."""
+        """Raise the error in ``exc`` that ends the loop, if there is one and it is not put off."""
         end = _first(exc, self._host.ends_loop)
         if end is not None and not self._puts_off(end):
             raise end
 
     def _puts_off(self, end: BaseException) -> bool:
-        """Keep what ends the loop, if others are left that must be called whatever happens."""
+        """Put off an error that ends the loop while others must still be called; say whether."""
         if self._enter is not to_its_end or not self._remaining:
             return False
         if self._loop_ends_with is None:
@@ -365,7 +365,7 @@ class Round:
         return True
 
     def _end_loop(self) -> None:
-        """Let it travel now, in a task of its own."""
+        """Raise the error that was put off, if there is one, in a task of its own."""
         if self._loop_ends_with is not None:
             end, self._loop_ends_with = self._loop_ends_with, None
             self._host.start(partial(_raise, end))
@@ -373,7 +373,7 @@ class Round:
     # ---- what is no answer ----
 
     def _judge(self, exc: BaseException, entry: Entry) -> Answer:
-        """Say what a call that has raised has answered."""
+        """Return the answer of a call that has raised."""
         if isinstance(exc, self._host.cancelled):
             return outcome.Error(self._cut(entry))
         if isinstance(exc, Exception):  # one session is isolated; the caller logs it
@@ -381,7 +381,7 @@ class Round:
         return self._judge_fatal(exc, entry)
 
     def _judge_fatal(self, exc: BaseException, entry: Entry) -> Answer:
-        """Tell a cancelled nursery, whose error is a group, from what must travel on."""
+        """Return the answer of a call that raised no `Exception`; keep what `ask` must raise."""
         rest: BaseException | None = exc
         if isinstance(exc, BaseExceptionGroup):
             _, rest = exc.split(self._host.cancelled)

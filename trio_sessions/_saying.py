@@ -40,7 +40,7 @@ _NOT_OURS = (
 
 
 class What(enum.StrEnum):
-    """What is changed of a session, as letters call it."""
+    """The parts of a session that can be changed, by their names in letters."""
 
     OWNER = "owner"
     CAPABILITIES = "capabilities"
@@ -48,7 +48,7 @@ class What(enum.StrEnum):
 
 
 class SayOrder(Order[Said]):
-    """Something that is said of a session, behind the claim of its row.
+    """An order to change something of a session, behind the claim of its row.
 
     Args:
         saying: whose.
@@ -71,7 +71,7 @@ class SayOrder(Order[Said]):
         """It is to be written with the row of this one."""
 
     def _note_if(self, *rows: Row) -> bool:
-        """Note it if the session is still held here, and its row in one of these states."""
+        """Note the change as pending if the session is held, its row in one of these states."""
         entry = self._entry()
         if entry is None or entry.row not in rows:
             return False
@@ -107,7 +107,7 @@ class SayOrder(Order[Said]):
             self._saying.changed(self.session_id, self.changes, holder)
 
     def _tell(self, entry: Entry) -> None:
-        """Tell it what was written besides the owner."""
+        """Tell the entry what was written besides the owner."""
 
     def _supersede(self, pending: Pending) -> None:
         """Replace an older value that is to be written once more by this one."""
@@ -118,11 +118,11 @@ class SayOrder(Order[Said]):
 
     @abc.abstractmethod
     def _note(self, entry: Entry) -> None:
-        """Note it as pending, to be written with the row."""
+        """Note the change as pending, to be written with the row."""
 
 
 class Saying:
-    """What is said of the sessions of all workers, by one of them."""
+    """The changes that one worker makes of sessions, wherever they are held."""
 
     def __init__(
         self,
@@ -164,14 +164,14 @@ class Saying:
         return self._departures.ended(session_id)
 
     async def say(self, order: SayOrder) -> bool:
-        """Have something written, behind the row if that is still to be; False: no session."""
+        """Write behind the claim of the row; False: nobody holds the session."""
         said = await self.give(order)
         if order.noted_for is not None:
             await order.noted_for.answered()
         return said is not None or order.noted_for is not None
 
     async def give(self, order: SayOrder) -> Said:
-        """Have something written, behind the row; return the answer to it."""
+        """Write behind the claim of the row; return the store's answer."""
         entry = self._unwritten(order.session_id)
         if entry is not None:
             self._claims.write(entry)

@@ -59,7 +59,7 @@ class _Replace(SayOrder):
 
 
 class _Merge(SayOrder):
-    """Replace some members, where the data is what is known of it just when this leaves.
+    """An order to replace members of the data, if that is what this worker knows when it leaves.
 
     Args:
         saying: whose.

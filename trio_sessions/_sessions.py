@@ -27,7 +27,7 @@ from trio_sessions._table import LocalTable
 from trio_sessions.abc import Transport
 from trio_sessions.errors import SessionRevoked, TooManySessions
 from trio_sessions.types import OnRemoved, RemovalReason, fingerprint
-from trio_sessions.writes import Claimed
+from trio_sessions.writes import Claimed, Outcome
 
 __all__ = ["Sessions"]
 
@@ -98,7 +98,7 @@ class Sessions:
         if replaced is None:
             self._departures.begin_again(session_id)
         if owner is not None and replaced is None:
-            entry.most_of_owner = self._settings.limits.max_sessions_per_owner
+            entry.limit(self._settings.limits.max_sessions_per_owner)
         disconnecting: trio.Event | None = None
         if replaced is not None:
             self._messages.add_again(entry, replaced)
@@ -113,7 +113,7 @@ class Sessions:
                 f"session {fingerprint(session_id)} was revoked, and its id is refused for "
                 "limits.revocation_ttl: its transport was disconnected"
             )
-        if entry.is_one_too_many:
+        if entry.refusal is Outcome.TOO_MANY:
             raise TooManySessions(
                 "the session's owner has as many sessions as limits.max_sessions_per_owner "
                 f"({self._settings.limits.max_sessions_per_owner}) lets one have"
@@ -124,7 +124,7 @@ class Sessions:
 
         Its transport is left to whoever has brought it.
         """
-        if entry.is_one_too_many and self._table.discard(entry, RemovalReason.REMOVED):
+        if entry.refusal is Outcome.TOO_MANY and self._table.discard(entry, RemovalReason.REMOVED):
             self._messages.depart([entry], moved=True)
 
     async def _wait_claimed(self, entry: Entry, claim: Order[Claimed]) -> None:
@@ -245,7 +245,7 @@ class Sessions:
             self._background.start_job(self._tell, self._settings.on_removed, entries)
 
     async def _tell(self, on_removed: OnRemoved, entries: Sequence[Entry]) -> None:
-        """Tell whoever follows the removals."""
+        """Call ``on_removed`` for these sessions, and log what fails."""
         timeout = self._settings.disconnect_timeout
         answers = await self._calls.tell(on_removed, entries, timeout)
         failures = [one.error for one in answers.values() if isinstance(one, outcome.Error)]

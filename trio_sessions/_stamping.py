@@ -1,4 +1,7 @@
-"""Stamps between the passes: they keep the lease, and notice soon that the database went back."""
+"""Stamps between the passes: they keep the lease, and notice soon that the database went back.
+
+See docs/decisions/0010-evidence.md.
+"""
 
 import logging
 

@@ -10,7 +10,7 @@ __all__ = ["Tally"]
 
 @dataclass(slots=True)
 class Tally:
-    """Each becomes a field of `CleanupReport`, and is explained there."""
+    """The results of a pass so far, each explained at its field of `CleanupReport`."""
 
     checked: int = 0
     refreshed: int = 0

@@ -13,7 +13,7 @@ S = TypeVar("S")
 
 
 class Span(Protocol):
-    """Something that takes time, and is under way."""
+    """A span: something that takes time, and is under way."""
 
     def note(self, **facts: float) -> None:
         """Note numbers of it; never an id."""
@@ -21,14 +21,14 @@ class Span(Protocol):
 
 
 class Tracer(Protocol):
-    """Makes spans of what a registry does."""
+    """A maker of spans of what a registry does."""
 
     def span(self, name: str) -> AbstractContextManager[Span]:
         """Return a span, which lasts as long as its block."""
         ...
 
     def watch(self, store: S) -> S:
-        """Return what does as the store does, and traces its operations."""
+        """Return the store, wrapped so that its operations are traced."""
         ...
 
 
@@ -44,7 +44,7 @@ _NO_SPAN = _NoSpan()
 
 
 class Tracing:
-    """Who traces a registry, from `use` on."""
+    """The tracer of a registry, once `use` has set one."""
 
     def __init__(self) -> None:
         self._tracer: Tracer | None = None

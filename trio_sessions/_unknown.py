@@ -9,7 +9,7 @@ __all__ = ["Unknown"]
 
 
 class Unknown:
-    """Sessions of which one thing is unknown, and since when.
+    """The sessions of which something is unknown, and since when it is.
 
     Args:
         table: the sessions held here.

@@ -2,6 +2,8 @@
 
 **A session is removed only when its transport says that it is disconnected, or the
 database has confirmed that its row is gone. Whatever is unknown is kept.**
+
+See docs/decisions/0010-evidence.md; 0001-a-limiter-instead-of-gather.md for errors as values.
 """
 
 from collections.abc import Iterable, Mapping
@@ -73,8 +75,8 @@ def judge_rows(
     """Judge the sessions of a chunk: an absent row is gone only if the witness vouches.
 
     It does if the answer shows the history in which the row was confirmed, and no lower beat, and
-    that beat cannot have been counted twice. A
-    session that was lost to a newer holder is taken over, though that one may be gone by now.
+    that beat cannot have been counted twice. A session that was lost to a newer holder is taken
+    over, though that one may be gone by now.
 
     A row that another worker took earlier than the session was added here is no mark: this
     worker's own was deleted, and an older connection's was written late. That may be one of many

@@ -57,7 +57,7 @@ class WentBack(StoreUnavailable):
 
 
 class Standing(enum.Enum):
-    """What the witness says of the database."""
+    """The standings of a database, as the witness judges it."""
 
     UNBEGUN = enum.auto()
     STEADY = enum.auto()
@@ -72,7 +72,7 @@ _NEXT = {
 
 
 class Flight:
-    """Something that was asked for and is not answered yet.
+    """A request to the database that is not answered yet.
 
     Args:
         known: the highest stamp that was acknowledged when it departed.
@@ -92,7 +92,7 @@ class Flight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """How the beats stood when something was to depart."""
+    """An account of the beats at the moment when something was to depart."""
 
     history: str
     untold: int
@@ -100,7 +100,7 @@ class Account:
 
 
 class Fate(enum.Enum):
-    """What became of something whose answer was lost."""
+    """The fates of something whose answer was lost."""
 
     UNKNOWN = "unknown"
     """Nothing that departed later was acknowledged yet."""
@@ -143,12 +143,12 @@ class Witness:
 
     @property
     def is_in_doubt(self) -> bool:
-        """The database went back a while ago, and others may not have written their rows anew."""
+        """Whether the database went back a while ago, and others may still write rows anew."""
         return trio.current_time() < self._doubtful_until
 
     @property
     def has_lapsed(self) -> bool:
-        """The present history was begun because the worker had lost its lease."""
+        """Whether the present history was begun because the worker had lost its lease."""
         return self._has_lapsed
 
     def begin(
@@ -199,7 +199,7 @@ class Witness:
                 )
 
     def land(self, flight: Flight, stamp: Stamp | None) -> None:
-        """Take note of what something was answered with that was to set a stamp.
+        """Judge the answer to a flight that was to set a stamp.
 
         Args:
             flight: what was asked for.
@@ -226,7 +226,7 @@ class Witness:
         self._landed = max(self._landed, flight.number)
 
     def show(self, flight: Flight, stamp: Stamp | None) -> None:
-        """Take note of the stamp that a question was shown; raises as `land`."""
+        """Judge the stamp that a question was shown; raises as `land`."""
         self._flights.discard(flight)
         self._check_history(flight)
         if not _goes_on(stamp, flight.known):

@@ -34,8 +34,9 @@ import trio
 from trio_sessions._counters import Counters
 from trio_sessions._edge import Edge, Late
 from trio_sessions._histories import Histories
+from trio_sessions._lines import Lines
 from trio_sessions._logging import get_logger
-from trio_sessions._orders import Lines, Order, Stage
+from trio_sessions._orders import Order, Stage
 from trio_sessions._persisting import jittered
 from trio_sessions._witness import WentBack
 from trio_sessions.errors import (
@@ -104,15 +105,14 @@ class Writer:
     # ---- what callers do ----
 
     def give(self, order: Order[T], *, first: bool = False, may_wait: bool = False) -> Order[T]:
-        """Take an order that goes on whoever waits for it. Synchronous: the order of the calls.
+        """Take an order, which goes on without its caller. Synchronous: the order of the calls.
 
         Args:
             order: the order.
             first: before all others of its session.
             may_wait: no batch is made for it alone before `_GATHER` has passed.
         """
-        order.given_at = trio.current_time()
-        order.may_wait = may_wait
+        order.give(trio.current_time(), may_wait=may_wait)
         if self._ended.is_set():
             order.settle(outcome.Error(_closed()))
             return order
@@ -125,12 +125,12 @@ class Writer:
         return order
 
     def hasten(self, order: Order[Any]) -> None:
-        """Let an order that may wait go with a batch of its own: somebody waits for it."""
+        """Write an order that may wait without delay: somebody waits for it now."""
         self._lines.hasten(order)
         self._work.set()
 
     async def do(self, order: Order[T]) -> T | None:
-        """Have an order written, and return its answer.
+        """Give an order to the writer, and return its answer.
 
         Cancellation: it is withdrawn, unless it has left already.
         """
@@ -252,7 +252,7 @@ class Writer:
     def _judge_refusal(
         self, orders: Sequence[Order[Any]], error: SessionsError, split_until: float
     ) -> tuple[list[Sequence[Order[Any]]], Sequence[Order[Any]]]:
-        """Return what of a refused batch goes again, in which parts; what does not, has failed.
+        """Return which orders of a refused batch go again; fail the others.
 
         Returns:
             Parts that go at once, and what goes after a pause.
@@ -300,8 +300,8 @@ class Writer:
         for order, answer in zip(sent, answers, strict=True):
             if isinstance(answer, Unfinished):
                 order.advance(answer)
-                order.given_at = trio.current_time()
-                self._lines.ask_again([order], trio.current_time())
+                order.give(trio.current_time())
+                self._lines.ask_again([order], order.given_at)
             elif not isinstance(answer, RowUnavailable):
                 order.settle(outcome.Value(answer))
             elif not isinstance(answer, RowDoubtful) and self._may_ask_again(order):
@@ -312,7 +312,7 @@ class Writer:
         return locked
 
     def _new_scope(self) -> trio.CancelScope:
-        """Return a scope for what is under way now, which closing may cut."""
+        """Return a scope for the batch that is under way; `finish` may cancel it."""
         self._under_way = trio.CancelScope()
         if self._gives_up:
             self._under_way.cancel()
@@ -336,7 +336,7 @@ class Writer:
             most = _SHORT if orders[0].is_in_a_queue else longest
             pause = min(most, first * 2 ** orders[0].attempts)
             for order in orders:
-                order.attempts += 1
+                order.note_locked()
             due = now + jittered(pause)
             self._lines.ask_again(orders, due)
 

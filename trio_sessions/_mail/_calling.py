@@ -92,13 +92,13 @@ class Calling:
         one.hear()
 
     def leave(self, one: Pending) -> None:
-        """Wait for a call no longer, and tell the callee if that may not know."""
+        """Stop waiting for a call, and tell the callee unless it knows."""
         if self._pending.pop(one.number, None) is not None and one.must_tell:
             leave = seal("leave", self._sender.own, one.number)
             self._sender.post_soon(one.callee or one.to, leave)
 
     def _let_go(self, one: Pending) -> None:
-        """Look no longer after what has ended, though its items may still have to be consumed."""
+        """Leave a call that is over, though its items may still have to be consumed."""
         if one.is_over:
             self.leave(one)
 
@@ -176,14 +176,14 @@ class Calling:
         return max(_LEAST_LOOK, due - trio.current_time())
 
     def callees(self, before: float) -> bool:
-        """Say whether another worker was called before a moment and has not answered."""
+        """Say whether a call to another worker, made by ``before``, is not answered."""
         return any(
             one.began_at <= before and not self._sender.is_own(one.to)
             for one in self._pending.values()
         )
 
     def judge(self, is_alive: Callable[[str], bool], asked_at: float) -> None:
-        """Give up what was asked, before that moment, of workers that do not live."""
+        """Fail the calls, made by ``asked_at``, of workers that do not live."""
         for one in list(self._pending.values()):
             if one.began_at > asked_at or self._sender.is_own(one.to):
                 continue
@@ -192,7 +192,7 @@ class Calling:
                 self._let_go(one)
 
     def beat(self) -> None:
-        """Say of what we still wait for it, where that is due; forget what was abandoned."""
+        """Send the beats that are due, which name the calls waited for; leave abandoned calls."""
         now = trio.current_time()
         due: dict[str, list[tuple[int, int]]] = {}
         for one in list(self._pending.values()):
@@ -207,7 +207,7 @@ class Calling:
                 self._sender.post_soon(to, seal("beat", self._sender.own, contents=waits))
 
     def close(self, error: Callable[[], SessionsError]) -> None:
-        """Let nobody wait any more."""
+        """Leave all calls, and fail them."""
         for one in list(self._pending.values()):
             self.leave(one)
             one.fail(error())

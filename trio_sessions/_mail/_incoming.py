@@ -70,7 +70,7 @@ class Incoming:
         self._connections.clear()
 
     def drain(self) -> None:
-        """Take in what was sent before now: whoever sends by the database now sent it before."""
+        """Read all that was sent by sockets before now: letters in the database may be younger."""
         if self._listener is not None and not self._edge.is_inherited:
             with contextlib.suppress(OSError):
                 self._take_connections(self._listener)
@@ -93,7 +93,7 @@ class Incoming:
                 await trio.sleep(_PAUSE)
 
     def _take_connections(self, listener: socket.socket) -> None:
-        """Take those of whoever has connected.
+        """Accept the connections that wait, but for those of other users, or beyond the limit.
 
         Raises:
             OSError: they cannot be had; as when too many files are open.
@@ -136,7 +136,7 @@ class _Connection:
         self._unpacking = Unpacking()
 
     def read(self) -> bool:
-        """Take in a piece, and say whether there was one."""
+        """Read a piece, and hand on the letters in it; say whether there was one."""
         if self.has_ended:
             return False
         try:

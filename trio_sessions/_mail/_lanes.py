@@ -24,7 +24,7 @@ from trio_sessions._background import Background
 from trio_sessions._edge import Edge
 from trio_sessions._logging import get_logger
 from trio_sessions._mail._sockets import MOST, connected, pack
-from trio_sessions._orders import Order, Stage
+from trio_sessions._orders import Order
 from trio_sessions._posting import PostOrder
 from trio_sessions._writer import Writer
 
@@ -114,7 +114,7 @@ class Lanes:
         self._is_closing = False
 
     def close(self) -> None:
-        """Begin no task any more, and let nothing wait in a lane; last words still go."""
+        """Start no task any more, and put nothing into a lane to wait; what goes at once, goes."""
         self._is_closing = True
 
     def end(self) -> None:
@@ -189,7 +189,7 @@ class Lanes:
         return self._writer.give(PostOrder(text, to=to))
 
     def _let_wait(self, to: str, one: _Connected, order: _Waiting) -> Order[int]:
-        order.stage = Stage.OUT
+        order.send()
         one.size += len(order.unsent)
         one.waiting.append(order)
         if len(one.waiting) == 1:
@@ -233,7 +233,7 @@ class Lanes:
         self._break(to, one)
 
     def _break(self, to: str, one: _Connected) -> None:
-        """Let letters to a worker go by the database, those that wait first."""
+        """Drop a connection: its worker's letters go by the database, those that wait first."""
         if self._connected.get(to) is not one or self._edge.is_inherited:
             return
         del self._connected[to]
@@ -241,8 +241,6 @@ class Lanes:
         one.socket.close()
         self._choose_database(to)
         while one.waiting:
-            order = one.waiting.popleft()
-            order.stage = Stage.WAITING
-            self._writer.give(order)
+            self._writer.give(one.waiting.popleft())
         one.size = 0
         one.note_change()

@@ -54,7 +54,7 @@ class Outflow:
 
     @property
     def left(self) -> int:
-        """Items that the caller has got when it gets what is sent now, unless they were lost."""
+        """The items in letters that were left for sure: those that are missing there were lost."""
         return self._left
 
     def _has_room(self) -> bool:
@@ -71,7 +71,7 @@ class Outflow:
         await self._changed.wait()
 
     def put(self, item: str) -> None:
-        """Take an item, JSON."""
+        """Add an item, JSON, to those that are to be sent."""
         size = size_of(item)
         self._waiting.append(item)
         self._sizes.append(size)
@@ -88,13 +88,13 @@ class Outflow:
             self._changed.set()
 
     def end(self) -> None:
-        """Send no more than what was put in, and that these were all; unless it has failed."""
+        """End the stream behind the items that were put in, unless it has failed."""
         if self._last is None:
             self._ends_well = True
             self.fail(seal("end", self._number, self.sent))
 
     def fail(self, letter: str) -> None:
-        """Send no more than what was put in, and this letter; unless it has ended."""
+        """End the stream with this letter behind the items put in, unless it has ended."""
         if self._last is None:
             self._last = letter
             self._changed.set()

@@ -37,7 +37,7 @@ def failure(contents: str, what: str) -> SessionsError:
 
 
 class Pending(abc.ABC):
-    """What one caller waits for.
+    """A call that its caller waits for.
 
     Args:
         number: counts the calls of this worker.
@@ -64,7 +64,7 @@ class Pending(abc.ABC):
 
     @property
     def perhaps_why(self) -> str:
-        """What to add of a worker that has had the time to say that it was called, and has not."""
+        """A hint that the worker has not said in time that it was called; empty: it has."""
         if self.callee is not None or trio.current_time() < self.began_at + _ANSWERED:
             return ""
         return (
@@ -74,7 +74,7 @@ class Pending(abc.ABC):
     @property
     @abc.abstractmethod
     def is_over(self) -> bool:
-        """Nothing more can come."""
+        """Whether nothing more can come."""
 
     @property
     def taken(self) -> int:
@@ -86,12 +86,12 @@ class Pending(abc.ABC):
         """End it with an error, after what has come already; the first reason stays."""
 
     def failed(self, sent: int, contents: str) -> None:
-        """Take in that the callee has failed."""
+        """Fail the call with the error that the callee has sent."""
         self.must_tell = False
         self.fail(failure(contents, self.what))
 
     def hear(self, callee: str | None = None) -> None:
-        """Note a sign of life."""
+        """Note a sign of life, and from which incarnation it came."""
         self.heard_at = trio.current_time()
         self.callee = callee or self.callee
 
@@ -134,7 +134,7 @@ class Answer(Pending):
 
 @dataclass(slots=True)
 class _Chunk:
-    """What one letter has brought."""
+    """The items of one letter."""
 
     items: list[Any]
     """The first one last."""
@@ -191,12 +191,12 @@ class Incoming(Pending):
             self._arrived.set()
 
     def check(self, left: int) -> None:
-        """Note how many items were left before this word of the callee."""
+        """Fail the stream unless all items have come that the callee says to have left by now."""
         if left > self._received:
             self._lose()
 
     def finish(self, sent: int) -> None:
-        """Note that these were all."""
+        """End the stream, if all of its ``sent`` items have come; else fail it."""
         if sent > self._received:
             self._lose()
         else:
@@ -244,12 +244,12 @@ class Incoming(Pending):
 
     @property
     def should_tell(self) -> bool:
-        """The callee might wait for us to say what we have taken."""
+        """Whether the callee is to be told what was consumed, for it may wait for that."""
         is_much = self._size_taken >= _TELL or self._taken - self._told >= max(1, self.window // 2)
         return is_much and not self.is_over
 
     def told(self) -> None:
-        """Note that it is told."""
+        """Note that the callee was told what was consumed."""
         self._told = self._taken
         self._size_taken = 0
 

@@ -46,11 +46,11 @@ class Reader(abc.ABC):
     @property
     @abc.abstractmethod
     def needs_opening(self) -> bool:
-        """It was neither opened nor closed."""
+        """Whether it was neither opened nor closed."""
 
     @abc.abstractmethod
     async def prepare(self) -> None:
-        """Be ready to be read without having been entered, or raise `RuntimeError`."""
+        """Prepare it to be read without ``async with``, or raise `RuntimeError`."""
 
     async def __aenter__(self) -> Self:
         check_trio()

@@ -42,7 +42,7 @@ _SAID = 4096 * 1024  # bytes of what was said of a thousand sessions, likewise
 
 @uninterrupted
 class Mail:
-    """What one worker has to do with the others: topics and calls.
+    """The mail of one worker: topics and calls.
 
     Args:
         edge: the way to the store.
@@ -152,7 +152,7 @@ class Mail:
         self._topics.restore()
 
     def close(self) -> None:
-        """Take nothing more; let nobody wait, and tell callees that nobody does.
+        """Refuse new work, end subscriptions, fail all calls, and tell the callees.
 
         The handlers are to be interrupted next; each tells its caller.
         """

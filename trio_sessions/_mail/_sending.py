@@ -21,7 +21,7 @@ _PAUSES = (0.1, 2.0)  # seconds between two attempts, the first and the longest
 
 
 class Receiver(Protocol):
-    """Who gets letters."""
+    """A receiver of letters."""
 
     def receive(self, text: str) -> None:
         """Take a letter in. Synchronous."""
@@ -29,7 +29,7 @@ class Receiver(Protocol):
 
 
 class Sender:
-    """Sends letters of one worker.
+    """The sender of one worker's letters.
 
     Args:
         writer: takes them to the store, in the order of the calls.

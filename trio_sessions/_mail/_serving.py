@@ -187,11 +187,11 @@ class Serving:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is carried out."""
+        """Whether no call is carried out."""
         return not self._running
 
     def judge(self, is_alive: Callable[[str], bool], asked_at: float) -> None:
-        """Cancel what was called, before that moment, by workers that do not live."""
+        """Cancel the calls, begun by ``asked_at``, of workers that do not live."""
         for one in list(self._running.values()):
             is_own = self._sender.is_own(one.caller)
             if not is_own and one.began_at <= asked_at and not is_alive(one.caller):

@@ -33,7 +33,7 @@ def pack(text: str) -> bytes:
 
 
 class Unpacking:
-    """What has come of one connection, until it is a letter."""
+    """The bytes that have come of one connection, until they are a letter."""
 
     def __init__(self) -> None:
         self._come = bytearray()

@@ -28,7 +28,7 @@ _TOPICS = 1000  # written by one operation
 
 
 class Subscriptions:
-    """Who listens to what, here.
+    """The subscribers of one worker, by topic.
 
     Args:
         edge: the way to the store.
@@ -54,7 +54,7 @@ class Subscriptions:
     # ---- who listens ----
 
     async def join(self, subscription: "Subscription") -> None:
-        """Let a subscriber hear, once the store knows of it.
+        """Add a subscriber, and wait until the store knows that this worker listens.
 
         Raises:
             StoreUnavailable: it may know, or not; nobody listens.
@@ -71,7 +71,7 @@ class Subscriptions:
             raise
 
     def leave(self, subscription: "Subscription") -> None:
-        """Let a subscriber hear nothing more; the store is told when it can be."""
+        """Remove a subscriber; after the last of a topic, `keep` tells the store."""
         ones = self._subscribers.get(subscription.topic, {})
         ones.pop(subscription, None)
         if not ones and self._subscribers.pop(subscription.topic, None) is not None:
@@ -175,12 +175,12 @@ class Subscription(Reader):
         self.end()
 
     def end(self) -> None:
-        """Let nothing more come."""
+        """End the subscription; what has come already may still be read."""
         self._has_ended = True
         self._arrived.set()
 
     def put(self, contents: str) -> int:
-        """Let a message wait; return how many older ones were dropped for it."""
+        """Add a message; return how many older ones were dropped for it."""
         size = size_of(contents)
         dropped = 0
         while self._waiting and (len(self._waiting) >= _MOST or self._size + size > _SIZE):

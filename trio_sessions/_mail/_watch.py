@@ -43,7 +43,7 @@ class Watch:
             self._needed.set()
 
     async def run(self, calling: Calling, serving: Serving) -> None:
-        """Look after them, and send beats.
+        """Send the beats that are due, and end calls whose other side does not live any more.
 
         Cancellation: at any moment.
         """

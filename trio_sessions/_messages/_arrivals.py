@@ -6,7 +6,7 @@ __all__ = ["Arrivals"]
 
 
 class Arrivals:
-    """Who waits is let go by whoever changes something, and looks again."""
+    """A signal for those who wait for a change: they wake, and look again."""
 
     __slots__ = ("_arrived",)
 
@@ -20,7 +20,7 @@ class Arrivals:
         return self._arrived
 
     def wake(self) -> None:
-        """Let whoever waits look again."""
+        """Wake whoever waits, to look again."""
         if self._arrived is not None:
             self._arrived.set()
             self._arrived = None

@@ -34,7 +34,7 @@ class OpenInbox:
 
     @property
     def transport(self) -> Transport | None:
-        """Whose messages they are, once it is open."""
+        """The transport of the session, once the inbox is open."""
         return self._transport
 
     @property
@@ -47,7 +47,7 @@ class OpenInbox:
 
     @property
     def _has_ended(self) -> bool:
-        """The session was removed, or added again with another transport."""
+        """Whether the session was removed, or added again with another transport."""
         return self._opened.reader is not self
 
     def open(self) -> None:

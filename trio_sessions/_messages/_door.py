@@ -18,7 +18,7 @@ __all__ = ["Door"]
 
 
 class Door:
-    """See the head of this file.
+    """The turns of storing and fetching for one inbox; see the head of this file.
 
     Args:
         session_id: whose inbox it is.

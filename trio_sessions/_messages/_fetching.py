@@ -46,7 +46,7 @@ class Found(enum.Enum):
 
 
 class Fetching:
-    """See the head of this file.
+    """The fetches of one inbox, one at a time; see the head of this file.
 
     Args:
         session_id: whose messages are fetched.
@@ -96,7 +96,7 @@ class Fetching:
 
     @property
     def silent_at(self) -> float:
-        """When what is in memory need not wait for older rows any longer."""
+        """The moment from which what is in memory waits for older rows no longer."""
         return self._silent_at
 
     # ---- what comes into the store ----
@@ -112,7 +112,7 @@ class Fetching:
             self._own = row if self._own is None else max(self._own, row)
 
     def forget_own(self) -> None:
-        """Wait for no row of this worker: it was another session's, or the store went back."""
+        """Forget this worker's own row: it was another session's, or the store went back."""
         self._own = None
 
     # ---- the fetch ----
@@ -141,7 +141,7 @@ class Fetching:
         return self._asked
 
     def end(self, asked: Asked, found: Sequence[StoredMessage], now: float) -> Found:
-        """Take what a fetch has found, and end it."""
+        """End a fetch: put what it found into the line; return what that says of the store."""
         if self._asked is not asked:
             return Found.NOTHING
         self._asked = None
@@ -175,11 +175,11 @@ class Fetching:
         return True
 
     def abandon(self) -> None:
-        """Let no answer to the fetch that is under way count."""
+        """Ignore the answer to the current fetch."""
         self._asked = None
 
     # ---- how long older rows are waited for ----
 
     def expect(self, now: float) -> None:
-        """Wait for older rows from now on."""
+        """Let what is in memory wait for older rows, for `PATIENCE` from now on."""
         self._silent_at = now + PATIENCE

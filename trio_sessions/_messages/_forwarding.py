@@ -6,7 +6,7 @@ is none, they are dropped.
 
 What was in memory is delivered at most once. So one whose answer was lost goes again only when the
 beats say that it was not committed, and is dropped where they cannot (`Witness.fate`). See
-docs/decisions/0009-one-writer.md.
+docs/decisions/0009-one-writer.md; 0007-one-reader-a-worker.md for why they are forwarded at all.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ _UNSENT = 1000  # messages kept that could not be forwarded
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Forwarded:
-    """A message and for which session it is."""
+    """A message, and the session that it is for."""
 
     session_id: str
     payload: str
@@ -83,6 +83,8 @@ class _ForwardOrder(Order[Sent | None]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unsent:
+    """A message that could not be forwarded, or perhaps was: its answer was lost."""
+
     letter: _Forwarded
     before: Account | None
     """How the beats stood when it left; None: it was surely not committed."""
@@ -91,7 +93,7 @@ class _Unsent:
 
 
 class Forwarding:
-    """What is on its way to the next holders.
+    """The messages on their way to the next holders.
 
     Args:
         writer: takes it.
@@ -145,7 +147,7 @@ class Forwarding:
         self._unsent.append(_Unsent(letter=letter, before=before, departed=departed))
 
     async def forward_what_is_left(self) -> None:
-        """Try again what could not be forwarded, and surely was not."""
+        """Forward once more what surely was not forwarded; drop what perhaps was."""
         if any(self._fate(one) is Fate.UNKNOWN for one in self._unsent):
             try:
                 await self._edge.stamp(passed=False)
@@ -170,6 +172,6 @@ class Forwarding:
         return self.witness.fate(one.before, one.departed)
 
     def drop_what_is_left(self) -> None:
-        """Count what nobody will forward any more."""
+        """Drop, and count, what could not be forwarded."""
         self._counters.count_dropped(len(self._unsent))
         self._unsent.clear()

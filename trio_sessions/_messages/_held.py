@@ -65,7 +65,7 @@ _NEXT: dict[Stage | None, set[Stage | None]] = {
 
 
 class Held:
-    """See the head of this file.
+    """The messages of one inbox, by stage; see the head of this file.
 
     Args:
         line: the messages that wait, in their order. Nobody else takes one out.
@@ -159,7 +159,7 @@ class Held:
             del self._rows[self._stages.pop(row)][row]
 
     def add_row(self, row: int, message: Message, *, after: float) -> None:
-        """Let a row that was fetched wait in its place; see `Line.append_row`."""
+        """Put a fetched row into the line, in its place; see `Line.append_row`."""
         self._go(row, Stage.WAITING)
         self._line.append_row(row, message, after=after)
 
@@ -249,7 +249,7 @@ class Held:
     # ---- whose they are ----
 
     def doubt(self) -> None:
-        """Doubt the rows that wait: another worker may have handled them."""
+        """Mark waiting rows as possibly handled elsewhere: they are fetched once more."""
         for row in list(self._rows[Stage.WAITING]):
             self._go(row, Stage.IN_DOUBT)
 
@@ -259,16 +259,16 @@ class Held:
             self._go(row, Stage.WAITING)
 
     def drop_doubtful(self) -> None:
-        """Let go of copies whose rows have been handled elsewhere."""
+        """Drop copies that the fetch did not find: their rows were handled elsewhere."""
         for message in self._line.drop(self.is_in_doubt) if self.count(Stage.IN_DOUBT) else ():
             self._go(message.row, None)
 
     def begin_life(self) -> None:
-        """Note that the session was added again."""
+        """Begin another life, for the session was added again."""
         self._life += 1
 
     def drop_earlier_lives(self) -> list[Message]:
-        """Let go of what is another session's; return what has waited of it."""
+        """Drop what is another session's; return those of its messages that waited."""
         self._floor = self._life
         gone = self._line.drop(lambda one: one.life < self._floor)
         if self.in_hand is not None and self.in_hand.life < self._floor:
@@ -294,12 +294,12 @@ class Held:
         return self._line.drop(lambda _: True)
 
     def depart(self, *, moved: bool) -> frozenset[int]:
-        """Let what readers have be acknowledged, when the session has left; return these rows.
+        """Mark rows in hand as handled, for the session has left; return all to acknowledge.
 
-        If it comes back unfinished, it is dropped: nobody delivers it once more.
+        One that a reader puts back afterwards is dropped: nobody delivers it once more.
 
         Args:
-            moved: the next holder delivers what is in hand.
+            moved: leave the row in hand to the next holder, who delivers it.
         """
         ended = (Stage.OVERTAKEN,) if moved else (Stage.OVERTAKEN, Stage.IN_HAND)
         for row in self.rows(*ended):

@@ -34,7 +34,7 @@ _UNACKNOWLEDGED = 2000  # rows in memory, or handled and not acknowledged; then 
 
 
 class Inbox(Arrivals):
-    """See the head of this file. It stays when its session is added again; removal ends it.
+    """The inbox of one session. It stays when that is added again; its removal ends it.
 
     Args:
         session_id: whose inbox it is.
@@ -140,7 +140,7 @@ class Inbox(Arrivals):
         return len(self.held) >= _UNACKNOWLEDGED
 
     def ask(self, most: int, now: float) -> Asked | None:
-        """Begin to fetch ``most`` bytes at most; None: nothing now. Answer it, or give it up."""
+        """Begin a fetch of ``most`` bytes at most; None: not now. Answer it, or give it up."""
         if self._fetching.is_under_way or not self._may_fetch:
             return None
         asked = self._fetching.begin(most, now)
@@ -149,12 +149,12 @@ class Inbox(Arrivals):
         return asked
 
     def give_up_fetch(self, asked: Asked) -> None:
-        """Note that a fetch has failed."""
+        """Note that a fetch has failed; wake the reader, who waits for it no longer."""
         if self._fetching.fail(asked):
             self.wake()
 
     def answer(self, asked: Asked, found: Sequence[StoredMessage], now: float) -> None:
-        """Take what was fetched; it may come too late."""
+        """Take the answer to a fetch; ignore it if it comes too late."""
         match self._fetching.end(asked, found, now):
             case Found.NOTHING:
                 return
@@ -184,14 +184,14 @@ class Inbox(Arrivals):
         return is_streaming or self.held.in_hand is not None
 
     def open(self, reader: object, now: float, *, streams: bool = False) -> None:
-        """Begin to be read: what was stored before is to be fetched first."""
+        """Attach a reader: what was stored before is to be fetched first."""
         self._reader, self._streams = reader, streams
         self._fetching.expect(now)
         self.expect_more()
         self._progress.fall_behind()
 
     def leave(self, reader: object) -> None:
-        """Stop being read, if it is still this one who reads."""
+        """Detach a reader, if it is the current one."""
         if self._reader is reader:
             self._reader = None
 
@@ -272,7 +272,7 @@ class Inbox(Arrivals):
         self.wake()
 
     def claimed(self, *, is_other: bool, has_moved: bool, now: float) -> list[Message]:
-        """Note what the claim said; return what was another session's, and is dropped."""
+        """Take the answer to the claim; return messages of another session, to be dropped."""
         dropped: list[Message] = []
         if is_other:
             dropped = self.held.drop_earlier_lives()

@@ -18,7 +18,7 @@ _SLICE = 200  # inboxes looked at before the event loop gets its turn; each may 
 
 
 class Inboxes:
-    """An inbox is made when there is a first message for it, or when somebody opens it."""
+    """The inboxes by session id; each is made for its first message, or when it is opened."""
 
     def __init__(self, settings: Settings, counters: Counters) -> None:
         self._settings = settings

@@ -10,6 +10,8 @@
 rows that were stored before may still wait in the store; the *boundary* is the first row that it
 has stored since. A row of somebody else's that is younger for sure than what is early goes after
 it, too: so it waits for what was there before, however much comes later.
+
+See docs/decisions/0009-one-writer.md.
 """
 
 from collections import deque
@@ -47,7 +49,7 @@ class Message:
 
 
 class Waiting:
-    """How many messages are in all lines that share it; they tell it."""
+    """A count of the messages in all lines that share it."""
 
     __slots__ = ("number",)
 
@@ -60,7 +62,7 @@ class Waiting:
 
 
 class Line:
-    """See the head of this file.
+    """The messages of one session in memory; see the head of this file.
 
     Args:
         waiting: is told how many messages come and go.
@@ -84,12 +86,12 @@ class Line:
 
     @property
     def due(self) -> list[Message]:
-        """What goes out before anything that is early."""
+        """The returned and the ready messages, which go out before the early ones."""
         return [*self._returned, *self._ready]
 
     @property
     def count_due(self) -> int:
-        """How many messages that is."""
+        """The number of messages in `due`."""
         return self.count - len(self._early)
 
     @property
@@ -104,12 +106,12 @@ class Line:
 
     @property
     def first(self) -> Message | None:
-        """The next one that is not early."""
+        """The next message, if it is not early; None: there is none."""
         line = self._returned or self._ready
         return line[0] if line else None
 
     def append(self, message: Message) -> None:
-        """Let a message go out after what is ready."""
+        """Append a message to the ready ones."""
         self._ready.append(message)
         self._count(1, message.size)
 
@@ -119,12 +121,12 @@ class Line:
         self._waiting.change(number)
 
     def append_early(self, message: Message) -> None:
-        """Keep a message apart, behind rows that may have been stored before it."""
+        """Append a message to the early ones, behind rows that may have been stored before it."""
         self._early.append(message)
         self._count(1, message.size)
 
     def append_row(self, row: int, message: Message, *, after: float) -> None:
-        """Let a row that was fetched go out in its place.
+        """Append a fetched row to the ready ones, before or behind the early ones.
 
         Args:
             row: its id.
@@ -141,7 +143,7 @@ class Line:
         self._count(1, message.size)
 
     def put_back(self, message: Message) -> None:
-        """Let a message that was not finished go out first."""
+        """Put a message that was not finished at the head of the line."""
         self._returned.appendleft(message)
         self._count(1, message.size)
 
@@ -151,7 +153,7 @@ class Line:
             self._boundary = row if self._boundary is None else min(self._boundary, row)
 
     def join_early(self) -> None:
-        """Let what is early go out after what is ready."""
+        """Append early messages to the ready ones."""
         self._ready.extend(self._early)
         self._early.clear()
         self._boundary = None

@@ -29,7 +29,7 @@ _ROW_PAUSES = (0.1, 5.0)  # seconds until an unwritten row is tried again, first
 
 
 class Reading:
-    """What is to be fetched."""
+    """The inboxes that are to be fetched for, and the loop that does so."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Reading:
         self._something.set()
 
     def forget(self, inbox: Inbox) -> None:
-        """Want nothing more for an inbox that has ended."""
+        """Drop an inbox that has ended from those that are to be fetched for."""
         self._wanted.pop(inbox, None)
         self._unwritten.pop(inbox, None)
 
@@ -83,7 +83,7 @@ class Reading:
     # ---- the loops ----
 
     async def rung(self, session_ids: Collection[str] | None) -> None:
-        """Want what the bell rings for; see `trio_sessions._listening.BellListener`."""
+        """Fetch soon what the bell rings for; see `trio_sessions._listening.BellListener`."""
         if session_ids is None:
             self.look()
         await self._want_all(session_ids or ())
@@ -111,7 +111,7 @@ class Reading:
             self._want_due()
 
     def _want_due(self) -> None:
-        """Want the inboxes whose sessions' rows are due to be written once more."""
+        """Add inboxes whose session's row is due for another attempt to those to fetch for."""
         now = trio.current_time()
         if now < self._due:
             return
@@ -183,7 +183,7 @@ class Reading:
         return entry is not None and entry.row is Row.CONFIRMED
 
     def _write_rows(self, inboxes: Iterable[Inbox]) -> None:
-        """Have rows written that are still to be: without them nothing can be fetched.
+        """Claim unwritten rows of these inboxes' sessions: without them nothing can be fetched.
 
         The next pass would do so, but it may be far. One that cannot be written is tried again
         after a pause that grows (invariant 16); nobody waits for it here.

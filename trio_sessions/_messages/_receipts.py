@@ -1,9 +1,9 @@
 """Acknowledging what was handled, for many messages and sessions at a time.
 
 An inbox that has something to acknowledge (`trio_sessions._messages._held` knows what) has one
-receipt: with the writer, or, after a failure,
-waiting for a pause of its own to end. No receipt waits for another's; those of one moment share
-the writer's batch. It says what was handled when it leaves::
+receipt: with the writer, or, after a failure, waiting for a pause of its own to end. No receipt
+waits for another's; those of one moment share the writer's batch. It says what was handled when it
+leaves::
 
     handled ──> at the writer ── answered ──> done, or the next receipt for what came meanwhile
                   ^      └────── failed ───┐
@@ -41,7 +41,7 @@ def _size(count: int) -> int:
 
 
 class _Receipt(Order[bool]):
-    """Acknowledges what of an inbox is handled when it leaves."""
+    """An order that acknowledges what of an inbox is handled when it leaves."""
 
     __slots__ = ("_inbox", "_receipts", "_rows")
 
@@ -65,7 +65,7 @@ class _Receipt(Order[bool]):
 
 
 class _LastReceipt(Order[bool]):
-    """Acknowledges what of an inbox that has ended was handled."""
+    """An order that acknowledges what was handled of an inbox that has ended."""
 
     __slots__ = ("_rows",)
 
@@ -78,7 +78,7 @@ class _LastReceipt(Order[bool]):
 
 
 class Receipts:
-    """Which inboxes have a receipt, and when it goes to the writer."""
+    """The receipts of all inboxes, and when each goes to the writer."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -92,7 +92,7 @@ class Receipts:
         self._offset = random.random() * _PAUSES[1]  # noqa: S311 -- no secret
 
     def note(self, inbox: Inbox) -> None:
-        """Acknowledge what is handled, soon."""
+        """Give an inbox a receipt, if it has something to acknowledge and none yet."""
         if inbox not in self._given and inbox.has_handled:
             self._given.add(inbox)
             self._give(inbox)
@@ -109,7 +109,7 @@ class Receipts:
             self._writer.give(_LastReceipt(inbox.session_id, tuple(sorted(rows))))
 
     def forget(self, inbox: Inbox) -> None:
-        """Let the receipt of an inbox say nothing."""
+        """Cancel the inbox's receipt: if it leaves all the same, it acknowledges nothing."""
         self._given.discard(inbox)
         self._pauses.pop(inbox, None)
 

@@ -162,7 +162,7 @@ class Messages:
             self._receipts.close(inbox, moved=moved)
 
     async def after_pass(self, *, swept: bool) -> None:
-        """Do what a pass means for messages, in the one order that is right.
+        """Drop what is too old, forward what is left over, and look for stored messages.
 
         Args:
             swept: the store has dropped what was older than ``message_ttl``.
@@ -172,11 +172,11 @@ class Messages:
         self._reading.look()
 
     async def close(self) -> None:
-        """Try again what could not be forwarded."""
+        """Forward once more what could not be forwarded."""
         await self._forwarding.forward_what_is_left()
 
     def drop_what_is_left(self) -> None:
-        """Count what nobody will forward any more."""
+        """Drop, and count, what could not be forwarded."""
         self._forwarding.drop_what_is_left()
 
     def in_memory(self) -> int:
@@ -229,11 +229,11 @@ class Messages:
         self._receipts.note(inbox)
 
     def touch(self, inbox: Inbox) -> None:
-        """Note that a session was heard of, if anybody is to be ended for being silent."""
+        """Note that a session was heard of, where there is an ``idle_timeout``."""
         if self._settings.limits.idle_timeout is not None:
             entry = self._table.get(inbox.session_id)
             if entry is not None:
-                entry.active_at = trio.current_time()
+                entry.note_activity(trio.current_time())
 
     def is_busy(self, entry: Entry) -> bool:
         """Say whether a message of a session is being handled, or its inbox is open as a stream."""

@@ -13,6 +13,7 @@
                same session; any state ──> ENDED
 
 While it is SEALED nothing goes out: it may be another session of the same id (invariant 14).
+See docs/decisions/0009-one-writer.md.
 """
 
 import enum
@@ -78,11 +79,11 @@ class Progress:
             self._state = state
 
     def fall_behind(self) -> None:
-        """Note that rows may wait that are older than what is accepted."""
+        """Go from CAUGHT_UP or MORE to BEHIND, for older rows may wait; stay in any other state."""
         if self.is_caught_up:
             self.go(State.BEHIND)
 
     def expect_more(self) -> None:
-        """Note that rows may wait."""
+        """Go from CAUGHT_UP to MORE, for rows may wait; stay in any other state."""
         if self._state is State.CAUGHT_UP:
             self.go(State.MORE)

@@ -16,7 +16,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class Asking(abc.ABC):
-    """Asks the Trio registry."""
+    """The calls to the Trio registry on which the parts of the public surface rest."""
 
     @abc.abstractmethod
     async def _call(self, method: Callable[[TrioRegistry, *Ts], Awaitable[T]], *args: *Ts) -> T:

@@ -22,7 +22,7 @@ __all__ = ["AsyncioHost"]
 
 
 class _TaskScope:
-    """Cancels an asyncio task, once, as a `trio.CancelScope` does a part of a Trio task."""
+    """A scope that cancels an asyncio task, once, as a `trio.CancelScope` does in a Trio task."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.cancel_called = False
@@ -53,7 +53,7 @@ class _TaskScope:
 
 
 class AsyncioHost:
-    """Hosts calls on one loop of asyncio; see `trio_sessions._rounds.CallHost`."""
+    """A host for calls on one loop of asyncio; see `trio_sessions._rounds.CallHost`."""
 
     cancelled: tuple[type[BaseException], ...] = (asyncio.CancelledError, GeneratorExit)
     ends_loop: tuple[type[BaseException], ...] = (SystemExit, KeyboardInterrupt)

@@ -1,4 +1,8 @@
-"""Calls from asyncio into Trio: results and errors come through as they are."""
+"""Calls from asyncio into Trio: results and errors come through as they are.
+
+Calls about one session begin in the order in which they were made. See
+docs/decisions/0006-trio-as-a-guest-of-asyncio.md.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -51,7 +51,7 @@ os.register_at_fork(after_in_child=_abandon_in_a_forked_child)
 
 
 class _GoesWithTheLoop:
-    """Held by the loop alone, as a timer: it goes when the loop is closed."""
+    """A timer's callback, held by the loop alone: it goes when the loop is closed."""
 
     def __init__(self, guest: "Guest") -> None:
         self._guest = guest
@@ -135,7 +135,7 @@ class Guest(Host):
         self._steps.go_on_here()
 
     def abandon(self, why: str) -> None:
-        """Make no more steps: nobody else will, in this process."""
+        """Make no more steps, for good: nobody else will, in this process."""
         _this_thread.guest = None
         keep_for_ever(self._steps.runner)  # else its tasks would be torn down outside of Trio
         self._steps.stop()
@@ -143,7 +143,7 @@ class Guest(Host):
         self.forget()
 
     def forget(self) -> None:
-        """Take away what the run has left in this thread, when it cannot end or ended elsewhere."""
+        """Remove the run's traces in this thread, when it cannot end, or has ended elsewhere."""
         self._sigint.unwrap()
         with contextlib.suppress(ImportError, AttributeError):  # Trio believes that it runs here
             from trio._core._run import GLOBAL_RUN_CONTEXT

@@ -92,7 +92,7 @@ class Host:
 
 
 class Nested(Host):
-    """Trio is the host, and trio-asyncio's loop runs in it: the task is trio-asyncio's."""
+    """A host for a loop of trio-asyncio: Trio runs already, and the loop in it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)

@@ -11,7 +11,7 @@ __all__ = ["AsyncioInbox"]
 
 
 class AsyncioInbox:
-    """Opened, read and closed without a crossing; only waiting for a message crosses."""
+    """An inbox on asyncio's side: only waiting for a message crosses to Trio."""
 
     def __init__(self, inbox: OpenInbox, service: Service) -> None:
         self._inbox = inbox

@@ -25,7 +25,7 @@ __all__ = ["Life", "State"]
 
 
 class State(enum.Enum):
-    """Where it stands."""
+    """The states of an opening."""
 
     OPENING = enum.auto()
     OPEN = enum.auto()
@@ -64,13 +64,13 @@ class Life:
 
     @property
     def has_ended(self) -> bool:
-        """It takes no more work."""
+        """Whether it takes no more work."""
         # By identity: this is asked for each message, and to hash a member is slow before 3.12.
         return not (self.state is State.OPEN or self.state is State.OPENING)
 
     @property
     def was_shut_down(self) -> bool:
-        """It was asked to end, and nothing else has ended it."""
+        """Whether it was asked to end, and nothing else has ended it."""
         is_ending = self.state is State.CLOSING or self.state is State.CLOSED
         return is_ending and self.crash is None
 

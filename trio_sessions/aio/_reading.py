@@ -12,7 +12,7 @@ __all__ = ["AsyncioReader"]
 
 
 class AsyncioReader:
-    """Read without a crossing where something has come; to open it and to wait crosses.
+    """A reader on asyncio's side: to open it and to wait crosses, to take what has come does not.
 
     Args:
         reader: Trio's.

@@ -33,7 +33,7 @@ class RespondTasks:
         return len(self._refusing)
 
     def tie(self, entry: Entry, task: _Task) -> None:
-        """Let ``task`` end when the session does."""
+        """Tie ``task`` to a session: it is cancelled when the session is removed."""
         if not task.done():
             self._tied.setdefault(entry.tenure, set()).add(task)
             task.add_done_callback(partial(self._untie, entry.tenure))

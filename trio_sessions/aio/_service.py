@@ -69,17 +69,17 @@ class Service:
 
     @property
     def is_inherited(self) -> bool:
-        """It is that of the process that was forked."""
+        """Whether it belongs to the process that this one was forked from."""
         return self._process is not this_process()
 
     @property
     def is_open(self) -> bool:
-        """It takes calls."""
+        """Whether it takes calls."""
         return self.life.state is State.OPEN and self._process is this_process()
 
     @property
     def is_over(self) -> bool:
-        """Nothing of it is left here to be closed."""
+        """Whether nothing of it is left here to be closed."""
         return self.is_inherited or self.life.state is State.CLOSED
 
     @property
@@ -197,7 +197,7 @@ class Service:
                     self.life.go(State.FAILING)  # unless it was asked to end
 
     def _settle(self) -> None:
-        """Let nobody wait any more; also called when Trio itself has crashed."""
+        """Answer everybody who still waits, and go to CLOSED; also when Trio itself has crashed."""
         if self._host is not None:
             self.life.blame(self._host.life.crash)
         self.crossing.cut()

@@ -90,7 +90,7 @@ class Sigint:
         self._meant()(number, None)
 
     def _meant(self) -> Any:
-        """Return the handler that would stand there by now, had nobody found ours in its place."""
+        """Return the handler that a press is for: the one that would stand there without ours."""
         run = _run_under_way()
         if _is_a_runners(self._wrapped):
             if run is not None and run.f_locals.get("task") is self._wrapped.keywords["main_task"]:
@@ -134,7 +134,7 @@ def _handler_of(run: FrameType) -> Any:
 
 
 def _take_back_after(main_task: "asyncio.Task[Any]", handler: Any) -> None:
-    """Put the default handler back when a run ends that does not, as it has set none."""
+    """Put the default handler back when a run ends: one that has set none does not do it."""
 
     def take_back(_: object) -> None:
         if signal.getsignal(signal.SIGINT) is handler:

@@ -37,7 +37,7 @@ Step = Callable[[], object]
 
 
 class _Clock(trio.abc.Clock):
-    """Real time; it says that there is no time to wait while the host does the waiting."""
+    """A clock of real time that leaves Trio no time to wait, while the host does the waiting."""
 
     def __init__(self) -> None:
         self.host_waits = False
@@ -57,7 +57,7 @@ class _Clock(trio.abc.Clock):
 
 
 class _Scheduled(trio.abc.Instrument):
-    """Notices that a task has something to do."""
+    """An instrument that notices that a Trio task has something to do."""
 
     def __init__(self, notice: Callable[[], None]) -> None:
         self._notice = notice
@@ -67,7 +67,7 @@ class _Scheduled(trio.abc.Instrument):
 
 
 class Steps:
-    """What the host is to do for the guest run: in its loop, or without it."""
+    """The steps of a guest run that are due or parked, made in the host's loop or without it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.runner: Any = None
@@ -92,7 +92,7 @@ class Steps:
     # ---- what the guest run calls ----
 
     def soon(self, step: Step) -> None:
-        """Take a step, in this thread."""
+        """Make a step at the next turn of the loop, or park it; called in this thread."""
         if not self._seen:
             self._seen = True
             self._watch(step)
@@ -105,7 +105,7 @@ class Steps:
                 self._loop.call_soon(self._make, context=self._context)
 
     def soon_threadsafe(self, step: Step) -> None:
-        """Take a step from any thread."""
+        """Take a step from any thread, to be made as by `soon`."""
         self._due.put(step)
         try:
             self._loop.call_soon_threadsafe(self._make, context=self._context)
@@ -218,7 +218,10 @@ class Steps:
             self._parked = None
 
     def _wake(self) -> None:
-        """A task has something to do: Trio itself would not tell, it thinks a step is due."""
+        """Make the parked step soon, for a task has something to do.
+
+        Trio itself would not tell: it thinks that a step is due.
+        """
         if self._parked is not None:
             self._unpark()
             if not self._loop.is_closed():  # else `make_all` finds the step

@@ -41,7 +41,7 @@ def asyncio_transport(transport: Transport) -> Transport:
 
 
 class _AsyncioTransport:
-    """Its methods are Trio's; each crosses to asyncio and back."""
+    """A Trio transport around one of asyncio; each method crosses there and back."""
 
     def __init__(self, transport: Transport, loop: object) -> None:
         self._transport = transport

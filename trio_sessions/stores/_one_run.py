@@ -52,7 +52,7 @@ class _Claim(Generic[S]):
 
 
 class _Stores:
-    """All of this process."""
+    """The stores of this process, and the lock under which they are claimed."""
 
     def __init__(self) -> None:
         self.all: weakref.WeakSet[OneRun[Any]] = weakref.WeakSet()

@@ -15,7 +15,7 @@ _IS_NAME = re.compile(r"[^\r\n\0]+").fullmatch
 
 
 class _State(enum.Enum):
-    """How far it is; each may be followed by one that stands below it, and none by one above."""
+    """The states of a transport; it goes from one to any below it, and to none above."""
 
     OPEN = enum.auto()
     """It takes events; they wait until somebody streams it."""

@@ -89,7 +89,7 @@ class WebSocketTransport:
 
     @property
     def _is_open(self) -> bool:
-        """What Starlette knows: neither end has closed it."""
+        """Whether neither end has closed it, as far as Starlette knows."""
         states = self._websocket.application_state, self._websocket.client_state
         return all(state.name == "CONNECTED" for state in states)
 

@@ -34,6 +34,10 @@ async def examine(case: Case) -> list[Finding]:
     finding.
     """
     found: list[Finding] = []
+    backend = case.url.get_backend_name()
+    if backend not in _CHECKS:
+        says, todo = f"the doctor knows nothing of {backend}", f"it knows {' and '.join(_CHECKS)}"
+        return _named("connection", [warn(says, todo)])
     try:
         _check_file(case.url)
         async with open_patient(case.url) as patient:

@@ -21,7 +21,7 @@ _SOON, _LATE = 0.1, 1.0  # seconds between two polls: while messages come, and w
 
 
 class BellSource(Protocol):
-    """What a bell needs of the store's connections."""
+    """The part of the store's connections that a bell needs."""
 
     def check_process(self) -> None:
         """Raise `StoreUnavailable` in a forked child: what was taken is its parent's."""
@@ -45,7 +45,7 @@ class BellSource(Protocol):
 
 
 class _FileBell:
-    """Looks whether the file has changed, which reads no table, and then for new messages."""
+    """A look at whether the file has changed, which reads no table, and then for new messages."""
 
     def __init__(
         self, source: BellSource, worker: Worker, connection: sa.Connection, *news: News
@@ -101,7 +101,7 @@ async def look_at_the_file(source: BellSource, worker: Worker, *news: News) -> A
 
 
 class _Poll:
-    """Asks for all sessions of the worker at once, less often while there is nothing."""
+    """A poll for all sessions of the worker at once, less often while there is nothing."""
 
     def __init__(self, source: BellSource, worker: Worker, backlog: Backlog) -> None:
         self._source = source

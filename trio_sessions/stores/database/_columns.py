@@ -20,7 +20,7 @@ _HINT = "nothing was altered; use another table_prefix or migrate the table"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is there of our tables, by name; a table that is not there has no entry."""
+    """The columns, keys and indexes found, by table; one that is not there has no entry."""
 
     columns: Mapping[str, Sequence[Any]]
     keys: Mapping[str, Sequence[str]]

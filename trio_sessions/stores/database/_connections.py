@@ -320,7 +320,10 @@ class Connections:
 
     @contextlib.contextmanager
     def _told(self, connection: sa.Connection) -> Iterator[None]:
-        """Tell a connection what it must be; throw it away if it was lost or leads astray."""
+        """Apply settings if the engine was given; invalidate the pool of a useless connection.
+
+        Useless is one that was lost, or leads to the wrong server.
+        """
         try:
             if self._given is not None:
                 self._database.settle(connection)
@@ -354,7 +357,7 @@ class Connections:
         connection.info[_PATH] = path
 
     def _cut_what_was_taken(self) -> None:
-        """Let whoever waits on a connection beside the pool connect anew, too."""
+        """Cut the connections beside the pool, so that their users connect anew."""
         for driver in self._taken.values():
             with contextlib.suppress(OSError):  # no descriptor is left: it finds out by itself
                 cutter = self._database.cutter(driver)
@@ -396,9 +399,9 @@ def _close(connection: sa.Connection, operation: Operation) -> None:
 
 
 def _invalidate_pool(connection: sa.Connection) -> None:
-    """Let every connection of its pool that there is now be replaced before its next use.
+    """Invalidate all connections of a pool: each is replaced before its next use.
 
-    That is what SQLAlchemy does when it finds that one was closed; nothing is sent.
+    That is what SQLAlchemy does when it finds ``connection`` closed; nothing is sent.
     """
     driver = connection.connection.dbapi_connection
     assert driver is not None

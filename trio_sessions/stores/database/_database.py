@@ -65,7 +65,7 @@ class Timeouts(Protocol):
 
 
 class Cutter(Protocol):
-    """Ends what a connection is doing, from another thread."""
+    """A means to end what a connection is doing, from another thread."""
 
     def cut(self) -> None: ...
 
@@ -84,7 +84,7 @@ class Clock:
 
 
 class MakeOperations(Protocol):
-    """Makes what is asked of one set of tables."""
+    """A maker of the operations on one set of tables."""
 
     def __call__(self, tables: "Tables", *, listens: bool) -> "Operations":
         """Return the operations.
@@ -109,7 +109,7 @@ of whoever then wants to add something.
 
 
 class BeginHistory(Protocol):
-    """Writes a worker's row anew."""
+    """The operation that begins a history: it writes a worker's row anew."""
 
     def __call__(
         self,
@@ -125,7 +125,7 @@ class BeginHistory(Protocol):
 
 
 class SetStamp(Protocol):
-    """Stamps a worker's row, and vouches for the fleet."""
+    """The operation that stamps a worker's row, and vouches for the fleet."""
 
     def __call__(
         self, connection: sa.Connection, worker: Worker, stamp: Stamp, *, passed: bool
@@ -135,7 +135,7 @@ class SetStamp(Protocol):
 
 
 class PostOffice(Protocol):
-    """What is asked about mail; see `trio_sessions.abc.MailStore`."""
+    """The operations on mail; see `trio_sessions.abc.MailStore`."""
 
     def collect(
         self, connection: sa.Connection, worker: Worker, limit: int, size: int
@@ -153,7 +153,7 @@ class PostOffice(Protocol):
 
 
 class ReadLog(Protocol):
-    """Reads a part of a session's log."""
+    """The operation that reads a part of a session's log."""
 
     def __call__(
         self,
@@ -170,7 +170,7 @@ class ReadLog(Protocol):
 
 
 class ExpireLogs(Protocol):
-    """Deletes old entries of logs."""
+    """The operation that deletes old entries of logs."""
 
     def __call__(self, connection: sa.Connection, *, older_than: float, limit: int) -> int:
         """Return how many; see `LogStore.expire_logs`."""
@@ -179,7 +179,7 @@ class ExpireLogs(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operations:
-    """What is asked of one set of tables.
+    """The operations on one set of tables.
 
     Each gets a connection in autocommit mode, and is one transaction on it.
     """
@@ -209,7 +209,7 @@ class Operations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
-    """What is a database's own."""
+    """The description of a database: what others do not share with it."""
 
     name: str
     """That of its dialect in SQLAlchemy, and of its folder."""

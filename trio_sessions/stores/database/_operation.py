@@ -57,7 +57,7 @@ class State(enum.Enum):
 
 
 class Withdrawn(Exception):
-    """Nobody waits for the operation any more, and nothing of it has been done."""
+    """The error of an operation for which nobody waits any more, and which has done nothing."""
 
 
 class _Current(threading.local):
@@ -70,7 +70,7 @@ current = _Current()
 
 @uninterrupted
 class Operation:
-    """Runs one function in a thread and ends it if it takes too long on a connection.
+    """One function in a thread, ended if it takes too long on a connection.
 
     Args:
         cutter: makes what can cut a connection.
@@ -160,7 +160,7 @@ class Operation:
             self.release()
 
     def look(self) -> None:
-        """End it, if it takes too long."""
+        """Withdraw or cut the operation if it takes too long."""
         with self._lock:
             elapsed = time.monotonic() - self._since
             if self.state is State.WAITING and elapsed > self._patience:
@@ -171,7 +171,7 @@ class Operation:
                 self._cutter.cut()
 
     def abandon(self) -> None:
-        """Let the caller go without the thread: nothing is sent, or another process has it."""
+        """Return to the caller without the thread: nothing was sent, or a fork left it behind."""
         self.state = State.WITHDRAWN
         self._thread.cancel()
 
@@ -203,7 +203,7 @@ class Operation:
 
 
 class _Watch:
-    """Looks after the operations of one run that have the same timeout.
+    """The watchdog of the operations of one run that have the same timeout.
 
     Args:
         timeout: of each, seconds.
@@ -227,7 +227,7 @@ class _Watch:
             del self._operations[operation]
 
     async def _run(self) -> None:
-        """Look as long as there are any: also at the end of the run, which waits for threads."""
+        """Watch while operations run: also at the end of the Trio run, which waits for threads."""
         try:
             await self._look_at_all()
         except trio.Cancelled:

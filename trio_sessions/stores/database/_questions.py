@@ -66,7 +66,7 @@ _KNOWN, _FORGOTTEN, _IN_DOUBT = range(3)
 
 
 class Asker:
-    """Who asks, with the stamp that it was told of by now.
+    """The worker that asks, with the stamp that it was told of by now.
 
     Args:
         acknowledged: what each worker was told of.
@@ -80,7 +80,7 @@ class Asker:
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Those of every question."""
+        """The parameters of every question."""
         known = self._known or Stamp(history="", beat=0)
         return {
             **identity(self._worker),

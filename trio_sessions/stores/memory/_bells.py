@@ -6,14 +6,14 @@ __all__ = ["Bells", "MemoryBell"]
 
 
 class MemoryBell:
-    """Rung by whoever stores something for one worker."""
+    """The bell of one worker, rung by whoever stores something for it."""
 
     def __init__(self) -> None:
         self._rung: set[str] = set()
         self._event = trio.Event()
 
     def ring(self, session_id: str) -> None:
-        """Let the worker know; see `trio_sessions.abc.Bell.wait`."""
+        """Wake the worker; see `trio_sessions.abc.Bell.wait`."""
         self._rung.add(session_id)
         self._event.set()
 
@@ -25,7 +25,7 @@ class MemoryBell:
 
 
 class Bells(dict[str, MemoryBell]):
-    """Those that are open, by incarnation."""
+    """The bells that are open, by incarnation."""
 
     def ring(self, incarnation: str, session_id: str) -> None:
         """Ring for a worker, if it listens."""

@@ -88,7 +88,7 @@ class MemoryCore:
         return has_gone_back or self._workers.is_in_doubt(now)
 
     def _restart_clock(self) -> None:
-        """Take up a clock that has nothing to do with the one before."""
+        """Set all moments to now, on a new clock that has nothing to do with the one before."""
         now = self._now()
         self._beginning = datetime.now(UTC) - timedelta(seconds=now)
         for row in self._rows.values():
@@ -102,7 +102,7 @@ class MemoryCore:
         self._workers.restart_clock(now, has_rows=bool(self._rows))
 
     async def _refuse_in_doubt(self) -> NoReturn:
-        """Raise, for what is not there may have been forgotten."""
+        """Raise `StoreUnavailable`: what is not there may have been forgotten."""
         await self._answer(None)
         raise StoreUnavailable(IN_DOUBT)
 

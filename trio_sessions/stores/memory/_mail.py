@@ -28,7 +28,7 @@ class Mail:
         self._topics: dict[str, set[str]] = {}
 
     def restart_clock(self, now: float) -> None:
-        """Take up a clock that has nothing to do with the one before."""
+        """Set all moments to now, on a new clock that has nothing to do with the one before."""
         for letter in itertools.chain.from_iterable(self._letters.values()):
             letter.left_at = now
 

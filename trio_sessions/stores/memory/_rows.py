@@ -37,7 +37,7 @@ __all__ = ["Numbers", "Rows"]
 
 
 class Numbers:
-    """Counts up, says where it stands, and can be copied."""
+    """A counter that says where it stands, and can be copied."""
 
     def __init__(self, following: int = 1) -> None:
         self.following = following

@@ -49,7 +49,7 @@ class Workers:
         self._unbroken_since = float("-inf")
 
     def restart_clock(self, now: float, *, has_rows: bool) -> None:
-        """Take up a clock that has nothing to do with the one before."""
+        """Set all moments to now, on a new clock that has nothing to do with the one before."""
         for row in self._rows.values():
             row.started_at = row.stamped_at = row.passed_at = now
         self._gone = {one: (history, now) for one, (history, _) in self._gone.items()}

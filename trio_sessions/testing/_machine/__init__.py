@@ -10,6 +10,8 @@
     _said         what was accepted: messages and owners    _readers  how they are read
     _overheard    what registries log meanwhile
     _driver       a Trio run that synchronous code drives
+
+See docs/decisions/0011-proof.md.
 """
 
 from trio_sessions.testing._machine._machine import RegistryMachine

@@ -16,6 +16,8 @@
     _tables        its rows, copied at each commit      _truth     what has really become of them
     _simulate      many runs       _report  their sum, on a _page    _picture  one that failed
     _events        the trace                            _quiet     no log meanwhile
+
+See docs/decisions/0011-proof.md.
 """
 
 from trio_sessions.testing._simulation._mixes import MIXES

@@ -16,7 +16,7 @@ __all__ = ["Clear", "Cleared"]
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """What was deleted."""
+    """The result of one such deletion."""
 
     dropped: Counter[str]
     """How many messages, of each session that had any."""
@@ -29,7 +29,7 @@ class Cleared:
 
 
 class Clear:
-    """Deletes messages and entries of logs in one set of tables."""
+    """The deletion of messages and entries of logs in one set of tables."""
 
     def __init__(self, tables: Tables, grammar: Grammar) -> None:
         self._encode_ids = grammar.encode_ids

@@ -36,7 +36,7 @@ __all__ = ["Commit"]
 
 
 class Commit:
-    """Carries out batches on one set of tables."""
+    """The operation that carries out batches on one set of tables."""
 
     def __init__(self, tables: Tables, grammar: Grammar) -> None:
         self._transaction = grammar.transaction

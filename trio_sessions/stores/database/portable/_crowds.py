@@ -19,7 +19,7 @@ __all__ = ["Count"]
 
 
 class Count:
-    """Counts in one set of tables. Nobody else must write meanwhile."""
+    """The count of owners' sessions in one set of tables. Nobody else must write meanwhile."""
 
     def __init__(self, tables: Tables, grammar: Grammar) -> None:
         row, worker = tables.sessions.c, tables.workers.c
@@ -41,7 +41,7 @@ class Count:
     def __call__(
         self, connection: sa.Connection, worker: Worker, batch: Batch, rows: Mapping[str, Any]
     ) -> Crowds:
-        """Return how many each owner has that a claim of the batch may be refused for.
+        """Count the sessions of each owner for whom a claim of the batch may be refused.
 
         It reads no more rows of an owner than decide that, but for those of workers that are gone.
         """

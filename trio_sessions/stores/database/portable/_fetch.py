@@ -16,7 +16,7 @@ __all__ = ["Fetch"]
 
 
 class Fetch:
-    """Reads messages of one set of tables."""
+    """The operation that fetches messages of one set of tables."""
 
     def __init__(self, tables: Tables, grammar: Grammar) -> None:
         self._encode_ids = grammar.encode_ids

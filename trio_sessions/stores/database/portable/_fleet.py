@@ -1,4 +1,7 @@
-"""The fleet's row, and moments: the parts of a refresh and a sweep that are alike everywhere."""
+"""The fleet's row, and moments: the parts of a refresh and a sweep that are alike everywhere.
+
+See docs/decisions/0003-a-row-for-the-fleet.md.
+"""
 
 from collections.abc import Sequence
 from typing import Any

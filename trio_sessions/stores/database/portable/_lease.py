@@ -1,4 +1,8 @@
-"""Refreshing, leaving and sweeping."""
+"""Refreshing, leaving and sweeping.
+
+Presence is what a SELECT shows, not what the UPDATE has touched; a stamp is committed before its
+sweep begins; a row goes with its last message. See docs/decisions/0010-evidence.md.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +33,7 @@ __all__ = ["Lease"]
 
 
 class Lease:
-    """Refreshes, deletes and sweeps the rows of one set of tables."""
+    """The operations that refresh, delete and sweep the rows of one set of tables."""
 
     def __init__(self, tables: Tables, grammar: Grammar) -> None:
         self._grammar = grammar

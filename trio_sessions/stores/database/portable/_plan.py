@@ -36,7 +36,7 @@ __all__ = ["Plan", "claimed", "decide", "has_ended", "rests_on_absence"]
 
 @dataclass(slots=True)
 class Plan:
-    """What is to be done, and what is to be answered."""
+    """The plan of a batch: what is to be done, and what is to be answered."""
 
     answers: list[Answer]
     cleared: set[str] = field(default_factory=set)
@@ -57,7 +57,7 @@ class Plan:
     claimed: list[tuple[int, str, Outcome]] = field(default_factory=list)
 
     def put_off(self, session_ids: Collection[str], dropped: Mapping[str, int]) -> None:
-        """Leave the rows of sessions as they are, which still have something that must go first.
+        """Take out what would be done to sessions of which something must go first.
 
         Args:
             session_ids: the sessions.
@@ -73,7 +73,7 @@ class Plan:
             self.answers[place] = Unfinished(dropped=dropped.get(session_id, 0))
 
     def grow_older(self, seconds: float) -> None:
-        """Add what has passed since the decision to the ages of what is claimed."""
+        """Add the time that has passed since the decision to the ages of claims."""
         for values in (*self.inserted, *self.updated):
             values["age"] += seconds
 

@@ -24,7 +24,7 @@ __all__ = ["Seen", "Witness", "goes_on"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a look at the workers has shown."""
+    """The workers, as a look at their rows has shown them."""
 
     stamp: Stamp | None
     """Of the worker that looks; None: it has no row."""
@@ -37,7 +37,7 @@ class Seen:
 
 
 class Witness:
-    """Reads and writes the rows of workers in one set of tables."""
+    """The rows of workers in one set of tables, read and written."""
 
     def __init__(self, tables: Tables, grammar: Grammar) -> None:
         row, worker, fleet = tables.sessions.c, tables.workers.c, tables.fleet

@@ -22,7 +22,7 @@ _NOT_ADOPTED = Outcome.NOT_ADOPTED.value
 
 
 def _adoptions(names: Names) -> str:
-    """Lock what is there, and take it over if it is held by whom the adoption names.
+    """Return the CTEs that lock rows, and take over those held by whom the adoption names.
 
     Where the database is in doubt nothing is even locked: the row may be an older copy.
     """

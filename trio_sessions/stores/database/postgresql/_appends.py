@@ -11,7 +11,7 @@ _APPEND = "event text, ended bigint, born text, keep bigint"
 
 
 def _appends(names: Names) -> str:
-    """Lock the row of each session until the commit, and draw ids only after that.
+    """Return the CTEs that append: they lock each session's row until the commit, then draw ids.
 
     So nobody commits an entry of a session behind one with a greater id: who reads "after this
     one" misses nothing. The lock goes well with a `Send`, which locks the key alone. Which id an

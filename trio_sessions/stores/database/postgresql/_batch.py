@@ -117,7 +117,7 @@ def _lock_what_has_ended(names: Names) -> str:
 
 
 class Commit:
-    """Carries out batches on one set of tables.
+    """The operation that carries out batches on one set of tables.
 
     Args:
         tables: the tables.

@@ -1,4 +1,9 @@
-"""Claims and deletions."""
+"""Claims and deletions, as CTEs of the one statement that commits a batch.
+
+No row is waited for, what an ended session has left goes in pieces and before its row, and the
+newest connection wins. See docs/decisions/0009-one-writer.md; 0012-operate.md for revoked ids and
+the limit of an owner.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -116,7 +121,7 @@ _LET_IN = f" AND {let_in('id')}"
 
 
 def _claims(names: Names, *, limited: bool = False) -> str:
-    """Lock and update the rows that are there, and insert the others.
+    """Return the CTEs that lock and update the rows that are there, and insert the others.
 
     ``there`` and the lock are of one snapshot: what is there and cannot be locked is locked by
     somebody else, or was deleted just now. What is not there and cannot be inserted was
@@ -290,7 +295,10 @@ LIMITED_CLAIMS = replace(
 
 
 def _deletions(names: Names) -> str:
-    """What belongs to them goes first, and what came since the snapshot by the foreign key."""
+    """Return the CTEs of deletions.
+
+    Messages and logs go first; what came since the snapshot goes by the foreign key.
+    """
     mine = f"{own('s')} AND s.generation <= d.up_to"
     there = "t.mine AND t.generation <= a.up_to"
     return f"""{asked(names, "deletions", "up_to bigint", there=there)},

@@ -60,7 +60,7 @@ def import_driver() -> None:
 
 
 class Shutdown:
-    """Ends whatever a connection waits for by shutting down its socket.
+    """A cutter that shuts down the connection's socket: whatever it waits for ends.
 
     It works on a duplicate of the file descriptor, so it can never hit another socket
     that has got the same number meanwhile.
@@ -87,7 +87,7 @@ class Shutdown:
 
 
 def engine_options(_url: sa.URL, _timeouts: Timeouts) -> Mapping[str, Any]:
-    """One statement is one transaction: that saves two round trips."""
+    """Return execution options: autocommit, which saves a transaction's two round trips."""
     return {"isolation_level": "AUTOCOMMIT"}
 
 
@@ -117,7 +117,7 @@ def create_engine(url: sa.URL, pool_size: int, timeouts: Timeouts) -> sa.Engine:
 
 
 def _connect_args(url: sa.URL, timeouts: Timeouts) -> dict[str, Any]:
-    """Bound every wait: connecting, statements, locks, and a network that falls silent.
+    """Return psycopg's arguments, which bound every wait: for the server, locks, the network.
 
     What the URL says itself is left as it is, but for what a session must be.
     """

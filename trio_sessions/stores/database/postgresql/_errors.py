@@ -84,9 +84,9 @@ def advice(error: DBAPIError) -> str:
 
 @contextlib.contextmanager
 def locks_are_of_the_table() -> Iterator[None]:
-    """Say of a statement that waits for no row that its lock was that of the table.
+    """Translate a lock error of a statement that waits for no row: the table is locked.
 
-    So that a chunk is not asked in halves, each of which would wait as long.
+    That is no row's error, so a chunk is not asked in halves, each of which would wait as long.
     """
     try:
         yield

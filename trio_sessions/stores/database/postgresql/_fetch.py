@@ -40,7 +40,7 @@ def _fetch_of_each(tables: Tables) -> sa.TextClause:
 
 
 class Fetch:
-    """Reads messages of one set of tables."""
+    """The operation that fetches messages of one set of tables."""
 
     def __init__(self, tables: Tables) -> None:
         self._fetch = _fetch_of_each(tables)

@@ -32,7 +32,7 @@ _ASKED = sa.select(each_id().label("session_id")).cte("asked")
 
 
 class Lease:
-    """Refreshes and deletes the rows of one set of tables."""
+    """The operations that refresh and delete the rows of one set of tables."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables

@@ -22,9 +22,10 @@ earlier version takes it for sessions that it does not hold."""
 
 
 def _posts(names: Names) -> str:
-    """Find who listens in the order of the primary key, so that it is used.
+    """Return the CTEs that leave letters, for workers and for whoever listens to a topic.
 
-    Else a planner that believes that there are few topics may read all.
+    Who listens is found in the order of the primary key, so that it is used: else a planner that
+    believes that there are few topics may read all.
     """
     return f"""
         posts AS MATERIALIZED (
@@ -90,7 +91,7 @@ POSTS = Kind(
 
 
 def _ring(names: Names) -> str:
-    """Notify each recipient once."""
+    """Return the CTE that notifies each recipient once."""
     return f"""mail_rung AS MATERIALIZED (
             SELECT CAST(pg_notify('{names.channels}' || told.incarnation, '{MAIL_TOLD}') AS text)
                 AS done

@@ -18,7 +18,9 @@ _SAYING = """
 
 
 def _sayings(names: Names) -> str:
-    """An owner that stays the same is not written. A write is for one of the three.
+    """Return the CTEs that write owners, capabilities and data: one of the three a write.
+
+    An owner that stays the same is not written.
 
     Where the database may have forgotten something, nobody wins a session that says that it has
     no owner; its own holder knows.

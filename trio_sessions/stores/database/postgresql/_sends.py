@@ -18,10 +18,11 @@ _SEND = "payload text, age float8, ended bigint, born text, elsewhere boolean"
 
 
 def _sends(names: Names) -> str:
-    """Store messages; the id of each is known by its place: both ascend in one order.
+    """Return the CTEs that store messages; the id of each is known by its place.
 
-    Each session's row is locked as the foreign key does it. That lock and the one that a claim
-    takes exclude each other, so the holder is the one that the message has when it commits.
+    Ids and places ascend in one order. Each session's row is locked as the foreign key does it.
+    That lock and the one that a claim takes exclude each other, so the holder is the one that the
+    message has when it commits.
     """
     return f"""{asked(names, "sends", _SEND)}, send_locks AS MATERIALIZED (
             SELECT s.session_id, s.worker_id, s.incarnation, s.owner, s.generation,
@@ -84,9 +85,9 @@ SENDS = Kind(
 
 
 def _ring(names: Names) -> str:
-    """Notify each holder once; a single session by its bare id, several as JSON.
+    """Return the CTE that notifies each holder once: of one session by its id, of several as JSON.
 
-    If they are too many for a notification it is empty: there is something.
+    A notification is empty if they are too many for it: there is something.
     """
     return f"""rung AS MATERIALIZED (
             SELECT CAST(pg_notify(
@@ -113,7 +114,10 @@ BELLS = _ring, _ring_answers
 
 
 def _acknowledgements(names: Names) -> str:
-    """Lock the row of a session as a send does, so that nobody takes it over meanwhile."""
+    """Return the CTEs that acknowledge messages.
+
+    They lock a session's row as a send does, so that nobody takes it over meanwhile.
+    """
     return f"""{asked(names, "acknowledgements", "messages bigint[]", there="t.mine")},
         acknowledgement_locks AS MATERIALIZED (
             SELECT s.session_id FROM {names.sessions} AS s

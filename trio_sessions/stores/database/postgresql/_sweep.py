@@ -150,7 +150,7 @@ def _sweep_workers(names: Names) -> str:
 
 
 class Sweep:
-    """Sweeps one set of tables."""
+    """The operation that sweeps one set of tables."""
 
     def __init__(self, tables: Tables) -> None:
         self._names = Names.of(tables)

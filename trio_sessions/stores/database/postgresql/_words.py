@@ -19,7 +19,8 @@ CLOCK = Clock(
 )
 
 # Ids travel as one JSON text: psycopg makes arrays in Python, and twenty threads that do so
-# keep the event loop waiting for the interpreter's lock.
+# keep the event loop waiting for the interpreter's lock. See
+# docs/decisions/0004-one-json-text-and-only-what-is-missing.md.
 
 
 def each_id() -> sa.ColumnElement[str]:

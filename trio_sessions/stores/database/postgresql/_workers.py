@@ -176,7 +176,7 @@ def _begin(names: Names) -> str:
 
 
 class Workers:
-    """Begins histories and stamps in one set of tables."""
+    """The operations that begin histories and stamp, in one set of tables."""
 
     def __init__(self, tables: Tables) -> None:
         self._names = Names.of(tables)

@@ -31,7 +31,7 @@ _PATIENCE = "trio_sessions_patience"
 
 
 class Interrupt:
-    """Ends the statement that a connection is running."""
+    """A cutter that interrupts the statement that a connection is running."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -56,7 +56,10 @@ def is_too_long(error: DBAPIError) -> bool:
 
 
 def engine_options(url: sa.URL, timeouts: Timeouts) -> Mapping[str, Any]:
-    """Threads of one opening take turns; other processes wait by ``busy_timeout``."""
+    """Return execution options: autocommit, whose turn it is to write, where the file is.
+
+    Threads of one opening take turns by a lock; other processes wait by ``busy_timeout``.
+    """
     return {
         "isolation_level": "AUTOCOMMIT",
         _TURN: threading.Lock(),
@@ -114,7 +117,7 @@ def _put_into_wal(connection: sqlite3.Connection, patience: float) -> None:
 
 @contextlib.contextmanager
 def transaction(connection: sa.Connection) -> Iterator[None]:
-    """Begin as a writer: a transaction that reads first would fail when it writes."""
+    """Run a block as a writing transaction: one that reads first might fail when it writes."""
     options = connection.get_execution_options()
     turn: threading.Lock = options[_TURN]
     if not turn.acquire(timeout=options[_PATIENCE]):

@@ -27,14 +27,14 @@ _FILE = "trio_sessions_file"
 
 
 class _Files:
-    """Paths by what has opened them: an opening, or an engine that was handed in."""
+    """The paths of open files, by what has opened them: an opening, or an engine handed in."""
 
     def __init__(self) -> None:
         self.open: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
         self.inherited: set[str] = set()
 
     def inherit(self) -> None:
-        """In a forked child: what is open is the parent's."""
+        """Note, in a forked child, that the files that are open are its parent's."""
         self.inherited.update(self.open.values())
         self.open.clear()
 
@@ -67,7 +67,7 @@ def leads_elsewhere(connection: sa.Connection) -> bool:
 
 
 def opens(opening: object, url: sa.URL) -> None:
-    """Note that a file is opened; see `Database.opens`."""
+    """Note that a file is opened, or raise `StoreInUse` if it must not be; see `Database.opens`."""
     path = os.path.realpath(path_of(url))
     if path in _files.inherited:
         raise StoreInUse(
