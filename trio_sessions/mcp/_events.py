@@ -175,8 +175,8 @@ class SessionEventStore(EventStore):
         for _ in range(_ROUNDS):
             await self._keeping.settle(conversation)
             said = conversation.said
-            while True:
-                entries = await self._registry.logs.read(session_id, after=cursor, limit=_PAGE)
+            until = conversation.cursor if conversation.knows_log else None
+            while entries := await self._registry.logs.read(session_id, after=cursor, limit=_PAGE):
                 for start in range(0, len(entries), _STEP):
                     step = entries[start : start + _STEP]
                     missed, others = _missed(conversation, seen, step)
@@ -184,7 +184,8 @@ class SessionEventStore(EventStore):
                     unread += others
                     is_answered |= any(_is_answer(one.message) for one in missed)
                     await _send(missed, send_callback)
-                if len(entries) < _PAGE:
+                # Where entries are large, fewer are read at a time: that is not the end.
+                if len(entries) < _PAGE and until is not None and cursor >= until:
                     break
             if is_answered or conversation.said == said:
                 break
