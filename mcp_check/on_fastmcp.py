@@ -35,6 +35,13 @@ async def add(a: int, b: int, ctx: Context) -> int:
     return a + b
 
 
+async def add_many(number: int, ctx: Context) -> int:
+    """Tell of the progress many times."""
+    for i in range(number):
+        await ctx.report_progress(i, number)
+    return number
+
+
 async def echo(text: str) -> str:
     """Say it again."""
     return text
@@ -56,7 +63,7 @@ async def slow(name: str, seconds: float) -> str:
 def build(registry: Any) -> Any:
     """Return the application."""
     server = FastMCP("check", auth=Users())
-    for tool in (add, echo, greet, slow):
+    for tool in (add, add_many, echo, greet, slow):
         server.tool(tool)
     app = server.http_app(event_store=SessionEventStore(registry))
     app.router.routes.extend(server.http_app(transport="sse").routes)

@@ -41,6 +41,7 @@ __all__ = [
     "client",
     "leave_early",
     "make_app",
+    "make_server",
     "open_fleet",
     "raw",
     "run",

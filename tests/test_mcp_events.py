@@ -17,6 +17,7 @@ from trio_sessions.mcp._conversation import Conversation, current
 from trio_sessions.mcp._event_ids import Seen, check_event_id
 from trio_sessions.mcp._event_ids import event_id as id_of
 from trio_sessions.mcp._events import LOST
+from trio_sessions.mcp._runs import BEGUN, has_begun
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.types import LogEntry
 
@@ -192,6 +193,8 @@ class Log:
         self.entries: dict[str, list[Any]] = {}
         self.waiting: list[OnItsWay] = []
         self.is_away = False
+        self.most = 1000
+        """Entries that are read at a time, whatever is asked for: as where they are large."""
 
     def append_soon(self, session_id: str, event: Any) -> OnItsWay:
         one = OnItsWay(self, session_id, event)
@@ -206,7 +209,9 @@ class Log:
     async def read(self, session_id: str, *, after: int = 0, limit: int = 1000) -> list[LogEntry]:
         await anyio.lowlevel.checkpoint()
         found = list(enumerate(self.entries.get(session_id, []), start=1))
-        return [LogEntry(id=i, event=e, age=0.0) for i, e in found if i > after][:limit]
+        return [LogEntry(id=i, event=e, age=0.0) for i, e in found if i > after][
+            : min(limit, self.most)
+        ]
 
 
 class OnlyLogs:
@@ -365,6 +370,31 @@ async def test_streams_are_replayed_apart() -> None:
     sent.clear()
     assert await store.replay_events_after(two, send) == "2"
     assert [type(e.message) for e in sent] == [JSONRPCNotification] * 3
+
+
+async def test_a_log_of_large_entries_is_read_to_its_end() -> None:
+    """A log is read some MiB at a time: fewer entries than were asked for are not its end."""
+    registry = OnlyLogs()
+    store = store_on(registry)
+    current.set(Conversation("a"))
+    first = await store.store_event("1", None)
+    for message in (NOTE, NOTE, NOTE, ANSWER):
+        await store.store_event("1", message)
+    registry.logs.take_what_waits()
+    registry.logs.entries["a"].append({BEGUN: "name"})
+    registry.logs.most = 2
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    for conversation in (current.get(), Conversation("a")):  # here, and where it moves to
+        current.set(conversation)
+        sent.clear()
+        assert await store.replay_events_after(first, send) is None
+        assert [one.message for one in sent] == [NOTE, NOTE, NOTE, ANSWER]
+    assert await has_begun(cast("Any", registry), "a", "name")
+    assert not await has_begun(cast("Any", registry), "a", "another")
 
 
 async def test_an_event_outside_a_session_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:

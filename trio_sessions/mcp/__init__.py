@@ -26,7 +26,7 @@ Layers, lower never imports higher::
     _held | _events | _sse_stream  a session that is held here, and what was said in it
     _wire | _replay | _identity    requests as JSON; a beginning said again; whose a session is
     _runs | _exit                  what must not be run twice; when the server ends
-    _streams                       what fastmcp puts before the names of streams
+    _streams | _outlet             fastmcp's names of streams; where a replay is written
     _asgi | _conversation          headers and bodies; in which session a task is
     _contracts | _sdk              the registry, and the SDK, as this package needs them
 """

@@ -11,6 +11,7 @@ import anyio
 
 from trio_sessions.mcp._contracts import App, Message, Send
 from trio_sessions.mcp._events import SessionEventStore
+from trio_sessions.mcp._outlet import Innermost
 from trio_sessions.mcp._sdk import MOST_BYTES, check_seams, find_seat
 from trio_sessions.mcp._streams import behind
 
@@ -55,6 +56,7 @@ class SdkSessions:
         """Check a manager, and let the router do what it would do itself."""
         check_seams(manager)
         manager.session_idle_timeout = None
+        manager.asgi_app = Innermost(manager.asgi_app)
         store = manager.event_store
         kept = behind(store)
         self._keeps_events = isinstance(kept, SessionEventStore)

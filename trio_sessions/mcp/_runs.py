@@ -71,14 +71,12 @@ async def has_begun(registry: Registry, session_id: str, name: str) -> bool:
         SessionsError: the log cannot be read.
     """
     after = 0
-    while True:
-        try:
-            entries = await registry.logs.read(session_id, after=after, limit=_PAGE)
-        except NotSupported:
-            return True
-        for entry in entries:
-            after = entry.id
-            if isinstance(entry.event, dict) and entry.event.get(BEGUN) == name:
-                return True
-        if len(entries) < _PAGE:
-            return False
+    try:
+        while entries := await registry.logs.read(session_id, after=after, limit=_PAGE):
+            for entry in entries:
+                after = entry.id
+                if isinstance(entry.event, dict) and entry.event.get(BEGUN) == name:
+                    return True
+    except NotSupported:
+        return True
+    return False

@@ -27,6 +27,7 @@ try:
     from mcp_types import INTERNAL_ERROR, ErrorData, JSONRPCError, JSONRPCMessage, JSONRPCResponse
     from mcp_types import jsonrpc_message_adapter as messages
     from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+    from sse_starlette import ServerSentEvent
     from sse_starlette.sse import AppStatus
     from starlette.authentication import AuthCredentials
     from starlette.datastructures import QueryParams
@@ -63,18 +64,21 @@ __all__ = [
     "ResourceUpdated",
     "ResourcesListChanged",
     "ServerEvent",
+    "ServerSentEvent",
     "ToolsListChanged",
     "auth_context_var",
     "authorization_context",
     "check_seams",
     "find_endpoints",
     "find_seat",
+    "is_of_sdk",
     "messages",
 ]
 
 Manager = StreamableHTTPSessionManager
 
 _SEAMS = (
+    "asgi_app",  # what answers: innermost, behind every middleware
     "_server_instances",  # the sessions of the process, by id: the only way to end one
     "event_store",
     "json_response",  # whether answers come as a whole, and may take their time
@@ -151,6 +155,15 @@ def _parts(app: object) -> Iterator[object]:
         yield current
         waiting.extend(getattr(current, "routes", None) or ())
         waiting.extend(getattr(current, name, None) for name in ("endpoint", "app"))
+
+
+def is_of_sdk(callback: EventCallback) -> bool:
+    """Say whether the SDK itself awaits a replay's events: then all that it does is to send them.
+
+    Args:
+        callback: what an event store was given; that of an adapter may do anything.
+    """
+    return getattr(callback, "__module__", None) == EventStore.__module__
 
 
 _model = Manager(app=cast("Any", None))  # never run, only looked at
