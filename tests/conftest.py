@@ -205,6 +205,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The programs that tests start run as users run them.
     os.environ.pop("PYTHONASYNCIODEBUG", None)
 
+if not SOAK:
+    # Python's dev mode also looks for faults of C code at each allocation, and a program takes a
+    # fifth longer. The soak has that, too.
+    os.environ.setdefault("PYTHONMALLOC", "pymalloc")
+
 STORES = ["memory", "sqlite", "postgresql"]
 FACADES = [
     pytest.param(f"{store}, {host}", marks=[pytest.mark.trio(run=HOSTS[host]), *marks])
