@@ -33,6 +33,9 @@ settings.register_profile("gate", deadline=None, derandomize=True)
 settings.register_profile("soak", deadline=None, print_blob=True)
 settings.load_profile("soak" if SOAK else "gate")
 
+# In its debug mode asyncio notes for each callback where it was scheduled. That takes half the time
+# of a test, and is of use in a warning only: the innermost frame of it is enough.
+pytest.MonkeyPatch().setattr("asyncio.constants.DEBUG_STACK_DEPTH", 1)
 let_children_have_ctrl_c()
 share_compiled_statements()
 
@@ -43,6 +46,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if not item.get_closest_marker(longer.name)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import all tests without looking for garbage: nearly all that is made then stays."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
@@ -191,6 +204,11 @@ def share_database(name: str, url: sa.URL) -> Iterator[Shared]:
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The programs that tests start run as users run them.
     os.environ.pop("PYTHONASYNCIODEBUG", None)
+
+if not SOAK:
+    # Python's dev mode also looks for faults of C code at each allocation, and a program takes a
+    # fifth longer. The soak has that, too.
+    os.environ.setdefault("PYTHONMALLOC", "pymalloc")
 
 STORES = ["memory", "sqlite", "postgresql"]
 FACADES = [

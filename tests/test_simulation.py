@@ -57,6 +57,7 @@ EVERYTHING: tuple[Check, ...] = (
 )
 
 STEPS = 100_000 if SOAK else 450
+TRACED = 1000 if SOAK else 15
 SEED = int(os.environ.get("TRIO_SESSIONS_SEED", str(time.time_ns() % 1_000_000) if SOAK else "1"))
 
 
@@ -82,7 +83,7 @@ def test_nobody_is_removed_without_a_reason(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_seed_gives_one_trace() -> None:
     """The same seed gives the same run, step for step; another one another."""
-    first, again, other = (run_once(seed, steps=40, workers=3) for seed in ("4", "4", "5"))
+    first, again, other = (run_once(seed, steps=TRACED, workers=3) for seed in ("4", "4", "5"))
     assert first.events == again.events
     assert first.digest == again.digest
     assert other.digest != first.digest
@@ -93,7 +94,7 @@ def test_a_seed_gives_one_trace_in_every_process() -> None:
     digests = set()
     for hash_seed in ("1", "2"):
         command = [sys.executable, "-m", "trio_sessions.testing.simulate"]
-        arguments = ["--run", "4", "--steps", "40", "--digest"]
+        arguments = ["--run", "4", "--steps", str(TRACED), "--digest"]
         done = subprocess.run(
             [*command, *arguments],
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -102,7 +103,7 @@ def test_a_seed_gives_one_trace_in_every_process() -> None:
             check=True,
         )
         digests.add(done.stdout.split()[1])
-    assert digests == {run_once("4", steps=40, workers=3).digest}
+    assert digests == {run_once("4", steps=TRACED, workers=3).digest}
 
 
 @pytest.mark.parametrize("check", EVERYTHING, ids=lambda check: check.__name__)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,11 +13,12 @@ from trio_sessions.abc import Worker
 from trio_sessions.abc._workers import MAX_GAP
 from trio_sessions.inspection import Selection, SessionInfo, WorkerInfo, WorkerState, state_of
 from trio_sessions.stores.database._clock import age_of, ago
+from trio_sessions.stores.database._database import find
 from trio_sessions.stores.database._questions import Asker, Questions
 from trio_sessions.stores.database._schema import Tables
 from trio_sessions.stores.database.portable._expiry import has_gone
 
-__all__ = ["Inspection", "selected"]
+__all__ = ["Inspection", "questions", "selected"]
 
 
 class Inspection:
@@ -188,3 +190,11 @@ def _moment(moment: datetime) -> datetime:
 def _seconds(age: float) -> float:
     """Return an age; a moment in the future, which a clock has left that was ahead, has none."""
     return max(0.0, float(age))
+
+
+@lru_cache(maxsize=8)  # statements, which keep nothing of a store
+def questions(database: str, tables: Tables) -> tuple[Questions, Inspection]:
+    """Return the questions to one set of tables, in the words of a database of this name."""
+    doubt = find(database).doubt
+    questions = Questions(tables, None if doubt is None else doubt(tables))
+    return questions, Inspection(tables, questions)

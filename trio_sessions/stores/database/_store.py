@@ -30,14 +30,14 @@ from trio_sessions.stores._one_run import OneRun
 from trio_sessions.stores.database._connections import Connections
 from trio_sessions.stores.database._database import find
 from trio_sessions.stores.database._given import Rank, note_process
-from trio_sessions.stores.database._inspection import Inspection
+from trio_sessions.stores.database._inspection import questions
 from trio_sessions.stores.database._preparing import (
     CONTRADICTION,
     Allowed,
     Preparation,
     what_is_allowed,
 )
-from trio_sessions.stores.database._questions import Asker, Questions
+from trio_sessions.stores.database._questions import Asker
 from trio_sessions.stores.database._schema import tables
 from trio_sessions.stores.database._upgrade import Changes
 from trio_sessions.stores.database._urls import check_engine, check_url, masked
@@ -144,9 +144,7 @@ class DatabaseStore(
         self._database = find(self._url.get_backend_name())
         self._tables = tables(table_prefix)
         self._operations = self._database.operations(self._tables, listens=listen)
-        doubt = self._database.doubt
-        self._questions = Questions(self._tables, None if doubt is None else doubt(self._tables))
-        self._inspection = Inspection(self._tables, self._questions)
+        self._questions, self._inspection = questions(self._database.name, self._tables)
         self._preparation = Preparation(self._database, self._operations, self._tables, self._url)
         self._acknowledged = Acknowledged()
         self._asker = partial(Asker, self._acknowledged)
