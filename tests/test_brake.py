@@ -168,7 +168,7 @@ def test_nobody_goes_but_by_the_rule(share: float, passes: list[list[str]], chun
         suspected = suspected - set(found["there"]) | set(decision.hold)
         for entry in [*decision.remove, *found["taken over"]]:
             entry.end(RemovalReason.MISSING)
-        here = [entry for entry in here if not entry.has_ended]
+        here = [entry for entry in here if entry.removal is None]
         suspected &= set(here)
 
 

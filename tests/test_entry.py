@@ -117,9 +117,9 @@ async def test_the_end_is_told_to_whoever_asks_before_or_after() -> None:
     before, after = make_entry(), make_entry()
     assert not before.ended.is_set()
     for entry in (before, after):
-        assert not entry.has_ended
+        assert entry.removal is None
         entry.end(RemovalReason.MISSING)
-        assert entry.has_ended
+        assert entry.removal is not None
         assert entry.ended.is_set()
         assert entry.ended is entry.ended
 
@@ -205,7 +205,12 @@ def test_an_entry_leaves_the_table_by_identity_only() -> None:
     transport = FakeTransport()
     first, nobody = table.put("s", transport, 1.5)
     second, replaced = table.put("s", transport, 2.5)
-    assert (nobody, replaced, first.has_ended, second.has_ended) == (None, first, True, False)
+    assert (nobody, replaced, first.removal, second.removal) == (
+        None,
+        first,
+        RemovalReason.TAKEN_OVER,
+        None,
+    )
     assert (first.generation, second.generation, second.added_at) == (1, 2, 2.5)
     assert second.tenure is first.tenure, "it has been told whom it replaces"
     assert not table.discard(first, RemovalReason.MISSING)
@@ -214,5 +219,5 @@ def test_an_entry_leaves_the_table_by_identity_only() -> None:
     table.put("t", transport, 3.0)[0].claim()
     assert (table.count(Row.UNWRITTEN), table.count(Row.WRITING, Row.UNWRITTEN)) == (1, 2)
     assert table.discard(second, RemovalReason.MISSING)
-    assert second.has_ended
+    assert second.removal is not None
     assert table.get("s") is None

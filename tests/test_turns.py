@@ -30,8 +30,8 @@ OURS = Path(trio_sessions.__file__).parent
 NOT_COUNTED = {"stores", "testing"}
 """A store in memory does in one step what others do in threads."""
 SLICE = 4
-MANY = 80 * SLICE
-MOST = 55 * SLICE
+MANY = 60 * SLICE
+MOST = 52 * SLICE
 """What a step may do: the most is a batch of claims."""
 
 

@@ -74,7 +74,7 @@ class Brake:
 
     def begin(self) -> None:
         """Begin to collect the evidence of a pass, and forget what an earlier one had collected."""
-        self._suspected = {entry for entry in self._suspected if not entry.has_ended}
+        self._suspected = {entry for entry in self._suspected if entry.removal is None}
         self._answers = 0
         self._newly_missing, self._missing_again = [], []
 
@@ -105,7 +105,7 @@ class Brake:
 
     def decide(self) -> Decision:
         """Decide on the evidence of a whole pass."""
-        newly = [entry for entry in self._newly_missing if not entry.has_ended]
+        newly = [entry for entry in self._newly_missing if entry.removal is None]
         answers = self._answers - len(self._newly_missing) + len(newly)
         if is_too_much(newly_missing=len(newly), answers=answers, share=self._share):
             self._suspected.update(newly)

@@ -116,7 +116,6 @@ class Entry:
         "_is_let_in",
         "_most_of_owner",
         "_refusal",
-        "_removal",
         "_row",
         "_told",
         "_was_forgotten",
@@ -124,6 +123,7 @@ class Entry:
         "generation",
         "held_since",
         "pending",
+        "removal",
         "session_id",
         "tenure",
         "transport",
@@ -163,7 +163,9 @@ class Entry:
         self._refusal: Outcome | None = None
         self._most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
         self._is_let_in: bool = replaced is not None and replaced.is_let_in
-        self._removal: RemovalReason | None = None
+        self.removal: RemovalReason | None = None
+        """The reason why it has left the table; None: it has not. `end` sets it, and nobody else; a
+        pass asks for it of all that are missing at once, so it is no property."""
         self._ended: trio.Event | None = None
         self._answered: trio.Event | None = None
 
@@ -334,7 +336,7 @@ class Entry:
     def _go(self, row: Row) -> None:
         if row not in _NEXT[self._row]:
             raise RuntimeError(f"a row cannot go from {self._row.name} to {row.name}")
-        if self._removal is None:
+        if self.removal is None:
             self._counts.change(self._row, row)
         self._row = row
 
@@ -348,28 +350,18 @@ class Entry:
     # ---- the end ----
 
     @property
-    def removal(self) -> RemovalReason | None:
-        """The reason why it has left the table; None: it has not."""
-        return self._removal
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it has left the table; a pass may ask this of all that are missing at once."""
-        return self._removal is not None
-
-    @property
     def ended(self) -> trio.Event:
         """Set when the entry has left the table; made when somebody first asks for it."""
         if self._ended is None:
             self._ended = trio.Event()
-            if self._removal is not None:
+            if self.removal is not None:
                 self._ended.set()
         return self._ended
 
     def end(self, reason: RemovalReason) -> None:
         """Tell whoever waits for it that the entry has left the table, and note why."""
-        if self._removal is None:
+        if self.removal is None:
             self._counts.change(self._row, None)
-            self._removal = reason
+            self.removal = reason
         if self._ended is not None:
             self._ended.set()
