@@ -84,10 +84,11 @@ def test_an_sdk_that_lacks_a_seam_is_named() -> None:
         check_seams(SimpleNamespace(session_idle_timeout=1, stateless=False))
 
 
-def test_without_the_sdk_the_extra_is_named() -> None:
-    """And the rest of the package needs none."""
+@pytest.mark.parametrize("missing", [["mcp"], ["mcp", "anyio", "starlette"]])
+def test_without_the_sdk_the_extra_is_named(missing: list[str]) -> None:
+    """Nor what it brings; and the rest of the package needs none."""
     code = (
-        "import sys; sys.modules['mcp'] = None\n"
+        f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
         "from importlib import metadata\n"
         "def version(name): raise metadata.PackageNotFoundError(name)\n"
         "metadata.version = version\n"
