@@ -312,18 +312,20 @@ def _children(pid: int) -> list[int]:
     return children
 
 
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+def _signal(pid: int, number: int) -> bool:
+    try:
         os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @contextmanager
 def frozen(*pids: int) -> Iterator[None]:
     """Stop processes of a server by SIGSTOP for the length of the block."""
-    assert pids
     try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        # One that the server has started for a moment may have ended since it was listed.
+        assert any([_signal(pid, signal.SIGSTOP) for pid in pids])
         yield
     finally:
         for pid in pids:
