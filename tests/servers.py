@@ -325,7 +325,8 @@ def frozen(*pids: int) -> Iterator[None]:
     """Stop processes of a server by SIGSTOP for the length of the block."""
     try:
         # One that the server has started for a moment may have ended since it was listed.
-        assert any([_signal(pid, signal.SIGSTOP) for pid in pids])
+        stopped = [_signal(pid, signal.SIGSTOP) for pid in pids]
+        assert any(stopped)
         yield
     finally:
         for pid in pids:
