@@ -16,9 +16,15 @@ from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.writes import Batch, Committed
 
-pytestmark = pytest.mark.usefixtures("nothing_in_between")
+pytestmark = pytest.mark.usefixtures("nothing_in_between", "no_clock_in_rounds")
 
 IDS = [f"s{number}" for number in range(100)]
+
+
+@pytest.fixture
+def no_clock_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No round of calls gives the loop its turn for taking long: a busy machine takes long."""
+    monkeypatch.setattr("trio_sessions._rounds._SLICE", 3600.0)
 
 
 class Counts(trio.abc.Instrument):

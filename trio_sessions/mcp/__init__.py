@@ -31,7 +31,7 @@ Layers, lower never imports higher::
     _contracts | _sdk              the registry, and the SDK, as this package needs them
 """
 
-import trio_sessions.mcp._sdk  # noqa: F401 -- before anything else: it says what is missing
+from trio_sessions.mcp import _sdk  # noqa: F401 -- before anything else: it says what is missing
 from trio_sessions.mcp._bus import RegistrySubscriptionBus
 from trio_sessions.mcp._events import SessionEventStore
 from trio_sessions.mcp._router import SessionRouter
