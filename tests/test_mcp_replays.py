@@ -36,6 +36,12 @@ LINES = [
 MANY = 1200  # events: more than are read from the log at a time
 
 
+@pytest.fixture(autouse=True)
+def no_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes so long for a stream that the SDK's server says in it that it lives."""
+    monkeypatch.setattr("sse_starlette.sse.EventSourceResponse.DEFAULT_PING_INTERVAL", 3600)
+
+
 class Between:
     """A middleware in the application: it sees, may change and may hold what a GET is answered."""
 
