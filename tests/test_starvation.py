@@ -1,6 +1,7 @@
 """The lease has threads of its own: no load keeps a stamp waiting (invariant 17)."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -75,6 +76,22 @@ class Threads(MemoryStore):
         return await self._in_thread("stamp", worker, lambda: set_it(worker, stamp, passed=passed))
 
 
+@asynccontextmanager
+async def busy(
+    tokens: int, *, sessions: int = 0
+) -> AsyncIterator[tuple[Threads, SessionRegistry, trio.Nursery]]:
+    """Open a registry with so many tokens, and a nursery for what hangs; release that at last."""
+    store = Threads()
+    async with (
+        open_registry(store, max_concurrent=tokens, batch_size=1) as registry,
+        trio.open_nursery() as nursery,
+    ):
+        for number in range(sessions):
+            await registry.add_session(f"s{number}", FakeTransport())
+        yield store, registry, nursery
+        store.release()
+
+
 async def load(registry: SessionRegistry, nursery: trio.Nursery) -> None:
     """Ask a hundred questions and add a session, and wait until nothing moves any more."""
     for number in range(100):
@@ -86,13 +103,7 @@ async def load(registry: SessionRegistry, nursery: trio.Nursery) -> None:
 @pytest.mark.parametrize("tokens", [1, 2, 5])
 async def test_a_stamp_waits_for_no_load(autojump_clock: MockClock, tokens: int) -> None:
     """It goes out at its moment, though no question, batch or refresh ever ends."""
-    store = Threads()
-    async with (
-        open_registry(store, max_concurrent=tokens, batch_size=1) as registry,
-        trio.open_nursery() as nursery,
-    ):
-        for number in range(10):
-            await registry.add_session(f"s{number}", FakeTransport())
+    async with busy(tokens, sessions=10) as (store, registry, nursery):
         store.held = {"locate", "commit", "refresh"}
         await load(registry, nursery)
         nursery.start_soon(registry.cleanup)
@@ -105,7 +116,6 @@ async def test_a_stamp_waits_for_no_load(autojump_clock: MockClock, tokens: int)
         stamps = [begun for name, begun in store.began if name == "stamp"]
         assert len(stamps) >= 2
         assert all(b - a <= INTERVAL for a, b in zip([begun_at, *stamps], stamps, strict=False))
-        store.release()
 
 
 @pytest.mark.parametrize("tokens", [3, 5])
@@ -113,12 +123,7 @@ async def test_a_refresh_waits_for_no_question_and_no_batch(
     autojump_clock: MockClock, tokens: int
 ) -> None:
     """Of three tokens one is left to it, however many ask."""
-    store = Threads()
-    async with (
-        open_registry(store, max_concurrent=tokens) as registry,
-        trio.open_nursery() as nursery,
-    ):
-        await registry.add_session("s", FakeTransport())
+    async with busy(tokens, sessions=1) as (store, registry, nursery):
         store.held = {"locate", "commit"}
         store.began.clear()
         await load(registry, nursery)
@@ -128,34 +133,22 @@ async def test_a_refresh_waits_for_no_question_and_no_batch(
         nursery.start_soon(registry.cleanup)
         await trio.testing.wait_all_tasks_blocked()
         assert [begun for name, begun in store.began if name == "refresh"] == [now]
-        store.release()
 
 
 async def test_a_stamp_waits_for_no_other_stamp(autojump_clock: MockClock) -> None:
     """One of a pass that hangs must not hide from the loop that the database went back."""
-    store = Threads()
-    async with (
-        open_registry(store, max_concurrent=1) as registry,
-        trio.open_nursery() as nursery,
-    ):
+    async with busy(1) as (store, registry, nursery):
         store.held = {"stamp"}
         store.began.clear()
         nursery.start_soon(partial(registry._house._edge.stamp, passed=True))
         await trio.sleep(1.5 * INTERVAL)
         assert store.count("stamp") == 2
-        store.release()
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5])
 async def test_what_is_at_work_at_once_is_bounded(autojump_clock: MockClock, tokens: int) -> None:
     """By ``max_concurrent``; and one stamp beside it."""
-    store = Threads()
-    async with (
-        open_registry(store, max_concurrent=tokens, batch_size=1) as registry,
-        trio.open_nursery() as nursery,
-    ):
-        for number in range(10):
-            await registry.add_session(f"s{number}", FakeTransport())
+    async with busy(tokens, sessions=10) as (store, registry, nursery):
         store.held = {"refresh", "locate", "commit", "stamp"}
         await load(registry, nursery)
         nursery.start_soon(registry.cleanup)
@@ -163,4 +156,3 @@ async def test_what_is_at_work_at_once_is_bounded(autojump_clock: MockClock, tok
         statistics = registry.statistics()
         assert store.most == statistics.operations_running == statistics.operations_limit == tokens
         assert store.most_of_lease == 1
-        store.release()

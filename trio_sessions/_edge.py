@@ -44,7 +44,7 @@ logger = get_logger("trio_sessions.rows")
 
 T = TypeVar("T")
 
-_STAMPS = 2  # threads: of the loop that stamps, and of a pass, or a history that begins
+_STAMPS = 2  # threads: for the loop that stamps; and for a pass, what is forwarded, or a history
 
 _ANSWERS = {write: (*kinds, RowUnavailable) for write, kinds in ANSWERS.items()}
 

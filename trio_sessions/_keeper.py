@@ -99,7 +99,7 @@ class Keeper:
         """End the block at once after a crash of the background; raise that when it has ended."""
         try:
             yield
-        except BaseException:
+        except BaseException:  # whatever it is; raised again
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await self._stop.wait()

@@ -79,7 +79,7 @@ def open_registry(
         cleanup_interval: seconds between the starts of two passes, less a jitter of up
             to a tenth; at most half of ``session_ttl``.
         max_concurrent: database operations, and so threads, at a time. The stamp that keeps the
-            lease has a thread and a connection beside these.
+            lease has a thread and a connection beside these, or for a moment two.
         batch_size: sessions refreshed by one statement.
         check_timeout: seconds for one transport's ``is_connected()``.
         disconnect_timeout: seconds for one transport's ``disconnect()``.

@@ -22,7 +22,8 @@ storm shares its statements, its transactions and its syncs to disk::
 - What nobody waits for goes with the next batch that is more than letters, or after `_GATHER`: so
   it seldom makes one.
 
-See docs/decisions/0009-one-writer.md.
+See docs/decisions/0009-one-writer.md. Just over 400 lines: the loop, and each way in which a
+batch may fail, read together.
 """
 
 from collections.abc import Sequence

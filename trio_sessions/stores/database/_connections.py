@@ -5,7 +5,8 @@ names now (`Database.leads_elsewhere` knows that). What thread is at work on one
 it or cut it, stands in `_operation`.
 
 Everything here belongs to that run or to this process: `DatabaseStore` makes it anew for
-each run, and after a fork (see `trio_sessions.stores._one_run`).
+each run, and after a fork (see `trio_sessions.stores._one_run`). Just over 400 lines, for what
+gives connections out is what must have them all back.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""A store in the memory of one process, for a single worker and for tests."""
+"""A store in the memory of one process, for a single worker and for tests.
+
+Over 400 lines: one short method for each operation of the contract.
+"""
 
 import itertools
 from collections import Counter
