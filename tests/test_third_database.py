@@ -73,7 +73,9 @@ async def test_a_registry_has_its_sessions_there(url: str) -> None:
         assert await blue.get_session_owner("s") == "alice"
         report = await red.cleanup()
         assert (report.refreshed, report.missing) == (1, ())
-    found = sa.inspect(sa.create_engine(url)).get_table_names()
+    engine = sa.create_engine(url)
+    found = sa.inspect(engine).get_table_names()
+    engine.dispose()
     assert "third_sessions" in found
 
 
