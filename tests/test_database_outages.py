@@ -252,6 +252,7 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 @pytest.mark.parametrize("whole_server", [False, True])
 async def test_a_server_that_hangs(
     proxy: Proxy, backdoor: DatabaseBackdoor, *, whole_server: bool
@@ -274,6 +275,7 @@ async def test_a_server_that_hangs(
         await assert_recovers(registry)
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 async def test_idle_connections_that_the_server_has_ended(
     proxy: Proxy, backdoor: DatabaseBackdoor
 ) -> None:
@@ -292,6 +294,7 @@ async def test_idle_connections_that_the_server_has_ended(
         await assert_recovers(registry)
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 async def test_ended_connections_of_an_engine_of_yours(
     proxy: Proxy, backdoor: DatabaseBackdoor
 ) -> None:
@@ -340,8 +343,10 @@ async def test_an_engine_whose_pool_is_exhausted(postgresql_schema: sa.URL) -> N
 @contextlib.contextmanager
 def engine_that_pings(url: sa.URL, **settings: Any) -> Iterator[sa.Engine]:
     engine = sa.create_engine(url, pool_pre_ping=True, **settings)
-    yield engine
-    engine.dispose()
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 @pytest.mark.parametrize("leaves", [False, True])
@@ -375,6 +380,7 @@ async def test_an_engine_that_pings_a_silent_server(proxy: Proxy, *, leaves: boo
             proxy.cut()
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 async def test_a_withdrawn_operation_never_happens(
     proxy: Proxy, backdoor: DatabaseBackdoor
 ) -> None:
@@ -398,6 +404,7 @@ async def test_a_withdrawn_operation_never_happens(
             assert backdoor.rows() == {"s": registry.worker_id}
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 async def test_an_engine_that_pings_a_server_that_hangs(
     proxy: Proxy, backdoor: DatabaseBackdoor
 ) -> None:

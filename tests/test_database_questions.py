@@ -27,8 +27,10 @@ def made_store(proxy: Proxy, pool_size: int | None) -> Iterator[DatabaseStore]:
         yield DatabaseStore(proxy.url)
         return
     engine = sa.create_engine(proxy.url, pool_size=pool_size)
-    yield DatabaseStore(engine)
-    engine.dispose()
+    try:
+        yield DatabaseStore(engine)
+    finally:
+        engine.dispose()
 
 
 def is_question(statement: str) -> bool:

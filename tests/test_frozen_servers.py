@@ -44,6 +44,7 @@ async def join_named(url: sa.URL) -> AsyncIterator[SessionRegistry]:
         yield registry
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 @pytest.mark.parametrize("whole", [False, True])
 async def test_an_add_that_is_cut_off_and_lands_late(server: Server, *, whole: bool) -> None:
     """The server, or only its processes for A, freezes: B was added later, and wins."""
@@ -66,6 +67,7 @@ async def test_an_add_that_is_cut_off_and_lands_late(server: Server, *, whole: b
         await until_all_is_well(server.url, {a: others, b: {"s": new}})
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 async def test_what_is_said_of_a_session_lands_late(server: Server) -> None:
     """Its caller was told that it has failed, and it does nothing behind what came since."""
     async with join_named(server.url) as a, join(server.url) as b:
@@ -115,11 +117,13 @@ async def test_what_is_said_of_a_session_lands_late(server: Server) -> None:
 def transaction(server: Server, statement: str) -> Iterator[sa.Connection]:
     """Keep a transaction open that has run a statement, for the length of the block."""
     engine = sa.create_engine(server.url, poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        connection.exec_driver_sql(statement)
-        yield connection
-        connection.rollback()
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(statement)
+            yield connection
+            connection.rollback()
+    finally:
+        engine.dispose()
 
 
 async def test_a_batch_does_not_wait_for_a_row_of_it(server: Server) -> None:
