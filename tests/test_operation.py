@@ -2,7 +2,10 @@
 
 import logging
 import math
+import sqlite3
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +15,7 @@ import trio
 import trio.testing
 
 from trio_sessions import open_registry
-from trio_sessions._process import this_process
+from trio_sessions._process import _processes, this_process
 from trio_sessions.abc import Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores.database import DatabaseStore
@@ -48,6 +51,16 @@ def make(*, timeout: float, patience: float) -> tuple[Operation, list[str]]:
     )
     operation._begin()
     return operation, done
+
+
+@asynccontextmanager
+async def opened(url: sa.URL) -> AsyncIterator[tuple[Connections, Worker]]:
+    """Open connections to a file, for one worker."""
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(2))
+    connections = Connections(DATABASE, url, None, DatabaseStore(url), None)
+    await connections.open(worker, lambda _: None)
+    yield connections, worker
+    await connections.close(worker)
 
 
 def state_of(operation: Operation) -> State:
@@ -128,6 +141,58 @@ async def test_a_connection_is_watched_before_anything_is_sent_on_it(sqlite_url:
     finally:
         sa.event.remove(sa.Pool, "connect", note)
     assert set(states) == {State.CONNECTED}
+
+
+async def test_a_connection_that_comes_too_late_is_closed(
+    sqlite_url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it any more; nothing is sent on it, and the pool never sees it."""
+    made: list[sqlite3.Connection] = []
+    async with opened(sqlite_url) as (connections, _):
+        engine = connections._engine
+        assert engine is not None
+        connect = engine.dialect.connect
+
+        def note(*args: Any, **kwargs: Any) -> Any:
+            made.append(connect(*args, **kwargs))  # type: ignore[arg-type]
+            return made[-1]
+
+        engine.dispose()  # what the opening has left there
+        monkeypatch.setattr(engine.dialect, "connect", note)
+        operation, done = make(timeout=math.inf, patience=OVER)
+        operation.look()
+        monkeypatch.setattr(current, "operation", operation, raising=False)
+        with pytest.raises(Withdrawn):
+            engine.connect()
+        monkeypatch.undo()
+    assert done == []
+    [connection] = made
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+async def test_what_is_given_back_is_closed_and_forgotten(
+    sqlite_url: sa.URL, *, is_broken: bool
+) -> None:
+    """However broken it is: nothing connects anew for it, and only a forked child keeps it."""
+    async with opened(sqlite_url) as (connections, worker):
+        taken = await connections.take(worker, lambda one: one.exec_driver_sql("SELECT 1"))
+        driver = taken.connection.dbapi_connection
+        assert isinstance(driver, sqlite3.Connection)
+        assert connections._taken == {taken: driver}
+        if is_broken:
+            taken.invalidate()
+        made: list[object] = []
+        assert connections._engine is not None
+        sa.event.listen(connections._engine.pool, "connect", lambda *one: made.append(one))
+        await connections.give_back(worker, taken)
+        assert connections._taken == {}
+        assert taken.closed
+        assert made == []
+        assert (taken, driver) not in _processes[-1].inherited
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        driver.execute("SELECT 1")
 
 
 async def test_what_sqlalchemy_logs_shows_no_values(
