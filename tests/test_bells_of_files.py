@@ -134,7 +134,8 @@ async def test_what_was_there_before_a_bell_was_opened_is_no_news(
         return 7, frozenset({"s"} if seen < 7 else ())
 
     worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
-    with sa.create_engine("sqlite://").connect() as connection:
+    engine = sa.create_engine("sqlite://")
+    with engine.connect() as connection:
         source = Source(connection)
         async with look_at_the_file(source, worker, news) as bell:
             assert source.lent == 1
@@ -142,6 +143,7 @@ async def test_what_was_there_before_a_bell_was_opened_is_no_news(
                 pytest.fail(f"it rang for {await bell.wait()}")
         assert source.lent == 0
         assert source.looks > 100
+    engine.dispose()
     assert asked == [0], "the tables are read when the file has changed"
 
 
