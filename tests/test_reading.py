@@ -11,16 +11,22 @@ import trio
 from trio.testing import MockClock
 
 from trio_sessions import open_registry
+from trio_sessions._counters import Counters
+from trio_sessions._entry import Entry
 from trio_sessions._messages._inbox import Inbox
+from trio_sessions._messages._inboxes import Inboxes
+from trio_sessions._messages._reading import Reading
 from trio_sessions._messages._receipts import Receipts
 from trio_sessions._orders import Order
+from trio_sessions._settings import Settings
+from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.stores.memory._row import Message
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import StoredMessage, Wanted
-from trio_sessions.writes import Acknowledge, Batch, Claim, Committed
+from trio_sessions.types import Holder, Stamp, StoredMessage, Wanted
+from trio_sessions.writes import Acknowledge, Batch, Claim, Claimed, Committed, Outcome
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
@@ -215,6 +221,41 @@ async def test_an_unwritten_row_is_tried_again_for_its_reader_and_for_nobody_els
             store.take("read")
             await trio.sleep(30)
             assert store.claimed == [], "it is written"
+
+
+class Tried:
+    """Claims that nobody answers."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def write(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+
+async def test_a_row_that_is_lost_once_more_is_tried_at_once(autojump_clock: MockClock) -> None:
+    """It was written since: the pause that led there is not waited for."""
+    table, tried, counters = LocalTable(), Tried(), Counters()
+    entry, _ = table.put("s", FakeTransport(), 0.0)
+    inboxes = Inboxes(Settings(), counters)
+    inboxes.of("s").open("reader", 0.0)
+    nobody: Any = None
+    parts: dict[str, Any] = {"claims": tried, "edge": nobody}
+    reading = Reading(table=table, inboxes=inboxes, counters=counters, **parts)
+    for _ in range(2):
+        reading._write_rows([inboxes.of("s")])
+        assert tried.entries == [entry], "once, and then there is a pause"
+    entry.claim()
+    holder = Holder(worker_id="w", incarnation="i")
+    claimed = Claimed(
+        outcome=Outcome.INSERTED, holder=holder, capabilities=None, born="b", dropped=0
+    )
+    entry.confirm(claimed, Stamp(history="h", beat=1))
+    reading._write_rows([inboxes.of("s")])
+    assert tried.entries == [entry]
+    entry.forget()
+    reading._write_rows([inboxes.of("s")])
+    assert tried.entries == [entry, entry]
 
 
 async def test_who_leaves_while_the_store_is_away_is_forgotten(autojump_clock: MockClock) -> None:
