@@ -532,7 +532,31 @@ def test_after_a_rewind_an_id_says_nothing_any_more() -> None:
     assert take_all(inbox) == ["2", "new", "another"]
 
 
+def test_a_single_row_in_doubt_is_asked_for_however_full_it_is() -> None:
+    """Nothing goes out before."""
+    inbox = make_inbox()
+    fill(inbox, row(1))
+    for number in range(MOST // 2 + 1):
+        assert inbox.accept(f"{number}", 0.0)
+    inbox.claimed(is_other=False, has_moved=True, now=0.0)
+    assert inbox.held.count(Stage.IN_DOUBT) == 1
+    assert inbox.should_fetch
+
+
 # ---- the door to the store ----
+
+
+def test_no_fetch_meets_a_message_on_its_way() -> None:
+    """Its row might be found before its id is known, and be taken for an older one."""
+    storing: dict[str, int] = {}
+    inbox = Inbox("s", size=SIZE, message_ttl=60.0, storing=storing)
+    inbox.open(READER, 0.0)
+    assert inbox.accept("early", 0.0)
+    storing["s"] = 1
+    assert not inbox.should_fetch
+    assert inbox.ask(SIZE, 0.0) is None
+    del storing["s"]
+    assert inbox.should_fetch
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,28 @@ def test_only_what_may_wait_is_hastened() -> None:
         assert (lines.patient, patient.may_wait) == (0, False)
 
 
+def test_what_has_left_once_may_wait_no_longer() -> None:
+    """Where its row was locked, it goes again for itself."""
+    lines = Lines(rows=10, size=100)
+    order = One("s")
+    order.give(0.0, may_wait=True)
+    lines.put(order)
+    assert lines.next_batch() == [order]
+    lines.ask_again([order], due=1.0)
+    lines.done()
+    assert (lines.waiting, lines.patient) == (1, 0)
+
+
+def test_who_has_waited_since_a_moment_came_before_it() -> None:
+    """Whoever came at that very moment has not waited for longer."""
+    lines = Lines(rows=10, size=100)
+    order = One("s")
+    order.give(1.0)
+    lines.put(order)
+    assert lines.waiting_since(1.0) == []
+    assert lines.waiting_since(1.5) == [order]
+
+
 def test_what_is_withdrawn_does_not_leave() -> None:
     """What is out already cannot be withdrawn."""
     lines = Lines(rows=10, size=100)
