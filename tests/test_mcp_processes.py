@@ -22,11 +22,15 @@ pytest.importorskip("mcp")
 pytest.importorskip("uvicorn")
 
 from mcp_fleet import BACKENDS, HEADERS, INITIALIZE, client, open_fleet, run
+from unmeasured import unmeasured
 
 import trio_sessions
 from trio_sessions.stores.database import DatabaseStore
 
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning"),
+    unmeasured,
+]
 
 SERVER = """
 import sys
