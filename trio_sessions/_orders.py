@@ -86,6 +86,9 @@ class Order(abc.ABC, Generic[T]):
     def advance(self, part: Unfinished) -> None:
         """Take note that a part of it is done; it goes again, for the rest."""
 
+    def note_undone(self) -> None:
+        """Take note that it has surely not happened so far: it goes again, or is given up."""
+
     def conclude(self, result: outcome.Outcome[T] | None) -> None:
         """Take note of the answer, whoever waits for it; None: it was not needed any more."""
 

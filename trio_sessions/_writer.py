@@ -250,6 +250,8 @@ class Writer:
                 if split_until is None:
                     split_until = trio.current_time() + _SPLITTING
                 left = [order for order in part if order.stage is Stage.OUT]
+                for order in left:
+                    order.note_undone()
                 at_once, later = self._judge_refusal(left, exc, split_until)
                 parts += at_once
                 again += later
@@ -308,6 +310,8 @@ class Writer:
             raise
         locked: list[Order[Any]] = []
         for order, answer in zip(sent, answers, strict=True):
+            if isinstance(answer, RowUnavailable):
+                order.note_undone()
             if isinstance(answer, Unfinished):
                 order.advance(answer)
                 order.give(trio.current_time())

@@ -24,7 +24,7 @@ from trio_sessions._messages._line import Message, has_expired
 from trio_sessions._orders import Order
 from trio_sessions._witness import Account, Fate, Witness
 from trio_sessions._writer import Writer
-from trio_sessions.errors import RowUnavailable, SessionsError
+from trio_sessions.errors import SessionsError
 from trio_sessions.types import Sent
 from trio_sessions.writes import Send
 
@@ -57,7 +57,7 @@ class _ForwardOrder(Order[Sent | None]):
         self._letter = letter
         self._forwarding = forwarding
         self._before: Account | None = None
-        """How the beats stood when it left last; None: it has not left."""
+        """How the beats stood when it left last; None: it has surely not been stored."""
 
     def make(self) -> Send | None:
         now, letter = trio.current_time(), self._letter
@@ -73,10 +73,12 @@ class _ForwardOrder(Order[Sent | None]):
             elsewhere=letter.born is None,
         )
 
+    def note_undone(self) -> None:
+        self._before = None
+
     def conclude(self, result: outcome.Outcome[Sent | None] | None) -> None:
         if isinstance(result, outcome.Error):
-            is_its_own = isinstance(result.error, RowUnavailable)  # then nothing was committed
-            self._forwarding.keep(self._letter, None if is_its_own else self._before, result.error)
+            self._forwarding.keep(self._letter, self._before, result.error)
         elif not isinstance(result, outcome.Value) or result.value is None:
             self._forwarding.drop()
 
