@@ -56,7 +56,14 @@ class Messages:
         self._settings = settings
         self._inboxes = Inboxes(settings, counters)
         self._receipts = Receipts(writer)
-        self._forwarding = Forwarding(writer, edge, witness, counters, settings.message_ttl)
+        self._forwarding = Forwarding(
+            writer=writer,
+            edge=edge,
+            witness=witness,
+            inboxes=self._inboxes,
+            counters=counters,
+            message_ttl=settings.message_ttl,
+        )
         self._reading = Reading(
             edge=edge, claims=claims, table=table, inboxes=self._inboxes, counters=counters
         )
@@ -71,6 +78,8 @@ class Messages:
         return self._accept_in_turn(session_id, payload)
 
     def _accept_in_turn(self, session_id: str, payload: str) -> bool:
+        if self._forwarding.keeps(session_id):
+            return False
         inbox = self._inboxes.of(session_id)
         accepted = inbox.accept(payload, trio.current_time())
         if accepted:
@@ -82,7 +91,8 @@ class Messages:
 
         Raises:
             SessionNotFound: the store has confirmed that nobody holds it.
-            StoreUnavailable: it is needed, and away.
+            StoreUnavailable: it is needed, and away; or messages to the session that were sent
+                before could not be forwarded, and nobody can say yet what became of them.
 
         Cancellation: a message that has not left for the store is withdrawn.
         """
@@ -106,11 +116,14 @@ class Messages:
         entry = self._table.get(session_id)
         if entry is not None and entry.row is Row.UNWRITTEN:
             self._claims.write(entry)
+        self._forwarding.forward_again(session_id)
+        self._forwarding.check_order(session_id)
         order = SendOrder(
             session_id,
             payload,
             table=self._table,
             departures=self._departures,
+            forwarding=self._forwarding,
             inboxes=self._inboxes,
         )
         self._writer.give(order)
