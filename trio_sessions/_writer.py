@@ -310,19 +310,19 @@ class Writer:
             raise
         locked: list[Order[Any]] = []
         for order, answer in zip(sent, answers, strict=True):
-            if isinstance(answer, RowUnavailable):
-                order.note_undone()
             if isinstance(answer, Unfinished):
                 order.advance(answer)
                 order.give(trio.current_time())
                 self._lines.ask_again([order], order.given_at)
             elif not isinstance(answer, RowUnavailable):
                 order.settle(outcome.Value(answer))
-            elif not isinstance(answer, RowDoubtful) and self._may_ask_again(order):
-                locked.append(order)
             else:
-                order.settle(outcome.Error(answer))
-                self._counters.count_write_failures(1)
+                order.note_undone()
+                if not isinstance(answer, RowDoubtful) and self._may_ask_again(order):
+                    locked.append(order)
+                else:
+                    order.settle(outcome.Error(answer))
+                    self._counters.count_write_failures(1)
         return locked
 
     def _new_scope(self) -> trio.CancelScope:
