@@ -194,7 +194,7 @@ class Entry:
 
     @property
     def refusal(self) -> Outcome | None:
-        """Why its last claim was refused: its id is revoked, or it was one too many of its owner."""
+        """Why its last claim was refused: its id is revoked, or its owner has too many."""
         return self._refusal
 
     @property

@@ -70,7 +70,7 @@ class _ForwardOrder(Order[Sent | None]):
         now, letter = trio.current_time(), self._letter
         if has_expired(letter.expires_at, now):
             return None
-        self._forwarding.check_order(self.session_id)
+        self._forwarding.check_order(self.session_id, letter.born)
         self._before = self._forwarding.witness.account()
         return Send(
             session_id=letter.session_id,
@@ -170,13 +170,19 @@ class Forwarding:
         self._kept.setdefault(letter.session_id, deque()).append(unsent)
         self._number += 1
 
-    def keeps(self, session_id: str) -> bool:
-        """Say whether messages of a session are kept: then nothing of this worker may be read."""
-        return session_id in self._kept
+    def keeps(self, session_id: str, born: str | None) -> bool:
+        """Say whether messages to a session are kept, which others must not overtake.
 
-    def check_order(self, session_id: str) -> None:
-        """Raise `StoreUnavailable` if a message would overtake those of its session kept here."""
-        if session_id in self._kept:
+        Args:
+            session_id: its id.
+            born: its birth, if that is known: those of another session of the id do not count.
+        """
+        kept = self._kept.get(session_id, ())
+        return any(born is None or one.letter.born == born for one in kept)
+
+    def check_order(self, session_id: str, born: str | None) -> None:
+        """Raise `StoreUnavailable` where `keeps` says so."""
+        if self.keeps(session_id, born):
             raise StoreUnavailable("messages to the session that were sent before are not stored")
 
     def forward_again(self, session_id: str) -> list[Order[Sent | None]]:

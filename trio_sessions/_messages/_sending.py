@@ -51,8 +51,8 @@ class SendOrder(Order[Sent | None]):
         inboxes.begin_to_store(session_id)
 
     def make(self) -> Send:
-        self._forwarding.check_order(self.session_id)
         entry = self._table.get(self.session_id)
+        self._forwarding.check_order(self.session_id, None if entry is None else entry.born)
         if entry is not None and entry.row is Row.UNWRITTEN:
             raise StoreUnavailable(
                 f"the session's row could not be written: {entry.error}"
