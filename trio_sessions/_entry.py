@@ -194,7 +194,7 @@ class Entry:
 
     @property
     def refusal(self) -> Outcome | None:
-        """Why its claim was refused: its id is revoked, or it was one too many of its owner."""
+        """Why its last claim was refused: its id is revoked, or its owner has too many."""
         return self._refusal
 
     @property
@@ -279,6 +279,7 @@ class Entry:
             self._is_let_in = True
         else:
             self._most_of_owner = None
+        self._refusal = None
         self._is_certain &= error is None
         self._answer(Row.UNWRITTEN, error)
 

@@ -1,5 +1,12 @@
 """One write that was asked for: whoever gives it, waits for it, or carries it out. No I/O.
 
+::
+
+                  ┌──── to go again ────┐
+                  v                     │
+    (given) ──> WAITING ── sent ─────> OUT ── answered ──> SETTLED
+                  └── withdrawn, or given up ─────────────────^
+
 The one owner of where a write is on its way; the writer, and what carries letters, tell it.
 See docs/decisions/0009-one-writer.md.
 """
@@ -28,6 +35,15 @@ class Stage(enum.Enum):
     """In the batch under way: it happens or not."""
     SETTLED = enum.auto()
     """Answered, or withdrawn before it was out."""
+
+    __hash__ = object.__hash__  # an enum's own is slow before Python 3.12
+
+
+_NEXT = {
+    Stage.WAITING: {Stage.WAITING, Stage.OUT, Stage.SETTLED},
+    Stage.OUT: {Stage.WAITING, Stage.SETTLED},
+    Stage.SETTLED: set[Stage](),
+}
 
 
 class Order(abc.ABC, Generic[T]):
@@ -86,6 +102,9 @@ class Order(abc.ABC, Generic[T]):
     def advance(self, part: Unfinished) -> None:
         """Take note that a part of it is done; it goes again, for the rest."""
 
+    def note_undone(self) -> None:
+        """Take note that it has surely not happened so far: it goes again, or is given up."""
+
     def conclude(self, result: outcome.Outcome[T] | None) -> None:
         """Take note of the answer, whoever waits for it; None: it was not needed any more."""
 
@@ -113,7 +132,7 @@ class Order(abc.ABC, Generic[T]):
 
     def give(self, now: float, *, may_wait: bool = False) -> None:
         """Note that it waits from now on."""
-        self._stage = Stage.WAITING
+        self._go(Stage.WAITING)
         self._given_at = now
         self._may_wait = may_wait
 
@@ -123,12 +142,12 @@ class Order(abc.ABC, Generic[T]):
 
     def send(self) -> None:
         """Note that it is on its way: it happens or not."""
-        self._stage = Stage.OUT
+        self._go(Stage.OUT)
         self._may_wait = False
 
     def go_again(self) -> None:
         """Note that it has not happened, and waits to go again."""
-        self._stage = Stage.WAITING
+        self._go(Stage.WAITING)
 
     def note_locked(self) -> None:
         """Note that it could not be done, for its row was locked."""
@@ -136,11 +155,16 @@ class Order(abc.ABC, Generic[T]):
 
     def settle(self, result: outcome.Outcome[T] | None) -> None:
         """Settle the order with its result, and wake whoever waits for it."""
-        self._stage = Stage.SETTLED
+        self._go(Stage.SETTLED)
         self._result = result
         self.conclude(result)
         if self._settled is not None:
             self._settled.set()
+
+    def _go(self, stage: Stage) -> None:
+        if stage not in _NEXT[self._stage]:
+            raise RuntimeError(f"an order cannot go from {self._stage.name} to {stage.name}")
+        self._stage = stage
 
     async def settled(self) -> None:
         """Wait until it is answered; no checkpoint if it is."""
