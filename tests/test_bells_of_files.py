@@ -1,7 +1,8 @@
 """Bells of a file: it is looked at, and read by one look only."""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
@@ -9,13 +10,16 @@ import trio
 from backdoors import DatabaseBackdoor
 from conftest import Shared
 from readers import reading
+from trio.testing import MockClock
 
 from trio_sessions import open_registry
 from trio_sessions.abc import Worker
-from trio_sessions.stores.database._bell import _FileBell
+from trio_sessions.stores.database._bell import _FileBell, look_at_the_file
 from trio_sessions.stores.database._questions import Questions
 from trio_sessions.stores.database._schema import tables
 from trio_sessions.testing import FakeTransport
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
@@ -85,6 +89,62 @@ def test_what_is_stored_between_two_reads_of_a_look_is_seen_by_the_next(sqlite: 
         assert bell.look(connection) == {"a", "b"}
         assert bell.look(connection) == {"c"}
         assert bell.look(connection) == frozenset()
+
+
+class Source:
+    """The connections of a store that has one, and which counts the looks on it."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+        self.looks = 0
+        self.lent = 0
+
+    def check_process(self) -> None:
+        """Nothing is forked here."""
+
+    async def run(self, worker: Worker, work: Callable[[sa.Connection], T]) -> T:
+        raise AssertionError("a bell has a connection of its own")
+
+    async def run_on(
+        self, worker: Worker, connection: sa.Connection, work: Callable[[sa.Connection], T]
+    ) -> T:
+        await trio.lowlevel.checkpoint()
+        self.looks += 1
+        assert self.looks < 1000, "it looks without a pause"
+        return work(connection)
+
+    async def take(self, worker: Worker, prepare: Callable[[sa.Connection], Any]) -> sa.Connection:
+        prepare(self.connection)
+        self.lent += 1
+        return self.connection
+
+    async def give_back(self, worker: Worker, connection: sa.Connection) -> None:
+        assert connection is self.connection
+        self.lent -= 1
+
+
+async def test_what_was_there_before_a_bell_was_opened_is_no_news(
+    autojump_clock: MockClock,
+) -> None:
+    """Whoever opens it looks for that anyway; and its connection is given back."""
+    asked: list[int] = []
+
+    def news(connection: sa.Connection, seen: int) -> tuple[int, frozenset[str]]:
+        asked.append(seen)
+        return 7, frozenset({"s"} if seen < 7 else ())
+
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+    engine = sa.create_engine("sqlite://")
+    with engine.connect() as connection:
+        source = Source(connection)
+        async with look_at_the_file(source, worker, news) as bell:
+            assert source.lent == 1
+            with trio.move_on_after(10.0):
+                pytest.fail(f"it rang for {await bell.wait()}")
+        assert source.lent == 0
+        assert source.looks > 100
+    engine.dispose()
+    assert asked == [0], "the tables are read when the file has changed"
 
 
 async def test_messages_are_read_while_somebody_writes(sqlite: Shared) -> None:

@@ -50,6 +50,16 @@ def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert departures.ended("s5") == 0
 
 
+def test_the_latest_that_was_forgotten_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions do not end in the order in which they were added."""
+    monkeypatch.setattr(_departures, "MOST", 1)
+    departures = Departures()
+    departures.begin([entry("s", 5), entry("t", 3), entry("u", 4)])
+    assert departures.all() == {"u": 4}
+    departures.begin_again("s")
+    assert departures.ended("s") == 5
+
+
 def test_who_is_held_again_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor whoever comes back after it was: then all that may be left counts."""
     monkeypatch.setattr(_departures, "MOST", 2)

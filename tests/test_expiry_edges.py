@@ -16,7 +16,8 @@ from trio.testing import MockClock
 from witnesses import Witnessed, open_witnessed
 
 from trio_sessions import open_registry
-from trio_sessions.abc import SessionStore
+from trio_sessions.abc import InspectionStore, SessionStore
+from trio_sessions.inspection import WorkerState
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport
@@ -157,6 +158,55 @@ async def test_at_exactly_its_ttl_a_worker_is_kept_in_memory(mock_clock: MockClo
     async with two_workers(lambda: store) as (a, _):
         there = await sweep_until_gone(a, mock_clock.jump, MemoryBackdoor(store))
         assert there == [True, True, True, False]
+
+
+async def outlive_a_gap(
+    a: Witnessed, b: Witnessed, move: Callable[[float], None]
+) -> list[tuple[WorkerState, int]]:
+    """Return what a silent ``b`` is, and what ``a`` sweeps, as a series that began anew goes on.
+
+    Args:
+        a: vouches again after a gap, and sweeps.
+        b: holds a session, and died before.
+        move: moves the clock.
+    """
+    assert await a.stamp()
+    await b.claim("s")
+    move(2 * TTL)
+    assert await a.stamp(), "nobody has vouched since: this begins a series"
+    found = []
+    for step in (200.0, 200.0, TTL - 400.25, 0.25):
+        move(step)
+        assert await a.stamp()
+        store = a.store
+        assert isinstance(store, InspectionStore)
+        [state] = [one.state for one in await store.list_workers(a.worker) if one.worker_id == "b"]
+        found.append((state, (await a.sweep()).sessions))
+    return found
+
+
+LATE_THEN_GONE = [*3 * [(WorkerState.LATE, 0)], (WorkerState.GONE, 1)]
+
+
+async def test_a_series_is_as_old_as_a_ttl_at_that_very_moment_on_postgresql(
+    postgresql_schema: sa.URL,
+) -> None:
+    """An operator is told that a worker is gone exactly when a sweep takes its rows."""
+    with (
+        stopped_clock(postgresql_schema) as (url, move),
+        share_database("postgresql", url) as shared,
+    ):
+        async with two_workers(shared.make_store) as (a, b):
+            assert await outlive_a_gap(a, b, move) == LATE_THEN_GONE
+
+
+async def test_a_series_is_as_old_as_a_ttl_at_that_very_moment_in_memory(
+    mock_clock: MockClock,
+) -> None:
+    """The same."""
+    store = MemoryStore()
+    async with two_workers(lambda: store) as (a, b):
+        assert await outlive_a_gap(a, b, mock_clock.jump) == LATE_THEN_GONE
 
 
 # ---- two claims of one moment ----

@@ -2,7 +2,10 @@
 
 import logging
 import math
+import sqlite3
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +15,12 @@ import trio
 import trio.testing
 
 from trio_sessions import open_registry
-from trio_sessions._process import this_process
+from trio_sessions._process import _processes, this_process
 from trio_sessions.abc import Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.database._connections import Connections
+from trio_sessions.stores.database._database import Database
 from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
 from trio_sessions.stores.database.sqlite import DATABASE
 from trio_sessions.testing import FakeTransport
@@ -48,6 +52,26 @@ def make(*, timeout: float, patience: float) -> tuple[Operation, list[str]]:
     )
     operation._begin()
     return operation, done
+
+
+@asynccontextmanager
+async def opened(
+    url: sa.URL, database: Database = DATABASE
+) -> AsyncIterator[tuple[Connections, Worker]]:
+    """Open connections to a file, for one worker."""
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(2))
+    connections = Connections(database, url, None, DatabaseStore(url), None)
+    await connections.open(worker, lambda _: None)
+    yield connections, worker
+    await connections.close(worker)
+
+
+def is_open(connection: Any) -> bool:
+    try:
+        connection.execute("SELECT 1")
+    except sqlite3.ProgrammingError:
+        return False
+    return True
 
 
 def state_of(operation: Operation) -> State:
@@ -128,6 +152,68 @@ async def test_a_connection_is_watched_before_anything_is_sent_on_it(sqlite_url:
     finally:
         sa.event.remove(sa.Pool, "connect", note)
     assert set(states) == {State.CONNECTED}
+
+
+async def test_a_connection_that_comes_too_late_is_closed(
+    sqlite_url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it any more; nothing is sent on it, and the pool never sees it."""
+    made: list[sqlite3.Connection] = []
+    async with opened(sqlite_url) as (connections, _):
+        engine = connections._engine
+        assert engine is not None
+        connect = engine.dialect.connect
+
+        def note(*args: Any, **kwargs: Any) -> Any:
+            made.append(connect(*args, **kwargs))  # type: ignore[arg-type]
+            return made[-1]
+
+        engine.dispose()  # what the opening has left there
+        monkeypatch.setattr(engine.dialect, "connect", note)
+        operation, done = make(timeout=math.inf, patience=OVER)
+        operation.look()
+        monkeypatch.setattr(current, "operation", operation, raising=False)
+        with pytest.raises(Withdrawn):
+            engine.connect()
+        monkeypatch.undo()
+    assert done == []
+    [connection] = made
+    assert not is_open(connection)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+async def test_what_is_given_back_is_closed_and_forgotten(
+    sqlite_url: sa.URL, *, is_broken: bool
+) -> None:
+    """However broken it is: nothing connects anew for it, and only a forked child keeps it.
+
+    That is watched, but for what comes after SQLAlchemy: nobody may cut it any more then.
+    """
+    let_go: list[str] = []
+
+    class LookingCutter(NotingCutter):
+        def close(self) -> None:
+            let_go.append("open" if is_open(self._connection) else "closed")
+
+    database = replace(DATABASE, cutter=lambda one: LookingCutter([], one))
+    async with opened(sqlite_url, database) as (connections, worker):
+        taken = await connections.take(worker, lambda one: one.exec_driver_sql("SELECT 1"))
+        driver = taken.connection.dbapi_connection
+        assert isinstance(driver, sqlite3.Connection)
+        assert connections._taken == {taken: driver}
+        if is_broken:
+            taken.invalidate()
+        made: list[object] = []
+        assert connections._engine is not None
+        sa.event.listen(connections._engine.pool, "connect", lambda *one: made.append(one))
+        let_go.clear()
+        await connections.give_back(worker, taken)
+        assert let_go == ["open" if is_broken else "closed"]
+        assert not is_open(driver)
+        assert connections._taken == {}
+        assert taken.closed
+        assert made == []
+        assert (taken, driver) not in _processes[-1].inherited
 
 
 async def test_what_sqlalchemy_logs_shows_no_values(

@@ -11,6 +11,7 @@ from orders import Many, One
 
 from trio_sessions._lines import Lines
 from trio_sessions._orders import Order, Stage
+from trio_sessions._posting import PostOrder
 
 
 class Others(Many):
@@ -75,6 +76,50 @@ def test_batches_are_bounded_in_rows_and_bytes() -> None:
     assert all(len(one) <= 3 and (sum(one) <= 10 or len(one) == 1) for one in sizes)
     assert sum(map(len, sizes)) == 10
     assert [50] in sizes
+
+
+def sizes_of_batches(lines: Lines, *sizes: int) -> list[list[int]]:
+    """Put orders of as many sessions, and return those of each batch."""
+    for number, size in enumerate(sizes):
+        lines.put(One(f"s{number}", size=size))
+    batches = []
+    while batch := lines.next_batch():
+        batches.append([order.size for order in batch])
+        lines.done()
+    return batches
+
+
+def test_a_batch_is_filled_to_the_last_byte() -> None:
+    """What does not fit goes first next time: nothing smaller overtakes it."""
+    assert sizes_of_batches(Lines(rows=10, size=10), 4, 6, 1) == [[4, 6], [1]]
+    assert sizes_of_batches(Lines(rows=10, size=10), 6, 7, 3) == [[6], [7, 3]]
+
+
+def test_what_is_held_back_for_letters_keeps_its_order() -> None:
+    """They have a batch of their own, and the next one has the others."""
+    lines = Lines(rows=10, size=100)
+    others = [One("s"), One("t")]
+    letter = PostOrder("{}", to="w")
+    for order in (*others, letter):
+        lines.put(order)
+    assert lines.next_batch(of_letters=True) == [letter]
+    lines.done()
+    assert lines.next_batch() == others
+
+
+def test_only_what_may_wait_is_hastened() -> None:
+    """Once; what waits for nobody's batch is counted as it was."""
+    lines = Lines(rows=10, size=100)
+    patient, other = One("s"), One("t")
+    patient.give(0.0, may_wait=True)
+    for order in (patient, other):
+        lines.put(order)
+    assert lines.patient == 1
+    lines.hasten(other)
+    assert lines.patient == 1
+    for _ in range(2):
+        lines.hasten(patient)
+        assert (lines.patient, patient.may_wait) == (0, False)
 
 
 def test_what_is_withdrawn_does_not_leave() -> None:

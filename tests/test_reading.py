@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from typing import Any, cast
 
 import outcome
@@ -10,16 +11,22 @@ import trio
 from trio.testing import MockClock
 
 from trio_sessions import open_registry
+from trio_sessions._counters import Counters
+from trio_sessions._entry import Entry
 from trio_sessions._messages._inbox import Inbox
+from trio_sessions._messages._inboxes import Inboxes
+from trio_sessions._messages._reading import Reading
 from trio_sessions._messages._receipts import Receipts
 from trio_sessions._orders import Order
+from trio_sessions._settings import Settings
+from trio_sessions._table import LocalTable
 from trio_sessions._writer import Writer
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.stores.memory._row import Message
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import StoredMessage, Wanted
-from trio_sessions.writes import Acknowledge
+from trio_sessions.types import Holder, Stamp, StoredMessage, Wanted
+from trio_sessions.writes import Acknowledge, Batch, Claim, Claimed, Committed, Outcome
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
 
@@ -154,3 +161,112 @@ async def test_a_row_that_is_not_written_yet_is_written_for_whoever_reads(
             async with registry.open_inbox("s"):
                 while not await other.session_exists("s"):
                     await trio.sleep(0.05)
+
+
+class Claiming(FaultyStore):
+    """Notes when each session is claimed."""
+
+    def __init__(self, store: SessionStore) -> None:
+        super().__init__(store)
+        self.claimed: list[tuple[str, float]] = []
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        now = trio.current_time()
+        self.claimed += [(claim.session_id, now) for _, claim in batch.of(Claim)]
+        return await super().commit(worker, batch)
+
+    def take(self, session_id: str) -> list[float]:
+        """Return when a session was claimed since this was last asked; of the others, forget it."""
+        found = [when for name, when in self.claimed if name == session_id]
+        self.claimed.clear()
+        return found
+
+
+def assert_pauses_grow(moments: list[float]) -> None:
+    """From a tenth of a second to five, each with jitter of a half."""
+    pauses = [later - earlier for earlier, later in pairwise(moments)]
+    assert len(pauses) > 7
+    for number, pause in enumerate(pauses):
+        about = min(0.1 * 2**number, 5.0)
+        assert 0.5 * about - 0.001 <= pause <= 1.5 * about + 0.001
+
+
+async def test_an_unwritten_row_is_tried_again_for_its_reader_and_for_nobody_else(
+    autojump_clock: MockClock,
+) -> None:
+    """After pauses that grow (invariant 16); they begin anew with the next reader."""
+    store = Claiming(MemoryStore())
+    async with open_registry(store, session_ttl=7200.0, cleanup_interval=3600.0) as registry:
+        store.fail(Fault.FAILS, "Claim")
+        for name in ("left", "read"):
+            await registry.add_session(name, FakeTransport())
+        async with registry.open_inbox("read"):
+            store.take("read")
+            await trio.sleep(30)
+            assert_pauses_grow(store.take("read"))
+            async with registry.open_inbox("left"):
+                await trio.sleep(30)
+                assert_pauses_grow(store.take("left"))
+            await trio.sleep(10)
+            store.take("left")
+            await trio.sleep(30)
+            assert "left" not in {name for name, _ in store.claimed}
+            assert len(store.take("read")) > 3, "the other one is tried as before"
+            async with registry.open_inbox("left"):
+                await trio.sleep(30)
+                assert_pauses_grow(store.take("left"))
+            store.heal()
+            await trio.sleep(10)
+            assert registry.statistics().unconfirmed == 1, "nobody reads it"
+            store.take("read")
+            await trio.sleep(30)
+            assert store.claimed == [], "it is written"
+
+
+class Tried:
+    """Claims that nobody answers."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def write(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+
+async def test_a_row_that_is_lost_once_more_is_tried_at_once(autojump_clock: MockClock) -> None:
+    """It was written since: the pause that led there is not waited for."""
+    table, tried, counters = LocalTable(), Tried(), Counters()
+    entry, _ = table.put("s", FakeTransport(), 0.0)
+    inboxes = Inboxes(Settings(), counters)
+    inboxes.of("s").open("reader", 0.0)
+    nobody: Any = None
+    parts: dict[str, Any] = {"claims": tried, "edge": nobody}
+    reading = Reading(table=table, inboxes=inboxes, counters=counters, **parts)
+    for _ in range(2):
+        reading._write_rows([inboxes.of("s")])
+        assert tried.entries == [entry], "once, and then there is a pause"
+    entry.claim()
+    holder = Holder(worker_id="w", incarnation="i")
+    claimed = Claimed(
+        outcome=Outcome.INSERTED, holder=holder, capabilities=None, born="b", dropped=0
+    )
+    entry.confirm(claimed, Stamp(history="h", beat=1))
+    reading._write_rows([inboxes.of("s")])
+    assert tried.entries == [entry]
+    entry.forget()
+    reading._write_rows([inboxes.of("s")])
+    assert tried.entries == [entry, entry]
+
+
+async def test_who_leaves_while_the_store_is_away_is_forgotten(autojump_clock: MockClock) -> None:
+    """Many may come and go in a long outage."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store, session_ttl=7200.0, cleanup_interval=3600.0) as registry:
+        await registry.add_session("s", FakeTransport())
+        store.fail(Fault.FAILS, "fetch")
+        async with registry.open_inbox("s"):
+            await trio.sleep(10)
+            wanted = registry._house.messages._reading._wanted
+            assert [one.session_id for one in wanted] == ["s"]
+            await registry.remove_session("s")
+            assert not wanted

@@ -105,15 +105,19 @@ def test_a_receipt_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch has as many sessions as writes: the rest goes with the next."""
     monkeypatch.setattr(_receipts, "_ROWS", 3)
     receipts, given = make_receipts()
-    inbox = make_inbox(5, 4, 3, 2, 1)
-    for row in (5, 4, 3, 2, 1):
+    inbox = make_inbox(8, 7, 6, 5, 4, 3, 2, 1)
+    for row in (8, 7, 6, 5, 4, 3, 2, 1):
         handle(receipts, inbox, row)
     order, write = given.next()
-    assert write.message_ids == (3, 4, 5), "what was handled first, in the order of the ids"
+    assert write.message_ids == (6, 7, 8), "what was handled first, in the order of the ids"
     order.settle(outcome.Value(True))
-    following, write = given.next()
+    full, write = given.next()
+    assert write.message_ids == (3, 4, 5)
+    full.settle(outcome.Value(True))
+    rest, write = given.next()
     assert write.message_ids == (1, 2)
-    assert following.size > order.size
+    assert full.size == 24, "three ids of eight bytes"
+    assert rest.size == 16
 
 
 def test_the_last_receipt_has_what_is_in_hand_too() -> None:
@@ -127,6 +131,7 @@ def test_the_last_receipt_has_what_is_in_hand_too() -> None:
     receipts.close(inbox, moved=False)
     last, write = given.next()
     assert write == Acknowledge(session_id="s", message_ids=(1, 3))
+    assert last.size == 16, "a batch is bounded in bytes"
     assert before.make() is None
     before.settle(None)
     last.settle(AWAY)

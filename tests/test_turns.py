@@ -208,6 +208,25 @@ async def test_no_step_grows_with_the_number_of_sessions(monkeypatch: pytest.Mon
     assert watch.backdoor.rows() == {}
 
 
+async def test_no_step_grows_with_the_number_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a chunk is one session: to begin with them takes turns, too."""
+    monkeypatch.setattr("trio_sessions._cleanup._SLICE", 3 * SLICE)
+    with counting() as turns:
+        watch = Watch(turns, MOST + MOST // 2)
+        async with open_registry(
+            watch.store, session_ttl=3600.0, cleanup_interval=1800.0, batch_size=1
+        ) as registry:
+            watch.store.fail()
+            await watch.add_all(registry)
+            watch.store.heal()
+            with watch.step("restored"):
+                assert len((await registry.cleanup()).restored) == watch.number
+            with watch.step("refreshed"):
+                assert (await registry.cleanup()).refreshed == watch.number
+    assert {what: step for what, step in watch.steps.items() if step[0] > MOST} == {}
+    assert all(largest > 1 for largest, _ in watch.steps.values()), "the work is seen"
+
+
 async def test_no_look_at_them_grows_with_their_number(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

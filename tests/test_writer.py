@@ -209,6 +209,58 @@ async def test_what_may_wait_is_hastened_and_written_at_the_end(autojump_clock: 
         assert trio.current_time() == began
 
 
+async def test_what_may_wait_and_is_more_than_a_batch_waits_for_another(
+    autojump_clock: MockClock,
+) -> None:
+    """The rest gathers once more, as if it had just been given."""
+    store = Recorder()
+    writer = make_writer(store)
+    async with writing(writer):
+        began = trio.current_time()
+        await settle_all([writer.give(One(f"s{n}"), may_wait=True) for n in range(150)])
+        assert [len(batch) for batch in store.batches] == [100, 50]
+        assert [when - began for when in store.times] == pytest.approx([0.02, 0.04])
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the steps of all tasks."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.number += 1
+
+
+@pytest.mark.parametrize("how", ["given up", "withdrawn"])
+async def test_the_loop_rests_when_what_might_wait_is_none_of_its_business_any_more(
+    mock_clock: MockClock, how: str
+) -> None:
+    """It does not go round for what nobody is going to write (invariant 16)."""
+    writer = make_writer(Recorder())
+    async with writing(writer):
+        await trio.testing.wait_all_tasks_blocked()
+        order = writer.give(One("s"), may_wait=True)
+        await trio.testing.wait_all_tasks_blocked()
+        if how == "given up":
+            writer._lines.give_up([order], StoreUnavailable("away"))
+        else:
+            assert writer._lines.withdraw(order)
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        mock_clock.jump(1.0)
+        for _ in range(100):
+            await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(steps)
+        assert steps.number < 110, "a hundred are ours"
+        later = writer.give(One("t"), may_wait=True)
+        await trio.testing.wait_all_tasks_blocked()
+        assert later.stage is Stage.WAITING, "it gathers from now on"
+        mock_clock.jump(0.02)
+        with trio.fail_after(1.0):
+            await later.settled()
+
+
 async def test_what_may_wait_keeps_its_place(autojump_clock: MockClock) -> None:
     """What is written of one session is written in the order of the calls."""
     store = Recorder()

@@ -67,7 +67,7 @@ class Undecided:
         """Note that an adoption was answered, or is remembered no longer."""
         record = self._records.get(session_id)
         if record is not None:
-            record.unanswered, record.is_awaited = 0, False
+            record.unanswered = 0
             self._unanswered.pop(session_id, None)
             self._drop_if_empty(session_id, record)
 

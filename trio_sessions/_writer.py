@@ -211,19 +211,21 @@ class Writer:
 
         What may wait goes with no letters: they wait for no disk, and it would have them wait.
         """
-        lines, until = self._lines, self._patient_until
-        if lines.patient and not self._life.is_finishing and until and trio.current_time() < until:
+        lines, until, now = self._lines, self._patient_until, trio.current_time()
+        if until is not None and now < until and not self._life.is_finishing:
             if lines.waiting == lines.patient:
                 return ()
             if lines.waiting == lines.patient + lines.letters:
                 return lines.next_batch(of_letters=True)
         batch = lines.next_batch()
-        self._patient_until = trio.current_time() + _GATHER if lines.patient else None
+        self._patient_until = now + _GATHER if lines.patient else None
         return batch
 
     async def _wait_for_work(self) -> None:
         self._work = trio.Event()
         self._has_rested = True
+        if not self._lines.patient:  # what might wait was given up
+            self._patient_until = None
         due, patient_until = self._lines.next_due(), self._patient_until
         if due is None and patient_until is None:
             await self._work.wait()

@@ -143,10 +143,7 @@ class Inbox(Arrivals):
         """Begin a fetch of ``most`` bytes at most; None: not now. Answer it, or give it up."""
         if self._fetching.is_under_way or not self._may_fetch:
             return None
-        asked = self._fetching.begin(most, now)
-        if asked is None:
-            self._progress.expect_more()  # as far as is known
-        return asked
+        return self._fetching.begin(most, now)
 
     def give_up_fetch(self, asked: Asked) -> None:
         """Note that a fetch has failed; wake the reader, who waits for it no longer."""

@@ -72,7 +72,6 @@ class Reading:
     def forget(self, inbox: Inbox) -> None:
         """Drop an inbox that has ended from those that are to be fetched for."""
         self._wanted.pop(inbox, None)
-        self._unwritten.pop(inbox, None)
 
     async def _want_all(self, session_ids: Iterable[str]) -> None:
         for part in chunked(list(session_ids), _SLICE):

@@ -195,12 +195,12 @@ class Connections:
 
     async def give_back(self, worker: Worker, connection: sa.Connection) -> None:
         """Close a connection that was taken, however broken it is."""
-        self._taken.pop(connection, None)
+        driver = self._taken.pop(connection)
         operation = self._operation()
         with contextlib.suppress(DBAPIError, Withdrawn):  # it is gone, which is what is wanted
-            await operation.run(partial(_close, connection, operation), worker.limiter)
+            await operation.run(partial(_close, connection, driver, operation), worker.limiter)
         if self._process is not this_process():
-            keep_for_ever(connection)
+            keep_for_ever((connection, driver))
 
     async def _guarded(self, worker: Worker, work: Callable[[Operation], T]) -> T:
         """Run ``work`` in a thread, watched; the errors of drivers become ours."""
@@ -386,12 +386,7 @@ class Connections:
         return StoreUnavailable(f"{where} failed: {reason}" + (f" ({advice})" if advice else ""))
 
 
-def _close(connection: sa.Connection, operation: Operation) -> None:
-    if connection.invalidated:
-        connection.close()
-        return
-    driver = connection.connection.dbapi_connection
-    assert driver is not None
+def _close(connection: sa.Connection, driver: Any, operation: Operation) -> None:
     try:
         operation.hold(driver)
         connection.close()

@@ -123,7 +123,7 @@ class Lease:
         """
         if updated >= len(own):
             return ()
-        if updated <= 0 or len(own) == 1:
+        if updated <= 0:
             return own
         middle = len(own) // 2
         halves = own[:middle], own[middle:]
