@@ -75,7 +75,23 @@ class Sender:
         if not await self._lanes.has_room(to):
             await self._writer.admit()
         order = self._lanes.give(to, text)
-        return order is None or bool(await self._lanes.answer(order))
+        return order is None or await self.was_left(order)
+
+    async def was_left(self, order: Order[int]) -> bool:
+        """Wait until it is known what has become of a letter; returns and raises as `post`."""
+        return bool(await self._lanes.answer(order))
+
+    def is_near(self, to: str) -> bool:
+        """Say whether a letter to another worker leaves at once, most likely."""
+        return self._lanes.is_clear(to)
+
+    def post_nowait(self, to: str, text: str) -> Order[int] | None:
+        """Leave a letter for another worker, where `is_near` has said so.
+
+        Returns:
+            What waits to be sent, for `was_left`; None: it has left.
+        """
+        return self._lanes.give(to, text)
 
     async def publish(self, topic: str, text: str) -> None:
         """Leave a letter for everybody who listens to a topic; raises as `post`."""
