@@ -119,10 +119,15 @@ class Sender:
             return None
         return self._lanes.give(to, text, may_be_lost=True)
 
-    async def deliver(self, to: str, text: str) -> None:
+    async def deliver(self, to: str, text: str, order: Order[int] | None = None) -> None:
         """Leave a letter again and again until there is somebody who may get it.
 
         Only for letters of which a second one does no harm.
+
+        Args:
+            to: for whom.
+            text: the letter.
+            order: what waits to be sent, where it is on its way for the first time.
 
         Cancellation: what is on its way goes on.
         """
@@ -132,12 +137,14 @@ class Sender:
             return
         pause, longest = _PAUSES
         while True:
-            await self._lanes.has_room(to)
             try:
-                order = self._lanes.give(to, text)
+                if order is None:
+                    await self._lanes.has_room(to)
+                    order = self._lanes.give(to, text)
                 if order is None or await order.wait():
                     return
             except SessionsError as exc:
                 logger.debug("a letter could not be left, and is left again: %s", exc)
+            order = None
             await trio.sleep(jittered(pause))
             pause = min(2 * pause, longest)
