@@ -231,7 +231,8 @@ class _Answer:
         """Take what the application says; it waits while too much is on its way."""
         self._has_begun.set()
         while len(self._rest) >= _QUEUE and not self._is_gone.is_set():
-            self._has_room = anyio.Event()
+            if self._has_room.is_set():  # else another task waits for it
+                self._has_room = anyio.Event()
             await self._has_room.wait()
         if self._is_gone.is_set():
             raise anyio.BrokenResourceError
