@@ -56,8 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection(session: pytest.Session) -> Iterator[None]:
     """Import all tests without looking for garbage: nearly all that is made then stays."""
     gc.disable()
-    collects = session.config.getoption("dist", "no") == "no"  # or its workers do
-    measured = collects and session.config.pluginmanager.hasplugin("_cov")
+    measured = session.config.pluginmanager.hasplugin("_cov")
     if measured:  # what they import is, and they are not
         for module in pkgutil.walk_packages(trio_sessions.__path__, "trio_sessions."):
             if not module.name.endswith(".__main__"):
