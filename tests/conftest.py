@@ -2,9 +2,7 @@
 
 import contextlib
 import gc
-import importlib
 import os
-import pkgutil
 import tempfile
 import uuid
 import warnings
@@ -24,9 +22,7 @@ from presses import let_children_have_ctrl_c
 from proxy import Proxy, open_proxy
 from servers import Server, make_data, make_server
 from soak import SOAK, longer
-from unmeasured import not_measuring, unmeasured
 
-import trio_sessions
 from trio_sessions import SessionRegistry, open_registry
 from trio_sessions.abc import SessionStore
 from trio_sessions.stores.database import DatabaseStore
@@ -53,28 +49,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection(session: pytest.Session) -> Iterator[None]:
+def pytest_collection() -> Iterator[None]:
     """Import all tests without looking for garbage: nearly all that is made then stays."""
     gc.disable()
-    measured = session.config.pluginmanager.hasplugin("_cov")
-    if measured:  # what they import is, and they are not
-        for module in pkgutil.walk_packages(trio_sessions.__path__, "trio_sessions."):
-            if not module.name.endswith(".__main__"):
-                importlib.import_module(module.name)
     try:
-        with not_measuring() if measured else contextlib.nullcontext():
-            return (yield)
+        return (yield)
     finally:
         gc.enable()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let coverage rest in tests that run what others have measured."""
-    is_marked = item.get_closest_marker(unmeasured.name) is not None
-    rests = is_marked and item.config.pluginmanager.hasplugin("_cov")  # `make mutants` looks at all
-    with not_measuring() if rests else contextlib.nullcontext():
-        return (yield)
 
 
 def pytest_collection_finish() -> None:
@@ -231,7 +212,7 @@ if not SOAK:
 
 STORES = ["memory", "sqlite", "postgresql"]
 FACADES = [
-    pytest.param(f"{store}, {host}", marks=[pytest.mark.trio(run=HOSTS[host]), unmeasured, *marks])
+    pytest.param(f"{store}, {host}", marks=[pytest.mark.trio(run=HOSTS[host]), *marks])
     for store, host, marks in (
         ("memory", "asyncio", []),
         ("memory", "trio-asyncio", [longer]),

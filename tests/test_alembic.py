@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 from test_database_schema import Database, open_and_add
-from unmeasured import unmeasured
 
 from trio_sessions.stores.database import DatabaseStore, include_object, metadata
-
-pytestmark = unmeasured
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "tests/schemas"

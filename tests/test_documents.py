@@ -20,12 +20,9 @@ import pytest
 import trio
 from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
-from unmeasured import unmeasured
 
 from trio_sessions import Limits, open_registry
 from trio_sessions.transports import StreamTransport
-
-pytestmark = unmeasured
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(

@@ -34,9 +34,6 @@ from conftest import make_schema
 from httpx_sse import connect_sse
 from soak import longer
 from trio_websocket import ConnectionClosed, open_websocket_url
-from unmeasured import unmeasured
-
-pytestmark = unmeasured
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 90.0  # seconds for anything that should come soon

@@ -22,15 +22,11 @@ pytest.importorskip("mcp")
 pytest.importorskip("uvicorn")
 
 from mcp_fleet import BACKENDS, HEADERS, INITIALIZE, client, open_fleet, run
-from unmeasured import unmeasured
 
 import trio_sessions
 from trio_sessions.stores.database import DatabaseStore
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning"),
-    unmeasured,
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
 
 SERVER = """
 import sys
