@@ -9,13 +9,19 @@ Start as many as you like, on one database, behind any load balancer, without st
 """
 
 import os
+import tempfile
+from pathlib import Path
 
 from fastmcp import Context, FastMCP
 
 from trio_sessions.aio import SessionRegistry
 from trio_sessions.mcp import SessionEventStore, SessionRouter, handlers
 
-registry = SessionRegistry(os.environ.get("DATABASE_URL", "sqlite:///mcp.db"), handlers=handlers())
+registry = SessionRegistry(
+    os.environ.get("DATABASE_URL", "sqlite:///mcp.db"),
+    handlers=handlers(),
+    mail_sockets=Path(tempfile.gettempdir(), f"mcp-{os.getuid()}"),  # for workers of one host
+)
 server = FastMCP("counter")  # without a name each worker would have another one
 
 

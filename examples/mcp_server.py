@@ -10,6 +10,8 @@ The five lines that are marked make the difference to a server with one worker.
 """
 
 import os
+import tempfile
+from pathlib import Path
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
@@ -26,7 +28,7 @@ from trio_sessions.mcp import (  # 2
 registry = SessionRegistry(  # 3
     os.environ.get("DATABASE_URL", "sqlite:///mcp.db"),
     handlers=handlers(),
-    mail_sockets=os.environ.get("MAIL_SOCKETS"),  # a folder, for workers of one host
+    mail_sockets=Path(tempfile.gettempdir(), f"mcp-{os.getuid()}"),  # for workers of one host
 )
 server = MCPServer("counter", subscriptions=RegistrySubscriptionBus(registry))  # 4
 

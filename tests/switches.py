@@ -51,7 +51,7 @@ def _witness_not_judged(patch: pytest.MonkeyPatch) -> None:
     def land(self: _witness.Witness, flight: _witness.Flight, stamp: Stamp | None) -> None:
         self._flights.discard(flight)
         if stamp is not None:
-            self._known = stamp
+            self.known = stamp
 
     patch.setattr(_witness.Witness, "land", land)
 

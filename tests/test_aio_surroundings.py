@@ -320,6 +320,7 @@ def test_a_timer_that_comes_early_is_set_again() -> None:
         runner.run(asyncio.wait_for(main(), 20))
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 def test_calls_set_no_timer_each() -> None:
     """The one that is set comes first, and finds out what is next."""
 

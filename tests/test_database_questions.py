@@ -87,6 +87,39 @@ async def test_a_pool_of_three_leaves_the_stamp_and_the_refresh_theirs(proxy: Pr
             await proxy.heal()
 
 
+@pytest.mark.parametrize("is_copy", [False, True])
+async def test_a_flood_at_one_store_leaves_another_of_the_engine_its_pass_and_stamp(
+    proxy: Proxy,
+    is_copy: bool,  # noqa: FBT001 -- a parameter of the test
+) -> None:
+    """The connections are the engine's, whatever options a store was handed it with."""
+    engine = sa.create_engine(proxy.url, pool_size=4, max_overflow=0)
+    given = engine.execution_options(logging_token="other") if is_copy else engine
+    try:
+        async with (
+            open_registry(DatabaseStore(engine)) as flooded,
+            open_registry(DatabaseStore(given)) as other,
+            trio.open_nursery() as nursery,
+        ):
+            await other.add_session("s", FakeTransport())
+            proxy.fall_silent("answers")
+            with trio.fail_after(40):
+                for registry in (flooded, other):
+                    for number in range(100):
+                        nursery.start_soon(registry.locate_session, f"elsewhere {number}")
+                    nursery.start_soon(registry.add_session, "t", FakeTransport())
+                await proxy.wait_until(lambda: proxy.in_flight == 2)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert proxy.in_flight == 2
+                nursery.start_soon(other.cleanup)
+                await proxy.wait_until(lambda: proxy.in_flight == 3)
+                nursery.start_soon(partial(other._house._edge.stamp, passed=False))
+                await proxy.wait_until(lambda: proxy.in_flight == 4)
+            await proxy.heal()
+    finally:
+        engine.dispose()
+
+
 @pytest.mark.parametrize(("pool_size", "tokens"), [(None, 1), (None, 2), (1, 20), (2, 20), (3, 20)])
 async def test_where_there_are_too_few_connections_they_wait_for_one_question(
     proxy: Proxy, pool_size: int | None, tokens: int

@@ -86,6 +86,18 @@ def test_no_state_is_skipped() -> None:
         entry.claim()
 
 
+def test_a_claim_that_failed_was_not_refused() -> None:
+    """Though the one before was: a database that went back may not know of the revocation."""
+    entry = make_entry()
+    entry.claim()
+    entry.confirm(answer(Outcome.REVOKED), STAMP)
+    assert (entry.row, entry.refusal) == (Row.LOST, Outcome.REVOKED)
+    entry.forget()
+    entry.claim()
+    entry.fail(ValueError("away"))
+    assert (entry.row, entry.refusal) == (Row.UNWRITTEN, None)
+
+
 def test_a_lapse_loses_what_was_confirmed_only() -> None:
     """What is asked again is judged by the stamp with which the worker begins again."""
     later = Stamp(history="later", beat=1)

@@ -1,16 +1,21 @@
-"""What a lone call costs: turns of the loop, and new tasks. Counted, not timed.
+"""What a lone call costs: turns of the loop, tasks, scopes, and calls of ours. Counted, not timed.
 
-Each turn and each task has a price of Trio's own, of some microseconds. Many calls at once share
+Each turn, task and scope has a price of Trio's own, of some microseconds. Many calls at once share
 them. See docs/decisions/0009-one-writer.md.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+import trio_sessions
 from trio_sessions import SessionRegistry, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
@@ -19,6 +24,10 @@ from trio_sessions.writes import Batch, Committed
 pytestmark = pytest.mark.usefixtures("nothing_in_between", "no_clock_in_rounds")
 
 IDS = [f"s{number}" for number in range(100)]
+OURS = Path(trio_sessions.__file__).parent
+SCOPE = trio.CancelScope.__enter__.__code__
+MOST_TO_ADD, MOST_TO_REMOVE = 135, 170
+"""Calls of our functions, those of the memory store among them; a resumed one counts again."""
 
 
 @pytest.fixture
@@ -50,6 +59,36 @@ class AtOnce:
         pass
 
 
+@cache
+def is_ours(code: CodeType) -> bool:
+    """Say whether a function is one of the package's."""
+    return Path(code.co_filename).is_relative_to(OURS)
+
+
+class Calls:
+    """Counts calls of the package's functions, and scopes that are entered."""
+
+    def __init__(self) -> None:
+        self.functions = self.scopes = 0
+
+    def note(self, frame: FrameType, event: str, _: object) -> None:
+        """Take note of a call; for `sys.setprofile`."""
+        if event == "call":
+            self.functions += is_ours(frame.f_code)
+            self.scopes += frame.f_code is SCOPE
+
+
+@contextmanager
+def counting_calls() -> Iterator[Calls]:
+    """Count in the block."""
+    calls, before = Calls(), sys.getprofile()
+    sys.setprofile(calls.note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+
+
 @contextmanager
 def counting() -> Iterator[Counts]:
     """Count in the block."""
@@ -78,6 +117,22 @@ async def test_a_lone_call_takes_few_turns(mock_clock: MockClock) -> None:
     # The job begins; whoever calls the transport begins, and ends; the writer commits, while the
     # job is told of that; the caller and the job are told.
     assert (removed.turns, removed.tasks) == (4 * lone, 2 * lone)
+
+
+async def test_a_lone_call_asks_little_of_trio_and_of_us(mock_clock: MockClock) -> None:
+    """To add enters no scope; to remove three: the job's, its bound, and the transport's."""
+    async with open_registry() as registry:
+        await wait_all_tasks_blocked()
+        with counting_calls() as added:
+            for session_id in IDS:
+                await add(registry, session_id)
+        with counting_calls() as removed:
+            for session_id in IDS:
+                await registry.remove_session(session_id)
+    lone = len(IDS)
+    assert (added.scopes, removed.scopes) == (0, 3 * lone)
+    assert 0 < added.functions <= MOST_TO_ADD * lone
+    assert 0 < removed.functions <= MOST_TO_REMOVE * lone
 
 
 async def test_calls_at_once_share_their_turns(mock_clock: MockClock) -> None:

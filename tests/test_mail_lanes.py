@@ -120,6 +120,31 @@ async def test_a_letter_that_was_sent_is_never_sent_again(folder: str) -> None:
         assert sorted(lost) == [0, 1, 2]
 
 
+async def test_a_stream_is_open_when_its_call_has_left(folder: str) -> None:
+    """At once where the kernel takes all of the letter, which is left once in either case."""
+    async with open_pair(folder, Handlers()) as pair:
+        streams = [
+            pair.caller.workers.stream(pair.to, "count", payload, timeout=TOO_LONG)
+            for payload in (1, 2, BIG, 4)
+        ]
+        assert not streams[0].open_nowait()  # nobody knows yet where the worker is
+        await streams[0].open()
+        assert streams[1].open_nowait()
+        assert not streams[2].open_nowait()
+        assert not streams[3].open_nowait()  # something waits before it
+        with trio.fail_after(TOO_LONG):
+            async with trio.open_nursery() as nursery:
+                for stream in streams[2:]:
+                    nursery.start_soon(stream.open)
+                    await trio.testing.wait_all_tasks_blocked()
+                come = [(await pair.peer.letter()).contents for _ in range(4)]
+        assert come == ["1", "2", f'"{BIG}"', "4"]
+        with pytest.raises(RuntimeError, match="entered once"):
+            streams[1].open_nowait()
+        for stream in streams:
+            stream.close()
+
+
 async def test_a_worker_that_takes_nothing_has_broken_the_connection(
     folder: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -281,6 +281,7 @@ async def test_a_worker_that_reads_nothing_keeps_nothing_of_removed_sessions() -
             await registry.broadcast("s0", 1)
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 @pytest.mark.parametrize("fault", [Fault.FAILS, Fault.COMMITS_THEN_FAILS])
 async def test_what_was_in_memory_is_forwarded_once(everywhere: Shared, fault: Fault) -> None:
     """Its answer was lost, twice: the beats say whether it was stored all the same."""

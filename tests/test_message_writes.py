@@ -143,6 +143,7 @@ async def test_a_reader_that_opens_before_the_takeover_is_written_keeps_the_orde
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 async def test_what_could_not_be_sent_on_is_sent_on_by_closing(everywhere: Shared) -> None:
     """The database was away during the pass that noticed the move."""
     store = FaultyStore(everywhere.make_store())

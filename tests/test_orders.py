@@ -3,6 +3,8 @@
 from itertools import pairwise
 from typing import Any
 
+import outcome
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from orders import Many, One
@@ -224,3 +226,20 @@ def test_every_order_leaves_once_and_in_its_line(
         places = [given_[order] for order in left if order.session_id == session_id]
         assert places == sorted(places)
     assert (lines.waiting, lines.everything()) == (0, [])
+
+
+def test_an_order_goes_from_stage_to_stage_as_the_table_says() -> None:
+    """What is settled stays so: nobody answers it twice, or sends it."""
+    order = One("s")
+    order.give(0.0)
+    order.send()
+    with pytest.raises(RuntimeError, match="cannot go from OUT to OUT"):
+        order.send()
+    order.go_again()
+    order.send()
+    order.settle(outcome.Value(1))
+    for step in (order.send, order.go_again, lambda: order.give(0.0), lambda: order.settle(None)):
+        with pytest.raises(RuntimeError, match="cannot go from SETTLED to"):
+            step()
+    assert (order.stage, order.value) == (Stage.SETTLED, 1)
+    assert order.concluded == [outcome.Value(1)]

@@ -83,7 +83,10 @@ class FaultySender(Sender):
     def __init__(self) -> None:
         self.posted: list[str] = []
 
-    async def deliver(self, to: str, text: str) -> None:
+    def is_near(self, to: str) -> bool:
+        return False
+
+    async def deliver(self, to: str, text: str, order: object = None) -> None:
         raise TypeError("a fault of ours")
 
     def post_soon(self, to: str, text: str, **earlier: Any) -> None:

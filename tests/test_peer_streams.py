@@ -377,7 +377,10 @@ class Withheld:
     def __init__(self) -> None:
         self.left: list[str] = []
 
-    async def deliver(self, to: str, text: str) -> None:
+    def is_near(self, to: str) -> bool:
+        return False
+
+    async def deliver(self, to: str, text: str, order: None) -> None:
         await trio.sleep_forever()
 
     def post_soon(self, to: str, text: str) -> None:

@@ -342,6 +342,7 @@ async def test_connections_to_a_server_that_takes_no_writes(
         given.dispose()
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 async def test_a_server_that_shuts_down(postgresql_url: sa.URL) -> None:
     """The first that is told throws away all connections of an engine that was handed in."""
     with make_database(postgresql_url) as url:
@@ -359,6 +360,7 @@ async def test_a_server_that_shuts_down(postgresql_url: sa.URL) -> None:
         engine.dispose()
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 @pytest.mark.parametrize("engine", [False, True])
 async def test_an_old_primary_that_comes_back_as_a_standby(
     postgresql_schema: sa.URL, proxy: Proxy, *, engine: bool

@@ -15,6 +15,7 @@ from trio_sessions._messages import _receipts
 from trio_sessions._messages._forwarding import Forwarding
 from trio_sessions._messages._held import Stage
 from trio_sessions._messages._inbox import Inbox, Message
+from trio_sessions._messages._inboxes import Inboxes
 from trio_sessions._messages._receipts import Receipts
 from trio_sessions._orders import Order
 from trio_sessions._witness import Witness
@@ -220,8 +221,17 @@ async def test_those_that_fail_together_are_repeated_together(autojump_clock: Mo
 
 def make_forwarding() -> tuple[Forwarding, Given, Counters]:
     given, counters = Given(), Counters()
-    parts: Any = given, None, Witness(), counters, 60.0  # no edge: nothing is stamped here
-    return Forwarding(*parts), given, counters
+    nothing: Any = None  # nothing is stamped here, and no inbox is made
+    writer: Any = given
+    forwarding = Forwarding(
+        writer=writer,
+        edge=nothing,
+        witness=Witness(),
+        inboxes=Inboxes(nothing, counters),
+        counters=counters,
+        message_ttl=60.0,
+    )
+    return forwarding, given, counters
 
 
 async def test_a_message_follows_its_session_and_nobody_else(autojump_clock: MockClock) -> None:

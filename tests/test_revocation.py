@@ -329,6 +329,7 @@ async def test_a_store_without_the_part_says_so() -> None:
         assert (await registry.cleanup()).checked == 1
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 async def test_ten_thousand_take_few_statements(database: Shared) -> None:
     """All of one owner, with the marks and the rows."""
     assert isinstance(database.backdoor, DatabaseBackdoor)

@@ -118,6 +118,7 @@ async def test_a_lost_commit_is_noticed_though_answers_are_lost(
         assert shared.backdoor.owners()["s00"] == "lost", "the worker knows of it"
 
 
+@pytest.mark.usefixtures("nothing_in_between")
 @pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=longer), 1000])
 async def test_a_beat_that_is_counted_twice_unseen(shared: Shared, batch_size: int) -> None:
     """The database forgets one commit, and counts its beat again, for who is not answered."""

@@ -190,7 +190,7 @@ class TransportCalls:
 
         Cancellation: the calls are cancelled too.
         """
-        return await self._ask("is_connected", entries, timeout, interruptibly)
+        return await self._round("is_connected", entries, timeout, interruptibly).ask()
 
     async def disconnect(
         self, entries: Sequence[Entry], timeout: float, listener: Listener
@@ -224,19 +224,19 @@ class TransportCalls:
     async def _disconnect(
         self, entries: Sequence[Entry], timeout: float, listener: Listener | None = None
     ) -> dict[Entry, Answer]:
-        return await self._ask(
+        one = self._round(
             "disconnect", entries, timeout, to_its_end, listener=listener, method=disconnecting
         )
+        return await one.ask()
 
     async def tell(
         self, on_removed: OnRemoved, entries: Sequence[Entry], timeout: float
     ) -> dict[Entry, Answer]:
         """Tell of sessions that have ended; it returns, raises and is cancelled as `check`."""
-        return await self._ask(
-            "on_removed", entries, timeout, to_its_end, method=partial(telling, on_removed)
-        )
+        method = partial(telling, on_removed)
+        return await self._round("on_removed", entries, timeout, to_its_end, method=method).ask()
 
-    async def _ask(
+    def _round(
         self,
         name: str,
         entries: Sequence[Entry],
@@ -245,8 +245,8 @@ class TransportCalls:
         *,
         listener: Listener | None = None,
         method: Callable[[Entry], Callable[[], object]] | None = None,
-    ) -> dict[Entry, Answer]:
-        one = Round(
+    ) -> Round:
+        return Round(
             self._host,
             self._running,
             name,
@@ -256,7 +256,6 @@ class TransportCalls:
             listener=listener,
             method=method,
         )
-        return await one.ask()
 
 
 def check_transport(transport: object) -> None:

@@ -292,6 +292,9 @@ class Claims:
 
 async def wait_all(orders: Collection[Order[int]]) -> BaseException | None:
     """Wait until these orders are settled; return the first error, if there is one."""
+    error: BaseException | None = None
     for order in orders:
         await order.settled()
-    return next((order.error for order in orders if order.error is not None), None)
+        if error is None:
+            error = order.error
+    return error

@@ -8,7 +8,6 @@ later session, has been answered.
 See docs/decisions/0009-one-writer.md.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 
 from trio_sessions._entry import Entry
@@ -32,7 +31,8 @@ class Departures:
         """Those of ids that are held again."""
         self._forgotten = 0
         """The latest generation that was forgotten."""
-        self._departing: Counter[str] = Counter()
+        self._departing: dict[str, int] = {}
+        """How many sessions of an id still depart."""
 
     def __len__(self) -> int:
         return len(self._gone) + len(self._again)
@@ -48,9 +48,10 @@ class Departures:
     def begin(self, entries: Iterable[Entry]) -> None:
         """Note that these sessions have ended; their rows are deleted when they have departed."""
         for entry in entries:
-            self._departing[entry.session_id] += 1
-            self._forget(entry.session_id)
-            self._gone[entry.session_id] = entry.generation  # it is the latest now
+            session_id = entry.session_id
+            self._departing[session_id] = self._departing.get(session_id, 0) + 1
+            self._forget(session_id)
+            self._gone[session_id] = entry.generation  # it is the latest now
         while len(self._gone) > MOST:
             generation = self._gone.pop(next(iter(self._gone)))
             self._forgotten = max(self._forgotten, generation)
@@ -64,9 +65,9 @@ class Departures:
     def finish(self, entries: Iterable[Entry]) -> None:
         """Mark the rows that these sessions may have left as due for deletion."""
         for entry in entries:
-            self._departing[entry.session_id] -= 1
-            if not self._departing[entry.session_id]:
-                del self._departing[entry.session_id]
+            others = self._departing.pop(entry.session_id) - 1
+            if others:
+                self._departing[entry.session_id] = others
 
     def find(self, session_id: str, generation: int) -> None:
         """Note a row of this incarnation that no session has: a late statement has written it."""

@@ -105,28 +105,28 @@ class Entry:
     """
 
     __slots__ = (
-        "_active_at",
         "_answered",
-        "_born",
-        "_confirmed_by",
         "_counts",
         "_ended",
-        "_error",
-        "_is_certain",
-        "_is_let_in",
-        "_most_of_owner",
-        "_refusal",
-        "_row",
-        "_told",
-        "_was_forgotten",
+        "active_at",
         "added_at",
+        "born",
+        "confirmed_by",
+        "error",
         "generation",
         "held_since",
+        "is_certain",
+        "is_let_in",
+        "most_of_owner",
         "pending",
+        "refusal",
         "removal",
+        "row",
         "session_id",
         "tenure",
+        "told",
         "transport",
+        "was_forgotten",
     )
 
     def __init__(
@@ -143,7 +143,10 @@ class Entry:
         self.transport = transport
         self.generation = generation
         self.added_at = added_at
-        self._active_at = added_at
+        # Passes and claims ask for these of each session: attributes. Only the methods below set
+        # them.
+        self.active_at = added_at
+        """When it was heard of last."""
         self.held_since: float = added_at if replaced is None else replaced.held_since
         """When its id was first added here."""
         self.pending: Pending = Pending() if replaced is None else replaced.pending
@@ -151,87 +154,51 @@ class Entry:
         self.tenure: object = replaced.tenure if replaced is not None and goes_on else object()
         """Identifies the time for which one transport holds the session: it stays the same
         when the session is added again with that transport, by whatever call."""
-        self._row = Row.UNWRITTEN
-        self._counts = counts or RowCounts()
-        self._counts.change(None, self._row)
-        self._error: Exception | None = None
-        self._born = None if replaced is None else replaced.born
-        self._is_certain = replaced is None or replaced.is_certain
-        self._was_forgotten = replaced is not None and replaced.was_forgotten
-        self._confirmed_by = _NEVER
-        self._told = _NOTHING if replaced is None else replaced.told
-        self._refusal: Outcome | None = None
-        self._most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
-        self._is_let_in: bool = replaced is not None and replaced.is_let_in
-        self.removal: RemovalReason | None = None
-        """The reason why it has left the table; None: it has not. `end` sets it, and nobody else; a
-        pass asks for it of all that are missing at once, so it is no property."""
-        self._ended: trio.Event | None = None
-        self._answered: trio.Event | None = None
-
-    # ---- its use ----
-
-    @property
-    def active_at(self) -> float:
-        """When it was heard of last."""
-        return self._active_at
-
-    def note_activity(self, moment: float) -> None:
-        """Note when it was heard of, on Trio's clock."""
-        self._active_at = moment
-
-    # ---- the row ----
-
-    @property
-    def row(self) -> Row:
+        self.row = Row.UNWRITTEN
         """The state of the row."""
-        return self._row
-
-    @property
-    def error(self) -> Exception | None:
+        self._counts = counts or RowCounts()
+        self._counts.change(None, self.row)
+        self.error: Exception | None = None
         """The error of the last claim; None: it has not failed."""
-        return self._error
-
-    @property
-    def refusal(self) -> Outcome | None:
-        """Why its claim was refused: its id is revoked, or it was one too many of its owner."""
-        return self._refusal
-
-    @property
-    def most_of_owner(self) -> int | None:
+        self.born: str | None = None if replaced is None else replaced.born
+        """The session's birth, as its claim or that of an earlier entry was answered."""
+        self.is_certain: bool = replaced is None or replaced.is_certain
+        """Whether no claim has failed since one was answered: it may have been carried out."""
+        self.was_forgotten: bool = replaced is not None and replaced.was_forgotten
+        """Whether the database went back, and no claim of the row was answered since."""
+        self.confirmed_by = _NEVER
+        """The stamp that an answer about the row has to show, or a later one, to count."""
+        self.told: Told = _NOTHING if replaced is None else replaced.told
+        """What the store has said of the session last."""
+        self.refusal: Outcome | None = None
+        """Why its last claim was refused: its id is revoked, or its owner has too many."""
+        self.most_of_owner: int | None = None if replaced is None else replaced.most_of_owner
         """How many sessions its owner may have; None: that is not asked any more.
 
         Until its row is written, or an outage lets it in: nobody can be counted then.
         """
-        return self._most_of_owner
-
-    @property
-    def is_let_in(self) -> bool:
+        self.is_let_in: bool = replaced is not None and replaced.is_let_in
         """Whether its claim could not be done, for something was locked.
 
         It is held, and goes on being claimed with the limit. Who is in is not turned away: refused,
         it is claimed without.
         """
-        return self._is_let_in
+        self.removal: RemovalReason | None = None
+        """The reason why it has left the table; None: it has not."""
+        self._ended: trio.Event | None = None
+        self._answered: trio.Event | None = None
+
+    # ---- its use ----
+
+    def note_activity(self, moment: float) -> None:
+        """Note when it was heard of, on Trio's clock."""
+        self.active_at = moment
+
+    # ---- the row ----
 
     def limit(self, most_of_owner: int | None) -> None:
         """Set how many sessions its owner may have, else its claim is refused; None: any number."""
-        self._most_of_owner = most_of_owner
-
-    @property
-    def born(self) -> str | None:
-        """The session's birth, as its claim or that of an earlier entry was answered."""
-        return self._born
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether no claim has failed since one was answered: it may have been carried out."""
-        return self._is_certain
-
-    @property
-    def told(self) -> Told:
-        """What the store has said of the session last."""
-        return self._told
+        self.most_of_owner = most_of_owner
 
     @property
     def data(self) -> str | Keep | None:
@@ -240,21 +207,11 @@ class Entry:
         What is still to be written, else what the store has said last. It may be older than what
         another worker has written since.
         """
-        return self._told.data if self.pending.data is Keep.AS_IS else self.pending.data
+        return self.told.data if self.pending.data is Keep.AS_IS else self.pending.data
 
     def claim(self) -> None:
         """Note that a claim is on its way."""
         self._go(Row.WRITING)
-
-    @property
-    def was_forgotten(self) -> bool:
-        """Whether the database went back, and no claim of the row was answered since."""
-        return self._was_forgotten
-
-    @property
-    def confirmed_by(self) -> Stamp:
-        """The stamp that an answer about the row has to show, or a later one, to count."""
-        return self._confirmed_by
 
     def confirm(self, claimed: Claimed, stamp: Stamp) -> None:
         """Note how the claim was answered.
@@ -263,36 +220,37 @@ class Entry:
             claimed: the answer.
             stamp: of this worker, not lower than the one that the claim's batch has set.
         """
-        self._refusal = claimed.outcome if claimed.outcome in _REFUSALS else None
-        lost = self._refusal is not None or claimed.outcome is Outcome.LOST
+        self.refusal = claimed.outcome if claimed.outcome in _REFUSALS else None
+        lost = self.refusal is not None or claimed.outcome is Outcome.LOST
         if not lost:
-            self._born = claimed.born
-            self._told = Told(claimed.holder, claimed.capabilities, claimed.data, stamp.history)
-        self._confirmed_by = stamp
-        self._most_of_owner = None
-        self._is_certain, self._was_forgotten = True, False
+            self.born = claimed.born
+            self.told = Told(claimed.holder, claimed.capabilities, claimed.data, stamp.history)
+        self.confirmed_by = stamp
+        self.most_of_owner = None
+        self.is_certain, self.was_forgotten = True, False
         self._answer(Row.LOST if lost else Row.CONFIRMED, None)
 
     def fail(self, error: Exception | None) -> None:
         """Note that the claim has failed; None: it was not made, for it is not needed any more."""
         if isinstance(error, RowUnavailable):
-            self._is_let_in = True
+            self.is_let_in = True
         else:
-            self._most_of_owner = None
-        self._is_certain &= error is None
+            self.most_of_owner = None
+        self.refusal = None
+        self.is_certain &= error is None
         self._answer(Row.UNWRITTEN, error)
 
     def learn(self, holder: Holder) -> None:
         """Note what the store has said of the session: it may have to be written once more."""
-        self._told = self._told._replace(holder=holder)
+        self.told = self.told._replace(holder=holder)
 
     def learn_capabilities(self, capabilities: Capabilities) -> None:
         """Note capabilities that were written with the row, or read from it."""
-        self._told = self._told._replace(capabilities=capabilities)
+        self.told = self.told._replace(capabilities=capabilities)
 
     def learn_data(self, data: str | None) -> None:
         """Note data that was written with the row, or read from it."""
-        self._told = self._told._replace(data=data)
+        self.told = self.told._replace(data=data)
 
     def forget(self) -> None:
         """Note that the database may have forgotten the row: it is to be written anew."""
@@ -305,16 +263,16 @@ class Entry:
         Args:
             history: the present one, begun because the database went back.
         """
-        if self._told.history not in {"", history}:
+        if self.told.history not in {"", history}:
             self._say_again()
 
     def _say_again(self) -> None:
-        holder, capabilities, data, _ = self._told
+        holder, capabilities, data, _ = self.told
         if holder is not None:
             self.pending.note_again(holder, capabilities, data)
-        self._born = None  # it may get another birth, and is the same session all the same
-        self._was_forgotten = True
-        self._told = self._told._replace(history="")
+        self.born = None  # it may get another birth, and is the same session all the same
+        self.was_forgotten = True
+        self.told = self.told._replace(history="")
 
     def lapse(self, stamp: Stamp) -> None:
         """Note that the row was swept, for this worker had lost its lease.
@@ -322,27 +280,27 @@ class Entry:
         Args:
             stamp: the one with which this worker begins again.
         """
-        self._confirmed_by = stamp
-        if self._row is Row.CONFIRMED:
+        self.confirmed_by = stamp
+        if self.row is Row.CONFIRMED:
             self._go(Row.LOST)
 
     def _answer(self, row: Row, error: Exception | None) -> None:
         self._go(row)
-        self._error = error
+        self.error = error
         if self._answered is not None:
             self._answered.set()
             self._answered = None
 
     def _go(self, row: Row) -> None:
-        if row not in _NEXT[self._row]:
-            raise RuntimeError(f"a row cannot go from {self._row.name} to {row.name}")
+        if row not in _NEXT[self.row]:
+            raise RuntimeError(f"a row cannot go from {self.row.name} to {row.name}")
         if self.removal is None:
-            self._counts.change(self._row, row)
-        self._row = row
+            self._counts.change(self.row, row)
+        self.row = row
 
     async def answered(self) -> None:
         """Wait until the claim that is on its way has been answered."""
-        while self._row is Row.WRITING:
+        while self.row is Row.WRITING:
             if self._answered is None:
                 self._answered = trio.Event()
             await self._answered.wait()
@@ -361,7 +319,7 @@ class Entry:
     def end(self, reason: RemovalReason) -> None:
         """Tell whoever waits for it that the entry has left the table, and note why."""
         if self.removal is None:
-            self._counts.change(self._row, None)
+            self._counts.change(self.row, None)
             self.removal = reason
         if self._ended is not None:
             self._ended.set()

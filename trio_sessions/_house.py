@@ -243,7 +243,7 @@ class House:
     def check_open(self) -> None:
         """Raise `RegistryClosed` unless it can be used."""
         self._life.check_open()
-        if self.is_inherited:
+        if self._edge.is_inherited:
             raise RegistryClosed(INHERITED)
 
     @asynccontextmanager

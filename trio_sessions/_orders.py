@@ -1,5 +1,12 @@
 """One write that was asked for: whoever gives it, waits for it, or carries it out. No I/O.
 
+::
+
+                  ┌──── to go again ────┐
+                  v                     │
+    (given) ──> WAITING ── sent ─────> OUT ── answered ──> SETTLED
+                  └── withdrawn, or given up ─────────────────^
+
 The one owner of where a write is on its way; the writer, and what carries letters, tell it.
 See docs/decisions/0009-one-writer.md.
 """
@@ -29,6 +36,15 @@ class Stage(enum.Enum):
     SETTLED = enum.auto()
     """Answered, or withdrawn before it was out."""
 
+    __hash__ = object.__hash__  # an enum's own is slow before Python 3.12
+
+
+_NEXT = {
+    Stage.WAITING: {Stage.WAITING, Stage.OUT, Stage.SETTLED},
+    Stage.OUT: {Stage.WAITING, Stage.SETTLED},
+    Stage.SETTLED: set[Stage](),
+}
+
 
 class Order(abc.ABC, Generic[T]):
     """One write that was asked for, and its answer.
@@ -46,24 +62,32 @@ class Order(abc.ABC, Generic[T]):
     """It waits for no disk, unless something else is in its batch; letters have their own line."""
 
     __slots__ = (
-        "_attempts",
-        "_given_at",
-        "_may_wait",
-        "_result",
         "_settled",
-        "_stage",
+        "attempts",
+        "error",
+        "given_at",
+        "may_wait",
         "session_id",
         "size",
+        "stage",
+        "value",
     )
 
     def __init__(self, session_id: str, size: int = 0) -> None:
         self.session_id = session_id
         self.size = size
-        self._stage = Stage.WAITING
-        self._given_at = 0.0
-        self._may_wait = False
-        self._attempts = 0
-        self._result: outcome.Outcome[T] | None = None
+        # What follows is read by many, for each write: attributes. Only the methods below set it.
+        self.stage = Stage.WAITING
+        self.given_at = 0.0
+        """When it was given, or a part of it was done last, on Trio's clock."""
+        self.may_wait = False
+        """No batch is made for it at once: it goes with another, or a little later."""
+        self.attempts = 0
+        """How often its row was locked."""
+        self.value: T | None = None
+        """What it was answered with; None: it is not, or with an error, or was not needed."""
+        self.error: BaseException | None = None
+        """The error that it was answered with; None: there is none, or no answer."""
         self._settled: trio.Event | None = None
 
     @abc.abstractmethod
@@ -86,85 +110,65 @@ class Order(abc.ABC, Generic[T]):
     def advance(self, part: Unfinished) -> None:
         """Take note that a part of it is done; it goes again, for the rest."""
 
+    def note_undone(self) -> None:
+        """Take note that it has surely not happened so far: it goes again, or is given up."""
+
     def conclude(self, result: outcome.Outcome[T] | None) -> None:
         """Take note of the answer, whoever waits for it; None: it was not needed any more."""
 
     # ---- its way ----
 
-    @property
-    def stage(self) -> Stage:
-        """Where it is."""
-        return self._stage
-
-    @property
-    def given_at(self) -> float:
-        """When it was given, or a part of it was done last, on Trio's clock."""
-        return self._given_at
-
-    @property
-    def may_wait(self) -> bool:
-        """Whether no batch is made for it at once: it goes with another, or a little later."""
-        return self._may_wait
-
-    @property
-    def attempts(self) -> int:
-        """How often its row was locked."""
-        return self._attempts
-
     def give(self, now: float, *, may_wait: bool = False) -> None:
         """Note that it waits from now on."""
-        self._stage = Stage.WAITING
-        self._given_at = now
-        self._may_wait = may_wait
+        self._go(Stage.WAITING)
+        self.given_at = now
+        self.may_wait = may_wait
 
     def hasten(self) -> None:
         """Note that it waits for no other's batch any more."""
-        self._may_wait = False
+        self.may_wait = False
 
     def send(self) -> None:
         """Note that it is on its way: it happens or not."""
-        self._stage = Stage.OUT
-        self._may_wait = False
+        self._go(Stage.OUT)
+        self.may_wait = False
 
     def go_again(self) -> None:
         """Note that it has not happened, and waits to go again."""
-        self._stage = Stage.WAITING
+        self._go(Stage.WAITING)
 
     def note_locked(self) -> None:
         """Note that it could not be done, for its row was locked."""
-        self._attempts += 1
+        self.attempts += 1
 
     def settle(self, result: outcome.Outcome[T] | None) -> None:
         """Settle the order with its result, and wake whoever waits for it."""
-        self._stage = Stage.SETTLED
-        self._result = result
+        self._go(Stage.SETTLED)
+        if isinstance(result, outcome.Value):
+            self.value = result.value
+        elif isinstance(result, outcome.Error):
+            self.error = result.error
         self.conclude(result)
         if self._settled is not None:
             self._settled.set()
 
+    def _go(self, stage: Stage) -> None:
+        if stage not in _NEXT[self.stage]:
+            raise RuntimeError(f"an order cannot go from {self.stage.name} to {stage.name}")
+        self.stage = stage
+
     async def settled(self) -> None:
         """Wait until it is answered; no checkpoint if it is."""
-        if self._stage is not Stage.SETTLED:
+        if self.stage is not Stage.SETTLED:
             if self._settled is None:
                 self._settled = trio.Event()
             await self._settled.wait()
 
     async def wait(self) -> T | None:
         """Wait for the answer; None: it was not needed any more. Raises what was answered."""
-        if self._stage is Stage.SETTLED:
+        if self.stage is Stage.SETTLED:
             await trio.lowlevel.checkpoint()
         await self.settled()
-        error = self.error
-        if error is not None:  # others of its batch are told the same
-            raise copy.copy(error) from error.__cause__
+        if self.error is not None:  # others of its batch are told the same
+            raise copy.copy(self.error) from self.error.__cause__
         return self.value
-
-    @property
-    def value(self) -> T | None:
-        """What it was answered with; None: it is not, or with an error, or was not needed."""
-        return self._result.value if isinstance(self._result, outcome.Value) else None
-
-    @property
-    def error(self) -> BaseException | None:
-        """The error that the order was answered with; None: there is none, or no answer."""
-        return self._result.error if isinstance(self._result, outcome.Error) else None

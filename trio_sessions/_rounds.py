@@ -206,7 +206,8 @@ class Round:
                 called = self._called
                 with trio.move_on_after(self._timeout + _PATIENCE) as bound:
                     await self._led_through.wait()
-                    self._tell_from_now_on()
+                    if not self._tells_at_once:
+                        self._tell_from_now_on()
                     if not self._settled.is_set():
                         bound.deadline = trio.current_time() + self._timeout + _UNWINDING
                         await self._settled.wait()
@@ -287,7 +288,7 @@ class Round:
             elif (waiting := self._begin(entry)) is not None:
                 await self._stay_with(entry, waiting, scope)
                 return
-            elif cancellation() != as_before:
+            elif self._remaining and cancellation() != as_before:
                 self._hand_on()
                 return
 

@@ -118,13 +118,15 @@ class Witness:
         self._departed = self._landed = 0
         """The number of the last that departed, and of the last of those that landed."""
         self._standing = Standing.UNBEGUN
-        self._known = Stamp(history="", beat=0)
+        self.known = Stamp(history="", beat=0)
+        """The highest stamp that was acknowledged; `begin` and `land` set it, and nobody else."""
         self._flights: set[Flight] = set()
         self._suspect: deque[range] = deque()
         """Beats that were acknowledged while a flight was out that was lost."""
         self._contradicted = trio.Event()
         self._doubtful_until = float("-inf")
-        self._has_lapsed = False
+        self.has_lapsed = False
+        """The present history was begun because the worker had lost its lease; `begin` sets it."""
 
     @property
     def standing(self) -> Standing:
@@ -137,19 +139,9 @@ class Witness:
         return self._standing is Standing.STEADY
 
     @property
-    def known(self) -> Stamp:
-        """The highest stamp that was acknowledged."""
-        return self._known
-
-    @property
     def is_in_doubt(self) -> bool:
         """Whether the database went back a while ago, and others may still write rows anew."""
         return trio.current_time() < self._doubtful_until
-
-    @property
-    def has_lapsed(self) -> bool:
-        """Whether the present history was begun because the worker had lost its lease."""
-        return self._has_lapsed
 
     def begin(
         self, history: str, *, has_lapsed: bool = False, doubtful_until: float = float("-inf")
@@ -162,9 +154,9 @@ class Witness:
             doubtful_until: on Trio's clock; see `is_in_doubt`.
         """
         self._go(Standing.STEADY)
-        self._has_lapsed = has_lapsed
+        self.has_lapsed = has_lapsed
         self._doubtful_until = doubtful_until
-        self._known = Stamp(history=history, beat=1)
+        self.known = Stamp(history=history, beat=1)
         self._told = 1
         self._suspect.clear()
 
@@ -180,7 +172,7 @@ class Witness:
         if self._standing is not Standing.STEADY:
             raise WentBack
         self._departed += counts
-        flight = Flight(self._known, counts=counts, number=self._departed)
+        flight = Flight(self.known, counts=counts, number=self._departed)
         self._flights.add(flight)
         return flight
 
@@ -189,7 +181,7 @@ class Witness:
         if flight not in self._flights:
             return
         self._flights.discard(flight)
-        is_of_now = flight.known.history == self._known.history
+        is_of_now = flight.known.history == self.known.history
         if flight.counts and flight.acknowledged and is_of_now:
             self._suspect.append(range(min(flight.acknowledged), max(flight.acknowledged) + 1))
             if len(self._suspect) > _REMEMBERED:  # what lies between them is suspect, too
@@ -220,8 +212,8 @@ class Witness:
         assert stamp is not None
         for other in self._flights:
             other.acknowledged.add(stamp.beat)
-        if stamp.beat > self._known.beat:
-            self._known = stamp
+        if stamp.beat > self.known.beat:
+            self.known = stamp
         self._told += 1
         self._landed = max(self._landed, flight.number)
 
@@ -242,9 +234,7 @@ class Witness:
     def account(self) -> Account:
         """Return how the beats stand now; whatever is under way may have taken one already."""
         under_way = sum(flight.counts for flight in self._flights)
-        return Account(
-            history=self._known.history, untold=self._known.beat - self._told - under_way
-        )
+        return Account(history=self.known.history, untold=self.known.beat - self._told - under_way)
 
     def fate(self, before: Account, departed: int) -> Fate:
         """Say whether something was committed whose answer was lost.
@@ -256,11 +246,11 @@ class Witness:
             before: how the beats stood when it was to depart.
             departed: how many had departed when its answer was given up.
         """
-        if before.history != self._known.history:
+        if before.history != self.known.history:
             return Fate.PERHAPS_THERE
         if self._landed <= departed:
             return Fate.UNKNOWN
-        untold = self._known.beat - self._told
+        untold = self.known.beat - self._told
         return Fate.NOT_THERE if untold <= before.untold else Fate.PERHAPS_THERE
 
     def vouches(self, shown: Stamp | None, confirmed: Stamp) -> bool:
@@ -270,13 +260,13 @@ class Witness:
     def is_suspect(self, confirmed: Stamp) -> bool:
         """Say whether the database may have counted this beat twice, the second time unseen."""
         beat = confirmed.beat
-        return confirmed.history == self._known.history and (
+        return confirmed.history == self.known.history and (
             any(beat in one for one in self._suspect)
             or any(beat in one.acknowledged for one in self._flights if one.counts)
         )
 
     def _check_history(self, flight: Flight) -> None:
-        if not self.is_steady or flight.known.history != self._known.history:
+        if not self.is_steady or flight.known.history != self.known.history:
             raise WentBack
 
     def _contradict(self) -> None:

@@ -252,6 +252,8 @@ class Writer:
                 if split_until is None:
                     split_until = trio.current_time() + _SPLITTING
                 left = [order for order in part if order.stage is Stage.OUT]
+                for order in left:
+                    order.note_undone()
                 at_once, later = self._judge_refusal(left, exc, split_until)
                 parts += at_once
                 again += later
@@ -316,11 +318,13 @@ class Writer:
                 self._lines.ask_again([order], order.given_at)
             elif not isinstance(answer, RowUnavailable):
                 order.settle(outcome.Value(answer))
-            elif not isinstance(answer, RowDoubtful) and self._may_ask_again(order):
-                locked.append(order)
             else:
-                order.settle(outcome.Error(answer))
-                self._counters.count_write_failures(1)
+                order.note_undone()
+                if not isinstance(answer, RowDoubtful) and self._may_ask_again(order):
+                    locked.append(order)
+                else:
+                    order.settle(outcome.Error(answer))
+                    self._counters.count_write_failures(1)
         return locked
 
     def _new_scope(self) -> trio.CancelScope:

@@ -56,6 +56,10 @@ class Calling:
             return await one.wait()
         raise TimeoutError(f"{one.what} did not answer within {timeout:g} seconds{one.perhaps_why}")
 
+    def is_near(self, to: str) -> bool:
+        """Say whether a letter to a worker leaves without waiting, most likely."""
+        return self._sender.is_near(to)
+
     def new_stream(self, to: str, name: str, timeout: float) -> Incoming:
         """Begin to wait for a stream; `ask` and `leave` must follow."""
         number = next(self._numbers)
@@ -81,10 +85,26 @@ class Calling:
             WorkerGone: there is nobody who could get it.
             StoreUnavailable: it may have been left, or not.
         """
-        letter = seal(
-            "call", self._sender.own, one.number, name, one.timeout, window, contents=payload
-        )
-        if not await self._sender.post(one.to, letter):
+        letter = self._letter(one, name, payload, window)
+        self._note_asked(one, was_left=await self._sender.post(one.to, letter))
+
+    def ask_nowait(self, one: Pending, name: str, payload: str, window: int) -> Order[int] | None:
+        """Leave the letter that calls; return what `asked` is to wait for, if anything."""
+        order = self._sender.post_nowait(one.to, self._letter(one, name, payload, window))
+        if order is None:
+            one.hear()
+        return order
+
+    async def asked(self, one: Pending, order: Order[int]) -> None:
+        """Wait until the letter that calls was left; raises as `ask`."""
+        self._note_asked(one, was_left=await self._sender.was_left(order))
+
+    def _letter(self, one: Pending, name: str, payload: str, window: int) -> str:
+        own = self._sender.own
+        return seal("call", own, one.number, name, one.timeout, window, contents=payload)
+
+    def _note_asked(self, one: Pending, *, was_left: bool) -> None:
+        if not was_left:
             gone = WorkerGone(f"{one.what} cannot be called: no such worker lives")
             one.must_tell = False
             one.fail(gone)
@@ -236,20 +256,37 @@ class Stream(Reader):
         self._timeout = timeout
         self._check_open = check_open
         self._telling: Order[int] | None = None
+        self._asking: Order[int] | None = None
+        """The letter that calls, while it waits in a lane."""
         self._is_closed = False
 
     def __del__(self) -> None:
         if self._incoming is not None:
             self._incoming.is_abandoned = True  # nothing else may be done in whatever thread
 
-    async def open(self) -> None:
+    def _begin(self) -> Incoming:
         if self._incoming is not None or self._is_closed:
             raise RuntimeError("a stream is entered once: call again")
         self._check_open()
-        one = self._incoming = self._calling.new_stream(self._to, self._name, self._timeout)
+        self._incoming = self._calling.new_stream(self._to, self._name, self._timeout)
+        return self._incoming
+
+    def open_nowait(self) -> bool:
+        if not self._calling.is_near(self._to):
+            return False
+        one = self._begin()
+        self._asking = self._calling.ask_nowait(one, self._name, self._payload, one.window)
+        return self._asking is None
+
+    async def open(self) -> None:
+        asking, self._asking = self._asking, None
+        one = self._begin() if asking is None or self._incoming is None else self._incoming
         try:
             with trio.move_on_after(self._timeout):
-                await self._calling.ask(one, self._name, self._payload, one.window)
+                if asking is None:
+                    await self._calling.ask(one, self._name, self._payload, one.window)
+                else:
+                    await self._calling.asked(one, asking)
                 return
             raise TimeoutError(f"{one.what} could not be called within {self._timeout:g} seconds")
         except BaseException:  # whoever does not come in has nothing to close
@@ -281,6 +318,13 @@ class Stream(Reader):
         if found[0] and one.should_tell:
             self._telling = self._calling.tell_taken(one, self._telling)
         return found
+
+    def listen(self, listener: Callable[[], None]) -> float | None:
+        return None if self._incoming is None else self._incoming.listen(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        if self._incoming is not None:
+            self._incoming.unlisten(listener)
 
     async def wait(self) -> None:
         if self._incoming is not None:

@@ -152,6 +152,11 @@ class Lanes:
         if now >= self._used[oldest] + _LIFE:
             del self._used[oldest]
 
+    def is_clear(self, to: str) -> bool:
+        """Say whether there is a connection to a worker, in which nothing waits."""
+        one = None if self._edge.is_inherited else self._connected.get(to)
+        return one is not None and not one.waiting
+
     async def has_room(self, to: str) -> bool:
         """Wait until there is room in a connection to a worker; False: there is no connection."""
         one = self._find(to)

@@ -1,6 +1,7 @@
 """A call to another worker as its caller sees it, until it is over. Synchronous."""
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +166,7 @@ class Incoming(Pending):
         self._error: SessionsError | None = None
         """What it has ended with; None: well, if it has."""
         self._arrived = trio.Event()
+        self._listeners: set[Callable[[], None]] = set()
 
     @property
     def is_over(self) -> bool:
@@ -188,7 +190,7 @@ class Incoming(Pending):
         if new:
             self._received += len(new)
             self._later.append(_Chunk(new[::-1], size_of(contents)))
-            self._arrived.set()
+            self._tell()
 
     def check(self, left: int) -> None:
         """Fail the stream unless all items have come that the callee says to have left by now."""
@@ -219,7 +221,13 @@ class Incoming(Pending):
         if not self._is_over:
             self._is_over = True
             self._error = error
-            self._arrived.set()
+            self._tell()
+
+    def _tell(self) -> None:
+        self._arrived.set()
+        listeners, self._listeners = self._listeners, set()
+        for listener in listeners:
+            listener()
 
     # ---- what is taken ----
 
@@ -252,6 +260,15 @@ class Incoming(Pending):
         """Note that the callee was told what was consumed."""
         self._told = self._taken
         self._size_taken = 0
+
+    def listen(self, listener: Callable[[], None]) -> float:
+        """Tell whoever listens, once, that `wait` would return; see `Reader.listen`."""
+        self._listeners.add(listener)
+        return self.heard_at + self.timeout - trio.current_time()
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """Tell it nothing any more."""
+        self._listeners.discard(listener)
 
     async def wait(self) -> None:
         """Wait until there is something to take, or nothing was heard for too long."""

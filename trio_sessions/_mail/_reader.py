@@ -1,7 +1,7 @@
 """What users iterate over: it is opened, read and closed, here and on asyncio's side."""
 
 import abc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -42,6 +42,24 @@ class Reader(abc.ABC):
     @abc.abstractmethod
     async def wait(self) -> None:
         """Wait until `next_nowait` may have another answer."""
+
+    def open_nowait(self) -> bool:
+        """Open it where that takes no waiting; False: await `open`, for what is left of it."""
+        return False
+
+    def listen(self, listener: Callable[[], None]) -> float | None:
+        """Call a function, once, when `next_nowait` may have another answer. It must not raise.
+
+        Only where there is nothing now. So whoever is no Trio task can wait without one.
+
+        Returns:
+            Seconds after which `wait` is to be awaited all the same; None: at once.
+        """
+        return None
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """Call it no more; harmless if it was called."""
+        return
 
     @property
     @abc.abstractmethod

@@ -75,7 +75,23 @@ class Sender:
         if not await self._lanes.has_room(to):
             await self._writer.admit()
         order = self._lanes.give(to, text)
-        return order is None or bool(await self._lanes.answer(order))
+        return order is None or await self.was_left(order)
+
+    async def was_left(self, order: Order[int]) -> bool:
+        """Wait until it is known what has become of a letter; returns and raises as `post`."""
+        return bool(await self._lanes.answer(order))
+
+    def is_near(self, to: str) -> bool:
+        """Say whether a letter to another worker leaves at once, most likely."""
+        return self._lanes.is_clear(to)
+
+    def post_nowait(self, to: str, text: str) -> Order[int] | None:
+        """Leave a letter for another worker, where `is_near` has said so.
+
+        Returns:
+            What waits to be sent, for `was_left`; None: it has left.
+        """
+        return self._lanes.give(to, text)
 
     async def publish(self, topic: str, text: str) -> None:
         """Leave a letter for everybody who listens to a topic; raises as `post`."""
@@ -103,10 +119,15 @@ class Sender:
             return None
         return self._lanes.give(to, text, may_be_lost=True)
 
-    async def deliver(self, to: str, text: str) -> None:
+    async def deliver(self, to: str, text: str, order: Order[int] | None = None) -> None:
         """Leave a letter again and again until there is somebody who may get it.
 
         Only for letters of which a second one does no harm.
+
+        Args:
+            to: for whom.
+            text: the letter.
+            order: what waits to be sent, where it is on its way for the first time.
 
         Cancellation: what is on its way goes on.
         """
@@ -116,12 +137,14 @@ class Sender:
             return
         pause, longest = _PAUSES
         while True:
-            await self._lanes.has_room(to)
             try:
-                order = self._lanes.give(to, text)
+                if order is None:
+                    await self._lanes.has_room(to)
+                    order = self._lanes.give(to, text)
                 if order is None or await order.wait():
                     return
             except SessionsError as exc:
                 logger.debug("a letter could not be left, and is left again: %s", exc)
+            order = None
             await trio.sleep(jittered(pause))
             pause = min(2 * pause, longest)

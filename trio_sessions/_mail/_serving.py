@@ -7,6 +7,7 @@ time is over, or the registry is closed. What it raises goes to the caller, and 
 import enum
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any, cast
 
 import trio
@@ -262,7 +263,7 @@ class Serving:
     ) -> None:
         """Send what a handler yields, until it ends or fails."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(outflow.send)
+            outflow.send_by(partial(nursery.start_soon, outflow.send))
             try:
                 await self._produce(one, outflow, handler, payload)
             except Exception as exc:  # noqa: BLE001 -- of the handler: it is logged, and told
@@ -284,8 +285,7 @@ class Serving:
                     return
                 is_last = isinstance(item, Last)
                 item = item.item if is_last else item
-                outflow.put(encode(item, what=what, limit=self._limit))
-                if is_last:  # at once: what is put in leaves at the next checkpoint
-                    outflow.end()
+                outflow.put(encode(item, what=what, limit=self._limit), is_last=is_last)
+                if is_last:
                     return
                 await trio.lowlevel.checkpoint()  # it may yield without one

@@ -5,10 +5,15 @@ they are not overtaken. They are for the session of their birth, held by somebod
 is none, they are dropped.
 
 What was in memory is delivered at most once. So one whose answer was lost goes again only when the
-beats say that it was not committed, and is dropped where they cannot (`Witness.fate`). See
-docs/decisions/0009-one-writer.md; 0007-one-reader-a-worker.md for why they are forwarded at all.
+beats say that it was not committed, and is dropped where they cannot (`Witness.fate`).
+
+One that could not be forwarded is *kept*, and nothing of this worker overtakes it: whatever is sent
+to its session has it given to the writer first, and goes to the store too; what was given already
+and stands behind it is refused. See docs/decisions/0009-one-writer.md; 0007-one-reader-a-worker.md
+for why they are forwarded at all.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,11 +25,12 @@ from trio_sessions._edge import Edge
 from trio_sessions._entry import Entry
 from trio_sessions._json import size_of
 from trio_sessions._logging import get_logger
+from trio_sessions._messages._inboxes import Inboxes
 from trio_sessions._messages._line import Message, has_expired
 from trio_sessions._orders import Order
 from trio_sessions._witness import Account, Fate, Witness
 from trio_sessions._writer import Writer
-from trio_sessions.errors import RowUnavailable, SessionsError
+from trio_sessions.errors import SessionsError, StoreUnavailable
 from trio_sessions.types import Sent
 from trio_sessions.writes import Send
 
@@ -56,13 +62,15 @@ class _ForwardOrder(Order[Sent | None]):
         super().__init__(letter.session_id, size=size_of(letter.payload))
         self._letter = letter
         self._forwarding = forwarding
+        forwarding.inboxes.begin_to_store(letter.session_id)
         self._before: Account | None = None
-        """How the beats stood when it left last; None: it has not left."""
+        """How the beats stood when it left last; None: it has surely not been stored."""
 
     def make(self) -> Send | None:
         now, letter = trio.current_time(), self._letter
         if has_expired(letter.expires_at, now):
             return None
+        self._forwarding.check_order(self.session_id, letter.born)
         self._before = self._forwarding.witness.account()
         return Send(
             session_id=letter.session_id,
@@ -73,12 +81,16 @@ class _ForwardOrder(Order[Sent | None]):
             elsewhere=letter.born is None,
         )
 
+    def note_undone(self) -> None:
+        self._before = None
+
     def conclude(self, result: outcome.Outcome[Sent | None] | None) -> None:
         if isinstance(result, outcome.Error):
-            is_its_own = isinstance(result.error, RowUnavailable)  # then nothing was committed
-            self._forwarding.keep(self._letter, None if is_its_own else self._before, result.error)
+            self._forwarding.keep(self._letter, self._before, result.error)
         elif not isinstance(result, outcome.Value) or result.value is None:
             self._forwarding.drop()
+        sent = result.value if isinstance(result, outcome.Value) else None
+        self._forwarding.inboxes.stored(self.session_id, None if sent is None else sent.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,19 +111,30 @@ class Forwarding:
         writer: takes it.
         edge: stamps, where nothing else tells what became of what was lost.
         witness: says that.
+        inboxes: told what is on its way: its session may come back meanwhile.
         counters: count what is dropped.
         message_ttl: seconds for which a message may wait.
     """
 
     def __init__(
-        self, writer: Writer, edge: Edge, witness: Witness, counters: Counters, message_ttl: float
+        self,
+        *,
+        writer: Writer,
+        edge: Edge,
+        witness: Witness,
+        inboxes: Inboxes,
+        counters: Counters,
+        message_ttl: float,
     ) -> None:
         self.witness = witness
+        self.inboxes = inboxes
         self._writer = writer
         self._edge = edge
         self._counters = counters
         self._message_ttl = message_ttl
-        self._unsent: list[_Unsent] = []
+        self._kept: dict[str, deque[_Unsent]] = {}
+        """What could not be forwarded, by session, in order."""
+        self._number = 0
 
     def forward(self, entry: Entry, messages: Sequence[Message], *, stays: bool = False) -> None:
         """Forward the messages of a session that is not held here any more.
@@ -137,32 +160,57 @@ class Forwarding:
         self._counters.count_dropped(1)
 
     def keep(self, letter: _Forwarded, before: Account | None, error: BaseException) -> None:
-        """Keep what could not be forwarded for the next pass, within bounds."""
-        if len(self._unsent) >= _UNSENT:
+        """Keep what could not be forwarded, within bounds, until it is tried again."""
+        if self._number >= _UNSENT:
             self.drop()
             return
-        if not self._unsent:
+        if not self._number:
             logger.warning("messages of removed sessions are to be forwarded later: %s", error)
-        departed = self.witness.departed
-        self._unsent.append(_Unsent(letter=letter, before=before, departed=departed))
+        unsent = _Unsent(letter=letter, before=before, departed=self.witness.departed)
+        self._kept.setdefault(letter.session_id, deque()).append(unsent)
+        self._number += 1
+
+    def keeps(self, session_id: str, born: str | None) -> bool:
+        """Say whether messages to a session are kept, which others must not overtake.
+
+        Args:
+            session_id: its id.
+            born: its birth, if that is known: those of another session of the id do not count.
+        """
+        kept = self._kept.get(session_id, ())
+        return any(born is None or one.letter.born == born for one in kept)
+
+    def check_order(self, session_id: str, born: str | None) -> None:
+        """Raise `StoreUnavailable` where `keeps` says so."""
+        if self.keeps(session_id, born):
+            raise StoreUnavailable("messages to the session that were sent before are not stored")
+
+    def forward_again(self, session_id: str) -> list[Order[Sent | None]]:
+        """Forward the messages kept of a session, as far as they surely were not stored.
+
+        Drop those that perhaps were. Where nobody can say yet, that one and what follows stay.
+        """
+        orders = list[Order[Sent | None]]()
+        kept = self._kept.get(session_id, ())
+        while kept and (fate := self._fate(kept[0])) is not Fate.UNKNOWN:
+            letter = kept.popleft().letter
+            self._number -= 1
+            if not kept:
+                del self._kept[session_id]
+            if fate is Fate.NOT_THERE:
+                orders.append(self._writer.give(_ForwardOrder(self, letter)))
+            else:
+                self.drop()
+        return orders
 
     async def forward_what_is_left(self) -> None:
-        """Forward once more what surely was not forwarded; drop what perhaps was."""
-        if any(self._fate(one) is Fate.UNKNOWN for one in self._unsent):
+        """Forward once more what is kept, of all sessions."""
+        if any(self._fate(one) is Fate.UNKNOWN for kept in self._kept.values() for one in kept):
             try:
                 await self._edge.stamp(passed=False)
             except SessionsError as exc:
                 logger.debug("what became of forwarded messages is not known yet: %s", exc)
-        unsent, self._unsent = self._unsent, []
-        orders = list[Order[Sent | None]]()
-        for one in unsent:
-            match self._fate(one):
-                case Fate.UNKNOWN:
-                    self._unsent.append(one)
-                case Fate.NOT_THERE:
-                    orders.append(self._writer.give(_ForwardOrder(self, one.letter)))
-                case Fate.PERHAPS_THERE:
-                    self.drop()
+        orders = [order for one in list(self._kept) for order in self.forward_again(one)]
         for order in orders:
             await order.settled()
 
@@ -173,5 +221,6 @@ class Forwarding:
 
     def drop_what_is_left(self) -> None:
         """Drop, and count, what could not be forwarded."""
-        self._counters.count_dropped(len(self._unsent))
-        self._unsent.clear()
+        self._counters.count_dropped(self._number)
+        self._kept.clear()
+        self._number = 0

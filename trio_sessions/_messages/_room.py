@@ -56,7 +56,14 @@ class Messages:
         self._settings = settings
         self._inboxes = Inboxes(settings, counters)
         self._receipts = Receipts(writer)
-        self._forwarding = Forwarding(writer, edge, witness, counters, settings.message_ttl)
+        self._forwarding = Forwarding(
+            writer=writer,
+            edge=edge,
+            witness=witness,
+            inboxes=self._inboxes,
+            counters=counters,
+            message_ttl=settings.message_ttl,
+        )
         self._reading = Reading(
             edge=edge, claims=claims, table=table, inboxes=self._inboxes, counters=counters
         )
@@ -66,11 +73,16 @@ class Messages:
 
     def accept(self, session_id: str, payload: str) -> bool:
         """Put a message into the inbox of a session held here; False: it must go to the store."""
-        if session_id not in self._table or self._inboxes.has_coming(session_id):
-            return False
-        return self._accept_in_turn(session_id, payload)
+        return not self._inboxes.has_coming(session_id) and self._accept_in_turn(
+            session_id, payload
+        )
 
     def _accept_in_turn(self, session_id: str, payload: str) -> bool:
+        entry = self._table.get(session_id)
+        if entry is None:
+            return False
+        if entry.born is not None and self._forwarding.keeps(session_id, entry.born):
+            return False  # it has come back, and they are to go before
         inbox = self._inboxes.of(session_id)
         accepted = inbox.accept(payload, trio.current_time())
         if accepted:
@@ -82,7 +94,8 @@ class Messages:
 
         Raises:
             SessionNotFound: the store has confirmed that nobody holds it.
-            StoreUnavailable: it is needed, and away.
+            StoreUnavailable: it is needed, and away; or messages to the session that were sent
+                before could not be forwarded, and nobody can say yet what became of them.
 
         Cancellation: a message that has not left for the store is withdrawn.
         """
@@ -90,8 +103,7 @@ class Messages:
             await self._writer.admit()
             if session_id in self._table:
                 await self._inboxes.of(session_id).wait_until_may_store()
-                has_room = not durable and session_id in self._table
-                if has_room and self._accept_in_turn(session_id, payload):
+                if not durable and self._accept_in_turn(session_id, payload):
                     return
             order = self._store(session_id, payload)
         sent = await self._writer.answer(order)
@@ -106,11 +118,14 @@ class Messages:
         entry = self._table.get(session_id)
         if entry is not None and entry.row is Row.UNWRITTEN:
             self._claims.write(entry)
+        self._forwarding.forward_again(session_id)
+        self._forwarding.check_order(session_id, None if entry is None else entry.born)
         order = SendOrder(
             session_id,
             payload,
             table=self._table,
             departures=self._departures,
+            forwarding=self._forwarding,
             inboxes=self._inboxes,
         )
         self._writer.give(order)

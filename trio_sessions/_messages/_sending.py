@@ -5,6 +5,7 @@ import outcome
 from trio_sessions._departures import Departures
 from trio_sessions._entry import Row
 from trio_sessions._json import size_of
+from trio_sessions._messages._forwarding import Forwarding
 from trio_sessions._messages._inboxes import Inboxes
 from trio_sessions._orders import Order
 from trio_sessions._table import LocalTable
@@ -23,12 +24,13 @@ class SendOrder(Order[Sent | None]):
         payload: its JSON.
         table: the sessions held here.
         departures: what removed ones have left.
+        forwarding: what is not to be overtaken.
         inboxes: told that it is on its way, and of its id. Make it only to give it away.
     """
 
     is_grouped = True
 
-    __slots__ = ("_departures", "_inboxes", "_payload", "_table")
+    __slots__ = ("_departures", "_forwarding", "_inboxes", "_payload", "_table")
 
     def __init__(
         self,
@@ -37,17 +39,20 @@ class SendOrder(Order[Sent | None]):
         *,
         table: LocalTable,
         departures: Departures,
+        forwarding: Forwarding,
         inboxes: Inboxes,
     ) -> None:
         super().__init__(session_id, size=size_of(payload))
         self._payload = payload
         self._table = table
         self._departures = departures
+        self._forwarding = forwarding
         self._inboxes = inboxes
         inboxes.begin_to_store(session_id)
 
     def make(self) -> Send:
         entry = self._table.get(self.session_id)
+        self._forwarding.check_order(self.session_id, None if entry is None else entry.born)
         if entry is not None and entry.row is Row.UNWRITTEN:
             raise StoreUnavailable(
                 f"the session's row could not be written: {entry.error}"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, TypeVarTuple
 import outcome
 import trio
 
+from trio_sessions._mail import Reader
 from trio_sessions.aio._waiting import wait_out
 
 __all__ = ["Crossing"]
@@ -20,28 +21,47 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class _Call:
-    """One Trio function that an asyncio task waits for."""
+class _Wait:
+    """What an asyncio task waits for."""
 
-    def __init__(self, crossing: "Crossing", about: str | None, earlier: "_Call | None") -> None:
-        self.about = about
-        self._earlier = earlier
-        self._has_begun = False
-        self._begun: trio.Event | None = None
+    def __init__(self, crossing: "Crossing") -> None:
         self.result: outcome.Outcome[Any] | None = None
-        self._scope = trio.CancelScope()
         self._is_settled = False
         self._waiter: asyncio.Future[None] | None = None
         self._crossing = crossing
 
-    async def wait(self) -> None:
-        """Wait until it is settled; a cancellation is passed on, and raised afterwards."""
-        await wait_out(self._settled, self._scope.cancel)
-
-    async def _settled(self) -> None:
+    async def settled(self) -> None:
+        """Wait until it is settled."""
         if not self._is_settled:  # a future costs less than an Event, and there is one waiter
             self._waiter = self._crossing.loop.create_future()
             await self._waiter
+
+    def settle(self, result: outcome.Outcome[Any] | None) -> None:
+        """Give the task its answer, unless it has one; None: it was cut off."""
+        self._crossing.forget(self)
+        if self._is_settled:
+            return
+        self.result = result
+        self._is_settled = True
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and not self._crossing.loop.is_closed():
+            waiter.set_result(None)
+
+
+class _Call(_Wait):
+    """One Trio function that an asyncio task waits for."""
+
+    def __init__(self, crossing: "Crossing", about: str | None, earlier: "_Call | None") -> None:
+        super().__init__(crossing)
+        self.about = about
+        self._earlier = earlier
+        self._has_begun = False
+        self._begun: trio.Event | None = None
+        self._scope = trio.CancelScope()
+
+    async def wait(self) -> None:
+        """Wait until it is settled; a cancellation is passed on, and raised afterwards."""
+        await wait_out(self.settled, self._scope.cancel)
 
     async def run(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         result: outcome.Outcome[Any] | None = None
@@ -73,15 +93,6 @@ class _Call:
         if self._begun is not None:
             self._begun.set()
 
-    def settle(self, result: outcome.Outcome[Any] | None) -> None:
-        """Give the caller its answer; None: the call was cut off."""
-        self._crossing.forget(self)
-        self.result = result
-        self._is_settled = True
-        waiter = self._waiter
-        if waiter is not None and not waiter.done() and not self._crossing.loop.is_closed():
-            waiter.set_result(None)
-
 
 class Crossing:
     """The calls that one service has under way.
@@ -97,7 +108,7 @@ class Crossing:
         why_ended: Callable[[], Awaitable[BaseException]],
     ) -> None:
         self.loop = loop
-        self._calls: set[_Call] = set()
+        self._waits: set[_Wait] = set()
         self._next: dict[str, _Call] = {}
         """The last call about each session that has not begun."""
         self._nursery: trio.Nursery | None = None
@@ -123,7 +134,7 @@ class Crossing:
         Cancellation: cancels the Trio function, waits until it has ended, and is then raised.
         """
         call = _Call(self, about, None if about is None else self._next.get(about))
-        self._calls.add(call)
+        self._waits.add(call)
         if about is not None:
             self._next[about] = call
         self.start(call.run, function, *args)
@@ -132,6 +143,35 @@ class Crossing:
             raise await self._why_ended()
         result: T = call.result.unwrap()
         return result
+
+    async def listen(self, reader: Reader) -> bool:
+        """Wait for what a reader tells of; on asyncio's side, and without a task on Trio's.
+
+        Returns:
+            False: it has told of nothing, and is to be waited for by a call.
+
+        Cancellation: at any moment.
+        """
+        one = _Wait(self)
+
+        def tell() -> None:
+            one.settle(outcome.Value(True))  # noqa: FBT003 -- what is returned
+
+        patience = reader.listen(tell)
+        if patience is None:
+            return False
+        self._waits.add(one)
+        silence = outcome.Value(False)  # noqa: FBT003 -- likewise
+        timer = self.loop.call_later(max(0.0, patience), one.settle, silence)
+        try:
+            await one.settled()
+        finally:
+            timer.cancel()
+            reader.unlisten(tell)
+            self.forget(one)
+        if one.result is None:
+            raise await self._why_ended()
+        return bool(one.result.unwrap())
 
     def start(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         """Start a Trio function that nobody waits for, in a copy of the caller's context."""
@@ -147,11 +187,11 @@ class Crossing:
         if call.about is not None and self._next.get(call.about) is call:
             del self._next[call.about]
 
-    def forget(self, call: _Call) -> None:
-        """Note that a call is over."""
-        self._calls.discard(call)
+    def forget(self, one: _Wait) -> None:
+        """Note that nobody waits for it any more."""
+        self._waits.discard(one)
 
     def cut(self) -> None:
         """Answer everybody who still waits, when Trio will not."""
-        for call in list(self._calls):
-            call.settle(None)
+        for one in list(self._waits):
+            one.settle(None)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import outcome
 import trio
 
-from trio_sessions._handlers import Handler, is_stream
+from trio_sessions._handlers import Handler, Last, is_stream
 from trio_sessions._logging import get_logger
 from trio_sessions.aio._tasks import new_task
 
@@ -86,10 +86,15 @@ class _Work:
         return self.result.unwrap()
 
     async def cancel(self) -> None:
-        """Cancel it, and wait until it has ended; one that refuses is left behind, and logged."""
-        if self._ended.is_set() or self._loop.is_closed():
+        """Cancel it, and wait until it has ended, as `end`."""
+        if not self._task.done() and not self._loop.is_closed():
+            self._task.cancel()
+            await self.end()
+
+    async def end(self) -> None:
+        """Wait until it has ended by itself; one that does not is left behind, and logged."""
+        if self._task.done() or self._loop.is_closed():
             return
-        self._task.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self._patience):
             await self._ended.wait()
         if not self._ended.is_set():
@@ -143,10 +148,13 @@ class _Pump:
                 await self._asked.wait()
                 self._asked.clear()
                 try:
-                    self._item = True, await anext(items)
+                    item = await anext(items)
                 except StopAsyncIteration:
                     return
+                self._item = True, item
                 self._answered.set()
+                if isinstance(item, Last):
+                    return
         finally:
             await items.aclose()
             self._answered.set()
@@ -164,5 +172,8 @@ class _Pump:
         return self._item
 
     async def close(self) -> None:
-        """End the generator, and wait for it."""
-        await self._work.cancel()
+        """End the generator, and wait for it; behind its last item it ends by itself."""
+        if isinstance(self._item[1], Last):
+            await self._work.end()
+        else:
+            await self._work.cancel()

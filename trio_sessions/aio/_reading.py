@@ -12,7 +12,7 @@ __all__ = ["AsyncioReader"]
 
 
 class AsyncioReader:
-    """A reader on asyncio's side: to open it and to wait crosses, to take what has come does not.
+    """A reader on asyncio's side, which crosses to Trio only where the reader itself has to wait.
 
     Args:
         reader: Trio's.
@@ -23,15 +23,25 @@ class AsyncioReader:
         self._reader = reader
         self._service = service
 
-    async def _cross(self, function: Callable[[], Awaitable[None]]) -> None:
+    async def _check(self) -> None:
         if self._service.life.has_ended:
             raise await self._service.why_ended()
         self._service.check_loop()
+
+    async def _cross(self, function: Callable[[], Awaitable[None]]) -> None:
+        await self._check()
         await self._service.crossing.call(function)
+
+    async def _wait(self) -> None:
+        await self._check()
+        if not await self._service.crossing.listen(self._reader):
+            await self._service.crossing.call(self._reader.wait)
 
     async def __aenter__(self) -> Self:
         try:
-            await self._cross(self._reader.open)
+            await self._check()
+            if not self._reader.open_nowait():
+                await self._service.crossing.call(self._reader.open)
         except BaseException:  # cancelled, it may have been opened all the same
             self._reader.close()
             raise
@@ -65,4 +75,4 @@ class AsyncioReader:
             if is_ending or not value:
                 self._reader.close()
                 raise StopAsyncIteration
-            await self._cross(self._reader.wait)
+            await self._wait()

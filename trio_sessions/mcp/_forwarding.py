@@ -71,8 +71,9 @@ class Outcome(enum.Enum):
 class _Answering:
     """A client's answer, as it comes."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, tasks: anyio.abc.TaskGroup) -> None:
         self._send = send
+        self._tasks = tasks
         self._turn = anyio.Lock()
         self.has_begun = False
         self.is_over = False
@@ -99,6 +100,8 @@ class _Answering:
                     }
                 )
             await self._say(bytes(item.body), is_last=item.is_last)
+        if item.status is not None and self.is_stream and not self.is_over:
+            self._tasks.start_soon(self._keep_alive)
 
     async def _say(self, body: bytes, *, is_last: bool) -> None:
         if self.is_over or not (body or is_last):
@@ -117,11 +120,11 @@ class _Answering:
         async with self._turn:
             await self._say(b"", is_last=True)
 
-    async def keep_alive(self) -> None:
+    async def _keep_alive(self) -> None:
         """Send comments while there is nothing to say."""
         while True:
             await anyio.sleep(max(0.0, self.said_at + _PING - anyio.current_time()) or _PING)
-            if self.is_stream and anyio.current_time() >= self.said_at + _PING:
+            if anyio.current_time() >= self.said_at + _PING:
                 async with self._turn:
                     await self._say(b": ping\r\n\r\n", is_last=False)
 
@@ -157,15 +160,12 @@ class Forwarding:
             to: the incarnation that holds the session.
             exchange: the request.
         """
-        answering = _Answering(exchange.send)
         outcome = Outcome.ANSWERED
-        method = exchange.scope["method"]
         async with anyio.create_task_group() as tasks:
+            answering = _Answering(exchange.send, tasks)
             tasks.start_soon(self._until_left, exchange.receive, tasks.cancel_scope)
-            if method == "GET":  # the others have an end of their own
+            if exchange.scope["method"] == "GET":  # the others have an end of their own
                 tasks.start_soon(self._until_ended, answering, tasks.cancel_scope)
-            if method != "DELETE":
-                tasks.start_soon(answering.keep_alive)
             outcome = await self._pass_on(to, exchange, answering)
             tasks.cancel_scope.cancel()
         return outcome
@@ -202,6 +202,8 @@ class Forwarding:
                             continue
                         patience.deadline = math.inf
                         await answering.give(item)
+                        if item.is_last:  # what ends the stream has come with it, or is nothing
+                            break
             if patience.cancelled_caught:
                 raise TimeoutError("the worker lives, and does not answer")
             if not answering.is_over:

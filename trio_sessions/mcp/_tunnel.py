@@ -1,5 +1,6 @@
 """The end of the tunnel at the worker that holds a session: what other workers may call."""
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
@@ -185,12 +186,20 @@ class _Answer:
         """The answer; or it never will."""
         self._is_gone = anyio.Event()
         """Who asked: nobody reads any more."""
-        self._into, self._out_of = anyio.create_memory_object_stream[Message](_QUEUE)
         self._scope = anyio.CancelScope()
         self._is_stream = False
         self._pieces = 0
-        self._rest: list[bytes] = []
+        self._item = Item()
+        """What has gathered."""
+        self._rest: deque[bytes] = deque()
+        """What goes with later ones."""
         self._ends = False
+        self._has_produced = False
+        self._ready = anyio.Event()
+        """Nothing more is to be gathered."""
+        self._gathering: anyio.CancelScope | None = None
+        """In it the next piece is waited for: to its deadline, once something has gathered."""
+        self._has_room = anyio.Event()
         self.is_over = False
 
     async def produce(
@@ -206,19 +215,29 @@ class _Answer:
             self._is_taken = True
             return await give()
 
-        async def send(message: Message) -> None:
-            self._has_begun.set()
-            await self._into.send(message)
-
-        with self._scope, self._into:
+        with self._scope:
             try:
-                await host.serve_here(held, scope, receive, send)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                await host.serve_here(held, scope, receive, self._send)
+            except anyio.BrokenResourceError:
                 pass  # nobody reads it any more
             except Exception:
                 logger.exception("the application failed to answer a request of another worker's")
             finally:
                 self._has_begun.set()
+                self._has_produced = True
+                self._gather()
+
+    async def _send(self, message: Message) -> None:
+        """Take what the application says; it waits while too much is on its way."""
+        self._has_begun.set()
+        while len(self._rest) >= _QUEUE and not self._is_gone.is_set():
+            if self._has_room.is_set():  # else another task waits for it
+                self._has_room = anyio.Event()
+            await self._has_room.wait()
+        if self._is_gone.is_set():
+            raise anyio.BrokenResourceError
+        self._take(message)
+        self._gather()
 
     async def _until_gone(self) -> Message:
         await self._is_gone.wait()
@@ -235,8 +254,7 @@ class _Answer:
             self._scope.deadline = anyio.current_time() + _PARTING
         else:
             self._scope.cancel()
-        self._out_of.close()
-        self._into.close()
+        self._has_room.set()
 
     async def is_late(self, after: float) -> bool:
         """Wait until the answer has begun, or is late: then the application runs the request.
@@ -257,55 +275,45 @@ class _Answer:
         Raises:
             RuntimeError: the application has not answered to the end.
         """
-        item = Item()
-        while not self._is_full(item):
-            if item.is_empty:
-                self._take(await self._receive(), item)
-                continue
-            begins = self._is_stream and item.status is not None and self._pieces <= 1
-            patience = _GATHER_BEGINNING if begins else _GATHER
-            with anyio.move_on_after(patience) as gathering:
-                self._take(await self._receive(), item)
-            if gathering.cancelled_caught:
-                break
+        self._ready = anyio.Event()
+        with anyio.CancelScope() as self._gathering:
+            self._gather()
+            await self._ready.wait()
+        self._gathering = None
+        if self._has_produced and not self._ends:
+            raise RuntimeError("the application has not answered to the end")
+        item, self._item = self._item, Item()
         self.is_over = item.is_last
+        self._has_room.set()
         return item
 
-    async def _receive(self) -> Message | None:
-        if self._rest or self._ends:
-            await anyio.lowlevel.checkpoint()
-            return None
-        try:
-            return await self._out_of.receive()
-        except anyio.EndOfStream:
-            if self._is_stream:  # cut off, as by the end of its session: its client may resume it
-                self._ends = True
-                return None
-            raise RuntimeError("the application has not answered to the end") from None
+    def _gather(self) -> None:
+        """Put into the piece what has room in it, and say until when the next one is waited for."""
+        item, rest = self._item, self._rest
+        if self._has_produced and self._is_stream:
+            self._ends = True  # cut off, as by the end of its session: its client may resume it
+        while rest and (not item.body or len(item.body) + len(rest[0]) <= PART_BYTES):
+            item.body += rest.popleft()
+        item.is_last = self._ends and not rest
+        if item.is_last or rest or self._has_produced:
+            self._ready.set()
+        elif self._gathering is not None and not item.is_empty:
+            begins = self._is_stream and item.status is not None and self._pieces <= 1
+            patience = _GATHER_BEGINNING if begins else _GATHER
+            self._gathering.deadline = anyio.current_time() + patience
 
-    def _is_full(self, item: Item) -> bool:
-        return item.is_last or bool(self._rest and item.body)
-
-    def _take(self, message: Message | None, item: Item) -> None:
-        if message is not None:
-            if message["type"] == "http.response.start":
-                item.status = message["status"]
-                item.headers = list(message.get("headers", ()))
-                self._is_stream = is_stream(item.headers)
-                return
-            if message["type"] != "http.response.body":
-                return
+    def _take(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._item.status = message["status"]
+            self._item.headers = list(message.get("headers", ()))
+            self._is_stream = is_stream(self._item.headers)
+        elif message["type"] == "http.response.body":
             body = message.get("body", b"")
             self._pieces += bool(body)
             # The worker at the other end sends comments of its own, to keep its client.
             if not (self._is_stream and body.startswith(b": ping")):
                 self._rest += [body[i : i + PART_BYTES] for i in range(0, len(body), PART_BYTES)]
             self._ends = not message.get("more_body", False)
-        while self._rest and (not item.body or len(item.body) + len(self._rest[0]) <= PART_BYTES):
-            item.body += self._rest.pop(0)
-        if self._rest:
-            return
-        item.is_last = self._ends
 
 
 def handlers() -> Mapping[str, Callable[..., Any]]:

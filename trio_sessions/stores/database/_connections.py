@@ -26,7 +26,7 @@ from trio_sessions.abc import Pool, Worker
 from trio_sessions.errors import OperationTooLong, StoreSchemaError, StoreUnavailable
 from trio_sessions.stores.database._database import Database, Timeouts
 from trio_sessions.stores.database._errors import first_line, hide_values
-from trio_sessions.stores.database._given import Places, Rank, places, renew_pool
+from trio_sessions.stores.database._given import Rank, places, renew_pool
 from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
 from trio_sessions.stores.database._urls import masked
 
@@ -67,8 +67,6 @@ class Connections:
         self._engine: sa.Engine | None = None
         self._opening = trio.Lock()
         self._prepare: Callable[[sa.Connection], None] | None = None
-        self._places: Places | None = None
-        """As many as an engine that was handed in has connections."""
         self._taken: dict[sa.Connection, Any] = {}
         """Those beside the pool, with the driver's own."""
         self._path: object = None
@@ -93,7 +91,6 @@ class Connections:
                 self._engine = await trio.to_thread.run_sync(
                     self._make_engine, worker, abandon_on_cancel=True, limiter=worker.limiter
                 )
-                self._places = places(self._given)
             await self.run(worker, prepare)
 
     async def close(self, worker: Worker) -> None:
@@ -173,7 +170,8 @@ class Connections:
             return await self._guarded(worker, partial(self._connected, work))
 
     def _place(self, rank: Rank) -> AbstractAsyncContextManager[None]:
-        return contextlib.nullcontext() if self._places is None else self._places.place(rank)
+        found = places(self._given)  # looked up each time: the engine may have got another pool
+        return contextlib.nullcontext() if found is None else found.place(rank)
 
     async def take(self, worker: Worker, prepare: Callable[[sa.Connection], Any]) -> sa.Connection:
         """Connect beside the pool; whoever takes the connection gives it to `give_back`."""

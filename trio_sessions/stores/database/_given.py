@@ -65,8 +65,25 @@ class Places:
             yield
 
 
+_places_of = trio.lowlevel.RunVar["weakref.WeakKeyDictionary[sa.Pool, Places] | None"](
+    "trio_sessions_places", None
+)
+"""The places of the run by pool: a limiter is of one run, and stores that share a pool share it."""
+
+
 def places(given: sa.Engine | None) -> Places | None:
-    """Return places for the connections of a given engine, if it has a number of them."""
-    if given is None or not isinstance(given.pool, sa.QueuePool) or not given.pool.size():
+    """Return the places for the connections of a given engine, if it has a number of them.
+
+    They are the pool's: of one engine, whichever store has it, and of its copies with options.
+    """
+    pool = None if given is None else given.pool
+    if not isinstance(pool, sa.QueuePool) or not pool.size():
         return None
-    return Places(given.pool.size())
+    by_pool = _places_of.get()
+    if by_pool is None:
+        by_pool = weakref.WeakKeyDictionary()
+        _places_of.set(by_pool)
+    found = by_pool.get(pool)
+    if found is None:
+        found = by_pool[pool] = Places(pool.size())
+    return found
