@@ -23,7 +23,7 @@ KEPT = ROOT / ".mutants"
 ALONE = """
     _cleanup _passes _verdicts _brake _witness _table _entry _writer _claims _departures _leaving
     _sessions _owners _restoring _stamping _strays _sweeping _portions _pending
-    _tally
+    _tally _orders _lines _undecided _life
 """
 
 
