@@ -355,7 +355,8 @@ async def serve(
     **settings: Any,
 ) -> None:
     """Be a worker, until it is to end."""
-    settings = {"cleanup_interval": 0.2, "session_ttl": 3600.0, **settings}
+    # A worker is dead after three stamps that it has missed: a busy machine may stop it for a second.
+    settings = {"cleanup_interval": 1.0, "session_ttl": 3600.0, **settings}
     faulty = FaultyStore(store)
     async with AsyncExitStack() as stack:
         registry: Any
