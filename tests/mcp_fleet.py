@@ -355,7 +355,7 @@ async def serve(
     **settings: Any,
 ) -> None:
     """Be a worker, until it is to end."""
-    # A worker is dead after three stamps that it has missed: a busy machine may stop it for a second.
+    # A worker is dead after three stamps that it has missed; a busy machine may stop it a second.
     settings = {"cleanup_interval": 1.0, "session_ttl": 3600.0, **settings}
     faulty = FaultyStore(store)
     async with AsyncExitStack() as stack:

@@ -29,6 +29,7 @@ from presses import (
 from readers import finish_writing
 from soak import SOAK, longer
 from trio._core import _ki
+from unmeasured import unmeasured
 
 from trio_sessions import SessionRegistry, open_registry, serve_registry
 from trio_sessions._background import Background
@@ -172,6 +173,7 @@ def steps(shared: Shared) -> Iterator[int]:
 
 
 @pytest.mark.timeout(3600 if SOAK else 300)
+@unmeasured
 def test_ctrl_c_at_any_point_ends_the_program_in_order(shared: Shared) -> None:
     """Bare, in bounded time, and nothing is left: no row, no session, no job."""
     presses = 0
@@ -195,6 +197,7 @@ def test_ctrl_c_at_any_point_ends_the_program_in_order(shared: Shared) -> None:
 
 
 @pytest.mark.timeout(3600 if SOAK else 300)
+@unmeasured
 def test_who_catches_it_may_go_on(shared: Shared) -> None:
     """What was called then is as cancelled: the table and the rows agree, and passes converge."""
     presses = caught = 0
@@ -500,6 +503,7 @@ def communicate(process: "subprocess.Popen[str]") -> tuple[str, str]:
     ],
 )
 @pytest.mark.timeout(3600 if SOAK else 300)
+@unmeasured
 def test_ctrl_c_at_random_moments(tmp_path: Path, url: str, presses: int) -> None:
     """A program that adds, removes, sends, passes, opens and closes all the time."""
     chance = random.Random() if SOAK else random.Random(f"{url} {presses}")

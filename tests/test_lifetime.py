@@ -15,6 +15,7 @@ import trio.testing
 from conftest import Shared
 from soak import longer
 from trio.testing import MockClock
+from unmeasured import unmeasured
 
 from trio_sessions import (
     RegistryClosed,
@@ -523,6 +524,7 @@ async def test_a_worker_that_cannot_refresh_keeps_its_sessions(autojump_clock: M
         for outage in (30, 45, 55, 70, 99, 101, 250, 1000)
     ],
 )
+@unmeasured
 async def test_no_outage_however_long_expires_a_live_session(
     autojump_clock: MockClock, outage: int, phase: int
 ) -> None:

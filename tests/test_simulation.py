@@ -18,6 +18,7 @@ import trio.testing
 from click.testing import CliRunner
 from soak import SOAK
 from switches import SWITCHES, Switch
+from unmeasured import unmeasured
 
 from trio_sessions._logs import LogRoom
 from trio_sessions.abc import Worker
@@ -106,6 +107,7 @@ def test_a_seed_gives_one_trace_in_every_process() -> None:
     assert digests == {run_once("4", steps=TRACED, workers=3).digest}
 
 
+@unmeasured
 @pytest.mark.parametrize("check", EVERYTHING, ids=lambda check: check.__name__)
 async def test_the_simulated_database_keeps_the_contract(
     check: Check, autojump_clock: trio.testing.MockClock
@@ -116,6 +118,7 @@ async def test_the_simulated_database_keeps_the_contract(
         await check(lambda: Link(network))
 
 
+@unmeasured
 @pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
 def test_a_cure_that_is_turned_off_is_missed(
     switch: Switch, monkeypatch: pytest.MonkeyPatch

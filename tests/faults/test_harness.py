@@ -9,11 +9,14 @@ import pytest
 import sqlalchemy as sa
 from fleets import in_thread
 from servers import run_sql
+from unmeasured import unmeasured
 
 from faults import matrix, test_matrix, world
 from faults.matrix import FAULTS, Database, Fault, Memory, Played, assert_harmless, play
 from faults.report import make_page
 from faults.world import World, nothing, open_world
+
+pytestmark = unmeasured
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability" / "faults.md"
 MARK = "UPDATE trio_sessions SET worker_id = 'another' WHERE session_id LIKE 'stays%'"

@@ -13,10 +13,13 @@ import pytest
 import sqlalchemy as sa
 from servers import Server, make_server, query
 from soak import SOAK
+from unmeasured import unmeasured
 
 from faults import on_files, on_networks, on_pgbouncer, on_room, on_rows, on_servers, on_workers
 from faults.matrix import FAULTS, Database, Fault, assert_harmless, play
 from faults.world import open_world
+
+pytestmark = unmeasured
 
 ROUNDS = int(os.environ.get("TRIO_SESSIONS_FAULT_ROUNDS", "5" if SOAK else "1"))
 RECORDS = os.environ.get("TRIO_SESSIONS_RELIABILITY")
