@@ -4,13 +4,18 @@ import importlib
 import inspect
 import re
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace
 from test_public_surface import MODULES, public_functions
 
-REFERENCE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text("utf-8")
+ROOT = Path(__file__).parent.parent
+REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
 DIRECTIVE = re.compile(r"^\.\. (auto\w+|data):: ([\w.]+)(?:\(\))?\n((?:   .*\n)*)", re.MULTILINE)
 
 
@@ -57,3 +62,38 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
         shown = [one for method, one in methods.items() if method not in NOT_SHOWN]
         missing |= {one for function in [value, *shown] for one in returned(function)}
     assert missing - DOCUMENTED - READERS == set()
+
+
+class Shown(NamedTuple):
+    """What autodoc has found, as napoleon has left it."""
+
+    what: str
+    lines: list[str]
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shown]:
+    """Read the reference as `make docs` does."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
+    (source / "index.md").write_text(REFERENCE, "utf-8")
+    found: dict[str, Shown] = {}
+
+    def note(  # noqa: PLR0917 -- so Sphinx calls it
+        app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+    ) -> None:
+        found[name] = Shown(what, list(lines))
+
+    with docutils_namespace(), warnings.catch_warnings(action="ignore"):  # Sphinx' own
+        app = Sphinx(source, ROOT / "docs", out, out, "dummy", status=None, warning=None)
+        app.connect("autodoc-process-docstring", note, priority=600)  # after napoleon: 500
+        app.builder.read()
+    return found
+
+
+def test_no_sentence_about_an_attribute_is_torn_apart(shown: dict[str, Shown]) -> None:
+    """Napoleon would take what stands before the first colon for a type."""
+    kinds = {"attribute", "data", "property"}
+    attributes = {name: one.lines for name, one in shown.items() if one.what in kinds}
+    assert any("Removed: the transport" in line for lines in attributes.values() for line in lines)
+    torn = {name for name, lines in attributes.items() for line in lines if line[:6] == ":type:"}
+    assert torn == set()
