@@ -1,18 +1,22 @@
 """The reference has every public name, and every type that what is public returns."""
 
+import enum
 import importlib
 import inspect
 import re
+import runpy
 import types
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from sphinx.application import Sphinx
-from sphinx.util.docutils import docutils_namespace
+from sphinx.ext.napoleon import Config, GoogleDocstring
 from test_public_surface import MODULES, public_functions
+
+import trio_sessions.types
+from trio_sessions import abc, revocation, writes
+from trio_sessions import inspection as inspected
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
@@ -64,36 +68,45 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
     assert missing - DOCUMENTED - READERS == set()
 
 
-class Shown(NamedTuple):
-    """What autodoc has found, as napoleon has left it."""
+class Extended:
+    """The part of Sphinx that docs/conf.py extends."""
 
-    what: str
-    lines: list[str]
+    def __init__(self) -> None:
+        self.listeners: list[tuple[str, int, Callable[..., None]]] = []
 
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shown]:
-    """Read the reference as `make docs` does."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
-    (source / "index.md").write_text(REFERENCE, "utf-8")
-    found: dict[str, Shown] = {}
-
-    def note(  # noqa: PLR0917 -- so Sphinx calls it
-        app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
-    ) -> None:
-        found[name] = Shown(what, list(lines))
-
-    with docutils_namespace(), warnings.catch_warnings(action="ignore"):  # Sphinx' own
-        app = Sphinx(source, ROOT / "docs", out, out, "dummy", status=None, warning=None)
-        app.connect("autodoc-process-docstring", note, priority=600)  # after napoleon: 500
-        app.builder.read()
-    return found
+    def connect(self, event: str, listener: Callable[..., None], priority: int = 500) -> None:
+        self.listeners.append((event, priority, listener))
 
 
-def test_no_sentence_about_an_attribute_is_torn_apart(shown: dict[str, Shown]) -> None:
-    """Napoleon would take what stands before the first colon for a type."""
-    kinds = {"attribute", "data", "property"}
-    attributes = {name: one.lines for name, one in shown.items() if one.what in kinds}
-    assert any("Removed: the transport" in line for lines in attributes.values() for line in lines)
-    torn = {name for name, lines in attributes.items() for line in lines if line[:6] == ":type:"}
-    assert torn == set()
+@pytest.mark.parametrize("what", ["attribute", "data", "property"])
+def test_no_sentence_about_an_attribute_is_torn_apart(what: str) -> None:
+    """Napoleon alone would take what stands before the first colon for a type."""
+    app = Extended()
+    runpy.run_path(str(ROOT / "docs/conf.py"))["setup"](app)
+    [(event, priority, listener)] = app.listeners
+    assert (event, priority < 500) == ("autodoc-process-docstring", True)
+    lines = ["Removed: it was told so.", "", "Raises:", "    OSError: none."]
+
+    def shown() -> list[str]:
+        return GoogleDocstring(lines, Config(), what=what, name="removed").lines()
+
+    assert ":type: Removed" in shown()
+    listener(app, what, "removed", None, None, lines)
+    assert shown()[2:5] == ["Removed: it was told so.", "", ":raises OSError: none."]
+
+
+VALUES = [
+    value
+    for module in (abc, inspected, revocation, trio_sessions.types, writes)
+    for value in map(vars(module).get, module.__all__)
+    if inspect.isclass(value) and (is_dataclass(value) or issubclass(value, enum.Enum))
+    if value.__module__ != "trio_sessions._reports"  # not for stores
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: value.__name__)
+def test_help_says_what_each_field_means(value: type) -> None:
+    """Whoever writes a store has no need of the source."""
+    fields = list(value) if issubclass(value, enum.Enum) else vars(value)["__annotations__"]
+    said = re.findall(r"^    (\w+): ", inspect.getdoc(value) or "", re.MULTILINE)
+    assert said == [getattr(field, "name", field) for field in fields]

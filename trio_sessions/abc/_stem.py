@@ -14,46 +14,58 @@ __all__ = ["Part", "Pool", "Store", "Worker"]
 
 
 class Part(enum.Enum):
-    """A part of the contract."""
+    """A part of the contract.
+
+    Attributes:
+        ROWS: `RowStore`.
+        MESSAGES: `MessageStore`.
+        WORKERS: `WorkerStore`.
+        INSPECTION: `InspectionStore`; a registry works without it, and says so when it is asked.
+        REVOCATION: `RevocationStore`; likewise.
+        DATA: `DataStore`; likewise, and adoption of sessions.
+        LIMITS: `LimitStore`; a registry that has such a limit does not open without it.
+        LOGS: `LogStore`; likewise.
+        MAIL: `MailStore`; likewise.
+    """
 
     ROWS = "rows"
-    """`RowStore`."""
     MESSAGES = "messages"
-    """`MessageStore`."""
     WORKERS = "workers"
-    """`WorkerStore`."""
     INSPECTION = "inspection"
-    """`InspectionStore`; a registry works without it, and says so when it is asked."""
     REVOCATION = "revocation"
-    """`RevocationStore`; likewise."""
     DATA = "data"
-    """`DataStore`; likewise, and adoption of sessions."""
     LIMITS = "limits"
-    """`LimitStore`; a registry that has such a limit does not open without it."""
     LOGS = "logs"
-    """`LogStore`; likewise."""
     MAIL = "mail"
-    """`MailStore`; likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """Who asks a store: one opening of one registry."""
+    """Who asks a store: one opening of one registry.
+
+    Attributes:
+        worker_id: names the worker; users may choose it, and may use one again after a restart.
+        incarnation: made fresh at each opening, so that a restart is never taken for what it
+            follows.
+        limiter: every thread that a store starts for this worker is started with this limiter
+            (``trio.to_thread.run_sync(..., limiter=worker.limiter)``); nobody else enters it.
+        migrate: a store that keeps a schema may bring an older one up to its version when it opens.
+    """
 
     worker_id: str
-    """Names the worker; users may choose it, and may use one again after a restart."""
     incarnation: str
-    """Made fresh at each opening, so that a restart is never taken for what it follows."""
     limiter: trio.CapacityLimiter
-    """Every thread that a store starts for this worker is started with this limiter
-    (``trio.to_thread.run_sync(..., limiter=worker.limiter)``); nobody else enters it."""
     migrate: bool = False
-    """A store that keeps a schema may bring an older one up to its version when it opens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Connections that a store keeps for all who have it open."""
+    """Connections that a store keeps for all who have it open.
+
+    Attributes:
+        in_use: those that somebody uses now.
+        idle: those that wait for somebody.
+    """
 
     in_use: int
     idle: int
