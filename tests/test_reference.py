@@ -9,9 +9,10 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 from test_public_surface import MODULES, public_functions
 
 import trio_sessions.types
@@ -79,7 +80,9 @@ class Extended:
 
 
 @pytest.mark.parametrize("what", ["attribute", "data", "property"])
-def test_no_sentence_about_an_attribute_is_torn_apart(what: str) -> None:
+def test_no_sentence_about_an_attribute_is_torn_apart(
+    what: Literal["attribute", "data", "property"],
+) -> None:
     """Napoleon alone would take what stands before the first colon for a type."""
     app = Extended()
     runpy.run_path(str(ROOT / "docs/conf.py"))["setup"](app)
@@ -88,7 +91,7 @@ def test_no_sentence_about_an_attribute_is_torn_apart(what: str) -> None:
     lines = ["Removed: it was told so.", "", "Raises:", "    OSError: none."]
 
     def shown() -> list[str]:
-        return GoogleDocstring(lines, Config(), what=what, name="removed").lines()
+        return GoogleDocstring(lines, what=what, name="removed").lines()
 
     assert ":type: Removed" in shown()
     listener(app, what, "removed", None, None, lines)

@@ -176,12 +176,16 @@ class Store(abc.ABC):
             taken no later than the claim's age ago: it is taken over likewise; the rest, messages,
             log, birth and moment of creation, stays. One that was taken later: nothing is done. A
             moment in the future, which a clock has left that was ahead, is no later moment but
-            older than every claim; the next claim or refresh sets it right.
+            older than every claim; the next claim or refresh sets it right. The claim's age is that
+            at the moment when the store is asked: **the store adds the time for which the claim
+            then waits** for a thread, a connection or a lock. So with the age of a `Send`.
         `Delete`:
             A row of this incarnation of a generation <= ``up_to``: it is deleted with its
             messages and its log. Otherwise nothing is done.
         `SetOwner`, `ClaimOwner`, `SetCapabilities`, `Send`, `Append`:
-            No row, or one that ``ended`` covers: nothing is done.
+            No row, or one that ``ended`` covers: nothing is done, and the answer is None. In doubt
+            (`WorkerStore`) it is `RowDoubtful` where there is no row; one that ``ended`` covers is
+            there, so the answer is None as ever.
         `Append`:
             Entries of one session become visible in the order of their ids: whoever has seen one
             has seen, or can see, all that have a smaller id. The rest is as with a `Send`.
