@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from trio_sessions.testing import RegistryMachine
 
@@ -56,3 +57,10 @@ def test_what_a_rule_may_be_given_is_in_the_table(rule: str) -> None:
         said = table.get(f"`{argument}` of `{rule}`") or table[f"`{argument}`"]
         said = said.replace('"', "'").partition(":")[0]
         assert WORDS.findall(said) == WORDS.findall(drawn), argument
+
+
+def test_how_much_is_run_without_settings_is_said() -> None:
+    """It is what Hypothesis does where nobody has said anything else."""
+    default = settings.get_profile("default")
+    steps = f"{default.max_examples} histories of up to {default.stateful_step_count} steps"
+    assert steps in PAGE
