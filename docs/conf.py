@@ -2,6 +2,8 @@
 
 from importlib.metadata import version as version_of
 
+from sphinx.application import Sphinx
+
 project = "trio_sessions"
 author = "The trio_sessions contributors"
 copyright = "2026, The trio_sessions contributors"
@@ -26,3 +28,19 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
+
+
+def keep_whole(  # noqa: PLR0917 -- so Sphinx calls it
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Put an empty comment before what is said of an attribute.
+
+    Napoleon takes what stands before a colon in the first line for the attribute's type.
+    """
+    if what in {"attribute", "data", "property"}:
+        lines[:0] = ["..", ""]
+
+
+def setup(app: Sphinx) -> None:
+    """Let it come before napoleon, which has 500."""
+    app.connect("autodoc-process-docstring", keep_whole, priority=400)

@@ -57,14 +57,16 @@ class Book:
         state: the contents of the file.
         worker: who asks.
         now: the moment, on the host's clock: one clock for all rows.
+        waited: seconds since it was asked; what was told an age is older by that.
     """
 
-    def __init__(self, state: dict[str, Any], worker: Worker, now: float) -> None:
+    def __init__(self, state: dict[str, Any], worker: Worker, now: float, waited: float) -> None:
         self.state = state
         self.rows: dict[str, Row] = state["rows"]
         self.workers: dict[str, Row] = state["workers"]
         self.worker = worker
         self.now = now
+        self.waited = waited
 
     def is_own(self, row: Row) -> bool:
         return bool(row["incarnation"] == self.worker.incarnation)
@@ -173,7 +175,7 @@ class Book:
         return isinstance(write, ClaimOwner) and row["owner"] is None and not self.is_own(row)
 
     def _claim(self, claim: Claim) -> Claimed | Unfinished:
-        taken_at, dropped = self.now - claim.age, 0
+        taken_at, dropped = self.now - claim.age - self.waited, 0
         row = self.living(claim.session_id, claim.ended)
         if row is None:
             if claim.session_id in self.rows:
@@ -238,7 +240,8 @@ class Book:
             if is_other or (write.elsewhere and self.is_own(row)):
                 return None
             message_id = self.number()
-            stored = {"id": message_id, "payload": write.payload, "at": self.now - write.age}
+            sent_at = self.now - write.age - self.waited
+            stored = {"id": message_id, "payload": write.payload, "at": sent_at}
             row["messages"].append(stored)
             return Sent(id=message_id, holder=holder_of(row))
         if isinstance(write, SetCapabilities):

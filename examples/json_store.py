@@ -76,11 +76,12 @@ class JsonStore(SessionStore):
             state = json.loads(json.dumps(dict(EMPTY)))
         return state
 
-    def _transact(self, worker: Worker, work: Callable[[Book], T]) -> T:
+    def _transact(self, worker: Worker, work: Callable[[Book], T], asked_at: float) -> T:
         """Read the file, change it, and put it in place as a whole, on disk."""
         try:
             with self._locked():
-                book = Book(self._read(), worker, time.time())
+                waited = time.monotonic() - asked_at  # for a thread, and for the file
+                book = Book(self._read(), worker, time.time(), waited)
                 answer = work(book)
                 new = self._path.with_suffix(".new")
                 with new.open("w", encoding="utf-8") as file:
@@ -94,7 +95,9 @@ class JsonStore(SessionStore):
 
     async def _run(self, worker: Worker, work: Callable[[Book], T]) -> T:
         """Do one operation in one thread, started with the worker's own limiter."""
-        return await trio.to_thread.run_sync(self._transact, worker, work, limiter=worker.limiter)
+        return await trio.to_thread.run_sync(
+            self._transact, worker, work, time.monotonic(), limiter=worker.limiter
+        )
 
     async def open(self, worker: Worker) -> None:
         await self._run(worker, Book.seen)

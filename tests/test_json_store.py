@@ -1,7 +1,8 @@
 """The store of the how-to "write a store" keeps the contract; five broken ones are each caught."""
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from trio_sessions import open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.testing import FakeTransport, conformance_tests, store_conformance, virtual_time
 from trio_sessions.types import RowAnswers, Swept
-from trio_sessions.writes import Batch, Claim, Committed
+from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import json_store
 from json_book import Book
 from json_store import JsonStore
 
@@ -40,6 +42,45 @@ async def test_two_workers_share_the_file(make_store: Make) -> None:
         assert await blue.locate_session("s") == red.worker_id
         assert (await red.cleanup()).refreshed == 1
     assert JsonStore(make_store()._path)._read()["rows"] == {}
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+
+def worker(name: str) -> Worker:
+    return Worker(worker_id=name, incarnation=name, limiter=trio.CapacityLimiter(1))
+
+
+async def test_a_claim_that_waits_for_the_file_grows_older(
+    make_store: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever took the session meanwhile keeps it."""
+    clock = Clock()
+    monkeypatch.setattr(json_store, "time", clock)
+    claim = Batch(writes=[Claim(session_id="s", generation=1, age=0.0)])
+    clock.now = 102.0
+    [taken] = (await make_store().commit(worker("blue"), claim)).answers
+    assert isinstance(taken, Claimed)
+    assert taken.outcome is Outcome.INSERTED
+
+    class IsBusy(JsonStore):
+        @contextlib.contextmanager
+        def _locked(self) -> Iterator[None]:
+            clock.now = 105.0
+            yield
+
+    clock.now = 100.0
+    [lost] = (await IsBusy(make_store()._path).commit(worker("red"), claim)).answers
+    assert isinstance(lost, Claimed)
+    assert (lost.outcome, lost.holder.worker_id) == (Outcome.LOST, "blue")
 
 
 def test_the_how_to_shows_what_is_printed() -> None:

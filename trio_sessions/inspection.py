@@ -30,14 +30,17 @@ MISSED = 3
 
 
 class WorkerState(enum.StrEnum):
-    """Whether a worker lives, as its stamps say."""
+    """Whether a worker lives, as its stamps say.
+
+    Attributes:
+        ALIVE: it has stamped its row within three of its stamp intervals.
+        LATE: it has not, and its lease goes on: it may be slow, cut off, paused or dead.
+        GONE: its lease has run out: the next sweep takes its rows.
+    """
 
     ALIVE = "alive"
-    """It has stamped its row within three of its stamp intervals."""
     LATE = "late"
-    """It has not, and its lease goes on: it may be slow, cut off, paused or dead."""
     GONE = "gone"
-    """Its lease has run out: the next sweep takes its rows."""
 
 
 def state_of(*, silence: float, stamp_interval: float, has_lapsed: bool) -> WorkerState:
@@ -55,59 +58,71 @@ def state_of(*, silence: float, stamp_interval: float, has_lapsed: bool) -> Work
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInfo:
-    """One opening of one registry, as the database knows it."""
+    """One opening of one registry, as the database knows it.
+
+    Attributes:
+        worker_id: its name; users may have chosen it, and two workers may have the same.
+        incarnation: made fresh at each opening.
+        state: whether it lives, as its stamps say.
+        started: when its row was written first.
+        last_stamp: when it last said that it lives.
+        last_pass: when its last pass ended.
+        silence: seconds since its last stamp.
+        sessions: rows of sessions that it holds.
+        session_ttl: seconds without a stamp after which its sessions may be swept.
+        cleanup_interval: seconds between two of its passes.
+        version: its version of trio_sessions.
+        data: what it tells others of itself: ``worker_data`` of `trio_sessions.open_registry`.
+        draining: it takes no new sessions, and will close (`SessionRegistry.drain`).
+    """
 
     worker_id: str
-    """Its name; users may have chosen it, and two workers may have the same."""
     incarnation: str
-    """Made fresh at each opening."""
     state: WorkerState
     started: datetime
-    """When its row was written first."""
     last_stamp: datetime
-    """When it last said that it lives."""
     last_pass: datetime
-    """When its last pass ended."""
     silence: float
-    """Seconds since its last stamp."""
     sessions: int
-    """Rows of sessions that it holds."""
     session_ttl: float
     cleanup_interval: float
     version: str
-    """Its version of trio_sessions."""
     data: Mapping[str, Any]
-    """What it tells others of itself: ``worker_data`` of `trio_sessions.open_registry`."""
     draining: bool
-    """It takes no new sessions, and will close (`SessionRegistry.drain`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionInfo:
-    """One session, as its row says."""
+    """One session, as its row says.
+
+    Attributes:
+        session_id: the real one: a credential, not for logs.
+        worker_id: who holds it.
+        incarnation: which opening of that worker.
+        worker_state: whether the holder lives; None: it has no row (a worker of an earlier version
+            has none).
+        owner: whose it is; None: nobody's.
+        created: when the session was added first, by whatever worker.
+        last_accessed: when its row was last refreshed.
+        age: seconds since it was created.
+        idle: seconds since it was refreshed: a pass of its holder does that, not its traffic.
+        waiting: messages that are stored for it.
+        data: what is stored with it, `trio_sessions.SessionRegistry.set_session_data`; None:
+            nothing. Only `trio_sessions.SessionRegistry.describe_session` tells it: in a list of
+            many it is None.
+    """
 
     session_id: str
-    """The real one: a credential, not for logs."""
     worker_id: str
-    """Who holds it."""
     incarnation: str
-    """Which opening of that worker."""
     worker_state: WorkerState | None
-    """Whether the holder lives; None: it has no row (a worker of an earlier version has none)."""
     owner: str | None
     created: datetime
-    """When the session was added first, by whatever worker."""
     last_accessed: datetime
-    """When its row was last refreshed."""
     age: float
-    """Seconds since it was created."""
     idle: float
-    """Seconds since it was refreshed: a pass of its holder does that, not its traffic."""
     waiting: int
-    """Messages that are stored for it."""
     data: Mapping[str, Any] | None = None
-    """What is stored with it, `trio_sessions.SessionRegistry.set_session_data`; None: nothing. Only
-    `trio_sessions.SessionRegistry.describe_session` tells it: in a list of many it is None."""
 
     @property
     def worker_alive(self) -> bool:
@@ -117,12 +132,17 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which sessions are meant: those of which everything that is said here is true."""
+    """Which sessions are meant: those of which everything that is said here is true.
+
+    Attributes:
+        owner: of this owner.
+        worker_id: held by a worker of this name.
+        older_than: created more than so many seconds ago.
+    """
 
     owner: str | None = None
     worker_id: str | None = None
     older_than: float | None = None
-    """Created more than so many seconds ago."""
 
 
 def select(*, owner: object, worker_id: object, older_than: object) -> Selection:

@@ -13,34 +13,45 @@ __all__ = ["Mark", "Revocation", "Revoked"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
-    """Which sessions are to be revoked."""
+    """Which sessions are to be revoked.
+
+    Attributes:
+        session_ids: these, whether there are rows of them or not; None: whichever the selection
+            means.
+        selection: those of which all of this is true; it is given instead of ids.
+        ttl: for so long a claim of these ids is refused.
+        reason: for whoever reads the table.
+    """
 
     session_ids: Sequence[str] | None = None
-    """These, whether there are rows of them or not; None: whichever the selection means."""
     selection: Selection | None = None
-    """Those of which all of this is true; it is given instead of ids."""
     ttl: float
-    """For so long a claim of these ids is refused."""
     reason: str = ""
-    """For whoever reads the table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revoked:
-    """What has become of a revocation."""
+    """What has become of a revocation.
+
+    Attributes:
+        sessions: rows that there were, and that are gone now with all that belonged to them.
+        more: there may be more that the selection means: ask again.
+    """
 
     sessions: int
-    """Rows that there were, and that are gone now with all that belonged to them."""
     more: bool = False
-    """There may be more that the selection means: ask again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """An id that was revoked."""
+    """An id that was revoked.
+
+    Attributes:
+        session_id: the id.
+        age: seconds since it was marked.
+        is_over: it may be claimed again: somebody may hold another session of this id by now.
+    """
 
     session_id: str
     age: float
-    """Seconds since it was marked."""
     is_over: bool
-    """It may be claimed again: somebody may hold another session of this id by now."""

@@ -1,7 +1,6 @@
 """Values: what the registry, the pass and the stores hand to each other and to you.
 
-Nothing here does I/O. Every value is frozen; durations are seconds. What a field means stands
-below it in this file, and in the reference; `help` does not show it.
+Nothing here does I/O. Every value is frozen; durations are seconds.
 """
 
 import hashlib
@@ -113,7 +112,13 @@ def check_owner(owner: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who holds a session, as its row says."""
+    """Who holds a session, as its row says.
+
+    Attributes:
+        worker_id: the worker's name (`trio_sessions.abc.Worker`).
+        incarnation: which opening of that worker.
+        owner: the session's owner; None: nobody.
+    """
 
     worker_id: str
     incarnation: str
@@ -122,149 +127,193 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a client can do, as one JSON object."""
+    """What a client can do, as one JSON object.
+
+    Attributes:
+        encoded: the JSON object.
+        elicitation: whether they have the key ``elicitation``, by which sessions can be listed.
+    """
 
     encoded: str
     elicitation: bool
-    """Whether they have the key ``elicitation``, by which sessions can be listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamp:
-    """What a store keeps of a worker, as its witness; see `trio_sessions.abc.WorkerStore`."""
+    """What a store keeps of a worker, as its witness; see `trio_sessions.abc.WorkerStore`.
+
+    Attributes:
+        history: a random word; another one means another series of beats.
+        beat: counted by the store: so many stamps of this history has it committed.
+    """
 
     history: str
-    """A random word; another one means another series of beats."""
     beat: int
-    """Counted by the store: so many stamps of this history has it committed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamped:
-    """What has become of a stamp that was to be set."""
+    """What has become of a stamp that was to be set.
+
+    Attributes:
+        stamp: the new one; None: the store does not have the history, or a lower beat.
+        rows: how many rows this incarnation has; None: not counted, for no pass has ended.
+        clock: when it was set, in seconds on the store's clock.
+    """
 
     stamp: Stamp | None
-    """The new one; None: the store does not have the history, or a lower beat."""
     rows: int | None = None
-    """How many rows this incarnation has; None: not counted, for no pass has ended."""
     clock: float = 0.0
-    """When it was set, in seconds on the store's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """What the beginning of a history was answered with."""
+    """What the beginning of a history was answered with.
+
+    Attributes:
+        was_swept: the worker's row was swept in the history before: it has lost its lease.
+        doubt: seconds for which the store is in doubt from now on, for it went back; 0: it did not.
+        clock: when it was begun, in seconds on the store's clock: so the first batch has a last
+            moment.
+    """
 
     was_swept: bool
-    """The worker's row was swept in the history before: it has lost its lease."""
     doubt: float = 0.0
-    """Seconds for which the store is in doubt from now on, for it went back; 0: it did not."""
     clock: float | None = None
-    """When it was begun, in seconds on the store's clock: so the first batch has a last moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presence:
-    """What a worker says of itself to the others."""
+    """What a worker says of itself to the others.
+
+    Attributes:
+        session_ttl: seconds without a stamp after which its sessions may be swept.
+        cleanup_interval: seconds between two passes.
+        stamp_interval: seconds between two stamps, at most.
+        version: that of trio_sessions.
+        data: a JSON object.
+        draining: it takes no new sessions.
+    """
 
     session_ttl: float
-    """Seconds without a stamp after which its sessions may be swept."""
     cleanup_interval: float
-    """Seconds between two passes."""
     stamp_interval: float
-    """Seconds between two stamps, at most."""
     version: str
-    """That of trio_sessions."""
     data: str = "{}"
-    """A JSON object."""
     draining: bool = False
-    """It takes no new sessions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowAnswers:
-    """A store's committed answer about rows; what is in no field has no row."""
+    """A store's committed answer about rows; what is in no field has no row.
+
+    Attributes:
+        held: the row is there and is this worker's, and what was asked for has been done with it.
+        taken_over: the row is there, and another incarnation holds it.
+        taken_ago: of those, how many seconds ago its holder took it, by the store's clock, which
+            adds the age of that claim. Where it is not said, the row counts as taken later than the
+            asker's own.
+        unknown: the store could not say for this row alone, for instance because it is locked; or
+            the row is there and this worker's, and something kept it from being refreshed.
+        stamp: the worker's, in the very snapshot in which the rows were looked for; None: it has
+            none.
+    """
 
     held: frozenset[str]
-    """The row is there and is this worker's, and what was asked for has been done with it."""
     taken_over: frozenset[str] = frozenset()
-    """The row is there, and another incarnation holds it."""
     taken_ago: Mapping[str, float] = field(default_factory=dict)
-    """Of those, how many seconds ago its holder took it, by the store's clock, which adds the age
-    of that claim. Where it is not said, the row counts as taken later than the asker's own."""
     unknown: Mapping[str, Exception] = field(default_factory=dict)
-    """The store could not say for this row alone, for instance because it is locked; or the row
-    is there and this worker's, and something kept it from being refreshed."""
     stamp: Stamp | None = None
-    """The worker's, in the very snapshot in which the rows were looked for; None: it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Messages that a worker has room for, of one session that it holds."""
+    """Messages that a worker has room for, of one session that it holds.
+
+    Attributes:
+        session_id: the session.
+        held: ids of messages that it has already.
+        count: at most so many; above 0.
+        size: stop when the encoded ones have reached so many bytes together; above 0, so that there
+            is one at least, if there is any.
+    """
 
     session_id: str
     held: frozenset[int]
-    """Ids of messages that it has already."""
     count: int
-    """At most so many; above 0."""
     size: int
-    """Stop when the encoded ones have reached so many bytes together; above 0, so that there is
-    one at least, if there is any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredMessage:
-    """A message that waits in the store."""
+    """A message that waits in the store.
+
+    Attributes:
+        id: grows with each message that one sender stores for a session.
+        payload: its JSON.
+        age: seconds since it was stored.
+    """
 
     id: int
-    """Grows with each message that one sender stores for a session."""
     payload: str
-    """Its JSON."""
     age: float
-    """Seconds since it was stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEntry:
-    """An entry of a session's log, as a store has it."""
+    """An entry of a session's log, as a store has it.
+
+    Attributes:
+        id: grows with each entry of its session.
+        event: its JSON.
+        age: seconds since it was appended.
+    """
 
     id: int
     event: str
-    """Its JSON."""
     age: float
-    """Seconds since it was appended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
-    """An entry of a session's log."""
+    """An entry of a session's log.
+
+    Attributes:
+        id: greater than that of every earlier entry of the session.
+        event: what was appended: any JSON value.
+        age: seconds since it was appended, by the database's clock.
+    """
 
     id: int
-    """Greater than that of every earlier entry of the session."""
     event: Any
-    """What was appended: any JSON value."""
     age: float
-    """Seconds since it was appended, by the database's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """A message that was stored."""
+    """A message that was stored.
+
+    Attributes:
+        id: the message's.
+        holder: who held the session then.
+    """
 
     id: int
     holder: Holder
-    """Who held the session then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
-    """What one bounded piece of a sweep, or of leaving, has deleted."""
+    """What one bounded piece of a sweep, or of leaving, has deleted.
+
+    Attributes:
+        sessions: rows of sessions.
+        messages: messages that were older than ``message_ttl``, or of sessions that go.
+        more: there may be more to delete, and this piece has come nearer to it: go on.
+        stamped: what has become of the stamp, if a sweep was to set one.
+    """
 
     sessions: int
     messages: int
-    """Messages that were older than ``message_ttl``, or of sessions that go."""
     more: bool
-    """There may be more to delete, and this piece has come nearer to it: go on."""
     stamped: Stamped | None = None
-    """What has become of the stamp, if a sweep was to set one."""

@@ -12,8 +12,6 @@ session is ever seen by a later one of the same id:
   session that has ended here left behind. A claim replaces it, and to every other write there
   is no such session. 0: no session of this id has ended here.
 - ``born``: the birth of the session that is meant.
-
-What a field means stands below it in this file, and in the reference; `help` does not show it.
 """
 
 import enum
@@ -53,7 +51,11 @@ W = TypeVar("W", bound="Write[object]")
 
 
 class Keep(enum.Enum):
-    """Leave what is there, where None would say that there is nothing."""
+    """Leave what is there, where None would say that there is nothing.
+
+    Attributes:
+        AS_IS: the one word for it.
+    """
 
     AS_IS = "as is"
 
@@ -63,38 +65,49 @@ class Keep(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write(Generic[A_co]):
-    """One write for one session; the store's answer to it is of that type, or `RowUnavailable`."""
+    """One write for one session; the store's answer to it is of that type, or `RowUnavailable`.
+
+    `RowUnavailable`: the store could not do it for a reason of this row alone, for instance because
+    it is locked; it was not done, and may be asked again.
+
+    Attributes:
+        session_id: whose row it is about; not `Post`.
+    """
 
     session_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim(Write["Claimed"]):
-    """Write the row of a session that this worker holds."""
+    """Write the row of a session that this worker holds.
+
+    Attributes:
+        generation: counts the sessions added by this incarnation, from 1: a larger one is newer.
+        age: seconds since the session was added, at the moment when the store is asked. The store
+            adds the time for which the claim then waits for a thread or a lock.
+        ended: see the head of `trio_sessions.writes`; less than ``generation``.
+        owner: to be written with the row; None: nobody; as it is: leave what is there.
+        capabilities: to be written with the row; None: leave what is there.
+        data: JSON, to be written with the row; None: nothing; as it is: leave what is there.
+        most_of_owner: only if the ``owner`` that the claim brings has fewer other sessions than
+            this, of workers that are not gone, else `Outcome.TOO_MANY`
+            (`trio_sessions.abc.LimitStore`). None: in any case. Where somebody else counts these
+            just now, it may be answered as locked.
+        only_from: adopt the session: only if another incarnation of this name, or of this worker
+            id, holds its row, however lately it was taken. Otherwise nothing is done
+            (`Outcome.NOT_ADOPTED`), also where there is no row. A row of this incarnation and of
+            this very generation was won by an earlier attempt whose answer was lost:
+            `Outcome.KEPT`. None: as `trio_sessions.abc.Store.commit` says of any claim.
+    """
 
     generation: int
-    """Counts the sessions added by this incarnation, from 1: a larger one is newer."""
     age: float
-    """Seconds since the session was added, at the moment when the store is asked. The store
-    adds the time for which the claim then waits for a thread or a lock."""
     ended: int = 0
-    """See the head of `trio_sessions.writes`; less than ``generation``."""
     owner: str | Keep | None = Keep.AS_IS
-    """To be written with the row; None: nobody."""
     capabilities: Capabilities | None = None
-    """To be written with the row; None: leave what is there."""
     data: str | Keep | None = Keep.AS_IS
-    """JSON, to be written with the row; None: nothing."""
     most_of_owner: int | None = None
-    """Only if the ``owner`` that the claim brings has fewer other sessions than this, of workers
-    that are not gone, else `Outcome.TOO_MANY` (`trio_sessions.abc.LimitStore`). None: in any case.
-    Where somebody else counts these just now, it may be answered as locked."""
     only_from: str | None = None
-    """Adopt the session: only if another incarnation of this name, or of this worker id, holds its
-    row, however lately it was taken. Otherwise nothing is done (`Outcome.NOT_ADOPTED`), also where
-    there is no row. A row of this incarnation and of this very generation was won by an earlier
-    attempt whose answer was lost: `Outcome.KEPT`. None: as `trio_sessions.abc.Store.commit` says
-    of any claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +116,12 @@ class Delete(Write[int]):
 
     Answered with the number of messages that went with it; 0, too, where there is no such row,
     though the store is in doubt (`trio_sessions.abc.WorkerStore`).
+
+    Attributes:
+        up_to: a row of a later generation stays.
     """
 
     up_to: int
-    """A row of a later generation stays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +129,10 @@ class SetOwner(Write[Holder | None]):
     """Set a session's owner, whoever holds it.
 
     Answered with its holder and the owner that it has now; None: there is no such session.
+
+    Attributes:
+        owner: the new one; None: nobody.
+        ended: as with `Claim`.
     """
 
     owner: str | None
@@ -125,6 +144,10 @@ class ClaimOwner(Write[Holder | None]):
     """Set a session's owner unless it has one: atomic, so that the first claim wins.
 
     Answered as `SetOwner`.
+
+    Attributes:
+        owner: the one to be set.
+        ended: as with `Claim`.
     """
 
     owner: str
@@ -133,7 +156,12 @@ class ClaimOwner(Write[Holder | None]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetCapabilities(Write[Holder | None]):
-    """Replace a session's capabilities, whoever holds it; answered as `SetOwner`."""
+    """Replace a session's capabilities, whoever holds it; answered as `SetOwner`.
+
+    Attributes:
+        capabilities: the new ones.
+        ended: as with `Claim`.
+    """
 
     capabilities: Capabilities
     ended: int = 0
@@ -141,14 +169,18 @@ class SetCapabilities(Write[Holder | None]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetData(Write["Holder | Differs | None"]):
-    """Replace a session's data, whoever holds it; answered as `SetOwner`, or with `Differs`."""
+    """Replace a session's data, whoever holds it; answered as `SetOwner`, or with `Differs`.
+
+    Attributes:
+        data: a JSON object; None: nothing.
+        only_if: only where the data is this very text (None: where there is none), compared and
+            replaced in one step: whoever changes a part of it makes sure that nobody has changed it
+            meanwhile. As it is: whatever it is.
+        ended: as with `Claim`.
+    """
 
     data: str | None
-    """A JSON object; None: nothing."""
     only_if: str | Keep | None = Keep.AS_IS
-    """Only where the data is this very text (None: where there is none), compared and replaced in
-    one step: whoever changes a part of it makes sure that nobody has changed it meanwhile. As it
-    is: whatever it is."""
     ended: int = 0
 
 
@@ -158,17 +190,20 @@ class Send(Write[Sent | None]):
 
     Answered with its id and the holder; None: there is no such session. It is the one write
     that must not be repeated after its answer was lost.
+
+    Attributes:
+        payload: its JSON.
+        age: seconds since it was sent: more than 0 if it was in memory before.
+        ended: as with `Claim`.
+        born: only for the session of this birth, else the answer is None; None: of any.
+        elsewhere: only if another incarnation holds the session.
     """
 
     payload: str
-    """Its JSON."""
     age: float = 0.0
-    """Seconds since it was sent: more than 0 if it was in memory before."""
     ended: int = 0
     born: str | None = None
-    """Only for the session of this birth, else the answer is None; None: of any."""
     elsewhere: bool = False
-    """Only if another incarnation holds the session."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +212,9 @@ class Acknowledge(Write[bool]):
 
     Answered with whether it does; otherwise they are for its holder to deliver, whatever was
     done with them here. An unknown message is no error.
+
+    Attributes:
+        message_ids: those that `Send` was answered with.
     """
 
     message_ids: tuple[int, ...]
@@ -188,16 +226,19 @@ class Append(Write[int | None]):
 
     Answered with its id, which is greater than that of every entry of this session that was ever
     seen; None: there is no such session. Like `Send` it must not be repeated.
+
+    Attributes:
+        event: its JSON.
+        ended: as with `Claim`.
+        born: only to the log of the session of this birth; None: of any.
+        keep: of this session's entries, keep as many as this, the newest; None: all. More may stay
+            that were appended in the same batch.
     """
 
     event: str
-    """Its JSON."""
     ended: int = 0
     born: str | None = None
-    """Only to the log of the session of this birth; None: of any."""
     keep: int | None = None
-    """Of this session's entries, keep as many as this, the newest; None: all. More may stay that
-    were appended in the same batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,14 +250,16 @@ class Post(Write[int]):
     wait for it; of those that listen to a topic, such ones are passed over. Its ``session_id``
     names no session but the line in which letters stay in order; a store does not look at it. Like
     `Send` it must not be repeated.
+
+    Attributes:
+        payload: JSON.
+        to: an incarnation, or the id of a worker; of several that have it, the one that began last.
+        topic: or everybody who listens to it, the sender too if it does.
     """
 
     payload: str
-    """JSON."""
     to: str | None = None
-    """An incarnation, or the id of a worker; of several that have it, the one that began last."""
     topic: str | None = None
-    """Or everybody who listens to it, the sender too if it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,15 +268,19 @@ class Batch:
 
     For one session there is one kind of write in it: a single one, or several `Send` or several
     `Append`, which are stored in the order in which they stand here; as are all `Post`.
+
+    Attributes:
+        writes: each for the row of its session.
+        stamp: the highest that was acknowledged to this worker before the batch left: the batch is
+            to be carried out only if the store has this history, and no lower beat. None: in any
+            case, and nothing is stamped.
+        not_after: the last moment at which the batch may begin, as `Committed.clock` tells it;
+            None: any.
     """
 
     writes: Sequence[Write[object]]
     stamp: Stamp | None = None
-    """The highest that was acknowledged to this worker before the batch left: the batch is to be
-    carried out only if the store has this history, and no lower beat. None: in any case, and
-    nothing is stamped."""
     not_after: float | None = None
-    """The last moment at which the batch may begin, as `Committed.clock` tells it; None: any."""
 
     def of(self, kind: type[W]) -> Iterator[tuple[int, W]]:
         """Return the writes of a kind, each with its place in the batch."""
@@ -246,61 +293,77 @@ class Batch:
 
 
 class Verdict(enum.Enum):
-    """What has become of a batch."""
+    """What has become of a batch.
+
+    Attributes:
+        DONE: each write has its answer.
+        FORGOTTEN: nothing was done: the store does not have the stamp that the batch names, or a
+            lower beat.
+        LATE: nothing was done: the batch began later than it may.
+    """
 
     DONE = "done"
     FORGOTTEN = "forgotten"
-    """Nothing was done: the store does not have the stamp that the batch names, or a lower beat."""
     LATE = "late"
-    """Nothing was done: the batch began later than it may."""
 
 
 class Outcome(enum.Enum):
-    """What has become of a claim."""
+    """What has become of a claim.
+
+    Attributes:
+        INSERTED: there was no row, or one of a session that had ended here: this is a new session.
+        KEPT: the row was this incarnation's, and still is.
+        TAKEN_OVER: another incarnation held the row; owner and messages of the session live on.
+        LOST: another incarnation holds the row and has taken it later. Nothing was changed.
+        REVOKED: the id was revoked, and is refused for a time
+            (`trio_sessions.abc.RevocationStore`). Nothing was changed; what the answer says of a
+            row means nothing.
+        TOO_MANY: the owner has as many sessions as it may have (``most_of_owner``). Nothing was
+            changed; what the answer says of a row means nothing.
+        NOT_ADOPTED: the session is not held by whom it was to be taken from (``only_from``), or by
+            nobody. Nothing was changed; what the answer says of a row means nothing.
+    """
 
     INSERTED = "inserted"
-    """There was no row, or one of a session that had ended here: this is a new session."""
     KEPT = "kept"
-    """The row was this incarnation's, and still is."""
     TAKEN_OVER = "taken over"
-    """Another incarnation held the row; owner and messages of the session live on."""
     LOST = "lost"
-    """Another incarnation holds the row and has taken it later. Nothing was changed."""
     REVOKED = "revoked"
-    """The id was revoked, and is refused for a time (`trio_sessions.abc.RevocationStore`). Nothing
-    was changed; what the answer says of a row means nothing."""
     TOO_MANY = "too many"
-    """The owner has as many sessions as it may have (``most_of_owner``). Nothing was changed; what
-    the answer says of a row means nothing."""
     NOT_ADOPTED = "not adopted"
-    """The session is not held by whom it was to be taken from (``only_from``), or by nobody.
-    Nothing was changed; what the answer says of a row means nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
-    """The row of a claimed session as it stands now."""
+    """The row of a claimed session as it stands now.
+
+    Attributes:
+        outcome: what has become of the claim.
+        holder: this worker, unless the claim is lost; with the owner that the session has now.
+        capabilities: those that the session has now.
+        data: that which the session has now, JSON.
+        born: the session's birth: to be compared, not read. A claim that is repeated after its
+            answer was lost is told `Outcome.KEPT`, but the same birth.
+        dropped: messages of a session that had ended, which went with its row.
+    """
 
     outcome: Outcome
     holder: Holder
-    """This worker, unless the claim is lost; with the owner that the session has now."""
     capabilities: Capabilities | None
-    """Those that the session has now."""
     data: str | None = None
-    """That which the session has now, JSON."""
     born: str
-    """The session's birth: to be compared, not read. A claim that is repeated after its answer
-    was lost is told `Outcome.KEPT`, but the same birth."""
     dropped: int = 0
-    """Messages of a session that had ended, which went with its row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Differs:
-    """The answer to a `SetData` that was not done, for the data is not what it was to be."""
+    """The answer to a `SetData` that was not done, for the data is not what it was to be.
+
+    Attributes:
+        data: that which the session has now.
+    """
 
     data: str | None
-    """That which the session has now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,10 +372,12 @@ class Unfinished:
 
     Or with too long a log. Some of them, the oldest, are deleted; the row is as it was. The write
     is to be asked for again, at once: it goes on with the rest.
+
+    Attributes:
+        dropped: messages that are deleted; they are not counted again in the answer at the end.
     """
 
     dropped: int
-    """Messages that are deleted; they are not counted again in the answer at the end."""
 
 
 ANSWERS: Mapping[type[Write[object]], tuple[type, ...]] = {
@@ -330,18 +395,21 @@ ANSWERS: Mapping[type[Write[object]], tuple[type, ...]] = {
 """Of which class the answer to a write is, unless it is `RowUnavailable`."""
 
 Answer = Claimed | Holder | Differs | Sent | int | bool | None | Unfinished | RowUnavailable
-"""What a write is answered with. `RowUnavailable`: the store could not do it for a reason of
-this row alone, for instance because it is locked; it was not done, and may be asked again."""
+"""What a write is answered with; which of them a write may get stands in `ANSWERS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """What has become of a batch; if it is done, all of it is on disk."""
+    """What has become of a batch; if it is done, all of it is on disk.
+
+    Attributes:
+        answers: to its writes, in their order; to none of them unless it is done.
+        verdict: whether it is done.
+        stamp: the one that the batch has set, if it had one and is done.
+        clock: when the batch began, in seconds on the store's clock; wanted if it had a stamp.
+    """
 
     answers: Sequence[Answer]
-    """To its writes, in their order; to none of them unless it is done."""
     verdict: Verdict = Verdict.DONE
     stamp: Stamp | None = None
-    """The one that the batch has set, if it had one and is done."""
     clock: float | None = None
-    """When the batch began, in seconds on the store's clock; wanted if it had a stamp."""

@@ -102,10 +102,13 @@ class RowStore(Store):
 
         The store keeps the moment of the last vouching and the start of the unbroken
         series of vouchings that it belongs to. A vouching more than ``max_gap`` seconds
-        after the last one, or before it (the clock was set back), starts a new series; the gap
-        grows with the longest ``session_ttl`` of the workers that the store knows, as if all had
-        that one. So does a worker that says that the store went back: stamps may be forgotten
-        (`WorkerStore.begin`). In a store that has never held a row the series has no beginning.
+        after the last one, or more than that before it (the clock was set back), starts a new
+        series; a smaller step back does not, but a series that began in the future begins now.
+        The gap grows with the longest ``session_ttl`` of the workers that the store knows, as if
+        all had that one. A worker that says that the store went back starts a new series, too:
+        stamps may be forgotten (`WorkerStore.begin`). In a store that has never held a row the
+        series has no beginning. Who vouches is this and `WorkerStore.stamp`: the stamp of a batch
+        says that its worker lives, and does not vouch for the fleet.
 
         Expired are rows of other incarnations whose **lease** has run out, more than a ttl ago
         (equality is not expired), and which were not refreshed for as long, **if the series is

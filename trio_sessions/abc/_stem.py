@@ -14,46 +14,58 @@ __all__ = ["Part", "Pool", "Store", "Worker"]
 
 
 class Part(enum.Enum):
-    """A part of the contract."""
+    """A part of the contract.
+
+    Attributes:
+        ROWS: `RowStore`.
+        MESSAGES: `MessageStore`.
+        WORKERS: `WorkerStore`.
+        INSPECTION: `InspectionStore`; a registry works without it, and says so when it is asked.
+        REVOCATION: `RevocationStore`; likewise.
+        DATA: `DataStore`; likewise, and adoption of sessions.
+        LIMITS: `LimitStore`; a registry that has such a limit does not open without it.
+        LOGS: `LogStore`; likewise.
+        MAIL: `MailStore`; likewise.
+    """
 
     ROWS = "rows"
-    """`RowStore`."""
     MESSAGES = "messages"
-    """`MessageStore`."""
     WORKERS = "workers"
-    """`WorkerStore`."""
     INSPECTION = "inspection"
-    """`InspectionStore`; a registry works without it, and says so when it is asked."""
     REVOCATION = "revocation"
-    """`RevocationStore`; likewise."""
     DATA = "data"
-    """`DataStore`; likewise, and adoption of sessions."""
     LIMITS = "limits"
-    """`LimitStore`; a registry that has such a limit does not open without it."""
     LOGS = "logs"
-    """`LogStore`; likewise."""
     MAIL = "mail"
-    """`MailStore`; likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """Who asks a store: one opening of one registry."""
+    """Who asks a store: one opening of one registry.
+
+    Attributes:
+        worker_id: names the worker; users may choose it, and may use one again after a restart.
+        incarnation: made fresh at each opening, so that a restart is never taken for what it
+            follows.
+        limiter: every thread that a store starts for this worker is started with this limiter
+            (``trio.to_thread.run_sync(..., limiter=worker.limiter)``); nobody else enters it.
+        migrate: a store that keeps a schema may bring an older one up to its version when it opens.
+    """
 
     worker_id: str
-    """Names the worker; users may choose it, and may use one again after a restart."""
     incarnation: str
-    """Made fresh at each opening, so that a restart is never taken for what it follows."""
     limiter: trio.CapacityLimiter
-    """Every thread that a store starts for this worker is started with this limiter
-    (``trio.to_thread.run_sync(..., limiter=worker.limiter)``); nobody else enters it."""
     migrate: bool = False
-    """A store that keeps a schema may bring an older one up to its version when it opens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Connections that a store keeps for all who have it open."""
+    """Connections that a store keeps for all who have it open.
+
+    Attributes:
+        in_use: those that somebody uses now.
+        idle: those that wait for somebody.
+    """
 
     in_use: int
     idle: int
@@ -164,12 +176,16 @@ class Store(abc.ABC):
             taken no later than the claim's age ago: it is taken over likewise; the rest, messages,
             log, birth and moment of creation, stays. One that was taken later: nothing is done. A
             moment in the future, which a clock has left that was ahead, is no later moment but
-            older than every claim; the next claim or refresh sets it right.
+            older than every claim; the next claim or refresh sets it right. The claim's age is that
+            at the moment when the store is asked: **the store adds the time for which the claim
+            then waits** for a thread, a connection or a lock. So with the age of a `Send`.
         `Delete`:
             A row of this incarnation of a generation <= ``up_to``: it is deleted with its
             messages and its log. Otherwise nothing is done.
         `SetOwner`, `ClaimOwner`, `SetCapabilities`, `Send`, `Append`:
-            No row, or one that ``ended`` covers: nothing is done.
+            No row, or one that ``ended`` covers: nothing is done, and the answer is None. In doubt
+            (`WorkerStore`) it is `RowDoubtful` where there is no row; one that ``ended`` covers is
+            there, so the answer is None as ever.
         `Append`:
             Entries of one session become visible in the order of their ids: whoever has seen one
             has seen, or can see, all that have a smaller id. The rest is as with a `Send`.
