@@ -162,6 +162,46 @@ class OldDescribe(MemoryStore):
         raise NotImplementedError
 
 
+class AsyncAtOnce(MemoryStore):
+    async def commit_at_once(self, worker: Worker, batch: Batch) -> Any:  # type: ignore[override]
+        return None
+
+
+class AwaitableAtOnce(MemoryStore):
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Any:
+        return self.commit(worker, batch)
+
+
+class SaysDoneAtOnce(MemoryStore):
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Any:
+        return True
+
+
+class AsyncConnections(MemoryStore):
+    async def connections(self) -> Any:  # type: ignore[override]
+        return None
+
+
+class ConnectionsAsAProperty(MemoryStore):
+    connections: Any = property(lambda _self: None)
+
+
+class CountsConnections(MemoryStore):
+    def connections(self) -> Any:
+        return 3
+
+
+class GivesUpByAMethod(MemoryStore):
+    def gives_up_after(self) -> Any:  # type: ignore[override]
+        return 3.0
+
+
+class GivesUpByAText(MemoryStore):
+    @property
+    def gives_up_after(self) -> Any:
+        return "3"
+
+
 MISTAKES = [
     (SyncLocate, "SyncLocate.locate must be an async method; this one returned NoneType at once"),
     (SyncOpen, "SyncOpen.open must be an async method"),
@@ -176,6 +216,14 @@ MISTAKES = [
     (AnswersAsAList, "AnswersAsAList.commit returned list"),
     (AnswersTooFew, "answered Claim with []; expected is one answer: Claimed or Unfinished"),
     (OldDescribe, "OldDescribe.describe(session_id) must take"),
+    (AsyncAtOnce, "AsyncAtOnce.commit_at_once must not be async"),
+    (AwaitableAtOnce, "AwaitableAtOnce.commit_at_once must not be async"),
+    (SaysDoneAtOnce, "SaysDoneAtOnce.commit_at_once returned bool True; expected is"),
+    (AsyncConnections, "AsyncConnections.connections must not be async"),
+    (ConnectionsAsAProperty, "ConnectionsAsAProperty.connections must be a method"),
+    (CountsConnections, "CountsConnections.connections returned int 3; expected is"),
+    (GivesUpByAMethod, "GivesUpByAMethod.gives_up_after must be a property"),
+    (GivesUpByAText, "GivesUpByAText.gives_up_after is str '3'; expected is"),
 ]
 
 
