@@ -35,7 +35,7 @@ from trio_sessions.errors import (
     StoreUnavailable,
 )
 
-__all__ = ["INHERITED", "Asking", "breach", "insist"]
+__all__ = ["INHERITED", "Asking", "breach", "insist", "insist_async"]
 
 logger = get_logger("trio_sessions.rows")
 
@@ -216,12 +216,16 @@ class Asking:
 
 async def _answer(operation: Callable[[], Awaitable[T]], kind: Any) -> T:
     """Await a method of the store, and insist on its kind of answer."""
-    asked: object = operation()
+    asked = insist_async(operation(), operation)
+    return insist(await asked, kind, asked)
+
+
+def insist_async(asked: Awaitable[T], called: object) -> Awaitable[T]:
+    """Return what can be awaited, else raise; ``called`` is the method, or its name."""
     if not inspect.isawaitable(asked):
-        given = type(asked).__name__
-        raise breach(f"{_name(operation)} must be async, and returned {given} at once")
-    answer: T = await asked
-    return insist(answer, kind, asked)
+        name = called if isinstance(called, str) else _name(called)
+        raise breach(f"{name} must be async, and returned {type(asked).__name__} at once")
+    return asked
 
 
 def insist(answer: T, kind: Any, asked: object) -> T:

@@ -10,7 +10,7 @@ import inspect
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -76,6 +76,17 @@ def made(make_store: MakeStore) -> SessionStore:
     return store
 
 
+async def _awaited(store: SessionStore, name: str, *args: object) -> Any:
+    """Await a method; raise `TypeError` if it is not async."""
+    asked: object = getattr(store, name)(*args)
+    if not inspect.isawaitable(asked):
+        raise TypeError(
+            f"{type(store).__name__}.{name} must be async, and returned "
+            f"{type(asked).__name__} at once"
+        )
+    return await asked
+
+
 async def _opened(stack: AsyncExitStack, make: MakeStore) -> tuple[SessionStore, Worker]:
     store = make()
     worker = Worker(
@@ -83,8 +94,8 @@ async def _opened(stack: AsyncExitStack, make: MakeStore) -> tuple[SessionStore,
         incarnation=secrets.token_hex(8),
         limiter=trio.CapacityLimiter(1),
     )
-    await store.open(worker)
-    stack.push_async_callback(store.close, worker)
+    await _awaited(store, "open", worker)
+    stack.push_async_callback(_awaited, store, "close", worker)
     return store, worker
 
 
@@ -100,7 +111,7 @@ async def expect_nothing(make: MakeStore, must: str, session_ids: Iterable[str] 
         store, worker = await _opened(stack, make)
         for session_id in (_MARK, *session_ids):
             try:
-                holder = await store.locate(worker, session_id)
+                holder = await _awaited(store, "locate", worker, session_id)
             except StoreUnavailable as exc:
                 raise RuntimeError(
                     f"{must}; this store cannot say that a row is not there, as if it had been "
@@ -116,4 +127,4 @@ async def _leave_a_mark(make: MakeStore, name: str) -> None:
     async with AsyncExitStack() as stack:
         store, worker = await _opened(stack, make)
         claim = Claim(session_id=_MARK, generation=1, age=0.0, owner=name)
-        await store.commit(worker, Batch(writes=[claim]))
+        await _awaited(store, "commit", worker, Batch(writes=[claim]))

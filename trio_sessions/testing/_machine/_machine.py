@@ -23,12 +23,19 @@ from hypothesis.stateful import (
 
 from trio_sessions.abc import SessionStore, Transport
 from trio_sessions.testing._conformance._ground import expect_nothing, made
+from trio_sessions.testing._machine._defined import begun, deleted, made_transport
 from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._drains import DrainedFleet
 from trio_sessions.testing._machine._driver import TrioDriver
 from trio_sessions.testing._machine._lines import LineState
 from trio_sessions.testing._machine._overheard import Overheard, overhear
 from trio_sessions.testing._machine._pace import REAL, VIRTUAL, Pace
+from trio_sessions.testing._machine._pasted import (
+    OUTAGES,
+    SESSIONS,
+    WORKERS,
+    with_known_words,
+)
 from trio_sessions.testing._seeded import seeded
 from trio_sessions.testing._transports import FakeTransport
 
@@ -36,15 +43,11 @@ __all__ = ["RegistryMachine"]
 
 Ts = TypeVarTuple("Ts")
 
-_SESSIONS = ("a", "b")
-_WORKERS = (0, 1)
 _PATIENCE = 20_000.0  # seconds for one rule: far more than any takes, unless something hangs
 
-_ANSWERS = {"none": Reach.AWAY, "lost": Reach.ANSWERS_LOST, "late": Reach.SLOW}
-
-sessions = st.sampled_from(_SESSIONS)
-workers = st.sampled_from(_WORKERS)
-some_workers = st.sampled_from([(0,), (1,), _WORKERS])
+sessions = st.sampled_from(SESSIONS)
+workers = st.sampled_from(WORKERS)
+some_workers = st.sampled_from([(0,), (1,), WORKERS])
 owners = st.sampled_from(["alice", "bob"])
 
 
@@ -101,6 +104,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Let the settings be those of a search that ends; whoever sets their own replaces them."""
         super().__init_subclass__(**kwargs)
+        cls.__init__ = begun(cls.__init__)  # type: ignore[method-assign]
         cls.TestCase.settings = settings(
             cls.TestCase.settings,
             deadline=None,
@@ -157,6 +161,37 @@ class RegistryMachine(RuleBasedStateMachine):
     def _make_store(self) -> SessionStore:
         return made(self.make_store)
 
+    def _make_transport(self) -> Transport:
+        return made_transport(self.make_transport)
+
+    async def _delete_row(self, session_id: str) -> None:
+        await deleted(self.delete_row, session_id)
+
+    def _call(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+        """Carry out a step; a breach of the store's contract is what has failed, if there is one.
+
+        Raises:
+            AssertionError: the store broke its contract.
+            RuntimeError: it works in threads, and time is virtual.
+        """
+
+        async def carry_out() -> None:
+            try:
+                await step(*args)
+            finally:
+                self._overheard.expect_no_breach()
+
+        assert self._driver is not None
+        try:
+            self._driver.call(carry_out, patience=_PATIENCE)
+        except trio.TooSlowError:
+            if not self._pace.is_virtual:
+                raise
+            raise RuntimeError(
+                "this store works in threads, or waits for something outside of Trio, and the "
+                'virtual clock cannot wait for that: set clock = "real"'
+            ) from None
+
     def _play(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
         """Carry out one step, a moment after the last one, and look at what there is then.
 
@@ -169,9 +204,8 @@ class RegistryMachine(RuleBasedStateMachine):
             await step(*args)
             await fleet.look()
 
-        assert self._driver is not None
         try:
-            self._driver.call(play, patience=_PATIENCE)
+            self._call(play)
         except BaseException as exc:  # the fleet is closed; raised again
             self._overheard.tell(exc)
             self._close()
@@ -182,6 +216,7 @@ class RegistryMachine(RuleBasedStateMachine):
         held_by=st.fixed_dictionaries({"a": workers}, optional={"b": workers}),
         seed=st.integers(0, 7),
     )
+    @with_known_words
     def begin(self, batch_size: int, held_by: Mapping[str, int], seed: int = 0) -> None:
         """Empty what is shared, start the workers, and add a session or two.
 
@@ -201,19 +236,19 @@ class RegistryMachine(RuleBasedStateMachine):
         fleet = self._fleet = DrainedFleet(
             self._driver.nursery,
             self._make_store,
-            _SESSIONS,
+            SESSIONS,
             pace,
             {"batch_size": batch_size},
         )
 
         async def start() -> None:
             must = f"{type(self).__name__}.reset() must empty what the workers share"
-            await expect_nothing(self._make_store, must, _SESSIONS)
+            await expect_nothing(self._make_store, must, SESSIONS)
             await fleet.stranger.open()
-            for number in _WORKERS:
+            for number in WORKERS:
                 await fleet.start(number)
             for session, number in held_by.items():
-                await fleet.add(number, session, self.make_transport())
+                await fleet.add(number, session, self._make_transport())
 
         self._play(start)
 
@@ -223,8 +258,7 @@ class RegistryMachine(RuleBasedStateMachine):
             if (
                 self._fleet is not None and sys.exception() is self._error_outside
             ):  # none has failed
-                assert self._driver is not None
-                self._driver.call(self._fleet.settle, patience=_PATIENCE)
+                self._call(self._fleet.settle)
         finally:
             self._close()
 
@@ -240,37 +274,42 @@ class RegistryMachine(RuleBasedStateMachine):
     # ---- sessions ----
 
     async def _add(self, worker: int, session: str) -> None:
-        await self._running.add(worker, session, self.make_transport())
+        await self._running.add(worker, session, self._make_transport())
 
     async def _move(self, session: str) -> None:
-        await self._running.move(session, self.make_transport())
+        await self._running.move(session, self._make_transport())
 
     @rule(worker=workers, session=sessions)
+    @with_known_words
     def add(self, worker: int, session: str) -> None:
         """Add a session with a new transport, whoever holds it."""
         self._play(self._add, worker, session)
 
     @rule(worker=workers, session=sessions)
+    @with_known_words
     def add_again(self, worker: int, session: str) -> None:
         """Add the very transport that the worker holds once more."""
         self._play(self._running.add_again, worker, session)
 
     @rule(session=sessions)
+    @with_known_words
     def move(self, session: str) -> None:
         """Let the session's client come again, to the other worker."""
         self._play(self._move, session)
 
     @rule(worker=workers, session=sessions)
+    @with_known_words
     def remove(self, worker: int, session: str) -> None:
         """Remove a session from the worker."""
         self._play(self._running.remove, worker, session)
 
     async def _let_old_writes_land(self, worker: int, session: str) -> None:
         await self._running.let_old_writes_land(
-            worker, session, self.make_transport(), self.make_transport()
+            worker, session, self._make_transport(), self._make_transport()
         )
 
     @rule(worker=workers, session=sessions)
+    @with_known_words
     def old_writes_land(self, worker: int, session: str) -> None:
         """Add a session, remove it and add it again; what was written first arrives last."""
         self._play(self._let_old_writes_land, worker, session)
@@ -278,14 +317,15 @@ class RegistryMachine(RuleBasedStateMachine):
     async def _replace(self, worker: int, session: str) -> None:
         fleet = self._running
         await fleet.set_owner(worker, session, "alice")
-        for sender in _WORKERS:
+        for sender in WORKERS:
             await fleet.broadcast(sender, session, durable=True)
         await fleet.set_reach(worker, Reach.AWAY)
         await fleet.remove(worker, session)
-        await fleet.add(worker, session, self.make_transport())
+        await fleet.add(worker, session, self._make_transport())
         await fleet.set_reach(worker, Reach.WELL)
 
     @rule(worker=workers, session=sessions)
+    @with_known_words
     def replace(self, worker: int, session: str) -> None:
         """Let a session with an owner and messages end, and another one of its id begin.
 
@@ -295,16 +335,19 @@ class RegistryMachine(RuleBasedStateMachine):
         self._play(self._replace, worker, session)
 
     @rule(worker=workers, session=sessions, to=st.sampled_from([one.value for one in LineState]))
+    @with_known_words
     def change_transport(self, worker: int, session: str, to: str) -> None:
         """Let the transport die, hang, raise, or live again."""
         self._play(self._running.change_transport, worker, session, LineState(to))
 
     @rule(session=sessions)
+    @with_known_words
     def row_vanishes(self, session: str) -> None:
         """Delete the session's row behind everybody's back."""
-        self._play(self._running.delete_row, session, self.delete_row)
+        self._play(self._running.delete_row, session, self._delete_row)
 
     @rule(worker=workers, session=sessions)
+    @with_known_words
     def revoke(self, worker: int, session: str) -> None:
         """Revoke the session from the worker, whoever holds it; its id is refused for a while."""
         self._play(self._running.revoke, worker, session)
@@ -315,67 +358,76 @@ class RegistryMachine(RuleBasedStateMachine):
         for worker in workers:
             await self._running.set_reach(worker, reach)
 
-    @rule(workers=some_workers, answers=st.sampled_from(list(_ANSWERS)))
+    @rule(workers=some_workers, answers=st.sampled_from(list(OUTAGES)))
+    @with_known_words
     def outage(self, workers: tuple[int, ...], answers: str) -> None:
         """Let the store do nothing and fail, or do all and fail, or do all and answer late."""
         self._is_troubled = True
-        self._play(self._set_reach, workers, _ANSWERS[answers])
+        self._play(self._set_reach, workers, OUTAGES[answers])
 
     @precondition(_on_virtual_clock)
     @rule(workers=some_workers)
+    @with_known_words
     def pause(self, workers: tuple[int, ...]) -> None:
         """Hold up what is on its way to the store, until `heal`."""
         self._is_troubled = True
         self._play(self._set_reach, workers, Reach.HELD)
 
     async def _heal(self) -> None:
-        await self._set_reach(_WORKERS, Reach.WELL)
-        for worker in _WORKERS:
+        await self._set_reach(WORKERS, Reach.WELL)
+        for worker in WORKERS:
             await self._running.clean_up(worker)
 
     @precondition(_needs_healing)
     @rule()
+    @with_known_words
     def heal(self) -> None:
         """Let all workers reach the store as they should, and let each of them make a pass."""
         self._is_troubled = False
         self._play(self._heal)
 
     @rule(worker=workers)
+    @with_known_words
     def crash(self, worker: int) -> None:
         """End a worker without a trace: its rows stay."""
         self._play(self._running.crash, worker)
 
     @rule(worker=workers)
+    @with_known_words
     def restart(self, worker: int) -> None:
         """Start a worker; if it runs, close it first."""
         self._play(self._running.start, worker)
 
     async def _drain(self, worker: int) -> None:
-        await self._running.drain(worker, self.make_transport)
+        await self._running.drain(worker, self._make_transport)
 
     @rule(worker=workers)
+    @with_known_words
     def drain(self, worker: int) -> None:
         """Empty a worker, let its clients come again to the other one, and start it anew."""
         self._play(self._drain, worker)
 
     @rule(worker=workers)
+    @with_known_words
     def clean_up(self, worker: int) -> None:
         """Let a worker make a pass."""
         self._play(self._running.clean_up, worker)
 
     @precondition(_on_virtual_clock)
     @rule(leases=st.sampled_from([0.03, 0.2, 0.45, 0.7, 1.3]))
+    @with_known_words
     def time_passes(self, leases: float) -> None:
         """Let time pass, in parts of ``session_ttl``; workers make their own passes."""
         self._play(trio.sleep, leases * self._pace.session_ttl)
 
     async def _be_away_for_long(self) -> None:
-        await self._set_reach(_WORKERS, Reach.AWAY)
+        await self._set_reach(WORKERS, Reach.AWAY)
         await trio.sleep(1.4 * self._pace.session_ttl)
         await self._heal()
 
     @precondition(_on_virtual_clock)
     @rule()
+    @with_known_words
     def long_outage(self) -> None:
         """Let the store be away from all for longer than a lease, and heal: nobody has expired."""
         self._is_troubled = False
@@ -388,31 +440,37 @@ class RegistryMachine(RuleBasedStateMachine):
             await self._running.broadcast(worker, session, durable=durable)
 
     @rule(worker=workers, session=sessions, durable=st.booleans(), count=st.integers(1, 4))
+    @with_known_words
     def broadcast(self, worker: int, session: str, durable: bool, count: int) -> None:  # noqa: FBT001
         """Send so many messages from the worker, wherever the session is."""
         self._play(self._broadcast, worker, session, durable, count)
 
     @rule(session=sessions)
+    @with_known_words
     def read(self, session: str) -> None:
         """Read the session's messages where it is held, by ``open_inbox``."""
         self._play(self._running.read, session)
 
     @rule(worker=workers, session=sessions, count=st.integers(2, 4))
+    @with_known_words
     def send_and_read(self, worker: int, session: str, count: int) -> None:
         """Send so many messages from the worker while nobody reads them, and read them."""
         self._play(self._running.send_and_read, worker, session, count)
 
     @rule(session=sessions)
+    @with_known_words
     def respond(self, session: str) -> None:
         """Read them by ``respond``."""
         self._play(self._running.respond, session)
 
     @rule(worker=workers, session=sessions, owner=st.one_of(st.none(), owners))
+    @with_known_words
     def set_owner(self, worker: int, session: str, owner: str | None) -> None:
         """Set the session's owner, from the worker."""
         self._play(self._running.set_owner, worker, session, owner)
 
     @rule(worker=workers, session=sessions, owner=owners)
+    @with_known_words
     def claim_owner(self, worker: int, session: str, owner: str) -> None:
         """Claim the session for an owner, from the worker."""
         self._play(self._running.claim_owner, worker, session, owner)
