@@ -104,7 +104,7 @@ class SyncLocate(MemoryStore):
 def test_a_method_that_is_not_async_is_named() -> None:
     """Also by whoever looks whether all is empty."""
     machine = type("Machine", (InMemory,), {"make_shared": SyncLocate})
-    with pytest.raises(TypeError, match="SyncLocate.locate must be async, and returned NoneType"):
+    with pytest.raises(TypeError, match=r"SyncLocate\.locate must be async, and returned NoneType"):
         begun(machine)
 
 

@@ -104,7 +104,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Let the settings be those of a search that ends; whoever sets their own replaces them."""
         super().__init_subclass__(**kwargs)
-        cls.__init__ = begun(cls.__init__)  # type: ignore[method-assign]
+        cls.__init__ = begun(cls.__init__)  # type: ignore[assignment,method-assign]
         cls.TestCase.settings = settings(
             cls.TestCase.settings,
             deadline=None,
