@@ -90,7 +90,7 @@ def test_the_rule_is_told_without_pytest_too() -> None:
 
 def test_a_rule_stands_alone() -> None:
     """It begins with a sentence: the name of its check."""
-    check = next(one for one in store_conformance if one.__name__.startswith("a_worker_s_row"))
+    check: Any = next(one for one in store_conformance if "a_worker_s_row" in one.__name__)
     with pytest.raises(ZeroDivisionError) as raised:
         trio.run(check, lambda: 1 // 0)
     [note] = raised.value.__notes__
