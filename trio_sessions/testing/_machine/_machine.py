@@ -14,12 +14,7 @@ from typing import ClassVar, Literal, TypeVarTuple
 import trio
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition
 
 from trio_sessions.abc import SessionStore, Transport
 from trio_sessions.testing._conformance._ground import expect_nothing, made
@@ -34,6 +29,7 @@ from trio_sessions.testing._machine._pasted import (
     OUTAGES,
     SESSIONS,
     WORKERS,
+    rule,
     with_known_words,
 )
 from trio_sessions.testing._seeded import seeded
@@ -167,30 +163,10 @@ class RegistryMachine(RuleBasedStateMachine):
     async def _delete_row(self, session_id: str) -> None:
         await deleted(self.delete_row, session_id)
 
-    def _call(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
-        """Carry out a step; a breach of the store's contract is what has failed, if there is one.
-
-        Raises:
-            AssertionError: the store broke its contract.
-            RuntimeError: it works in threads, and time is virtual.
-        """
-
-        async def carry_out() -> None:
-            try:
-                await step(*args)
-            finally:
-                self._overheard.expect_no_breach()
-
+    def _call(self, step: Callable[[], Awaitable[None]]) -> None:
         assert self._driver is not None
-        try:
-            self._driver.call(carry_out, patience=_PATIENCE)
-        except trio.TooSlowError:
-            if not self._pace.is_virtual:
-                raise
-            raise RuntimeError(
-                "this store works in threads, or waits for something outside of Trio, and the "
-                'virtual clock cannot wait for that: set clock = "real"'
-            ) from None
+        with self._pace.in_time():
+            self._driver.call(self._overheard.without_breach, step, patience=_PATIENCE)
 
     def _play(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
         """Carry out one step, a moment after the last one, and look at what there is then.
@@ -280,25 +256,21 @@ class RegistryMachine(RuleBasedStateMachine):
         await self._running.move(session, self._make_transport())
 
     @rule(worker=workers, session=sessions)
-    @with_known_words
     def add(self, worker: int, session: str) -> None:
         """Add a session with a new transport, whoever holds it."""
         self._play(self._add, worker, session)
 
     @rule(worker=workers, session=sessions)
-    @with_known_words
     def add_again(self, worker: int, session: str) -> None:
         """Add the very transport that the worker holds once more."""
         self._play(self._running.add_again, worker, session)
 
     @rule(session=sessions)
-    @with_known_words
     def move(self, session: str) -> None:
         """Let the session's client come again, to the other worker."""
         self._play(self._move, session)
 
     @rule(worker=workers, session=sessions)
-    @with_known_words
     def remove(self, worker: int, session: str) -> None:
         """Remove a session from the worker."""
         self._play(self._running.remove, worker, session)
@@ -309,7 +281,6 @@ class RegistryMachine(RuleBasedStateMachine):
         )
 
     @rule(worker=workers, session=sessions)
-    @with_known_words
     def old_writes_land(self, worker: int, session: str) -> None:
         """Add a session, remove it and add it again; what was written first arrives last."""
         self._play(self._let_old_writes_land, worker, session)
@@ -325,7 +296,6 @@ class RegistryMachine(RuleBasedStateMachine):
         await fleet.set_reach(worker, Reach.WELL)
 
     @rule(worker=workers, session=sessions)
-    @with_known_words
     def replace(self, worker: int, session: str) -> None:
         """Let a session with an owner and messages end, and another one of its id begin.
 
@@ -335,19 +305,16 @@ class RegistryMachine(RuleBasedStateMachine):
         self._play(self._replace, worker, session)
 
     @rule(worker=workers, session=sessions, to=st.sampled_from([one.value for one in LineState]))
-    @with_known_words
     def change_transport(self, worker: int, session: str, to: str) -> None:
         """Let the transport die, hang, raise, or live again."""
         self._play(self._running.change_transport, worker, session, LineState(to))
 
     @rule(session=sessions)
-    @with_known_words
     def row_vanishes(self, session: str) -> None:
         """Delete the session's row behind everybody's back."""
         self._play(self._running.delete_row, session, self._delete_row)
 
     @rule(worker=workers, session=sessions)
-    @with_known_words
     def revoke(self, worker: int, session: str) -> None:
         """Revoke the session from the worker, whoever holds it; its id is refused for a while."""
         self._play(self._running.revoke, worker, session)
@@ -359,7 +326,6 @@ class RegistryMachine(RuleBasedStateMachine):
             await self._running.set_reach(worker, reach)
 
     @rule(workers=some_workers, answers=st.sampled_from(list(OUTAGES)))
-    @with_known_words
     def outage(self, workers: tuple[int, ...], answers: str) -> None:
         """Let the store do nothing and fail, or do all and fail, or do all and answer late."""
         self._is_troubled = True
@@ -367,7 +333,6 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @precondition(_on_virtual_clock)
     @rule(workers=some_workers)
-    @with_known_words
     def pause(self, workers: tuple[int, ...]) -> None:
         """Hold up what is on its way to the store, until `heal`."""
         self._is_troubled = True
@@ -380,20 +345,17 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @precondition(_needs_healing)
     @rule()
-    @with_known_words
     def heal(self) -> None:
         """Let all workers reach the store as they should, and let each of them make a pass."""
         self._is_troubled = False
         self._play(self._heal)
 
     @rule(worker=workers)
-    @with_known_words
     def crash(self, worker: int) -> None:
         """End a worker without a trace: its rows stay."""
         self._play(self._running.crash, worker)
 
     @rule(worker=workers)
-    @with_known_words
     def restart(self, worker: int) -> None:
         """Start a worker; if it runs, close it first."""
         self._play(self._running.start, worker)
@@ -402,20 +364,17 @@ class RegistryMachine(RuleBasedStateMachine):
         await self._running.drain(worker, self._make_transport)
 
     @rule(worker=workers)
-    @with_known_words
     def drain(self, worker: int) -> None:
         """Empty a worker, let its clients come again to the other one, and start it anew."""
         self._play(self._drain, worker)
 
     @rule(worker=workers)
-    @with_known_words
     def clean_up(self, worker: int) -> None:
         """Let a worker make a pass."""
         self._play(self._running.clean_up, worker)
 
     @precondition(_on_virtual_clock)
     @rule(leases=st.sampled_from([0.03, 0.2, 0.45, 0.7, 1.3]))
-    @with_known_words
     def time_passes(self, leases: float) -> None:
         """Let time pass, in parts of ``session_ttl``; workers make their own passes."""
         self._play(trio.sleep, leases * self._pace.session_ttl)
@@ -427,7 +386,6 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @precondition(_on_virtual_clock)
     @rule()
-    @with_known_words
     def long_outage(self) -> None:
         """Let the store be away from all for longer than a lease, and heal: nobody has expired."""
         self._is_troubled = False
@@ -440,37 +398,31 @@ class RegistryMachine(RuleBasedStateMachine):
             await self._running.broadcast(worker, session, durable=durable)
 
     @rule(worker=workers, session=sessions, durable=st.booleans(), count=st.integers(1, 4))
-    @with_known_words
     def broadcast(self, worker: int, session: str, durable: bool, count: int) -> None:  # noqa: FBT001
         """Send so many messages from the worker, wherever the session is."""
         self._play(self._broadcast, worker, session, durable, count)
 
     @rule(session=sessions)
-    @with_known_words
     def read(self, session: str) -> None:
         """Read the session's messages where it is held, by ``open_inbox``."""
         self._play(self._running.read, session)
 
     @rule(worker=workers, session=sessions, count=st.integers(2, 4))
-    @with_known_words
     def send_and_read(self, worker: int, session: str, count: int) -> None:
         """Send so many messages from the worker while nobody reads them, and read them."""
         self._play(self._running.send_and_read, worker, session, count)
 
     @rule(session=sessions)
-    @with_known_words
     def respond(self, session: str) -> None:
         """Read them by ``respond``."""
         self._play(self._running.respond, session)
 
     @rule(worker=workers, session=sessions, owner=st.one_of(st.none(), owners))
-    @with_known_words
     def set_owner(self, worker: int, session: str, owner: str | None) -> None:
         """Set the session's owner, from the worker."""
         self._play(self._running.set_owner, worker, session, owner)
 
     @rule(worker=workers, session=sessions, owner=owners)
-    @with_known_words
     def claim_owner(self, worker: int, session: str, owner: str) -> None:
         """Claim the session for an owner, from the worker."""
         self._play(self._running.claim_owner, worker, session, owner)

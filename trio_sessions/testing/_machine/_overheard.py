@@ -1,7 +1,7 @@
 """What registries log in a history: not shown, but for errors that nobody has meant to happen."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from trio_sessions.errors import SessionsError
@@ -31,9 +31,16 @@ class Overheard(logging.Handler):
         if error is not None and not isinstance(error, SessionsError):
             self._last = record
 
-    def expect_no_breach(self) -> None:
-        """Raise `AssertionError` if a registry has logged that the store broke its contract."""
-        require(self._breach is None, str(self._breach))
+    async def without_breach(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Carry out a step; a breach of the store's contract is what has failed, if there is one.
+
+        Raises:
+            AssertionError: a registry has logged that the store broke its contract.
+        """
+        try:
+            await step()
+        finally:
+            require(self._breach is None, str(self._breach))
 
     def tell(self, error: BaseException) -> None:
         """Add what was heard last to the error that ends the history."""

@@ -5,10 +5,13 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from hypothesis import stateful
+from hypothesis import strategies as st
+
 from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._lines import LineState
 
-__all__ = ["OUTAGES", "SESSIONS", "WORKERS", "with_known_words"]
+__all__ = ["OUTAGES", "SESSIONS", "WORKERS", "rule", "with_known_words"]
 
 M = TypeVar("M")
 P = ParamSpec("P")
@@ -39,6 +42,21 @@ def with_known_words(
         step(machine, *args, **kwargs)
 
     return checked
+
+
+def rule(
+    **strategies: st.SearchStrategy[Any],
+) -> Callable[[Callable[Concatenate[M, P], None]], Callable[Concatenate[M, P], None]]:
+    """Mark a rule of Hypothesis', as its ``rule`` does; it is one `with_known_words`."""
+
+    of_hypothesis: Any = stateful.rule  # whose types know rules with targets, and no mapping
+
+    def mark(step: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:
+        marked: Callable[Concatenate[M, P], None]
+        marked = of_hypothesis(**strategies)(with_known_words(step))
+        return marked
+
+    return mark
 
 
 def _check(step: str, name: str, value: Any) -> None:
