@@ -48,7 +48,6 @@ def rule(
     **strategies: st.SearchStrategy[Any],
 ) -> Callable[[Callable[Concatenate[M, P], None]], Callable[Concatenate[M, P], None]]:
     """Mark a rule of Hypothesis', as its ``rule`` does; it is one `with_known_words`."""
-
     of_hypothesis: Any = stateful.rule  # whose types know rules with targets, and no mapping
 
     def mark(step: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:
