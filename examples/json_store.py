@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,13 +32,18 @@ from trio_sessions.types import (
     Swept,
     Wanted,
 )
-from trio_sessions.writes import Batch, Committed, Verdict
+from trio_sessions.writes import Batch, Claim, Committed, Verdict, Write
 
 T = TypeVar("T")
 
 PATIENCE = 5.0  # seconds for which an operation waits for the file
 LOOK = 0.05  # seconds between two looks for new messages
 GAP = 0.4  # a silence of the fleet is an outage from this share of the longest session_ttl on
+
+
+def aged(write: Write[object], waited: float) -> Write[object]:
+    """Return a write that has waited for so many seconds: a claim is older by that."""
+    return replace(write, age=write.age + waited) if isinstance(write, Claim) else write
 
 
 class JsonStore(SessionStore):
@@ -109,13 +114,16 @@ class JsonStore(SessionStore):
     # ---- writing ----
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        asked_at = time.monotonic()
+
         def work(book: Book) -> Committed:
             if batch.not_after is not None and book.now > batch.not_after:
                 return Committed(answers=(), verdict=Verdict.LATE, clock=book.now)
             stamp = None if batch.stamp is None else book.stamp(batch.stamp, passed=False)
             if batch.stamp is not None and stamp is None:
                 return Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=book.now)
-            answers = [book.carry_out(write) for write in batch.writes]
+            waited = time.monotonic() - asked_at  # for a thread, and for the file
+            answers = [book.carry_out(aged(write, waited)) for write in batch.writes]
             return Committed(answers=answers, stamp=stamp, clock=book.now)
 
         return await self._run(worker, work)

@@ -11,11 +11,19 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+import trio_sessions.abc
 from trio_sessions import StoreUnavailable
-from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.abc import Part, SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import (
     FaultyStore,
+    conformance_tests,
+    data_conformance,
+    inspection_conformance,
+    limit_conformance,
+    log_conformance,
+    mail_conformance,
+    revocation_conformance,
     row_conformance,
     store_conformance,
     transport_conformance,
@@ -68,7 +76,7 @@ def test_pytest_shows_values_and_the_rule(tmp_path: Path, first: str) -> None:
     )
     assert "1 failed" in ran.stdout, ran.stdout
     assert "assert frozenset() == {" in ran.stdout
-    assert "The rule of what_is_not_there_is_in_no_field: Absent from" in ran.stdout
+    assert "The rule of what_is_not_there_is_in_no_field: What is not there" in ran.stdout
 
 
 def test_the_rule_is_told_without_pytest_too() -> None:
@@ -78,6 +86,45 @@ def test_the_rule_is_told_without_pytest_too() -> None:
             trio.run(checks[0], lambda: 1 // 0)
         [note] = raised.value.__notes__
         assert note.startswith(f"The rule of {checks[0].__name__}: ")
+
+
+def test_a_rule_stands_alone() -> None:
+    """It begins with a sentence: the name of its check."""
+    check: Any = next(one for one in store_conformance if "a_worker_s_row" in one.__name__)
+    with pytest.raises(ZeroDivisionError) as raised:
+        trio.run(check, lambda: 1 // 0)
+    [note] = raised.value.__notes__
+    assert ": A worker's row goes after its sessions. So a row that is left over is never" in note
+
+
+def test_a_check_alone_is_refused() -> None:
+    """`conformance_tests` expects a sequence."""
+    check: Any = row_conformance[0]
+    with pytest.raises(TypeError, match=f"a sequence of checks, .*: .{check.__name__}"):
+        conformance_tests(check)
+
+
+PLAIN = frozenset({Part.ROWS, Part.MESSAGES, Part.WORKERS})
+
+
+@pytest.mark.parametrize(
+    ("checks", "contract"),
+    [
+        (data_conformance, "DataStore"),
+        (inspection_conformance, "InspectionStore"),
+        (limit_conformance, "LimitStore"),
+        (log_conformance, "LogStore"),
+        (mail_conformance, "MailStore"),
+        (revocation_conformance, "RevocationStore"),
+    ],
+)
+def test_checks_of_a_part_that_is_not_claimed_say_so(checks: Any, contract: str) -> None:
+    """In place of an AttributeError, or of a rule that nobody has promised to keep."""
+    assert hasattr(trio_sessions.abc, contract)
+    kind = type("Plain", (MemoryStore,), {"parts": property(lambda _: PLAIN)})
+    for check in checks:
+        with pytest.raises(AssertionError, match=f"Plain does not say .*[.]abc[.]{contract}, too"):
+            trio.run(check, kind, clock=MockClock(autojump_threshold=0))
 
 
 # ---- the first check ----
@@ -162,6 +209,46 @@ class OldDescribe(MemoryStore):
         raise NotImplementedError
 
 
+class AsyncAtOnce(MemoryStore):
+    async def commit_at_once(self, worker: Worker, batch: Batch) -> Any:  # type: ignore[override]
+        return None
+
+
+class AwaitableAtOnce(MemoryStore):
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Any:
+        return self.commit(worker, batch)
+
+
+class SaysDoneAtOnce(MemoryStore):
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Any:
+        return True
+
+
+class AsyncConnections(MemoryStore):
+    async def connections(self) -> Any:  # type: ignore[override]
+        return None
+
+
+class ConnectionsAsAProperty(MemoryStore):
+    connections: Any = property(lambda _self: None)
+
+
+class CountsConnections(MemoryStore):
+    def connections(self) -> Any:
+        return 3
+
+
+class GivesUpByAMethod(MemoryStore):
+    def gives_up_after(self) -> Any:  # type: ignore[override]
+        return 3.0
+
+
+class GivesUpByAText(MemoryStore):
+    @property
+    def gives_up_after(self) -> Any:
+        return "3"
+
+
 MISTAKES = [
     (SyncLocate, "SyncLocate.locate must be an async method; this one returned NoneType at once"),
     (SyncOpen, "SyncOpen.open must be an async method"),
@@ -176,6 +263,14 @@ MISTAKES = [
     (AnswersAsAList, "AnswersAsAList.commit returned list"),
     (AnswersTooFew, "answered Claim with []; expected is one answer: Claimed or Unfinished"),
     (OldDescribe, "OldDescribe.describe(session_id) must take"),
+    (AsyncAtOnce, "AsyncAtOnce.commit_at_once must not be async"),
+    (AwaitableAtOnce, "AwaitableAtOnce.commit_at_once must not be async"),
+    (SaysDoneAtOnce, "SaysDoneAtOnce.commit_at_once returned bool True; expected is"),
+    (AsyncConnections, "AsyncConnections.connections must not be async"),
+    (ConnectionsAsAProperty, "ConnectionsAsAProperty.connections must be a method"),
+    (CountsConnections, "CountsConnections.connections returned int 3; expected is"),
+    (GivesUpByAMethod, "GivesUpByAMethod.gives_up_after must be a property"),
+    (GivesUpByAText, "GivesUpByAText.gives_up_after is str '3'; expected is"),
 ]
 
 
@@ -200,6 +295,7 @@ async def make_later() -> SessionStore:
     ("make_store", "message"),
     [
         (lambda: None, "make_store must return a SessionStore, not NoneType"),
+        (lambda: MemoryStore, r"not the class itself: call it, MemoryStore\(\)"),
         (make_later, "make_store must return a SessionStore, and must not be async"),
         (MemoryStore(), "make_store must be a function .*, not MemoryStore"),
     ],

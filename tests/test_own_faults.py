@@ -18,6 +18,7 @@ from trio_sessions._mail._serving import Serving
 from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
+from trio_sessions.writes import Batch
 
 
 class FaultyListener:
@@ -128,6 +129,52 @@ async def test_what_fails_in_leaving_an_answer_is_no_fault_of_the_handler(
     in_hand = sender.posted[:-1]
     assert [letter.endswith(",[5]]") for letter in in_hand] == [True] * (name == "count")
     assert sender.posted[-1].startswith('[["failed",1,')
+
+
+class AsyncAtOnce(MemoryStore):
+    async def commit_at_once(self, worker: Worker, batch: Batch) -> Any:  # type: ignore[override]
+        return None
+
+
+class AsyncBell(MemoryStore):
+    async def open_bell(self, worker: Worker) -> Any:  # type: ignore[override]
+        return None
+
+
+class SyncWaiting(MemoryStore):
+    def waiting(self, worker: Worker) -> Any:
+        return []
+
+
+class SyncRefresh(MemoryStore):
+    def refresh(self, worker: Worker, session_ids: Sequence[str]) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("mistaken", "message"),
+    [
+        (AsyncAtOnce, "AsyncAtOnce.commit_at_once answered with coroutine, not with Committed"),
+        (
+            AsyncBell,
+            "AsyncBell.open_bell answered with coroutine, not with AbstractAsyncContextManager",
+        ),
+        (SyncWaiting, "SyncWaiting.waiting must be async, and returned list at once"),
+        (SyncRefresh, "SyncRefresh.refresh must be async, and returned NoneType at once"),
+    ],
+)
+async def test_a_method_that_is_async_or_not_by_mistake_is_logged_by_its_name(
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    mistaken: type[MemoryStore],
+    message: str,
+) -> None:
+    """As an error: whoever asks hears of an outage, or hears nothing."""
+    async with open_registry(mistaken()) as registry:
+        await read(registry)
+        await registry.cleanup()
+    errors = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    assert f"the store broke its contract: {message}" in errors
 
 
 class AnswersWithASet(MemoryStore):

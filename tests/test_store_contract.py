@@ -383,6 +383,16 @@ async def test_the_contract_finds_a_store_that_breaks_it(
         await found(lambda: store)
 
 
+async def test_a_live_worker_s_session_that_is_swept_is_told(autojump_clock: MockClock) -> None:
+    """In words: the rule alone does not say what has happened."""
+    store = KnowsNoLease()
+    [found] = [
+        c for c in store_conformance if c.__name__ == "stamps_keep_rows_that_are_not_refreshed"
+    ]
+    with pytest.raises(AssertionError, match="a session of a live worker was swept"):
+        await found(lambda: store)
+
+
 async def test_the_contract_finds_a_store_that_knows_no_end_of_passes(
     autojump_clock: MockClock,
 ) -> None:

@@ -55,6 +55,17 @@ def is_takeover(answer: Answer) -> bool:
     return isinstance(answer, Claimed) and answer.outcome is Outcome.TAKEN_OVER
 
 
+# ---- the age of a claim ----
+
+
+class ForgetsTheWait(MemoryStore):
+    """Waits for a token as for a thread, and takes a claim for as old as it was before."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        async with worker.limiter:
+            return await super().commit(worker, batch)
+
+
 # ---- what renews a row ----
 
 
@@ -404,6 +415,7 @@ class AnswersAtOnce(MemoryStore):
 
 
 MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
+    (ForgetsTheWait, "a_claim_grows_older_while_it_waits"),
     (AddingAgainRenewsNothing, "a_claim_renews_the_row"),
     (ALateClaimRenewsNothing, "a_claim_renews_the_row"),
     (ATakeoverRenewsNothing, "a_claim_renews_the_row"),

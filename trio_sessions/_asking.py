@@ -11,6 +11,7 @@ returns at once, and the question keeps its place at the gate until it ends::
 See docs/decisions/0009-one-writer.md.
 """
 
+import inspect
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
@@ -34,7 +35,7 @@ from trio_sessions.errors import (
     StoreUnavailable,
 )
 
-__all__ = ["INHERITED", "Asking", "breach"]
+__all__ = ["INHERITED", "Asking", "breach", "insist", "insist_async"]
 
 logger = get_logger("trio_sessions.rows")
 
@@ -105,7 +106,7 @@ class Asking:
                 if at_once is not None:
                     answer = at_once()
                     if answer is not None:
-                        return _insist(answer, kind, at_once)
+                        return insist(answer, kind, at_once)
                 scope = new_scope()
                 scope.relative_deadline = self._settings.store_timeout
                 with scope:
@@ -215,21 +216,37 @@ class Asking:
 
 async def _answer(operation: Callable[[], Awaitable[T]], kind: Any) -> T:
     """Await a method of the store, and insist on its kind of answer."""
-    asked = operation()
-    return _insist(await asked, kind, asked)
+    asked = insist_async(operation(), operation)
+    return insist(await asked, kind, asked)
 
 
-def _insist(answer: T, kind: Any, asked: object) -> T:
+def insist_async(asked: Awaitable[T], called: object) -> Awaitable[T]:
+    """Return what can be awaited, else raise; ``called`` is the method, or its name."""
+    if not inspect.isawaitable(asked):
+        name = called if isinstance(called, str) else _name(called)
+        raise breach(f"{name} must be async, and returned {type(asked).__name__} at once")
+    return asked
+
+
+def insist(answer: T, kind: Any, asked: object) -> T:
     """Return the answer if it is of this kind, else raise; ``asked`` names the method."""
     if not isinstance(answer, kind):
+        if inspect.iscoroutine(answer):
+            answer.close()
         kinds = kind if isinstance(kind, tuple) else (kind,)
         expected = " or ".join(
             "None" if one is type(None) else getattr(one, "__name__", str(one)) for one in kinds
         )
-        name = getattr(asked, "__qualname__", "it")
-        raise breach(f"{name} answered with {type(answer).__name__}, not with {expected}")
+        raise breach(f"{_name(asked)} answered with {type(answer).__name__}, not with {expected}")
     return answer
 
 
+def _name(asked: object) -> str:
+    """Name a method of the store by its coroutine, or by what calls it."""
+    return getattr(getattr(asked, "func", asked), "__qualname__", "it")
+
+
 def breach(what: str) -> StoreUnavailable:
+    """Log that the store broke its contract, and return the error that says it."""
+    logger.error("the store broke its contract: %s", what)
     return StoreUnavailable(f"the store broke its contract: {what}")

@@ -7,6 +7,7 @@ anything is asked, with a deadline, in `trio_sessions._asking`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -85,7 +86,7 @@ class Edge(Questions):
 
     async def open(self) -> None:
         """Open the store."""
-        await self._ask(lambda: self._store.open(self.worker), object)
+        await self._ask(partial(self._store.open, self.worker), object)
 
     async def close(self) -> None:
         """Close the store; does not raise."""
@@ -93,7 +94,7 @@ class Edge(Questions):
         if self.is_inherited:
             return
         try:
-            await self._ask(lambda: self._store.close(self.worker), object)
+            await self._ask(partial(self._store.close, self.worker), object)
         except SessionsError as exc:
             logger.warning("closing the store failed: %s", exc)
 
@@ -150,10 +151,10 @@ class Edge(Questions):
         batch = Batch(writes=writes, stamp=stamp, not_after=self._estimate.not_after(writes))
         store = self._store
         committed = await self._ask(
-            lambda: store.commit(self.worker, batch),
+            partial(store.commit, self.worker, batch),
             Committed,
             new_scope=new_scope,
-            at_once=(lambda: store.commit_at_once(self.worker, batch)) if at_once else None,
+            at_once=partial(store.commit_at_once, self.worker, batch) if at_once else None,
         )
         late = committed.verdict is Verdict.LATE
         self._estimate.read(committed.clock, asked_at)
@@ -171,7 +172,7 @@ class Edge(Questions):
         flight = self._witness.depart(counts=False)
         try:
             answers = await self._ask(
-                lambda: self._store.refresh(self.worker, session_ids), RowAnswers
+                partial(self._store.refresh, self.worker, session_ids), RowAnswers
             )
             self._witness.show(flight, answers.stamp)
         finally:
@@ -182,7 +183,7 @@ class Edge(Questions):
         """Begin a history, after another one that the store does not have any more."""
         asked_at = trio.current_time()
         begun = await self._ask(
-            lambda: self._store.begin(self._lease, history, presence, after=after), Begun
+            partial(self._store.begin, self._lease, history, presence, after=after), Begun
         )
         self._estimate.read(begun.clock, asked_at)
         return begun
@@ -200,7 +201,7 @@ class Edge(Questions):
         flight = self._witness.depart()
         try:
             stamped = await self._ask(
-                lambda: self._store.stamp(self._lease, flight.known, passed=passed), Stamped
+                partial(self._store.stamp, self._lease, flight.known, passed=passed), Stamped
             )
             self._estimate.read(stamped.clock, asked_at)
             self._witness.land(flight, stamped.stamp)
@@ -211,7 +212,7 @@ class Edge(Questions):
         """Return ids and generations of rows of this incarnation, by id, those after ``after``."""
         limit = self._settings.batch_size
         return await self._ask(
-            lambda: self._store.own_rows(self.worker, after=after, limit=limit), list
+            partial(self._store.own_rows, self.worker, after=after, limit=limit), list
         )
 
     async def delete_all(self) -> bool:
@@ -223,7 +224,7 @@ class Edge(Questions):
         try:
             while True:
                 deleted = await self._ask(
-                    lambda: self._store.delete_all(self.worker, limit=limit), Swept
+                    partial(self._store.delete_all, self.worker, limit=limit), Swept
                 )
                 if not deleted.more:
                     return True
@@ -241,7 +242,8 @@ class Edge(Questions):
         flight = self._witness.depart()
         try:
             swept = await self._ask(
-                lambda: self._store.sweep(
+                partial(
+                    self._store.sweep,
                     self.worker,
                     session_ttl=settings.session_ttl,
                     message_ttl=settings.message_ttl,

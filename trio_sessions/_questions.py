@@ -5,10 +5,11 @@ says anything of the database's memory; what does stands in `trio_sessions._edge
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 
-from trio_sessions._asking import INHERITED, Asking, breach
+from trio_sessions._asking import INHERITED, Asking, breach, insist
 from trio_sessions._life import Life
 from trio_sessions._logging import get_logger
 from trio_sessions._settings import Settings
@@ -57,7 +58,7 @@ class Questions(Asking):
     async def locate(self, session_id: str) -> Holder | None:
         """Return what a session's row says, whoever holds it."""
         return await self._question(
-            lambda: self._store.locate(self.worker, session_id), _HOLDER_OR_NONE
+            partial(self._store.locate, self.worker, session_id), _HOLDER_OR_NONE
         )
 
     def is_incarnation(self, incarnation: str) -> bool:
@@ -72,7 +73,7 @@ class Questions(Asking):
     async def get_capabilities(self, session_id: str) -> str | None:
         """Return a session's capabilities, encoded."""
         return await self._question(
-            lambda: self._store.get_capabilities(self.worker, session_id), _STR_OR_NONE
+            partial(self._store.get_capabilities, self.worker, session_id), _STR_OR_NONE
         )
 
     def check_keeps(self, part: Part, contract: str) -> None:
@@ -86,11 +87,11 @@ class Questions(Asking):
             NotSupported: the store lacks that part of the contract.
         """
         store = cast("DataStore", self._keeps(Part.DATA, "DataStore"))
-        return await self._question(lambda: store.get_data(self.worker, session_id), _STR_OR_NONE)
+        return await self._question(partial(store.get_data, self.worker, session_id), _STR_OR_NONE)
 
     async def elicitation_capable(self) -> list[str]:
         """Return the ids of all sessions that can be asked."""
-        return await self._question(lambda: self._store.elicitation_capable(self.worker), list)
+        return await self._question(partial(self._store.elicitation_capable, self.worker), list)
 
     async def inspect(
         self,
@@ -120,7 +121,7 @@ class Questions(Asking):
         """
         store = cast("RevocationStore", self._keeps(Part.REVOCATION, "RevocationStore"))
         return await self._question(
-            lambda: store.revoke(self.worker, revocation, limit=limit), Revoked, may_leave=False
+            partial(store.revoke, self.worker, revocation, limit=limit), Revoked, may_leave=False
         )
 
     async def revocations(self, within: float) -> list[Mark]:
@@ -131,7 +132,7 @@ class Questions(Asking):
         """
         store = cast("RevocationStore", self._keeps(Part.REVOCATION, "RevocationStore"))
         return await self._question(
-            lambda: store.revocations(self.worker, within=within), list, may_leave=False
+            partial(store.revocations, self.worker, within=within), list, may_leave=False
         )
 
     # ---- mail; each raises `NotSupported` where the store lacks that part of the contract ----
@@ -144,30 +145,30 @@ class Questions(Asking):
         """Take away letters to this worker; those of a lost answer are lost."""
         store = self._mail
         found = await self._question(
-            lambda: store.collect(self.worker, limit=limit, size=size), Sequence, may_leave=False
+            partial(store.collect, self.worker, limit=limit, size=size), Sequence, may_leave=False
         )
         return list(found)
 
     async def listen(self, topics: Sequence[str]) -> None:
         """Add topics that this worker listens to."""
         store = self._mail
-        await self._question(lambda: store.listen(self.worker, topics), _NONE, may_leave=False)
+        await self._question(partial(store.listen, self.worker, topics), _NONE, may_leave=False)
 
     async def unlisten(self, topics: Sequence[str]) -> None:
         """Remove topics that this worker listens to."""
         store = self._mail
-        await self._question(lambda: store.unlisten(self.worker, topics), _NONE, may_leave=False)
+        await self._question(partial(store.unlisten, self.worker, topics), _NONE, may_leave=False)
 
     async def living(self) -> frozenset[str]:
         """Return the incarnations, and the ids, of workers that are not late."""
         store = self._mail
-        return await self._question(lambda: store.living(self.worker), frozenset, may_leave=False)
+        return await self._question(partial(store.living, self.worker), frozenset, may_leave=False)
 
     async def expire_mail(self, *, older_than: float, limit: int) -> int:
         """Delete letters that nobody has taken away; return how many."""
         store = self._mail
         return await self._question(
-            lambda: store.expire_mail(self.worker, older_than=older_than, limit=limit),
+            partial(store.expire_mail, self.worker, older_than=older_than, limit=limit),
             int,
             may_leave=False,
         )
@@ -192,7 +193,7 @@ class Questions(Asking):
         """
         store = self.check_keeps_logs()
         return await self._question(
-            lambda: store.read_log(self.worker, session_id, after=after, limit=limit, size=size),
+            partial(store.read_log, self.worker, session_id, after=after, limit=limit, size=size),
             Sequence,
         )
 
@@ -204,7 +205,7 @@ class Questions(Asking):
         """
         store = self.check_keeps_logs()
         return await self._question(
-            lambda: store.expire_logs(self.worker, older_than=older_than, limit=limit),
+            partial(store.expire_logs, self.worker, older_than=older_than, limit=limit),
             int,
             may_leave=False,
         )
@@ -213,19 +214,21 @@ class Questions(Asking):
         """Return `own_rows` as a question, which its caller may leave."""
         limit = self._settings.batch_size
         return await self._question(
-            lambda: self._store.own_rows(self.worker, after=after, limit=limit), list
+            partial(self._store.own_rows, self.worker, after=after, limit=limit), list
         )
 
     # ---- messages ----
 
     async def waiting(self) -> list[str]:
         """Return the ids of sessions of this worker for which messages are stored."""
-        return await self._question(lambda: self._store.waiting(self.worker), list, may_leave=False)
+        return await self._question(
+            partial(self._store.waiting, self.worker), list, may_leave=False
+        )
 
     async def fetch(self, wanted: Sequence[Wanted]) -> Mapping[str, Sequence[StoredMessage]]:
         """Return stored messages."""
         return await self._question(
-            lambda: self._store.fetch(self.worker, wanted), Mapping, may_leave=False
+            partial(self._store.fetch, self.worker, wanted), Mapping, may_leave=False
         )
 
     @asynccontextmanager
@@ -239,7 +242,8 @@ class Questions(Asking):
         of_the_block: Exception | None = None
         try:
             self.contact.bell_alive = False
-            async with self._store.open_bell(self.worker) as bell:
+            opened = partial(self._store.open_bell, self.worker)
+            async with insist(opened(), AbstractAsyncContextManager, opened) as bell:
                 self.contact.bell_alive = True
                 try:
                     yield _CheckedBell(bell)

@@ -5,11 +5,13 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 import trio
 
+from trio_sessions._asking import insist, insist_async
 from trio_sessions.abc import (
     Bell,
     DataStore,
@@ -197,7 +199,7 @@ class FaultyStore(PassingStore):
             raise self.error
         if fault is Fault.BEGINS_LATE:
             await trio.sleep(seconds)
-        answer = await operation()
+        answer = await insist_async(operation(), self._called(name))
         await self._while_paused()
         if fault is Fault.COMMITS_THEN_FAILS:
             raise self.error
@@ -208,11 +210,15 @@ class FaultyStore(PassingStore):
     async def close(self, worker: Worker) -> None:
         """Close the store, always: a fault must not leak what lies below."""
         self.calls["close"] += 1
-        await self._store.close(worker)
+        await insist_async(self._store.close(worker), self._called("close"))
+
+    def _called(self, name: str) -> str:
+        return f"{type(self._store).__name__}.{name}"
 
     @asynccontextmanager
     async def open_bell(self, worker: Worker) -> AsyncIterator[Bell]:
         """Open a bell, or fail; one that is open goes on to ring, but for a pause."""
         await self._through("open_bell", trio.lowlevel.checkpoint)
-        async with self._store.open_bell(worker) as bell:
+        opened = partial(self._store.open_bell, worker)
+        async with insist(opened(), AbstractAsyncContextManager, opened) as bell:
             yield _PausedBell(bell, self._while_paused)

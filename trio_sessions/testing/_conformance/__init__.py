@@ -1,5 +1,6 @@
 """The contract of a store as checks that any store can be put to, part by part."""
 
+from trio_sessions.abc import Part
 from trio_sessions.testing._conformance._adoptions import adoption_checks
 from trio_sessions.testing._conformance._claims import claim_checks
 from trio_sessions.testing._conformance._data import data_checks
@@ -46,8 +47,8 @@ __all__ = [
 ]
 
 
-def _of_stores(*checks: Check) -> tuple[Check, ...]:
-    return tuple(with_its_rule(on_empty_ground(check)) for check in checks)
+def _of_stores(*checks: Check, part: Part = Part.ROWS) -> tuple[Check, ...]:
+    return tuple(with_its_rule(on_empty_ground(check, part)) for check in checks)
 
 
 row_conformance: tuple[Check, ...] = (
@@ -63,10 +64,12 @@ row_conformance: tuple[Check, ...] = (
 )
 """`Store` and `RowStore`, one check a rule; see `store_conformance`."""
 
-message_conformance: tuple[Check, ...] = _of_stores(*message_checks)
+message_conformance: tuple[Check, ...] = _of_stores(*message_checks, part=Part.MESSAGES)
 """`MessageStore`, one check a rule; see `store_conformance`."""
 
-worker_conformance: tuple[Check, ...] = _of_stores(*worker_checks, *lease_checks, *doubt_checks)
+worker_conformance: tuple[Check, ...] = _of_stores(
+    *worker_checks, *lease_checks, *doubt_checks, part=Part.WORKERS
+)
 """`WorkerStore`, one check a rule; see `store_conformance`."""
 
 store_conformance: tuple[Check, ...] = (
@@ -83,21 +86,21 @@ first check, of each method's arguments and answers, is the one to look at first
 For pytest, `conformance_tests` makes a test of them in one line.
 """
 
-inspection_conformance: tuple[Check, ...] = _of_stores(*inspection_checks)
+inspection_conformance: tuple[Check, ...] = _of_stores(*inspection_checks, part=Part.INSPECTION)
 """`InspectionStore`, one check a rule, for a store that keeps this part, too; as the others."""
 
-mail_conformance: tuple[Check, ...] = _of_stores(*mail_checks)
+mail_conformance: tuple[Check, ...] = _of_stores(*mail_checks, part=Part.MAIL)
 """`MailStore`, likewise."""
 
-revocation_conformance: tuple[Check, ...] = _of_stores(*revocation_checks)
+revocation_conformance: tuple[Check, ...] = _of_stores(*revocation_checks, part=Part.REVOCATION)
 """`RevocationStore`, one check a rule, likewise."""
 
-data_conformance: tuple[Check, ...] = _of_stores(*data_checks, *adoption_checks)
+data_conformance: tuple[Check, ...] = _of_stores(*data_checks, *adoption_checks, part=Part.DATA)
 """`DataStore`, one check a rule, likewise."""
-log_conformance: tuple[Check, ...] = _of_stores(*log_checks)
+log_conformance: tuple[Check, ...] = _of_stores(*log_checks, part=Part.LOGS)
 """`LogStore`, one check a rule, likewise."""
 
-limit_conformance: tuple[Check, ...] = _of_stores(*limit_checks)
+limit_conformance: tuple[Check, ...] = _of_stores(*limit_checks, part=Part.LIMITS)
 """`LimitStore`, one check a rule, likewise."""
 
 transport_conformance: tuple[TransportCheck, ...] = tuple(map(with_its_rule, transport_checks))

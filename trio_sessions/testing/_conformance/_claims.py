@@ -93,6 +93,28 @@ async def an_older_claim_does_not_take_over(make_store: MakeStore) -> None:
         assert (await b.claim("t")).outcome is Outcome.TAKEN_OVER
 
 
+async def a_claim_grows_older_while_it_waits(make_store: MakeStore) -> None:
+    """For a thread, too: who was added meanwhile elsewhere is the newer one, and stays."""
+    async with opened(make_store, "a", "b") as (a, b):
+        limiter = b.worker.limiter
+        places = [object() for _ in range(int(limiter.available_tokens))]
+        async with trio.open_nursery() as nursery:
+            for place in places:
+                limiter.acquire_on_behalf_of_nowait(place)
+            try:
+                nursery.start_soon(b.claim, "s")
+                await trio.sleep(5 * TICK)
+                await a.claim("s")
+                await trio.sleep(5 * TICK)
+            finally:
+                for place in places:
+                    limiter.release_on_behalf_of(place)
+        assert await a.holds("s"), (
+            "a claim that waited for a thread has taken over a session that was added after it: "
+            "add the time for which it waits to its age"
+        )
+
+
 async def an_earlier_generation_changes_nothing(make_store: MakeStore) -> None:
     """A claim or deletion that comes late spares the session added again meanwhile."""
     async with opened(make_store, "a") as (a,):
@@ -254,6 +276,7 @@ claim_checks: tuple[Check, ...] = (
     a_claim_brings_and_is_told_what_was_said,
     the_newest_claim_takes_over,
     an_older_claim_does_not_take_over,
+    a_claim_grows_older_while_it_waits,
     an_earlier_generation_changes_nothing,
     a_session_has_one_birth,
     what_an_ended_session_left_is_replaced,

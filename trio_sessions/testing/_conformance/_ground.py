@@ -10,11 +10,11 @@ import inspect
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
-from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.abc import Part, SessionStore, Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.testing._conformance._tools import Check, MakeStore
 from trio_sessions.writes import Batch, Claim
@@ -34,16 +34,27 @@ def with_its_rule(check: Callable[[T], Awaitable[None]]) -> Callable[[T], Awaita
         try:
             await check(subject)
         except BaseException as exc:  # gets a note; raised again
-            exc.add_note(f"The rule of {check.__name__}: {inspect.getdoc(check)}")
+            exc.add_note(f"The rule of {check.__name__}: {_rule(check)}")
             raise
 
     return noted
 
 
-def on_empty_ground(check: Check) -> Check:
+def _rule(check: Callable[..., object]) -> str:
+    """Return the rule of a check in sentences that stand alone: the first one is its name."""
+    said = check.__name__.replace("_s_", "'s ").replace("_", " ")
+    return f"{said[0].upper()}{said[1:]}. {inspect.getdoc(check)}"
+
+
+def on_empty_ground(check: Check, part: Part) -> Check:
     """Let a check begin only where ``make_store`` returns stores, on what was emptied before it.
 
+    Args:
+        check: it.
+        part: what it is about.
+
     The check raises:
+        AssertionError: the store does not say that it keeps that part.
         TypeError: ``make_store`` is no function, or returns no store.
         RuntimeError: what is shared was not emptied.
     """
@@ -51,6 +62,7 @@ def on_empty_ground(check: Check) -> Check:
     @functools.wraps(check)
     async def checked(make_store: MakeStore) -> None:
         make = functools.partial(made, make_store)
+        _expect_part(make(), part)
         await expect_nothing(
             make, "what make_store leads to must be empty when a check begins, as a new file is"
         )
@@ -58,6 +70,15 @@ def on_empty_ground(check: Check) -> Check:
         await _leave_a_mark(make, check.__name__)
 
     return checked
+
+
+def _expect_part(store: SessionStore, part: Part) -> None:
+    contract = f"{part.value.removesuffix('s').capitalize()}Store"
+    if part not in store.parts:
+        raise AssertionError(
+            f"{type(store).__name__} does not say that it keeps the part of the contract that this "
+            f"check is about: to do so, inherit from trio_sessions.abc.{contract}, too"
+        )
 
 
 def made(make_store: MakeStore) -> SessionStore:
@@ -71,9 +92,25 @@ def made(make_store: MakeStore) -> SessionStore:
     if inspect.iscoroutine(store):
         store.close()
         raise TypeError("make_store must return a SessionStore, and must not be async")
+    if inspect.isclass(store) and issubclass(store, SessionStore):
+        raise TypeError(
+            f"make_store must return a SessionStore, not the class itself: call it, "
+            f"{store.__name__}()"
+        )
     if not isinstance(store, SessionStore):
         raise TypeError(f"make_store must return a SessionStore, not {type(store).__name__}")
     return store
+
+
+async def _awaited(store: SessionStore, name: str, *args: object) -> Any:
+    """Await a method; raise `TypeError` if it is not async."""
+    asked: object = getattr(store, name)(*args)
+    if not inspect.isawaitable(asked):
+        raise TypeError(
+            f"{type(store).__name__}.{name} must be async, and returned "
+            f"{type(asked).__name__} at once"
+        )
+    return await asked
 
 
 async def _opened(stack: AsyncExitStack, make: MakeStore) -> tuple[SessionStore, Worker]:
@@ -83,8 +120,8 @@ async def _opened(stack: AsyncExitStack, make: MakeStore) -> tuple[SessionStore,
         incarnation=secrets.token_hex(8),
         limiter=trio.CapacityLimiter(1),
     )
-    await store.open(worker)
-    stack.push_async_callback(store.close, worker)
+    await _awaited(store, "open", worker)
+    stack.push_async_callback(_awaited, store, "close", worker)
     return store, worker
 
 
@@ -100,7 +137,7 @@ async def expect_nothing(make: MakeStore, must: str, session_ids: Iterable[str] 
         store, worker = await _opened(stack, make)
         for session_id in (_MARK, *session_ids):
             try:
-                holder = await store.locate(worker, session_id)
+                holder = await _awaited(store, "locate", worker, session_id)
             except StoreUnavailable as exc:
                 raise RuntimeError(
                     f"{must}; this store cannot say that a row is not there, as if it had been "
@@ -116,4 +153,4 @@ async def _leave_a_mark(make: MakeStore, name: str) -> None:
     async with AsyncExitStack() as stack:
         store, worker = await _opened(stack, make)
         claim = Claim(session_id=_MARK, generation=1, age=0.0, owner=name)
-        await store.commit(worker, Batch(writes=[claim]))
+        await _awaited(store, "commit", worker, Batch(writes=[claim]))

@@ -55,12 +55,20 @@ async def each_method_is_as_the_contract_has_it(make_store: MakeStore) -> None:
     for contract in _contracts(store):
         for name in sorted(contract.__abstractmethods__):
             _check_arguments(store, name, getattr(contract, name))
+        for name, member in vars(contract).items():
+            if isinstance(member, property):
+                _check_property(store, name, member)
+            elif inspect.isfunction(member) and name not in contract.__abstractmethods__:
+                _check_plain(store, name, member)
     worker = Worker(worker_id="a", incarnation="shape", limiter=trio.CapacityLimiter(2))
     await _call(store, "open", worker)
     try:
         await _call(store, "begin", worker, "history", _PRESENCE, after=None)
         for write in _WRITES:
             await _check_write(store, worker, write)
+        at_once = Batch(writes=[Claim(session_id="u", generation=1, age=0.0)])
+        _call_plain(store, "commit_at_once", worker, at_once)
+        _call_plain(store, "connections")
         await _call(store, "refresh", worker, ["s", "nobody"])
         await _call(store, "stamp", worker, Stamp(history="history", beat=1), passed=True)
         for session_id in ("s", "nobody"):
@@ -139,6 +147,38 @@ async def _call(store: SessionStore, name: str, *args: object, **settings: Any) 
     for wrong in misfits(answer, hint) if hint is not type(None) else ():
         raise AssertionError(f"{_named(store, name)} returned {wrong}")
     return answer
+
+
+def _check_property(store: SessionStore, name: str, contract: property) -> None:
+    """Insist that a property is one, and has a value of its type."""
+    value = getattr(store, name)
+    assert not callable(value), f"{_named(store, name)} must be a property, not a method: @property"
+    for wrong in misfits(value, get_type_hints(contract.fget)["return"]):
+        raise AssertionError(f"{_named(store, name)} is {wrong}")
+
+
+def _check_plain(store: SessionStore, name: str, contract: Callable[..., object]) -> None:
+    """Insist on a method that the registry calls without awaiting it."""
+    assert callable(getattr(store, name)), (
+        f"{_named(store, name)} must be a method, not a property or a value"
+    )
+    _check_is_plain(store, name, getattr(store, name))
+    _check_arguments(store, name, contract)
+
+
+def _check_is_plain(store: SessionStore, name: str, found: object) -> None:
+    is_async = inspect.iscoroutinefunction(found) or inspect.isawaitable(found)
+    assert not is_async, f"{_named(store, name)} must not be async: nobody awaits what it returns"
+
+
+def _call_plain(store: SessionStore, name: str, *args: object) -> None:
+    """Call a method that is not async, and insist that it returns what it should."""
+    answer = getattr(store, name)(*args)
+    if inspect.iscoroutine(answer):
+        answer.close()
+    _check_is_plain(store, name, answer)
+    for wrong in misfits(answer, get_type_hints(getattr(SessionStore, name))["return"]):
+        raise AssertionError(f"{_named(store, name)} returned {wrong}")
 
 
 async def _check_write(store: SessionStore, worker: Worker, write: Write[object]) -> None:

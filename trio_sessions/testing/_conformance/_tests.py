@@ -34,10 +34,16 @@ def conformance_tests(
 
     Raises:
         ValueError: there are no checks, or they want different things, as stores and transports.
+        TypeError: ``checks`` is one check, and no sequence of them.
         ImportError: pytest is missing; the extra ``testing`` brings it.
     """
     import pytest
 
+    if callable(checks):
+        raise TypeError(
+            "conformance_tests expects a sequence of checks, not one of them: "
+            f"[{getattr(checks, '__name__', checks)}]"
+        )
     wanted = {next(iter(inspect.signature(check).parameters)) for check in checks}
     if len(wanted) != 1:
         raise ValueError(

@@ -228,7 +228,8 @@ async def stamps_keep_rows_that_are_not_refreshed(make_store: MakeStore) -> None
         known = await begin(b, session_ttl=2 * TTL)
         await commit(b, known, claim("s"))
         for _ in range(7):
-            assert (await sweep(a, stamp=mine)).sessions == 0
+            swept = await sweep(a, stamp=mine)
+            assert swept.sessions == 0, "a session of a live worker was swept"
             await trio.sleep(TTL * 0.4)
             await b.store.stamp(b.worker, known, passed=True)
         with trio.fail_after(PATIENCE):  # as soon as no pass has ended for so long

@@ -5,6 +5,7 @@
     _machine      the rules, by name and argument, as Hypothesis prints them
     _fleet        what each of them does             _pace      how time passes
     _workers      registries that live and crash     _door      their way to the store
+    _defined      what a subclass defines            _pasted    what an edited history may say
     _lines        transports of clients
     _model        what may be removed, and which rows must be there; knows no registry
     _said         what was accepted: messages and owners    _readers  how they are read

@@ -3,12 +3,15 @@
 import contextlib
 import enum
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, TypeVar, get_type_hints
 
 import trio
 
+from trio_sessions._asking import breach, insist_async
 from trio_sessions.abc import SessionStore
 from trio_sessions.errors import SessionsError
+from trio_sessions.testing._conformance._kinds import misfits
 from trio_sessions.testing._faults import Fault, FaultyStore
 
 __all__ = ["Door", "Reach"]
@@ -98,6 +101,7 @@ class Door(FaultyStore):
             self.heal()
 
     async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
+        operation = partial(self._hold_to_contract, name, operation)
         if self.reach is Reach.HELD:
             await self._let_go.wait()
         if self._is_leading_astray and name == "commit":
@@ -113,3 +117,18 @@ class Door(FaultyStore):
             return answer
         finally:
             self._answering -= 1
+
+    async def _hold_to_contract(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do it, and insist that the store below answers as its contract says."""
+        called = f"{type(self._store).__name__}.{name}"
+        answer = await insist_async(operation(), called)
+        for wrong in misfits(answer, _returned(name)):
+            raise breach(f"{called} returned {wrong}")
+        return answer
+
+
+@cache
+def _returned(name: str) -> Any:
+    """Return what a method returns; of the bell: what comes before it is opened."""
+    hint = get_type_hints(getattr(FaultyStore, name))["return"]
+    return Any if name == "open_bell" or hint is type(None) else hint

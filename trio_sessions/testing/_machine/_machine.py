@@ -14,21 +14,24 @@ from typing import ClassVar, Literal, TypeVarTuple
 import trio
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition
 
 from trio_sessions.abc import SessionStore, Transport
 from trio_sessions.testing._conformance._ground import expect_nothing, made
+from trio_sessions.testing._machine._defined import begun, deleted, made_transport
 from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._drains import DrainedFleet
 from trio_sessions.testing._machine._driver import TrioDriver
 from trio_sessions.testing._machine._lines import LineState
 from trio_sessions.testing._machine._overheard import Overheard, overhear
 from trio_sessions.testing._machine._pace import REAL, VIRTUAL, Pace
+from trio_sessions.testing._machine._pasted import (
+    OUTAGES,
+    SESSIONS,
+    WORKERS,
+    rule,
+    with_known_words,
+)
 from trio_sessions.testing._seeded import seeded
 from trio_sessions.testing._transports import FakeTransport
 
@@ -36,15 +39,11 @@ __all__ = ["RegistryMachine"]
 
 Ts = TypeVarTuple("Ts")
 
-_SESSIONS = ("a", "b")
-_WORKERS = (0, 1)
 _PATIENCE = 20_000.0  # seconds for one rule: far more than any takes, unless something hangs
 
-_ANSWERS = {"none": Reach.AWAY, "lost": Reach.ANSWERS_LOST, "late": Reach.SLOW}
-
-sessions = st.sampled_from(_SESSIONS)
-workers = st.sampled_from(_WORKERS)
-some_workers = st.sampled_from([(0,), (1,), _WORKERS])
+sessions = st.sampled_from(SESSIONS)
+workers = st.sampled_from(WORKERS)
+some_workers = st.sampled_from([(0,), (1,), WORKERS])
 owners = st.sampled_from(["alice", "bob"])
 
 
@@ -101,6 +100,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Let the settings be those of a search that ends; whoever sets their own replaces them."""
         super().__init_subclass__(**kwargs)
+        cls.__init__ = begun(cls.__init__)  # type: ignore[assignment,method-assign]
         cls.TestCase.settings = settings(
             cls.TestCase.settings,
             deadline=None,
@@ -157,6 +157,17 @@ class RegistryMachine(RuleBasedStateMachine):
     def _make_store(self) -> SessionStore:
         return made(self.make_store)
 
+    def _make_transport(self) -> Transport:
+        return made_transport(self.make_transport)
+
+    async def _delete_row(self, session_id: str) -> None:
+        await deleted(self.delete_row, session_id)
+
+    def _call(self, step: Callable[[], Awaitable[None]]) -> None:
+        assert self._driver is not None
+        with self._pace.in_time():
+            self._driver.call(self._overheard.without_breach, step, patience=_PATIENCE)
+
     def _play(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
         """Carry out one step, a moment after the last one, and look at what there is then.
 
@@ -169,9 +180,8 @@ class RegistryMachine(RuleBasedStateMachine):
             await step(*args)
             await fleet.look()
 
-        assert self._driver is not None
         try:
-            self._driver.call(play, patience=_PATIENCE)
+            self._call(play)
         except BaseException as exc:  # the fleet is closed; raised again
             self._overheard.tell(exc)
             self._close()
@@ -182,6 +192,7 @@ class RegistryMachine(RuleBasedStateMachine):
         held_by=st.fixed_dictionaries({"a": workers}, optional={"b": workers}),
         seed=st.integers(0, 7),
     )
+    @with_known_words
     def begin(self, batch_size: int, held_by: Mapping[str, int], seed: int = 0) -> None:
         """Empty what is shared, start the workers, and add a session or two.
 
@@ -201,19 +212,19 @@ class RegistryMachine(RuleBasedStateMachine):
         fleet = self._fleet = DrainedFleet(
             self._driver.nursery,
             self._make_store,
-            _SESSIONS,
+            SESSIONS,
             pace,
             {"batch_size": batch_size},
         )
 
         async def start() -> None:
             must = f"{type(self).__name__}.reset() must empty what the workers share"
-            await expect_nothing(self._make_store, must, _SESSIONS)
+            await expect_nothing(self._make_store, must, SESSIONS)
             await fleet.stranger.open()
-            for number in _WORKERS:
+            for number in WORKERS:
                 await fleet.start(number)
             for session, number in held_by.items():
-                await fleet.add(number, session, self.make_transport())
+                await fleet.add(number, session, self._make_transport())
 
         self._play(start)
 
@@ -223,8 +234,7 @@ class RegistryMachine(RuleBasedStateMachine):
             if (
                 self._fleet is not None and sys.exception() is self._error_outside
             ):  # none has failed
-                assert self._driver is not None
-                self._driver.call(self._fleet.settle, patience=_PATIENCE)
+                self._call(self._fleet.settle)
         finally:
             self._close()
 
@@ -240,10 +250,10 @@ class RegistryMachine(RuleBasedStateMachine):
     # ---- sessions ----
 
     async def _add(self, worker: int, session: str) -> None:
-        await self._running.add(worker, session, self.make_transport())
+        await self._running.add(worker, session, self._make_transport())
 
     async def _move(self, session: str) -> None:
-        await self._running.move(session, self.make_transport())
+        await self._running.move(session, self._make_transport())
 
     @rule(worker=workers, session=sessions)
     def add(self, worker: int, session: str) -> None:
@@ -267,7 +277,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     async def _let_old_writes_land(self, worker: int, session: str) -> None:
         await self._running.let_old_writes_land(
-            worker, session, self.make_transport(), self.make_transport()
+            worker, session, self._make_transport(), self._make_transport()
         )
 
     @rule(worker=workers, session=sessions)
@@ -278,11 +288,11 @@ class RegistryMachine(RuleBasedStateMachine):
     async def _replace(self, worker: int, session: str) -> None:
         fleet = self._running
         await fleet.set_owner(worker, session, "alice")
-        for sender in _WORKERS:
+        for sender in WORKERS:
             await fleet.broadcast(sender, session, durable=True)
         await fleet.set_reach(worker, Reach.AWAY)
         await fleet.remove(worker, session)
-        await fleet.add(worker, session, self.make_transport())
+        await fleet.add(worker, session, self._make_transport())
         await fleet.set_reach(worker, Reach.WELL)
 
     @rule(worker=workers, session=sessions)
@@ -302,7 +312,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(session=sessions)
     def row_vanishes(self, session: str) -> None:
         """Delete the session's row behind everybody's back."""
-        self._play(self._running.delete_row, session, self.delete_row)
+        self._play(self._running.delete_row, session, self._delete_row)
 
     @rule(worker=workers, session=sessions)
     def revoke(self, worker: int, session: str) -> None:
@@ -315,11 +325,11 @@ class RegistryMachine(RuleBasedStateMachine):
         for worker in workers:
             await self._running.set_reach(worker, reach)
 
-    @rule(workers=some_workers, answers=st.sampled_from(list(_ANSWERS)))
+    @rule(workers=some_workers, answers=st.sampled_from(list(OUTAGES)))
     def outage(self, workers: tuple[int, ...], answers: str) -> None:
         """Let the store do nothing and fail, or do all and fail, or do all and answer late."""
         self._is_troubled = True
-        self._play(self._set_reach, workers, _ANSWERS[answers])
+        self._play(self._set_reach, workers, OUTAGES[answers])
 
     @precondition(_on_virtual_clock)
     @rule(workers=some_workers)
@@ -329,8 +339,8 @@ class RegistryMachine(RuleBasedStateMachine):
         self._play(self._set_reach, workers, Reach.HELD)
 
     async def _heal(self) -> None:
-        await self._set_reach(_WORKERS, Reach.WELL)
-        for worker in _WORKERS:
+        await self._set_reach(WORKERS, Reach.WELL)
+        for worker in WORKERS:
             await self._running.clean_up(worker)
 
     @precondition(_needs_healing)
@@ -351,7 +361,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self._play(self._running.start, worker)
 
     async def _drain(self, worker: int) -> None:
-        await self._running.drain(worker, self.make_transport)
+        await self._running.drain(worker, self._make_transport)
 
     @rule(worker=workers)
     def drain(self, worker: int) -> None:
@@ -370,7 +380,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self._play(trio.sleep, leases * self._pace.session_ttl)
 
     async def _be_away_for_long(self) -> None:
-        await self._set_reach(_WORKERS, Reach.AWAY)
+        await self._set_reach(WORKERS, Reach.AWAY)
         await trio.sleep(1.4 * self._pace.session_ttl)
         await self._heal()
 

@@ -1,6 +1,7 @@
 """How time passes in a `RegistryMachine`: really, or not at all unless a rule says so."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,19 @@ class Pace:
     def make_clock(self) -> trio.abc.Clock | None:
         """Return the clock of a run; None: the real one."""
         return trio.testing.MockClock(autojump_threshold=0) if self.is_virtual else None
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """Say why a step has not ended, if virtual time has passed while threads were at work."""
+        try:
+            yield
+        except trio.TooSlowError:
+            if not self.is_virtual:
+                raise
+            raise RuntimeError(
+                "this store works in threads, or waits for something outside of Trio, and the "
+                'virtual clock cannot wait for that: set clock = "real"'
+            ) from None
 
     def settings(self) -> Mapping[str, Any]:
         """Return the settings of each registry; no message is ever too old."""

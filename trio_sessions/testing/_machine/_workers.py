@@ -82,7 +82,7 @@ class Stranger:
     """A worker that is no registry: it looks at rows, and takes them away."""
 
     def __init__(self, name: str, make_store: Callable[[], SessionStore]) -> None:
-        self._store = make_store()
+        self._store = Door(make_store(), 0.0)
         self._worker = Worker(worker_id=name, incarnation=name, limiter=trio.CapacityLimiter(1))
         self._generation = 0
 

@@ -1,0 +1,209 @@
+"""`RegistryMachine`: mistakes of whoever uses it, and breaches of a store, are told in words."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import pytest
+import trio
+
+from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import RegistryMachine
+
+
+class InMemory(RegistryMachine):
+    clock = "virtual"
+    make_shared: ClassVar[Callable[[], SessionStore]] = MemoryStore
+
+    def reset(self) -> None:
+        self.shared = type(self).make_shared()
+
+    def make_store(self) -> SessionStore:
+        return self.shared
+
+
+def begun(machine: type[RegistryMachine], **more: Any) -> RegistryMachine:
+    state = machine()
+    state.begin(**{"batch_size": 1, "held_by": {"a": 0}, **more})
+    return state
+
+
+# ---- breaches of the store's contract ----
+
+
+class StampSaysNothing(MemoryStore):
+    async def stamp(self, *args: Any, **settings: Any) -> Any:
+        await super().stamp(*args, **settings)
+
+
+class SweepSaysNothing(MemoryStore):
+    async def sweep(self, *args: Any, **settings: Any) -> Any:
+        await super().sweep(*args, **settings)
+
+
+class RefreshSaysNothing(MemoryStore):
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> Any:
+        await super().refresh(worker, session_ids)
+
+
+class BeginSaysNothing(MemoryStore):
+    async def begin(self, *args: Any, **settings: Any) -> Any:
+        await super().begin(*args, **settings)
+
+
+class AsyncBell(MemoryStore):
+    async def open_bell(self, worker: Worker) -> Any:  # type: ignore[override]
+        return None
+
+
+class SyncRefresh(MemoryStore):
+    def refresh(self, worker: Worker, session_ids: Sequence[str]) -> Any:
+        return None
+
+
+class AnswersTooFew(MemoryStore):
+    async def commit(self, worker: Worker, batch: Any) -> Any:
+        committed = await super().commit(worker, batch)
+        return type(committed)(
+            verdict=committed.verdict,
+            answers=committed.answers[1:],
+            stamp=committed.stamp,
+            clock=committed.clock,
+        )
+
+
+@pytest.mark.parametrize(
+    ("store", "breach"),
+    [
+        (StampSaysNothing, "StampSaysNothing.stamp returned None; expected is Stamped"),
+        (SweepSaysNothing, "SweepSaysNothing.sweep returned None; expected is Swept"),
+        (RefreshSaysNothing, "RefreshSaysNothing.refresh returned None; expected is RowAnswers"),
+        (BeginSaysNothing, "BeginSaysNothing.begin returned None; expected is Begun"),
+        (AsyncBell, "AsyncBell.open_bell answered with coroutine, not with "),
+        (SyncRefresh, "SyncRefresh.refresh must be async, and returned NoneType at once"),
+        (AnswersTooFew, "it answered 0 of 1 writes"),
+    ],
+)
+def test_a_breach_of_contract_ends_the_history(store: Any, breach: str) -> None:
+    """With the sentence that a registry logs; it counted as an answer that is unknown."""
+    machine = type("Machine", (InMemory,), {"make_shared": store})
+    with pytest.raises(AssertionError, match=f"the store broke its contract: {breach}"):
+        state = begun(machine)
+        state.read(session="a")
+        state.clean_up(worker=0)
+        state.time_passes(leases=0.7)
+    trio.run(trio.lowlevel.checkpoint)
+
+
+class SyncLocate(MemoryStore):
+    def locate(self, worker: Worker, session_id: str) -> Any:
+        return None
+
+
+def test_a_method_that_is_not_async_is_named() -> None:
+    """Also by whoever looks whether all is empty."""
+    machine = type("Machine", (InMemory,), {"make_shared": SyncLocate})
+    with pytest.raises(TypeError, match=r"SyncLocate\.locate must be async, and returned NoneType"):
+        begun(machine)
+
+
+class InThreads(MemoryStore):
+    async def locate(self, worker: Worker, session_id: str) -> Any:
+        await trio.to_thread.run_sync(time.sleep, 0.05, limiter=worker.limiter)
+        return await super().locate(worker, session_id)
+
+
+def test_threads_on_the_virtual_clock_are_told() -> None:
+    """It was a bare `trio.TooSlowError`."""
+    machine = type("Machine", (InMemory,), {"make_shared": InThreads})
+    with pytest.raises(RuntimeError, match=r'works in threads.*set clock = "real"'):
+        begun(machine)
+
+
+# ---- what a subclass defines ----
+
+
+async def later(self: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("make", "given"), [(lambda _self: None, "with .*, not NoneType"), (later, "not a coroutine")]
+)
+def test_what_makes_no_transport_is_named(make: Any, given: str) -> None:
+    """It was added to a registry, which kept it as one that does not answer."""
+    machine = type("Machine", (InMemory,), {"make_transport": make})
+    with pytest.raises(TypeError, match=f"make_transport must return a Transport, {given}"):
+        begun(machine)
+
+
+def test_a_delete_row_that_is_not_async_is_named() -> None:
+    """In place of "object NoneType can't be used in 'await' expression"."""
+    machine = type("Machine", (InMemory,), {"delete_row": lambda _self, _session_id: None})
+    state = begun(machine)
+    with pytest.raises(TypeError, match="delete_row must be async; this one returned NoneType"):
+        state.row_vanishes(session="a")
+
+
+def test_an_init_that_forgets_ours_is_named() -> None:
+    """In place of an AttributeError of a private name."""
+
+    class Forgets(InMemory):
+        def __init__(self) -> None:
+            self.mine = 1
+
+    class Remembers(InMemory):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mine = 1
+
+    with pytest.raises(TypeError, match=r"Forgets.__init__ must call super\(\).__init__\(\)"):
+        Forgets()
+    begun(Remembers).teardown()
+
+
+# ---- histories that were edited ----
+
+
+@pytest.mark.parametrize(
+    ("step", "words", "complaint"),
+    [
+        ("add", {"worker": 7, "session": "a"}, r"add\(worker=...\) must be one of 0, 1, not 7"),
+        ("add", {"worker": 0, "session": "q"}, r"add\(session=...\) must be .* 'a', 'b', not 'q'"),
+        ("restart", {"worker": 9}, r"restart\(worker=...\) must be one of 0, 1, not 9"),
+        (
+            "change_transport",
+            {"worker": 0, "session": "a", "to": "dead"},
+            r"to=...\) must be one of 'lives', 'dies', 'hangs', 'raises', not 'dead'",
+        ),
+        (
+            "outage",
+            {"workers": (0,), "answers": "nothing"},
+            r"answers=...\) must be one of 'none', 'lost', 'late', not 'nothing'",
+        ),
+        ("outage", {"workers": (0, 2), "answers": "none"}, "a worker of outage.* 0, 1, not 2"),
+    ],
+)
+def test_a_word_that_nobody_knows_is_refused(
+    step: str, words: dict[str, Any], complaint: str
+) -> None:
+    """Where a worker is not there the step did nothing, and all was well."""
+    state = begun(InMemory)
+    with pytest.raises(ValueError, match=complaint):
+        getattr(state, step)(**words)
+    state.teardown()
+
+
+@pytest.mark.parametrize(
+    ("held_by", "complaint"),
+    [
+        ({"a": 5}, "the worker of 'a' in begin.* must be one of 0, 1, not 5"),
+        ({"q": 0}, "a session of begin.* must be one of 'a', 'b', not 'q'"),
+    ],
+)
+def test_a_beginning_with_a_word_that_nobody_knows_is_refused(
+    held_by: dict[str, int], complaint: str
+) -> None:
+    """Likewise."""
+    with pytest.raises(ValueError, match=complaint):
+        begun(InMemory, held_by=held_by)
