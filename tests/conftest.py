@@ -229,8 +229,10 @@ if not SOAK:
     os.environ.setdefault("PYTHONMALLOC", "pymalloc")
 
 STORES = ["memory", "sqlite", "postgresql"]
+# What stands above the stores is measured in memory. The threads of databases always are.
+SHARED = ["memory", *(pytest.param(store, marks=unmeasured) for store in STORES[1:])]
 FACADES = [
-    pytest.param(f"{store}, {host}", marks=[pytest.mark.trio(run=HOSTS[host]), *marks])
+    pytest.param(f"{store}, {host}", marks=[pytest.mark.trio(run=HOSTS[host]), unmeasured, *marks])
     for store, host, marks in (
         ("memory", "asyncio", []),
         ("memory", "trio-asyncio", [longer]),
@@ -253,13 +255,13 @@ def open_shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
         yield shared
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=SHARED)
 def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
     """What workers share, in memory, on SQLite and on PostgreSQL."""
     yield from open_shared(request)
 
 
-@pytest.fixture(params=[*STORES, *FACADES])
+@pytest.fixture(params=[*SHARED, *FACADES])
 def everywhere(request: pytest.FixtureRequest) -> Iterator[Shared]:
     """The same, and also through the facade for asyncio, on its hosts."""
     yield from open_shared(request)
