@@ -3,11 +3,11 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import pytest
 import trio
 from hypothesis import Phase
+from machines import InMemory
 
 from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.stores.memory import MemoryStore
@@ -19,17 +19,6 @@ from trio_sessions.writes import Batch, Claim, Committed
 pytestmark = pytest.mark.no_cover
 
 SEEDS = range(8)
-
-
-class InMemory(RegistryMachine):
-    clock = "virtual"
-    make_shared: ClassVar[Callable[[], SessionStore]] = MemoryStore
-
-    def reset(self) -> None:
-        self.shared = type(self).make_shared()
-
-    def make_store(self) -> SessionStore:
-        return self.shared
 
 
 def trace(seed: int) -> list[str]:

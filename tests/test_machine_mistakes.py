@@ -1,26 +1,16 @@
 """`RegistryMachine`: mistakes of whoever uses it, and breaches of a store, are told in words."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import trio
+from machines import InMemory
 
-from trio_sessions.abc import SessionStore, Worker
+from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import RegistryMachine
-
-
-class InMemory(RegistryMachine):
-    clock = "virtual"
-    make_shared: ClassVar[Callable[[], SessionStore]] = MemoryStore
-
-    def reset(self) -> None:
-        self.shared = type(self).make_shared()
-
-    def make_store(self) -> SessionStore:
-        return self.shared
 
 
 def begun(machine: type[RegistryMachine], **more: Any) -> RegistryMachine:

@@ -4,7 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,6 +12,7 @@ import trio
 from backdoors import DatabaseBackdoor
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
+from machines import InMemory
 from soak import SOAK, TIMES, longer
 
 from trio_sessions.abc import SessionStore, Worker
@@ -49,19 +50,6 @@ def search(
             phases=phases,
         ),
     )
-
-
-class InMemory(RegistryMachine):
-    """On a memory store, where hours pass at once."""
-
-    clock = "virtual"
-    make_shared: ClassVar[Callable[[], SessionStore]] = MemoryStore
-
-    def reset(self) -> None:
-        self.shared = type(self).make_shared()
-
-    def make_store(self) -> SessionStore:
-        return self.shared
 
 
 # ---- stores that keep the contract ----

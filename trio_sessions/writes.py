@@ -12,6 +12,8 @@ session is ever seen by a later one of the same id:
   session that has ended here left behind. A claim replaces it, and to every other write there
   is no such session. 0: no session of this id has ended here.
 - ``born``: the birth of the session that is meant.
+
+Over 400 lines, most are what the fields mean: whoever writes a store reads all of them.
 """
 
 import enum
