@@ -5,6 +5,7 @@ from typing import Any
 
 import outcome
 import pytest
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from orders import Many, One
@@ -12,6 +13,7 @@ from orders import Many, One
 from trio_sessions._lines import Lines
 from trio_sessions._orders import Order, Stage
 from trio_sessions._posting import PostOrder
+from trio_sessions.errors import StoreUnavailable
 
 
 class Others(Many):
@@ -243,3 +245,18 @@ def test_an_order_goes_from_stage_to_stage_as_the_table_says() -> None:
             step()
     assert (order.stage, order.value) == (Stage.SETTLED, 1)
     assert order.concluded == [outcome.Value(1)]
+
+
+async def test_to_wait_for_a_settled_order_is_a_checkpoint() -> None:
+    """Who asks for one answer after the other, all of them there, gives the loop its turn."""
+    order = One("s")
+    order.settle(outcome.Value(1))
+    with trio.testing.assert_checkpoints():
+        assert await order.wait() == 1
+
+
+async def test_what_a_settled_order_was_answered_with_is_raised_behind_a_checkpoint() -> None:
+    order = One("s")
+    order.settle(outcome.Error(StoreUnavailable("away")))
+    with trio.testing.assert_checkpoints(), pytest.raises(StoreUnavailable, match="away"):
+        await order.wait()

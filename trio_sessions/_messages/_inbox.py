@@ -156,7 +156,7 @@ class Inbox(Arrivals):
             case Found.NOTHING:
                 return
             case Found.SOME:
-                self._progress.expect_more()
+                pass  # what was not fetched is expected already
             case Found.ALL:
                 self._catch_up(State.CAUGHT_UP)
             case Found.ALL_BUT_NEWS:
