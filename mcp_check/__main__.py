@@ -52,6 +52,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sessions", type=int, default=1000, help="that are called, of one worker")
     parser.add_argument("--rate", type=float, default=100.0, help="calls a second of these")
     parser.add_argument("--seconds", type=float, default=10.0, help="for which they are made")
+    parser.add_argument(
+        "--collect-after",
+        type=int,
+        default=10_000,
+        help="objects made until a worker's Python looks for garbage among the youngest; 0: its own",
+    )
     parser.add_argument("--events", type=int, default=1000, help="of a stream that is replayed")
     parser.add_argument("--listeners", type=int, default=200)
     parser.add_argument("--idle-seconds", type=float, default=20.0)
@@ -81,7 +87,7 @@ def postgresql(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def surroundings(way: str) -> Iterator[Fleet]:
+def surroundings(way: str, collect_after: int) -> Iterator[Fleet]:
     """Make a database and a folder for one way; end the workers at last."""
     with (
         tempfile.TemporaryDirectory(prefix="mcp-check-", ignore_cleanup_errors=True) as name,
@@ -99,6 +105,7 @@ def surroundings(way: str) -> Iterator[Fleet]:
             "fastmcp" if way == FASTMCP else "the SDK",
             folder,
             by_sockets=way.endswith(SOCKETS),
+            collect_after=collect_after,
         )
         try:
             yield fleet
@@ -117,14 +124,15 @@ async def run(way: str, fleet: Fleet, options: argparse.Namespace) -> Seen:
             old = {"clients": 2, "each": 10 if way != "alone" else 1}
             await cases.calls(fleet, seen, are_old=True, **old)
             await cases.speed(fleet, seen, rounds=options.rounds)
+            await speed.load(
+                fleet,
+                seen,
+                sessions=options.sessions,
+                rate=options.rate,
+                seconds=options.seconds,
+                is_passed_on=way != "alone",
+            )
             if way != "alone":
-                await speed.load(
-                    fleet,
-                    seen,
-                    sessions=options.sessions,
-                    rate=options.rate,
-                    seconds=options.seconds,
-                )
                 await speed.replay(fleet, seen, events=options.events)
                 await cases.isolation(fleet, seen)
                 await cases.idle(
@@ -156,7 +164,7 @@ def main() -> int:
     found: dict[str, Seen] = {}
     for way in options.ways:
         print(f"... {way}", flush=True)
-        with surroundings(way) as fleet:
+        with surroundings(way, options.collect_after) as fleet:
             found[way] = anyio.run(run, way, fleet, options)
             print_facts(way, found[way])
     print(f"\n{'tools/call':<32}" + "".join(f"{name:>14}" for name in COLUMNS.values()))

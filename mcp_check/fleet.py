@@ -52,6 +52,7 @@ class Fleet:
         made_with: the SDK or fastmcp.
         folder: for logs, and for what tools have run.
         by_sockets: the workers send letters by sockets.
+        collect_after: objects made until Python looks for garbage among the youngest; 0: its own.
     """
 
     url: str
@@ -59,6 +60,7 @@ class Fleet:
     made_with: str
     folder: Path
     by_sockets: bool = False
+    collect_after: int = 0
     workers: list[Worker] = field(default_factory=list)
 
     @property
@@ -79,6 +81,7 @@ class Fleet:
             "CHECK_SERVER": self.server,
             "CHECK_MADE_WITH": self.made_with,
             "CHECK_RAN": str(self.ran),
+            "CHECK_COLLECT_AFTER": str(self.collect_after),
             "CHECK_MAIL_SOCKETS": str(self.folder / "mail") if self.by_sockets else "",
         }
         with (self.folder / "workers.log").open("ab") as log:

@@ -13,10 +13,20 @@ from mcp_check.fleet import URL, Fleet, raw
 LEAST = 3  # replays whose time is taken
 
 
-async def load(fleet: Fleet, seen: Seen, *, sessions: int, rate: float, seconds: float) -> None:
-    """Hold many sessions at one worker, and call them through the other, so many times a second.
+async def load(
+    fleet: Fleet, seen: Seen, *, sessions: int, rate: float, seconds: float, is_passed_on: bool
+) -> None:
+    """Hold many sessions at one worker, and call them so many times a second.
 
     A call begins when it is due, whatever became of those before.
+
+    Args:
+        fleet: the workers.
+        seen: what is seen.
+        sessions: how many.
+        rate: calls a second.
+        seconds: for which they are made.
+        is_passed_on: calls come to the other worker.
     """
     here, other = fleet.workers[:2]
     times: list[float] = []
@@ -31,7 +41,7 @@ async def load(fleet: Fleet, seen: Seen, *, sessions: int, rate: float, seconds:
         async with anyio.create_task_group() as tasks:
             for _ in range(10):
                 tasks.start_soon(open_some, sessions // 10)
-        balancer.only = other
+        balancer.only = other if is_passed_on else here
 
         async def one(session_id: str, number: int) -> None:
             began = time.perf_counter()
@@ -58,8 +68,10 @@ async def load(fleet: Fleet, seen: Seen, *, sessions: int, rate: float, seconds:
     seen.note(count.answered == count.asked, f"{rate:g} calls a second: {count}")
     if len(times) > 1:
         hundredths = statistics.quantiles(times, n=100)
-        seen.times[f"{len(ids)} sessions, {rate:g} calls/s, p50"] = hundredths[49]
-        seen.times[f"{len(ids)} sessions, {rate:g} calls/s, p99"] = hundredths[98]
+        where = "through the other worker" if is_passed_on else "at their own worker"
+        what = f"{len(ids)} sessions, {rate:g} calls/s {where}"
+        seen.times[f"{what}, p50"] = hundredths[49]
+        seen.times[f"{what}, p99"] = hundredths[98]
 
 
 async def replay(fleet: Fleet, seen: Seen, *, events: int) -> None:

@@ -1,5 +1,6 @@
 """One worker, as a process: ``python -m mcp_check.worker PORT``, with its settings in CHECK_*."""
 
+import gc
 import os
 import signal
 import sys
@@ -114,6 +115,9 @@ async def serve_on_trio(port: int, url: str) -> None:
 
 def main() -> None:
     """Serve."""
+    collect_after = int(os.environ["CHECK_COLLECT_AFTER"])
+    if collect_after:  # see docs/howto/mcp-workers.md, "Many sessions"
+        gc.set_threshold(collect_after)
     port, url = int(sys.argv[1]), os.environ["CHECK_DATABASE_URL"]
     if os.environ["CHECK_SERVER"] == "hypercorn":
         trio.run(serve_on_trio, port, url)
