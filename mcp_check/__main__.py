@@ -56,7 +56,7 @@ def parse_options() -> argparse.Namespace:
         "--collect-after",
         type=int,
         default=10_000,
-        help="objects made until a worker's Python looks for garbage among the youngest; 0: its own",
+        help="objects until a worker's Python looks for garbage; 0: its own number",
     )
     parser.add_argument("--events", type=int, default=1000, help="of a stream that is replayed")
     parser.add_argument("--listeners", type=int, default=200)

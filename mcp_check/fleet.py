@@ -52,7 +52,7 @@ class Fleet:
         made_with: the SDK or fastmcp.
         folder: for logs, and for what tools have run.
         by_sockets: the workers send letters by sockets.
-        collect_after: objects made until Python looks for garbage among the youngest; 0: its own.
+        collect_after: objects until Python looks for garbage among the youngest; 0: its own number.
     """
 
     url: str
