@@ -381,6 +381,79 @@ async def test_what_always_comes_late_is_told_in_the_end(
     assert trio.current_time() <= (2 if closes else 11)
 
 
+class LateAtOnce(Recorder):
+    """The same, answered at once, but for the first few batches or for ever."""
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        await super().commit(worker, batch)
+        return Committed(answers=(), verdict=Verdict.LATE, clock=trio.current_time())
+
+
+async def test_what_comes_late_is_not_asked_for_without_a_pause(autojump_clock: MockClock) -> None:
+    """Once more at once, then after pauses that grow (invariant 16): it went 5,213 times."""
+    store = LateAtOnce()
+    writer = make_writer(store, store_timeout=10.0)
+    async with writing(writer):
+        order = writer.give(One("s"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(store.batches) == 2
+        await order.settled()
+        assert isinstance(order.error, StoreUnavailable)
+        assert 10 < len(store.batches) < 2 * 10.0 / 0.1
+        pauses = [later - earlier for earlier, later in pairwise(store.times)]
+        assert max(pauses) > 20 * min(one for one in pauses if one > 0)
+
+
+class GetsNowhere(Recorder):
+    """Says that a part is left, and deletes none; or lines of a log, which nobody counts."""
+
+    pieces = 1_000_000
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        committed = await super().commit(worker, batch)
+        is_left = len(self.batches) <= self.pieces
+        answer: Any = Unfinished(dropped=0) if is_left else 0
+        return replace(committed, answers=[answer])
+
+
+async def test_what_gets_nowhere_is_not_asked_for_without_a_pause_or_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    """A store that never comes to an end: it was asked 20,100 times in 8 s, and on and on."""
+    store = GetsNowhere()
+    writer = make_writer(store, store_timeout=10.0)
+    async with writing(writer):
+        order = writer.give(Deletion("s"))
+        await order.settled()
+        assert isinstance(order.error, RowUnavailable)
+        assert 10 <= trio.current_time() <= 11
+        assert len(store.batches) < 100
+
+
+async def test_a_long_log_goes_in_some_pieces_soon(
+    autojump_clock: MockClock,
+) -> None:
+    """Nobody counts the lines of a log that go: a few pieces are no sign of a fault."""
+    store = GetsNowhere()
+    store.pieces = 4
+    writer = make_writer(store)
+    async with writing(writer):
+        order = writer.give(Deletion("s"))
+        await order.settled()
+        assert order.error is None
+        assert trio.current_time() < 0.2
+
+
+async def test_a_long_log_goes_while_the_registry_finishes(autojump_clock: MockClock) -> None:
+    store = GetsNowhere()
+    store.pieces = 4
+    writer = make_writer(store)
+    async with writing(writer):
+        order = writer.give(Deletion("s"))
+    assert order.error is None
+    assert len(store.batches) == 5
+
+
 class SlowToRefuse(Recorder):
     """Takes a second for each refusal, as long as a lock is waited for."""
 

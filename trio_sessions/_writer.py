@@ -49,7 +49,7 @@ from trio_sessions.errors import (
     SessionsError,
     StoreUnavailable,
 )
-from trio_sessions.writes import Unfinished, Write
+from trio_sessions.writes import Answer, Unfinished, Write
 
 __all__ = ["Writer"]
 
@@ -241,6 +241,7 @@ class Writer:
     async def _carry_out(self, batch: Sequence[Order[Any]]) -> None:
         """Commit a batch, in parts if it is refused; settle its orders, or have them go again."""
         split_until: float | None = None
+        came_late = False
         parts: list[Sequence[Order[Any]]] = [batch]
         again: list[Order[Any]] = []
         while parts:
@@ -254,7 +255,9 @@ class Writer:
                 left = [order for order in part if order.stage is Stage.OUT]
                 for order in left:
                     order.note_undone()
-                at_once, later = self._judge_refusal(left, exc, split_until)
+                # Too late once more is a load, or a clock, that only a pause can help.
+                came_late, is_first = isinstance(exc, Late), not came_late
+                at_once, later = self._judge_refusal(left, exc, split_until, is_first=is_first)
                 parts += at_once
                 again += later
             except SessionsError as exc:
@@ -264,7 +267,12 @@ class Writer:
             self._ask_again(again)
 
     def _judge_refusal(
-        self, orders: Sequence[Order[Any]], error: SessionsError, split_until: float
+        self,
+        orders: Sequence[Order[Any]],
+        error: SessionsError,
+        split_until: float,
+        *,
+        is_first: bool,
     ) -> tuple[list[Sequence[Order[Any]]], Sequence[Order[Any]]]:
         """Return which orders of a refused batch go again; fail the others.
 
@@ -275,7 +283,7 @@ class Writer:
         if not orders:
             return [], ()
         if not is_row_s_own and self._may_wait(orders[0]):
-            return ([orders], ()) if isinstance(error, Late) else ([], orders)
+            return ([orders], ()) if isinstance(error, Late) and is_first else ([], orders)
         if is_row_s_own and len(orders) > 1 and trio.current_time() < split_until:
             middle = len(orders) // 2
             return [orders[middle:], orders[:middle]], ()
@@ -291,7 +299,7 @@ class Writer:
                 self._counters.count_write_failures(1)
 
     async def _commit(self, orders: Sequence[Order[Any]]) -> list[Order[Any]]:
-        """Commit orders; return those that are to go again after a pause: their rows are locked."""
+        """Commit orders; return those that are to go again after a pause, as for a locked row."""
         try:
             if self._histories.must_begin:
                 with self._new_scope() as scope:
@@ -310,22 +318,30 @@ class Writer:
             if self._gives_up:
                 raise _closed() from exc
             raise
-        locked: list[Order[Any]] = []
-        for order, answer in zip(sent, answers, strict=True):
-            if isinstance(answer, Unfinished):
+        answered = zip(sent, answers, strict=True)
+        return [order for order, answer in answered if self._goes_again(order, answer)]
+
+    def _goes_again(self, order: Order[Any], answer: Answer) -> bool:
+        """Take the answer to one write; say whether that is to go again after a pause."""
+        if isinstance(answer, Unfinished):
+            if answer.dropped:
                 order.advance(answer)
                 order.give(trio.current_time())
                 self._lines.ask_again([order], order.given_at)
-            elif not isinstance(answer, RowUnavailable):
-                order.settle(outcome.Value(answer))
-            else:
-                order.note_undone()
-                if not isinstance(answer, RowDoubtful) and self._may_ask_again(order):
-                    locked.append(order)
-                else:
-                    order.settle(outcome.Error(answer))
-                    self._counters.count_write_failures(1)
-        return locked
+                return False
+            if self._has_time(order):  # lines of a log have gone, or nothing
+                return True
+            answer = RowUnavailable("what the session has left comes to no end: it goes later")
+        elif isinstance(answer, RowUnavailable):
+            order.note_undone()
+            if not isinstance(answer, RowDoubtful) and self._may_ask_again(order):
+                return True
+        else:
+            order.settle(outcome.Value(answer))
+            return False
+        order.settle(outcome.Error(answer))
+        self._counters.count_write_failures(1)
+        return False
 
     def _new_scope(self) -> trio.CancelScope:
         """Return a scope for the batch that is under way; `finish` may cancel it."""
@@ -339,7 +355,10 @@ class Writer:
         return not self._life.is_finishing and trio.current_time() < order.given_at + patience
 
     def _may_wait(self, order: Order[Any]) -> bool:
-        return not self._life.is_finishing and trio.current_time() < order.given_at + self._timeout
+        return not self._life.is_finishing and self._has_time(order)
+
+    def _has_time(self, order: Order[Any]) -> bool:
+        return trio.current_time() < order.given_at + self._timeout
 
     def _ask_again(self, locked: Sequence[Order[Any]]) -> None:
         """Ask for locked rows again, each after a pause of its own."""
