@@ -339,6 +339,7 @@ class Pass:
         """End those of these sessions that are still held; ``removals`` waits for that."""
         leaving = self._sessions.end(entries, reason)
         if leaving is not None:
+            self._counters.count_found(reason, len(leaving.entries))
             self._tally.ended[reason] += [entry.session_id for entry in leaving.entries]
             removals.start_soon(leaving.gone)
 

@@ -55,8 +55,6 @@ class Counters:
         """Count what a pass that ran to its end has done."""
         self.passes += 1
         self.incomplete_passes += not complete
-        self.removed_disconnected += len(report.disconnected)
-        self.removed_missing += len(report.missing)
         self.restored += len(report.restored)
         self.expired += report.expired
         self.check_failures += len(report.check_failures)
@@ -77,6 +75,13 @@ class Counters:
     def count_removals(self, reason: RemovalReason, sessions: int) -> None:
         """Count sessions that have ended here."""
         self.removals[reason] += sessions
+
+    def count_found(self, reason: RemovalReason, sessions: int) -> None:
+        """Count sessions that a pass has ended; whether it runs to its end is another matter."""
+        if reason is RemovalReason.DISCONNECTED:
+            self.removed_disconnected += sessions
+        elif reason is RemovalReason.MISSING or reason is RemovalReason.TAKEN_OVER:
+            self.removed_missing += sessions
 
     def count_disconnect_failures(self, failures: int) -> None:
         """Count transports that did not disconnect."""

@@ -138,7 +138,9 @@ class RegistryStatistics:
     """How often the database had forgotten what it had confirmed: it was restored, replaced or
     truncated, or failed over to an older copy (logged as an error). All rows were written anew."""
     removed_disconnected: int
+    """Sessions that passes have removed, for their transports said that they are disconnected."""
     removed_missing: int
+    """Sessions that passes have removed, for their rows were gone, or another worker's."""
     removals: Mapping[RemovalReason, int]
     """Sessions that have ended here since the opening, by why, whatever has ended them; each
     reason is there. Those that ``missing`` counts have no mark: see `taken_over` for the others."""
