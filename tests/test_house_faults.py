@@ -24,7 +24,7 @@ from trio_sessions import (
 from trio_sessions.abc import Bell, Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
-from trio_sessions.types import Holder, RowAnswers, StoredMessage, Wanted
+from trio_sessions.types import Holder, RemovalReason, RowAnswers, StoredMessage, Wanted
 from trio_sessions.writes import Acknowledge, Batch, Claim, Committed, Delete
 
 
@@ -231,6 +231,50 @@ async def test_closing_with_many_calls_under_way_takes_one_timeout(
         assert len(ended) == 900
     assert trio.current_time() - start <= 10.0
     assert store.faults["commit"] > 0
+
+
+async def test_what_a_pass_has_removed_is_counted_though_it_is_cut(
+    autojump_clock: MockClock,
+) -> None:
+    """It was counted at the end of the pass: of one that is cut, by one counter of two."""
+    store = FaultyStore(MemoryStore())
+    async with open_registry(store, store_timeout=10.0) as registry:
+        await registry.add_session("gone", FakeTransport("closed"))
+        await registry.add_session("stays", FakeTransport())
+        store.fail(Fault.HANGS, "refresh")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(registry.cleanup)
+            await trio.sleep(1)
+            assert registry.get_session_sync("gone") is None
+            statistics = registry.statistics()
+            nursery.cancel_scope.cancel()
+    assert statistics.passes == 1
+    assert statistics.removals[RemovalReason.DISCONNECTED] == 1
+    assert statistics.removed_disconnected == 1
+
+
+class NeverCloses(FaultyStore):
+    """Hangs in `close`, too."""
+
+    async def close(self, worker: Worker) -> None:
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+async def test_a_store_that_does_not_close_is_left_in_one_timeout_and_a_quarter(
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    is_silent: bool,  # noqa: FBT001 -- a parameter of the test
+) -> None:
+    """Closing is one bound for the whole: it was two, for a store whose `close` hangs as well."""
+    store = NeverCloses(MemoryStore())
+    async with open_registry(store, store_timeout=10.0) as registry:
+        await registry.add_session("s", FakeTransport())
+        if is_silent:
+            store.fail(Fault.HANGS)
+        start = trio.current_time()
+    assert trio.current_time() - start <= (12.5 if is_silent else 10.0) + 0.1
+    assert "the store did not close in time" in caplog.text
 
 
 class Weighs(FaultyStore):

@@ -5,6 +5,7 @@ clock to the estimate. What is asked at the gate stands in `trio_sessions._quest
 anything is asked, with a deadline, in `trio_sessions._asking`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,7 @@ logger = get_logger("trio_sessions.rows")
 T = TypeVar("T")
 
 _STAMPS = 2  # threads: for the loop that stamps; and for a pass, what is forwarded, or a history
+_LAST = 0.25  # of store_timeout, at least, for the store to close when all else has had its time
 
 _ANSWERS = {write: (*kinds, RowUnavailable) for write, kinds in ANSWERS.items()}
 
@@ -83,10 +85,22 @@ class Edge(Questions):
         """This worker, with threads of its own for what keeps its lease: no load delays that."""
         self._witness = witness
         self._estimate = ClockEstimate(self.gives_up_after)
+        self._close_by = math.inf
 
     async def open(self) -> None:
         """Open the store."""
         await self._ask(partial(self._store.open, self.worker), object)
+
+    def close_by(self, deadline: float) -> None:
+        """Bound `close`: what is left until this moment on Trio's clock, but some time in any case.
+
+        Threads that are still at work have to give their connections back.
+        """
+        self._close_by = deadline
+
+    def _closing_scope(self) -> trio.CancelScope:
+        least = trio.current_time() + self._settings.store_timeout * _LAST
+        return trio.CancelScope(deadline=max(self._close_by, least))
 
     async def close(self) -> None:
         """Close the store; does not raise."""
@@ -94,7 +108,10 @@ class Edge(Questions):
         if self.is_inherited:
             return
         try:
-            await self._ask(partial(self._store.close, self.worker), object)
+            with self._closing_scope() as scope:
+                await self._ask(partial(self._store.close, self.worker), object)
+            if scope.cancelled_caught:
+                logger.warning("the store did not close in time")
         except SessionsError as exc:
             logger.warning("closing the store failed: %s", exc)
 

@@ -286,15 +286,16 @@ class House:
     async def _close(self) -> None:
         """Disconnect everything and delete every row of this incarnation; never raises.
 
-        Bounded: one ``store_timeout`` for all that is still to be written, and meanwhile one
-        ``disconnect_timeout`` for the transports. A forked child touches nothing: all of it
-        is its parent's.
+        Bounded: one ``store_timeout`` for all that is still to be written and for closing the
+        store, which has a quarter of it in any case; and meanwhile one ``disconnect_timeout`` for
+        the transports. A forked child touches nothing: all of it is its parent's.
         """
         self._life.go(Phase.CLOSING)
         if self._edge.is_inherited:
             return
         with trio.CancelScope(shield=True):
             deadline = trio.current_time() + self.settings.store_timeout
+            self._edge.close_by(deadline)
             self._mail.close()  # before, for a handler that is interrupted says why
             self.background.interrupt()
             leaving = await self.sessions.end_all()
