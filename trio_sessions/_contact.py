@@ -32,6 +32,10 @@ class Contact:
         """Return for how many seconds the store has answered nothing; 0.0 if it answers."""
         return max(0.0, now - self._away_since)
 
+    def note_bell(self, *, alive: bool) -> None:
+        """Note whether the bell is open."""
+        self.bell_alive = alive
+
     def __enter__(self) -> Self:
         return self
 

@@ -241,10 +241,10 @@ class Questions(Asking):
             raise RegistryClosed(INHERITED)
         of_the_block: Exception | None = None
         try:
-            self.contact.bell_alive = False
+            self.contact.note_bell(alive=False)
             opened = partial(self._store.open_bell, self.worker)
             async with insist(opened(), AbstractAsyncContextManager, opened) as bell:
-                self.contact.bell_alive = True
+                self.contact.note_bell(alive=True)
                 try:
                     yield _CheckedBell(bell)
                 except Exception as exc:
@@ -257,7 +257,7 @@ class Questions(Asking):
                 raise of_the_block from None
             raise _broken(exc) from exc
         finally:
-            self.contact.bell_alive = False
+            self.contact.note_bell(alive=False)
 
 
 class _CheckedBell:
