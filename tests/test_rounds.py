@@ -14,7 +14,8 @@ import trio.testing
 from trio_sessions import open_registry
 from trio_sessions._calls import TrioHost
 from trio_sessions._entry import Entry
-from trio_sessions._rounds import Answer, Round, Running, Scope
+from trio_sessions._rounds import Answer, Round
+from trio_sessions._running import Running, Scope
 from trio_sessions.testing import FakeTransport
 
 Task = Callable[[], Coroutine[Any, Any, None]]
