@@ -227,14 +227,14 @@ def test_ctrl_c_ends_a_transport_that_keeps_the_loop() -> None:
 async def test_the_calls_that_wait_are_changed_by_their_owner_only() -> None:
     """Rounds begin and end them; whoever looks at them cannot do more."""
     running, one = Running(), Entry("s", FakeTransport(), 1, 0.0)
-    with trio.CancelScope() as scope:
-        running.begin(one, "is_connected", scope)
-        assert running.overdue() == 0
-        assert list(running.calls) == [(one, "is_connected")]
-        with pytest.raises(TypeError):
-            del running.calls[one, "is_connected"]  # type: ignore[attr-defined]
-        running.cancel()
-        assert (scope.cancel_called, running.overdue()) == (True, 1)
-        for _ in range(2):  # it need not be there
-            running.end(one, "is_connected")
-        assert (running.overdue(), dict(running.calls)) == (0, {})
+    scope = trio.CancelScope()
+    running.begin(one, "is_connected", scope)
+    assert running.overdue() == 0
+    assert list(running.calls) == [(one, "is_connected")]
+    with pytest.raises(TypeError):
+        del running.calls[one, "is_connected"]  # type: ignore[attr-defined]
+    running.cancel()
+    assert (scope.cancel_called, running.overdue()) == (True, 1)
+    for _ in range(2):  # it need not be there
+        running.end(one, "is_connected")
+    assert (running.overdue(), dict(running.calls)) == (0, {})
