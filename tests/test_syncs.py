@@ -58,9 +58,8 @@ def syncs(engine: sa.Engine) -> int:
     for connection in connections:  # each counts for itself until it is told to hand that in
         connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
         connection.commit()
-    counted = connections[0].scalar(
-        sa.text(COUNT[connections[0].dialect.server_version_info >= (18,)])
-    )
+    version = connections[0].dialect.server_version_info or ()
+    counted = connections[0].scalar(sa.text(COUNT[version >= (18,)]))
     for connection in connections:
         connection.close()
     assert isinstance(counted, int)
