@@ -74,7 +74,8 @@ class SessionResponse(StreamingResponse):
                 nursery.cancel_scope.cancel()
         finally:
             self.transport.stream.close()
-            await self.registry.remove_session(session_id)  # goes on if this is cancelled
+            # Goes on if this is cancelled; ends nobody who has the session since.
+            await self.registry.remove_session(session_id, transport=self.transport)
 
     async def respond(self, session_id: str) -> None:
         """Answer the messages; when the session is removed, the stream ends too."""

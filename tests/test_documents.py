@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import logging
 import os
 import re
 import runpy
@@ -59,6 +60,7 @@ def run_blocks(document: str) -> dict[str, Any]:
 def test_fenced_python_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a reader copies works as it stands."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("trio_sessions"), "handlers", [])  # some add their own
     run_blocks(document)
 
 

@@ -1,6 +1,6 @@
 """The examples: real servers and real clients, and what is left when either is killed.
 
-Sync throughout: what is looked at runs in other processes, and each wait has a deadline.
+Sync but for one: what is looked at runs in other processes, and each wait has a deadline.
 """
 
 import asyncio
@@ -29,11 +29,15 @@ import httpx
 import pytest
 import sqlalchemy as sa
 import trio
+import trio.testing
 from backdoors import DatabaseBackdoor
 from conftest import make_schema
 from httpx_sse import connect_sse
 from soak import longer
 from trio_websocket import ConnectionClosed, open_websocket_url
+
+from trio_sessions import open_registry
+from trio_sessions.testing import FakeTransport
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 90.0  # seconds for anything that should come soon
@@ -569,6 +573,35 @@ def test_a_stream_that_leaves_does_not_remove_the_one_that_comes(
             assert await chat["registry"].get_all_session_ids() == []
 
     asyncio.run(main())
+
+
+async def test_a_stream_of_the_trio_gateway_removes_its_own_session_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not the one that has its id since, as where a session was taken over."""
+    gateway = runpy.run_path("examples/trio_gateway.py")
+    newer = FakeTransport()
+
+    async def send(message: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with open_registry() as registry, trio.open_nursery() as nursery:
+        monkeypatch.setattr("secrets.token_urlsafe", lambda: "s")
+        ended = trio.Event()
+
+        async def stream() -> None:
+            response = gateway["SessionResponse"](registry)
+            await response({"type": "http"}, trio.sleep_forever, send)
+            ended.set()
+
+        nursery.start_soon(stream)
+        await trio.testing.wait_all_tasks_blocked()
+        older = await registry.get_session("s")
+        await registry.add_session("s", newer)
+        with trio.fail_after(DEADLINE):
+            await ended.wait()
+        assert older is not None
+        assert await registry.get_session("s") is newer
 
 
 # ---- how-to ----

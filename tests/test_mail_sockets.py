@@ -1,13 +1,17 @@
 """Letters between workers of one host: by sockets, at most once, in order, by nobody else."""
 
+import errno
+import itertools
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +23,7 @@ from test_forks import run
 from test_peer_processes import CALLEE_ON_ASYNCIO, CALLEE_ON_TRIO, url_of
 
 from trio_sessions import SessionRegistry, StoreUnavailable, WorkerGone, aio, open_registry
+from trio_sessions._mail._incoming import Incoming
 from trio_sessions._mail._sockets import connected, listen, pack
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore
@@ -391,3 +396,53 @@ def test_opening_twice_in_one_process(folder: Path) -> None:
                     assert len(files(folder)) == 1
 
         trio.run(main)
+
+
+class Full:
+    """A listening socket that is readable, and of which nothing can be had while it is full."""
+
+    def __init__(self, behind: socket.socket) -> None:
+        self.is_full = True
+        self.tried: list[float] = []
+        self._behind = behind
+
+    def fileno(self) -> int:
+        return self._behind.fileno()
+
+    def accept(self) -> tuple[socket.socket, str]:
+        self.tried.append(trio.current_time())
+        if self.is_full:
+            raise OSError(errno.EMFILE, "Too many open files")
+        self._behind.recv(1)
+        raise BlockingIOError
+
+
+async def test_where_files_cannot_be_opened_the_pause_grows(
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is told once, tried ever more seldom, and begins anew when it has worked."""
+    monkeypatch.setattr("trio_sessions._persisting.random.random", lambda: 0.5)
+    here, there = socket.socketpair()
+    full: Any = Full(here)
+    nobody: Any = None
+    edge: Any = SimpleNamespace(is_inherited=False)
+    incoming = Incoming(None, edge=edge, background=nobody)
+    with here, there, caplog.at_level(logging.WARNING, "trio_sessions.mail"):
+        incoming._listener = full
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(incoming._accept, full)
+            there.send(b"1")
+            await trio.sleep(30)
+            pauses = [b - a for a, b in itertools.pairwise(full.tried)]
+            assert pauses[:8] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+            assert len(caplog.records) == 1
+            full.is_full = False
+            await trio.sleep(6)
+            full.is_full, full.tried = True, []
+            there.send(b"2")
+            await trio.sleep(0.15)
+            assert full.tried[1] - full.tried[0] == pytest.approx(0.1)
+            assert len(caplog.records) == 2
+            nursery.cancel_scope.cancel()

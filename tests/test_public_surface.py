@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 import types
@@ -37,8 +38,11 @@ MODULES = [
     "trio_sessions.aio",
     "trio_sessions.aio.transports",
     "trio_sessions.errors",
+    "trio_sessions.inspection",
+    "trio_sessions.limits",
     "trio_sessions.mcp",
     "trio_sessions.otel",
+    "trio_sessions.revocation",
     "trio_sessions.stores",
     "trio_sessions.stores.database",
     "trio_sessions.stores.memory",
@@ -47,6 +51,13 @@ MODULES = [
     "trio_sessions.types",
     "trio_sessions.writes",
 ]
+NOT_OFFERED = {
+    "trio_sessions.cli",  # a command
+    "trio_sessions.stores.database.portable",  # what databases share
+    "trio_sessions.stores.database.postgresql",  # found by the name of a dialect
+    "trio_sessions.stores.database.sqlite",  # the same
+    "trio_sessions.testing.simulate",  # a command
+}
 FACADES = [name for name in MODULES if hasattr(importlib.import_module(name), "__path__")]
 
 SETTINGS = {
@@ -88,8 +99,18 @@ METHODS = {
     "describe_session": ["session_id"],
     "revoke": ["session_ids", "owner", "worker_id", "older_than", "reason"],
     "drain": ["timeout"],
+    "health": [],
+    "trace": ["tracer"],
 }
-SYNC_METHODS = {"get_session_sync", "statistics", "open_inbox", "accept", "touch"}
+SYNC_METHODS = {"get_session_sync", "statistics", "open_inbox", "touch", "health", "trace"}
+PROPERTIES = {"workers", "topics", "logs", "handlers"}
+OF_ASYNCIO = {
+    "worker_id",  # on Trio an attribute
+    "initialize",
+    "shutdown",
+    "generate_response",
+    "register_respond_task",
+}
 
 
 def public_functions(cls: type) -> Iterator[tuple[str, object]]:
@@ -103,11 +124,22 @@ def public_functions(cls: type) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
+def test_no_public_module_is_left_out() -> None:
+    """A module whose name has no underscore in front is for users, or says why not."""
+    found = {
+        module.name
+        for module in pkgutil.walk_packages(trio_sessions.__path__, "trio_sessions.")
+        if "._" not in module.name
+    }
+    assert {"trio_sessions", *found} == NOT_OFFERED.union(MODULES)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_all_names_exist_in_order_and_none_is_private(name: str) -> None:
     """`__all__` is a promise: it can be kept, and promises nothing private."""
     module = importlib.import_module(name)
-    assert list(module.__all__) == sorted(set(module.__all__))
+    in_order = sorted(set(module.__all__), key=lambda one: (not one.isupper(), one))
+    assert list(module.__all__) == in_order  # constants first, as ruff has them
     for public in module.__all__:
         assert hasattr(module, public)
         assert not public.startswith("_")
@@ -141,6 +173,17 @@ def test_everything_public_is_documented(name: str) -> None:
         if isinstance(value, type):
             for method, function in public_functions(value):
                 assert inspect.getdoc(function), f"{name}.{public}.{method} has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("registry", "own"), [(SessionRegistry, set()), (aio.SessionRegistry, OF_ASYNCIO)]
+)
+def test_a_registry_has_these_public_names_and_no_others(registry: type, own: set[str]) -> None:
+    """What is added is promised, and what goes is missed."""
+    names = {name for name in dir(registry) if not name.startswith("_")}
+    assert names == METHODS.keys() | PROPERTIES | own
+    properties = {name for name, one in public_functions(registry) if isinstance(one, property)}
+    assert properties == PROPERTIES | (own & {"worker_id"})
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -193,10 +236,10 @@ def test_serving_takes_the_settings_of_opening_and_a_task_status() -> None:
 
 def test_the_facade_has_every_method_with_the_same_parameters() -> None:
     """Same names, same meanings; only what is asyncio's own differs."""
-    own = {"initialize", "shutdown", "respond", "generate_response", "register_respond_task"}
+    own = {*OF_ASYNCIO, "respond"}
     theirs = {name: f for name, f in public_functions(SessionRegistry) if callable(f)}
     ours = {name: f for name, f in public_functions(aio.SessionRegistry) if callable(f)}
-    assert set(ours) - own == set(theirs) - {"respond", "accept"}
+    assert set(ours) - own == set(theirs) - {"respond"}
     for name in set(ours) - own:
         mine, its = inspect.signature(ours[name]), inspect.signature(theirs[name])
         assert list(mine.parameters.values()) == list(its.parameters.values()), name

@@ -69,6 +69,19 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
     assert missing - DOCUMENTED - READERS == set()
 
 
+@pytest.mark.parametrize("name", ["trio_sessions", "trio_sessions.aio"])
+def test_every_method_of_a_registry_is_in_the_reference(name: str) -> None:
+    """Its entry leaves no name out: it lists none, and shows the inherited ones too."""
+    [options] = [
+        options
+        for directive, what, options in DIRECTIVE.findall(REFERENCE)
+        if (directive, what) == ("autoclass", f"{name}.SessionRegistry")
+    ]
+    assert options.split() == [":members:", ":inherited-members:"]
+    for method, function in public_functions(importlib.import_module(name).SessionRegistry):
+        assert inspect.getdoc(function), f"Sphinx shows no {method} without a docstring"
+
+
 class Extended:
     """The part of Sphinx that docs/conf.py extends."""
 

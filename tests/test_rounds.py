@@ -14,7 +14,8 @@ import trio.testing
 from trio_sessions import open_registry
 from trio_sessions._calls import TrioHost
 from trio_sessions._entry import Entry
-from trio_sessions._rounds import Answer, Round, Running, Scope
+from trio_sessions._rounds import Answer, Round
+from trio_sessions._running import Running, Scope
 from trio_sessions.testing import FakeTransport
 
 Task = Callable[[], Coroutine[Any, Any, None]]
@@ -70,7 +71,7 @@ async def test_a_leader_that_is_lost_does_not_stall_the_round(
 ) -> None:
     """What it would have called is unknown, after a bounded time; the others have answered."""
     asked = entries(*(Waiting() for _ in range(4)))
-    running: Running = {}
+    running = Running()
     async with trio.open_nursery() as nursery:
         host = Host(nursery, number, lose)
         with trio.fail_after(13):
@@ -78,7 +79,7 @@ async def test_a_leader_that_is_lost_does_not_stall_the_round(
     assert host.started == number
     assert answers[: number - 1] == [True] * (number - 1)
     assert [type(each) for each in answers[number - 1 :]] == [TimeoutError] * (5 - number)
-    assert running == {}
+    assert not running.calls
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -90,7 +91,7 @@ async def test_a_leader_that_cannot_be_started_ends_the_round(
     async with trio.open_nursery() as nursery:
         host = Host(nursery, number, refuse)
         start = trio.current_time()
-        answers = errors(await Round(host, {}, "is_connected", asked, 1.0).ask())
+        answers = errors(await Round(host, Running(), "is_connected", asked, 1.0).ask())
         assert trio.current_time() - start < 0.1
     assert answers[: number - 1] == [True] * (number - 1)
     assert len(answers) == 4
@@ -115,7 +116,7 @@ async def test_a_failure_in_the_leading_is_logged_and_ends_the_round(
     asked = entries(*(Waiting() for _ in range(3)))
     async with trio.open_nursery() as nursery:
         answers = errors(
-            await Round(Broken(nursery, 0, lose), {}, "is_connected", asked, 1.0).ask()
+            await Round(Broken(nursery, 0, lose), Running(), "is_connected", asked, 1.0).ask()
         )
     assert answers[0] is True
     assert [type(each) for each in answers[1:]] == [RuntimeError] * 2
@@ -130,7 +131,7 @@ async def test_leaders_that_are_cut_off_end_the_round(
     answers: list[object] = []
 
     async def ask(host: TrioHost) -> None:
-        answers.extend(errors(await Round(host, {}, "is_connected", asked, 1.0).ask()))
+        answers.extend(errors(await Round(host, Running(), "is_connected", asked, 1.0).ask()))
 
     async with trio.open_nursery() as nursery, trio.open_nursery() as calls:
         nursery.start_soon(ask, Host(calls, 0, lose))
@@ -221,3 +222,19 @@ def test_ctrl_c_ends_a_transport_that_keeps_the_loop() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert went_on == []
+
+
+async def test_the_calls_that_wait_are_changed_by_their_owner_only() -> None:
+    """Rounds begin and end them; whoever looks at them cannot do more."""
+    running, one = Running(), Entry("s", FakeTransport(), 1, 0.0)
+    scope = trio.CancelScope()
+    running.begin(one, "is_connected", scope)
+    assert running.overdue() == 0
+    assert list(running.calls) == [(one, "is_connected")]
+    with pytest.raises(TypeError):
+        del running.calls[one, "is_connected"]  # type: ignore[attr-defined]
+    running.cancel()
+    assert (scope.cancel_called, running.overdue()) == (True, 1)
+    for _ in range(2):  # it need not be there
+        running.end(one, "is_connected")
+    assert (running.overdue(), dict(running.calls)) == (0, {})

@@ -28,6 +28,8 @@ class Threads(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.held: set[str] = set()
+        self.takes: dict[str, float] = {}
+        """Seconds, for operations that take their time."""
         self.began: list[tuple[str, float]] = []
         """What was at work, and since when."""
         self.most = 0
@@ -54,6 +56,8 @@ class Threads(MemoryStore):
                 self.most = max(self.most, taken)
             if name in self.held:
                 await self._released.wait()
+            if name in self.takes:
+                await trio.sleep(self.takes[name])
             return await operation()
 
     async def locate(self, worker: Worker, session_id: str) -> Holder | None:
@@ -122,7 +126,7 @@ async def test_a_stamp_waits_for_no_load(autojump_clock: MockClock, tokens: int)
 async def test_a_refresh_waits_for_no_question_and_no_batch(
     autojump_clock: MockClock, tokens: int
 ) -> None:
-    """Of three tokens one is left to it, however many ask."""
+    """Of three tokens or more one is left to it, however many ask."""
     async with busy(tokens, sessions=1) as (store, registry, nursery):
         store.held = {"locate", "commit"}
         store.began.clear()
@@ -133,6 +137,38 @@ async def test_a_refresh_waits_for_no_question_and_no_batch(
         nursery.start_soon(registry.cleanup)
         await trio.testing.wait_all_tasks_blocked()
         assert [begun for name, begun in store.began if name == "refresh"] == [now]
+
+
+@pytest.mark.parametrize(("tokens", "waits"), [(1, 2.0), (2, 1.0), (3, 0.0)])
+async def test_a_refresh_waits_for_what_is_at_work_and_not_for_the_line_behind(
+    autojump_clock: MockClock, tokens: int, waits: float
+) -> None:
+    """Of one token: for a question and the batch; of two, for whichever of them ends first."""
+    async with busy(tokens, sessions=1) as (store, registry, nursery):
+        store.takes = {"locate": 1.0, "commit": 1.0}
+        store.began.clear()
+        await load(registry, nursery)
+        now = trio.current_time()
+        nursery.start_soon(registry.cleanup)
+        await trio.sleep(5)
+        assert [begun for name, begun in store.began if name == "refresh"] == [now + waits]
+        assert store.count("locate") >= 3
+        store.takes.clear()
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+async def test_of_two_tokens_questions_take_one(autojump_clock: MockClock, tokens: int) -> None:
+    """While nothing is written a refresh finds the other; of one token they take that."""
+    async with busy(tokens, sessions=1) as (store, registry, nursery):
+        store.held = {"locate"}
+        store.began.clear()
+        for number in range(100):
+            nursery.start_soon(registry.locate_session, f"elsewhere {number}")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(registry.cleanup)
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.count("locate") == 1
+        assert store.count("refresh") == tokens - 1
 
 
 async def test_a_stamp_waits_for_no_other_stamp(autojump_clock: MockClock) -> None:

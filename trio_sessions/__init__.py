@@ -45,7 +45,7 @@ Layers, lower never imports higher (checked by import-linter)::
     _witness | _estimate     whether the database has forgotten nothing; what its clock may say
     _admission, _limiting    who may come in; who has been here for too long
     _table | stores          siblings
-    _farewell                what is said when a session has ended
+    _farewell | _running     what is said when a session has ended; calls into transports that wait
     _entry                   one session, and what is known of its row
     abc, _settings           contracts, settings
     _handlers                what other workers may call

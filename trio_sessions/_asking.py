@@ -1,9 +1,12 @@
 """Asking a store: each operation with a deadline, questions at a gate of their own.
 
-Foreign errors become `StoreUnavailable`. However many questions there are, a thread is left for the
-refresh and the sweep, and one for the writer's batch (invariant 17). Whoever leaves before a thread
-is at work on its question has asked nothing. A caller that is cancelled while a thread works
-returns at once, and the question keeps its place at the gate until it ends::
+Foreign errors become `StoreUnavailable`. With ``max_concurrent`` of 3 or more, a thread is left for
+the refresh and the sweep, and one for the writer's batch, however many questions there are
+(invariant 17). With fewer, one question at a time is asked; the refresh may have to wait for it, or
+for the batch, but not for the questions behind it. The stamp has threads of its own
+(`trio_sessions._edge`). Whoever leaves before a thread is at work on its question has asked
+nothing. A caller that is cancelled while a thread works returns at once, and the question keeps its
+place at the gate until it ends::
 
     caller ── waits for ──> task: gate ── store: limiter ── thread ──> answer
        └── leaves: cancels ──────┴──────────────┘  but no thread

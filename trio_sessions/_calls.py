@@ -25,9 +25,8 @@ from trio_sessions._rounds import (
     CallHost,
     Listener,
     Round,
-    Running,
-    Scope,
 )
+from trio_sessions._running import Running, Scope
 from trio_sessions.types import OnRemoved, fingerprint
 
 __all__ = [
@@ -147,11 +146,11 @@ class TransportCalls:
     def __init__(self, host: OpenHost, companions: Companions | None = None) -> None:
         self._host = host
         self._companions = companions
-        self._running: Running = {}
+        self._running = Running()
 
     def overdue(self) -> int:
         """Count the calls that were cancelled and have not ended."""
-        return sum(scope.cancel_called for scope in self._running.values())
+        return self._running.overdue()
 
     def refusing_companions(self) -> int:
         """Count what was to end with its session, and has not."""
@@ -165,16 +164,15 @@ class TransportCalls:
                 try:
                     yield
                 finally:
-                    for scope in list(self._running.values()):
-                        scope.cancel()
+                    self._running.cancel()
         finally:
-            if self._running:
+            left = self._running.calls
+            if left:
                 logger.error(
                     "%d calls into transports ignore their cancellation and go on: %s",
-                    len(self._running),
+                    len(left),
                     ", ".join(
-                        f"{name}() of {fingerprint(entry.session_id)}"
-                        for entry, name in self._running
+                        f"{name}() of {fingerprint(entry.session_id)}" for entry, name in left
                     ),
                 )
 

@@ -5,6 +5,7 @@ database has confirmed that its row is gone. Whatever is unknown is kept.**
 
 What an answer means is decided in `trio_sessions._verdicts` and `trio_sessions._brake`: evidence
 in, verdicts out. What is here acts on them: asynchronous, no decisions of its own.
+See docs/decisions/0001-a-limiter-instead-of-gather.md.
 """
 
 from collections.abc import Callable, Iterator, Sequence

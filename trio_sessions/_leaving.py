@@ -2,6 +2,7 @@
 
 Each goes at its own pace: the row of one is deleted as soon as its own transport has come to its
 end, however slow those are that leave with it (invariant 11).
+See docs/decisions/0001-a-limiter-instead-of-gather.md.
 """
 
 import logging

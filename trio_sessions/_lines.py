@@ -1,6 +1,7 @@
 """What waits to be written, and which of it makes the next batch. Synchronous, no I/O.
 
-The one owner of two facts: the order of the calls for one session, and which batch is under way.
+The one owner of two facts: the order of the calls for one session, and which sessions have
+something in the batch under way. What becomes of that batch is `trio_sessions._writer`'s.
 
 Each session has a line of orders, in the order in which they were given. A batch takes from
 each line what stands first: one order, or several of a kind that a store takes together

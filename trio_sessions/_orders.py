@@ -7,7 +7,7 @@
     (given) ──> WAITING ── sent ─────> OUT ── answered ──> SETTLED
                   └── withdrawn, or given up ─────────────────^
 
-The one owner of where a write is on its way; the writer, and what carries letters, tell it.
+The one owner of how far a write has come; the writer, and what carries letters, tell it.
 See docs/decisions/0009-one-writer.md.
 """
 

@@ -54,9 +54,10 @@ from trio_sessions._one_call import (
     to_its_end,
 )
 from trio_sessions._process import this_process
+from trio_sessions._running import Running, Scope
 from trio_sessions.types import fingerprint
 
-__all__ = ["Answer", "CallHost", "Listener", "Round", "Running", "Scope"]
+__all__ = ["Answer", "CallHost", "Listener", "Round"]
 
 Answer = object
 """What a transport's method returned; an `outcome.Error` holds what it raised instead."""
@@ -68,15 +69,6 @@ T = TypeVar("T")
 _SLICE = 0.002  # seconds of answers at once before the event loop gets its turn
 _UNWINDING = 0.05  # seconds past its deadline that a round waits for cancelled calls to end
 _PATIENCE = 5.0  # seconds that a task may be silent before it counts as lost, and not as late
-
-
-class Scope(Protocol):
-    """A scope that can cancel the calls of one leading task."""
-
-    @property
-    def cancel_called(self) -> bool: ...
-
-    def cancel(self) -> None: ...
 
 
 class CallHost(Protocol):
@@ -131,16 +123,12 @@ class Listener(Protocol):
         ...
 
 
-Running = dict[tuple[Entry, str], Scope]
-"""Calls that had to wait and have not ended, of all rounds."""
-
-
 class Round:
     """One round, run once.
 
     Args:
         host: where the calls run.
-        running: calls that wait, of all rounds; a transport that is in it is not called again.
+        running: calls that wait, of all rounds; a transport whose call does is not called again.
         name: the method.
         entries: whose transports are called.
         timeout: seconds for one call that has to wait.
@@ -179,6 +167,7 @@ class Round:
         self._process = this_process()
         self._host = host
         self._running = running
+        self._still_running = running.calls
         self._name = name
         self._method = method or attrgetter(f"transport.{name}")
         self._entries = entries
@@ -283,7 +272,7 @@ class Round:
                 break
             entry = self._remaining.popleft()
             self._called += 1
-            if self._running and (entry, self._name) in self._running:
+            if self._still_running and (entry, self._name) in self._still_running:
                 self._answer(entry, outcome.Error(self._late(entry)))
             elif (waiting := self._begin(entry)) is not None:
                 await self._stay_with(entry, waiting, scope)
@@ -313,7 +302,8 @@ class Round:
         answer: Answer
         try:
             self._host.limit(scope, self._timeout)
-            self._waiting[entry] = self._running[entry, self._name] = scope
+            self._waiting[entry] = scope
+            self._running.begin(entry, self._name, scope)
             self._hand_on()
             answer = await go_on(waiting, self._host.check, self._enter)
         except BaseException as exc:  # noqa: BLE001 -- the same
@@ -324,7 +314,7 @@ class Round:
                 answer = outcome.Error(self._late(entry))
             # They need not be there: a signal's handler may have raised before they were.
             self._waiting.pop(entry, None)
-            self._running.pop((entry, self._name), None)
+            self._running.end(entry, self._name)
             if entry not in self._answers:
                 self._answer(entry, answer)
 

@@ -10,6 +10,7 @@ changed in part: of a session whose row is still to be written it may be another
 
 **What was known before the database went back is no answer.** It is written anew with the row; but
 until then it may be older than what another worker has said, or another one may hold the session.
+See docs/decisions/0013-mcp.md.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,9 @@
 """Sessions come and go here: what has to happen together when one is added, or has ended.
 
-The only one that puts into the table, or takes out of it. What is decided in one step of the
-program, and in the order of the calls, is done in synchronous code; what takes time (a transport, a
-row) goes on by itself, whoever waits for it.
+The only one that takes out of the table, and the one that puts into it; but an adopted session is
+put there by `trio_sessions._adopting`, when it is won. What is decided in one step of the program,
+and in the order of the calls, is done in synchronous code; what takes time (a transport, a row)
+goes on by itself, whoever waits for it. See docs/decisions/0009-one-writer.md.
 """
 
 import logging

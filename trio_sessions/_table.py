@@ -1,4 +1,7 @@
-"""The local table: the sessions that this worker holds, in memory. Synchronous, no I/O."""
+"""The local table: the sessions that this worker holds, in memory. Synchronous, no I/O.
+
+See docs/decisions/0009-one-writer.md, "By identity".
+"""
 
 from trio_sessions._entry import Entry, Row, RowCounts
 from trio_sessions.abc import Transport

@@ -55,3 +55,4 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+"""The default of `open_registry`: no session is refused or ended for its number or its age."""

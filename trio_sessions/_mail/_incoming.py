@@ -1,7 +1,8 @@
 """Letters that come by sockets: this worker's own, and the connections of others to it.
 
 A connection goes one way. It lasts until its sender closes it, or sends nonsense; what is not a
-whole letter by then was not left.
+whole letter by then was not left. Where none can be accepted, it is tried again after a pause that
+grows (invariant 16). See docs/decisions/0013-mcp.md.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from trio_sessions._edge import Edge
 from trio_sessions._logging import get_logger
 from trio_sessions._mail._sending import Receiver
 from trio_sessions._mail._sockets import Unpacking, is_same_user, listen, stop_listening
+from trio_sessions._persisting import jittered
 
 __all__ = ["Incoming"]
 
@@ -22,7 +24,7 @@ logger = get_logger("trio_sessions.mail")
 _PIECE = 65_536  # bytes taken from one connection before others get their turn
 _PIECES = 64  # and before letters of the database are handed on: more than a kernel keeps
 _CONNECTIONS = 1000
-_PAUSE = 1.0  # seconds after which it is tried again, where files cannot be opened
+_PAUSES = (0.1, 5.0)  # seconds between two attempts where files cannot be opened
 
 
 class Incoming:
@@ -80,6 +82,8 @@ class Incoming:
                         break
 
     async def _accept(self, listener: socket.socket) -> None:
+        first, longest = _PAUSES
+        pause = first
         while self._listener is listener:
             try:
                 await trio.lowlevel.wait_readable(listener)
@@ -89,8 +93,12 @@ class Incoming:
             except trio.ClosedResourceError:
                 return
             except OSError as exc:
-                logger.warning("a connection of another worker cannot be accepted now: %s", exc)
-                await trio.sleep(_PAUSE)
+                log = logger.warning if pause == first else logger.debug
+                log("a connection of another worker cannot be accepted now: %s", exc)
+                await trio.sleep(jittered(pause))
+                pause = min(2 * pause, longest)
+            else:
+                pause = first
 
     def _take_connections(self, listener: socket.socket) -> None:
         """Accept the connections that wait, but for those of other users, or beyond the limit.

@@ -1,6 +1,7 @@
 """The fetch of one inbox that is under way, and what it cannot have seen. Synchronous.
 
-Whether to fetch is decided by the inbox: see `trio_sessions._messages._inbox`.
+Whether to fetch is decided by the inbox: see `trio_sessions._messages._inbox`. What a fetch
+cannot have seen rests on the order of a sender: see docs/decisions/0007-one-reader-a-worker.md.
 """
 
 import enum

@@ -1,4 +1,7 @@
-"""The inboxes of the sessions held here, by session id. No I/O."""
+"""The inboxes of the sessions held here, by session id. No I/O.
+
+See docs/decisions/0007-one-reader-a-worker.md.
+"""
 
 from collections import Counter
 from collections.abc import Iterator

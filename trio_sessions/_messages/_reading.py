@@ -2,6 +2,7 @@
 
 It fetches what the store's bell rang for (`trio_sessions._listening`). It survives whatever the
 store does; then it waits a moment and catches up.
+See docs/decisions/0007-one-reader-a-worker.md.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""The door of the room of messages: what the registry, a pass and a reader ask of it."""
+"""The door of the room of messages: what the registry, a pass and a reader ask of it.
+
+See docs/decisions/0009-one-writer.md.
+"""
 
 from collections.abc import Collection, Sequence
 

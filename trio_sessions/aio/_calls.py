@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from trio_sessions._calls import PARTING
-from trio_sessions._rounds import Scope
+from trio_sessions._running import Scope
 from trio_sessions.aio._tasks import new_task
 
 __all__ = ["AsyncioHost"]

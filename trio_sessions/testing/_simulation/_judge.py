@@ -1,7 +1,7 @@
 """The invariants, as they can be seen from outside: what may become of whom, and why.
 
 The judge knows the clients, and what has truly become of each row. It decides nothing by itself
-that a registry has said.
+that a registry has said. See docs/decisions/0011-proof.md.
 """
 
 import trio

@@ -2,7 +2,7 @@
 
 A session that is removed ends a life of its id, and nothing that was said of it is ever seen by a
 later one (invariant 14). What is under way when the next life begins is of either; but not what was
-said where the session was held.
+said where the session was held. See docs/decisions/0011-proof.md.
 """
 
 from collections.abc import Awaitable, Callable
