@@ -142,7 +142,8 @@ class Places:
         """Return a session, or where it is; one whose worker is dead is adopted, and is here.
 
         Returns:
-            None: the database has confirmed that there is none.
+            None: the database has confirmed that there is none, or it was another server's, whose
+                worker is dead: it stays for the workers of that one.
 
         Raises:
             InvalidSessionId: there cannot be one.
@@ -169,6 +170,8 @@ class Places:
                         raise StoreUnavailable("an earlier life of this worker has the session")
                     return held
                 return self._remember(session_id, Place(info.incarnation, info.owner))
+            if self._is_of_another(info.data):
+                return None
             held = await self.adopt(
                 session_id, info.data, owner=info.owner, from_worker=info.incarnation
             )
@@ -182,6 +185,10 @@ class Places:
         if len(self._known) > _MOST:
             self._known.popitem(last=False)
         return place
+
+    def _is_of_another(self, data: Mapping[str, Any] | None) -> bool:
+        """Say whether a session is known to have begun at another server than the one here."""
+        return data is not None and data.get("server", self.server) != self.server
 
     async def adopt(
         self,
