@@ -84,6 +84,33 @@ def test_an_sdk_that_lacks_a_seam_is_named() -> None:
         check_seams(SimpleNamespace(session_idle_timeout=1, stateless=False))
 
 
+@pytest.mark.parametrize(
+    ("module", "whose", "name"),
+    [
+        ("mcp.server.subscriptions", "", "ResourceUpdated"),
+        ("mcp_types.version", "", "HANDSHAKE_PROTOCOL_VERSIONS"),
+        ("mcp.server.streamable_http", "StreamableHTTPServerTransport", "is_terminated"),
+        ("mcp.server.streamable_http", "StreamableHTTPServerTransport", "terminate"),
+        ("sse_starlette.sse", "AppStatus", "enable_automatic_graceful_drain"),
+        ("sse_starlette.sse", "AppStatus", "should_exit"),
+    ],
+)
+def test_an_installed_sdk_that_lacks_a_name_is_no_missing_extra(
+    module: str, whose: str, name: str
+) -> None:
+    """It is said at the import, with the versions that work: nothing half works later."""
+    code = (
+        f"import mcp.server, {module}\n"
+        f"delattr({module}{whose and '.' + whose}, {name!r})\n"
+        "import trio_sessions\n"
+        "try:\n    import trio_sessions.mcp\n"
+        "except ImportError as exc: print(type(exc).__name__, exc)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ImportError trio_sessions.mcp works with mcp>=2.3,<3")
+    assert name in done.stdout
+
+
 @pytest.mark.parametrize("missing", [["mcp"], ["mcp", "anyio", "starlette"]])
 def test_without_the_sdk_the_extra_is_named(missing: list[str]) -> None:
     """Nor what it brings; and the rest of the package needs none."""
