@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("mcp")
 
+from backdoors import MemoryBackdoor
 from mcp_fleet import (
     BACKENDS,
     HEADERS,
@@ -158,12 +159,16 @@ def test_an_unknown_session_is_not_found(backend: str, session_id: str) -> None:
     """The status of the specification, and nothing is stored."""
 
     async def scenario() -> None:
-        async with open_fleet(backend, one_store(), size=1) as fleet, raw(fleet) as http:
+        store = MemoryStore()
+        async with open_fleet(backend, lambda: store, size=1) as fleet, raw(fleet) as http:
             headers = as_bytes({**HEADERS, "mcp-session-id": session_id})
             ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
             answer = await http.post(URL, json=ping, headers=headers)
             assert answer.status_code == 404
             assert answer.json()["error"]["message"] == "Session not found"
+            assert MemoryBackdoor(store).amounts() == (0, 0, 0, 0)
+            (worker,) = fleet.workers
+            assert (worker.sdk_sessions, worker.ids()) == (0, [])
 
     run(backend, scenario)
 
