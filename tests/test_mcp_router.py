@@ -23,6 +23,7 @@ from mcp_fleet import (
     text_of,
 )
 
+from trio_sessions.limits import Limits
 from trio_sessions.mcp._runs import name_of
 from trio_sessions.stores.memory import MemoryStore
 
@@ -196,6 +197,31 @@ def test_what_nobody_can_say_is_503(backend: str) -> None:
             )
             assert answer.status_code == 200
             fleet.workers[0].store.heal()
+
+    run(backend, scenario)
+
+
+def test_a_limit_that_lets_no_session_in_is_503(backend: str) -> None:
+    """Neither a new one nor one that comes from a dead worker; nothing of it is left."""
+
+    async def scenario() -> None:
+        limits = Limits(max_sessions=1)
+        async with open_fleet(backend, one_store(), limits=limits) as fleet, raw(fleet) as http:
+            of_dead = await begin(fleet, http, 0)
+            held = await begin(fleet, http, 1)
+            survivor = fleet.workers[1]
+            await fleet.workers.pop(0).vanish()
+            await survivor.sees_the_death(of_dead)
+            at(fleet, 0)
+            ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+            to_dead = {**HEADERS, "mcp-session-id": of_dead}
+            for body, headers in ((INITIALIZE, HEADERS), (ping, to_dead)):
+                answer = await http.post(URL, json=body, headers=headers)
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+                assert (survivor.sdk_sessions, survivor.ids()) == (1, [held])
+            ended = await http.delete(URL, headers={**HEADERS, "mcp-session-id": held})
+            assert ended.status_code == 200
+            assert (await http.post(URL, json=ping, headers=to_dead)).status_code == 200
 
     run(backend, scenario)
 
