@@ -190,7 +190,7 @@ def test_the_example_opens_and_closes_its_registry(
 
 
 def modern(session_id: str, name: str, arguments: Any, **params: Any) -> httpx2.Request:
-    """Return a call of a tool in the protocol of 2026-07-28; which session is named is no matter."""
+    """Return a call of a tool in the protocol of 2026-07-28; any session may be named."""
     meta = {PROTOCOL_VERSION_META_KEY: MODERN, CLIENT_CAPABILITIES_META_KEY: {}, "progressToken": 7}
     body = {"name": name, "arguments": arguments, "_meta": meta, **params}
     headers = {

@@ -160,7 +160,7 @@ class Places:
                 self._known.move_to_end(session_id)
                 return known
             info = await self._registry.describe_session(session_id)
-            if info is None:
+            if info is None or (not info.worker_alive and self._is_of_another(info.data)):
                 return None
             if info.worker_alive:
                 if info.worker_id == self._registry.worker_id:
@@ -170,8 +170,6 @@ class Places:
                         raise StoreUnavailable("an earlier life of this worker has the session")
                     return held
                 return self._remember(session_id, Place(info.incarnation, info.owner))
-            if self._is_of_another(info.data):
-                return None
             held = await self.adopt(
                 session_id, info.data, owner=info.owner, from_worker=info.incarnation
             )
