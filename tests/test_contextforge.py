@@ -71,7 +71,7 @@ def upstream() -> Upstream:
 @pytest.fixture
 def make(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return the class that the example puts in the place of the gateway's."""
-    modules = {
+    modules: dict[str, dict[str, Any]] = {
         "mcpgateway": {},
         "mcpgateway.cache": {},
         "mcpgateway.cache.session_registry": {"SessionRegistry": Theirs},
