@@ -139,6 +139,16 @@ class MemoryBackdoor:
     def forget_workers(self) -> None:
         self._store._workers._rows.clear()
 
+    def amounts(self) -> tuple[int, int, int, int]:
+        """Return how many sessions, messages, entries of logs and letters are stored."""
+        rows = list(self._store._rows.values())
+        return (
+            len(rows),
+            sum(len(row.messages) for row in rows),
+            sum(len(row.log) for row in rows),
+            sum(len(letters) for letters in self._store._mail._letters.values()),
+        )
+
     def copy(self) -> Any:
         return copy.deepcopy((self._store._rows, self._store._workers, self._store._mail))
 

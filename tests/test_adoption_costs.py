@@ -49,6 +49,13 @@ async def test_whoever_tells_the_older_holder_is_told(shared: Shared) -> None:
 # ---- the older holder ----
 
 
+@pytest.fixture
+def only_bells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No look for letters comes by itself: what is heard of in time, a bell has rung for."""
+    monkeypatch.setattr("trio_sessions._mail._office._LOOK", 3600.0)
+
+
+@pytest.mark.usefixtures("only_bells")
 async def test_a_holder_that_lives_is_told_at_once(shared: Shared) -> None:
     """By a letter, if it hears the bell: it asks, and need not wait for its next pass."""
     async with shared.open() as a, shared.open() as b, a.topics.subscribe("news"):

@@ -24,7 +24,7 @@ from test_peer_processes import CALLEE_ON_ASYNCIO, CALLEE_ON_TRIO, url_of
 
 from trio_sessions import SessionRegistry, StoreUnavailable, WorkerGone, aio, open_registry
 from trio_sessions._mail._incoming import Incoming
-from trio_sessions._mail._sockets import connected, listen, pack
+from trio_sessions._mail._sockets import connected, listen, pack, stop_listening
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore
 
@@ -272,6 +272,21 @@ async def test_a_folder_that_is_not_safe_is_refused(
                 raise AssertionError("it is open")
         else:
             await trio.to_thread.run_sync(open_on_asyncio, folder)
+
+
+def test_a_folder_whose_parent_is_missing_is_not_made(folder: Path) -> None:
+    """The error says which one is missing: the name may be misspelt."""
+    with pytest.raises(ValueError, match=f"mail_sockets cannot be used: there is no {folder}, "):
+        listen(str(folder / "mail"), "w/1")
+    assert not folder.exists()
+
+
+def test_a_folder_that_others_may_read_will_do(folder: Path) -> None:
+    """Nobody else may write to it, and its sockets are its user's only: it stays as it is."""
+    folder.mkdir()
+    folder.chmod(0o755)
+    stop_listening(listen(str(folder), "w/1"))
+    assert folder.stat().st_mode & 0o777 == 0o755
 
 
 def open_on_asyncio(folder: Path) -> None:

@@ -12,6 +12,7 @@ pytest.importorskip("mcp")
 from mcp_fleet import BACKENDS, HEADERS, INITIALIZE, URL, at, begin, open_fleet, raw, run
 
 from trio_sessions.mcp._asgi import BodyTooLarge, bounded
+from trio_sessions.mcp._tunnel import PART_BYTES
 from trio_sessions.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
@@ -69,6 +70,56 @@ def test_a_session_that_begins_with_too_large_a_body_does_not_begin(backend: str
             assert answer.status_code == 413
             assert fleet.workers[0].sdk_sessions == 0
             assert fleet.workers[0].ids() == []
+
+    run(backend, scenario)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_request_that_no_letter_can_carry_is_413(backend: str) -> None:
+    """Large headers cannot go in parts: the worker that holds the session takes it, others not."""
+
+    async def scenario() -> None:
+        store = MemoryStore()
+        async with open_fleet(backend, lambda: store) as fleet, raw(fleet) as http:
+            session_id = await begin(fleet, http, 0)
+            headers = {**HEADERS, "mcp-session-id": session_id, "x-large": "x" * (1 << 20)}
+            told = []
+            for place in range(2):
+                at(fleet, place)
+                answer = await http.post(URL, content=ping(100), headers=headers)
+                told.append(answer.status_code)
+            assert told == [200, 413]
+            assert answer.json()["error"]["message"] == "the request is too large to be passed on"
+
+    run(backend, scenario)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_bodies_that_find_no_room_at_the_holder_are_502(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is run, and what finds room goes through."""
+    monkeypatch.setattr("trio_sessions.mcp._tunnel._UPLOADS", 3 * PART_BYTES)
+
+    async def scenario() -> None:
+        store = MemoryStore()
+        async with open_fleet(backend, lambda: store) as fleet, raw(fleet) as http:
+            session_id = await begin(fleet, http, 0)
+            headers = {**HEADERS, "mcp-session-id": session_id}
+            call = {
+                "jsonrpc": "2.0",
+                "id": 1,
+                "method": "tools/call",
+                "params": {"name": "add", "arguments": {"n": 1}},
+            }
+            told = []
+            at(fleet, 1)
+            for parts in (3, 4, 1):
+                body = json.dumps(call).encode().ljust(parts * PART_BYTES)
+                answer = await http.post(URL, content=body, headers=headers)
+                told.append(answer.status_code)
+            assert told == [200, 502, 200]
+            assert fleet.workers[0].calls.ran == ["add", "add"]
 
     run(backend, scenario)
 

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("mcp")
 
+from backdoors import MemoryBackdoor
 from mcp_fleet import BACKENDS, HEADERS, URL, as_bytes, at, begin, open_fleet, raw, run
 from mcp_types import JSONRPCError, JSONRPCNotification, JSONRPCResponse
 
@@ -146,14 +147,24 @@ def test_bob_is_not_sent_what_alice_was_told(backend: str) -> None:
 @both
 @pytest.mark.parametrize("event_id", ["x", "1.2", "1.X19HRVRfc3RyZWFt.0", "9" * 30, "1.é.new", "."])
 def test_an_event_id_that_cannot_be_one_is_refused(backend: str, event_id: str) -> None:
-    """With the status of a bad request."""
+    """With the status of a bad request; nothing is stored of it."""
 
     async def scenario() -> None:
-        async with open_fleet(backend, one_store(), size=1) as fleet, raw(fleet) as http:
+        store = MemoryStore()
+        async with open_fleet(backend, lambda: store, size=1) as fleet, raw(fleet) as http:
             session_id = await begin(fleet, http, 0)
+            told = await http.post(
+                URL, json=call(1, "echo", {"text": "x"}), headers=headers(session_id)
+            )
+            assert told.status_code == 200
+            await fleet.workers[0].keeps(session_id)
+            before = MemoryBackdoor(store).amounts()
             bad = as_bytes({**headers(session_id), "last-event-id": event_id})
             refused = await http.get(URL, headers=bad)
             assert refused.status_code == 400
+            await fleet.workers[0].keeps(session_id)
+            assert MemoryBackdoor(store).amounts() == before
+            assert (before[0], before[2] > 0) == (1, True)
 
     run(backend, scenario)
 

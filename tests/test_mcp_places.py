@@ -10,6 +10,8 @@ from trio.testing import MockClock
 
 pytest.importorskip("mcp")
 
+from mcp_fleet import HEADERS, URL, at, begin, open_fleet, raw
+
 from trio_sessions import SessionRegistry, open_registry
 from trio_sessions.errors import StoreUnavailable, TooManySessions
 from trio_sessions.limits import Limits
@@ -160,3 +162,22 @@ async def test_adoptions_without_an_answer_do_not_fill_the_memory(
         assert blue.store.faults["Claim"]
         assert len(blue.places._unsure) == 1000
         blue.store.heal()
+
+
+async def test_a_session_is_taken_over_by_its_own_server_only(autojump_clock: MockClock) -> None:
+    """Two servers on one database: to the other one there is no such session, and it stays."""
+    store = MemoryStore()
+    async with open_fleet("trio", lambda: store, size=3) as fleet, raw(fleet) as http:
+        other = fleet.workers[2]
+        other.server.session_manager.app.name = "another"
+        session_id = await begin(fleet, http, 0)
+        await fleet.workers.pop(0).vanish()
+        await other.sees_the_death(session_id)
+        headers = {**HEADERS, "mcp-session-id": session_id}
+        ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+        told = {}
+        for worker in (1, 0):
+            at(fleet, worker)
+            told[worker] = (await http.post(URL, json=ping, headers=headers)).status_code
+        assert told == {1: 404, 0: 200}
+        assert [worker.ids() for worker in fleet.workers] == [[session_id], []]

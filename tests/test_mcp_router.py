@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("mcp")
 
+from backdoors import MemoryBackdoor
 from mcp_fleet import (
     BACKENDS,
     HEADERS,
@@ -22,6 +23,7 @@ from mcp_fleet import (
     text_of,
 )
 
+from trio_sessions.limits import Limits
 from trio_sessions.mcp._runs import name_of
 from trio_sessions.stores.memory import MemoryStore
 
@@ -158,12 +160,16 @@ def test_an_unknown_session_is_not_found(backend: str, session_id: str) -> None:
     """The status of the specification, and nothing is stored."""
 
     async def scenario() -> None:
-        async with open_fleet(backend, one_store(), size=1) as fleet, raw(fleet) as http:
+        store = MemoryStore()
+        async with open_fleet(backend, lambda: store, size=1) as fleet, raw(fleet) as http:
             headers = as_bytes({**HEADERS, "mcp-session-id": session_id})
             ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
             answer = await http.post(URL, json=ping, headers=headers)
             assert answer.status_code == 404
             assert answer.json()["error"]["message"] == "Session not found"
+            assert MemoryBackdoor(store).amounts() == (0, 0, 0, 0)
+            (worker,) = fleet.workers
+            assert (worker.sdk_sessions, worker.ids()) == (0, [])
 
     run(backend, scenario)
 
@@ -191,6 +197,31 @@ def test_what_nobody_can_say_is_503(backend: str) -> None:
             )
             assert answer.status_code == 200
             fleet.workers[0].store.heal()
+
+    run(backend, scenario)
+
+
+def test_a_limit_that_lets_no_session_in_is_503(backend: str) -> None:
+    """Neither a new one nor one that comes from a dead worker; nothing of it is left."""
+
+    async def scenario() -> None:
+        limits = Limits(max_sessions=1)
+        async with open_fleet(backend, one_store(), limits=limits) as fleet, raw(fleet) as http:
+            of_dead = await begin(fleet, http, 0)
+            held = await begin(fleet, http, 1)
+            survivor = fleet.workers[1]
+            await fleet.workers.pop(0).vanish()
+            await survivor.sees_the_death(of_dead)
+            at(fleet, 0)
+            ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+            to_dead = {**HEADERS, "mcp-session-id": of_dead}
+            for body, headers in ((INITIALIZE, HEADERS), (ping, to_dead)):
+                answer = await http.post(URL, json=body, headers=headers)
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+                assert (survivor.sdk_sessions, survivor.ids()) == (1, [held])
+            ended = await http.delete(URL, headers={**HEADERS, "mcp-session-id": held})
+            assert ended.status_code == 200
+            assert (await http.post(URL, json=ping, headers=to_dead)).status_code == 200
 
     run(backend, scenario)
 

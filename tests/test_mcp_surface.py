@@ -1,6 +1,7 @@
 """How a server with a router begins and ends, and what it is told if it is set up wrongly."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -9,13 +10,32 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 
 pytest.importorskip("mcp")
 
 from mcp.server import MCPServer
-from mcp_fleet import BACKENDS, HEADERS, INITIALIZE, URL, Fleet, at, begin, open_fleet, raw, run
+from mcp.server.mcpserver import Context
+from mcp.server.request_state import RequestStateSecurity
+from mcp_fleet import (
+    BACKENDS,
+    HEADERS,
+    URL,
+    Fleet,
+    begin,
+    make_server,
+    open_fleet,
+    raw,
+    run,
+    through,
+)
 from mcp_late import needs_fastmcp
+from mcp_types import (
+    CLIENT_CAPABILITIES_META_KEY,
+    PROTOCOL_VERSION_META_KEY,
+    InputRequiredResult,
+)
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -26,6 +46,7 @@ from trio_sessions.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
 
+MODERN = "2026-07-28"
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -82,6 +103,33 @@ def test_an_sdk_that_lacks_a_seam_is_named() -> None:
     """With the versions that work."""
     with pytest.raises(ImportError, match=r"mcp>=2\.3,<3.*_server_instances"):
         check_seams(SimpleNamespace(session_idle_timeout=1, stateless=False))
+
+
+@pytest.mark.parametrize(
+    ("module", "whose", "name"),
+    [
+        ("mcp.server.subscriptions", "", "ResourceUpdated"),
+        ("mcp_types.version", "", "HANDSHAKE_PROTOCOL_VERSIONS"),
+        ("mcp.server.streamable_http", "StreamableHTTPServerTransport", "is_terminated"),
+        ("mcp.server.streamable_http", "StreamableHTTPServerTransport", "terminate"),
+        ("sse_starlette.sse", "AppStatus", "enable_automatic_graceful_drain"),
+        ("sse_starlette.sse", "AppStatus", "should_exit"),
+    ],
+)
+def test_an_installed_sdk_that_lacks_a_name_is_no_missing_extra(
+    module: str, whose: str, name: str
+) -> None:
+    """It is said at the import, with the versions that work: nothing half works later."""
+    code = (
+        f"import mcp.server, {module}\n"
+        f"delattr({module}{whose and '.' + whose}, {name!r})\n"
+        "import trio_sessions\n"
+        "try:\n    import trio_sessions.mcp\n"
+        "except ImportError as exc: print(type(exc).__name__, exc)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ImportError trio_sessions.mcp works with mcp>=2.3,<3")
+    assert name in done.stdout
 
 
 @pytest.mark.parametrize("missing", [["mcp"], ["mcp", "anyio", "starlette"]])
@@ -141,24 +189,89 @@ def test_the_example_opens_and_closes_its_registry(
     run("asyncio", scenario)
 
 
+def modern(session_id: str, name: str, arguments: Any, **params: Any) -> httpx2.Request:
+    """Return a call of a tool in the protocol of 2026-07-28; any session may be named."""
+    meta = {PROTOCOL_VERSION_META_KEY: MODERN, CLIENT_CAPABILITIES_META_KEY: {}, "progressToken": 7}
+    body = {"name": name, "arguments": arguments, "_meta": meta, **params}
+    headers = {
+        **HEADERS,
+        "mcp-session-id": session_id,
+        "mcp-protocol-version": MODERN,
+        "mcp-method": "tools/call",
+        "mcp-name": name,
+    }
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": body}
+    return httpx2.Request("POST", URL, json=call, headers=headers)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_protocol_without_sessions_passes_through(backend: str) -> None:
-    """Though it names a session of another worker: nobody is asked about that."""
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [("echo", {"text": "it"}, "it"), ("add", {"n": 2}, "step 1"), ("echo", {}, "Field required")],
+)
+def test_a_protocol_without_sessions_passes_through(
+    backend: str, name: str, arguments: Any, says: str
+) -> None:
+    """Though it names a session of another worker; it is answered as by the SDK alone."""
 
     async def scenario() -> None:
         store = MemoryStore()
         async with open_fleet(backend, lambda: store) as fleet, raw(fleet) as http:
             session_id = await begin(fleet, http, 0)
-            at(fleet, 1)
-            asked = fleet.workers[1].store.calls["describe"]
-            headers = {
-                **HEADERS,
-                "mcp-session-id": session_id,
-                "mcp-protocol-version": "2026-07-28",
-            }
-            answer = await http.post(URL, json=INITIALIZE, headers=headers)
-            assert "mcp-session-id" not in answer.headers
-            assert fleet.workers[1].store.calls["describe"] == asked
+            worker = fleet.workers[1]
+            asked = worker.store.calls["describe"]
+            alone = make_server(worker.bus, worker.calls).streamable_http_app()
+            answers = []
+            async with alone.router.lifespan_context(alone):
+                for app in (worker.router, alone):
+                    request = modern(session_id, name, arguments)
+                    answer = await through(fleet.tasks, app, request)
+                    answers.append((answer.status_code, answer.headers, await answer.aread()))
+            assert answers[0] == answers[1]
+            status, headers, body = answers[0]
+            assert status == 200
+            assert says in body.decode()
+            assert "mcp-session-id" not in headers
+            assert worker.store.calls["describe"] == asked
+            assert (worker.sdk_sessions, worker.ids()) == (0, [])
+
+    run(backend, scenario)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("are_shared", [True, False])
+def test_a_request_state_goes_to_any_worker_if_all_have_the_same_keys(
+    backend: str, *, are_shared: bool
+) -> None:
+    """As the how-to says; with keys of its own each refuses what another one has sealed."""
+    keys = iter(["k" * 32, ("k" if are_shared else "x") * 32])
+
+    def make(registry: Any, bus: Any, calls: Any, **_: Any) -> tuple[Any, Any]:
+        security = RequestStateSecurity(keys=[next(keys)])
+        server = make_server(bus, calls, request_state_security=security)
+
+        async def again(ctx: Context) -> str | InputRequiredResult:
+            """Want to be called once more, with what was said then."""
+            state = ctx.request_state
+            return f"said {state}" if state else InputRequiredResult(request_state="before")
+
+        server.tool()(again)
+        return server, server.streamable_http_app()
+
+    async def scenario() -> None:
+        store = MemoryStore()
+        async with open_fleet(backend, lambda: store, make=make) as fleet:
+            first = await through(fleet.tasks, fleet.workers[0].router, modern("s", "again", {}))
+            asked = json.loads(await first.aread())["result"]
+            assert asked["resultType"] == "input_required"
+            state = asked["requestState"]
+            request = modern("s", "again", {}, requestState=state)
+            answer = await through(fleet.tasks, fleet.workers[1].router, request)
+            told = json.loads(await answer.aread())
+            if are_shared:
+                assert told["result"]["content"][0]["text"] == "said before"
+            else:
+                assert told["error"]["data"] == {"reason": "invalid_request_state"}
 
     run(backend, scenario)
 

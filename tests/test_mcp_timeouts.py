@@ -5,6 +5,7 @@ Time is the tests' own, where it is measured: nothing but Trio and memory.
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -269,5 +270,29 @@ def test_an_answer_that_comes_too_late_is_not_given(worker: int) -> None:
             answer, took = await ask(fleet, http, worker, session_id)
             assert answer.status_code == 504
             assert 60 <= took <= 62
+
+    jumping(scenario)
+
+
+def test_a_silent_stream_of_another_worker_is_kept_alive() -> None:
+    """By a comment every 15 seconds, as the SDK does: a balancer would cut it off."""
+
+    async def scenario() -> None:
+        async with open_two(json_response=False) as fleet, raw(fleet) as http:
+            session_id = await begin(fleet, http, HOLDER)
+            at(fleet, OTHER)
+            headers = {**HEADERS, "mcp-session-id": session_id}
+            heard: list[tuple[bytes, float]] = []
+            async with (
+                http.stream("GET", URL, headers=headers) as answer,
+                aclosing(answer.aiter_raw()) as pieces,
+            ):
+                assert answer.status_code == 200
+                since = anyio.current_time()
+                while len(heard) < 4:
+                    heard.append((await anext(pieces), anyio.current_time() - since))
+            assert [piece for piece, _ in heard] == [b": ping\r\n\r\n"] * 4
+            for number, (_, at_second) in enumerate(heard, 1):
+                assert at_second == pytest.approx(15 * number, abs=0.5)
 
     jumping(scenario)

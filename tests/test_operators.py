@@ -80,8 +80,11 @@ async def test_data_that_cannot_be_told(data: object, error: type[Exception]) ->
         assert (await registry.workers.list())[0].data == {}
 
 
-async def test_a_worker_that_is_cut_off_is_late_and_then_gone(autojump_clock: MockClock) -> None:
-    """Gone as soon as a sweep would take its rows, and not there after it."""
+async def test_a_worker_that_is_cut_off_is_late_and_then_gone(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Late after three stamps; gone as soon as a sweep would take its rows; not there after it."""
+    monkeypatch.setattr("trio_sessions._settings._STAMP_INTERVAL", 5.0)
     store = MemoryStore()
     cut_off = FaultyStore(store)
     async with (
@@ -101,7 +104,7 @@ async def test_a_worker_that_is_cut_off_is_late_and_then_gone(autojump_clock: Mo
         late = next(at for at, state in states if state is WorkerState.LATE)
         gone = next(at for at, state in states if state is WorkerState.GONE)
         assert states[0][1] is WorkerState.ALIVE
-        assert late <= gone
+        assert 15.0 < late <= 17.0, "three stamps of five seconds"
         assert 100.0 < gone <= 102.0
         assert states[-1][0] <= 152.0, "swept by the next pass"
         cut_off.heal()

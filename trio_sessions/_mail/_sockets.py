@@ -124,8 +124,15 @@ def stop_listening(listener: socket.socket) -> None:
 
 
 def _prepare(folder: Path) -> None:
-    with contextlib.suppress(FileExistsError):
+    try:
         folder.mkdir(0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        raise ValueError(
+            f"mail_sockets cannot be used: there is no {folder.parent}, in which {folder.name} "
+            "would be made"
+        ) from None
     found = folder.stat()
     if found.st_uid != os.geteuid():
         raise ValueError(f"mail_sockets must be a folder of this user: {folder} is another's")

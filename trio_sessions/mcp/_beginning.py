@@ -113,7 +113,7 @@ class Beginnings:
         if self._is_ending():
             return 503, "this worker ends"
         try:
-            data = what_began(body)
+            data = what_began(body, server=self._manager.server)
         except (ValueError, RecursionError) as exc:
             return 400, f"Parse error: {exc}"
         held = HeldSession(

@@ -142,7 +142,8 @@ class Places:
         """Return a session, or where it is; one whose worker is dead is adopted, and is here.
 
         Returns:
-            None: the database has confirmed that there is none.
+            None: the database has confirmed that there is none, or it was another server's, whose
+                worker is dead: it stays for the workers of that one.
 
         Raises:
             InvalidSessionId: there cannot be one.
@@ -159,7 +160,7 @@ class Places:
                 self._known.move_to_end(session_id)
                 return known
             info = await self._registry.describe_session(session_id)
-            if info is None:
+            if info is None or (not info.worker_alive and self._is_of_another(info.data)):
                 return None
             if info.worker_alive:
                 if info.worker_id == self._registry.worker_id:
@@ -182,6 +183,10 @@ class Places:
         if len(self._known) > _MOST:
             self._known.popitem(last=False)
         return place
+
+    def _is_of_another(self, data: Mapping[str, Any] | None) -> bool:
+        """Say whether a session is known to have begun at another server than the one here."""
+        return data is not None and data.get("server", self.server) != self.server
 
     async def adopt(
         self,

@@ -30,11 +30,12 @@ class Answer:
         return header(self.headers, _SESSION) if 200 <= self.status < 300 else None  # noqa: PLR2004 -- HTTP's
 
 
-def what_began(body: bytes) -> Mapping[str, Any] | None:
-    """Return what adoption needs, as a session's data: the request that began the session.
+def what_began(body: bytes, *, server: str | None) -> Mapping[str, Any] | None:
+    """Return what adoption needs, as a session's data: the request that began it, and where.
 
     Args:
         body: of that request.
+        server: the name of the SDK's server: others on the database do not take the session over.
 
     Returns:
         None: it is no such request.
@@ -46,7 +47,7 @@ def what_began(body: bytes) -> Mapping[str, Any] | None:
     json.dumps(message, allow_nan=False)
     if not isinstance(message, dict) or message.get("method") != "initialize":
         return None
-    return {"initialize": message}
+    return {"initialize": message, "server": server}
 
 
 async def begin_again(

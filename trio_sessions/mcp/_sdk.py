@@ -15,7 +15,12 @@ try:
     from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, authorization_context
     from mcp.server.auth.provider import AccessToken
     from mcp.server.sse import SseServerTransport
-    from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
+    from mcp.server.streamable_http import (
+        EventCallback,
+        EventMessage,
+        EventStore,
+        StreamableHTTPServerTransport,
+    )
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
     from mcp.server.subscriptions import (
         PromptsListChanged,
@@ -86,15 +91,25 @@ _SEAMS = (
     "session_idle_timeout",
     "stateless",
 )
+_OF_SESSIONS = ("is_terminated", "terminate")
+_OF_STREAMS = (
+    "enable_automatic_graceful_drain",  # to set it where it is not there would change nothing
+    "original_handler",
+    "should_exit",
+)
 
 
 def check_seams(manager: object) -> None:
     """Raise `ImportError` where a manager of sessions lacks what the router takes hold of."""
-    missing = [seam for seam in _SEAMS if not hasattr(manager, seam)]
+    _check(manager, type(manager), _SEAMS)
+
+
+def _check(found: object, kind: type, seams: tuple[str, ...]) -> None:
+    missing = [seam for seam in seams if not hasattr(found, seam)]
     if missing:
         raise ImportError(
-            f"trio_sessions.mcp works with mcp>=2.3,<3: {type(manager).__module__}."
-            f"{type(manager).__name__} of this version has no {', '.join(missing)}"
+            f"trio_sessions.mcp works with mcp>=2.3,<3 and sse-starlette>=3.2: {kind.__module__}."
+            f"{kind.__name__} of this version has no {', '.join(missing)}"
         )
 
 
@@ -168,5 +183,7 @@ def is_of_sdk(callback: EventCallback) -> bool:
 
 _model = Manager(app=cast("Any", None))  # never run, only looked at
 check_seams(_model)
+_check(StreamableHTTPServerTransport, StreamableHTTPServerTransport, _OF_SESSIONS)
+_check(AppStatus, AppStatus, _OF_STREAMS)
 MOST_BYTES: int = _model.max_request_body_size
 """Bytes of a request's body that a manager takes which was told nothing else."""
