@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("mcp")
 
 from mcp_fleet import HEADERS, URL, Fleet, at, begin, open_fleet, raw, scope_of
-from test_mcp_timeouts import CALL, HOLDER, OTHER, SLOW, jumping, never_begins, open_two
+from test_mcp_timeouts import CALL, ECHO, HOLDER, OTHER, SLOW, jumping, never_begins, open_two
 
 from trio_sessions import Limits
 from trio_sessions.abc import Part
@@ -20,7 +20,6 @@ from trio_sessions.mcp._forwarding import Forwarding, Outcome
 from trio_sessions.stores.memory import MemoryStore
 
 KNOWN = 20.0  # seconds after which a death is known, at most
-ECHO = {**SLOW, "params": {"name": "echo", "arguments": {"text": "x"}}}
 
 
 async def dies(fleet: Fleet) -> None:

@@ -40,7 +40,7 @@ from trio_sessions.mcp._runs import Lost, has_begun, name_of, note
 from trio_sessions.mcp._sdk import HANDSHAKE_PROTOCOL_VERSIONS, find_endpoints
 from trio_sessions.mcp._sse import SseSessions
 from trio_sessions.mcp._sse_stream import SseStream
-from trio_sessions.mcp._tunnel import tunnel_of
+from trio_sessions.mcp._tunnel import part_bytes, tunnel_of
 from trio_sessions.mcp._wire import OWNER
 from trio_sessions.types import fingerprint
 
@@ -101,8 +101,9 @@ class SessionRouter:
     Raises:
         ImportError: this version of the SDK, or of fastmcp, lacks something that the router needs;
             where its manager is made later, the start of the server fails with it.
-        ValueError: a setting is none, or ``registry`` was made without the handlers, or there are
-            no sessions of the SDK's in ``app``.
+        ValueError: a setting is none, or ``registry`` was made without the handlers, or with a
+            ``max_message_bytes`` of less than 65,536, or there are no sessions of the SDK's in
+            ``app``.
     """
 
     def __init__(
@@ -248,6 +249,11 @@ class SessionRouter:
     def sign_after(self) -> float | None:
         """Seconds after which it is said that a request runs. Not for users."""
         return min(_SIGN, self._call_timeout / 3) if self._manager.json_response else None
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of a body in one letter. Not for users."""
+        return part_bytes(self._registry)
 
     async def holds(self, session_id: str) -> HeldSession | SseStream | None:
         """Return a session that is here to stay. Not for users."""
