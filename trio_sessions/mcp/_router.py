@@ -51,6 +51,7 @@ logger = get_logger("trio_sessions.mcp")
 _SESSION = b"mcp-session-id"
 _VERSION = b"mcp-protocol-version"
 _EVENT = b"last-event-id"
+_NOTHING_KEPT = "no events are kept here, so Last-Event-ID cannot be one of them"
 _PAUSES = (0.05, 1.0)  # seconds between two looks for a session that is just moving: first, most
 _SIGN = 1.0  # seconds without an answer after which another worker is told that it is being made
 _LOOK = 0.2  # seconds between two looks whether the server wants to end
@@ -348,6 +349,7 @@ class SessionRouter:
     async def _route(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange | None = None
         is_unsure, asked_at = False, 0.0  # whether a dead worker has begun it
+        wants_replay = scope["method"] == "GET" and header(scope["headers"], _EVENT)
         pause, longest = _PAUSES
         until = anyio.current_time() + self._call_timeout
         while is_unsure or anyio.current_time() < until:
@@ -358,6 +360,9 @@ class SessionRouter:
                 place = await self._places.find(session_id)
             if place is None or not self._may(scope, place.owner):
                 await answer_error(send, 404, NOT_FOUND)
+                return
+            if wants_replay and not self._manager.replays:  # the SDK does not answer at all
+                await answer_error(send, 400, _NOTHING_KEPT)
                 return
             if isinstance(place, HeldSession):
                 if not self._is_ending:
