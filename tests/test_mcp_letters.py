@@ -1,5 +1,6 @@
 """What goes from worker to worker in letters: a client that asks either is told the same."""
 
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -8,11 +9,12 @@ import pytest
 pytest.importorskip("mcp")
 
 from mcp_fleet import BACKENDS, HEADERS, URL, at, begin, open_fleet, raw, run
+from test_mcp_sse import one_stream
 from test_mcp_surface import made_app
 from test_mcp_timeouts import ECHO, HOLDER, OTHER, SLOW, jumping, open_two
 
 from trio_sessions import aio
-from trio_sessions.errors import StoreUnavailable
+from trio_sessions.errors import StoreUnavailable, WorkerGone
 from trio_sessions.mcp import SessionRouter, handlers
 from trio_sessions.mcp._tunnel import PART_BYTES, _Answer
 from trio_sessions.stores.memory import MemoryStore
@@ -142,3 +144,29 @@ def test_what_may_have_been_asked_is_not_to_be_asked_again(
             assert answer.headers.get("retry-after") == ("1" if status == 503 else None)
 
     jumping(scenario)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), WorkerGone("dead")])
+@pytest.mark.parametrize(("method", "status"), [("tools/call", 502), ("tools/list", 503)])
+def test_what_may_have_been_posted_is_not_to_be_posted_again(
+    method: str, status: int, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor by an old client, whose stream goes on: who seemed to be dead may only have slept."""
+
+    async def scenario() -> None:
+        async with one_stream("trio") as (fleet, stream):
+            workers = fleet.workers[OTHER].registry.workers
+
+            @asynccontextmanager
+            async def nothing_comes(*args: Any, **settings: Any) -> Any:
+                async def items() -> Any:
+                    raise error
+                    yield
+
+                yield items()
+
+            monkeypatch.setattr(workers, "stream", nothing_comes)
+            at(fleet, OTHER)
+            assert await stream.post({**SLOW, "method": method}) == status
+
+    run("trio", scenario)

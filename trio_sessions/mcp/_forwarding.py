@@ -56,7 +56,9 @@ class Exchange:
     body: bytes
     """All of it."""
     run: str
-    """Its name, if it must not be run twice; see `trio_sessions.mcp._runs`."""
+    """Its name, if the worker is to note that it begins; see `trio_sessions.mcp._runs`."""
+    is_once: bool
+    """It must not be run twice."""
 
 
 class Outcome(enum.Enum):
@@ -195,7 +197,7 @@ class Forwarding:
             # The other worker's beats say that it lives; this, that it has to answer, too.
             with anyio.CancelScope(deadline=asked_at + self._timeout) as patience:
                 request = await self._packed(to, exchange)
-                may_run = bool(exchange.run)  # the letter may have been left, whatever is said
+                may_run = exchange.is_once  # the letter may have been left, whatever is said
                 workers = self._registry.workers
                 async with workers.stream(to, SERVE, request, timeout=self._timeout) as items:
                     was_asked = True

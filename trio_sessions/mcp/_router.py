@@ -375,14 +375,14 @@ class SessionRouter:
                 body = await read_body(scope, receive, self._most())
                 run = name_of(scope["method"], body)
                 passed = scope if self._owner is None else {**scope, OWNER: self._owner_of(scope)}
-                exchange = Exchange(session_id, passed, receive, send, body, run)
+                exchange = Exchange(session_id, passed, receive, send, body, run, bool(run))
             asked_at = anyio.current_time()
             outcome = await self._forwarding.forward(place.incarnation, exchange)
             if outcome is Outcome.ANSWERED:
                 return
             if outcome is not Outcome.ELSEWHERE:  # the time that its death took does not count
                 until += anyio.current_time() - asked_at
-            is_unsure = outcome is Outcome.UNKNOWN and bool(exchange.run)
+            is_unsure = outcome is Outcome.UNKNOWN and exchange.is_once
             self._places.forget(session_id)
             await anyio.sleep(pause)
             pause = min(longest, 2 * pause)
