@@ -348,6 +348,7 @@ class SessionRouter:
 
     async def _route(self, session_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange | None = None
+        place: HeldSession | Place | None
         is_unsure, asked_at = False, 0.0  # whether a dead worker has begun it
         wants_replay = scope["method"] == "GET" and header(scope["headers"], _EVENT)
         pause, longest = _PAUSES
