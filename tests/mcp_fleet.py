@@ -52,7 +52,7 @@ __all__ = [
 
 BACKENDS = ("trio", "asyncio")
 URL = "http://127.0.0.1:8000/mcp"
-INITIALIZE = {
+INITIALIZE: dict[str, Any] = {
     "jsonrpc": "2.0",
     "id": 0,
     "method": "initialize",

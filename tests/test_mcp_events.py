@@ -12,6 +12,7 @@ from backdoors import MemoryBackdoor
 from mcp_fleet import BACKENDS, HEADERS, URL, as_bytes, at, begin, open_fleet, raw, run
 from mcp_types import JSONRPCError, JSONRPCNotification, JSONRPCResponse
 
+from trio_sessions._settings import Settings
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.mcp import SessionEventStore
 from trio_sessions.mcp._conversation import Conversation, current
@@ -230,6 +231,7 @@ class OnlyLogs:
 
     def __init__(self) -> None:
         self.logs = Log()
+        self._settings = Settings()
 
 
 def store_on(registry: OnlyLogs) -> SessionEventStore:
@@ -404,8 +406,10 @@ async def test_a_log_of_large_entries_is_read_to_its_end() -> None:
         sent.clear()
         assert await store.replay_events_after(first, send) is None
         assert [one.message for one in sent] == [NOTE, NOTE, NOTE, ANSWER]
-    assert await has_begun(cast("Any", registry), "a", "name")
-    assert not await has_begun(cast("Any", registry), "a", "another")
+    asked_at = anyio.current_time()
+    for name, is_there in (("name", True), ("another", False)):
+        found = await has_begun(cast("Any", registry), "a", name, asked_at=asked_at)
+        assert found is is_there
 
 
 async def test_an_event_outside_a_session_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:

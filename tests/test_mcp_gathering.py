@@ -24,7 +24,7 @@ def test_who_says_too_much_waits_and_so_do_others(backend: str) -> None:
     """Each goes on as soon as there is room; nothing is lost."""
 
     async def scenario() -> None:
-        answer = _Answer()
+        answer = _Answer(PART_BYTES)
         said: list[int] = []
 
         async def say(number: int) -> None:
@@ -54,7 +54,7 @@ def test_who_says_too_much_waits_and_so_do_others(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_who_waits_for_room_is_told_that_nobody_reads_any_more(backend: str) -> None:
     async def scenario() -> None:
-        answer = _Answer()
+        answer = _Answer(PART_BYTES)
         async with anyio.create_task_group() as tasks:
             for _ in range(_QUEUE + 1):
                 await answer._send(body(PIECE))

@@ -17,6 +17,7 @@ from mcp_fleet import (
     at,
     begin,
     make_app,
+    make_server,
     open_fleet,
     raw,
     run,
@@ -178,5 +179,38 @@ def test_an_entry_that_cannot_be_read_holds_up_no_replay(
             replayed = await http.get(URL, headers=headers)
             assert "told" in replayed.text
             assert "cannot be read" in caplog.text
+
+    run(backend, scenario)
+
+
+def without_events(
+    registry: Any, bus: Any, calls: Any, *, authenticates: bool, json_response: bool
+) -> tuple[Any, Any]:
+    """Return a server that keeps no events."""
+    server = make_server(bus, calls)
+    return server, server.streamable_http_app(json_response=json_response)
+
+
+def test_where_no_events_are_kept_none_can_be_asked_for(backend: str) -> None:
+    """The SDK has no answer at all to it; at whatever worker it is 400, and nothing else is."""
+
+    async def scenario() -> None:
+        async with (
+            open_fleet(backend, one_store(), make=without_events) as fleet,
+            raw(fleet) as http,
+        ):
+            session_id = await begin(fleet, http, 0)
+            own = {**HEADERS, "mcp-session-id": session_id}
+            asking = {**own, "last-event-id": "1"}
+            unknown = {**asking, "mcp-session-id": "unknown"}
+            for worker in (0, 1):
+                at(fleet, worker)
+                answer = await http.get(URL, headers=asking)
+                assert answer.status_code == 400
+                assert "Last-Event-ID" in answer.text
+                assert (await http.get(URL, headers=unknown)).status_code == 404
+                assert (await http.post(URL, json=PING, headers=asking)).status_code == 200
+            async with http.stream("GET", URL, headers=own) as stream:
+                assert stream.status_code == 200
 
     run(backend, scenario)

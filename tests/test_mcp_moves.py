@@ -1,5 +1,6 @@
 """What becomes of the sessions of a worker that leaves: how fast they move, and what goes along."""
 
+import copy
 from typing import Any
 
 import anyio
@@ -7,7 +8,19 @@ import pytest
 
 pytest.importorskip("mcp")
 
-from mcp_fleet import BACKENDS, HEADERS, URL, Fleet, Worker, at, begin, open_fleet, raw, run
+from mcp_fleet import (
+    BACKENDS,
+    HEADERS,
+    INITIALIZE,
+    URL,
+    Fleet,
+    Worker,
+    at,
+    begin,
+    open_fleet,
+    raw,
+    run,
+)
 
 from trio_sessions.limits import Limits
 from trio_sessions.mcp._held import HeldSession
@@ -116,6 +129,28 @@ def test_many_sessions_move_in_few_transactions(backend: str) -> None:
             await leave(fleet, fleet.workers[0])
             assert sorted(fleet.workers[0].ids()) == sorted(ids)
             assert store.calls["Claim"] - before <= 4
+
+    run(backend, scenario)
+
+
+def test_large_sessions_move_in_many_letters(backend: str) -> None:
+    """And one that has no room in any keeps no other from moving."""
+
+    async def scenario() -> None:
+        async with (
+            open_fleet(backend, one_store(), max_message_bytes=65_536) as fleet,
+            raw(fleet) as http,
+        ):
+            at(fleet, 0)
+            ids = []
+            for size in (65_300, *[10_000] * 10):
+                what = copy.deepcopy(INITIALIZE)
+                what["params"]["clientInfo"]["name"] = "x" * size
+                answer = await http.post(URL, json=what, headers=HEADERS)
+                assert answer.status_code == 200, answer.text
+                ids.append(answer.headers["mcp-session-id"])
+            await leave(fleet, fleet.workers[0])
+            assert sorted(fleet.workers[0].ids()) == sorted(ids[1:])
 
     run(backend, scenario)
 

@@ -23,12 +23,13 @@ from trio_sessions.stores.memory import MemoryStore
 HOLDER, OTHER = 0, 1
 CALL = 30.0
 ANSWER = 300.0
-SLOW = {
+SLOW: dict[str, Any] = {
     "jsonrpc": "2.0",
     "id": 1,
     "method": "tools/call",
     "params": {"name": "slow", "arguments": {"gate": "g"}},
 }
+ECHO = {**SLOW, "params": {"name": "echo", "arguments": {"text": "x"}}}
 
 
 def jumping(scenario: Callable[[], Awaitable[None]]) -> None:

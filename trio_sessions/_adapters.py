@@ -11,6 +11,7 @@ from trio_sessions._json import encode_object
 from trio_sessions._library import check_trio
 from trio_sessions._logs import Logs
 from trio_sessions._operators import OperatorMethods
+from trio_sessions._settings import Settings
 from trio_sessions._topics import Topics
 from trio_sessions.abc import Transport
 from trio_sessions.types import check_session_id
@@ -31,6 +32,11 @@ class AdapterMethods(OperatorMethods):
     def handlers(self) -> Mapping[str, Handler]:
         """What other workers may call, as `open_registry` was given it."""
         return self._house.settings.handlers or {}
+
+    @property
+    def _settings(self) -> Settings:
+        """What it was opened with, for adapters of this package."""
+        return self._house.settings
 
     # ---- data ----
 

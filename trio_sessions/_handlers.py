@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from trio_sessions._checks import a_name
+from trio_sessions.errors import CallFailed
 
-__all__ = ["Handler", "Last", "check_handlers", "is_stream"]
+__all__ = ["CallRefused", "Handler", "Last", "check_handlers", "is_stream"]
 
 Handler = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
+
+
+class CallRefused(CallFailed):
+    """The worker that was called is busy, and has done nothing: the call may be made again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,11 +37,11 @@ from trio_sessions.inspection import check_limit
 from trio_sessions.types import LogEntry, StoredEntry, check_session_id, fingerprint
 from trio_sessions.writes import Append
 
-__all__ = ["Appending", "LogRoom", "Logs"]
+__all__ = ["KEEP", "Appending", "LogRoom", "Logs"]
 
 logger = get_logger("trio_sessions.logs")
 
-_KEEP = 10_000  # entries of one session
+KEEP = 10_000  # entries of one session
 _EVERY = 1000  # appends to it from here, of which one says so
 _COUNTED = 10_000  # sessions whose appends are counted
 _PIECE = 5000  # entries expired by one operation
@@ -121,7 +121,7 @@ class _AppendOrder(Order[int | None]):
             event=self._event,
             ended=self._room.ended(session_id),
             born=born,
-            keep=_KEEP if self._is_due else None,
+            keep=KEEP if self._is_due else None,
         )
 
     def conclude(self, result: outcome.Outcome[int | None] | None) -> None:

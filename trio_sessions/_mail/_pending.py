@@ -8,6 +8,7 @@ from typing import Any
 import outcome
 import trio
 
+from trio_sessions._handlers import CallRefused
 from trio_sessions._json import decode, size_of
 from trio_sessions.errors import CallFailed, SessionsError, WorkerGone
 
@@ -32,6 +33,8 @@ def failure(contents: str, what: str) -> SessionsError:
     match said:
         case {"gone": True}:
             return WorkerGone(f"{what} was cut off: the worker has closed")
+        case {"busy": True, "message": str(message)}:
+            return CallRefused(f"{what} failed: {message}")
         case {"type": str(kind), "message": str(message)}:
             return CallFailed(f"{what} failed: {kind + ': ' if kind else ''}{message}")
     return CallFailed(f"{what} failed, and the worker's reason cannot be read")

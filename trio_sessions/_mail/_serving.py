@@ -28,6 +28,7 @@ __all__ = ["Serving"]
 logger = get_logger("trio_sessions.mail")
 
 _MOST = 1000  # calls at a time
+_BUSY = "the worker is busy: it carries out {} calls"
 _LOOK = 1.0  # seconds after which it is looked whether a caller lives
 _MESSAGE = 2000  # characters of what a handler raised
 _REPORT = 65_536  # bytes of an error, or of the answer to a beat, and more than enough
@@ -74,11 +75,20 @@ class _Running:
         return _failed(self.number, self.sent, kind, message, gone=gone)
 
 
-def _failed(number: int, sent: int, kind: str, message: str, *, gone: bool = False) -> str:
+def _failed(
+    number: int,
+    sent: int,
+    kind: str,
+    message: str,
+    *,
+    gone: bool = False,
+    busy: bool = False,
+) -> str:
     said = {
         "type": kind,
         "message": message[:_MESSAGE].encode(errors="replace").decode(),
         "gone": gone,
+        "busy": busy,
     }
     contents = encode(said, what="an error", limit=_REPORT)
     return seal("failed", number, sent, contents=contents)
@@ -126,8 +136,10 @@ class Serving:
             return
         handler = self._handlers.get(name)
         refusal = self._refusal(handler, name, window)
-        if handler is None or refusal:
-            letter = _failed(number, 0, "", refusal, gone=not self._life.is_open)
+        busy = "" if refusal or len(self._running) < _MOST else _BUSY.format(_MOST)
+        if handler is None or refusal or busy:
+            gone = not self._life.is_open
+            letter = _failed(number, 0, "", refusal or busy, gone=gone, busy=bool(busy))
             self._sender.post_soon(caller, letter)
             return
         one = _Running(caller, number, name, timeout)
@@ -138,7 +150,7 @@ class Serving:
         self._background.start_lasting(self._serve, one, handler, payload)
 
     def _refusal(self, handler: Handler | None, name: str, window: int) -> str:
-        """Return why a call cannot be carried out; empty: it can."""
+        """Return why a call cannot be carried out, were there room; empty: it can."""
         if not self._life.is_open:
             return "the registry is closing"
         if handler is None:
@@ -146,8 +158,6 @@ class Serving:
         if is_stream(handler) is not (window > 0):
             right, wrong = ("stream", "call") if is_stream(handler) else ("call", "stream")
             return f"the handler {name!r} is for workers.{right}(), not for workers.{wrong}()"
-        if len(self._running) >= _MOST:
-            return f"the worker is busy: it carries out {_MOST} calls"
         return ""
 
     def leave(self, caller: str, number: int) -> None:

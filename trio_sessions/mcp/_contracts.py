@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol
 
+from trio_sessions._settings import Settings
 from trio_sessions.abc import Transport
 from trio_sessions.inspection import SessionInfo, WorkerInfo
 from trio_sessions.types import LogEntry
@@ -21,6 +22,7 @@ __all__ = [
     "Stream",
     "Topics",
     "Workers",
+    "settings_of",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -131,6 +133,11 @@ class Registry(Protocol):
         ...
 
     @property
+    def _settings(self) -> Settings:
+        """The same, in numbers."""
+        ...
+
+    @property
     def workers(self) -> Workers:
         """The workers of the database."""
         ...
@@ -181,3 +188,8 @@ class Registry(Protocol):
     def touch(self, session_id: str) -> None:
         """Note that a session was heard of."""
         ...
+
+
+def settings_of(registry: Registry) -> Settings:
+    """Return what a registry was opened with."""
+    return registry._settings  # noqa: SLF001 -- of this package, and nothing that users need

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
+from trio_sessions._handlers import CallRefused
 from trio_sessions._logging import get_logger
 from trio_sessions.errors import (
     CallFailed,
@@ -19,7 +20,7 @@ from trio_sessions.errors import (
 from trio_sessions.mcp._asgi import answer_error, is_stream
 from trio_sessions.mcp._contracts import Receive, Registry, Scope, Send
 from trio_sessions.mcp._identity import UserStaysHere, user_of
-from trio_sessions.mcp._tunnel import PART, PART_BYTES, SERVE
+from trio_sessions.mcp._tunnel import PART, SERVE, part_bytes
 from trio_sessions.mcp._wire import Item, PackedRequest, pack_body
 
 __all__ = ["Exchange", "Forwarding", "Outcome"]
@@ -33,12 +34,15 @@ _PING = 15.0
 _FAILURES: tuple[tuple[type[Exception], int, str, int | None], ...] = (
     (TimeoutError, 504, "the worker that holds this session does not answer", None),
     (MessageTooLarge, 413, "the request is too large to be passed on", None),
+    (CallRefused, 503, "the worker that holds this session is busy", 1),
     (CallFailed, 502, "the worker that holds this session has failed", None),
     (SessionsError, 503, "the workers cannot reach each other now", 1),
     (UserStaysHere, 500, "the user of this request cannot be passed on", None),
     (ValueError, 502, "the worker that holds this session has answered nonsense", None),
 )
 """What is said to a client: the first that fits, its status, and when to come back, seconds."""
+_UNSURE = "the workers cannot reach each other now; the request may have been run"
+"""What is said instead of asking a client to come back with what must not be run twice."""
 
 
 @dataclass(slots=True)
@@ -52,7 +56,9 @@ class Exchange:
     body: bytes
     """All of it."""
     run: str
-    """Its name, if it must not be run twice; see `trio_sessions.mcp._runs`."""
+    """Its name, if the worker is to note that it begins; see `trio_sessions.mcp._runs`."""
+    is_once: bool
+    """It must not be run twice."""
 
 
 class Outcome(enum.Enum):
@@ -152,6 +158,7 @@ class Forwarding:
         self._timeout = timeout
         self._answer_timeout = math.inf if answer_timeout is None else answer_timeout
         self._ends = ends
+        self._part_bytes = part_bytes(registry)
 
     async def forward(self, to: str, exchange: Exchange) -> Outcome:
         """Pass a request on, and its answer back.
@@ -184,12 +191,13 @@ class Forwarding:
         scope.cancel()
 
     async def _pass_on(self, to: str, exchange: Exchange, answering: _Answering) -> Outcome:
-        was_asked = False
+        was_asked = may_run = False
         try:
             asked_at = anyio.current_time()
             # The other worker's beats say that it lives; this, that it has to answer, too.
             with anyio.CancelScope(deadline=asked_at + self._timeout) as patience:
                 request = await self._packed(to, exchange)
+                may_run = exchange.is_once  # the letter may have been left, whatever is said
                 workers = self._registry.workers
                 async with workers.stream(to, SERVE, request, timeout=self._timeout) as items:
                     was_asked = True
@@ -214,16 +222,18 @@ class Forwarding:
             await answering.finish()
         except (SessionsError, TimeoutError, ValueError) as exc:
             logger.warning("a request could not be passed on: %s", exc)
-            await self._fail(answering, exc)
+            await self._fail(answering, exc, may_run=may_run)
         return Outcome.ANSWERED
 
-    async def _fail(self, answering: _Answering, error: Exception) -> None:
+    async def _fail(self, answering: _Answering, error: Exception, *, may_run: bool) -> None:
         """Tell the client; one that has had a part of its answer is told by its end."""
         if answering.has_begun:
             await answering.finish()
             return
         for kind, status, message, retry_after in _FAILURES:
             if isinstance(error, kind):
+                if kind is SessionsError and may_run:
+                    status, message, retry_after = 502, _UNSURE, None
                 await answering.refuse(status, message, retry_after)
                 return
 
@@ -241,14 +251,14 @@ class Forwarding:
 
     async def _send_ahead(self, to: str, body: bytes) -> str:
         """Send a body that is too large for one letter; return its name, or an empty one."""
-        if len(body) <= PART_BYTES:
+        if len(body) <= self._part_bytes:
             return ""
         name = uuid.uuid4().hex
-        for at in range(0, len(body), PART_BYTES):
+        for at in range(0, len(body), self._part_bytes):
             part = {
                 "upload": name,
                 "at": at,
-                "body": pack_body(body[at : at + PART_BYTES]),
+                "body": pack_body(body[at : at + self._part_bytes]),
                 "timeout": self._timeout,
             }
             await self._registry.workers.call(to, PART, part, timeout=self._timeout)

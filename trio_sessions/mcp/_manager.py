@@ -28,7 +28,7 @@ class SdkSessions:
     def __init__(self, seat: Any) -> None:
         self._seat = seat
         self._prepared: Any = None
-        self._keeps_events = False
+        self._keeps_events = self._replays = False
 
     @property
     def manager(self) -> Any | None:
@@ -59,6 +59,7 @@ class SdkSessions:
         manager.asgi_app = Innermost(manager.asgi_app)
         store = manager.event_store
         kept = behind(store)
+        self._replays = store is not None
         self._keeps_events = isinstance(kept, SessionEventStore)
         if isinstance(kept, SessionEventStore) and kept is not store:
             kept.expect_prefixes()
@@ -80,6 +81,11 @@ class SdkSessions:
     def keeps_events(self) -> bool:
         """Whether what it says is kept by a `SessionEventStore`."""
         return self.manager is not None and self._keeps_events
+
+    @property
+    def replays(self) -> bool:
+        """Whether what it says is kept, by whatever event store."""
+        return self.manager is not None and self._replays
 
     @property
     def max_request_body_size(self) -> int:

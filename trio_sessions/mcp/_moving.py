@@ -1,14 +1,15 @@
 """What becomes of the sessions of a worker that ends: they move to the others."""
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import anyio
 
 from trio_sessions._logging import get_logger
-from trio_sessions.errors import SessionsError
+from trio_sessions.errors import MessageTooLarge, SessionsError
 from trio_sessions.inspection import WorkerState
-from trio_sessions.mcp._contracts import Registry
+from trio_sessions.mcp._contracts import Registry, settings_of
 from trio_sessions.mcp._held import HeldSession
 from trio_sessions.mcp._tunnel import ADOPT
 
@@ -17,6 +18,7 @@ __all__ = ["move_all"]
 logger = get_logger("trio_sessions.mcp")
 
 _LETTER = 20  # sessions in one letter
+_BESIDE = 1024  # bytes of a letter, beside them, and of a session beside its data
 _ANSWER = 4.0  # seconds for one letter: a server that ends is given some 15 for everything
 _LOOK = 0.05  # seconds between two looks whether requests have been answered
 
@@ -46,6 +48,7 @@ async def move_all(
     silent: set[str] = set()
     waiting = {one.session_id: one for one in sessions}
     moved = 0
+    most = settings_of(registry).max_message_bytes - _BESIDE
     deadline = anyio.current_time() + patience
     while waiting:
         is_late = anyio.current_time() >= deadline
@@ -56,7 +59,7 @@ async def move_all(
         if ready and not others:
             logger.warning("no other worker is there to take %d sessions over", len(ready))
             return moved
-        for i, batch in enumerate(_batches(ready)):
+        for i, batch in enumerate(_batches(ready, most)):
             turn = i % len(others)
             order = [one for one in others[turn:] + others[:turn] if one not in silent]
             moved += await _give(registry, batch, order, silent, server, timeout)
@@ -65,9 +68,19 @@ async def move_all(
     return moved
 
 
-def _batches(sessions: list[HeldSession]) -> Iterator[list[HeldSession]]:
-    for i in range(0, len(sessions), _LETTER):
-        yield sessions[i : i + _LETTER]
+def _batches(sessions: list[HeldSession], most: int) -> Iterator[list[HeldSession]]:
+    """Iterate over sessions, as many at a time as are in one letter, which has so many bytes."""
+    batch: list[HeldSession] = []
+    size = 0
+    for one in sessions:
+        more = len(json.dumps([one.session_id, one.owner, one.data])) + _BESIDE
+        if batch and (len(batch) >= _LETTER or size + more > most):
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += more
+    if batch:
+        yield batch
 
 
 async def _others(registry: Registry) -> list[str]:
@@ -107,6 +120,9 @@ async def _give(  # noqa: PLR0917 -- of this module only
         }
         try:
             taken = await registry.workers.call(to, ADOPT, payload, timeout=timeout)
+        except MessageTooLarge as exc:
+            logger.warning("a session is too large to be handed over: %s", exc)
+            break
         except (SessionsError, TimeoutError) as exc:
             logger.info("a worker does not take sessions over: %s", exc)
             silent.add(to)

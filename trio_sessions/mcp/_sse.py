@@ -30,7 +30,9 @@ from trio_sessions.mcp._asgi import (
     read_body,
 )
 from trio_sessions.mcp._contracts import App, Message, Receive, Registry, Scope, Send
+from trio_sessions.mcp._events import LOST
 from trio_sessions.mcp._forwarding import Exchange, Forwarding, Outcome
+from trio_sessions.mcp._runs import name_of
 from trio_sessions.mcp._sse_stream import Opening, SseStream, id_in
 from trio_sessions.mcp._wire import OWNER
 from trio_sessions.types import fingerprint
@@ -199,8 +201,13 @@ class SseSessions:
             return Outcome.UNHEARD
         body = await read_body(scope, receive, self._most())
         passed = {**scope, OWNER: self._owner(scope)}
-        exchange = Exchange(session_id, passed, receive, send, body, run="")
-        return await self._forwarding.forward(info.incarnation, exchange)
+        is_once = bool(name_of("POST", body))  # needs no note: it goes with its worker
+        exchange = Exchange(session_id, passed, receive, send, body, run="", is_once=is_once)
+        outcome = await self._forwarding.forward(info.incarnation, exchange)
+        if outcome is Outcome.UNKNOWN and is_once:  # as far as is known, too: it may go on
+            await answer_error(send, 502, LOST)
+            return Outcome.ANSWERED
+        return outcome
 
     async def serve(self, stream: SseStream, scope: Scope, receive: Receive, send: Send) -> None:
         """Take a post that has come to another worker."""

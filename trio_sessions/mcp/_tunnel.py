@@ -1,5 +1,6 @@
 """The end of the tunnel at the worker that holds a session: what other workers may call."""
 
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Protocol
@@ -10,13 +11,23 @@ import anyio.lowlevel
 from trio_sessions._handlers import Last
 from trio_sessions._logging import get_logger
 from trio_sessions.mcp._asgi import is_stream, once
-from trio_sessions.mcp._contracts import Message, Receive, Registry, Scope, Send
+from trio_sessions.mcp._contracts import Message, Receive, Registry, Scope, Send, settings_of
 from trio_sessions.mcp._held import HeldSession
 from trio_sessions.mcp._identity import USER
 from trio_sessions.mcp._sse_stream import SseStream
 from trio_sessions.mcp._wire import Item, PackedRequest, unpack_body
 
-__all__ = ["ADOPT", "PART", "PART_BYTES", "SERVE", "Host", "Tunnel", "handlers", "tunnel_of"]
+__all__ = [
+    "ADOPT",
+    "PART",
+    "PART_BYTES",
+    "SERVE",
+    "Host",
+    "Tunnel",
+    "handlers",
+    "part_bytes",
+    "tunnel_of",
+]
 
 logger = get_logger("trio_sessions.mcp")
 
@@ -25,7 +36,11 @@ PART = "trio_sessions.mcp.part"
 ADOPT = "trio_sessions.mcp.adopt"
 
 PART_BYTES = 131_072
-"""Of a body in one letter: JSON makes at most six of each, which is less than 1 MiB."""
+"""Of a body in one letter, at most."""
+_LEAST = 65_536
+"""Of ``max_message_bytes``."""
+_COMMENT = re.compile(rb": ping[^\r\n]*(\r\n\r\n|\n\n|\r\r)")
+"""A piece of a stream that says nothing."""
 _GATHER = 0.003
 """Seconds for which a piece of an answer waits for the next one: a short answer is one letter."""
 _GATHER_BEGINNING = 0.025
@@ -46,6 +61,11 @@ class Host(Protocol):
 
         None: answers begin at once, for they are streams.
         """
+        ...
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of a body in one letter; see `part_bytes`."""
         ...
 
     async def holds(self, session_id: str) -> HeldSession | SseStream | None:
@@ -107,7 +127,7 @@ class Tunnel:
             if held.has_moved.is_set():
                 yield Last(Item(is_elsewhere=True).pack())
                 return
-        answer = _Answer()
+        answer = _Answer(host.part_bytes)
         host.start(answer.produce, host, held, request, body)
         sign_after = host.sign_after if request.scope["method"] == "POST" else None
         try:
@@ -177,9 +197,14 @@ class _Upload:
 
 
 class _Answer:
-    """An answer of the application, on its way from the task that makes it to the stream."""
+    """An answer of the application, on its way from the task that makes it to the stream.
 
-    def __init__(self) -> None:
+    Args:
+        part_bytes: in one letter.
+    """
+
+    def __init__(self, part_bytes: int) -> None:
+        self._part_bytes = part_bytes
         self._is_taken = False
         """The application has asked for the request's body."""
         self._has_begun = anyio.Event()
@@ -188,6 +213,8 @@ class _Answer:
         """Who asked: nobody reads any more."""
         self._scope = anyio.CancelScope()
         self._is_stream = False
+        self._is_at_line = True
+        """What was said has come to the end of a line."""
         self._pieces = 0
         self._item = Item()
         """What has gathered."""
@@ -292,7 +319,7 @@ class _Answer:
         item, rest = self._item, self._rest
         if self._has_produced and self._is_stream:
             self._ends = True  # cut off, as by the end of its session: its client may resume it
-        while rest and (not item.body or len(item.body) + len(rest[0]) <= PART_BYTES):
+        while rest and (not item.body or len(item.body) + len(rest[0]) <= self._part_bytes):
             item.body += rest.popleft()
         item.is_last = self._ends and not rest
         if item.is_last or rest or self._has_produced:
@@ -311,8 +338,11 @@ class _Answer:
             body = message.get("body", b"")
             self._pieces += bool(body)
             # The worker at the other end sends comments of its own, to keep its client.
-            if not (self._is_stream and body.startswith(b": ping")):
-                self._rest += [body[i : i + PART_BYTES] for i in range(0, len(body), PART_BYTES)]
+            if not (self._is_stream and self._is_at_line and _COMMENT.fullmatch(body)):
+                size = self._part_bytes
+                self._rest += [body[i : i + size] for i in range(0, len(body), size)]
+                if body:
+                    self._is_at_line = body.endswith((b"\n", b"\r"))
             self._ends = not message.get("more_body", False)
 
 
@@ -324,6 +354,24 @@ def handlers() -> Mapping[str, Callable[..., Any]]:
     """
     tunnel = Tunnel()
     return {SERVE: tunnel.serve, PART: tunnel.part, ADOPT: tunnel.adopt}
+
+
+def part_bytes(registry: Registry) -> int:
+    """Return how many bytes of a body go in one letter.
+
+    JSON makes at most six of each, and the other two of eight are for the headers. A worker's own
+    setting counts, for the receiver of a letter takes one of any size.
+
+    Raises:
+        ValueError: there is too little room.
+    """
+    most = settings_of(registry).max_message_bytes
+    if most < _LEAST:
+        raise ValueError(
+            f"max_message_bytes of the registry must be {_LEAST} or more for requests to be passed "
+            f"on to other workers, not {most}"
+        )
+    return min(PART_BYTES, most // 8)
 
 
 def tunnel_of(registry: Registry) -> Tunnel:
