@@ -236,11 +236,11 @@ async def old_stream(fleet: Fleet, seen: Seen) -> None:
                         pass
                     how = "ended"
                 except httpx2.HTTPError as exc:
-                    how = f"broke: {exc!r}"
+                    how = f"broken off ({type(exc).__name__})"
         answer = await alice.post(url, json={"jsonrpc": "2.0", "id": 1, "method": "ping"})
     await fleet.wait(fleet.start())
     seen.note(
         how == "ended" and took < GRACE and answer.status_code == NOT_FOUND,
-        f"an old client's stream has {how} with its worker, {took:.1f} s; a post to it later is "
+        f"an old client's stream has {how} with its worker, {took:.1f} s; a post to it later: "
         f"{answer.status_code}",
     )

@@ -64,6 +64,8 @@ class Fleet:
     by_sockets: bool = False
     collect_after: int = 0
     workers: list[Worker] = field(default_factory=list)
+    log: Path | None = None
+    """The database server's, where there is one."""
     killed: int = 0
     """Workers that were ended by SIGKILL, and could tidy up nothing."""
 
@@ -71,11 +73,6 @@ class Fleet:
     def is_alone(self) -> bool:
         """Whether the SDK has no help."""
         return not self.url
-
-    @property
-    def is_on_postgresql(self) -> bool:
-        """Whether the workers share a PostgreSQL database."""
-        return self.url.startswith("postgresql")
 
     @property
     def ran(self) -> Path:

@@ -1,6 +1,8 @@
 """Clients that listen: to what changes, or in vain."""
 
-from contextlib import suppress
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import anyio
 import anyio.abc
@@ -12,12 +14,13 @@ from mcp.shared.exceptions import MCPError
 from mcp_check.common import Seen, begin, of
 from mcp_check.fleet import START, URL, Fleet, Worker, connect_without_session, raw
 
+_STATEMENT = re.compile(rb"LOG: +(?:statement|execute [^:]*): ")
 FEW = 2  # listeners, against which many are held
 LOOKS = 40  # whether all was heard, within SETTLE
 SETTLE = 2.0  # seconds after the last has begun to listen
-MORE = 1.0
-"""Transactions a second that many listeners may cost beyond what a few do. They are counted up to
-some seconds late; one for each session, in each interval of any kind, would be several a second."""
+MORE = 2.0
+"""Statements a second that many listeners may cost beyond what a few do: the pass of a minute falls
+into one of the two times, or not. One for each session and minute would be 3.3 a second."""
 
 
 async def subscribers(fleet: Fleet, seen: Seen, *, events: int) -> None:
@@ -75,18 +78,19 @@ async def idle(fleet: Fleet, seen: Seen, *, listeners: int, seconds: float) -> N
         listeners: how many.
         seconds: for which they all listen; a few do for half as long before.
     """
-    few = await _listen(fleet, seen, FEW, seconds / 2) if fleet.is_on_postgresql else None
-    many = await _listen(fleet, seen, listeners, seconds)
-    if few is not None and many is not None:
+    with _logged(fleet):
+        few = await _listen(fleet, seen, FEW, seconds / 2) if fleet.log is not None else 0.0
+        many = await _listen(fleet, seen, listeners, seconds)
+    if fleet.log is not None:
         seen.note(
             many <= few + MORE,
-            f"{listeners} idle listeners cost {many:.1f} transactions a second, {FEW} cost "
+            f"{listeners} idle listeners cost {many:.1f} statements a second, {FEW} cost "
             f"{few:.1f} (at most {MORE:g} more)",
         )
 
 
-async def _listen(fleet: Fleet, seen: Seen, listeners: int, seconds: float) -> float | None:
-    """Let so many listen, and return the transactions a second, where somebody counts them."""
+async def _listen(fleet: Fleet, seen: Seen, listeners: int, seconds: float) -> float:
+    """Let so many listen, and return the statements a second, where they are logged."""
     statuses: dict[int, int] = {}
     scopes: list[anyio.CancelScope] = []
     all_answered = anyio.Event()
@@ -113,17 +117,15 @@ async def _listen(fleet: Fleet, seen: Seen, listeners: int, seconds: float) -> f
             lasted += statuses[number] == httpx2.codes.OK and listening.cancelled_caught
             await http.delete(URL, headers=of(session_id))
 
-    rate = None
     async with anyio.create_task_group() as tasks:
         for number in range(listeners):
             tasks.start_soon(one, number)
         with anyio.move_on_after(START):
             await all_answered.wait()
         await anyio.sleep(SETTLE)
-        before = _transactions(fleet.url) if fleet.is_on_postgresql else 0
+        before = _statements(fleet)
         await anyio.sleep(seconds)
-        if fleet.is_on_postgresql:
-            rate = (_transactions(fleet.url) - before) / seconds
+        rate = (_statements(fleet) - before) / seconds
         for scope in scopes:
             scope.cancel()
     begun = sum(status == httpx2.codes.OK for status in statuses.values())
@@ -134,12 +136,26 @@ async def _listen(fleet: Fleet, seen: Seen, listeners: int, seconds: float) -> f
     return rate
 
 
-def _transactions(url: str) -> int:
-    """Return how many a PostgreSQL database has ended so far."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        asked = (
-            "SELECT xact_commit + xact_rollback FROM pg_stat_database "
-            "WHERE datname = current_database()"
-        )
-        return int(connection.exec_driver_sql(asked).scalar_one())
+def _statements(fleet: Fleet) -> int:
+    """Return how many statements the server has logged so far."""
+    return 0 if fleet.log is None else len(_STATEMENT.findall(fleet.log.read_bytes()))
+
+
+@contextmanager
+def _logged(fleet: Fleet) -> Iterator[None]:
+    """Let PostgreSQL log every statement. Its own counters may lag by ten seconds."""
+    if fleet.log is None:
+        yield
+        return
+    engine = sa.create_engine(fleet.url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+
+    def say(*statements: str) -> None:
+        with engine.connect() as connection:
+            for statement in (*statements, "SELECT pg_reload_conf()"):
+                connection.exec_driver_sql(statement)
+
+    say("ALTER SYSTEM SET log_statement = 'all'")
+    try:
+        yield
+    finally:
+        say("ALTER SYSTEM RESET log_statement")
