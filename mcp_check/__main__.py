@@ -94,9 +94,9 @@ def parse_options() -> tuple[argparse.Namespace, str]:
     add("--events", type=count, default=1000, help="of a stream that is replayed")
     add("--changes", type=count, default=20, help="that subscribers are told of")
     add("--listeners", type=count, default=200, help="that hear nothing")
-    add("--idle-seconds", type=positive, default=20.0, help="for which they do")
+    add("--idle-seconds", type=positive, default=15.0, help="for which they do")
     add("--within", type=positive, default=25.0, help="seconds after a death for all that is asked")
-    add("--patience", type=positive, default=300.0, help="seconds for one way")
+    add("--patience", type=positive, default=600.0, help="seconds for one way")
     options = parser.parse_args()
     said = " ".join(
         f"--{name.replace('_', '-')} {_quoted(value)}"

@@ -76,10 +76,10 @@ async def idle(fleet: Fleet, seen: Seen, *, listeners: int, seconds: float) -> N
         fleet: the workers.
         seen: what is seen.
         listeners: how many.
-        seconds: for which they all listen; a few do for half as long before.
+        seconds: for which they all listen; a few do for a third of that before.
     """
     with _logged(fleet):
-        few = await _listen(fleet, seen, FEW, seconds / 2) if fleet.log is not None else 0.0
+        few = await _listen(fleet, seen, FEW, seconds / 3) if fleet.log is not None else 0.0
         many = await _listen(fleet, seen, listeners, seconds)
     if fleet.log is not None:
         seen.note(
