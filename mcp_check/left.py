@@ -40,7 +40,7 @@ async def nothing_left(fleet: Fleet, seen: Seen, *, after: str) -> None:
     if not fleet.is_alone:
         text += f"; rows of sessions, and of workers that ended: {_words(rows)}"
     if fleet.killed:
-        text += f"; rows of {fleet.killed} killed: {of_the_killed}"
+        text += f"; of {fleet.killed} killed, until the lease ends: {of_the_killed}"
     seen.note(is_clean, text)
 
 
