@@ -78,7 +78,9 @@ def parse_options() -> tuple[argparse.Namespace, str]:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--ways", type=words, default=",".join(WAYS), help="of running workers, with commas between")
+    add(
+        "--ways", type=words, default=",".join(WAYS), help="of running workers, with commas between"
+    )
     add("--clients", type=count, default=6, help="that call by chance, and during a restart")
     add("--calls", type=count, default=20, help="of each client")
     add("--rounds", type=count, default=200, help="calls whose time is taken, one by one")

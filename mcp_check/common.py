@@ -43,12 +43,18 @@ class Seen:
     """Whether a promise was kept, and what was seen, in words."""
     times: dict[str, float] = field(default_factory=dict)
     """Seconds, each by the name of what they were taken of."""
+    targets: list[tuple[bool, str]] = field(default_factory=list)
+    """Those that need no other way to be judged."""
 
     def note(self, holds: bool, text: str) -> None:  # noqa: FBT001 -- a fact is true or not
         """Note a promise; the SDK alone makes none."""
         self.facts.append((holds, text))
         verdict = "ok  " if holds else "lost" if self.way == ALONE else "FAIL"
         print(f"{verdict} {self.way}: {text}", flush=True)
+
+    def aim(self, is_met: bool, text: str) -> None:  # noqa: FBT001 -- met or not
+        """Note a target, which is printed at the end, and may be missed."""
+        self.targets.append((is_met, text))
 
     def leave_out(self, text: str) -> None:
         """Note a case that was not run, and why."""

@@ -61,6 +61,8 @@ def targets(found: dict[str, Seen]) -> Iterator[tuple[bool | None, str]]:
                 text = f"{way}: {name}: {seen.times[name] * 1000:.1f} ms"
                 text += f" (target {most * 1000:g} ms)"
                 yield _judge(seen.times[name], most, text, way in judged)
+        for is_met, text in seen.targets:
+            yield is_met, f"{way}: {text}"
 
 
 def _judge(seen: float, most: float, text: str, is_judged: bool) -> tuple[bool | None, str]:  # noqa: FBT001

@@ -72,6 +72,7 @@ def test_the_exit_code_tells_promises_from_targets(
 
     async def run(way: str, *_: object) -> Seen:
         one = Seen(way)
+        one.aim(False, "something else")
         one.note(keeps and way != "alone", "something")
         one.times = {"replay of 1000 events": 1.0}
         return one
@@ -82,6 +83,7 @@ def test_the_exit_code_tells_promises_from_targets(
     assert check.main() == code
     printed = capsys.readouterr()
     assert ("slow postgresql with sockets: replay" in printed.out) == (SOCKETS in ways)
+    assert ("slow postgresql with sockets: something else" in printed.out) == (SOCKETS in ways)
     assert ("lost alone: something" in printed.out) == ("alone" in ways)
     assert ("nothing was run that promises anything" in printed.err) == (code == 2)
     assert printed.out.startswith(f"mcp_check --ways '{ways}'" if " " in ways else "mcp_check")
