@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import anyio
 import httpx2
 import mcp_types
+from mcp.client import Client
 from mcp.client.session import ClientSession
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
@@ -62,6 +64,15 @@ class Fleet:
     by_sockets: bool = False
     collect_after: int = 0
     workers: list[Worker] = field(default_factory=list)
+    log: Path | None = None
+    """The database server's, where there is one."""
+    killed: int = 0
+    """Workers that were ended by SIGKILL, and could tidy up nothing."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the SDK has no help."""
+        return not self.url
 
     @property
     def ran(self) -> Path:
@@ -118,6 +129,14 @@ class Fleet:
                 ticks += sum(map(int, stat.rpartition(")")[2].split()[11:13]))
         return ticks / os.sysconf("SC_CLK_TCK")
 
+    async def ask(self, path: str) -> list[dict[str, Any]]:
+        """Return what each worker answers to a question of `mcp_check.tools`."""
+        async with httpx2.AsyncClient(timeout=START) as http:
+            answers = [
+                await http.get(f"http://127.0.0.1:{worker.port}{path}") for worker in self.workers
+            ]
+        return [answer.raise_for_status().json() for answer in answers]
+
     def last_words(self) -> str:
         """Return the end of what the workers have logged."""
         text = (self.folder / "workers.log").read_text(errors="replace")
@@ -136,6 +155,7 @@ class Fleet:
             patience: seconds until it is killed.
         """
         self.workers.remove(worker)
+        self.killed += number == signal.SIGKILL
         await anyio.sleep(notice)
         began = time.monotonic()
         worker.process.send_signal(number)
@@ -236,3 +256,15 @@ async def connect_as_of_old(fleet: Fleet, user: str) -> AsyncIterator[ClientSess
     ):
         await session.initialize()
         yield session
+
+
+@asynccontextmanager
+async def connect_without_session(
+    fleet: Fleet, user: str = "alice", only: Worker | None = None
+) -> AsyncIterator[Client]:
+    """Open a client of the SDK's that speaks the protocol of 2026-07-28, which has no sessions."""
+    async with (
+        raw(fleet, user, only) as (http, _),
+        Client(streamable_http_client(URL, http_client=http), mode="2026-07-28") as client,
+    ):
+        yield client

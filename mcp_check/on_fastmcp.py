@@ -8,7 +8,7 @@ from fastmcp.server.auth import TokenVerifier
 from fastmcp.server.auth.auth import AccessToken
 from pydantic import BaseModel
 
-from mcp_check.tools import note
+from mcp_check.tools import note, routes
 from trio_sessions.mcp import SessionEventStore, SessionRouter
 
 __all__ = ["build"]
@@ -66,5 +66,5 @@ def build(registry: Any) -> Any:
     for tool in (add, add_many, echo, greet, slow):
         server.tool(tool)
     app = server.http_app(event_store=SessionEventStore(registry))
-    app.router.routes.extend(server.http_app(transport="sse").routes)
+    app.router.routes.extend([*server.http_app(transport="sse").routes, *routes()])
     return SessionRouter(app, registry)

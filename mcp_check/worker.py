@@ -1,6 +1,5 @@
 """One worker, as a process: ``python -m mcp_check.worker PORT``, with its settings in CHECK_*."""
 
-import gc
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import Context
 from pydantic import AnyHttpUrl, BaseModel
 
-from mcp_check.tools import note
+from mcp_check.tools import collect_after, note, routes
 from trio_sessions import aio, open_registry
 from trio_sessions.mcp import (
     RegistrySubscriptionBus,
@@ -85,9 +84,15 @@ def build(registry: Any) -> Any:
         await anyio.sleep(seconds)
         return f"done {name}"
 
+    @server.tool()
+    async def touch(uri: str, ctx: Context) -> str:
+        """Tell whoever listens that a resource has changed."""
+        await ctx.notify_resource_updated(uri)
+        return uri
+
     store = SessionEventStore(registry) if registry else None
     app = server.streamable_http_app(event_store=store)
-    app.router.routes.extend(server.sse_app().routes)  # for old clients
+    app.router.routes.extend([*server.sse_app().routes, *routes()])  # for old clients; for us
     return SessionRouter(app, registry) if registry else app
 
 
@@ -115,9 +120,7 @@ async def serve_on_trio(port: int, url: str) -> None:
 
 def main() -> None:
     """Serve."""
-    collect_after = int(os.environ["CHECK_COLLECT_AFTER"])
-    if collect_after:  # see docs/howto/mcp-workers.md, "Many sessions"
-        gc.set_threshold(collect_after)
+    collect_after(int(os.environ["CHECK_COLLECT_AFTER"]))
     port, url = int(sys.argv[1]), os.environ["CHECK_DATABASE_URL"]
     if os.environ["CHECK_SERVER"] == "hypercorn":
         trio.run(serve_on_trio, port, url)
