@@ -103,7 +103,7 @@ async def test_a_log_does_not_grow_without_end(
     shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest stay; an append that fails leaves its word to the next one."""
-    monkeypatch.setattr(logs_module, "_KEEP", 20)
+    monkeypatch.setattr(logs_module, "KEEP", 20)
     monkeypatch.setattr(logs_module, "_EVERY", 10)
     store = FaultyStore(shared.make_store())
     async with shared.open(store=store) as a, shared.open() as b:
