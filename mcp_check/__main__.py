@@ -201,7 +201,6 @@ async def run(way: str, fleet: Fleet, options: argparse.Namespace) -> Seen:
 def main() -> int:
     """Run the ways, print what was seen, which promises are broken and which targets missed."""
     options, said = parse_options()
-    logging.disable(logging.ERROR)  # clients tell of what is counted here
     print(f"mcp_check {said}".strip() + f", Python {platform.python_version()}", flush=True)
     found: dict[str, Seen] = {}
     for way in options.ways:
@@ -223,4 +222,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.ERROR)  # clients tell of what is counted here
     sys.exit(main())

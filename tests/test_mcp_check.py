@@ -1,6 +1,7 @@
 """What `make mcp-check` makes of what it has seen. The check itself is run by hand."""
 
 import contextlib
+import logging
 import sys
 
 import pytest
@@ -81,6 +82,7 @@ def test_the_exit_code_tells_promises_from_targets(
     monkeypatch.setattr(check, "surroundings", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(sys, "argv", ["mcp_check", "--ways", ways])
     assert check.main() == code
+    assert logging.root.manager.disable == 0, "who calls it goes on logging"
     printed = capsys.readouterr()
     assert ("slow postgresql with sockets: replay" in printed.out) == (SOCKETS in ways)
     assert ("slow postgresql with sockets: something else" in printed.out) == (SOCKETS in ways)
