@@ -191,7 +191,7 @@ def copy(project: Path, tmp_path: Path) -> Iterator[Copy]:
 def test_each_fault_meets_the_tests_of_its_lines(project: Path, tmp_path: Path, copy: Copy) -> None:
     """What is noticed, what survives, what hangs; what is known is not run again."""
     made = {one.mutation: one for one in make_mutants("trio_sessions/box.py", CODE)}
-    meeting = record(copy, tmp_path, postgresql=False)
+    meeting = record(copy, tmp_path, ["trio_sessions/box.py"], postgresql=False)
     assert list(meeting.seconds) == [
         "tests/test_box.py::test_a_box_is_full",
         "tests/test_box.py::test_a_box_keeps_two",

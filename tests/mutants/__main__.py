@@ -63,7 +63,7 @@ def main(
     call goes on there.
     """
     os.nice(10)
-    found = find_modules(modules)
+    found, every = find_modules(modules), find_modules(("", "/postgresql/"))
     needs_server = any("/postgresql/" in name for name in found)
     if needs_server and "TRIO_SESSIONS_TEST_POSTGRESQL_URL" not in os.environ:
         raise click.UsageError("name a server in TRIO_SESSIONS_TEST_POSTGRESQL_URL, for its tests")
@@ -81,7 +81,7 @@ def main(
             chosen = in_order(made, seed)[:most]
             if not only_known:
                 with console.status("recording which tests meet which lines, if that is not known"):
-                    meeting = record(copy, KEPT, postgresql=needs_server)
+                    meeting = record(copy, KEPT, every, postgresql=needs_server)
                 _run(Runner(copy, meeting, results, patience), chosen, budget * 60, console)
     except KeyboardInterrupt:
         console.print("stopped: the next call goes on here")

@@ -26,7 +26,7 @@ class Meeting:
     """What was recorded."""
 
     code: str = ""
-    """The digest of the package; lines of another one lie elsewhere."""
+    """The digest of the modules that can be mutated; lines of other ones lie elsewhere."""
     files: dict[str, str] = field(default_factory=dict)
     """The digests of the files of tests."""
     seconds: dict[str, float] = field(default_factory=dict)

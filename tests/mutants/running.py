@@ -221,11 +221,11 @@ class Copy:
         return found
 
 
-def record(copy: Copy, kept: Path, *, postgresql: bool) -> Meeting:
+def record(copy: Copy, kept: Path, modules: Iterable[str], *, postgresql: bool) -> Meeting:
     """Find out which tests meet which lines, of files of tests of which that is not known."""
     path = kept / "meeting.json"
     meeting = Meeting.load(path)
-    code = digest((copy.path / "trio_sessions").rglob("*.py")) + " postgresql" * postgresql
+    code = digest(copy.path / name for name in modules) + " postgresql" * postgresql
     if meeting.code != code:
         meeting = Meeting(code=code)
     files = {file: digest([copy.path / file]) for file in copy.files()}
