@@ -171,7 +171,10 @@ class MemoryBackdoor:
 
 class DatabaseBackdoor:
     def __init__(self, url: sa.URL) -> None:
-        self.engine = sa.create_engine(url, poolclass=sa.NullPool)
+        # A server takes longer to connect than to answer. A file may be exchanged for another.
+        kept: dict[str, Any] = {"pool_size": 1, "pool_pre_ping": True}
+        is_file = url.get_backend_name() == "sqlite"
+        self.engine = sa.create_engine(url, **({"poolclass": sa.NullPool} if is_file else kept))
         ours = tables("trio_")
         self.sessions = ours.sessions
         self.messages_table = ours.messages

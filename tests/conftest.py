@@ -7,7 +7,6 @@ import os
 import pkgutil
 import sys
 import tempfile
-import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -21,6 +20,7 @@ from backdoors import Backdoor, DatabaseBackdoor, MemoryBackdoor
 from compiled import share_compiled_statements
 from hosts import HOSTS, open_view, settle
 from hypothesis import settings
+from lending import Schemas, make_schema
 from presses import let_children_have_ctrl_c
 from proxy import Proxy, open_proxy
 from servers import Server, make_data, make_server
@@ -116,20 +116,22 @@ def administrator(postgresql_url: sa.URL) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-@contextlib.contextmanager
-def make_schema(administrator: sa.Engine) -> Iterator[sa.URL]:
-    schema = f"t_{uuid.uuid4().hex[:12]}"
-    with administrator.connect() as connection:
-        connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
-    try:
-        yield administrator.url.update_query_dict({"options": f"-csearch_path={schema}"})
-    finally:
-        with administrator.connect() as connection:
-            connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
+@pytest.fixture(scope="session")
+def schemas(administrator: sa.Engine) -> Iterator[Schemas]:
+    """Schemas that have our tables."""
+    with contextlib.closing(Schemas(administrator)) as schemas:
+        yield schemas
 
 
 @pytest.fixture
-def postgresql_schema(administrator: sa.Engine) -> Iterator[sa.URL]:
+def postgresql_schema(schemas: Schemas) -> Iterator[sa.URL]:
+    """The URL of a schema with our tables, in which there is nothing."""
+    with schemas.lend() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_schema(administrator: sa.Engine) -> Iterator[sa.URL]:
     """The URL of an empty schema, dropped afterwards."""
     with make_schema(administrator) as url:
         yield url
@@ -151,7 +153,7 @@ def server(empty_data: tuple[Path, Path]) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def module_schema(administrator: sa.Engine) -> Iterator[sa.URL]:
-    """The same, for tests that share what takes long to start."""
+    """The URL of an empty schema, for tests that share what takes long to start."""
     with make_schema(administrator) as url:
         yield url
 
@@ -285,7 +287,7 @@ def postgresql(postgresql_schema: sa.URL) -> Iterator[Shared]:
 
 @pytest.fixture
 async def proxy(postgresql_schema: sa.URL) -> AsyncIterator[Proxy]:
-    """A network in front of an empty schema that can be broken, and that counts."""
+    """A network in front of a schema that can be broken, and that counts."""
     async with open_proxy(postgresql_schema) as proxy:
         yield proxy
 

@@ -88,7 +88,7 @@ class Project:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
-    fixture = "sqlite_url" if request.param == "sqlite" else "postgresql_schema"
+    fixture = "sqlite_url" if request.param == "sqlite" else "empty_schema"
     database = Database(request.param, request.getfixturevalue(fixture))
     folder = tmp_path / "project"
     folder.mkdir()

@@ -89,11 +89,11 @@ def test_the_demo_succeeds_by_itself(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_demo_succeeds_on_postgresql(postgresql_schema: sa.URL) -> None:
+def test_the_demo_succeeds_on_postgresql(empty_schema: sa.URL) -> None:
     """It cuts real connections to it, and leaves no table behind."""
-    url = postgresql_schema.render_as_string(hide_password=False)
+    url = empty_schema.render_as_string(hide_password=False)
     assert_success(command("demo", "--sessions", "20", "--database-url", url), gone=8)
-    assert table_names(postgresql_schema) == []
+    assert table_names(empty_schema) == []
 
 
 def test_the_demo_leaves_the_tables_of_others_alone(sqlite_url: sa.URL) -> None:
@@ -120,7 +120,7 @@ def test_an_interrupted_demo_cleans_up(
     """Ctrl-C in the middle ends it with 130, one line, and nothing left behind."""
     more: list[str] = []
     if database == "postgresql":
-        schema = request.getfixturevalue("postgresql_schema")
+        schema = request.getfixturevalue("empty_schema")
         more = ["--database-url", schema.render_as_string(hide_password=False)]
     with subprocess.Popen(
         [sys.executable, "-X", "dev", *MODULE, "demo", "--sessions", "10", *more],

@@ -19,7 +19,7 @@ from trio_sessions.stores.database._versions import VERSION
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty(request: pytest.FixtureRequest) -> Iterator[Older]:
-    fixture = "sqlite_url" if request.param == "sqlite" else "postgresql_schema"
+    fixture = "sqlite_url" if request.param == "sqlite" else "empty_schema"
     empty = Older(request.param, request.getfixturevalue(fixture))
     yield empty
     empty.engine.dispose()

@@ -22,9 +22,9 @@ ALL = "SELECT, INSERT, UPDATE, DELETE"
 
 
 @pytest.fixture
-def server(postgresql_schema: sa.URL) -> Iterator[Database]:
+def server(empty_schema: sa.URL) -> Iterator[Database]:
     """A schema with our tables, as their owner sees it."""
-    server = Database("postgresql", postgresql_schema)
+    server = Database("postgresql", empty_schema)
     metadata().create_all(server.engine)
     yield server
     server.engine.dispose()
@@ -155,10 +155,10 @@ async def test_an_index_that_migrations_have_left_out(
     assert "is missing" not in caplog.text
 
 
-async def test_tables_that_the_role_may_not_create(postgresql_schema: sa.URL) -> None:
+async def test_tables_that_the_role_may_not_create(empty_schema: sa.URL) -> None:
     """The error says what to grant, and the same if it may not even see the schema."""
-    database = Database("postgresql", postgresql_schema)
-    with make_role(postgresql_schema) as url:
+    database = Database("postgresql", empty_schema)
+    with make_role(empty_schema) as url:
         said = await refusal(DatabaseStore(url))
         assert f"USAGE, CREATE ON SCHEMA ... TO {url.username}" in said
         name = schema(url)
@@ -369,10 +369,10 @@ async def test_an_opening_asks_all_of_it_by_one_statement(proxy: Proxy) -> None:
     assert len([one for one in proxy.round_trips if "row_security_active" in one]) == 1
 
 
-async def test_workers_wait_for_the_one_that_creates_the_tables(postgresql_schema: sa.URL) -> None:
+async def test_workers_wait_for_the_one_that_creates_the_tables(empty_schema: sa.URL) -> None:
     """For longer than for a row: on a busy server that one takes its time."""
-    engine = sa.create_engine(postgresql_schema)
-    store = DatabaseStore(postgresql_schema, lock_timeout=0.1)
+    engine = sa.create_engine(empty_schema)
+    store = DatabaseStore(empty_schema, lock_timeout=0.1)
     is_waiting = sa.text(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND "
         "database = (SELECT oid FROM pg_database WHERE datname = current_database())"

@@ -57,7 +57,7 @@ class Database:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest) -> Iterator[Database]:
-    fixture = "sqlite_url" if request.param == "sqlite" else "postgresql_schema"
+    fixture = "sqlite_url" if request.param == "sqlite" else "empty_schema"
     database = Database(request.param, request.getfixturevalue(fixture))
     yield database
     database.engine.dispose()
@@ -84,10 +84,10 @@ async def test_missing_tables_are_created_and_found_again(database: Database) ->
     assert second.changes.had_tables
 
 
-async def test_a_store_opens_in_a_few_round_trips(postgresql_schema: sa.URL) -> None:
+async def test_a_store_opens_in_a_few_round_trips(empty_schema: sa.URL) -> None:
     """All tables are looked at together; in front of a far server each statement costs."""
     asked: list[str] = []
-    engine = sa.create_engine(postgresql_schema)
+    engine = sa.create_engine(empty_schema)
     async with open_registry(DatabaseStore(engine)):
         pass
     sa.event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
@@ -341,9 +341,9 @@ async def test_a_table_of_our_name_that_is_not_ours(
     assert database.tables() == before
 
 
-async def test_moments_without_a_time_zone(postgresql_schema: sa.URL) -> None:
+async def test_moments_without_a_time_zone(empty_schema: sa.URL) -> None:
     """PostgreSQL would compare them by the time zone of each worker's connection."""
-    database = Database("postgresql", postgresql_schema)
+    database = Database("postgresql", empty_schema)
     moment = sa.Column("last_accessed", sa.TIMESTAMP(timezone=False), nullable=False)
     columns_of(metadata().tables["trio_sessions"], last_accessed=moment).create(database.engine)
     with pytest.raises(StoreSchemaError, match=r"'last_accessed'.*time zone"):
@@ -398,9 +398,9 @@ async def test_rows_from_elsewhere_need_two_columns(database: Database) -> None:
         assert await registry.locate_session("young") == registry.worker_id
 
 
-async def test_a_table_in_a_schema_out_of_sight(postgresql_schema: sa.URL) -> None:
+async def test_a_table_in_a_schema_out_of_sight(empty_schema: sa.URL) -> None:
     """A table of our name elsewhere than on the search path is none of our business."""
-    database = Database("postgresql", postgresql_schema)
+    database = Database("postgresql", empty_schema)
     with database.engine.connect() as connection:
         other = f"{connection.exec_driver_sql('SELECT current_schema()').scalar_one()}_other"
     database.execute(f"CREATE SCHEMA {other}", f"CREATE TABLE {other}.trio_sessions (x int)")

@@ -31,8 +31,8 @@ import sqlalchemy as sa
 import trio
 import trio.testing
 from backdoors import DatabaseBackdoor
-from conftest import make_schema
 from httpx_sse import connect_sse
+from lending import make_schema
 from soak import longer
 from trio_websocket import ConnectionClosed, open_websocket_url
 

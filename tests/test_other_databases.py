@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from conftest import Shared, make_schema, share_database, share_memory
+from conftest import Shared, share_database, share_memory
+from lending import make_schema
 from soak import longer
 from test_rewinds import add, names
 

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 import trio
-from conftest import make_schema
+from lending import make_schema
 from openings import open_at_once
 from proxy import Proxy
 from servers import make_database, make_role, make_standby, query, run_sql
@@ -42,7 +42,7 @@ def settings_of(engine: sa.Engine, *names: str) -> dict[str, Any]:
 # ---- what our own connections are ----
 
 
-async def test_our_own_connections_inherit_nothing(postgresql_schema: sa.URL) -> None:
+async def test_our_own_connections_inherit_nothing(empty_schema: sa.URL) -> None:
     """Role and URL say otherwise: what the promise rests on is ours, timeouts are the URL's."""
     ours = {
         "client_encoding": "UTF8",
@@ -56,8 +56,8 @@ async def test_our_own_connections_inherit_nothing(postgresql_schema: sa.URL) ->
         "row_security": "on",
         "default_transaction_isolation": "serializable",
     }
-    with make_role(postgresql_schema, *(f"{n} = '{v}'" for n, v in asked.items())) as url:
-        run_sql(postgresql_schema, f"GRANT ALL ON SCHEMA {schema(url)} TO {url.username}")
+    with make_role(empty_schema, *(f"{n} = '{v}'" for n, v in asked.items())) as url:
+        run_sql(empty_schema, f"GRANT ALL ON SCHEMA {schema(url)} TO {url.username}")
         options = " ".join(f"-c {name}={value}" for name, value in asked.items())
         store = DatabaseStore(
             url.update_query_dict(
@@ -222,11 +222,11 @@ async def test_timeouts_that_nobody_has_set(
 # ---- an engine that was handed in ----
 
 
-async def test_a_connection_of_yours_is_told_once(postgresql_schema: sa.URL) -> None:
+async def test_a_connection_of_yours_is_told_once(empty_schema: sa.URL) -> None:
     """Only the encoding, only where it is another one; all else stays what it was."""
     names = ("row_security", "statement_timeout", "lock_timeout", "transaction_isolation")
-    with make_role(postgresql_schema, "client_encoding = 'LATIN1'") as url:
-        run_sql(postgresql_schema, f"GRANT ALL ON SCHEMA {schema(url)} TO {url.username}")
+    with make_role(empty_schema, "client_encoding = 'LATIN1'") as url:
+        run_sql(empty_schema, f"GRANT ALL ON SCHEMA {schema(url)} TO {url.username}")
         engine = sa.create_engine(url, pool_size=1, max_overflow=0)
         statements: list[str] = []
         sa.event.listen(

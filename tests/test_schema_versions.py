@@ -43,7 +43,7 @@ class Older(Database):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def older(request: pytest.FixtureRequest) -> Iterator[Older]:
-    fixture = "sqlite_url" if request.param == "sqlite" else "postgresql_schema"
+    fixture = "sqlite_url" if request.param == "sqlite" else "empty_schema"
     older = Older(request.param, request.getfixturevalue(fixture))
     yield older
     older.engine.dispose()
@@ -102,12 +102,12 @@ async def test_an_older_schema_is_refused(older: Older, version: int | str) -> N
     assert older.tables() == before
 
 
-async def test_the_error_shows_no_password(postgresql_schema: sa.URL) -> None:
+async def test_the_error_shows_no_password(empty_schema: sa.URL) -> None:
     """And its command has the prefix, if that is another one."""
-    older = Older("postgresql", postgresql_schema)
+    older = Older("postgresql", empty_schema)
     prefixed = (KEPT / "postgresql-0.sql").read_text("utf-8").replace("trio_", "app_")
     older.execute(*(one for one in prefixed.split(";\n") if one.strip()))
-    with make_role(postgresql_schema) as url:
+    with make_role(empty_schema) as url:
         older.execute(
             f"GRANT USAGE, CREATE ON SCHEMA {schema(url)} TO {url.username}",
             f"GRANT ALL ON ALL TABLES IN SCHEMA {schema(url)} TO {url.username}",
@@ -360,9 +360,9 @@ async def test_stores_without_a_schema_have_nothing_to_migrate() -> None:
 # ---- how tables are stored ----
 
 
-async def test_rows_that_are_updated_have_room_in_their_page(postgresql_schema: sa.URL) -> None:
+async def test_rows_that_are_updated_have_room_in_their_page(empty_schema: sa.URL) -> None:
     """For HOT updates, also of tables that an upgrade has added; SQLAlchemy 2.0 cannot say it."""
-    older = Older("postgresql", postgresql_schema)
+    older = Older("postgresql", empty_schema)
     await open_and_add(DatabaseStore(older.url))
     with older.engine.connect() as connection:
         found = connection.exec_driver_sql(
@@ -373,9 +373,9 @@ async def test_rows_that_are_updated_have_room_in_their_page(postgresql_schema: 
     assert stored == {"trio_sessions": ["fillfactor=70"], "trio_workers": ["fillfactor=10"]}
 
 
-async def test_letters_wait_for_no_disk(postgresql_schema: sa.URL) -> None:
+async def test_letters_wait_for_no_disk(empty_schema: sa.URL) -> None:
     """A commit that has changed nothing but a table that is not logged is not synced."""
-    older = Older("postgresql", postgresql_schema)
+    older = Older("postgresql", empty_schema)
     await open_and_add(DatabaseStore(older.url))
     with older.engine.connect() as connection:
         found = connection.exec_driver_sql(
