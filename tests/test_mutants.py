@@ -143,9 +143,21 @@ def test_the_first_of_the_order_are_a_sample_of_each_module() -> None:
     assert order == in_order(reversed(made), 1) != in_order(made, 2)
 
 
+def test_what_is_set_is_looked_for_where_it_is_read() -> None:
+    """The test that reads the attribute is first, though it takes longer and meets no more."""
+    text = "def f(me):\n    me.seen = 0\n\ndef g(me):\n    a(me.seen)\n\ndef h(me):\n    b()\n"
+    [mutant] = [one for one in make_mutants("one.py", text) if "=> me.seen = 1" in one.mutation]
+    seconds = {"t.py::sets": 0.1, "t.py::reads": 2.0, "t.py::other": 0.2}
+    meeting = Meeting(files={"t.py": "as it is"}, seconds=seconds)
+    meeting.lines = {
+        "one.py": {2: [*seconds], 5: ["t.py::reads"], 8: ["t.py::other"]},
+    }
+    assert meeting.tests(mutant, patience=0.1) == ["t.py::reads"]
+
+
 def test_the_tests_of_a_line_are_the_quick_and_close_ones_first(tmp_path: Path) -> None:
     """Up to the patience, those with a server last; what is kept is read as it was."""
-    [mutant] = make_mutants("one.py", "def f():\n    break\n")
+    [mutant] = make_mutants("one.py", "def f():\n    break\n\n\nx = y\n")
     meeting = Meeting(
         files={"tests/test_a.py": "as it is"},
         seconds={f"tests/test_a.py::{name}": 1.0 for name in ("wide", "close", "far", "pg")}

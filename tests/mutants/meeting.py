@@ -1,6 +1,7 @@
 """Which tests meet which lines, and how long they take: recorded once, outside of git."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -85,15 +86,16 @@ class Meeting:
 
         The fastest are first, and of these the ones that meet little else, and of the module what
         few others meet: they look more closely than those for which the line is one of many.
-        Whoever makes a store meets each statement where it is made; who uses it, meets more. Those
-        that need a server are last. A line that runs at the import is met by whoever meets the
-        module.
+        Whoever makes a store meets each statement where it is made; who uses it, meets more. Most
+        of all count other lines with names of the fault's, which few lines have: what an attribute
+        is set to is noticed where it is read. Those that need a server are last. A line that runs
+        at the import is met by whoever meets the module.
         """
         lines = self.lines.get(mutant.module, {})
         met = {test for line in mutant.lines for test in lines.get(line, ())}
         if not met and not mutant.in_function:
             met = {test for tests in lines.values() for test in tests}
-        postgresql, close = set(self.postgresql), _closeness(lines.values())
+        postgresql, close = set(self.postgresql), _closeness(lines, _kinship(mutant))
         ordered = sorted(
             met, key=lambda one: (one in postgresql, self._costs[one] / close[one], one)
         )
@@ -121,10 +123,22 @@ class Meeting:
         return {test: 10 + 10 * self.seconds.get(test, 30.0) for test in tests}
 
 
-def _closeness(lines: Iterable[list[str]]) -> Mapping[str, float]:
+def _closeness(lines: Mapping[int, list[str]], kinship: Mapping[int, float]) -> Mapping[str, float]:
     """Return how much each test meets of a module; a line counts less, the more tests meet it."""
     found = defaultdict[str, float](float)
-    for tests in lines:
+    for line, tests in lines.items():
         for test in tests:
-            found[test] += 1 / len(tests)
+            found[test] += (0.02 + kinship.get(line, 0.0)) / len(tests)
     return found
+
+
+def _kinship(mutant: Mutant) -> Mapping[int, float]:
+    """Return how many names each other line shares with the fault; one counts less, the more have it."""
+    names = [set(re.findall(r"[A-Za-z_]\w+", line)) for line in mutant.source.splitlines()]
+    have = Counter(chain.from_iterable(names))
+    own = set[str]().union(*(names[line - 1] for line in mutant.lines if line <= len(names)))
+    return {
+        line: sum(1 / have[name] for name in own & found)
+        for line, found in enumerate(names, start=1)
+        if line not in mutant.lines
+    }
