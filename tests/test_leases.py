@@ -9,6 +9,10 @@ from backdoors import DatabaseBackdoor, MemoryBackdoor
 from conftest import Shared
 from witnesses import open_witnessed
 
+from trio_sessions.abc import Worker
+from trio_sessions.inspection import WorkerState
+from trio_sessions.stores.memory._workers import Workers
+from trio_sessions.types import Presence
 from trio_sessions.writes import Verdict
 
 
@@ -222,3 +226,19 @@ async def test_a_refused_batch_says_what_the_clock_says(shared: Shared) -> None:
         assert before is not None
         assert committed.clock is not None
         assert before <= committed.clock < before + 40.0
+
+
+def test_a_gap_as_long_as_may_be_breaks_no_series() -> None:
+    """Two fifths of the longest TTL; a worker that lapsed within the series is gone."""
+    presence = Presence(session_ttl=100.0, cleanup_interval=50.0, stamp_interval=5.0, version="1")
+    dead, alive = (
+        Worker(worker_id=name, incarnation=name, limiter=trio.CapacityLimiter(1))
+        for name in ("dead", "alive")
+    )
+    workers = Workers()
+    for one in dead, alive:
+        workers.begin(one, "h", presence, 0.0, after=None)
+    for moment in (0.0, 40.0, 80.0, 120.0):
+        workers.vouch(moment, 100.0, 40.0)
+    assert workers.state(dead.incarnation, 160.0) is WorkerState.GONE
+    assert workers.state(dead.incarnation, 160.5) is WorkerState.LATE, "who could have stamped?"

@@ -1,6 +1,8 @@
 """What a pass concludes at its edges, each as a promise of its own."""
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import trio
@@ -96,6 +98,56 @@ async def test_where_one_row_takes_for_ever_nobody_is_swept() -> None:
         assert (await registry.cleanup()).refresh_failures.keys() == {"s3"}
         assert (store.calls["sweep"], store.calls["stamp"]) == (0, 1)
         assert registry.statistics().incomplete_passes == 1
+
+
+class TakenLongAgo(OneTakesForEver):
+    """Others hold all rows, and have since before the sessions came here."""
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
+        answers = await super().refresh(worker, session_ids)
+        ages = dict.fromkeys(answers.held, 3600.0)
+        return replace(answers, held=frozenset(), taken_over=answers.held, taken_ago=ages)
+
+
+async def test_halves_are_told_since_when_others_hold_their_rows() -> None:
+    """Else such an old row would be the mark of a newer connection, which the brake lets pass."""
+    async with open_registry(TakenLongAgo(MemoryStore())) as registry:
+        for number in range(16):
+            await registry.add_session(f"s{number}", FakeTransport())
+        report = await registry.cleanup()
+        assert report.missing == ()
+        assert sorted(report.held) == sorted(f"s{n}" for n in range(16) if n != 3)
+
+
+@pytest.mark.parametrize("what", ["disconnected", "missing", "swept"])
+async def test_each_of_what_a_pass_removes_is_told(
+    what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That there was nothing of the others keeps it from nobody; without any, nothing is told."""
+    caplog.set_level(logging.INFO)
+    store = MemoryStore()
+    transport = FakeTransport()
+
+    def told() -> list[str]:
+        return [one for one in caplog.messages if one.startswith("removed ")]
+
+    async with open_registry(store, session_ttl=20.0, cleanup_interval=10.0) as registry:
+        await registry.add_session("s", transport)
+        await registry.cleanup()
+        assert told() == []
+        if what == "disconnected":
+            transport.state = "closed"
+        elif what == "missing":
+            MemoryBackdoor(store).delete("s")
+        else:
+            MemoryBackdoor(store).insert("stray", "nobody", age=1000.0)
+            store._workers._unbroken_since -= 1000.0
+        report = await registry.cleanup()
+        counts = (len(report.disconnected), len(report.missing), report.expired)
+        assert sum(counts) == 1
+        assert told() == [
+            "removed {} disconnected and {} missing sessions, swept {} expired rows".format(*counts)
+        ]
 
 
 class WrittenAnewMeanwhile(FaultyStore):

@@ -296,6 +296,19 @@ def test_what_was_under_way_beside_it_may_have_taken_its_beat() -> None:
     assert witness.fate(before, departed) is Fate.PERHAPS_THERE
 
 
+def test_who_was_under_way_when_it_was_given_up_says_nothing_of_it() -> None:
+    """The last that had departed by then may have overtaken it: it may come still."""
+    witness = steady()
+    before = witness.account()
+    lost, later = witness.depart(), witness.depart()
+    witness.lose(lost)
+    departed = witness.departed
+    witness.land(later, stamp(2))
+    assert witness.fate(before, departed) is Fate.UNKNOWN
+    witness.land(witness.depart(), stamp(3))
+    assert witness.fate(before, departed) is Fate.NOT_THERE
+
+
 def test_in_another_history_nobody_knows_what_became_of_it() -> None:
     witness = steady()
     before = witness.account()

@@ -133,7 +133,7 @@ def _closeness(lines: Mapping[int, list[str]], kinship: Mapping[int, float]) -> 
 
 
 def _kinship(mutant: Mutant) -> Mapping[int, float]:
-    """Return how many names each other line shares with the fault; one counts less, the more have it."""
+    """Return what each other line shares with the fault: names count less, the more have them."""
     names = [set(re.findall(r"[A-Za-z_]\w+", line)) for line in mutant.source.splitlines()]
     have = Counter(chain.from_iterable(names))
     own = set[str]().union(*(names[line - 1] for line in mutant.lines if line <= len(names)))
