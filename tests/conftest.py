@@ -5,6 +5,8 @@ import gc
 import importlib
 import os
 import pkgutil
+import shutil
+import sqlite3
 import sys
 import tempfile
 import warnings
@@ -31,6 +33,7 @@ import trio_sessions
 from trio_sessions import SessionRegistry, open_registry
 from trio_sessions.abc import SessionStore
 from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database._script import schema_script
 from trio_sessions.stores.memory import MemoryStore
 
 # The gate tries the same examples each time, and does not fail by chance; the soak tries new ones.
@@ -160,7 +163,28 @@ def module_schema(administrator: sa.Engine) -> Iterator[sa.URL]:
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> sa.URL:
+    """The URL of a file that is not there."""
     return sa.make_url(f"sqlite:///{tmp_path / 'sessions.db'}")
+
+
+@pytest.fixture(scope="session")
+def file_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of SQLite with our tables."""
+    path = tmp_path_factory.mktemp("sqlite") / "tables.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(
+            "\n".join(schema_script(f"sqlite:///{path}", table_prefix="trio_"))
+        )
+    return path
+
+
+@pytest.fixture
+def sqlite_file(sqlite_url: sa.URL, file_with_tables: Path) -> sa.URL:
+    """The URL of a file with our tables, in which there is nothing: to create them takes longer."""
+    assert sqlite_url.database is not None
+    shutil.copyfile(file_with_tables, sqlite_url.database)
+    return sqlite_url
 
 
 @pytest.fixture
@@ -249,7 +273,7 @@ def open_shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
     if store == "memory":
         context = share_memory()
     elif store == "sqlite":
-        context = share_database("sqlite", request.getfixturevalue("sqlite_url"))
+        context = share_database("sqlite", request.getfixturevalue("sqlite_file"))
     else:
         context = share_database("postgresql", request.getfixturevalue("postgresql_schema"))
     with context as shared:
@@ -273,7 +297,7 @@ def everywhere(request: pytest.FixtureRequest) -> Iterator[Shared]:
 def database(request: pytest.FixtureRequest) -> Iterator[Shared]:
     """A database that workers share: SQLite and PostgreSQL."""
     url = request.getfixturevalue(
-        "sqlite_url" if request.param == "sqlite" else "postgresql_schema"
+        "sqlite_file" if request.param == "sqlite" else "postgresql_schema"
     )
     with share_database(request.param, url) as shared:
         yield shared
@@ -293,6 +317,6 @@ async def proxy(postgresql_schema: sa.URL) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-def sqlite(sqlite_url: sa.URL) -> Iterator[Shared]:
-    with share_database("sqlite", sqlite_url) as shared:
+def sqlite(sqlite_file: sa.URL) -> Iterator[Shared]:
+    with share_database("sqlite", sqlite_file) as shared:
         yield shared
