@@ -49,6 +49,19 @@ def take_all(inbox: Inbox, now: float = 0.0) -> list[str]:
     return taken
 
 
+# ---- what is taken ----
+
+
+def test_what_is_full_takes_nothing_more() -> None:
+    """To the last byte; what is sent then waits in the store."""
+    inbox = make_inbox()
+    fill(inbox)
+    assert inbox.accept("x" * (SIZE - 10), 0.0)
+    assert inbox.accept("y" * 10, 0.0)
+    assert not inbox.accept("z", 0.0)
+    assert [len(one) for one in take_all(inbox)] == [SIZE - 10, 10]
+
+
 # ---- what is fetched ----
 
 
