@@ -150,6 +150,26 @@ async def test_each_of_what_a_pass_removes_is_told(
         ]
 
 
+async def test_a_database_that_went_back_and_then_away_costs_nobody_the_session(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The pass says so, judges nobody and sweeps nothing; the next one writes the rows anew."""
+    memory = MemoryStore()
+    store = FaultyStore(memory)
+    async with open_registry(store) as registry:
+        await registry.add_session("s", FakeTransport())
+        MemoryBackdoor(memory).forget_workers()
+        MemoryBackdoor(memory).delete("s")
+        store.fail(Fault.FAILS, "begin")
+        store.calls.clear()
+        report = await registry.cleanup()
+        assert (report.missing, report.restored, store.calls["sweep"]) == ((), (), 0)
+        assert "the database went back, and cannot be reached now" in caplog.text
+        assert registry.statistics().incomplete_passes == 1
+        store.heal()
+        assert (await registry.cleanup()).restored == ("s",)
+
+
 class WrittenAnewMeanwhile(FaultyStore):
     """Refreshes one row at a time, and lets what is missing be written before that is answered."""
 

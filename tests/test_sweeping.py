@@ -1,5 +1,6 @@
 """How much a sweep asks for at once, and for how long it goes on."""
 
+import logging
 from typing import Any, cast
 
 import pytest
@@ -51,17 +52,21 @@ async def test_it_goes_on_until_nothing_is_left(autojump_clock: MockClock) -> No
 
 
 async def test_a_backlog_does_not_keep_the_next_pass_from_its_beginning(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A quarter of the interval is what it gets; then it says that something is left."""
+    caplog.set_level(logging.INFO)
     backlog = Backlog(pieces=1000, takes=INTERVAL / 20)
     sweeper = make_sweeper(backlog)
     assert await sweeper.sweep() == 10
     assert trio.current_time() == INTERVAL / 4
     assert not sweeper.finished
+    told = ["more has expired than there is time for, the next pass goes on"]
+    assert caplog.messages == told
     backlog.pieces = 1
     await sweeper.sweep()
     assert sweeper.finished
+    assert caplog.messages == told, "all has its time"
 
 
 @pytest.mark.parametrize("error", [OperationTooLong("too long"), StoreUnavailable("cut off")])
