@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import trio
-from proxy import Proxy
+from proxy import Proxy, open_proxy
 from servers import make_database, make_role, run_sql
 from test_database_schema import Database, columns_of, open_and_add
 from test_postgresql_sessions import schema
@@ -397,15 +397,15 @@ async def test_workers_wait_for_the_one_that_creates_the_tables(empty_schema: sa
     assert opened.is_set()
 
 
-async def test_an_opening_that_is_cut_off_while_it_creates_the_tables(proxy: Proxy) -> None:
+async def test_an_opening_that_is_cut_off_while_it_creates_the_tables(empty_schema: sa.URL) -> None:
     """It is an outage like any other."""
 
     async def fall_silent() -> None:
         await proxy.wait_until(lambda: "pg_advisory_xact_lock" in "".join(proxy.round_trips))
         proxy.fall_silent()
 
-    store = DatabaseStore(proxy.url, operation_timeout=2, lock_timeout=1)
-    async with trio.open_nursery() as nursery:
+    async with open_proxy(empty_schema) as proxy, trio.open_nursery() as nursery:
+        store = DatabaseStore(proxy.url, operation_timeout=2, lock_timeout=1)
         nursery.start_soon(fall_silent)
         with pytest.raises(StoreUnavailable, match="cut off"):
             async with open_registry(store):

@@ -62,11 +62,11 @@ async def test_it_writes_nothing_on_postgresql(postgresql: Shared) -> None:
 
 @pytest.mark.parametrize("missing", sorted(tables("trio_").metadata.tables))
 async def test_it_survives_any_table_that_is_missing(
-    missing: str, sqlite_url: sa.URL, postgresql_schema: sa.URL
+    missing: str, sqlite_url: sa.URL, empty_schema: sa.URL
 ) -> None:
     """It is named, and whatever needs it is not looked at; the rest is."""
-    for url in (sqlite_url, postgresql_schema):
-        cascade = " CASCADE" if url is postgresql_schema else ""
+    for url in (sqlite_url, empty_schema):
+        cascade = " CASCADE" if url is empty_schema else ""
         run_sql(make_tables(url), f"DROP TABLE {missing}{cascade}")
         found = await look(url)
         [failed] = [one for one in found if one.level is Level.FAIL]
@@ -171,9 +171,9 @@ async def test_it_finds_what_is_wrong_with_tables_and_workers(
     level: Level,
     says: str,
     todo: str,
-    postgresql_schema: sa.URL,
+    empty_schema: sa.URL,
 ) -> None:
-    url = make_tables(postgresql_schema)
+    url = make_tables(empty_schema)
     with make_role(url) as role:
         run_sql(
             url,
@@ -197,9 +197,9 @@ def schema_of(url: sa.URL) -> str:
     ],
 )
 async def test_it_finds_rights_that_are_missing(
-    grant: str, says: str, postgresql_schema: sa.URL
+    grant: str, says: str, empty_schema: sa.URL
 ) -> None:
-    url = make_tables(postgresql_schema)
+    url = make_tables(empty_schema)
     with make_role(url) as role:
         others = ", ".join(tables("trio_").metadata.tables.keys() - {"trio_messages"})
         run_sql(
@@ -219,9 +219,9 @@ async def test_it_finds_rights_that_are_missing(
     ],
 )
 async def test_it_finds_what_the_role_inherits(
-    setting: str, check: str, level: Level, todo: str, postgresql_schema: sa.URL
+    setting: str, check: str, level: Level, todo: str, empty_schema: sa.URL
 ) -> None:
-    url = make_tables(postgresql_schema)
+    url = make_tables(empty_schema)
     with make_role(url, setting) as role:
         run_sql(url, f"ALTER ROLE {role.username} SUPERUSER")
         found = await look(role)
@@ -237,9 +237,9 @@ async def test_it_finds_an_encoding_that_cannot_carry_every_id(postgresql_url: s
         only(found, "encoding", Level.WARN, says="LATIN1", todo="UTF8")
 
 
-async def test_it_finds_too_few_connections(postgresql_schema: sa.URL) -> None:
+async def test_it_finds_too_few_connections(empty_schema: sa.URL) -> None:
     """Of the role here; a larger limiter finds the server's."""
-    url = make_tables(postgresql_schema)
+    url = make_tables(empty_schema)
     only(
         await look(url, max_concurrent=5000),
         "connections", Level.FAIL, says="the server allows", todo="max_connections",
@@ -265,15 +265,15 @@ async def test_it_finds_too_few_connections(postgresql_schema: sa.URL) -> None:
         )  # fmt: skip
 
 
-async def test_it_finds_a_clock_that_differs(postgresql_schema: sa.URL) -> None:
-    url = make_tables(postgresql_schema)
+async def test_it_finds_a_clock_that_differs(empty_schema: sa.URL) -> None:
+    url = make_tables(empty_schema)
     found = await look(url, host_clock=lambda: time.time() - 3600)
     only(found, "clock", Level.WARN, says="ahead of this host's", todo="NTP")
 
 
-async def test_it_finds_updates_that_are_not_hot(postgresql_schema: sa.URL) -> None:
+async def test_it_finds_updates_that_are_not_hot(empty_schema: sa.URL) -> None:
     """By the server's own count, whatever the reason."""
-    url = make_tables(postgresql_schema)
+    url = make_tables(empty_schema)
     insert = "INSERT INTO trio_sessions (session_id, worker_id) VALUES ('a', 'w')"
     of_the_owner = "UPDATE trio_sessions SET owner = owner || 'x'"
     run_sql(url, insert, "UPDATE trio_sessions SET owner = 'o'")
@@ -290,8 +290,8 @@ async def test_it_finds_updates_that_are_not_hot(postgresql_schema: sa.URL) -> N
     only(found, "hot updates", Level.WARN, says="of trio_sessions were HOT", todo="fillfactor")
 
 
-async def test_it_finds_a_transaction_that_stays_open(postgresql_schema: sa.URL) -> None:
-    url = make_tables(postgresql_schema)
+async def test_it_finds_a_transaction_that_stays_open(empty_schema: sa.URL) -> None:
+    url = make_tables(empty_schema)
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT pg_sleep(0.05)")
@@ -301,9 +301,9 @@ async def test_it_finds_a_transaction_that_stays_open(postgresql_schema: sa.URL)
     only(mine, "transactions", Level.WARN, says="is open for", todo=f"pg_terminate_backend({pid})")
 
 
-async def test_it_finds_a_queue_that_fills(postgresql_schema: sa.URL) -> None:
+async def test_it_finds_a_queue_that_fills(empty_schema: sa.URL) -> None:
     """Who listens and does not end its transaction keeps all that was said since."""
-    url = make_tables(postgresql_schema)
+    url = make_tables(empty_schema)
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.exec_driver_sql("LISTEN a")
@@ -332,9 +332,9 @@ async def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
         only(await look(url), "connection", Level.FAIL, says="timeout", todo="--database-url")
 
 
-async def test_a_table_that_is_locked_costs_a_moment(postgresql_schema: sa.URL) -> None:
+async def test_a_table_that_is_locked_costs_a_moment(empty_schema: sa.URL) -> None:
     """Who needs it says so; the others are not kept."""
-    url = make_tables(postgresql_schema)
+    url = make_tables(empty_schema)
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.exec_driver_sql("LOCK TABLE trio_workers IN ACCESS EXCLUSIVE MODE")
@@ -438,11 +438,11 @@ def test_the_exit_code_says_whether_something_fails(
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_narrow_terminal_shows_all_of_it(
     width: int,
-    postgresql_schema: sa.URL,
+    empty_schema: sa.URL,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert doctor(url=postgresql_schema, monkeypatch=monkeypatch, width=width) == 1
+    assert doctor(url=empty_schema, monkeypatch=monkeypatch, width=width) == 1
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= width
     assert "…" not in out
