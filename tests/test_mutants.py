@@ -167,7 +167,7 @@ def test_the_tests_of_a_line_are_the_quick_and_close_ones_first(tmp_path: Path) 
     wide, close, far, pg, slow = meeting.seconds
     meeting.lines = {"one.py": {2: [slow, pg, wide, close]}, "two.py": {1: [far, wide]}}
     assert meeting.tests(mutant, patience=60.0) == [close, wide, slow, pg]
-    assert meeting.tests(mutant, patience=2.0) == [close, wide]
+    assert meeting.tests(mutant, patience=2.0) == [close, wide, pg], "those have as long again"
     assert meeting.tests(mutant, patience=0.1) == [close], "one at least"
     meeting.lines["one.py"][3] = [wide]
     meeting.lines["one.py"][4] = [wide]

@@ -64,8 +64,8 @@ def main(
     """
     os.nice(10)
     found, every = find_modules(modules), find_modules(("", "/postgresql/"))
-    needs_server = any("/postgresql/" in name for name in found)
-    if needs_server and "TRIO_SESSIONS_TEST_POSTGRESQL_URL" not in os.environ:
+    has_server = "TRIO_SESSIONS_TEST_POSTGRESQL_URL" in os.environ
+    if any("/postgresql/" in name for name in found) and not has_server:
         raise click.UsageError("name a server in TRIO_SESSIONS_TEST_POSTGRESQL_URL, for its tests")
     KEPT.mkdir(exist_ok=True)
     console = Console()
@@ -81,7 +81,7 @@ def main(
             chosen = in_order(made, seed)[:most]
             if not only_known:
                 with console.status("recording which tests meet which lines, if that is not known"):
-                    meeting = record(copy, KEPT, every, postgresql=needs_server)
+                    meeting = record(copy, KEPT, every, postgresql=has_server)
                 _run(Runner(copy, meeting, results, patience), chosen, budget * 60, console)
     except KeyboardInterrupt:
         console.print("stopped: the next call goes on here")

@@ -14,7 +14,10 @@ from coverage import CoverageData
 
 from mutants.making import Mutant
 
-__all__ = ["Meeting", "digest"]
+__all__ = ["WITH_POSTGRESQL", "Meeting", "digest"]
+
+WITH_POSTGRESQL = " and PostgreSQL"
+"""What is added to the digest of a file whose tests that need a server were recorded, too."""
 
 
 def digest(paths: Iterable[Path]) -> str:
@@ -84,12 +87,14 @@ class Meeting:
     def tests(self, mutant: Mutant, *, patience: float) -> list[str]:
         """Return the tests that meet the lines of a mutant, up to so many seconds in all.
 
+        And up to as many of those that need a server, which come last.
+
         The fastest are first, and of these the ones that meet little else, and of the module what
         few others meet: they look more closely than those for which the line is one of many.
         Whoever makes a store meets each statement where it is made; who uses it, meets more. Most
         of all count other lines with names of the fault's, which few lines have: what an attribute
-        is set to is noticed where it is read. Those that need a server are last. A line that runs
-        at the import is met by whoever meets the module.
+        is set to is noticed where it is read; first of all those of what was changed. A line that
+        runs at the import is met by whoever meets the module.
         """
         lines = self.lines.get(mutant.module, {})
         met = {test for line in mutant.lines for test in lines.get(line, ())}
@@ -99,12 +104,11 @@ class Meeting:
         ordered = sorted(
             met, key=lambda one: (one in postgresql, self._costs[one] / close[one], one)
         )
-        chosen, left = list[str](), patience
+        chosen, left = list[str](), {False: patience, True: patience}
         for test in ordered:
-            left -= self.seconds[test]
-            if left < 0 and chosen:
-                break
-            chosen.append(test)
+            left[test in postgresql] -= self.seconds[test]
+            if left[test in postgresql] >= 0 or not chosen:
+                chosen.append(test)
         return chosen
 
     @cached_property
@@ -115,7 +119,7 @@ class Meeting:
 
     def mark(self, test: str) -> str:
         """Return a short word for a test as it stands in its file now."""
-        file = self.files[test.partition("::")[0]]
+        file = self.files[test.partition("::")[0]].removesuffix(WITH_POSTGRESQL)
         return sha256(f"{file} {test}".encode()).hexdigest()[:8]
 
     def limits(self, tests: Iterable[str]) -> Mapping[str, float]:
@@ -134,11 +138,16 @@ def _closeness(lines: Mapping[int, list[str]], kinship: Mapping[int, float]) -> 
 
 def _kinship(mutant: Mutant) -> Mapping[int, float]:
     """Return what each other line shares with the fault: names count less, the more have them."""
-    names = [set(re.findall(r"[A-Za-z_]\w+", line)) for line in mutant.source.splitlines()]
+    names = [_names(line) for line in mutant.source.splitlines()]
     have = Counter(chain.from_iterable(names))
-    own = set[str]().union(*(names[line - 1] for line in mutant.lines if line <= len(names)))
+    before, after = map(_names, mutant.mutation.split(" => ", 1))
+    weights = dict.fromkeys(before | after, 1.0) | dict.fromkeys(before ^ after, 5.0)
     return {
-        line: sum(1 / have[name] for name in own & found)
+        line: sum(weights[name] / have[name] for name in weights.keys() & found)
         for line, found in enumerate(names, start=1)
         if line not in mutant.lines
     }
+
+
+def _names(text: str) -> set[str]:
+    return set(re.findall(r"[A-Za-z_]\w+", text))

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from mutants.making import Mutant
-from mutants.meeting import Meeting, digest
+from mutants.meeting import WITH_POSTGRESQL, Meeting, digest
 
 __all__ = ["Copy", "Results", "in_order", "record"]
 
@@ -222,21 +222,40 @@ class Copy:
 
 
 def record(copy: Copy, kept: Path, modules: Iterable[str], *, postgresql: bool) -> Meeting:
-    """Find out which tests meet which lines, of files of tests of which that is not known."""
+    """Find out which tests meet which lines, of files of tests of which that is not known.
+
+    Args:
+        copy: where they run.
+        kept: where what was found is kept.
+        modules: those that can be mutated.
+        postgresql: whether there is a server for those tests that need one.
+    """
     path = kept / "meeting.json"
     meeting = Meeting.load(path)
-    code = digest(copy.path / name for name in modules) + " postgresql" * postgresql
+    code = digest(copy.path / name for name in modules)
     if meeting.code != code:
         meeting = Meeting(code=code)
     files = {file: digest([copy.path / file]) for file in copy.files()}
-    changed = [file for file in files if meeting.files.get(file) != files[file]]
+    known = {file: one.removesuffix(WITH_POSTGRESQL) for file, one in meeting.files.items()}
+    changed = [file for file in files if known.get(file) != files[file]]
     meeting.forget(changed)
-    for at in range(0, len(changed), _TOGETHER):
-        part = changed[at : at + _TOGETHER]
+    _record_all(copy, meeting, kept, {file: files[file] for file in changed}, postgresql=False)
+    if postgresql:
+        files = {file: f"{one}{WITH_POSTGRESQL}" for file, one in files.items()}
+        lacking = {file: one for file, one in files.items() if meeting.files[file] != one}
+        _record_all(copy, meeting, kept, lacking, postgresql=True)
+    return meeting
+
+
+def _record_all(
+    copy: Copy, meeting: Meeting, kept: Path, files: Mapping[str, str], *, postgresql: bool
+) -> None:
+    names = list(files)
+    for at in range(0, len(names), _TOGETHER):
+        part = names[at : at + _TOGETHER]
         _record(copy, meeting, kept / "coverage", part, postgresql=postgresql)
         meeting.files |= {file: files[file] for file in part}
-        meeting.save(path)  # whoever is stopped goes on here
-    return meeting
+        meeting.save(kept / "meeting.json")  # whoever is stopped goes on here
 
 
 def _record(
@@ -249,7 +268,7 @@ def _record(
         for test, about in copy.server.tests.items()
         if test.startswith(of_these)
         and "no_cover" not in about["marks"]
-        and (postgresql or not about["postgresql"])
+        and about["postgresql"] == postgresql
     ]
     if not tests:
         return
