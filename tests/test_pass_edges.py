@@ -170,6 +170,19 @@ async def test_a_database_that_went_back_and_then_away_costs_nobody_the_session(
         assert (await registry.cleanup()).restored == ("s",)
 
 
+async def test_what_the_first_pass_drops_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    async with open_registry(store) as holder:
+        await holder.add_session("s", FakeTransport())
+        await holder.broadcast("s", 1, durable=True)
+        MemoryBackdoor(store).age_messages(1_000_000.0)
+        caplog.clear()
+        async with open_registry(store) as other:
+            await other.cleanup()
+            [told] = [one for one in caplog.messages if "were dropped" in one]
+            assert told.startswith("1 messages were dropped")
+
+
 class WrittenAnewMeanwhile(FaultyStore):
     """Refreshes one row at a time, and lets what is missing be written before that is answered."""
 

@@ -270,3 +270,20 @@ async def test_who_leaves_while_the_store_is_away_is_forgotten(autojump_clock: M
             assert [one.session_id for one in wanted] == ["s"]
             await registry.remove_session("s")
             assert not wanted
+
+
+async def test_what_came_before_the_bell_was_open_is_looked_for(autojump_clock: MockClock) -> None:
+    """For all sessions with a reader: nobody can say for whom it would have rung."""
+    memory = MemoryStore()
+    store = FaultyStore(memory)
+    store.fail(Fault.FAILS, "open_bell")
+    async with open_registry(store) as holder, open_registry(memory) as sender:
+        for session_id in "s", "t":
+            await holder.add_session(session_id, FakeTransport())
+        async with holder.open_inbox("s") as first, holder.open_inbox("t") as second:
+            await trio.sleep(10)  # until nothing is looked for any more
+            await sender.broadcast("s", 1)
+            await sender.broadcast("t", 2)
+            store.heal()
+            with trio.fail_after(60):
+                assert (await anext(first), await anext(second)) == (1, 2)
