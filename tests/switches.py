@@ -331,7 +331,7 @@ SWITCHES = [
         mix="losses",
     ),
     Switch("late statements are carried out", _late_statements, OLDER, "21", mix="moves"),
-    Switch("no doubt in questions", _no_doubt, "is not there, but", "2"),
+    Switch("no doubt in questions", _no_doubt, "not there, but", "2"),
     Switch("nothing is restored", _nothing_restored, "live, and not stored", "28"),
     Switch("rows of removed sessions are not deleted later", _departures_forgotten, STORED, "19"),
     Switch("unknown is gone", _unknown_is_gone, REMOVED, "45"),
@@ -427,7 +427,7 @@ SWITCHES = [
         mix="orphans",
     ),
     Switch(
-        "no doubt in what operators ask", _no_doubt, "as not there, but", "11", mix="lost questions"
+        "no doubt in what operators ask", _no_doubt, "not there, but", "11", mix="lost questions"
     ),
     Switch(
         "silence is life",

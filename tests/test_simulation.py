@@ -37,6 +37,7 @@ from trio_sessions.testing import (
 from trio_sessions.testing._simulation import (
     DEEP,
     PROFILES,
+    Planned,
     Run,
     SimulationReport,
     picture,
@@ -48,7 +49,7 @@ from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import Log
 from trio_sessions.testing._simulation._judge import Judge
 from trio_sessions.testing._simulation._link import OPTIONAL, Link
-from trio_sessions.testing._simulation._mixes import MIXES, WEIGHTS
+from trio_sessions.testing._simulation._mixes import MIXES
 from trio_sessions.testing._simulation._way import Network
 from trio_sessions.testing._simulation._workers import SETTINGS, SimulatedWorker
 from trio_sessions.testing.simulate import main
@@ -75,20 +76,27 @@ def told(run: Run) -> str:
     return f"{picture(run.events, run.workers)}\n{run.violations}\n{again}"
 
 
-def check_all_is_well(report: SimulationReport) -> None:
-    """Nobody was removed without a reason, and enough has happened."""
+def check_all_is_well(report: SimulationReport, *, unfollowed: int) -> None:
+    """Nobody was removed without a reason, and enough has happened.
+
+    Args:
+        report: of many runs.
+        unfollowed: rules that had nothing to do, at most.
+    """
     assert not report.failures, told(report.failures[0])
     assert sum(report.faults.values()) > report.steps / 10
     assert report.right["disconnected"] > 0
     assert report.right["taken over"] > 0
-    assert len(report.rules_never_followed) < len(WEIGHTS) / 4
+    assert len(report.rules_never_followed) <= unfollowed
 
 
-@pytest.mark.parametrize("profile", ["dev", pytest.param("ci", marks=longer)])
-def test_nobody_is_removed_without_a_reason(profile: str) -> None:
+@pytest.mark.parametrize(
+    ("profile", "unfollowed"), [("dev", 20), pytest.param("ci", 0, marks=longer)]
+)
+def test_nobody_is_removed_without_a_reason(profile: str, unfollowed: int) -> None:
     """All invariants hold after every step, and in the end all is as it should be."""
     report = play(PROFILES[profile])
-    check_all_is_well(report)
+    check_all_is_well(report, unfollowed=unfollowed)
     assert report.steps == sum(one.steps for one in PROFILES[profile])
     assert report.mixes.keys() == MIXES.keys(), "each is played"
 
@@ -100,7 +108,7 @@ def test_nobody_is_removed_without_a_reason_for_long(capsys: pytest.CaptureFixtu
     report = simulate(seed=SEED, steps=DEEP)
     with capsys.disabled():
         sys.stdout.write(f"seed {SEED}: {report.rate:.0f} steps/s, {report}\n")
-    check_all_is_well(report)
+    check_all_is_well(report, unfollowed=0)
     assert report.steps == DEEP
 
 
@@ -223,22 +231,25 @@ def test_the_command_reports_what_was_judged() -> None:
     assert "lists of sessions" in result.output
 
 
-def test_the_command_plays_a_profile(tmp_path: Path) -> None:
+def test_the_command_plays_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its name, which its page tells."""
     kept = tmp_path / "simulation.md"
+    two = {"dev": PROFILES["dev"][:2]}
+    monkeypatch.setattr(sys.modules["trio_sessions.testing.simulate"], "PROFILES", two)
     result = CliRunner().invoke(main, ["--profile", "dev", "--report", str(kept)])
     assert result.exit_code == 0, result.output
-    runs = len(PROFILES["dev"])
-    steps = sum(one.steps for one in PROFILES["dev"])
-    assert f"{steps} steps in {runs} runs, " in result.output
+    assert "20 steps in 2 runs, " in result.output
     text = kept.read_text(encoding="utf-8")
-    assert text.startswith(f"{steps} steps in {runs} runs from the profile dev, ")
+    assert text.startswith("20 steps in 2 runs from the profile dev, ")
 
 
-def test_the_deep_profile_is_that_of_a_seed() -> None:
-    """So its page may say so, and each run can be made again."""
-    report = play(PROFILES["deep"][:1])
-    assert report.digests == simulate(seed=1, steps=PROFILES["deep"][0].steps).digests
+def test_a_profile_plays_no_run_twice() -> None:
+    """The short ones play every mix; the deep one has the runs of seed 1, as its page says."""
+    for planned in PROFILES.values():
+        assert len(set(planned)) == len(planned)
+    for name in ("dev", "ci"):
+        assert {one.mix for one in PROFILES[name]} == MIXES.keys()
+    assert PROFILES["deep"][0] == Planned(seed="1-0", steps=150, workers=2, mix="all")
     assert sum(one.steps for one in PROFILES["deep"]) == DEEP
 
 
