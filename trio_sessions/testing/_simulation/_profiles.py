@@ -10,13 +10,13 @@ __all__ = ["DEEP", "PROFILES"]
 DEEP = 100_000
 """Steps of the longest one."""
 _REGRESSIONS = (
-    Planned(seed="1-19", steps=150, workers=5, mix="losses"),
-    Planned(seed="9", steps=60, workers=3, mix="words again"),
-    Planned(seed="5", steps=60, workers=4, mix="lost mail"),
-    Planned(seed="0", steps=60, workers=4, mix="lost mail"),
-    Planned(seed="47", steps=80, workers=3, mix="lost adoptions"),
-    Planned(seed="8", steps=80, workers=3, mix="lost adoptions"),
-    Planned(seed="14", steps=60, workers=3, mix="lost questions"),
+    Planned(seed="1-19", steps=150, workers=5, mix="losses"),  # a rewind begins no series
+    Planned(seed="9", steps=60, workers=3, mix="words again"),  # what has ended is inherited
+    Planned(seed="5", steps=60, workers=4, mix="lost mail"),  # letters that come again
+    Planned(seed="0", steps=60, workers=4, mix="lost mail"),  # lost items
+    Planned(seed="47", steps=80, workers=3, mix="lost adoptions"),  # adopted unheard
+    Planned(seed="8", steps=80, workers=3, mix="lost adoptions"),  # asked again as another one
+    Planned(seed="14", steps=60, workers=3, mix="lost questions"),  # rows told as they are
 )
 """Each shows what happens without one of our cures, which none of the others shows."""
 
