@@ -102,8 +102,7 @@ reliability: $(VENV)/.dev ## break real servers in every way there is, and write
 	PYTHONPATH=tests $(BIN)/python -m faults.report $(RECORDS) docs/reliability/faults.md
 
 deep: $(VENV)/.dev ## the simulated fleet for 10^5 steps, from a fixed seed, and a page of what it did
-	$(BIN)/python -m trio_sessions.testing.simulate --seed 1 --steps 100000 \
-		--report docs/reliability/simulation.md
+	$(BIN)/python -m trio_sessions.testing.simulate --profile deep --report docs/reliability/simulation.md
 
 mutants: $(VENV)/.dev ## put small faults into the code, one by one; fails unless tests notice them
 	PYTHONPATH=tests $(BIN)/python -m mutants --report docs/reliability/mutants.md $(MUTANTS_ARGS)

@@ -1,4 +1,7 @@
-"""Cures that are turned off, one at a time: with each of them the simulated fleet must fail."""
+"""Cures that are turned off, one at a time: with each of them the simulated fleet must fail.
+
+Longer than other files, for it is one list.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -38,6 +41,8 @@ __all__ = ["SWITCHES", "Switch"]
 class Switch:
     name: str
     turn_off: Callable[[pytest.MonkeyPatch], None]
+    complaint: str
+    """What a violation says then, among other words."""
     seed: str
     """With it the fleet fails soon, if the cure is off."""
     steps: int = 60
@@ -126,9 +131,8 @@ def _unknown_is_gone(patch: pytest.MonkeyPatch) -> None:
 
 
 def _unwritten_is_judged(patch: pytest.MonkeyPatch) -> None:
-    def add(self: _verdicts.Leases, entry: Entry) -> None:
-        if entry.row is not Row.WRITING:
-            self.refresh.append(entry)
+    def add(self: _verdicts.Leases, entries: Iterable[Entry]) -> None:
+        self.refresh.extend(entry for entry in entries if entry.row is not Row.WRITING)
 
     patch.setattr(_verdicts.Leases, "add", add)
     patch.setattr(_witness.Witness, "vouches", lambda self, shown, confirmed: True)
@@ -305,58 +309,138 @@ def _rows_told_as_they_are(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Inspection, "describe", describe)
 
 
+REMOVED = "but its transport is connected, nobody has removed it"
+SWEPT = "was swept"
+STORED = "in peace at last: stored, and not alive"
+OLDER = "has taken its row from the newer one"
+DATA = "was stored before it asked"
+
 SWITCHES = [
-    Switch("the witness is not judged", _witness_not_judged, "0"),
-    Switch("a batch is carried out whatever stamp it names", _stamp_in_any_case, "0"),
-    Switch("no brake", _no_brake, "3"),
-    Switch("a lease is as old as its row", _lease_of_the_row, "1"),
-    Switch("no gap is an outage", _no_gap, "21"),
+    Switch("the witness is not judged", _witness_not_judged, REMOVED, "0"),
+    Switch("a batch is carried out whatever stamp it names", _stamp_in_any_case, REMOVED, "0"),
+    Switch("no brake", _no_brake, "was removed in the first pass", "3"),
+    Switch("a lease is as old as its row", _lease_of_the_row, SWEPT, "1"),
+    Switch("no gap is an outage", _no_gap, SWEPT, "21"),
     Switch(
-        "a rewind begins no series", _rewind_without_a_grace, "1-19", 150, workers=5, mix="losses"
+        "a rewind begins no series",
+        _rewind_without_a_grace,
+        SWEPT,
+        "1-19",
+        150,
+        workers=5,
+        mix="losses",
     ),
-    Switch("late statements are carried out", _late_statements, "21", mix="moves"),
-    Switch("no doubt in questions", _no_doubt, "2"),
-    Switch("nothing is restored", _nothing_restored, "28"),
-    Switch("rows of removed sessions are not deleted later", _departures_forgotten, "19"),
-    Switch("unknown is gone", _unknown_is_gone, "45"),
-    Switch("what was never written is judged", _unwritten_is_judged, "13"),
-    Switch("a transport that does not answer is disconnected", _silence_is_an_answer, "1"),
-    Switch("beats that are counted twice are believed", _beats_counted_twice, "8", mix="beats"),
-    Switch("generations are ignored", _generations_ignored, "0", mix="overlaps"),
-    Switch("stray rows are not looked for", _strays_not_looked_for, "31", mix="returns"),
-    Switch("revoked ids are not marked", _no_marks, "1", steps=100, mix="revokes"),
-    Switch("a removal is by id", _removal_by_id, "13", mix="overlaps"),
-    Switch("the age of a claim is not told", _age_not_told, "21", mix="moves"),
-    Switch("what has ended here is inherited", _leftovers_inherited, "9", mix="words again"),
-    Switch("data is not restored", _data_not_restored, "0", mix="forgotten words"),
-    Switch("what may be appended is appended again", _appended_again, "6", mix="words again"),
-    Switch("whoever asks adopts", _anybody_adopts, "4", mix="adoptions"),
+    Switch("late statements are carried out", _late_statements, OLDER, "21", mix="moves"),
+    Switch("no doubt in questions", _no_doubt, "not there, but", "2"),
+    Switch("nothing is restored", _nothing_restored, "live, and not stored", "28"),
+    Switch("rows of removed sessions are not deleted later", _departures_forgotten, STORED, "19"),
+    Switch("unknown is gone", _unknown_is_gone, REMOVED, "45"),
+    Switch("what was never written is judged", _unwritten_is_judged, REMOVED, "3"),
+    Switch("a transport that does not answer is disconnected", _silence_is_an_answer, REMOVED, "1"),
+    Switch(
+        "beats that are counted twice are believed", _beats_counted_twice, REMOVED, "8", mix="beats"
+    ),
+    Switch("generations are ignored", _generations_ignored, REMOVED, "0", mix="overlaps"),
+    Switch("stray rows are not looked for", _strays_not_looked_for, STORED, "31", mix="returns"),
+    Switch("revoked ids are not marked", _no_marks, STORED, "1", steps=100, mix="revokes"),
+    Switch(
+        "a removal is by id",
+        _removal_by_id,
+        "any more, and nobody has removed it",
+        "13",
+        mix="overlaps",
+    ),
+    Switch("the age of a claim is not told", _age_not_told, OLDER, "21", mix="moves"),
+    Switch("what has ended here is inherited", _leftovers_inherited, DATA, "9", mix="words again"),
+    Switch("data is not restored", _data_not_restored, DATA, "0", mix="forgotten words"),
+    Switch(
+        "what may be appended is appended again",
+        _appended_again,
+        "is there twice",
+        "6",
+        mix="words again",
+    ),
+    Switch(
+        "whoever asks adopts", _anybody_adopts, "two workers have adopted", "4", mix="adoptions"
+    ),
     Switch(
         "what is adopted unheard is a stray row",
         _unheard_is_stray,
+        REMOVED,
         "47",
         steps=80,
         mix="lost adoptions",
     ),
     Switch(
-        "letters that come again are heard", _letters_come_again, "5", workers=4, mix="lost mail"
+        "letters that come again are heard",
+        _letters_come_again,
+        "has come twice",
+        "5",
+        workers=4,
+        mix="lost mail",
     ),
-    Switch("lost items are not missed", _lost_items_not_missed, "0", workers=4, mix="lost mail"),
-    Switch("owners are not counted", _owners_not_counted, "18", mix="limits"),
-    Switch("silence ends no session", _silence_is_welcome, "0", mix="limits"),
-    Switch("a worker that is drained lets others in", _lets_in_while_it_drains, "22", mix="drains"),
-    Switch("drained rows wait for nobody", _drained_rows_wait_for_nobody, "1", mix="drains"),
-    Switch("a drain is not announced", _drain_not_announced, "9", mix="drains"),
+    Switch(
+        "lost items are not missed",
+        _lost_items_not_missed,
+        "has not ended after",
+        "0",
+        workers=4,
+        mix="lost mail",
+    ),
+    Switch(
+        "owners are not counted", _owners_not_counted, "sessions, and may have", "18", mix="limits"
+    ),
+    Switch("silence ends no session", _silence_is_welcome, "is silent for", "0", mix="limits"),
+    Switch(
+        "a worker that is drained lets others in",
+        _lets_in_while_it_drains,
+        "is drained, and has let",
+        "22",
+        mix="drains",
+    ),
+    Switch(
+        "drained rows wait for nobody",
+        _drained_rows_wait_for_nobody,
+        "before the drain was over",
+        "1",
+        mix="drains",
+    ),
+    Switch(
+        "a drain is not announced", _drain_not_announced, "does not say that", "9", mix="drains"
+    ),
     Switch(
         "an adoption that is asked for again is another one",
         _asked_again_as_another,
+        REMOVED,
         "8",
         steps=80,
         mix="lost adoptions",
     ),
-    Switch("whoever asks inherits", _anybody_adopts, "6", mix="orphans"),
-    Switch("who is adopted loses its log", _adopted_without_a_log, "13", mix="orphans"),
-    Switch("no doubt in what operators ask", _no_doubt, "11", mix="lost questions"),
-    Switch("silence is life", _silence_is_life, "34", mix="lost questions"),
-    Switch("rows are told as they are", _rows_told_as_they_are, "14", mix="lost questions"),
+    Switch(
+        "whoever asks inherits", _anybody_adopts, "two workers have adopted", "6", mix="orphans"
+    ),
+    Switch(
+        "who is adopted loses its log",
+        _adopted_without_a_log,
+        "its log has lost",
+        "13",
+        mix="orphans",
+    ),
+    Switch(
+        "no doubt in what operators ask", _no_doubt, "not there, but", "11", mix="lost questions"
+    ),
+    Switch(
+        "silence is life",
+        _silence_is_life,
+        "is alive, which has not stamped",
+        "34",
+        mix="lost questions",
+    ),
+    Switch(
+        "rows are told as they are",
+        _rows_told_as_they_are,
+        "itself, and does not",
+        "14",
+        mix="lost questions",
+    ),
 ]

@@ -1,26 +1,20 @@
 """What expires, at its edges: at the very moment, beside locks, without the fleet's row."""
 
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from backdoors import Backdoor, DatabaseBackdoor, MemoryBackdoor
+from backdoors import Backdoor, MemoryBackdoor
 from conftest import Shared, share_database
-from statements import noting_engine
 from test_database_rows import back, locked, open_with
 from trio.testing import MockClock
 from witnesses import Witnessed, open_witnessed
 
-from trio_sessions import open_registry
 from trio_sessions.abc import InspectionStore, SessionStore
 from trio_sessions.inspection import WorkerState
-from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.testing import FakeTransport
 from trio_sessions.writes import Claimed, Outcome
 
 pytestmark = pytest.mark.usefixtures("nothing_in_between")
@@ -343,44 +337,3 @@ async def test_one_locked_row_beside_one_taken_over(postgresql: Shared) -> None:
         assert list(report.refresh_failures) == ["session-004"]
         assert report.refreshed == 7
         assert postgresql.backdoor.rows()["session-005"] == "another"
-
-
-# ---- whose clock it is ----
-
-
-async def test_no_moment_comes_from_the_host_s_clock(
-    postgresql_schema: sa.URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The host's clock is wrong by hours: what is stored is as the server's clock says."""
-    backdoor = DatabaseBackdoor(postgresql_schema)
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + 5 * HOUR)
-    monkeypatch.setattr(time, "time_ns", lambda: int((real() + 5 * HOUR) * 1e9))
-    sent: list[Any] = []
-    with noting_engine(postgresql_schema) as (engine, seen):
-        store = DatabaseStore(engine)
-        async with open_registry(store, session_ttl=HOUR, cleanup_interval=HOUR / 2) as registry:
-            for session_id in ("s", "t"):
-                await registry.add_session(session_id, FakeTransport())
-                await registry.broadcast(session_id, "hello", durable=True)
-            await registry.set_session_owner("s", "alice")
-            await registry.add_session("s", FakeTransport())
-            await registry.remove_session("t")
-            backdoor.insert("dead", "another", age=2 * HOUR)
-            forget_series_of = sa.update(backdoor.fleet).values(unbroken_since=None)
-            backdoor.execute(forget_series_of)
-            assert (await registry.cleanup()).expired == 1
-            for table in backdoor.sessions.metadata.sorted_tables:
-                moments = [one.name for one in table.c if isinstance(one.type, sa.DateTime)]
-                away = [
-                    sa.func.abs(sa.func.extract("epoch", sa.func.now() - table.c[name]))
-                    for name in moments
-                ]
-                for found in backdoor.execute(sa.select(*away)):
-                    assert all(one is None or one < HOUR for one in found), (table.name, moments)
-        sent += seen.values()
-    backdoor.close()
-    assert sent
-    for parameters in sent:
-        values = parameters.values() if isinstance(parameters, dict) else parameters or ()
-        assert not any(hasattr(one, "tzinfo") for one in values), "a moment that the host has made"

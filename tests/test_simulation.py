@@ -1,7 +1,8 @@
 """A simulated fleet: whatever happens to the database, nobody is removed without a reason.
 
-The short form takes fixed seeds; ``make soak`` takes 10^5 steps from a seed of chance, or from
-``TRIO_SESSIONS_SEED``. Each switch of `switches` turns one cure off: then the fleet has to fail.
+The gate plays the profile ``dev``. ``make soak`` plays ``ci``, and as many steps as ``deep`` from a
+seed of chance, or from ``TRIO_SESSIONS_SEED``. Each switch of `switches` turns one cure off: then
+the fleet has to fail, in the gate by a seed of its own, in the soak by the profile ``ci``.
 """
 
 import os
@@ -16,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 from click.testing import CliRunner
-from soak import SOAK
+from soak import SOAK, longer
 from switches import SWITCHES, Switch
 from unmeasured import unmeasured
 
@@ -33,13 +34,22 @@ from trio_sessions.testing import (
     simulate,
     store_conformance,
 )
-from trio_sessions.testing._simulation import Run, picture, run_once
+from trio_sessions.testing._simulation import (
+    DEEP,
+    PROFILES,
+    Planned,
+    Run,
+    SimulationReport,
+    picture,
+    play,
+    run_once,
+)
 from trio_sessions.testing._simulation._clients import Client, Connection
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import Log
 from trio_sessions.testing._simulation._judge import Judge
 from trio_sessions.testing._simulation._link import OPTIONAL, Link
-from trio_sessions.testing._simulation._mixes import WEIGHTS
+from trio_sessions.testing._simulation._mixes import MIXES
 from trio_sessions.testing._simulation._way import Network
 from trio_sessions.testing._simulation._workers import SETTINGS, SimulatedWorker
 from trio_sessions.testing.simulate import main
@@ -57,9 +67,8 @@ EVERYTHING: tuple[Check, ...] = (
     *mail_conformance,
 )
 
-STEPS = 100_000 if SOAK else 450
 TRACED = 1000 if SOAK else 15
-SEED = int(os.environ.get("TRIO_SESSIONS_SEED", str(time.time_ns() % 1_000_000) if SOAK else "1"))
+SEED = int(os.environ.get("TRIO_SESSIONS_SEED", str(time.time_ns() % 1_000_000)))
 
 
 def told(run: Run) -> str:
@@ -67,19 +76,34 @@ def told(run: Run) -> str:
     return f"{picture(run.events, run.workers)}\n{run.violations}\n{again}"
 
 
+def check_all_is_well(report: SimulationReport, *, unfollowed: int) -> None:
+    """Nobody was removed without a reason, and enough has happened.
+
+    Args:
+        report: of many runs.
+        unfollowed: rules that had nothing to do, at most.
+    """
+    assert not report.failures, told(report.failures[0])
+    assert sum(report.faults.values()) > report.steps / 10
+    assert report.right["disconnected"] > 0
+    assert report.right["taken over"] > 0
+    assert len(report.rules_never_followed) <= unfollowed
+
+
 @pytest.mark.timeout(4 * 3600 if SOAK else 300)
 def test_nobody_is_removed_without_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     """All invariants hold after every step, and in the end all is as it should be."""
-    report = simulate(seed=SEED, steps=STEPS)
+    report = simulate(seed=SEED, steps=DEEP) if SOAK else play(PROFILES["dev"])
     if SOAK:
         with capsys.disabled():
-            sys.stdout.write(f"seed {SEED}: {report}\n")
-    assert not report.failures, told(report.failures[0])
-    assert report.steps == STEPS
-    assert sum(report.faults.values()) > STEPS / 10
-    assert report.right["disconnected"] > 0
-    assert report.right["taken over"] > 0
-    assert len(report.rules_never_followed) < len(WEIGHTS) / 4
+            sys.stdout.write(f"seed {SEED}: {report.rate:.0f} steps a second, {report}\n")
+    check_all_is_well(report, unfollowed=0 if SOAK else 15)
+
+
+@longer
+def test_nobody_is_removed_without_a_reason_in_ci() -> None:
+    """In every run of the profile that has to find each switch."""
+    check_all_is_well(play(PROFILES["ci"]), unfollowed=0)
 
 
 def test_a_seed_gives_one_trace() -> None:
@@ -127,9 +151,20 @@ def test_a_cure_that_is_turned_off_is_missed(
     with monkeypatch.context() as patch:
         switch.turn_off(patch)
         failed = run_once(switch.seed, steps=switch.steps, workers=switch.workers, mix=switch.mix)
-    assert failed.violations
+    assert any(switch.complaint in one for one in failed.violations), failed.violations
     well = run_once(switch.seed, steps=failed.steps, workers=switch.workers, mix=switch.mix)
     assert not well.violations, told(well)
+
+
+@longer
+@unmeasured
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
+def test_the_ci_profile_misses_a_cure(switch: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some run of it fails as it must; those of the same mix come first, to find it soon."""
+    planned = sorted(PROFILES["ci"], key=lambda one: one.mix != switch.mix)
+    switch.turn_off(monkeypatch)
+    runs = (run for one in planned for run in play([one]).failures)
+    assert any(switch.complaint in one for run in runs for one in run.violations)
 
 
 _DRAINS = {"reports of drains", "came back from a drain", "refused by a drain"}
@@ -190,6 +225,28 @@ def test_the_command_reports_what_was_judged() -> None:
     assert "lists of sessions" in result.output
 
 
+def test_the_command_plays_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name, which its page tells."""
+    kept = tmp_path / "simulation.md"
+    two = {"dev": PROFILES["dev"][:2]}
+    monkeypatch.setattr(sys.modules["trio_sessions.testing.simulate"], "PROFILES", two)
+    result = CliRunner().invoke(main, ["--profile", "dev", "--report", str(kept)])
+    assert result.exit_code == 0, result.output
+    assert "20 steps in 2 runs, " in result.output
+    text = kept.read_text(encoding="utf-8")
+    assert text.startswith("20 steps in 2 runs from the profile dev, ")
+
+
+def test_a_profile_plays_no_run_twice() -> None:
+    """The short ones play every mix; the deep one has the runs of seed 1, as its page says."""
+    for planned in PROFILES.values():
+        assert len(set(planned)) == len(planned)
+    for name in ("dev", "ci"):
+        assert {one.mix for one in PROFILES[name]} == MIXES.keys()
+    assert PROFILES["deep"][0] == Planned(seed="1-0", steps=150, workers=2, mix="all")
+    assert sum(one.steps for one in PROFILES["deep"]) == DEEP
+
+
 def test_the_command_keeps_its_report(tmp_path: Path) -> None:
     """As Markdown, for the documentation; one run alone has none."""
     kept = tmp_path / "simulation.md"
@@ -210,6 +267,10 @@ def test_the_command_keeps_its_report(tmp_path: Path) -> None:
         ("--digest", "--digest is for one run"),
         ("--run 1-2 --seed 3", "--seed is for many runs: leave it out, or leave out --run"),
         ("--run 1-2 --report nowhere.md", "--report is for many runs"),
+        ("--run 1-2 --profile dev", "--profile is for many runs"),
+        ("--profile dev --steps 5", "a profile has its own --steps"),
+        ("--profile ci --seed 1", "a profile has its own --seed"),
+        ("--profile deep --workers 3", "a profile has its own --workers"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(arguments: str, message: str) -> None:

@@ -5,6 +5,7 @@ comparisons of ids. It is that of a slice of the sessions, however many there ar
 """
 
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from trio.testing import MockClock
 
 import trio_sessions
 from trio_sessions import SessionRegistry, open_registry
+from trio_sessions._entry import Entry
 from trio_sessions._verdicts import judge_rows
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
@@ -269,8 +271,54 @@ async def test_no_look_at_them_grows_with_their_number(
     assert watch.steps["counted"][0] > 0, "the work is seen"
 
 
-def test_slices_are_small() -> None:
-    """A thousand sessions are judged within a few milliseconds."""
-    from trio_sessions import _claims, _cleanup, _owners, _restoring, _sessions
+async def test_no_step_of_those_who_leave_grows_with_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that were revoked elsewhere, and those that a drain tells to leave."""
+    for module in ("_draining", "_revoking"):
+        monkeypatch.setattr(f"trio_sessions.{module}._SLICE", SLICE)
+    with counting() as turns:
+        watch = Watch(turns, MANY)
+        async with (
+            open_registry(watch.store, batch_size=SLICE) as registry,
+            open_registry(watch.store) as other,
+        ):
+            await watch.add_all(registry)
+            await other.revoke(*watch.ids[: MANY // 2])
+            with watch.step("revoked"):
+                await registry._house.revoking.look()
+            assert len(registry._house.table) == MANY // 2
+            told = list[Entry]()
+            with watch.step("told to leave"):
+                await registry._house.draining._tell(registry._house.table.snapshot(), told, [])
+            assert len(told) == MANY // 2
+    assert {what: step for what, step in watch.steps.items() if step[0] > MOST} == {}
+    assert all(largest > SLICE for largest, _ in watch.steps.values()), "the work is seen"
 
-    assert max(one._SLICE for one in (_claims, _cleanup, _owners, _restoring, _sessions)) <= 1000
+
+_SLICES = re.compile(r"^_\w*SLICE\w*\b(?: = ([\d_.]+)  # (\w+) .*gets its turn)?", re.MULTILINE)
+"""Of a module: how much of what is done before others get their turn."""
+_FEW = {
+    "sessions": 1000,
+    "inboxes": 1000,
+    "deletions": 1000,
+    "characters": 100_000,
+    "seconds": 0.002,
+}
+
+
+def test_slices_are_small() -> None:
+    """A thousand sessions are judged within a few milliseconds; of every module."""
+    found = {
+        str(file.relative_to(OURS)): slices
+        for file in OURS.rglob("*.py")
+        if (slices := _SLICES.findall(file.read_text(encoding="utf-8")))
+    }
+    assert found.keys() >= {"_cleanup.py", str(Path("_messages", "_reading.py"))}
+    large = {
+        name: (number, unit)
+        for name, slices in found.items()
+        for number, unit in slices
+        if unit not in _FEW or float(number) > _FEW[unit]
+    }
+    assert large == {}

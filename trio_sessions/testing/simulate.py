@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +22,14 @@ from rich.table import Table
 from trio_sessions.testing._simulation import (
     MIXES,
     MOST_WORKERS,
+    PROFILES,
     Run,
     SimulationReport,
     counted,
     page,
     picture,
+    plan,
+    play,
     run_once,
     simulate,
 )
@@ -36,7 +39,8 @@ __all__ = ["main"]
 _EVERY = 10.0  # seconds from one line of progress to the next, where there is no terminal
 _NAME_OF_RUN = re.compile(r"\d+(-\d+)?")
 _ONLY_ONE = ("mix", "digest")
-_ONLY_MANY = ("seed", "kept")
+_ONLY_MANY = ("seed", "kept", "profile")
+_NOT_OF_A_PROFILE = ("seed", "steps", "workers")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,6 +53,12 @@ _ONLY_MANY = ("seed", "kept")
     type=click.IntRange(2, MOST_WORKERS),
     default=None,
     help="Registries in each run; by default 2, 3, 4 and 5 in turn.",
+)
+@click.option(
+    "--profile",
+    type=click.Choice(list(PROFILES)),
+    default=None,
+    help="Fixed runs: some seconds, a minute, or half an hour; without --seed, --steps, --workers.",
 )
 @click.option("--run", "one", default=None, help="Only this run, as a failure names it: 1-17, say.")
 @click.option("--mix", type=click.Choice(list(MIXES)), default="all", help="With --run: its rules.")
@@ -67,6 +77,7 @@ def main(
     steps: int,
     workers: int | None,
     *,
+    profile: str | None,
     one: str | None,
     mix: str,
     kept: Path | None,
@@ -78,11 +89,12 @@ def main(
     A thousand steps take about a minute on two busy cores. What is done so far is told on stderr:
     by a bar, or by a line every ten seconds where that is no terminal.
     """
-    _check(context, one)
+    _check(context, one, profile)
     console = Console()
-    with _progress(steps) as on_step:
+    planned = PROFILES[profile] if profile else tuple(plan(seed=seed, steps=steps, workers=workers))
+    with _progress(sum(run.steps for run in planned) if one is None else steps) as on_step:
         if one is None:
-            report = simulate(seed=seed, steps=steps, workers=workers, on_step=on_step)
+            report = play(planned, on_step=on_step)
         else:
             report = SimulationReport()
             report.add(run_once(one, steps=steps, workers=workers or 3, mix=mix, on_step=on_step))
@@ -90,31 +102,43 @@ def main(
                 console.print(f"digest {report.digests[0]}")
     _print(console, report)
     if kept is not None:
-        kept.write_text(page(report, seed=seed), encoding="utf-8")
+        kept.write_text(page(report, origin=_origin(profile, seed)), encoding="utf-8")
     for run in report.failures:
         _print_failure(console, run)
     if report.failures:
         sys.exit(1)
 
 
-def _check(context: click.Context, one: str | None) -> None:
+def _check(context: click.Context, one: str | None, profile: str | None) -> None:
     """Refuse what would have no effect, and a run that no failure has named."""
-    of_the_other = _ONLY_ONE if one is None else _ONLY_MANY
-    given = [
-        option.opts[0]
-        for option in context.command.params
-        if option.name in of_the_other
-        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
-    ]
+    given = _given(context, _ONLY_ONE if one is None else _ONLY_MANY)
     if given and one is None:
         raise click.UsageError(f"{given[0]} is for one run: name it by --run, as a failure does")
     if given:
         raise click.UsageError(f"{given[0]} is for many runs: leave it out, or leave out --run")
+    fixed = _given(context, _NOT_OF_A_PROFILE) if profile else []
+    if fixed:
+        raise click.UsageError(f"a profile has its own {fixed[0]}: leave it out, or the profile")
     if one is not None and _NAME_OF_RUN.fullmatch(one) is None:
         raise click.BadParameter(
             f"{one!r} is no run; a failure names one, such as 1-17: the eighteenth of --seed 1",
             param_hint="--run",
         )
+
+
+def _given(context: click.Context, names: Collection[str]) -> list[str]:
+    """Return those of these options that were given, as they are written."""
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    ]
+
+
+def _origin(profile: str | None, seed: int) -> str:
+    """Say where runs come from; the deep ones are those of a seed."""
+    return f"seed {seed}" if profile in {None, "deep"} else f"the profile {profile}"
 
 
 @contextmanager

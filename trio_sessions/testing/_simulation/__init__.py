@@ -15,6 +15,7 @@
     _database      commits in one order; goes back, lags, hides
     _tables        its rows, copied at each commit      _truth     what has really become of them
     _simulate      many runs       _report  their sum, on a _page    _picture  one that failed
+    _profiles      the same runs each time, few or many
     _events        the trace                            _quiet     no log meanwhile
 
 See docs/decisions/0011-proof.md.
@@ -23,18 +24,24 @@ See docs/decisions/0011-proof.md.
 from trio_sessions.testing._simulation._mixes import MIXES
 from trio_sessions.testing._simulation._page import page
 from trio_sessions.testing._simulation._picture import picture
+from trio_sessions.testing._simulation._profiles import DEEP, PROFILES
 from trio_sessions.testing._simulation._report import SimulationReport, counted
 from trio_sessions.testing._simulation._run import MOST_WORKERS, Run, run_once
-from trio_sessions.testing._simulation._simulate import simulate
+from trio_sessions.testing._simulation._simulate import Planned, plan, play, simulate
 
 __all__ = [
+    "DEEP",
     "MIXES",
     "MOST_WORKERS",
+    "PROFILES",
+    "Planned",
     "Run",
     "SimulationReport",
     "counted",
     "page",
     "picture",
+    "plan",
+    "play",
     "run_once",
     "simulate",
 ]

@@ -7,17 +7,17 @@ from trio_sessions.testing._simulation._report import SimulationReport, counted
 __all__ = ["page"]
 
 
-def page(report: SimulationReport, *, seed: int) -> str:
+def page(report: SimulationReport, *, origin: str) -> str:
     """Write a report as Markdown.
 
     Args:
         report: of many runs.
-        seed: that they came from.
+        origin: where they came from, such as ``seed 1``.
     """
     never = ", ".join(report.rules_never_followed)
     hours = report.virtual / 3600
     done = (
-        f"{counted(report.steps, 'step')} in {counted(report.runs, 'run')} from seed {seed}, "
+        f"{counted(report.steps, 'step')} in {counted(report.runs, 'run')} from {origin}, "
         f"{report.rate:.0f} steps a second: {counted(round(hours), 'hour')} of virtual time, "
         f"{counted(report.commits, 'commit')}."
     )

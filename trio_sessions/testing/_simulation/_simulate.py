@@ -1,11 +1,12 @@
 """Many runs, each with a seed of its own that follows from the first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from trio_sessions.testing._simulation._report import SimulationReport
 from trio_sessions.testing._simulation._run import MOST_WORKERS, run_once
 
-__all__ = ["RUN", "simulate"]
+__all__ = ["RUN", "Planned", "plan", "play", "simulate"]
 
 RUN = 150
 """Steps in one run; then all faults stop, and the fleet has to come to rest."""
@@ -36,6 +37,45 @@ _MIXES = (
     "questions",
     "orphans",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A run that is to be made."""
+
+    seed: str
+    steps: int
+    workers: int
+    mix: str
+
+
+def plan(*, seed: int, steps: int, workers: int | None = None) -> Iterator[Planned]:
+    """Divide so many steps into runs; see `simulate`."""
+    for number, done in enumerate(range(0, steps, RUN)):
+        yield Planned(
+            seed=f"{seed}-{number}",
+            steps=min(RUN, steps - done),
+            workers=workers or _FEWEST + number % (MOST_WORKERS - _FEWEST + 1),
+            mix=_MIXES[number % len(_MIXES)],
+        )
+
+
+def play(
+    planned: Iterable[Planned], *, on_step: Callable[[], None] | None = None
+) -> SimulationReport:
+    """Make one run after the other, until one of them fails.
+
+    Args:
+        planned: the runs.
+        on_step: called after each step.
+    """
+    report = SimulationReport()
+    for one in planned:
+        run = run_once(one.seed, steps=one.steps, workers=one.workers, mix=one.mix, on_step=on_step)
+        report.add(run)
+        if report.failures:
+            break
+    return report
 
 
 def simulate(
@@ -69,11 +109,4 @@ def simulate(
         raise ValueError(f"steps must be at least 1, not {steps}")
     if workers is not None and not _FEWEST <= workers <= MOST_WORKERS:
         raise ValueError(f"workers must be {_FEWEST} to {MOST_WORKERS}, not {workers}")
-    report = SimulationReport()
-    while report.steps < steps and not report.failures:
-        some = workers or _FEWEST + report.runs % (MOST_WORKERS - _FEWEST + 1)
-        mix = _MIXES[report.runs % len(_MIXES)]
-        left = min(RUN, steps - report.steps)
-        seed_of_run = f"{seed}-{report.runs}"
-        report.add(run_once(seed_of_run, steps=left, workers=some, mix=mix, on_step=on_step))
-    return report
+    return play(plan(seed=seed, steps=steps, workers=workers), on_step=on_step)
