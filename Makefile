@@ -87,7 +87,7 @@ bench: $(VENV)/.dev ## measure; prints ratios within one run
 # Eager tasks of asyncio need Python 3.12: make soak PYTHON=python3.12 VENV=.venv-3.12
 soak: $(VENV)/.dev ## what the gate leaves out, the property suites for much longer, a fleet under faults
 	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 --numprocesses 3 --dist worksteal -m soak
-	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 \
+	TRIO_SESSIONS_SOAK=1 $(BIN)/python -X dev -m pytest --timeout=3600 -m "not soak" \
 		tests/test_properties.py tests/test_message_histories.py \
 		tests/test_message_interleavings.py tests/test_bells.py tests/test_trials.py \
 		tests/test_fleet_soak.py tests/test_forks.py tests/test_fuzz.py tests/test_registry_machine.py \

@@ -36,6 +36,9 @@ _MIXES = (
     "lost drains",
     "questions",
     "orphans",
+    "words",
+    "mail",
+    "adoptions",
 )
 
 
