@@ -196,7 +196,7 @@ class WaitsForItsCheck(FakeTransport):
 
     async def is_connected(self) -> bool:
         async with self.lock:
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(0.1)
             while self.is_closing and self.state == "connected":
                 await trio.sleep(1)
             return await super().is_connected()
@@ -214,6 +214,7 @@ class IsBusyWithItsCheck(FakeTransport):
 
     async def is_connected(self) -> bool:
         async with self.lock:
+            await trio.sleep(0.1)
             return await super().is_connected()
 
     async def disconnect(self, reason: object = None) -> None:
