@@ -1,7 +1,6 @@
 """`RegistryMachine`: quiet about stores that keep the contract, loud about those that do not."""
 
 import dataclasses
-import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -244,7 +243,7 @@ class CountsMessages(Rewriting):
     def rewrite(self, worker: Worker, write: Any) -> Any:
         row = self._rows.get(write.session_id) if isinstance(write, Send) else None
         if row is not None:
-            self._rows._message_ids = itertools.count(len(row.messages) + 1)
+            self._rows._message_ids.following = len(row.messages) + 1
         return write
 
 

@@ -175,10 +175,10 @@ class _Steps(trio.abc.Instrument):
         self.seconds = [0.0]
         self._since = time.perf_counter()
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._since = time.perf_counter()
 
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self.seconds.append(time.perf_counter() - self._since)
 
 

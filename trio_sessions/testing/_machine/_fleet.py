@@ -47,6 +47,7 @@ class Fleet:
         session_ids: Sequence[str],
         pace: Pace,
         settings: Mapping[str, Any],
+        *,
         longer: int = 1,
     ) -> None:
         self.pace = pace

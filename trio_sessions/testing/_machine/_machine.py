@@ -219,7 +219,7 @@ class RegistryMachine(RuleBasedStateMachine):
             SESSIONS,
             pace,
             {"batch_size": batch_size},
-            longer,
+            longer=longer,
         )
 
         async def start() -> None:
