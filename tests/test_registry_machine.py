@@ -237,6 +237,44 @@ class SaysThatNothingIsLeft(MemoryStore):
         return []
 
 
+class CountsMessages(Rewriting):
+    """A message is numbered by how many wait, and so takes the place of another one."""
+
+    def rewrite(self, worker: Worker, write: Any) -> Any:
+        row = self._rows.get(write.session_id) if isinstance(write, Send) else None
+        if row is not None:
+            self._rows._message_ids.following = len(row.messages) + 1
+        return write
+
+
+class SweepsByItsOwnTtl(MemoryStore):
+    """A row expires by the TTL of who sweeps, although its holder has a longer one."""
+
+    async def sweep(
+        self,
+        worker: Worker,
+        *,
+        session_ttl: float,
+        message_ttl: float,
+        max_gap: float,
+        limit: int,
+        stamp: Stamp | None = None,
+    ) -> Swept:
+        swept = await super().sweep(
+            worker,
+            session_ttl=session_ttl,
+            message_ttl=message_ttl,
+            max_gap=max_gap,
+            limit=limit,
+            stamp=stamp,
+        )
+        old = trio.current_time() - session_ttl
+        for session_id, row in list(self._rows.items()):
+            if max(row.last_accessed, self._workers._unbroken_since) < old:
+                del self._rows[session_id]
+        return swept
+
+
 BROKEN = [
     (CallsAFailureGone, f"{REMOVED}|held by"),
     (LosesLeases, REMOVED),
@@ -299,6 +337,19 @@ def sent_and_read(state: RegistryMachine) -> None:
     state.send_and_read(count=2, session="a", worker=0)
 
 
+def read_between(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+    state.read_between(count=2, session="a", worker=1)
+
+
+def visited(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 1}, longer=5)
+    state.time_passes(leases=1.3)
+    state.outage(answers="none", workers=(1,))
+    state.time_passes(leases=1.3)
+    state.heal()
+
+
 def owner(state: RegistryMachine) -> None:
     state.begin(batch_size=1, held_by={"a": 0})
     state.set_owner(worker=0, session="a", owner="bob")
@@ -336,6 +387,8 @@ def drained_with_an_owner(state: RegistryMachine) -> None:
         (RevokesHalf, revoked_elsewhere, "which was revoked, is held by"),
         (LetsTheOlderClaimWin, older_claim, REMOVED),
         (DropsMessages, messages, "are lost"),
+        (CountsMessages, read_between, "are lost"),
+        (SweepsByItsOwnTtl, visited, REMOVED),
         (ReversesMessages, sent_and_read, "which were sent later"),
         (DeletesAnyGeneration, old_writes, "the row is gone"),
         (IgnoresGenerations, old_writes, "the row is gone"),

@@ -1,7 +1,9 @@
 """Our transports keep the contract, and the checks find those that break it."""
 
+import inspect
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from trio_sessions import open_registry
 from trio_sessions.testing import (
     Connection,
     FakeTransport,
@@ -19,6 +22,7 @@ from trio_sessions.testing import (
     store_conformance,
     transport_conformance,
 )
+from trio_sessions.testing._conformance._transports import LIMIT
 from trio_sessions.transports import StreamTransport
 
 Connect = Callable[[], AbstractAsyncContextManager[Connection]]
@@ -143,6 +147,82 @@ class IgnoresItsCancellation(FakeTransport):
         await super().disconnect()
 
 
+class NeedsTwentySeconds(FakeTransport):
+    async def is_connected(self) -> bool:
+        await trio.sleep(20)
+        return await super().is_connected()
+
+
+class ClosesForTwentySeconds(FakeTransport):
+    async def disconnect(self, reason: object = None) -> None:
+        await trio.sleep(20)
+        await super().disconnect()
+
+
+class ClosesWhenItIsCancelled(FakeTransport):
+    async def is_connected(self) -> bool:
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            self.state = "closed"
+            raise
+        return await super().is_connected()
+
+
+class ClosesWhenItsWaitIsCancelled(FakeTransport):
+    async def is_connected(self) -> bool:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            await trio.sleep(0.1)
+        except trio.Cancelled:
+            self.state = "closed"
+            raise
+        return await super().is_connected()
+
+
+class HoldsTheThread(FakeTransport):
+    async def is_connected(self) -> bool:
+        time.sleep(0.3)  # noqa: ASYNC251 -- what it is about
+        return await super().is_connected()
+
+
+class WaitsForItsCheck(FakeTransport):
+    """One lock for both; and who closes it stops what the check waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = trio.Lock()
+        self.is_closing = False
+
+    async def is_connected(self) -> bool:
+        async with self.lock:
+            await trio.sleep(0.1)
+            while self.is_closing and self.state == "connected":
+                await trio.sleep(1)
+            return await super().is_connected()
+
+    async def disconnect(self, reason: object = None) -> None:
+        self.is_closing = True
+        async with self.lock:
+            await super().disconnect()
+
+
+class IsBusyWithItsCheck(FakeTransport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = trio.Lock()
+
+    async def is_connected(self) -> bool:
+        async with self.lock:
+            await trio.sleep(0.1)
+            return await super().is_connected()
+
+    async def disconnect(self, reason: object = None) -> None:
+        if self.lock.locked():
+            raise trio.BusyResourceError
+        await super().disconnect()
+
+
 class LeavesATask(FakeTransport):
     async def is_connected(self) -> bool:
         trio.lowlevel.spawn_system_task(trio.sleep_forever)
@@ -179,6 +259,13 @@ class LosesInSilenceOnceItIsClosed(FakeTransport):
         (ClosesOnceAtOnce, "disconnecting_twice_is_harmless"),
         (StaysOpen, "disconnecting_twice_is_harmless"),
         (IgnoresItsCancellation, "a_call_that_is_cancelled_ends"),
+        (NeedsTwentySeconds, "the_answer_is_exactly_true"),
+        (ClosesForTwentySeconds, "disconnecting_twice_is_harmless"),
+        (ClosesWhenItIsCancelled, "a_check_that_is_cancelled_changes_nothing"),
+        (ClosesWhenItsWaitIsCancelled, "a_check_that_is_cancelled_changes_nothing"),
+        (HoldsTheThread, "a_check_holds_nobody_up"),
+        (WaitsForItsCheck, "disconnecting_during_a_check_ends_both"),
+        (IsBusyWithItsCheck, "disconnecting_during_a_check_ends_both"),
         (LeavesATask, "no_task_is_left"),
         (LeavesATaskAtTheEnd, "no_task_is_left"),
         (LosesInSilence, "a_send_to_a_peer_that_has_gone_raises"),
@@ -196,6 +283,13 @@ def test_the_contract_finds_a_transport_that_breaks_it(
         flatten_subgroups=True,
     ):
         trio.run(found, faking(broken), clock=MockClock(autojump_threshold=0))
+
+
+def test_a_transport_has_the_time_that_a_registry_gives_it() -> None:
+    """By default, to each of both calls."""
+    settings = inspect.signature(open_registry).parameters
+    defaults = [settings[name].default for name in ("check_timeout", "disconnect_timeout")]
+    assert defaults == [LIMIT, LIMIT]
 
 
 # ---- as tests of pytest ----

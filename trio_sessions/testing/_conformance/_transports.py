@@ -1,7 +1,8 @@
 """The contract of a `Transport` as checks that any transport can be put to."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol
 
 import trio
@@ -10,7 +11,13 @@ from trio_sessions.abc import Transport
 
 __all__ = ["Connect", "Connection", "TransportCheck", "transport_checks"]
 
-PATIENCE = 30.0  # seconds within which a transport must answer, or close
+PATIENCE = 30.0  # seconds within which a peer must come and go, and news of it arrive
+LIMIT = 5.0
+"""Seconds for ``is_connected()``, and for ``disconnect()``: what a registry gives by default."""
+STEP = 0.1
+"""Seconds for which nothing else of the thread may be held up by a call, each time anew."""
+CALLS = 5
+"""Of which one must keep to `STEP`: a machine that is busy is not so each time."""
 
 
 class Connection(Protocol):
@@ -37,21 +44,21 @@ TransportCheck = Callable[[Connect], Awaitable[None]]
 
 
 @asynccontextmanager
-async def _bounded(what: str) -> AsyncIterator[None]:
-    with trio.move_on_after(PATIENCE) as scope:
+async def _bounded(what: str, seconds: float = PATIENCE) -> AsyncIterator[None]:
+    with trio.move_on_after(seconds) as scope:
         yield
-    assert not scope.cancelled_caught, f"{what} does not end"
+    assert not scope.cancelled_caught, f"{what} does not end within {seconds:g} s"
 
 
 async def _ask(connection: Connection) -> object:
     answers: list[object] = []
-    async with _bounded("is_connected()"):
+    async with _bounded("is_connected()", LIMIT):
         answers.append(await connection.transport.is_connected())
     return answers.pop()
 
 
 async def _disconnect(connection: Connection) -> None:
-    async with _bounded("disconnect()"):
+    async with _bounded("disconnect()", LIMIT):
         await connection.transport.disconnect()
 
 
@@ -114,19 +121,97 @@ async def a_call_that_is_cancelled_ends(connect: Connect) -> None:
     """In bounded time: the registry gives each call a deadline, and waits for nobody."""
     for name in ("is_connected", "disconnect"):
         async with connect() as connection:
-            ended = trio.Event()
-
-            async def call(name: str = name, ended: trio.Event = ended) -> None:
-                with trio.CancelScope() as scope:
-                    scope.cancel()
-                    await getattr(connection.transport, name)()
-                ended.set()
-
-            trio.lowlevel.spawn_system_task(call)
-            with trio.move_on_after(PATIENCE):
-                await ended.wait()
-            assert ended.is_set(), f"{name}() ignores its cancellation"
+            await _cancel(connection, name, has_begun=False)
             await _disconnect(connection)
+
+
+async def a_check_that_is_cancelled_changes_nothing(connect: Connect) -> None:
+    """It was slow once, and its peer is there: who asks again is told so."""
+    for has_begun in (False, True):
+        async with connect() as connection:
+            await _cancel(connection, "is_connected", has_begun=has_begun)
+            for _ in range(2):
+                answer = await _ask(connection)
+                assert answer is True, f"is_connected() was cancelled, and now says {answer!r}"
+
+
+async def _cancel(connection: Connection, name: str, *, has_begun: bool) -> None:
+    """Call a method, and cancel it: at its first checkpoint, or where it waits after that."""
+    scope, began, ended = trio.CancelScope(), trio.Event(), trio.Event()
+
+    async def call() -> None:
+        with scope:
+            if not has_begun:
+                scope.cancel()
+            began.set()
+            await getattr(connection.transport, name)()
+        ended.set()
+
+    trio.lowlevel.spawn_system_task(call)
+    await began.wait()
+    scope.cancel()
+    with trio.move_on_after(LIMIT):
+        await ended.wait()
+    assert ended.is_set(), f"{name}() ignores its cancellation"
+
+
+async def a_check_holds_nobody_up(connect: Connect) -> None:
+    """It waits by Trio: every session of the worker waits for what holds the thread."""
+    async with connect() as connection:
+        longest = list[float]()
+        for _ in range(CALLS):
+            with _steps() as steps:
+                await _ask(connection)
+                await trio.lowlevel.checkpoint()  # so that its last step has ended
+            longest.append(max(steps))
+        least = min(longest)
+        assert least < STEP, f"is_connected() holds up the thread for {least:.2f} s each time"
+
+
+class _Steps(trio.abc.Instrument):
+    """Notes how long each step of each task takes, in real seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = [0.0]
+        self._since = time.perf_counter()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._since = time.perf_counter()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.seconds.append(time.perf_counter() - self._since)
+
+
+@contextmanager
+def _steps() -> Iterator[list[float]]:
+    steps = _Steps()
+    trio.lowlevel.add_instrument(steps)
+    try:
+        yield steps.seconds
+    finally:
+        trio.lowlevel.remove_instrument(steps)
+
+
+async def disconnecting_during_a_check_ends_both(connect: Connect) -> None:
+    """A session may leave while it is asked; what the check says then, or raises, is no matter."""
+    async with connect() as connection:
+        began = trio.Event()
+
+        async def check() -> None:
+            async with _bounded("is_connected() during disconnect()", LIMIT):
+                began.set()
+                try:
+                    await connection.transport.is_connected()
+                except Exception:  # noqa: BLE001 -- "unknown", of a connection that is closed
+                    return
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(check)
+            await began.wait()
+            async with _bounded("disconnect() during is_connected()", LIMIT):
+                await connection.transport.disconnect()
+        answer = await _ask(connection)
+        assert answer is False, f"it was disconnected during a check, and says {answer!r}"
 
 
 async def no_task_is_left(connect: Connect) -> None:
@@ -181,6 +266,9 @@ transport_checks: tuple[TransportCheck, ...] = (
     false_is_final,
     disconnecting_twice_is_harmless,
     a_call_that_is_cancelled_ends,
+    a_check_that_is_cancelled_changes_nothing,
+    a_check_holds_nobody_up,
+    disconnecting_during_a_check_ends_both,
     no_task_is_left,
     a_send_to_a_peer_that_has_gone_raises,
 )

@@ -6,9 +6,9 @@ import trio
 
 from trio_sessions.abc import Transport
 from trio_sessions.errors import RegistryDraining
-from trio_sessions.testing._machine._fleet import Fleet
 from trio_sessions.testing._machine._lines import Line
 from trio_sessions.testing._machine._model import Unknown, require
+from trio_sessions.testing._machine._reads import ReadFleet
 from trio_sessions.testing._machine._workers import LiveWorker
 from trio_sessions.testing._transports import FakeTransport
 from trio_sessions.types import DrainReport, Holder
@@ -16,7 +16,7 @@ from trio_sessions.types import DrainReport, Holder
 __all__ = ["DrainedFleet"]
 
 
-class DrainedFleet(Fleet):
+class DrainedFleet(ReadFleet):
     """A fleet whose workers are drained, too."""
 
     async def drain(self, number: int, make_transport: Callable[[], Transport]) -> None:

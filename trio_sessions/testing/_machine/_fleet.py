@@ -37,6 +37,7 @@ class Fleet:
         session_ids: all that there may be.
         pace: how time passes.
         settings: of each registry.
+        longer: ``session_ttl`` of each worker but the first, in those of the first.
     """
 
     def __init__(
@@ -46,15 +47,18 @@ class Fleet:
         session_ids: Sequence[str],
         pace: Pace,
         settings: Mapping[str, Any],
+        *,
+        longer: int = 1,
     ) -> None:
         self.pace = pace
-        self.model = FleetModel(pace.session_ttl, hearing=pace.hearing)
+        self.model = FleetModel(hearing=pace.hearing)
         self.stranger = Stranger("stranger", make_store)
         self._revocations = Revocations(self.model, pace.revocation_ttl)
         self._nursery = nursery
         self._make_store = make_store
         self._ids = session_ids
         self._settings = {**pace.settings(), **settings}
+        self._longer = longer
         self._live: dict[int, LiveWorker] = {}
         self._mailboxes = {session_id: Mailbox(session_id) for session_id in session_ids}
         self._owners = {session_id: Owner(session_id) for session_id in session_ids}
@@ -70,9 +74,10 @@ class Fleet:
         await self.close(number)
         name = f"worker-{number}-{next(self._starts)}"
         worker = LiveWorker(name, self._make_store(), self.pace.lateness)
-        await worker.start(self._nursery, self._settings)
+        session_ttl = self.pace.session_ttl * (self._longer if number else 1)
+        await worker.start(self._nursery, {**self._settings, "session_ttl": session_ttl})
         self._live[number] = worker
-        self.model.opened(name)
+        self.model.opened(name, session_ttl)
 
     async def close(self, number: int) -> None:
         """Let a worker leave: its sessions end."""
@@ -244,13 +249,6 @@ class Fleet:
             message, number, is_certain=is_certain, in_memory=in_memory
         )
 
-    async def send_and_read(self, number: int, session_id: str, count: int) -> None:
-        """Read what there is, send some messages while nobody reads, and read them."""
-        await self.read(session_id)
-        for _ in range(count):
-            await self.broadcast(number, session_id, durable=True)
-        await self.read(session_id)
-
     async def read(self, session_id: str) -> None:
         """Read what has come to a session, by an inbox."""
         await self._read(session_id, read_inbox)
@@ -259,7 +257,7 @@ class Fleet:
         """Read what has come to a session, by a handler."""
         await self._read(session_id, read_by_handler)
 
-    async def _read(self, session_id: str, reader: Reader) -> None:
+    async def _read(self, session_id: str, reader: Reader, *, is_all: bool = True) -> None:
         found = next(self.model.holders(session_id), None)
         if found is None:
             return
@@ -272,10 +270,11 @@ class Fleet:
         patience = self.pace.patience if is_certain else self.pace.moment
         if worker.registry.get_session_sync(session_id) is not None:
             await reader(worker.registry, mailbox, patience, self.pace.moment)
-        lost = list(mailbox.must_come) if is_certain else []
+        if not is_certain or not is_all:
+            return
+        lost = list(mailbox.must_come)
         require(not lost, f"messages {lost} were accepted for session {session_id!r}, and are lost")
-        if is_certain:
-            mailbox.calm_down()
+        mailbox.calm_down()
 
     async def set_owner(self, number: int, session_id: str, owner: str | None) -> None:
         """Set a session's owner, from some worker."""
@@ -372,7 +371,7 @@ class Fleet:
                 await self.clean_up(number)
             await self.look()
         if self.pace.until_all_dead_are_swept and self._live:
-            await trio.sleep(self.pace.until_all_dead_are_swept)
+            await trio.sleep(self._longer * self.pace.until_all_dead_are_swept)
             await self.look()
         check_all_is_well(
             self.model,

@@ -191,12 +191,16 @@ class RegistryMachine(RuleBasedStateMachine):
         batch_size=st.sampled_from([1, 1000]),
         held_by=st.fixed_dictionaries({"a": workers}, optional={"b": workers}),
         seed=st.integers(0, 7),
+        longer=st.sampled_from([1, 5]),
     )
     @with_known_words
-    def begin(self, batch_size: int, held_by: Mapping[str, int], seed: int = 0) -> None:
+    def begin(
+        self, batch_size: int, held_by: Mapping[str, int], seed: int = 0, longer: int = 1
+    ) -> None:
         """Empty what is shared, start the workers, and add a session or two.
 
         The seed is that of Trio's scheduler: which of the tasks that can go on goes first.
+        Worker 1 has so many times the ``session_ttl`` of worker 0.
         """
         self._is_troubled = False
         if inspect.iscoroutinefunction(self.reset):
@@ -215,6 +219,7 @@ class RegistryMachine(RuleBasedStateMachine):
             SESSIONS,
             pace,
             {"batch_size": batch_size},
+            longer=longer,
         )
 
         async def start() -> None:
@@ -411,6 +416,11 @@ class RegistryMachine(RuleBasedStateMachine):
     def send_and_read(self, worker: int, session: str, count: int) -> None:
         """Send so many messages from the worker while nobody reads them, and read them."""
         self._play(self._running.send_and_read, worker, session, count)
+
+    @rule(worker=workers, session=sessions, count=st.integers(2, 4))
+    def read_between(self, worker: int, session: str, count: int) -> None:
+        """Send so many messages from the worker, read one, send another one, and read the rest."""
+        self._play(self._running.read_between, worker, session, count)
 
     @rule(session=sessions)
     def respond(self, session: str) -> None:

@@ -22,7 +22,7 @@ from trio_sessions.types import Holder
 
 __all__ = ["Add", "FleetModel", "Seen", "Unknown", "WorkerModel", "require"]
 
-_LEASE_SHARE = 0.4  # of session_ttl: the fleet takes a shorter silence for none
+_LEASE_SHARE = 0.4  # of its session_ttl: the fleet takes a shorter silence for none
 
 
 class Unknown:
@@ -58,6 +58,8 @@ class WorkerModel:
     """A worker that runs."""
 
     name: str
+    session_ttl: float
+    """Seconds."""
     holds: dict[str, Add] = field(default_factory=dict)
     reach: Reach = Reach.WELL
     could_hear: bool = True
@@ -93,14 +95,12 @@ class FleetModel:
     """What should be true of all workers.
 
     Args:
-        session_ttl: seconds.
         hearing: seconds for which a worker may act on an answer that it has had.
     """
 
-    def __init__(self, session_ttl: float, *, hearing: float) -> None:
+    def __init__(self, *, hearing: float) -> None:
         self.workers: dict[str, WorkerModel] = {}
         self.newest: dict[str, int] = {}
-        self._ttl = session_ttl
         self._hearing = hearing
         self._parted: list[tuple[str, Add]] = []
         self._adds = 0
@@ -109,9 +109,9 @@ class FleetModel:
 
     # ---- what is done ----
 
-    def opened(self, name: str) -> WorkerModel:
-        """Note a worker that has begun."""
-        worker = self.workers[name] = WorkerModel(name)
+    def opened(self, name: str, session_ttl: float) -> WorkerModel:
+        """Note a worker that has begun, with its ``session_ttl`` in seconds."""
+        worker = self.workers[name] = WorkerModel(name, session_ttl)
         return worker
 
     def ended(self, name: str) -> None:
@@ -289,7 +289,7 @@ class FleetModel:
             if not worker.reach.is_heard and any(one.reach.commits for one in others):
                 worker.alone += passed
             silence = seen.now - worker.silent_since
-            if worker.alone > 0 and silence > _LEASE_SHARE * self._ttl:
+            if worker.alone > 0 and silence > _LEASE_SHARE * worker.session_ttl:
                 for add in worker.holds.values():
                     add.excuse = add.excuse or "its worker's lease may have run out"
 

@@ -56,9 +56,8 @@ class Pace:
             ) from None
 
     def settings(self) -> Mapping[str, Any]:
-        """Return the settings of each registry; no message is ever too old."""
+        """Return the settings of each registry but its TTL; no message is ever too old."""
         return {
-            "session_ttl": self.session_ttl,
             "cleanup_interval": self.session_ttl / 2,
             "check_timeout": self.check_timeout,
             "disconnect_timeout": self.check_timeout,

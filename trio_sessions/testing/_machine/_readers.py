@@ -8,7 +8,7 @@ from trio_sessions import SessionRegistry
 from trio_sessions.abc import Transport
 from trio_sessions.testing._machine._said import Mailbox
 
-__all__ = ["Reader", "read_by_handler", "read_inbox"]
+__all__ = ["Reader", "read_by_handler", "read_first", "read_inbox"]
 
 Reader = Callable[[SessionRegistry, Mailbox, float, float], Awaitable[None]]
 """Is given patience, and a moment: seconds to wait for what must come, and for what need not."""
@@ -28,6 +28,17 @@ async def read_inbox(
                     return
                 continue
             return
+
+
+async def read_first(
+    registry: SessionRegistry, mailbox: Mailbox, patience: float, moment: float
+) -> None:
+    """Take one message by ``open_inbox``, and leave the others."""
+    async with registry.open_inbox(mailbox.session_id) as inbox:
+        with trio.move_on_after(patience if mailbox.must_come else moment):
+            async for message in inbox:
+                mailbox.take(message)
+                break
 
 
 async def read_by_handler(
