@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from soak import longer
 from test_database_schema import Database, open_and_add
 
 from trio_sessions.stores.database import DatabaseStore, include_object, metadata
@@ -86,7 +87,13 @@ class Project:
         return made.relative_to(self.folder)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+BOTH = pytest.mark.parametrize("project", ["sqlite", "postgresql"], indirect=True)
+ONE = pytest.mark.parametrize(
+    "project", ["sqlite", pytest.param("postgresql", marks=longer)], indirect=True
+)
+
+
+@pytest.fixture
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
     fixture = "sqlite_url" if request.param == "sqlite" else "empty_schema"
     database = Database(request.param, request.getfixturevalue(fixture))
@@ -108,6 +115,7 @@ def storage(database: Database) -> list[str]:
         return list(found.scalars())
 
 
+@BOTH
 async def test_migrations_create_our_tables(project: Project, tmp_path: Path) -> None:
     """They are those that the store would create, and Alembic then finds nothing to do."""
     project.target_our_tables()
@@ -130,6 +138,7 @@ async def test_migrations_create_our_tables(project: Project, tmp_path: Path) ->
     assert storage(project.database) == options
 
 
+@ONE
 async def test_migrations_upgrade_our_tables(project: Project) -> None:
     """What a version adds is found by autogenerate, and does for the store."""
     kept = (KEPT / f"{project.database.name}-0.sql").read_text("utf-8")
@@ -144,6 +153,7 @@ async def test_migrations_upgrade_our_tables(project: Project) -> None:
     await open_and_add(DatabaseStore(project.database.url, create_tables=False))
 
 
+@ONE
 async def test_migrations_leave_our_tables_alone(project: Project) -> None:
     """With the function they neither see nor drop them; without it they would."""
     await open_and_add(DatabaseStore(project.database.url))
