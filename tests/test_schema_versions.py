@@ -1,9 +1,14 @@
-"""The schema over time: versions are noted, and older ones are upgraded if that is said."""
+"""The schema over time: versions are noted, and older ones are upgraded if that is said.
+
+Just over 400 lines: all of them need the databases of earlier versions.
+"""
 
 import asyncio
 import os
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -334,16 +339,36 @@ async def test_what_is_lacking_where_no_version_is_noted(older: Older, lost: str
     assert older.tables() == lacking
 
 
-@pytest.mark.parametrize("said", [{}, {"migrate": True}, {"create_tables": False}], ids=str)
+@pytest.mark.parametrize(
+    ("create_tables", "migrate"), [(True, False), (True, True), (False, False)]
+)
 async def test_an_opening_that_changes_nothing_tells_the_version(
-    sqlite_url: sa.URL, said: dict[str, bool]
+    sqlite_url: sa.URL, *, create_tables: bool, migrate: bool
 ) -> None:
     """That is what `trio-sessions init-db` says of it."""
     await open_and_add(DatabaseStore(sqlite_url))
-    again = DatabaseStore(sqlite_url, **said)
+    again = DatabaseStore(sqlite_url, create_tables=create_tables, migrate=migrate)
     await open_and_add(again)
     assert again.changes.before == VERSION
     assert not again.changes.added
+
+
+async def test_whoever_comes_second_to_an_upgrade_tells_its_version(
+    sqlite_url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it waits for the lock somebody else creates the tables."""
+    store = DatabaseStore(sqlite_url)
+    creation = store._preparation._operations.creation
+
+    def late(connection: sa.Connection) -> AbstractContextManager[None]:
+        Older("sqlite", sqlite_url).make(VERSION)
+        return creation(connection)
+
+    late_operations = replace(store._preparation._operations, creation=late)
+    monkeypatch.setattr(store._preparation, "_operations", late_operations)
+    await open_and_add(store)
+    assert store.changes.before == VERSION
+    assert not store.changes.added
 
 
 async def test_a_version_that_was_lost(older: Older) -> None:
