@@ -4,6 +4,7 @@ import logging
 import math
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -107,6 +108,66 @@ async def test_a_connection_is_let_go_when_the_thread_ends(*, fails: bool) -> No
         assert await operation.run(work, limiter) == "seen"
     assert done == ["close a"]
     assert state_of(operation) is State.ENDED
+
+
+async def test_whoever_is_cancelled_waits_for_the_thread() -> None:
+    """What it does is under way, and the answer is not lost."""
+    operation = Operation(
+        lambda connection: NotingCutter([], connection),
+        timeout=math.inf,
+        patience=math.inf,
+        process=this_process(),
+    )
+    begun, may_end = trio.Event(), threading.Event()
+
+    def work() -> str:
+        trio.from_thread.run_sync(begun.set, trio_token=token)
+        return "done" if may_end.wait(9.0) else "nobody has let it end"
+
+    token = trio.lowlevel.current_trio_token()
+    answers: list[str] = []
+
+    async def ask(scope: trio.CancelScope) -> None:
+        with scope:
+            answers.append(await operation.run(work, trio.CapacityLimiter(1)))
+
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, scope)
+        await begun.wait()
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        may_end.set()
+    assert answers == ["done"]
+
+
+async def test_an_engine_that_was_handed_in_is_not_asked_for_more_than_it_keeps(
+    sqlite_url: sa.URL,
+) -> None:
+    """Its overflow is left to its owner, and of two connections one is kept for the stamp."""
+    engine = sa.create_engine(sqlite_url, poolclass=sa.QueuePool, pool_size=2, max_overflow=9)
+    store = DatabaseStore(engine)
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(5))
+    lock, at_work, most = threading.Lock(), 0, 0
+
+    def work(connection: sa.Connection) -> None:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.05)
+        with lock:
+            at_work -= 1
+
+    await store.open(worker)
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(store.run, worker, work)
+    finally:
+        await store.close(worker)
+        engine.dispose()
+    assert most == 1
 
 
 def test_the_patience_is_for_a_connection_only() -> None:

@@ -1,9 +1,14 @@
-"""The schema over time: versions are noted, and older ones are upgraded if that is said."""
+"""The schema over time: versions are noted, and older ones are upgraded if that is said.
+
+Just over 400 lines: all of them need the databases of earlier versions.
+"""
 
 import asyncio
 import os
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +104,8 @@ async def test_an_older_schema_is_refused(older: Older, version: int | str) -> N
     assert "table trio_mail" in said
     assert "trio-sessions init-db --database-url" in said
     assert "migrate=True" in said
+    is_counted = version not in {"first", 0}
+    assert (f"has version {version}," if is_counted else "was made before versions were") in said
     assert older.tables() == before
 
 
@@ -316,6 +323,52 @@ async def test_a_column_that_is_missing_is_added_by_an_upgrade_only(older: Older
     assert older.tables() == lacking
     await open_and_add(DatabaseStore(older.url, migrate=True))
     assert older.tables() == made
+
+
+@pytest.mark.parametrize(
+    "lost",
+    ["DROP TABLE trio_mail", "ALTER TABLE trio_workers DROP COLUMN draining"],
+    ids=["a table", "a column"],
+)
+async def test_what_is_lacking_where_no_version_is_noted(older: Older, lost: str) -> None:
+    """One thing is enough: it is taken for an older schema, and nothing is altered unasked."""
+    await open_and_add(DatabaseStore(older.url))
+    older.execute("DELETE FROM trio_schema", lost)
+    lacking = older.tables()
+    assert "was made before versions were counted" in await refusal(DatabaseStore(older.url))
+    assert older.tables() == lacking
+
+
+@pytest.mark.parametrize(
+    ("create_tables", "migrate"), [(True, False), (True, True), (False, False)]
+)
+async def test_an_opening_that_changes_nothing_tells_the_version(
+    sqlite_url: sa.URL, *, create_tables: bool, migrate: bool
+) -> None:
+    """That is what `trio-sessions init-db` says of it."""
+    await open_and_add(DatabaseStore(sqlite_url))
+    again = DatabaseStore(sqlite_url, create_tables=create_tables, migrate=migrate)
+    await open_and_add(again)
+    assert again.changes.before == VERSION
+    assert not again.changes.added
+
+
+async def test_whoever_comes_second_to_an_upgrade_tells_its_version(
+    sqlite_url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it waits for the lock somebody else creates the tables."""
+    store = DatabaseStore(sqlite_url)
+    creation = store._preparation._operations.creation
+
+    def late(connection: sa.Connection) -> AbstractContextManager[None]:
+        Older("sqlite", sqlite_url).make(VERSION)
+        return creation(connection)
+
+    late_operations = replace(store._preparation._operations, creation=late)
+    monkeypatch.setattr(store._preparation, "_operations", late_operations)
+    await open_and_add(store)
+    assert store.changes.before == VERSION
+    assert not store.changes.added
 
 
 async def test_a_version_that_was_lost(older: Older) -> None:
