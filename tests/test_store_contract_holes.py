@@ -12,36 +12,40 @@ from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import store_conformance
 from trio_sessions.types import RowAnswers, Sent, StoredMessage, Swept, Wanted
-from trio_sessions.writes import Batch, Committed, Send
 
 
-class _Renumbers(MemoryStore):
-    """Gives a message that was stored another id, and overwrites what has it."""
+class _Numbers(MemoryStore):
+    """Numbers messages in each row by those that wait there."""
 
-    def number(self, earlier: Sequence[int]) -> int:
+    def __init__(self) -> None:
+        super().__init__()
+        add = self._rows._add
+
+        def numbered(worker: Worker, write: Any, now: float) -> Any:
+            row = self._rows.get(write.session_id)
+            before = {} if row is None else dict(row.messages)
+            sent = add(worker, write, now)
+            if row is None or not isinstance(sent, Sent):
+                return sent
+            number = self.number(list(before))
+            message = row.messages.pop(sent.id)
+            row.messages[number] = message
+            return replace(sent, id=number)
+
+        self._rows._add = numbered  # type: ignore[method-assign]
+
+    def number(self, there: Sequence[int]) -> int:
         raise NotImplementedError
 
-    async def commit(self, worker: Worker, batch: Batch) -> Committed:
-        committed = await super().commit(worker, batch)
-        answers = list(committed.answers)
-        for place, (write, answer) in enumerate(zip(batch.writes, answers, strict=False)):
-            if isinstance(write, Send) and isinstance(answer, Sent):
-                messages = self._rows[write.session_id].messages
-                message = messages.pop(answer.id)
-                number = self.number(list(messages))
-                messages[number] = message
-                answers[place] = replace(answer, id=number)
-        return replace(committed, answers=answers)
+
+class NumbersByHowManyThereAre(_Numbers):
+    def number(self, there: Sequence[int]) -> int:
+        return len(there) + 1
 
 
-class NumbersByHowManyThereAre(_Renumbers):
-    def number(self, earlier: Sequence[int]) -> int:
-        return len(earlier) + 1
-
-
-class NumbersAfterTheLastThatIsThere(_Renumbers):
-    def number(self, earlier: Sequence[int]) -> int:
-        return max(earlier, default=0) + 1
+class NumbersAfterTheLastThatIsThere(_Numbers):
+    def number(self, there: Sequence[int]) -> int:
+        return max(there, default=0) + 1
 
 
 class FetchesForTheFirst(MemoryStore):
@@ -58,15 +62,15 @@ class WaitsForTwo(MemoryStore):
 
 class JudgesByTheShorterTtl(MemoryStore):
     async def sweep(self, worker: Worker, **durations: Any) -> Swept:
-        workers, own = self._workers, durations["session_ttl"]
+        workers = self._workers
 
         def has_expired(who: str, last: float, now: float, session_ttl: float) -> bool:
             holder = workers._rows.get(who)
-            if holder is not None and not holder.has_lapsed(now):
-                return False
-            its = workers.longest_ttl(own) if holder is None else holder.presence.session_ttl
-            ttl = min(own, its)
-            return now - last > ttl and now - workers._unbroken_since >= ttl
+            if holder is None:
+                return type(workers).has_expired(workers, who, last, now, session_ttl)
+            ttl = min(session_ttl, holder.presence.session_ttl)
+            old = now - last > ttl and now - workers._unbroken_since >= ttl
+            return old and holder.has_lapsed(now)
 
         workers.has_expired = has_expired  # type: ignore[method-assign]
         return await super().sweep(worker, **durations)
@@ -74,9 +78,15 @@ class JudgesByTheShorterTtl(MemoryStore):
 
 class SweepsOldRowsOfTheLiving(MemoryStore):
     async def sweep(self, worker: Worker, **durations: Any) -> Swept:
-        for session_id, row in list(self._rows.items()):
-            if trio.current_time() - row.last_accessed > 3 * durations["session_ttl"]:
-                self._rows.take(session_id)
+        workers = self._workers
+
+        def has_expired(who: str, last: float, now: float, session_ttl: float) -> bool:
+            holder = workers._rows.get(who)
+            if holder is not None and now - last > 3 * holder.presence.session_ttl:
+                return True
+            return type(workers).has_expired(workers, who, last, now, session_ttl)
+
+        workers.has_expired = has_expired  # type: ignore[method-assign]
         return await super().sweep(worker, **durations)
 
 
@@ -90,6 +100,26 @@ class RenewsNotMany(MemoryStore):
         return answers
 
 
+class ListsAllOfItsRows(MemoryStore):
+    async def own_rows(self, worker: Worker, *, after: str, limit: int) -> list[tuple[str, int]]:
+        return await super().own_rows(worker, after=after, limit=1000)
+
+
+class CountsTheRowsOfOthersInASweep(MemoryStore):
+    async def sweep(self, worker: Worker, **durations: Any) -> Swept:
+        swept = await super().sweep(worker, **durations)
+        if swept.stamped is None:
+            return swept
+        return replace(swept, stamped=replace(swept.stamped, rows=len(self._rows)))
+
+
+class OpeningRenewsAllRows(MemoryStore):
+    async def open(self, worker: Worker) -> None:
+        await super().open(worker)
+        for row in self._rows.values():
+            row.last_accessed = trio.current_time()
+
+
 MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (NumbersByHowManyThereAre, "a_new_message_overwrites_none"),
     (NumbersAfterTheLastThatIsThere, "a_new_message_overwrites_none"),
@@ -98,6 +128,9 @@ MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (JudgesByTheShorterTtl, "a_visitor_judges_by_the_holder_s_lease"),
     (SweepsOldRowsOfTheLiving, "a_row_is_kept_as_long_as_its_worker_lives"),
     (RenewsNotMany, "many_rows_are_refreshed_at_once"),
+    (ListsAllOfItsRows, "the_rows_of_an_incarnation_can_be_counted_and_listed"),
+    (CountsTheRowsOfOthersInASweep, "the_rows_of_an_incarnation_can_be_counted_and_listed"),
+    (OpeningRenewsAllRows, "only_its_holder_renews_a_row"),
 ]
 
 

@@ -97,12 +97,14 @@ async def a_claim_renews_the_row(make_store: MakeStore) -> None:
 
 
 async def only_its_holder_renews_a_row(make_store: MakeStore) -> None:
-    """Not who asks for it, says something of it, sends to it, or claims it and loses."""
+    """Not who opens the store, asks for it, speaks of it, sends to it, or claims it and loses."""
     async with opened(make_store, "a", "b") as (a, b):
         await sweep(a, session_ttl=TTL, limit=0)
         await b.claim("s")
 
         async def is_gone() -> bool:
+            async with opened(make_store, "other"):
+                pass
             await a.store.refresh(a.worker, ["s"])
             await a.store.locate(a.worker, "s")
             lost = await a.claim("s", age=LONG)
