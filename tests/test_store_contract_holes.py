@@ -12,6 +12,7 @@ from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import store_conformance
 from trio_sessions.types import RowAnswers, Sent, StoredMessage, Swept, Wanted
+from trio_sessions.writes import Batch, Claim, Committed
 
 
 class _Numbers(MemoryStore):
@@ -120,6 +121,16 @@ class OpeningRenewsAllRows(MemoryStore):
             row.last_accessed = trio.current_time()
 
 
+class SetsTheTakingBack(MemoryStore):
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        committed = await super().commit(worker, batch)
+        for write in batch.writes:
+            row = self._rows.get(write.session_id) if isinstance(write, Claim) else None
+            if row is not None and isinstance(write, Claim) and row.is_of(worker):
+                row.taken_at = trio.current_time() - write.age
+        return committed
+
+
 MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (NumbersByHowManyThereAre, "a_new_message_overwrites_none"),
     (NumbersAfterTheLastThatIsThere, "a_new_message_overwrites_none"),
@@ -130,6 +141,7 @@ MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (RenewsNotMany, "many_rows_are_refreshed_at_once"),
     (ListsAllOfItsRows, "the_rows_of_an_incarnation_can_be_counted_and_listed"),
     (CountsTheRowsOfOthersInASweep, "the_rows_of_an_incarnation_can_be_counted_and_listed"),
+    (SetsTheTakingBack, "an_older_claim_of_the_holder_sets_nothing_back"),
     (OpeningRenewsAllRows, "only_its_holder_renews_a_row"),
 ]
 
