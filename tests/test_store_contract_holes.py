@@ -65,12 +65,16 @@ class JudgesByTheShorterTtl(MemoryStore):
     async def sweep(self, worker: Worker, **durations: Any) -> Swept:
         workers = self._workers
 
-        def has_expired(who: str, last: float, now: float, session_ttl: float) -> bool:
-            holder = workers._rows.get(who)
+        def has_expired(
+            incarnation: str, last_accessed: float, now: float, session_ttl: float
+        ) -> bool:
+            holder = workers._rows.get(incarnation)
             if holder is None:
-                return type(workers).has_expired(workers, who, last, now, session_ttl)
+                return type(workers).has_expired(
+                    workers, incarnation, last_accessed, now, session_ttl
+                )
             ttl = min(session_ttl, holder.presence.session_ttl)
-            old = now - last > ttl and now - workers._unbroken_since >= ttl
+            old = now - last_accessed > ttl and now - workers._unbroken_since >= ttl
             return old and holder.has_lapsed(now)
 
         workers.has_expired = has_expired  # type: ignore[method-assign]
@@ -81,11 +85,13 @@ class SweepsOldRowsOfTheLiving(MemoryStore):
     async def sweep(self, worker: Worker, **durations: Any) -> Swept:
         workers = self._workers
 
-        def has_expired(who: str, last: float, now: float, session_ttl: float) -> bool:
-            holder = workers._rows.get(who)
-            if holder is not None and now - last > 3 * holder.presence.session_ttl:
+        def has_expired(
+            incarnation: str, last_accessed: float, now: float, session_ttl: float
+        ) -> bool:
+            holder = workers._rows.get(incarnation)
+            if holder is not None and now - last_accessed > 3 * holder.presence.session_ttl:
                 return True
-            return type(workers).has_expired(workers, who, last, now, session_ttl)
+            return type(workers).has_expired(workers, incarnation, last_accessed, now, session_ttl)
 
         workers.has_expired = has_expired  # type: ignore[method-assign]
         return await super().sweep(worker, **durations)
