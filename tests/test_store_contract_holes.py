@@ -9,10 +9,11 @@ import trio
 from trio.testing import MockClock
 
 from trio_sessions.abc import Worker
+from trio_sessions.inspection import SessionInfo
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.testing import store_conformance
+from trio_sessions.testing import inspection_conformance, store_conformance
 from trio_sessions.types import RowAnswers, Sent, StoredMessage, Swept, Wanted
-from trio_sessions.writes import Batch, Claim, Committed
+from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome
 
 
 class _Numbers(MemoryStore):
@@ -137,6 +138,21 @@ class SetsTheTakingBack(MemoryStore):
         return committed
 
 
+class IsIdleSinceItsCreation(MemoryStore):
+    async def describe(self, worker: Worker, session_id: str) -> SessionInfo | None:
+        info = await super().describe(worker, session_id)
+        return None if info is None else replace(info, idle=info.age)
+
+
+class ATakeoverIsACreation(MemoryStore):
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        committed = await super().commit(worker, batch)
+        for write, answer in zip(batch.writes, committed.answers, strict=False):
+            if isinstance(answer, Claimed) and answer.outcome is Outcome.TAKEN_OVER:
+                self._rows[write.session_id].created_at = trio.current_time()
+        return committed
+
+
 MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (NumbersByHowManyThereAre, "a_new_message_overwrites_none"),
     (NumbersAfterTheLastThatIsThere, "a_new_message_overwrites_none"),
@@ -148,6 +164,8 @@ MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (ListsAllOfItsRows, "the_rows_of_an_incarnation_can_be_counted_and_listed"),
     (CountsTheRowsOfOthersInASweep, "the_rows_of_an_incarnation_can_be_counted_and_listed"),
     (SetsTheTakingBack, "an_older_claim_of_the_holder_sets_nothing_back"),
+    (IsIdleSinceItsCreation, "a_session_is_described_in_one_answer"),
+    (ATakeoverIsACreation, "a_session_is_described_in_one_answer"),
     (OpeningRenewsAllRows, "only_its_holder_renews_a_row"),
 ]
 
@@ -158,6 +176,6 @@ async def test_the_contract_finds_what_few_sessions_do_not_show(
 ) -> None:
     """Each broken store fails the check of the rule that it breaks."""
     store = mutant()
-    [found] = [c for c in store_conformance if c.__name__ == check]
+    [found] = [c for c in (*store_conformance, *inspection_conformance) if c.__name__ == check]
     with pytest.raises(AssertionError):
         await found(lambda: store)
