@@ -93,6 +93,15 @@ async def an_older_claim_does_not_take_over(make_store: MakeStore) -> None:
         assert (await b.claim("t")).outcome is Outcome.TAKEN_OVER
 
 
+async def an_older_claim_of_the_holder_sets_nothing_back(make_store: MakeStore) -> None:
+    """The moment of the taking stays if it is later than that of the claim."""
+    async with opened(make_store, "a", "b") as (a, b):
+        await a.claim("s")
+        assert (await a.claim("s", 2, age=60.0)).outcome is Outcome.KEPT
+        assert (await b.claim("s", age=30.0)).outcome is Outcome.LOST
+        assert await a.holds("s")
+
+
 async def a_claim_grows_older_while_it_waits(make_store: MakeStore) -> None:
     """For a thread, too: who was added meanwhile elsewhere is the newer one, and stays."""
     async with opened(make_store, "a", "b") as (a, b):
@@ -276,6 +285,7 @@ claim_checks: tuple[Check, ...] = (
     a_claim_brings_and_is_told_what_was_said,
     the_newest_claim_takes_over,
     an_older_claim_does_not_take_over,
+    an_older_claim_of_the_holder_sets_nothing_back,
     a_claim_grows_older_while_it_waits,
     an_earlier_generation_changes_nothing,
     a_session_has_one_birth,

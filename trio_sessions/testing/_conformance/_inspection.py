@@ -190,8 +190,11 @@ async def a_session_is_described_in_one_answer(make_store: MakeStore) -> None:
         assert later.created == fresh.created
         assert later.last_accessed > fresh.last_accessed
         assert later.age > fresh.age
+        assert later.idle < later.age
         [listed] = await _inspected(b).list_sessions(b.worker, EVERYTHING, after="", limit=1)
         assert (listed.owner, listed.waiting, listed.worker_alive) == ("alice", 2, True)
+        await b.claim("s")
+        assert (await _describe(a, "s")).created == fresh.created
 
 
 async def a_holder_without_a_row_is_unknown(make_store: MakeStore) -> None:

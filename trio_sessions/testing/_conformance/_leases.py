@@ -97,12 +97,14 @@ async def a_claim_renews_the_row(make_store: MakeStore) -> None:
 
 
 async def only_its_holder_renews_a_row(make_store: MakeStore) -> None:
-    """Not who asks for it, says something of it, sends to it, or claims it and loses."""
+    """Not who opens the store, asks for it, speaks of it, sends to it, or claims it and loses."""
     async with opened(make_store, "a", "b") as (a, b):
         await sweep(a, session_ttl=TTL, limit=0)
         await b.claim("s")
 
         async def is_gone() -> bool:
+            async with opened(make_store, "other"):
+                pass
             await a.store.refresh(a.worker, ["s"])
             await a.store.locate(a.worker, "s")
             lost = await a.claim("s", age=LONG)
@@ -132,6 +134,60 @@ async def a_refreshed_row_outlives_its_lease(make_store: MakeStore) -> None:
         await _outlives(
             renew, lambda: _expires(a, "other"), "a row was swept that was refreshed in time"
         )
+
+
+async def a_visitor_judges_by_the_holder_s_lease(make_store: MakeStore) -> None:
+    """After an outage the series must be as old as the holder's ttl, not as the sweeper's."""
+    async with opened(make_store, "visitor", "long") as (visitor, long):
+        await sweep(visitor, session_ttl=TTL, limit=0)
+        await begin(visitor, session_ttl=TTL)
+        await commit(long, await begin(long, session_ttl=3 * TTL), claim("s"))
+        await trio.sleep(3.5 * TTL)
+        start = trio.current_time()
+        while trio.current_time() < start + 1.5 * TTL:
+            swept = await sweep(visitor, session_ttl=TTL, max_gap=GAP)
+            assert not swept.sessions or trio.current_time() - start >= 3 * TTL
+            await trio.sleep(GAP * 0.25)
+
+
+async def a_row_is_kept_as_long_as_its_worker_lives(make_store: MakeStore) -> None:
+    """However long ago it was refreshed: the stamps of its holder keep it."""
+    async with opened(make_store, "a", "b") as (a, b):
+        await sweep(a, session_ttl=TTL, limit=0)
+        deadline = trio.current_time() + PATIENCE
+        known = await begin(b, session_ttl=TTL)
+        await commit(b, known, claim("s"))
+        began_at = asked_at = trio.current_time()
+        while trio.current_time() < began_at + 5 * TTL:
+            await trio.sleep(TTL * 0.1)
+            gone = await _expires(a, "s")
+            last, asked_at = asked_at, trio.current_time()
+            if gone:
+                assert asked_at - last > TTL, "a row was swept though its worker lives"
+                assert asked_at < deadline, "this machine is too slow for the check"
+                known = await begin(b, session_ttl=TTL)
+                await commit(b, known, claim("s"))
+                began_at = trio.current_time()
+            else:
+                await b.store.stamp(b.worker, known, passed=True)
+
+
+async def many_rows_are_refreshed_at_once(make_store: MakeStore) -> None:
+    """Each of them counts as refreshed now."""
+    names = [f"s{n}" for n in range(50)]
+    async with opened(make_store, "a", "b") as (a, b):
+        await sweep(a, session_ttl=TTL, limit=0)
+        deadline = trio.current_time() + PATIENCE
+        while True:
+            await b.commit(*map(claim, names))
+            await trio.sleep(PAST)
+            asked_at = trio.current_time()
+            assert await b.holds(*names)
+            swept = await sweep(a, session_ttl=TTL, max_gap=LONG)
+            if trio.current_time() - asked_at < TTL:
+                break
+            assert trio.current_time() < deadline, "this machine is too slow for the check"
+        assert swept.sessions == 0
 
 
 async def the_end_of_a_pass_renews_the_lease(make_store: MakeStore) -> None:
@@ -277,6 +333,9 @@ lease_checks: tuple[Check, ...] = (
     a_claim_renews_the_row,
     only_its_holder_renews_a_row,
     a_refreshed_row_outlives_its_lease,
+    a_visitor_judges_by_the_holder_s_lease,
+    a_row_is_kept_as_long_as_its_worker_lives,
+    many_rows_are_refreshed_at_once,
     the_end_of_a_pass_renews_the_lease,
     a_new_history_is_a_new_lease,
     a_holder_without_a_row_has_the_longest_lease,

@@ -55,6 +55,39 @@ async def messages_wait_until_they_are_acknowledged(make_store: MakeStore) -> No
         assert await store.waiting(me) == []
 
 
+async def a_new_message_overwrites_none(make_store: MakeStore) -> None:
+    """Its id is greater than all earlier ones of its session, also of those acknowledged."""
+    async with opened(make_store, "a", "b") as (a, b):
+        await a.claim("s")
+        ids: list[int] = []
+        for payload in ("1", "2", "3", "4", "5"):
+            sent = await b.write(Send(session_id="s", payload=payload))
+            assert sent is not None
+            assert sent.id > max(ids, default=0)
+            ids.append(sent.id)
+            if payload in ("3", "4"):
+                done = ids[0] if payload == "3" else sent.id
+                assert await a.write(Acknowledge(session_id="s", message_ids=(done,)))
+        assert await a.payloads("s") == ["2", "3", "5"]
+
+
+async def messages_of_several_sessions_are_fetched_at_once(make_store: MakeStore) -> None:
+    """Each session that is asked for, and each one that something waits for, is in the answer."""
+    async with opened(make_store, "a", "b") as (a, b):
+        names = ["s", "t", "u"]
+        for name in names:
+            await a.claim(name)
+            await b.write(Send(session_id=name, payload=f'"{name}"'))
+        for holder in (a, b):
+            assert sorted(await holder.store.waiting(holder.worker)) == names
+            found = await holder.store.fetch(holder.worker, [wanted(name) for name in names])
+            payloads = {name: [one.payload for one in found.get(name, ())] for name in names}
+            assert payloads == {name: [f'"{name}"'] for name in names}
+            for name in names:
+                await b.claim(name)
+        assert await a.store.waiting(a.worker) == []
+
+
 async def messages_of_one_batch_are_stored_in_its_order(make_store: MakeStore) -> None:
     """For each session, with ascending ids, whatever stands in between."""
     async with opened(make_store, "a", "b") as (a, b):
@@ -299,6 +332,8 @@ async def every_operation_on_messages_is_a_checkpoint(make_store: MakeStore) -> 
 
 message_checks: tuple[Check, ...] = (
     messages_wait_until_they_are_acknowledged,
+    a_new_message_overwrites_none,
+    messages_of_several_sessions_are_fetched_at_once,
     messages_of_one_batch_are_stored_in_its_order,
     messages_go_with_their_session_or_their_ttl,
     a_dead_session_goes_piece_by_piece,

@@ -145,7 +145,11 @@ async def the_rows_of_an_incarnation_can_be_counted_and_listed(make_store: MakeS
         await commit(a, known, *(claim(f"s{n}") for n in range(5)))
         await other.claim("theirs")
         assert (await a.store.stamp(a.worker, known, passed=True)).rows == 5
+        swept = await sweep(a, session_ttl=LONG, limit=0, stamp=known)
+        assert swept.stamped is not None
+        assert swept.stamped.rows == 5
         found = await a.store.own_rows(a.worker, after="", limit=3)
+        assert len(found) == 3
         found += await a.store.own_rows(a.worker, after=found[-1][0], limit=3)
         assert found == [(f"s{n}", 1) for n in range(5)]
 
