@@ -43,6 +43,10 @@ from trio_sessions.transports import StreamTransport
 T = TypeVar("T")
 
 BOUND = 30.0  # seconds for any life that was interrupted
+two_stores = pytest.mark.parametrize(
+    "shared", ["memory", "sqlite", pytest.param("postgresql", marks=longer)], indirect=True
+)
+"""Threads are the same on both databases."""
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +178,7 @@ def steps(shared: Shared) -> Iterator[int]:
 
 @pytest.mark.timeout(3600 if SOAK else 300)
 @unmeasured
+@two_stores
 def test_ctrl_c_at_any_point_ends_the_program_in_order(shared: Shared) -> None:
     """Bare, in bounded time, and nothing is left: no row, no session, no job."""
     presses = 0
@@ -198,6 +203,7 @@ def test_ctrl_c_at_any_point_ends_the_program_in_order(shared: Shared) -> None:
 
 @pytest.mark.timeout(3600 if SOAK else 300)
 @unmeasured
+@two_stores
 def test_who_catches_it_may_go_on(shared: Shared) -> None:
     """What was called then is as cancelled: the table and the rows agree, and passes converge."""
     presses = caught = 0
