@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from hashlib import sha256
 from itertools import chain
+from keyword import kwlist
 from pathlib import Path
 
 from coverage import CoverageData
@@ -150,4 +151,4 @@ def _kinship(mutant: Mutant) -> Mapping[int, float]:
 
 
 def _names(text: str) -> set[str]:
-    return set(re.findall(r"[A-Za-z_]\w+", text))
+    return set(re.findall(r"[A-Za-z_]\w+", text)).difference(kwlist)
