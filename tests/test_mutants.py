@@ -248,7 +248,7 @@ def judge(made: list[Mutant], survivors: int, *explained: Explained) -> Judgemen
         one: Result(mutant=str(one), verdict=verdict, module="")
         for one, verdict in zip(made, verdicts, strict=True)
     }
-    return Judgement(made, results, explained)
+    return Judgement(made, results, explained, killed_at_first=len(made) - 2 * survivors)
 
 
 def explain(mutant: Mutant, **changes: str) -> Explained:
@@ -296,3 +296,17 @@ def test_the_report_has_the_figures_of_each_module() -> None:
     assert "| **all** | 100 | 100 | 97 | 0 | 1 | 1 | 1 |" in report
     assert "97.0% were noticed" in report
     assert "98.0% without the equivalents" in report
+    assert "When this sample was run first, 94.9% were noticed" in report
+
+
+def test_what_was_noticed_at_first_is_kept(tmp_path: Path) -> None:
+    """Of the module as it is now: whoever writes a test for a survivor does not change it."""
+    noticed, met, changed = make_mutants("one.py", "def f():\n    a()\n    b()\n    c()\n")
+    results = Results(tmp_path / "results.jsonl", {"one.py": "as it was"})
+    results.note(changed, verdict="killed")
+    results = Results(tmp_path / "results.jsonl", {"one.py": "as it is"})
+    for mutant, verdict in ((noticed, "killed"), (met, "survived"), (changed, "survived")):
+        results.note(mutant, verdict=verdict)
+    results.note(met, verdict="killed")
+    for one in results, Results(tmp_path / "results.jsonl", {"one.py": "as it is"}):
+        assert one.count_killed_at_first([noticed, met, changed]) == 1

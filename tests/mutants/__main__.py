@@ -86,7 +86,12 @@ def main(
     except KeyboardInterrupt:
         console.print("stopped: the next call goes on here")
         sys.exit(130)
-    judgement = Judgement(made, results.of(chosen), read_explained(EXPLAINED))
+    judgement = Judgement(
+        made,
+        results.of(chosen),
+        read_explained(EXPLAINED),
+        killed_at_first=results.count_killed_at_first(chosen),
+    )
     if report is not None:
         report.parent.mkdir(exist_ok=True)
         report.write_text(judgement.report(seed=seed), "utf-8")

@@ -51,6 +51,7 @@ class Judgement:
         made: all mutants of the modules that were asked for.
         results: of those that were run.
         explained: the whole list, of other modules too.
+        killed_at_first: how many of those that were run were killed when they were run first.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class Judgement:
         made: Sequence[Mutant],
         results: Mapping[Mutant, Result],
         explained: Iterable[Explained],
+        killed_at_first: int,
     ) -> None:
+        self._killed_at_first = killed_at_first
         self._made, self._results = made, results
         modules = {mutant.module for mutant in made}
         names = {str(mutant) for mutant in made}
@@ -81,11 +84,18 @@ class Judgement:
     @property
     def score(self) -> float:
         """The same without the equivalents, which no test can kill."""
-        left_out = sum(
-            not result.is_killed and self._kinds.get(str(mutant)) == "equivalent"
+        return _share(self._count_killed(), self._count_noticeable())
+
+    @property
+    def score_at_first(self) -> float:
+        """The same when they were run first: before tests were written for this sample."""
+        return _share(self._killed_at_first, self._count_noticeable())
+
+    def _count_noticeable(self) -> int:
+        return sum(
+            result.is_killed or self._kinds.get(str(mutant)) != "equivalent"
             for mutant, result in self._results.items()
         )
-        return _share(self._count_killed(), len(self._results) - left_out)
 
     def _count_killed(self) -> int:
         return sum(result.is_killed for result in self._results.values())
@@ -114,8 +124,10 @@ class Judgement:
             f"on SQLite; {self.score:.1%} without the equivalents, which change nothing that "
             "anybody could notice. Accepted ones, which could be noticed, count as not noticed; "
             "`tests/mutants/explained.toml` has the reason of each of both. "
-            f"{len(self.open)} are open. A fault that makes a test hang is noticed, too. "
-            "One is given up after some seconds of tests, so a slow test may notice what is open."
+            f"{len(self.open)} are open. When this sample was run first, {self.score_at_first:.1%} "
+            "were noticed without the equivalents, before tests were written for the others: that "
+            "is what to expect of the rest of the code. A fault that makes a test hang is noticed, "
+            "too. One is given up after some seconds of tests, so a slow test may notice what is open."
         )
         by_module = self._table("module", lambda mutant: f"`{mutant.module}`")
         by_kind = self._table("kind of fault", lambda mutant: mutant.operator)

@@ -78,15 +78,26 @@ class Results:
     def __init__(self, path: Path, modules: dict[str, str]) -> None:
         """Read what was found; it holds for modules whose digests are as they were."""
         self._path, self._known, self._modules = path, dict[str, Result](), modules
+        self._at_first: dict[str, Result] = {}
         if path.exists():
             for line in path.read_text("utf-8").splitlines():
-                result = Result(**json.loads(line))
-                self._known[result.mutant] = result
+                self._keep(Result(**json.loads(line)))
 
     def find(self, mutant: Mutant) -> Result | None:
         """Return what is known of a mutant."""
         found = self._known.get(str(mutant))
         return found if found and found.module == self._modules[mutant.module] else None
+
+    def _keep(self, result: Result) -> None:
+        self._known[result.mutant] = result
+        first = self._at_first.get(result.mutant)
+        if first is None or first.module != result.module:
+            self._at_first[result.mutant] = result
+
+    def count_killed_at_first(self, mutants: Iterable[Mutant]) -> int:
+        """Return how many of these were noticed when they were run for the first time."""
+        known = (self._at_first[str(mutant)] for mutant in mutants if self.find(mutant))
+        return sum(result.is_killed for result in known)
 
     def of(self, mutants: Iterable[Mutant]) -> dict[Mutant, Result]:
         """Return what is known of these."""
@@ -96,7 +107,7 @@ class Results:
     def note(self, mutant: Mutant, **what: Any) -> Result:
         """Keep what became of a mutant."""
         result = Result(mutant=str(mutant), module=self._modules[mutant.module], **what)
-        self._known[result.mutant] = result
+        self._keep(result)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result)) + "\n")
         return result
