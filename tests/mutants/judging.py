@@ -124,10 +124,11 @@ class Judgement:
             f"on SQLite; {self.score:.1%} without the equivalents, which change nothing that "
             "anybody could notice. Accepted ones, which could be noticed, count as not noticed; "
             "`tests/mutants/explained.toml` has the reason of each of both. "
-            f"{len(self.open)} are open. When this sample was run first, {self.score_at_first:.1%} "
-            "were noticed without the equivalents, before tests were written for the others: that "
-            "is what to expect of the rest of the code. A fault that makes a test hang is noticed, "
-            "too. One is given up after some seconds of tests, so a slow test may notice what is open."
+            f"{len(self.open)} are open. "
+            f"When this sample was run first, {self.score_at_first:.1%} were noticed without the "
+            "equivalents, before tests were written for the others: that is what to expect of the "
+            "rest of the code. A fault that makes a test hang is noticed, too. One is given up "
+            "after some seconds of tests, so a slow test may notice what is open."
         )
         by_module = self._table("module", lambda mutant: f"`{mutant.module}`")
         by_kind = self._table("kind of fault", lambda mutant: mutant.operator)
