@@ -131,7 +131,7 @@ def test_ctrl_c_under_a_loop_that_does_not_handle_it(tmp_path: Path) -> None:
     assert printed == ["ready", "interrupted", "disconnected", "rows 0"]
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.002, 0.01])
+@pytest.mark.parametrize("gap", [0.0, *(pytest.param(gap, marks=longer) for gap in (0.002, 0.01))])
 def test_two_presses_of_ctrl_c_while_closing_end_the_program(tmp_path: Path, gap: float) -> None:
     """As without a registry: the second is raised, but never in the middle of Trio's steps."""
     code, printed, err = run(
@@ -188,7 +188,11 @@ def test_it_is_built_before_a_fork_and_opened_after_it(tmp_path: Path) -> None:
     assert len(workers) == 2
 
 
-@pytest.mark.parametrize("leave", ["os._exit(0)", "sys.exit(0)", "own()"])
+@pytest.mark.parametrize(
+    "leave", ["os._exit(0)", pytest.param("sys.exit(0)", marks=longer), "own()"]
+)
+    "leave", ["os._exit(0)", pytest.param("sys.exit(0)", marks=longer), "own()"]
+)
 def test_a_fork_while_it_is_open_leaves_the_parents_sessions_alone(
     tmp_path: Path, leave: str
 ) -> None:

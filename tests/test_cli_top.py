@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from conftest import Shared
 from fleets import in_thread
 from rich.console import Console
+from soak import longer
 from test_cli import MODULE, ROOT, clean_environment
 from test_cli_operators import run, url_of
 
@@ -95,7 +96,7 @@ def terminal(url: sa.URL, *, width: int) -> Iterator[Terminal]:
         os.close(its)
 
 
-@pytest.mark.parametrize(("keys", "width"), [(b"q", 60), (b"\x03", 120)])
+@pytest.mark.parametrize(("keys", "width"), [(b"q", 60), pytest.param(b"\x03", 120, marks=longer)])
 async def test_it_shows_what_happens_until_a_key_ends_it(
     keys: bytes, width: int, database: Shared
 ) -> None:

@@ -80,7 +80,7 @@ def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def pid_of(worker: str) -> int:
@@ -99,6 +99,7 @@ class Server:
     """One server with its workers, in a process group of their own."""
 
     def __init__(self, command: list[str], folder: Path, port: int, **environment: str) -> None:
+        self._port = port
         self.url = f"http://127.0.0.1:{port}"
         self.pids: set[int] = set()
         self._errors = folder / f"stderr of {port}"
@@ -114,7 +115,8 @@ class Server:
 
     def is_up(self) -> bool:
         assert self._process.poll() is None, self.errors()
-        with contextlib.suppress(httpx.TransportError):
+        with contextlib.suppress(httpx.TransportError, ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", self._port)).close()  # a request takes longer
             url = f"{self.url}/openapi.json"  # asks no registry, and Starlette says 404
             httpx.get(url, timeout=DEADLINE, verify=NO_TLS)
             return True

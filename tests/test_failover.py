@@ -154,7 +154,7 @@ async def test_a_server_that_is_killed_and_has_not_written_its_log(
 
 
 @pytest.mark.parametrize(
-    ("delay", "batch_size"), [pytest.param(0.0, 1, marks=longer), (0.0, 7), (4.0, 7)]
+    ("delay", "batch_size"), [*(pytest.param(0.0, size, marks=longer) for size in (1, 7)), (4.0, 7)]
 )
 async def test_a_standby_that_lags_is_promoted(
     server: Server, delay: float, batch_size: int

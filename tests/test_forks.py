@@ -112,6 +112,10 @@ def url(request: pytest.FixtureRequest) -> sa.URL:
     return url
 
 
+on_a_server = pytest.mark.parametrize(
+    "url", ["postgresql_schema", pytest.param("sqlite_url", marks=longer)], indirect=True
+)
+"""On SQLite a child may do less; that it may not is tried by itself."""
 FORKS = 12 if SOAK else 2
 
 IN_THE_CHILD = ["the child works"] + ["disconnected BY THE CHILD"] * 20  # its own ones
@@ -187,6 +191,7 @@ def test_a_child_that_leaves_the_block_touches_nothing(url: sa.URL, waits: str) 
     assert printed == ["20 () in time", "hello", *["disconnected by the parent"] * 20]
 
 
+@on_a_server
 def test_a_child_that_leaves_the_block_may_open_its_own(url: sa.URL) -> None:
     """In the same thread, on the same store object."""
     printed = run(
@@ -212,6 +217,7 @@ def test_a_child_that_leaves_the_block_may_open_its_own(url: sa.URL) -> None:
     )
 
 
+@on_a_server
 def test_a_child_that_leaves_while_much_is_under_way(url: sa.URL) -> None:
     """Threads that are not there, a pass, a removal: none of it keeps the child."""
     printed = run(
@@ -254,6 +260,7 @@ def test_a_child_that_leaves_while_much_is_under_way(url: sa.URL) -> None:
     assert printed == ["left in time", *["disconnected by the parent"] * 20]
 
 
+@on_a_server
 def test_a_child_that_stays_in_the_block(url: sa.URL) -> None:
     """It may look at what is in memory; it changes nothing, and its loops do nothing."""
     printed = run(
@@ -415,6 +422,7 @@ def test_an_aio_child_opens_what_its_parent_has_open(postgresql_schema: sa.URL) 
     assert printed == ["child 20", "parent 20"]
 
 
+@on_a_server
 @pytest.mark.parametrize("runner", ["asyncio.run", pytest.param("uvloop.run", marks=longer)])
 def test_an_aio_child_that_leaves_the_block_has_its_own_exit_code(url: sa.URL, runner: str) -> None:
     """What it raises comes out of the block as it is; the registry is its parent's to close."""
@@ -443,6 +451,7 @@ def test_an_aio_child_that_leaves_the_block_has_its_own_exit_code(url: sa.URL, r
     assert printed == ["5", "6", "1", "disconnected by the parent"]
 
 
+@on_a_server
 def test_a_child_does_not_wait_for_its_parents_threads(url: sa.URL) -> None:
     """It leaves at once, though the parent's write waits for a lock and may do so for a minute."""
     printed = run(

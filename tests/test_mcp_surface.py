@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from soak import longer
 
 pytest.importorskip("mcp")
 
@@ -109,11 +110,15 @@ def test_an_sdk_that_lacks_a_seam_is_named() -> None:
     ("module", "whose", "name"),
     [
         ("mcp.server.subscriptions", "", "ResourceUpdated"),
-        ("mcp_types.version", "", "HANDSHAKE_PROTOCOL_VERSIONS"),
+        pytest.param("mcp_types.version", "", "HANDSHAKE_PROTOCOL_VERSIONS", marks=longer),
         ("mcp.server.streamable_http", "StreamableHTTPServerTransport", "is_terminated"),
-        ("mcp.server.streamable_http", "StreamableHTTPServerTransport", "terminate"),
-        ("sse_starlette.sse", "AppStatus", "enable_automatic_graceful_drain"),
-        ("sse_starlette.sse", "AppStatus", "should_exit"),
+        pytest.param(
+            "mcp.server.streamable_http", "StreamableHTTPServerTransport", "terminate", marks=longer
+        ),
+        pytest.param(
+            "sse_starlette.sse", "AppStatus", "enable_automatic_graceful_drain", marks=longer
+        ),
+        pytest.param("sse_starlette.sse", "AppStatus", "should_exit", marks=longer),
     ],
 )
 def test_an_installed_sdk_that_lacks_a_name_is_no_missing_extra(

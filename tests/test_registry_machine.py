@@ -305,7 +305,7 @@ def test_what_is_printed_is_short_and_fails_again_where_it_is_pasted() -> None:
     machine = type("OnForgetful", (InMemory,), {"make_shared": ForgetsClaims})
     with pytest.raises(AssertionError, match=REMOVED) as found:
         # Shrinking a long history takes most of a minute.
-        search(machine, DEFAULT, (*SEARCH_ONLY, Phase.shrink), steps=25 if SOAK else 5)
+        search(machine, DEFAULT, (*SEARCH_ONLY, Phase.shrink), steps=25 if SOAK else 4)
     code = [line for line in found.value.__notes__ if line.startswith("state")]
     assert len(code) <= 10  # four, if Hypothesis has the time
     with pytest.raises(AssertionError, match=REMOVED):
