@@ -191,8 +191,6 @@ def test_it_is_built_before_a_fork_and_opened_after_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "leave", ["os._exit(0)", pytest.param("sys.exit(0)", marks=longer), "own()"]
 )
-    "leave", ["os._exit(0)", pytest.param("sys.exit(0)", marks=longer), "own()"]
-)
 def test_a_fork_while_it_is_open_leaves_the_parents_sessions_alone(
     tmp_path: Path, leave: str
 ) -> None:
