@@ -1,15 +1,18 @@
-"""Statements are compiled once in a process of tests, not once for each engine.
+"""Statements are made and compiled once in a process of tests, not once for each engine.
 
-SQLAlchemy keeps what it has compiled by the dialect, and each engine has a dialect of its own. To
-open a store is a third compiling; the tests open thousands.
+SQLAlchemy keeps what it has compiled by the dialect, and each engine has a dialect of its own;
+likewise the statements by which it asks PostgreSQL for its tables. To open a store is half making
+and compiling; the tests open thousands.
 """
 
 from collections.abc import Iterator, MutableMapping
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
-__all__ = ["share_compiled_statements"]
+__all__ = ["share_statements"]
 
 _Key = tuple[Any, ...]
 
@@ -41,11 +44,31 @@ class _Shared(MutableMapping[_Key, Any]):
         return len(self._compiled)
 
 
-def share_compiled_statements() -> None:
-    """Let every engine of this process, from now on, keep what is compiled in one place."""
+def share_statements() -> None:
+    """Let all engines of this process, from now on, keep what is made and compiled together."""
+    _share_questions_for_tables()
     shared = _Shared()
 
     def share(connection: sa.Connection) -> None:
         connection.execution_options(compiled_cache=shared)
 
     sa.event.listen(sa.Engine, "engine_connect", share)
+
+
+def _share_questions_for_tables() -> None:
+    """Have the dialects of PostgreSQL take each other's, of one version of the server."""
+    for name, found in list(vars(PGDialect).items()):
+        if not name.endswith("_query"):
+            continue
+        if hasattr(found, "__wrapped__"):  # kept by dialect and arguments
+            method = partial(_shared, {}, found.__wrapped__)
+            setattr(PGDialect, name, lambda self, *args, method=method: method(self, *args))
+        elif hasattr(found, "fget"):  # a property that is kept in the dialect
+            setattr(PGDialect, name, property(partial(_shared, {}, found.fget)))
+
+
+def _shared(kept: dict[_Key, Any], make: Any, dialect: Any, *args: Any) -> Any:
+    key = dialect.server_version_info, *args
+    if key not in kept:
+        kept[key] = make(dialect, *args)
+    return kept[key]

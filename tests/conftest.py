@@ -19,7 +19,7 @@ import pytest
 import sqlalchemy as sa
 import trio.testing
 from backdoors import Backdoor, DatabaseBackdoor, MemoryBackdoor
-from compiled import share_compiled_statements
+from compiled import share_statements
 from hosts import HOSTS, open_view, settle
 from hypothesis import settings
 from lending import Schemas, make_schema
@@ -45,7 +45,7 @@ settings.load_profile("soak" if SOAK else "gate")
 # of a test, and is of use in a warning only: the innermost frame of it is enough.
 pytest.MonkeyPatch().setattr("asyncio.constants.DEBUG_STACK_DEPTH", 1)
 let_children_have_ctrl_c()
-share_compiled_statements()
+share_statements()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
