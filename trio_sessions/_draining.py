@@ -84,15 +84,13 @@ class Draining:
             with trio.move_on_at(start + timeout):
                 pause = _LOOK
                 while self._life.is_open:
-                    here = self._table.snapshot()
-                    quiet = [one for one in here if self._messages.is_quiet(one)]
-                    await self._tell(quiet, drained, parting)
+                    await self._tell(drained, parting, only_quiet=True)
                     waiting, counted = await self._count_rows(drained), len(drained)
                     if not len(self._table) and not waiting:
                         break
                     await trio.sleep(pause)
                     pause = min(pause * 1.5, _LONGEST)
-            await self._tell(self._table.snapshot(), cut, parting)
+            await self._tell(cut, parting, only_quiet=False)
             for event in parting:
                 await event.wait()
         finally:
@@ -122,11 +120,12 @@ class Draining:
             logger.warning("the other workers cannot be told of the drain: %s", exc)
 
     async def _tell(
-        self, entries: Sequence[Entry], told: list[Entry], parting: list[trio.Event]
+        self, told: list[Entry], parting: list[trio.Event], *, only_quiet: bool
     ) -> None:
-        """Tell sessions to leave, those that are still here."""
-        for part in chunked(entries, _SLICE):
-            gone, parted = self._sessions.hand_over(part)
+        """Tell sessions to leave, those that are still here; busy ones only if that is said."""
+        for part in chunked(self._table.snapshot(), _SLICE):
+            leave = [one for one in part if not only_quiet or self._messages.is_quiet(one)]
+            gone, parted = self._sessions.hand_over(leave)
             told += gone
             if parted is not None:
                 parting.append(parted)
