@@ -1,8 +1,8 @@
 """Schemas of PostgreSQL that have our tables, lent from test to test.
 
 To create ten tables and drop them takes a server longer than most tests do. So a schema goes to the
-next test, emptied, if its tables are as they were made, to the last trigger and right. Else it is
-dropped.
+next test, emptied, if its tables are as they were made, to the last trigger and right, and nobody
+has counted their rows for the planner. Else it is dropped.
 """
 
 import contextlib
@@ -23,6 +23,8 @@ WITH ours AS (SELECT oid FROM pg_class WHERE relnamespace = to_regnamespace(:nam
 seen AS (
     SELECT 'namespace', oid, 0, xmin FROM pg_namespace WHERE oid = to_regnamespace(:name)
     UNION ALL SELECT 'class', oid, 0, xmin FROM pg_class WHERE oid IN (TABLE ours)
+    UNION ALL SELECT 'estimate', oid, CAST(reltuples AS integer), '0' FROM pg_class
+        WHERE oid IN (TABLE ours) AND relkind = 'r'
     UNION ALL SELECT 'column', attrelid, attnum, xmin FROM pg_attribute
         WHERE attrelid IN (TABLE ours)
     UNION ALL SELECT 'default', oid, 0, xmin FROM pg_attrdef WHERE adrelid IN (TABLE ours)
@@ -37,6 +39,10 @@ seen AS (
 )
 SELECT md5(string_agg(seen::text, ' ' ORDER BY seen::text)) FROM seen
 """
+_SIZE = """
+SELECT sum(pg_relation_size(oid)) FROM pg_class WHERE relnamespace = to_regnamespace(:name)
+"""
+_LARGEST = 1 << 20  # bytes; of rows that are gone, which a scan has to pass
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Schemas:
     @contextlib.contextmanager
     def lend(self) -> Iterator[sa.URL]:
         """Yield the URL of a schema with our tables, in which there is nothing."""
-        schema = self._free.pop() if self._free else self._make()
+        schema = self._find() or self._make()
         try:
             yield _url(self._administrator, schema.name)
         finally:
@@ -82,6 +88,16 @@ class Schemas:
                 self._free.append(schema)
             else:
                 _drop(self._administrator, schema.name)
+
+    def _find(self) -> _Schema | None:
+        """Return one that is free, and that nobody has looked at meanwhile."""
+        while self._free:
+            schema = self._free.pop()
+            with self._administrator.connect() as connection:
+                if self._look(connection, schema.name) == schema.look:
+                    return schema
+            _drop(self._administrator, schema.name)
+        return None
 
     def close(self) -> None:
         """Drop what is not lent."""
@@ -104,6 +120,9 @@ class Schemas:
         with self._administrator.connect() as connection:
             try:
                 if self._look(connection, schema.name) != schema.look:
+                    return False
+                size = connection.execute(sa.text(_SIZE), {"name": schema.name}).scalar_one()
+                if size > _LARGEST:
                     return False
                 connection.exec_driver_sql(
                     "".join(f"DELETE FROM {schema.name}.{table};" for table in self._names)

@@ -64,6 +64,11 @@ def test_two_have_not_the_same(own: Schemas) -> None:
         "DROP TABLE trio_topics",
         "DROP TABLE trio_schema",
         "UPDATE trio_schema SET version = version",
+        "ANALYZE trio_sessions",
+        """
+        INSERT INTO trio_gone (incarnation, history)
+        SELECT repeat('x', 20) || n, repeat('x', 30) FROM generate_series(1, 20000) AS n
+        """,
     ],
 )
 def test_what_was_changed_is_lent_to_nobody(own: Schemas, change: str) -> None:

@@ -143,6 +143,15 @@ async def test_the_simulated_database_keeps_the_contract(
 
 
 @unmeasured
+@longer
+@pytest.mark.xfail(reason="beats that nobody was told of hide it: docs/explanation.md, fail-overs")
+def test_what_a_fail_over_had_lost_comes_back_by_the_next() -> None:
+    """The second one leads to what the first had left behind: no prefix of what was committed."""
+    run = run_once("1-464", steps=150, workers=2, mix="losses")
+    assert not run.violations, told(run)
+
+
+@unmeasured
 @pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
 def test_a_cure_that_is_turned_off_is_missed(
     switch: Switch, monkeypatch: pytest.MonkeyPatch
@@ -238,10 +247,11 @@ def test_the_command_plays_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_profile_plays_no_run_twice() -> None:
-    """Each plays every mix; the deep one has the runs of seed 1, as its page says."""
+    """The short ones play every mix; the deep one has the runs of seed 1, as its page says."""
     for planned in PROFILES.values():
         assert len(set(planned)) == len(planned)
-        assert {one.mix for one in planned} == MIXES.keys()
+    for name in ("dev", "ci"):
+        assert {one.mix for one in PROFILES[name]} == MIXES.keys()
     assert PROFILES["deep"][0] == Planned(seed="1-0", steps=150, workers=2, mix="all")
     assert sum(one.steps for one in PROFILES["deep"]) == DEEP
 

@@ -36,9 +36,6 @@ _MIXES = (
     "lost drains",
     "questions",
     "orphans",
-    "words",
-    "mail",
-    "adoptions",
 )
 
 
