@@ -172,9 +172,10 @@ class MemoryBackdoor:
 class DatabaseBackdoor:
     def __init__(self, url: sa.URL) -> None:
         # A server takes longer to connect than to answer. A file may be exchanged for another.
-        kept: dict[str, Any] = {"pool_size": 1, "pool_pre_ping": True}
-        is_file = url.get_backend_name() == "sqlite"
-        self.engine = sa.create_engine(url, **({"poolclass": sa.NullPool} if is_file else kept))
+        pool: dict[str, Any] = {"pool_size": 1, "pool_pre_ping": True}
+        if url.get_backend_name() == "sqlite":
+            pool = {"poolclass": sa.NullPool}
+        self.engine = sa.create_engine(url, **pool)
         ours = tables("trio_")
         self.sessions = ours.sessions
         self.messages_table = ours.messages

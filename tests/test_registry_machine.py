@@ -250,25 +250,9 @@ class CountsMessages(Rewriting):
 class SweepsByItsOwnTtl(MemoryStore):
     """A row expires by the TTL of who sweeps, although its holder has a longer one."""
 
-    async def sweep(
-        self,
-        worker: Worker,
-        *,
-        session_ttl: float,
-        message_ttl: float,
-        max_gap: float,
-        limit: int,
-        stamp: Stamp | None = None,
-    ) -> Swept:
-        swept = await super().sweep(
-            worker,
-            session_ttl=session_ttl,
-            message_ttl=message_ttl,
-            max_gap=max_gap,
-            limit=limit,
-            stamp=stamp,
-        )
-        old = trio.current_time() - session_ttl
+    async def sweep(self, worker: Worker, **durations: Any) -> Swept:
+        swept = await super().sweep(worker, **durations)
+        old = trio.current_time() - durations["session_ttl"]
         for session_id, row in list(self._rows.items()):
             if max(row.last_accessed, self._workers._unbroken_since) < old:
                 del self._rows[session_id]

@@ -120,8 +120,9 @@ class Judgement:
         sample = f"{ran:,}, a sample stratified by module of seed {seed}," if ran < all_ else "all"
         text = (
             f"Of {all_:,} small faults, {sample} were put into the code one by one. "
-            f"{self.raw_score:.1%} were noticed by the tests that meet their lines, in memory and "
-            f"on SQLite; {self.score:.1%} without the equivalents, which change nothing that "
+            f"{self.raw_score:.1%} were noticed by the tests that meet their lines: in memory and "
+            "on SQLite, and last those on PostgreSQL that were recorded; "
+            f"{self.score:.1%} without the equivalents, which change nothing that "
             "anybody could notice. Accepted ones, which could be noticed, count as not noticed; "
             "`tests/mutants/explained.toml` has the reason of each of both. "
             f"{len(self.open)} are open. "
