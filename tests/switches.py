@@ -163,6 +163,16 @@ def _beats_counted_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_witness.Witness, "is_suspect", lambda self, confirmed: False)
 
 
+def _only_told_beats_are_suspect(patch: pytest.MonkeyPatch) -> None:
+    def lose(self: _witness.Witness, flight: _witness.Flight) -> None:
+        self._flights.discard(flight)
+        told = flight.acknowledged
+        if flight.counts and told and flight.known.history == self.known.history:
+            self._suspect.append(range(min(told), max(told) + 1))
+
+    patch.setattr(_witness.Witness, "lose", lose)
+
+
 def _generations_ignored(patch: pytest.MonkeyPatch) -> None:
     original = Rows._claim
 
@@ -340,7 +350,16 @@ SWITCHES = [
     Switch(
         "beats that are counted twice are believed", _beats_counted_twice, REMOVED, "8", mix="beats"
     ),
-    Switch("generations are ignored", _generations_ignored, REMOVED, "0", mix="overlaps"),
+    Switch(
+        "what was lost has counted no beat",
+        _only_told_beats_are_suspect,
+        REMOVED,
+        "1-464",
+        150,
+        workers=2,
+        mix="losses",
+    ),
+    Switch("generations are ignored", _generations_ignored, REMOVED, "25", mix="overlaps"),
     Switch("stray rows are not looked for", _strays_not_looked_for, STORED, "31", mix="returns"),
     Switch("revoked ids are not marked", _no_marks, STORED, "1", steps=100, mix="revokes"),
     Switch(
@@ -367,7 +386,7 @@ SWITCHES = [
         "what is adopted unheard is a stray row",
         _unheard_is_stray,
         REMOVED,
-        "47",
+        "51",
         steps=80,
         mix="lost adoptions",
     ),

@@ -69,25 +69,35 @@ class Brake:
         self._suspected = set[Entry]()
         """Were held by a pass, and have not been seen since."""
         self._answers = 0
+        self._suspect = 0
+        """Rows that are absent, too, and whose absence decides nothing."""
         self._newly_missing = list[Entry]()
         self._missing_again = list[Entry]()
 
     def begin(self) -> None:
         """Begin to collect the evidence of a pass, and forget what an earlier one had collected."""
         self._suspected = {entry for entry in self._suspected if entry.removal is None}
-        self._answers = 0
+        self._answers = self._suspect = 0
         self._newly_missing, self._missing_again = [], []
 
     def note(
-        self, *, there: Sequence[Entry], taken_over: Sequence[Entry], gone: Iterable[Entry]
+        self,
+        *,
+        there: Sequence[Entry],
+        taken_over: Sequence[Entry],
+        gone: Iterable[Entry],
+        suspect: Sequence[Entry] = (),
     ) -> None:
-        """Note a part of the evidence; whatever is unknown is in none of these.
+        """Note a part of the evidence; whatever else is unknown is in none of these.
 
         Args:
             there: their rows are there, as ever.
             taken_over: their rows have another holder.
             gone: they have no row, and nothing says why.
+            suspect: likewise, but no row need have been deleted. They are not removed; that they
+                are absent speaks against the others.
         """
+        self._suspect += len(suspect)
         if self._suspected:
             self._suspected.difference_update(there)
         self._answers += len(there) + len(taken_over)
@@ -106,8 +116,9 @@ class Brake:
     def decide(self) -> Decision:
         """Decide on the evidence of a whole pass."""
         newly = [entry for entry in self._newly_missing if entry.removal is None]
-        answers = self._answers - len(self._newly_missing) + len(newly)
-        if is_too_much(newly_missing=len(newly), answers=answers, share=self._share):
+        absent = len(newly) + self._suspect
+        answers = self._answers - len(self._newly_missing) + absent
+        if is_too_much(newly_missing=absent, answers=answers, share=self._share):
             self._suspected.update(newly)
             return Decision(remove=self._missing_again, hold=newly, answers=answers)
         return Decision(remove=[*self._missing_again, *newly], hold=(), answers=answers)

@@ -231,7 +231,12 @@ class Pass:
         async with self._turn:
             verdict = judge_rows(chunk, answers, self._witness, trio.current_time())
             self._tally.refreshed += len(verdict.there)
-            self._brake.note(there=verdict.there, taken_over=verdict.taken_over, gone=verdict.gone)
+            self._brake.note(
+                there=verdict.there,
+                taken_over=verdict.taken_over,
+                gone=verdict.gone,
+                suspect=verdict.suspect,
+            )
             self._take_note(verdict)
             for entry in verdict.suspect:
                 self._claims.write_anew(entry)

@@ -5,6 +5,7 @@ clock to the estimate. What is asked at the gate stands in `trio_sessions._quest
 anything is asked, with a deadline, in `trio_sessions._asking`.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from trio_sessions._life import Life, Phase
 from trio_sessions._logging import get_logger
 from trio_sessions._questions import Questions
 from trio_sessions._settings import Settings
-from trio_sessions._witness import Witness
+from trio_sessions._witness import Flight, Witness
 from trio_sessions.abc import (
     SessionStore,
     Worker,
@@ -59,6 +60,9 @@ def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 class Late(StoreUnavailable):
     """A batch came later to the store than it may, and did nothing: ask again."""
+
+    def __init__(self) -> None:
+        super().__init__("the batch came too late to the store, and did nothing", did_nothing=True)
 
 
 class Edge(Questions):
@@ -115,6 +119,19 @@ class Edge(Questions):
         except SessionsError as exc:
             logger.warning("closing the store failed: %s", exc)
 
+    @contextlib.contextmanager
+    def _flight(self, *, counts: bool = True) -> Iterator[Flight]:
+        """Ask for something whose answer the block shows to the witness; else it is lost."""
+        flight = self._witness.depart(counts=counts)
+        try:
+            yield flight
+        except StoreUnavailable as exc:
+            if exc.did_nothing:
+                self._witness.withdraw(flight)
+            raise
+        finally:
+            self._witness.lose(flight)
+
     # ---- the writer's, and the pass's ----
 
     async def commit(
@@ -140,14 +157,11 @@ class Edge(Questions):
             # no disk, which the stamp of a worker's row would. See docs/decisions/0013-mcp.md.
             committed = await self._send(writes, None, new_scope, at_once=at_once)
         else:
-            flight = self._witness.depart()
-            try:
+            with self._flight() as flight:
                 committed = await self._send(writes, flight.known, new_scope, at_once=at_once)
                 if committed.verdict is Verdict.DONE and committed.stamp is None:
                     raise breach("it has set no stamp")
                 self._witness.land(flight, committed.stamp)
-            finally:
-                self._witness.lose(flight)
         if len(committed.answers) != len(writes):
             raise breach(f"it answered {len(committed.answers)} of {len(writes)} writes")
         for write, answer in zip(writes, committed.answers, strict=True):
@@ -177,7 +191,7 @@ class Edge(Questions):
         self._estimate.read(committed.clock, asked_at)
         self._estimate.note_verdict(late=late)
         if late:
-            raise Late("the batch came too late to the store, and did nothing")
+            raise Late
         return committed
 
     async def refresh(self, session_ids: Sequence[str]) -> RowAnswers:
@@ -186,14 +200,11 @@ class Edge(Questions):
         Raises:
             WentBack: the store has forgotten something, and no answer of it decides anything.
         """
-        flight = self._witness.depart(counts=False)
-        try:
+        with self._flight(counts=False) as flight:
             answers = await self._ask(
                 partial(self._store.refresh, self.worker, session_ids), RowAnswers
             )
             self._witness.show(flight, answers.stamp)
-        finally:
-            self._witness.lose(flight)
         return answers
 
     async def begin(self, history: str, presence: Presence, *, after: str | None) -> Begun:
@@ -215,15 +226,12 @@ class Edge(Questions):
             WentBack: as `commit`.
         """
         asked_at = trio.current_time()
-        flight = self._witness.depart()
-        try:
+        with self._flight() as flight:
             stamped = await self._ask(
                 partial(self._store.stamp, self._lease, flight.known, passed=passed), Stamped
             )
             self._estimate.read(stamped.clock, asked_at)
             self._witness.land(flight, stamped.stamp)
-        finally:
-            self._witness.lose(flight)
 
     async def own_rows(self, after: str) -> list[tuple[str, int]]:
         """Return ids and generations of rows of this incarnation, by id, those after ``after``."""
@@ -256,8 +264,7 @@ class Edge(Questions):
             WentBack: nothing was deleted.
         """
         settings = self._settings
-        flight = self._witness.depart()
-        try:
+        with self._flight() as flight:
             swept = await self._ask(
                 partial(
                     self._store.sweep,
@@ -273,6 +280,4 @@ class Edge(Questions):
             if swept.stamped is None:
                 raise breach("it has set no stamp")
             self._witness.land(flight, swept.stamped.stamp)
-        finally:
-            self._witness.lose(flight)
         return swept

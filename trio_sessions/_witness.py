@@ -121,8 +121,10 @@ class Witness:
         self.known = Stamp(history="", beat=0)
         """The highest stamp that was acknowledged; `begin` and `land` set it, and nobody else."""
         self._flights: set[Flight] = set()
+        self._reach = 0
+        """Up to this beat a database may have come with what was lost, if it was carried out."""
         self._suspect: deque[range] = deque()
-        """Beats that were acknowledged while a flight was out that was lost."""
+        """Beats that the database may have counted for what was lost, unseen."""
         self._contradicted = trio.Event()
         self._doubtful_until = float("-inf")
         self.has_lapsed = False
@@ -158,6 +160,7 @@ class Witness:
         self._doubtful_until = doubtful_until
         self.known = Stamp(history=history, beat=1)
         self._told = 1
+        self._reach = 0
         self._suspect.clear()
 
     def depart(self, *, counts: bool = True) -> Flight:
@@ -176,19 +179,26 @@ class Witness:
         self._flights.add(flight)
         return flight
 
+    def withdraw(self, flight: Flight) -> None:
+        """Note that a flight has surely done nothing, and will not: no beat is counted for it."""
+        self._flights.discard(flight)
+
     def lose(self, flight: Flight) -> None:
         """Note that the answer to a flight was lost; nothing happens if it has landed."""
         if flight not in self._flights:
             return
         self._flights.discard(flight)
-        is_of_now = flight.known.history == self.known.history
-        if flight.counts and flight.acknowledged and is_of_now:
-            self._suspect.append(range(min(flight.acknowledged), max(flight.acknowledged) + 1))
-            if len(self._suspect) > _REMEMBERED:  # what lies between them is suspect, too
-                first, second = self._suspect.popleft(), self._suspect.popleft()
-                self._suspect.appendleft(
-                    range(min(first.start, second.start), max(first.stop, second.stop))
-                )
+        if not flight.counts or flight.known.history != self.known.history:
+            return
+        under_way = sum(one.counts for one in self._flights)
+        self._reach = max(self._reach, self.known.beat) + under_way + 1
+        start, stop = flight.known.beat + 1, self._reach + 1
+        while self._suspect and start <= self._suspect[-1].stop:
+            start = min(start, self._suspect.pop().start)
+        self._suspect.append(range(start, stop))
+        if len(self._suspect) > _REMEMBERED:  # what lies between them is suspect, too
+            first, second = self._suspect.popleft(), self._suspect.popleft()
+            self._suspect.appendleft(range(first.start, second.stop))
 
     def land(self, flight: Flight, stamp: Stamp | None) -> None:
         """Judge the answer to a flight that was to set a stamp.

@@ -37,7 +37,16 @@ class StoreUnavailable(SessionsError):
 
     The driver's error is kept as ``__cause__``. A write that ends in this error may
     or may not have happened; every write of a store is safe to repeat.
+
+    Attributes:
+        did_nothing: what was asked for was surely not carried out, and will not be: no connection
+            was to be had, or the database has said no. A store that can tell should set it: after
+            an outage in which nothing reached the database, its rows are evidence at once.
     """
+
+    def __init__(self, *args: object, did_nothing: bool = False) -> None:
+        super().__init__(*args)
+        self.did_nothing = did_nothing
 
 
 class RowUnavailable(StoreUnavailable):

@@ -196,16 +196,21 @@ class FaultyStore(PassingStore):
             await trio.sleep_forever()
         if fault is Fault.FAILS:
             await trio.lowlevel.checkpoint()
-            raise self.error
+            raise self._error(did_nothing=True)
         if fault is Fault.BEGINS_LATE:
             await trio.sleep(seconds)
         answer = await insist_async(operation(), self._called(name))
         await self._while_paused()
         if fault is Fault.COMMITS_THEN_FAILS:
-            raise self.error
+            raise self._error(did_nothing=False)
         if fault is Fault.ANSWERS_LATE:
             await trio.sleep(seconds)
         return answer
+
+    def _error(self, *, did_nothing: bool) -> Exception:
+        if isinstance(self.error, StoreUnavailable):
+            self.error.did_nothing = did_nothing
+        return self.error
 
     async def close(self, worker: Worker) -> None:
         """Close the store, always: a fault must not leak what lies below."""

@@ -213,13 +213,16 @@ class Connections:
             self.check_process()
             raise StoreUnavailable(
                 f"the database {masked(self._url)}: the engine's pool gave no connection within "
-                f"{self._patience():g} s, and nothing has been sent"
+                f"{self._patience():g} s, and nothing has been sent",
+                did_nothing=True,
             ) from None
         except (DBAPIError, PoolTimeout) as exc:
             if isinstance(exc, DBAPIError) and self._database.leads_astray(exc):
                 self._cut_what_was_taken()
             hide_values(exc)
-            raise self._translated(exc, was_cut=operation.state is State.CUT) from exc
+            error = self._translated(exc, was_cut=operation.state is State.CUT)
+            error.did_nothing = not operation.has_held or self._has_refused(exc)
+            raise error from exc
         except StoreUnavailable as exc:  # by the dialect
             hide_values(exc)
             raise
@@ -365,6 +368,9 @@ class Connections:
                 cutter = self._database.cutter(driver)
                 cutter.cut()
                 cutter.close()
+
+    def _has_refused(self, exc: DBAPIError | PoolTimeout) -> bool:
+        return isinstance(exc, DBAPIError) and self._database.has_refused(exc)
 
     def _translated(self, exc: DBAPIError | PoolTimeout, *, was_cut: bool) -> StoreUnavailable:
         where = f"the database {masked(self._url)}"

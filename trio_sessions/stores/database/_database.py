@@ -239,6 +239,8 @@ class Database:
     is_too_long: Callable[[DBAPIError], bool]
     """Say whether the database has ended the operation because it took too long."""
 
+    has_refused: Callable[[DBAPIError], bool] = lambda _: False
+    """Say whether the database has surely carried out nothing of the transaction."""
     leads_astray: Callable[[DBAPIError], bool] = lambda _: False
     """Say whether an error means that every connection may lead to the wrong server."""
     advice: Callable[[DBAPIError], str] = lambda _: ""

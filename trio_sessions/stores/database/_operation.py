@@ -88,6 +88,8 @@ class Operation:
         process: object,
     ) -> None:
         self.state = State.WAITING
+        self.has_held = False
+        """Whether it has had a connection: something may have been sent."""
         self._make_cutter = cutter
         self._timeout = timeout
         self._patience = patience
@@ -188,6 +190,7 @@ class Operation:
             self._cutter = self._make_cutter(dbapi_connection)
             self._since = time.monotonic()
             self.state = State.CONNECTED
+            self.has_held = True
 
     def release(self) -> None:
         """Watch no connection any more. Called in the thread."""

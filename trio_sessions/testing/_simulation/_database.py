@@ -121,9 +121,9 @@ class Database(MemoryStore):
         """
         if kind in _WRITES:
             if self.weather.lag:
-                raise StoreUnavailable("cannot execute this in a read-only transaction")
+                raise StoreUnavailable("the server takes no writes", did_nothing=True)
             if self.weather.is_full:
-                raise StoreUnavailable("could not extend file: no space left on device")
+                raise StoreUnavailable("no space left on device", did_nothing=True)
             return await self._write(kind, worker, operation)
         if self.weather.lag:
             self.lagged_at = trio.current_time()

@@ -11,10 +11,11 @@ DEEP = 100_000
 """Steps of the longest one."""
 _REGRESSIONS = (
     Planned(seed="1-19", steps=150, workers=5, mix="losses"),  # a rewind begins no series
+    Planned(seed="1-464", steps=150, workers=2, mix="losses"),  # a server that was left behind
     Planned(seed="9", steps=60, workers=3, mix="words again"),  # what has ended is inherited
     Planned(seed="5", steps=60, workers=4, mix="lost mail"),  # letters that come again
     Planned(seed="0", steps=60, workers=4, mix="lost mail"),  # lost items
-    Planned(seed="47", steps=80, workers=3, mix="lost adoptions"),  # adopted unheard
+    Planned(seed="51", steps=80, workers=3, mix="lost adoptions"),  # adopted unheard
     Planned(seed="8", steps=80, workers=3, mix="lost adoptions"),  # asked again as another one
     Planned(seed="14", steps=60, workers=3, mix="lost questions"),  # rows told as they are
 )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from trio_sessions.testing._simulation._mixes import MIXES
 from trio_sessions.testing._simulation._report import SimulationReport
 from trio_sessions.testing._simulation._run import MOST_WORKERS, run_once
 
@@ -11,32 +12,9 @@ __all__ = ["RUN", "Planned", "plan", "play", "simulate"]
 RUN = 150
 """Steps in one run; then all faults stop, and the fleet has to come to rest."""
 _FEWEST = 2
-_MIXES = (
-    "all",
-    "parts",
-    "moves",
-    "all",
-    "lost words",
-    "losses",
-    "lost mail",
-    "returns",
-    "lost adoptions",
-    "all",
-    "words again",
-    "beats",
-    "limits",
-    "overlaps",
-    "forgotten words",
-    "all",
-    "lost limits",
-    "lost questions",
-    "drains",
-    "lost orphans",
-    "revokes",
-    "lost drains",
-    "questions",
-    "orphans",
-)
+_OTHERS = [mix for mix in MIXES if mix != "all"]
+_MIXES = [mix for n, one in enumerate(_OTHERS) for mix in (("all", one) if n % 6 == 0 else (one,))]
+"""Each in turn, and now and then all rules at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -185,7 +185,7 @@ class Way:
         chance = network.chance
         if fault is LinkFault.REFUSES:
             await trio.lowlevel.checkpoint()
-            raise StoreUnavailable("connection refused")
+            raise StoreUnavailable("connection refused", did_nothing=True)
         if fault is LinkFault.HANGS:
             if chance.random() < 0.3:  # noqa: PLR2004 -- some arrive when the way is open again
                 delay = chance.choice([3.0, 20.0, 90.0])

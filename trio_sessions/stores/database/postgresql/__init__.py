@@ -34,6 +34,7 @@ from trio_sessions.stores.database.postgresql._connections import (
 from trio_sessions.stores.database.postgresql._doubt import in_doubt
 from trio_sessions.stores.database.postgresql._errors import (
     advice,
+    has_refused,
     is_too_long,
     leads_astray,
     row_error,
@@ -114,6 +115,7 @@ DATABASE = Database(
     cutter=Shutdown,
     row_error=row_error,
     is_too_long=is_too_long,
+    has_refused=has_refused,
     leads_astray=leads_astray,
     advice=advice,
     unreadable=unreadable,

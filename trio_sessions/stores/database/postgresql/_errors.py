@@ -11,6 +11,7 @@ __all__ = [
     "LOCK_NOT_AVAILABLE",
     "PROGRAM_LIMIT_EXCEEDED",
     "advice",
+    "has_refused",
     "is_too_long",
     "leads_astray",
     "locks_are_of_the_table",
@@ -32,6 +33,10 @@ _LOCKS = ("40", LOCK_NOT_AVAILABLE)
 PROGRAM_LIMIT_EXCEEDED = "54000"
 _QUERY_CANCELED = "57014"
 
+# The connection's own troubles, and those of a server that goes: its last word may be younger than
+# a commit. "Statement completion unknown" speaks for itself.
+_UNDECIDED = ("08", "40003", "57P", "58", "XX")
+
 
 def sqlstate(error: DBAPIError) -> str:
     """Return the five characters, or none if the error is not the server's."""
@@ -49,6 +54,12 @@ def row_error(error: DBAPIError) -> type[RowUnavailable] | None:
 def is_too_long(error: DBAPIError) -> bool:
     """Say whether the server has ended a statement, as it does at ``statement_timeout``."""
     return sqlstate(error) == _QUERY_CANCELED
+
+
+def has_refused(error: DBAPIError) -> bool:
+    """Say whether the server has rolled back, and lives."""
+    code = sqlstate(error)
+    return bool(code) and not code.startswith(_UNDECIDED)
 
 
 def leads_astray(error: DBAPIError) -> bool:

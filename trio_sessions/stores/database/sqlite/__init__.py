@@ -22,6 +22,7 @@ from trio_sessions.stores.database.sqlite._connections import (
     Interrupt,
     create_engine,
     engine_options,
+    has_refused,
     is_too_long,
     row_error,
     transaction,
@@ -101,6 +102,7 @@ DATABASE = Database(
     cutter=Interrupt,
     row_error=row_error,
     is_too_long=is_too_long,
+    has_refused=has_refused,
     clock=CLOCK,
     has_partial_indexes=True,
     message_id=sa.Integer(),  # it numbers rows by itself only in a column of exactly this type

@@ -19,6 +19,7 @@ __all__ = [
     "Interrupt",
     "create_engine",
     "engine_options",
+    "has_refused",
     "is_too_long",
     "row_error",
     "transaction",
@@ -53,6 +54,25 @@ def row_error(error: DBAPIError) -> type[RowUnavailable] | None:
 def is_too_long(error: DBAPIError) -> bool:
     """Say whether a statement was interrupted: there is no network that could have been silent."""
     return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+
+
+_REFUSED = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CONSTRAINT,
+    }
+)
+
+
+def has_refused(error: DBAPIError) -> bool:
+    """Say whether nothing is in the file: these roll back, also those that come with COMMIT."""
+    code: int | None = getattr(error.orig, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in _REFUSED
 
 
 def engine_options(url: sa.URL, timeouts: Timeouts) -> Mapping[str, Any]:
@@ -121,7 +141,9 @@ def transaction(connection: sa.Connection) -> Iterator[None]:
     options = connection.get_execution_options()
     turn: threading.Lock = options[_TURN]
     if not turn.acquire(timeout=options[_PATIENCE]):
-        raise StoreUnavailable("SQLite: other threads of this process kept the file too long")
+        raise StoreUnavailable(
+            "SQLite: other threads of this process kept the file too long", did_nothing=True
+        )
     try:
         # An engine of the user's may begin by itself; what it began would only read.
         if not connection.in_transaction():
