@@ -50,6 +50,8 @@ T = TypeVar("T")
 _STAMPS = 2  # threads: for the loop that stamps; and for a pass, what is forwarded, or a history
 _LAST = 0.25  # of store_timeout, at least, for the store to close when all else has had its time
 
+_LATE = "the batch came too late to the store, and did nothing"
+
 _ANSWERS = {write: (*kinds, RowUnavailable) for write, kinds in ANSWERS.items()}
 
 
@@ -61,8 +63,8 @@ def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 class Late(StoreUnavailable):
     """A batch came later to the store than it may, and did nothing: ask again."""
 
-    def __init__(self) -> None:
-        super().__init__("the batch came too late to the store, and did nothing", did_nothing=True)
+    def __init__(self, message: str = _LATE) -> None:  # an exception is copied by its args
+        super().__init__(message, did_nothing=True)
 
 
 class Edge(Questions):

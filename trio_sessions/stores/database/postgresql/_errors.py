@@ -104,4 +104,6 @@ def locks_are_of_the_table() -> Iterator[None]:
     except DBAPIError as exc:
         if sqlstate(exc) != LOCK_NOT_AVAILABLE:
             raise
-        raise StoreUnavailable("PostgreSQL: another transaction has locked the table") from exc
+        raise StoreUnavailable(
+            "PostgreSQL: another transaction has locked the table", did_nothing=True
+        ) from exc

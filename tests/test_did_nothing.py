@@ -1,0 +1,172 @@
+"""A store says whether what has failed was surely not carried out: then it has counted no beat."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+
+import pytest
+import sqlalchemy as sa
+import trio
+from backdoors import DatabaseBackdoor
+from conftest import Shared, share_memory
+from proxy import Proxy
+from trio.testing import MockClock
+
+from trio_sessions import SessionRegistry, StoreUnavailable
+from trio_sessions.abc import Worker
+from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.testing import FakeTransport, Fault, FaultyStore
+from trio_sessions.types import Presence, Stamp
+
+PRESENCE = Presence(session_ttl=100.0, cleanup_interval=50.0, stamp_interval=5.0, version="1")
+
+
+class Client:
+    """A worker that has begun a history."""
+
+    def __init__(self, store: DatabaseStore) -> None:
+        self.store = store
+        self.worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+
+    async def stamp(self) -> int:
+        """Return the beat that is counted."""
+        stamped = await self.store.stamp(self.worker, Stamp(history="h", beat=1), passed=False)
+        assert stamped.stamp is not None
+        return stamped.stamp.beat
+
+    async def fails_into(self, errors: list[StoreUnavailable]) -> None:
+        errors.append(await self.fails())
+
+    async def fails(self) -> StoreUnavailable:
+        """Stamp, and return the error."""
+        with pytest.raises(StoreUnavailable) as caught:
+            await self.stamp()
+        return caught.value
+
+
+@pytest.fixture
+def backdoor(postgresql_schema: sa.URL) -> Iterator[DatabaseBackdoor]:
+    backdoor = DatabaseBackdoor(postgresql_schema)
+    yield backdoor
+    backdoor.close()
+
+
+@asynccontextmanager
+async def opened(url: sa.URL, *, lock_timeout: float = 0.2) -> AsyncIterator[Client]:
+    timeout = max(1.0, 2 * lock_timeout)
+    store = DatabaseStore(
+        url, connect_timeout=4, operation_timeout=timeout, lock_timeout=lock_timeout
+    )
+    client = Client(store)
+    await client.store.open(client.worker)
+    try:
+        await client.store.begin(client.worker, "h", PRESENCE, after=None)
+        yield client
+    finally:
+        await client.store.close(client.worker)
+
+
+async def test_a_connection_that_is_refused(proxy: Proxy) -> None:
+    """One that was cut may have carried something; once there is none, nothing was sent."""
+    async with opened(proxy.url) as client:
+        await proxy.refuse()
+        errors = [await client.fails() for _ in range(4)]
+        assert errors[-1].did_nothing
+        await proxy.heal()
+        assert await client.stamp() == 2
+
+
+async def test_an_answer_that_is_lost(proxy: Proxy) -> None:
+    """It was carried out: the beat was counted."""
+    async with opened(proxy.url) as client:
+        proxy.fall_silent("answers")
+        assert not (await client.fails()).did_nothing
+        await proxy.heal()
+        assert await client.stamp() == 3
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "CREATE TRIGGER no BEFORE UPDATE ON trio_workers EXECUTE FUNCTION no_writes()",
+        "ALTER TABLE trio_workers ADD CHECK (beat < 2)",
+    ],
+    ids=["trigger", "constraint"],
+)
+async def test_a_server_that_says_no(
+    postgresql_schema: sa.URL, backdoor: DatabaseBackdoor, trouble: str
+) -> None:
+    """It has rolled back, and lives."""
+    no = "CREATE FUNCTION no_writes() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$"
+    async with opened(postgresql_schema) as client:
+        backdoor.execute(sa.text(no))
+        backdoor.execute(sa.text(trouble))
+        assert (await client.fails()).did_nothing
+        assert backdoor.workers() == {"w": 1}
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["its lock_timeout passes", "it is ended"])
+async def test_a_lock(postgresql_schema: sa.URL, backdoor: DatabaseBackdoor, *, ends: bool) -> None:
+    """The last word of a server process that is ended may be younger than a commit."""
+    waits = sa.text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        " AND query LIKE '%trio_workers%'"
+    )
+    async with opened(postgresql_schema, lock_timeout=20.0 if ends else 0.1) as client:
+        with backdoor.engine.begin() as other:
+            other.execute(sa.text("LOCK TABLE trio_workers IN ACCESS EXCLUSIVE MODE"))
+            errors: list[StoreUnavailable] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.fails_into, errors)
+                with trio.fail_after(20):
+                    while ends and not errors:
+                        await trio.sleep(0.02)
+                        other.execute(waits)
+        assert [one.did_nothing for one in errors] == [not ends]
+
+
+async def test_a_file_that_is_locked(sqlite_file: sa.URL) -> None:
+    """The transaction has not begun."""
+    async with opened(sqlite_file) as client:
+        assert sqlite_file.database is not None
+        with closing(sqlite3.connect(sqlite_file.database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert (await client.fails()).did_nothing
+            other.execute("ROLLBACK")
+        assert await client.stamp() == 2
+
+
+@pytest.mark.usefixtures("nothing_in_between")
+async def test_an_outage_in_which_nothing_arrived_leaves_no_doubt(shared: Shared) -> None:
+    """What is confirmed after it, and deleted by hand, is missing at once."""
+    store = FaultyStore(shared.make_store())
+    async with shared.open(store=store) as registry:
+        await cut_passes(registry, store, Fault.FAILS)
+        await registry.add_session("s", FakeTransport())
+        shared.backdoor.delete("s")
+        assert (await registry.cleanup()).missing == ("s",)
+
+
+@pytest.mark.usefixtures("nothing_in_between")
+async def test_who_cannot_tell_leaves_a_doubt(autojump_clock: MockClock) -> None:
+    """What is confirmed after it may have been forgotten: the row is written anew."""
+    with share_memory() as shared:
+        store = FaultyStore(shared.make_store())
+        async with shared.open(store=store) as registry:
+            await cut_passes(registry, store, Fault.HANGS)
+            await registry.add_session("s", FakeTransport())
+            shared.backdoor.delete("s")
+            report = await registry.cleanup()
+            assert report.missing == ()
+            assert "written anew" in str(report.refresh_failures["s"])
+            assert (await registry.cleanup()).refreshed == 1
+            assert shared.backdoor.rows() == {"s": registry.worker_id}
+
+
+async def cut_passes(registry: SessionRegistry, store: FaultyStore, fault: Fault) -> None:
+    """Run three passes whose stamps come to nothing."""
+    store.fail(fault, "sweep")
+    for _ in range(3):
+        await registry.cleanup()
+    assert store.faults["sweep"] == 3
+    store.heal()
