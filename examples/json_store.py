@@ -96,7 +96,10 @@ class JsonStore(SessionStore):
                 new.replace(self._path)
                 return answer
         except (OSError, ValueError) as exc:
-            raise StoreUnavailable("the JSON file cannot be read or written") from exc
+            # It was not put in place, so nothing of it is there.
+            raise StoreUnavailable(
+                "the JSON file cannot be read or written", did_nothing=True
+            ) from exc
 
     async def _run(self, worker: Worker, work: Callable[[Book], T]) -> T:
         """Do one operation in one thread, started with the worker's own limiter."""

@@ -124,6 +124,16 @@ def test_a_pass_that_was_cut_leaves_no_evidence() -> None:
     assert (decision.hold, decision.answers) == (all_, 12)
 
 
+def test_what_is_absent_and_decides_nothing_speaks_against_the_rest() -> None:
+    """Nine are gone, and one is as absent as they are: ten."""
+    for suspect, held in ((0, 0), (1, 9)):
+        brake, all_ = Brake(0.5), entries(10)
+        brake.begin()
+        brake.note(there=[], taken_over=[], gone=all_[1:], suspect=all_[:suspect])
+        decision = brake.decide()
+        assert (len(decision.hold), len(decision.remove)) == (held, 9 - held)
+
+
 def test_nothing_is_kept_of_sessions_that_have_ended() -> None:
     """They would be kept for ever: nobody asks for their rows any more."""
     brake, all_ = Brake(0.5), entries(12)
@@ -134,7 +144,7 @@ def test_nothing_is_kept_of_sessions_that_have_ended() -> None:
     assert brake._suspected == {all_[0]}
 
 
-STATES = ("there", "taken over", "gone", "unknown")
+STATES = ("there", "taken over", "gone", "suspect", "unknown")
 
 
 @given(
@@ -155,12 +165,18 @@ def test_nobody_goes_but_by_the_rule(share: float, passes: list[list[str]], chun
         for start in range(0, len(here), chunk):
             part = here[start : start + chunk]
             kinds = {state: [e for e in part if now[e] == state] for state in STATES}
-            brake.note(there=kinds["there"], taken_over=kinds["taken over"], gone=kinds["gone"])
+            brake.note(
+                there=kinds["there"],
+                taken_over=kinds["taken over"],
+                gone=kinds["gone"],
+                suspect=kinds["suspect"],
+            )
         decision = brake.decide()
         again = suspected & set(found["gone"])
         newly = set(found["gone"]) - suspected
-        answers = len(found["there"]) + len(found["taken over"]) + len(newly)
-        brakes = len(newly) >= AT_LEAST and len(newly) / answers > share
+        absent = len(newly) + len(found["suspect"])
+        answers = len(found["there"]) + len(found["taken over"]) + absent
+        brakes = absent >= AT_LEAST and absent / answers > share
         assert set(decision.hold) == (newly if brakes else set())
         assert set(decision.remove) == (again if brakes else again | newly)
         assert len(decision.remove) + len(decision.hold) == len(found["gone"])
