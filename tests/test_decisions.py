@@ -190,6 +190,17 @@ def test_what_was_confirmed_with_a_beat_that_may_be_another_flight_s_is_written_
         verdict = judge_rows([session], answers, witness, NOW)
         assert (verdict.gone, verdict.suspect, list(verdict.unknown)) == ([], [session], ["s"])
         witness.lose(lost)
+    lost_to_another = entry("t")
+    lost_to_another.claim()
+    lost_to_another.confirm(claimed(Outcome.LOST), STAMP)
+    for marks in ({}, {"s": 1.0}, {"t": 1.0}):
+        marked = RowAnswers(
+            held=frozenset(), stamp=STAMP, taken_over=frozenset(marks), taken_ago=marks
+        )
+        verdict = judge_rows([session, lost_to_another], marked, witness, NOW)
+        won = [lost_to_another] if "t" in marks else []
+        assert verdict.taken_over == won, "whoever has won it has it yet"
+        assert len(verdict.suspect) == 2 - len(won)
     with pytest.raises(WentBack):
         witness.show(witness.depart(counts=False), None)
     witness.begin("later")

@@ -95,6 +95,8 @@ def judge_rows(
             there.append(entry)
         elif entry.session_id in unknown:
             continue
+        elif _was_lost(entry, answers, witness):
+            taken_over.append(entry)
         elif not witness.vouches(answers.stamp, entry.confirmed_by):
             if witness.is_suspect(entry.confirmed_by):
                 suspect.append(entry)
@@ -110,6 +112,18 @@ def judge_rows(
             gone.append(entry)
     return RowVerdict(
         there=there, taken_over=taken_over, gone=gone, unknown=unknown, suspect=suspect
+    )
+
+
+def _was_lost(entry: Entry, answers: RowAnswers, witness: Witness) -> bool:
+    """Say whether a newer holder has won the session, and still has it.
+
+    That was the answer to a claim, whatever else this database may have forgotten.
+    """
+    return (
+        entry.row is Row.LOST
+        and entry.session_id in answers.taken_over
+        and witness.goes_on(answers.stamp, entry.confirmed_by)
     )
 
 

@@ -77,13 +77,15 @@ class Flight:
     Args:
         known: the highest stamp that was acknowledged when it departed.
         counts: whether the database is to count a beat for it.
+        most: the highest that this can be, if all that is on its way or lost was carried out.
     """
 
-    __slots__ = ("acknowledged", "counts", "known", "number")
+    __slots__ = ("acknowledged", "counts", "known", "most", "number")
 
-    def __init__(self, known: Stamp, *, counts: bool, number: int = 0) -> None:
+    def __init__(self, known: Stamp, *, counts: bool, most: int = 0, number: int = 0) -> None:
         self.known = known
         self.counts = counts
+        self.most = most
         self.number = number
         """Of those for which a beat is counted, in the order of their departures."""
         self.acknowledged: set[int] = set()
@@ -175,7 +177,8 @@ class Witness:
         if self._standing is not Standing.STEADY:
             raise WentBack
         self._departed += counts
-        flight = Flight(self.known, counts=counts, number=self._departed)
+        most = self._highest() + counts
+        flight = Flight(self.known, counts=counts, most=most, number=self._departed)
         self._flights.add(flight)
         return flight
 
@@ -190,8 +193,7 @@ class Witness:
         self._flights.discard(flight)
         if not flight.counts or flight.known.history != self.known.history:
             return
-        under_way = sum(one.counts for one in self._flights)
-        self._reach = max(self._reach, self.known.beat) + under_way + 1
+        self._reach = max(self._highest(), flight.most, self.known.beat + 1)
         start, stop = flight.known.beat + 1, self._reach + 1
         while self._suspect and start <= self._suspect[-1].stop:
             start = min(start, self._suspect.pop().start)
@@ -199,6 +201,11 @@ class Witness:
         if len(self._suspect) > _REMEMBERED:  # what lies between them is suspect, too
             first, second = self._suspect.popleft(), self._suspect.popleft()
             self._suspect.appendleft(range(first.start, second.stop))
+
+    def _highest(self) -> int:
+        """Return up to which beat a database may have come by now."""
+        of_now = (one.most for one in self._flights if one.known.history == self.known.history)
+        return max(self.known.beat, self._reach, *of_now)
 
     def land(self, flight: Flight, stamp: Stamp | None) -> None:
         """Judge the answer to a flight that was to set a stamp.
@@ -262,6 +269,10 @@ class Witness:
             return Fate.UNKNOWN
         untold = self.known.beat - self._told
         return Fate.NOT_THERE if untold <= before.untold else Fate.PERHAPS_THERE
+
+    def goes_on(self, shown: Stamp | None, confirmed: Stamp) -> bool:
+        """Say whether a database shows the history of what was confirmed, and no lower beat."""
+        return _goes_on(shown, confirmed)
 
     def vouches(self, shown: Stamp | None, confirmed: Stamp) -> bool:
         """Say whether a database that shows one stamp has all that was confirmed with another."""
