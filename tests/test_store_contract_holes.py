@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from trio_sessions.abc import Worker
 from trio_sessions.inspection import SessionInfo
 from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.stores.memory._row import Row
 from trio_sessions.testing import inspection_conformance, store_conformance
 from trio_sessions.types import RowAnswers, Sent, StoredMessage, Swept, Wanted
 from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome
@@ -153,6 +154,57 @@ class ATakeoverIsACreation(MemoryStore):
         return committed
 
 
+class _InATie(MemoryStore):
+    """Does something else where two claims are of one moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        claim = self._rows._claim
+
+        def claimed(worker: Worker, write: Claim, now: float, taken_at: float, crowds: Any) -> Any:
+            row = self._rows.get(write.session_id)
+            if row is None or row.is_of(worker) or row.taken_at != taken_at:
+                return claim(worker, write, now, taken_at, crowds)
+            return self.settle(row, worker, write, lambda: claim(worker, write, now, now, crowds))
+
+        self._rows._claim = claimed  # type: ignore[method-assign]
+
+    def settle(
+        self, row: Row, worker: Worker, write: Claim, claim: Callable[[], Claimed]
+    ) -> Claimed:
+        raise NotImplementedError
+
+    def leave(self, row: Row) -> Claimed:
+        """Answer a claim that is lost."""
+        return Claimed(
+            outcome=Outcome.LOST, holder=row.holder(), capabilities=row.capabilities, born=row.born
+        )
+
+
+class TheFirstWinsATie(_InATie):
+    def settle(
+        self, row: Row, worker: Worker, write: Claim, claim: Callable[[], Claimed]
+    ) -> Claimed:
+        return self.leave(row)
+
+
+class TellsBothThatTheyHaveWonATie(_InATie):
+    def settle(
+        self, row: Row, worker: Worker, write: Claim, claim: Callable[[], Claimed]
+    ) -> Claimed:
+        holder = replace(row.holder(), worker_id=worker.worker_id, incarnation=worker.incarnation)
+        return replace(self.leave(row), outcome=Outcome.TAKEN_OVER, holder=holder)
+
+
+class TakesATieAndSaysThatItIsLost(_InATie):
+    def settle(
+        self, row: Row, worker: Worker, write: Claim, claim: Callable[[], Claimed]
+    ) -> Claimed:
+        return replace(claim(), outcome=Outcome.LOST)
+
+
+TIE = "of_two_claims_of_one_moment_the_second_wins"
+
 MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (NumbersByHowManyThereAre, "a_new_message_overwrites_none"),
     (NumbersAfterTheLastThatIsThere, "a_new_message_overwrites_none"),
@@ -167,6 +219,9 @@ MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (IsIdleSinceItsCreation, "a_session_is_described_in_one_answer"),
     (ATakeoverIsACreation, "a_session_is_described_in_one_answer"),
     (OpeningRenewsAllRows, "only_its_holder_renews_a_row"),
+    (TheFirstWinsATie, TIE),
+    (TellsBothThatTheyHaveWonATie, TIE),
+    (TakesATieAndSaysThatItIsLost, TIE),
 ]
 
 
