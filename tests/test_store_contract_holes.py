@@ -11,7 +11,6 @@ from trio.testing import MockClock
 from trio_sessions.abc import Worker
 from trio_sessions.inspection import SessionInfo
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.stores.memory._row import Row
 from trio_sessions.testing import inspection_conformance, store_conformance
 from trio_sessions.types import RowAnswers, Sent, StoredMessage, Swept, Wanted
 from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome
@@ -159,48 +158,46 @@ class _InATie(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        claim = self._rows._claim
+        claims: Any = self._rows._claim
 
-        def claimed(worker: Worker, write: Claim, now: float, taken_at: float, crowds: Any) -> Any:
-            row = self._rows.get(write.session_id)
+        def claimed(worker: Worker, claim: Claim, now: float, taken_at: float, crowds: Any) -> Any:
+            row = self._rows.get(claim.session_id)
             if row is None or row.is_of(worker) or row.taken_at != taken_at:
-                return claim(worker, write, now, taken_at, crowds)
-            return self.settle(row, worker, write, lambda: claim(worker, write, now, now, crowds))
+                return claims(worker, claim, now, taken_at, crowds)
+            lost = Claimed(
+                outcome=Outcome.LOST,
+                holder=row.holder(),
+                capabilities=row.capabilities,
+                born=row.born,
+            )
+            done = claims(worker, claim, now, taken_at, crowds) if self.takes else lost
+            return self.answer(done, worker)
 
         self._rows._claim = claimed  # type: ignore[method-assign]
 
-    def settle(
-        self, row: Row, worker: Worker, write: Claim, claim: Callable[[], Claimed]
-    ) -> Claimed:
-        raise NotImplementedError
+    takes = False
+    """Whether the second claim is carried out."""
 
-    def leave(self, row: Row) -> Claimed:
-        """Answer a claim that is lost."""
-        return Claimed(
-            outcome=Outcome.LOST, holder=row.holder(), capabilities=row.capabilities, born=row.born
-        )
+    def answer(self, claimed: Claimed, worker: Worker) -> Claimed:
+        """Say what has become of the second of them; as it stands here it is true."""
+        return claimed
 
 
 class TheFirstWinsATie(_InATie):
-    def settle(
-        self, row: Row, worker: Worker, write: Claim, claim: Callable[[], Claimed]
-    ) -> Claimed:
-        return self.leave(row)
+    pass
 
 
 class TellsBothThatTheyHaveWonATie(_InATie):
-    def settle(
-        self, row: Row, worker: Worker, write: Claim, claim: Callable[[], Claimed]
-    ) -> Claimed:
-        holder = replace(row.holder(), worker_id=worker.worker_id, incarnation=worker.incarnation)
-        return replace(self.leave(row), outcome=Outcome.TAKEN_OVER, holder=holder)
+    def answer(self, claimed: Claimed, worker: Worker) -> Claimed:
+        holder = replace(claimed.holder, worker_id=worker.worker_id, incarnation=worker.incarnation)
+        return replace(claimed, outcome=Outcome.TAKEN_OVER, holder=holder)
 
 
 class TakesATieAndSaysThatItIsLost(_InATie):
-    def settle(
-        self, row: Row, worker: Worker, write: Claim, claim: Callable[[], Claimed]
-    ) -> Claimed:
-        return replace(claim(), outcome=Outcome.LOST)
+    takes = True
+
+    def answer(self, claimed: Claimed, worker: Worker) -> Claimed:
+        return replace(claimed, outcome=Outcome.LOST)
 
 
 TIE = "of_two_claims_of_one_moment_the_second_wins"
