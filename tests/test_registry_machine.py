@@ -237,6 +237,28 @@ class SaysThatNothingIsLeft(MemoryStore):
         return []
 
 
+class ForgetsWhatItCommitsAtOnce(MemoryStore):
+    """Whatever waits for nothing is answered, and not done; the rest is."""
+
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Committed | None:
+        committed = super().commit_at_once(worker, batch)
+        for write in batch.writes:
+            if isinstance(write, Claim):
+                self._rows.take(write.session_id)
+        return committed
+
+
+class LetsTheOlderClaimWinAtOnce(MemoryStore):
+    """As it came, and not as it was added: only where nothing is waited for."""
+
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Committed | None:
+        writes = [
+            dataclasses.replace(one, age=0.0) if isinstance(one, Claim) else one
+            for one in batch.writes
+        ]
+        return super().commit_at_once(worker, dataclasses.replace(batch, writes=writes))
+
+
 class CountsMessages(Rewriting):
     """A message is numbered by how many wait, and so takes the place of another one."""
 
@@ -305,6 +327,10 @@ def older_claim(state: RegistryMachine) -> None:
     state.heal()
 
 
+def begun(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+
+
 def messages(state: RegistryMachine) -> None:
     state.begin(batch_size=1, held_by={"a": 0})
     state.broadcast(worker=1, session="a", durable=True, count=2)
@@ -370,6 +396,8 @@ def drained_with_an_owner(state: RegistryMachine) -> None:
         (LetsRevokedComeBack, revoked, "is revoked, and"),
         (RevokesHalf, revoked_elsewhere, "which was revoked, is held by"),
         (LetsTheOlderClaimWin, older_claim, REMOVED),
+        (LetsTheOlderClaimWinAtOnce, older_claim, REMOVED),
+        (ForgetsWhatItCommitsAtOnce, begun, REMOVED),
         (DropsMessages, messages, "are lost"),
         (CountsMessages, read_between, "are lost"),
         (SweepsByItsOwnTtl, visited, REMOVED),
