@@ -181,6 +181,19 @@ def test_an_outage_of_all_expires_nobody() -> None:
         play(ForgetsTheOutage)
 
 
+def test_who_was_revoked_may_hear_of_it_after_a_pass() -> None:
+    """Its row is written anew by a claim that was on its way until the id was no longer refused."""
+    state = InMemory()
+    state.begin(batch_size=1, held_by={"b": 0})
+    state.pause(workers=(0,))
+    state.add_again(session="b", worker=0)
+    state.revoke(session="b", worker=1)
+    state.change_transport(session="a", to="lives", worker=0)
+    state.heal()
+    assert "b" in state._running.model.workers["worker-0-1"].holds, "it was let in"
+    state.teardown()
+
+
 def test_settings_are_those_of_a_search_that_ends() -> None:
     """One failure is shrunk, not several, and not explained line by line; ``settings`` replaces."""
 

@@ -11,6 +11,7 @@ from machines import InMemory
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import RegistryMachine
+from trio_sessions.writes import Committed
 
 
 def begun(machine: type[RegistryMachine], **more: Any) -> RegistryMachine:
@@ -63,6 +64,16 @@ class AnswersTooFew(MemoryStore):
         )
 
 
+class AsyncAtOnce(MemoryStore):
+    async def commit_at_once(self, worker: Worker, batch: Any) -> Any:  # type: ignore[override]
+        return None
+
+
+class AnswersAtOnceWithoutAList(MemoryStore):
+    def commit_at_once(self, worker: Worker, batch: Any) -> Any:
+        return Committed(answers=None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("store", "breach"),
     [
@@ -73,6 +84,11 @@ class AnswersTooFew(MemoryStore):
         (AsyncBell, "AsyncBell.open_bell answered with coroutine, not with "),
         (SyncRefresh, "SyncRefresh.refresh must be async, and returned NoneType at once"),
         (AnswersTooFew, "it answered 0 of 1 writes"),
+        (AsyncAtOnce, "AsyncAtOnce.commit_at_once answered with coroutine, not with Committed or"),
+        (
+            AnswersAtOnceWithoutAList,
+            "AnswersAtOnceWithoutAList.commit_at_once returned Committed with answers: None",
+        ),
     ],
 )
 def test_a_breach_of_contract_ends_the_history(store: Any, breach: str) -> None:

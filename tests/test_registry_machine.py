@@ -237,6 +237,48 @@ class SaysThatNothingIsLeft(MemoryStore):
         return []
 
 
+class ForgetsWhatItCommitsAtOnce(MemoryStore):
+    """Whatever waits for nothing is answered, and not done; the rest is."""
+
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Committed | None:
+        committed = super().commit_at_once(worker, batch)
+        for write in batch.writes:
+            if isinstance(write, Claim):
+                self._rows.take(write.session_id)
+        return committed
+
+
+class LetsTheOlderClaimWinAtOnce(MemoryStore):
+    """As it came, and not as it was added: only where nothing is waited for."""
+
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Committed | None:
+        writes = [
+            dataclasses.replace(one, age=0.0) if isinstance(one, Claim) else one
+            for one in batch.writes
+        ]
+        return super().commit_at_once(worker, dataclasses.replace(batch, writes=writes))
+
+
+class DeletesAllOfItsName(MemoryStore):
+    """A worker that leaves takes the rows of its namesake for its own."""
+
+    async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
+        for row in self._rows.values():
+            if row.worker_id == worker.worker_id:
+                row.incarnation = worker.incarnation
+        return await super().delete_all(worker, limit=limit)
+
+
+class DeletesByName(MemoryStore):
+    """A session that has moved to a namesake is deleted by whom it has left."""
+
+    def _carry_out(self, worker: Worker, write: Any, now: float, **known: Any) -> Any:
+        row = self._rows.get(write.session_id) if isinstance(write, Delete) else None
+        if row is not None and row.worker_id == worker.worker_id:
+            row.incarnation = worker.incarnation
+        return super()._carry_out(worker, write, now, **known)
+
+
 class CountsMessages(Rewriting):
     """A message is numbered by how many wait, and so takes the place of another one."""
 
@@ -305,6 +347,15 @@ def older_claim(state: RegistryMachine) -> None:
     state.heal()
 
 
+def begun(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+
+
+def namesake(state: RegistryMachine) -> None:
+    state.begin(batch_size=1, held_by={"a": 0})
+    state.namesake(worker=0)
+
+
 def messages(state: RegistryMachine) -> None:
     state.begin(batch_size=1, held_by={"a": 0})
     state.broadcast(worker=1, session="a", durable=True, count=2)
@@ -369,7 +420,11 @@ def drained_with_an_owner(state: RegistryMachine) -> None:
         (LosesOwners, drained_with_an_owner, "the owner of session"),
         (LetsRevokedComeBack, revoked, "is revoked, and"),
         (RevokesHalf, revoked_elsewhere, "which was revoked, is held by"),
+        (DeletesAllOfItsName, namesake, "the row is gone"),
+        (DeletesByName, namesake, "a session of a namesake of worker-0-1 is lost"),
         (LetsTheOlderClaimWin, older_claim, REMOVED),
+        (LetsTheOlderClaimWinAtOnce, older_claim, REMOVED),
+        (ForgetsWhatItCommitsAtOnce, begun, REMOVED),
         (DropsMessages, messages, "are lost"),
         (CountsMessages, read_between, "are lost"),
         (SweepsByItsOwnTtl, visited, REMOVED),

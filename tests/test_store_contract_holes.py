@@ -153,6 +153,91 @@ class ATakeoverIsACreation(MemoryStore):
         return committed
 
 
+class _ExpiresAtItsTtl(MemoryStore):
+    """Lets one thing go a hair early: at its ttl, as who compares with >= does."""
+
+    async def sweep(self, worker: Worker, **durations: Any) -> Swept:
+        self.hasten(1e-9)
+        return await super().sweep(worker, **durations)
+
+    def hasten(self, hair: float) -> None:
+        raise NotImplementedError
+
+
+class RowsExpireAtTheirTtl(_ExpiresAtItsTtl):
+    """Those without a lease."""
+
+    def hasten(self, hair: float) -> None:
+        for row in self._rows.values():
+            if row.incarnation not in self._workers._rows:
+                row.last_accessed -= hair
+
+
+class LeasesExpireAtTheirTtl(_ExpiresAtItsTtl):
+    def hasten(self, hair: float) -> None:
+        for worker in self._workers._rows.values():
+            worker.stamped_at -= hair
+        for row in self._rows.values():
+            row.last_accessed -= hair if row.incarnation in self._workers._rows else 0.0
+
+
+class MessagesExpireAtTheirTtl(_ExpiresAtItsTtl):
+    def hasten(self, hair: float) -> None:
+        for row in self._rows.values():
+            for number, message in row.messages.items():
+                row.messages[number] = replace(message, stored_at=message.stored_at - hair)
+
+
+class _InATie(MemoryStore):
+    """Does something else where two claims are of one moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        claims: Any = self._rows._claim
+
+        def claimed(worker: Worker, claim: Claim, now: float, taken_at: float, crowds: Any) -> Any:
+            row = self._rows.get(claim.session_id)
+            if row is None or row.is_of(worker) or row.taken_at != taken_at:
+                return claims(worker, claim, now, taken_at, crowds)
+            lost = Claimed(
+                outcome=Outcome.LOST,
+                holder=row.holder(),
+                capabilities=row.capabilities,
+                born=row.born,
+            )
+            done = claims(worker, claim, now, taken_at, crowds) if self.takes else lost
+            return self.answer(done, worker)
+
+        self._rows._claim = claimed  # type: ignore[method-assign]
+
+    takes = False
+    """Whether the second claim is carried out."""
+
+    def answer(self, claimed: Claimed, worker: Worker) -> Claimed:
+        """Say what has become of the second of them; as it stands here it is true."""
+        return claimed
+
+
+class TheFirstWinsATie(_InATie):
+    pass
+
+
+class TellsBothThatTheyHaveWonATie(_InATie):
+    def answer(self, claimed: Claimed, worker: Worker) -> Claimed:
+        holder = replace(claimed.holder, worker_id=worker.worker_id, incarnation=worker.incarnation)
+        return replace(claimed, outcome=Outcome.TAKEN_OVER, holder=holder)
+
+
+class TakesATieAndSaysThatItIsLost(_InATie):
+    takes = True
+
+    def answer(self, claimed: Claimed, worker: Worker) -> Claimed:
+        return replace(claimed, outcome=Outcome.LOST)
+
+
+EDGE = "what_is_exactly_as_old_as_its_ttl_stays"
+TIE = "of_two_claims_of_one_moment_the_second_wins"
+
 MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (NumbersByHowManyThereAre, "a_new_message_overwrites_none"),
     (NumbersAfterTheLastThatIsThere, "a_new_message_overwrites_none"),
@@ -167,6 +252,12 @@ MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (IsIdleSinceItsCreation, "a_session_is_described_in_one_answer"),
     (ATakeoverIsACreation, "a_session_is_described_in_one_answer"),
     (OpeningRenewsAllRows, "only_its_holder_renews_a_row"),
+    (RowsExpireAtTheirTtl, EDGE),
+    (LeasesExpireAtTheirTtl, EDGE),
+    (MessagesExpireAtTheirTtl, EDGE),
+    (TheFirstWinsATie, TIE),
+    (TellsBothThatTheyHaveWonATie, TIE),
+    (TakesATieAndSaysThatItIsLost, TIE),
 ]
 
 

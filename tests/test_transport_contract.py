@@ -38,6 +38,10 @@ class Streams:
     async def hang_up(self) -> None:
         await self._theirs.aclose()
 
+    async def fall_silent(self) -> None:
+        """It reads nothing anyway."""
+        await trio.lowlevel.checkpoint()
+
     async def send(self) -> None:
         await self.transport.send(["hello"])
 
@@ -60,6 +64,36 @@ class Fakes:
         await self.transport.send("hello")
 
 
+class Pinged(FakeTransport):
+    """A fake that asks its peer, and waits for the answer or for its own end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_silent = False
+        self.over = trio.Event()
+
+    async def is_connected(self) -> bool:
+        if self.is_silent:
+            await self.over.wait()
+        return await super().is_connected()
+
+    async def disconnect(self, reason: object = None) -> None:
+        await super().disconnect()
+        self.over.set()
+
+
+class PingedFakes(Fakes):
+    """A fake whose peer may be silent."""
+
+    def __init__(self, transport: Pinged) -> None:
+        super().__init__(transport)
+        self.pinged = transport
+
+    async def fall_silent(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.pinged.is_silent = True
+
+
 @asynccontextmanager
 async def on_a_socket() -> AsyncIterator[Connection]:
     streams = Streams(*map(trio.SocketStream, trio.socket.socketpair()))
@@ -78,12 +112,16 @@ def faking(make: Callable[[], FakeTransport] = FakeTransport) -> Connect:
     @asynccontextmanager
     async def connect() -> AsyncIterator[Connection]:
         await trio.lowlevel.checkpoint()
-        yield Fakes(make())
+        transport = make()
+        yield PingedFakes(transport) if isinstance(transport, Pinged) else Fakes(transport)
 
     return connect
 
 
-@pytest.fixture(params=[on_a_socket, in_memory, faking()], ids=["socket", "memory", "fake"])
+@pytest.fixture(
+    params=[on_a_socket, in_memory, faking(), faking(Pinged)],
+    ids=["socket", "memory", "fake", "pinged"],
+)
 def connect(request: pytest.FixtureRequest) -> Any:
     return request.param
 
@@ -223,6 +261,54 @@ class IsBusyWithItsCheck(FakeTransport):
         await super().disconnect()
 
 
+class SharesItsLock(Pinged):
+    """One lock for both: found only where the check waits for a peer that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = trio.Lock()
+
+    async def is_connected(self) -> bool:
+        async with self.lock:
+            return await super().is_connected()
+
+    async def disconnect(self, reason: object = None) -> None:
+        async with self.lock:
+            await super().disconnect()
+
+
+class SaysThatItIsClosedAndIsNot(SharesItsLock):
+    """Its check, which nobody ends, shows that the connection is still there."""
+
+    async def disconnect(self, reason: object = None) -> None:
+        self.state = "closed"
+        await super().disconnect()
+
+
+class WaitsForAFarewell(Pinged):
+    """And is not closed where it is cancelled."""
+
+    async def disconnect(self, reason: object = None) -> None:
+        if self.is_silent:
+            await trio.sleep_forever()
+        await super().disconnect()
+
+
+class TakesSilenceForAnEnd(Pinged):
+    async def is_connected(self) -> bool:
+        return not self.is_silent and await super().is_connected()
+
+
+class TakesALostAnswerForAnEnd(Pinged):
+    async def is_connected(self) -> bool:
+        try:
+            return await super().is_connected()
+        except trio.Cancelled:
+            self.state = "closed"
+            self.over.set()
+            raise
+
+
 class LeavesATask(FakeTransport):
     async def is_connected(self) -> bool:
         trio.lowlevel.spawn_system_task(trio.sleep_forever)
@@ -266,6 +352,11 @@ class LosesInSilenceOnceItIsClosed(FakeTransport):
         (HoldsTheThread, "a_check_holds_nobody_up"),
         (WaitsForItsCheck, "disconnecting_during_a_check_ends_both"),
         (IsBusyWithItsCheck, "disconnecting_during_a_check_ends_both"),
+        (SharesItsLock, "a_silent_peer_is_left"),
+        (SaysThatItIsClosedAndIsNot, "a_silent_peer_is_left"),
+        (WaitsForAFarewell, "a_silent_peer_is_left"),
+        (TakesSilenceForAnEnd, "a_silent_peer_has_not_gone"),
+        (TakesALostAnswerForAnEnd, "a_silent_peer_has_not_gone"),
         (LeavesATask, "no_task_is_left"),
         (LeavesATaskAtTheEnd, "no_task_is_left"),
         (LosesInSilence, "a_send_to_a_peer_that_has_gone_raises"),
@@ -283,6 +374,21 @@ def test_the_contract_finds_a_transport_that_breaks_it(
         flatten_subgroups=True,
     ):
         trio.run(found, faking(broken), clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(
+    "broken", [SharesItsLock, SaysThatItIsClosedAndIsNot, WaitsForAFarewell, TakesSilenceForAnEnd]
+)
+def test_only_a_silent_peer_shows_it(broken: type[Pinged]) -> None:
+    """Every other check is passed by these; and so are these, where no peer can be silent."""
+
+    @asynccontextmanager
+    async def never_silent() -> AsyncIterator[Connection]:
+        await trio.lowlevel.checkpoint()
+        yield Fakes(broken())
+
+    for check in transport_conformance:
+        trio.run(check, never_silent, clock=MockClock(autojump_threshold=0))
 
 
 def test_a_transport_has_the_time_that_a_registry_gives_it() -> None:

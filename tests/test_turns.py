@@ -21,7 +21,7 @@ from trio.testing import MockClock
 
 import trio_sessions
 from trio_sessions import SessionRegistry, open_registry
-from trio_sessions._entry import Entry
+from trio_sessions._draining import _Told
 from trio_sessions._verdicts import judge_rows
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
@@ -105,6 +105,22 @@ def make_ids(turns: Turns, number: int) -> list[Id]:
     for one in ids:
         one.turns = turns
     return ids
+
+
+class Hashed(Id):
+    """A session id that says when our code compares it, looks it up, or makes a set of it."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: str) -> bool:
+        if counts(sys._getframe(1).f_code):
+            self.turns.compare()
+        return str(self) < str(other)
+
+    def __hash__(self) -> int:
+        if counts(sys._getframe(1).f_code):
+            self.turns.compare()
+        return str.__hash__(self)
 
 
 class Watch:
@@ -288,10 +304,30 @@ async def test_no_step_of_those_who_leave_grows_with_their_number(
             with watch.step("revoked"):
                 await registry._house.revoking.look()
             assert len(registry._house.table) == MANY // 2
-            told = list[Entry]()
+            told = _Told()
             with watch.step("told to leave"):
                 await registry._house.draining._tell(told, [], only_quiet=True)
-            assert len(told) == MANY // 2
+            assert len(told.ids) == MANY // 2
+    assert {what: step for what, step in watch.steps.items() if step[0] > MOST} == {}
+    assert all(largest > SLICE for largest, _ in watch.steps.values()), "the work is seen"
+
+
+async def test_no_step_of_a_drain_grows_with_their_number(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to count the rows that wait for their clients, nor to end, nor to say how it was."""
+    for module in ("_draining", "_sessions"):
+        monkeypatch.setattr(f"trio_sessions.{module}._SLICE", SLICE)
+    with counting() as turns:
+        watch = Watch(turns, MANY)
+        watch.ids = [Hashed(one) for one in watch.ids]
+        for one in watch.ids:
+            one.turns = turns
+        async with open_registry(watch.store, batch_size=10 * SLICE) as registry:
+            await watch.add_all(registry)
+            with watch.step("drained"):
+                report = await registry.drain(1.0)
+            assert (len(report.drained), report.waiting) == (MANY, MANY)
     assert {what: step for what, step in watch.steps.items() if step[0] > MOST} == {}
     assert all(largest > SLICE for largest, _ in watch.steps.values()), "the work is seen"
 

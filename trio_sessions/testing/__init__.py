@@ -3,6 +3,7 @@
 from trio_sessions.testing import _asserts as _asserts  # before the checks are imported
 from trio_sessions.testing._conformance import (
     Connection,
+    SilentConnection,
     conformance_tests,
     data_conformance,
     inspection_conformance,
@@ -28,6 +29,7 @@ __all__ = [
     "Fault",
     "FaultyStore",
     "RegistryMachine",
+    "SilentConnection",
     "SimulationReport",
     "conformance_tests",
     "data_conformance",

@@ -25,6 +25,7 @@ from trio_sessions.testing._conformance._tests import conformance_tests
 from trio_sessions.testing._conformance._tools import Check
 from trio_sessions.testing._conformance._transports import (
     Connection,
+    SilentConnection,
     TransportCheck,
     transport_checks,
 )
@@ -32,6 +33,7 @@ from trio_sessions.testing._conformance._workers import worker_checks
 
 __all__ = [
     "Connection",
+    "SilentConnection",
     "conformance_tests",
     "data_conformance",
     "inspection_conformance",
@@ -107,5 +109,6 @@ transport_conformance: tuple[TransportCheck, ...] = tuple(map(with_its_rule, tra
 """The contract of a `Transport`, one check a rule, which is its docstring.
 
 Each check is an async function that is called with ``connect``: a function that returns an async
-context manager, whose block has a `Connection`. For pytest see `conformance_tests`.
+context manager, whose block has a `Connection`, or better a `SilentConnection`. For pytest see
+`conformance_tests`.
 """

@@ -23,6 +23,7 @@ __all__ = ["lease_checks"]
 TTL = 0.5  # seconds; the checks wait for leases that long to expire
 GAP = 0.4 * TTL
 PAST = 1.2 * TTL  # after so long a lease has run out
+INSTANT = TTL / 32  # seconds: exact in floating point, as TTL is
 _NONE = Capabilities(encoded="{}", elicitation=False)
 
 
@@ -190,6 +191,35 @@ async def many_rows_are_refreshed_at_once(make_store: MakeStore) -> None:
         assert swept.sessions == 0
 
 
+async def what_is_exactly_as_old_as_its_ttl_stays(make_store: MakeStore) -> None:
+    """A row, with a lease or without one, and a message: more than the ttl must have passed.
+
+    No check can hit the moment on a clock that goes by itself. So only a store is asked that goes
+    by Trio's clock, where that is a virtual one; its answers say which moments were hit.
+    """
+    async with opened(make_store, "a", "b", "c") as (a, b, c):
+        await sweep(a, session_ttl=TTL, limit=0)
+        a_knows = await begin(a, session_ttl=TTL)
+        before = (await a.store.stamp(a.worker, a_knows, passed=True)).clock
+        await trio.sleep(INSTANT)
+        b_knows = await begin(b, session_ttl=TTL)
+        since = (await commit(b, b_knows, claim("leased"))).clock
+        if since is None or since - before != INSTANT:
+            return
+        await commit(a, a_knows, claim("own"))
+        await a.commit(Send(session_id="own", payload="1"))
+        await c.claim("alone")
+        then = (await a.store.stamp(a.worker, a_knows, passed=True)).clock
+        await trio.sleep(TTL)
+        swept = await sweep(a, session_ttl=TTL, message_ttl=TTL, max_gap=LONG, stamp=a_knows)
+        if swept.stamped is None or (then, swept.stamped.clock - then) != (since, TTL):
+            return
+        assert (swept.sessions, swept.messages) == (0, 0), "equality is not expired"
+        await trio.sleep(INSTANT)
+        swept = await sweep(a, session_ttl=TTL, message_ttl=TTL, max_gap=LONG)
+        assert (swept.sessions, swept.messages) == (2, 1), "a bit later it is"
+
+
 async def the_end_of_a_pass_renews_the_lease(make_store: MakeStore) -> None:
     """A sweep that brings a stamp says so; a batch does not."""
     async with opened(make_store, "a", "b", "c") as (a, b, c):
@@ -336,6 +366,7 @@ lease_checks: tuple[Check, ...] = (
     a_visitor_judges_by_the_holder_s_lease,
     a_row_is_kept_as_long_as_its_worker_lives,
     many_rows_are_refreshed_at_once,
+    what_is_exactly_as_old_as_its_ttl_stays,
     the_end_of_a_pass_renews_the_lease,
     a_new_history_is_a_new_lease,
     a_holder_without_a_row_has_the_longest_lease,

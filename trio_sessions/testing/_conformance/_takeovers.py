@@ -4,8 +4,8 @@ import trio
 
 from trio_sessions.testing._conformance._fleet import PATIENCE
 from trio_sessions.testing._conformance._tools import TICK, Check, Client, MakeStore, opened
-from trio_sessions.types import Capabilities, Sent
-from trio_sessions.writes import Acknowledge, Claim, Delete, Outcome, Send
+from trio_sessions.types import Capabilities, Holder, Sent
+from trio_sessions.writes import Acknowledge, Claim, Claimed, Delete, Outcome, Send
 
 __all__ = ["takeover_checks"]
 
@@ -82,6 +82,41 @@ async def to_add_again_is_to_take_again(make_store: MakeStore) -> None:
         assert (await b.claim("once", age=500.0)).outcome is Outcome.TAKEN_OVER
 
 
+async def of_two_claims_of_one_moment_the_second_wins(make_store: MakeStore) -> None:
+    """What the store hears later is newer, where nothing else tells: no later is enough.
+
+    Where the second claim might be the older one by a hair, either may win, but one does.
+    """
+    async with opened(make_store, "a", "b") as (a, b):
+        started = trio.current_time()
+        first = await a.commit(*(_brought("a", s) for s in ("second's", "either's")))
+        # Of one age: the clock of a store that is coarse, or virtual, has not moved meanwhile.
+        second = await b.write(_brought("b", "second's"))
+        assert second.outcome is Outcome.TAKEN_OVER
+        passed = trio.current_time() - started
+        either = await b.write(_brought("b", "either's", passed))
+        assert either.outcome in {Outcome.TAKEN_OVER, Outcome.LOST}
+        ids = ["either's", "second's"]
+        of_a = await a.store.refresh(a.worker, ids)
+        of_b = await b.store.refresh(b.worker, ids)
+        assert of_a.held == of_b.taken_over
+        assert of_b.held == of_a.taken_over
+        assert of_a.held | of_b.held == set(ids)
+        for session_id, before, claimed in zip(ids, reversed(first), (either, second), strict=True):
+            assert isinstance(before, Claimed)
+            assert (before.outcome, before.holder.owner) == (Outcome.INSERTED, "a")
+            assert claimed.born == before.born
+            winner = b if claimed.outcome is Outcome.TAKEN_OVER else a
+            name = winner.worker.worker_id
+            holder = Holder(worker_id=name, incarnation=winner.worker.incarnation, owner=name)
+            assert claimed.holder == await a.store.locate(a.worker, session_id) == holder
+
+
+def _brought(owner: str, session_id: str, later: float = 0.0) -> Claim:
+    """Return the claim of a session that was added a second ago, and so long more."""
+    return Claim(session_id=session_id, generation=1, age=1.0 + later, owner=owner)
+
+
 async def a_message_that_crosses_a_takeover_is_noticed(make_store: MakeStore) -> None:
     """Who takes a session over finds it, or the bell rings for it."""
     async with opened(make_store, "a", "b", "c") as (a, b, c):
@@ -151,6 +186,7 @@ takeover_checks: tuple[Check, ...] = (
     a_row_of_another_says_since_when,
     a_takeover_counts_in_its_own_generations,
     to_add_again_is_to_take_again,
+    of_two_claims_of_one_moment_the_second_wins,
     a_message_that_crosses_a_takeover_is_noticed,
     what_is_acknowledged_is_not_seen_by_the_next,
 )

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Protocol
 
 import trio
 
 from trio_sessions.abc import Transport
 
-__all__ = ["Connect", "Connection", "TransportCheck", "transport_checks"]
+__all__ = ["Connect", "Connection", "SilentConnection", "TransportCheck", "transport_checks"]
 
 PATIENCE = 30.0  # seconds within which a peer must come and go, and news of it arrive
 LIMIT = 5.0
@@ -34,6 +34,20 @@ class Connection(Protocol):
 
     async def send(self) -> object:
         """Send something by the transport, as the gateway does."""
+        ...
+
+
+class SilentConnection(Connection, Protocol):
+    """A `Connection` whose peer can fall silent, too.
+
+    The checks of a silent peer ask for it, and ask nothing where a connection has no such method.
+    """
+
+    async def fall_silent(self) -> None:
+        """Let the peer read and answer nothing from now on, and keep its end open.
+
+        So does a client whose process was stopped: the network says that all is well.
+        """
         ...
 
 
@@ -195,19 +209,8 @@ def _steps() -> Iterator[list[float]]:
 async def disconnecting_during_a_check_ends_both(connect: Connect) -> None:
     """A session may leave while it is asked; what the check says then, or raises, is no matter."""
     async with connect() as connection:
-        began = trio.Event()
-
-        async def check() -> None:
-            async with _bounded("is_connected() during disconnect()", LIMIT):
-                began.set()
-                try:
-                    await connection.transport.is_connected()
-                except Exception:  # noqa: BLE001 -- "unknown", of a connection that is closed
-                    return
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(check)
-            await began.wait()
+            await nursery.start(_check, connection, LIMIT)
             async with _bounded("disconnect() during is_connected()", LIMIT):
                 await connection.transport.disconnect()
         answer = await _ask(connection)
@@ -237,6 +240,56 @@ async def _settle(most: int, otherwise: str) -> None:
     while _tasks() > most:
         assert trio.current_time() < deadline, otherwise
         await trio.sleep(0.01)
+
+
+async def a_silent_peer_has_not_gone(connect: Connect) -> None:
+    """It may come back: a check may wait for its answer, and say so by an error, but not False."""
+    async with connect() as connection:
+        if await _fall_silent(connection):
+            for _ in range(2):
+                answer: object = None
+                with trio.move_on_after(STEP), suppress(Exception):  # that is "unknown"
+                    answer = await connection.transport.is_connected()
+                assert answer is not False, "the peer is silent, and it says False at once"
+
+
+async def a_silent_peer_is_left(connect: Connect) -> None:
+    """While a check waits for its answer, too: disconnect() does not wait for the check to end.
+
+    It may wait for the peer's farewell. It is cancelled then, and has to close by force.
+    """
+    async with connect() as connection:
+        if await _fall_silent(connection):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(_check, connection, 2 * LIMIT)
+                await trio.sleep(STEP)  # until the check waits
+                with trio.move_on_after(LIMIT):
+                    await connection.transport.disconnect()
+            answer = await _ask(connection)
+            assert answer is False, f"it was disconnected during a check, and says {answer!r}"
+
+
+async def _fall_silent(connection: Connection) -> bool:
+    """Let the peer fall silent; say whether it can."""
+    fall_silent = getattr(connection, "fall_silent", None)
+    if fall_silent is None:
+        return False
+    assert await _ask(connection) is True
+    async with _bounded("fall_silent()"):
+        await fall_silent()
+    return True
+
+
+async def _check(
+    connection: Connection, seconds: float, task_status: trio.TaskStatus[None]
+) -> None:
+    """Ask a transport that is disconnected meanwhile."""
+    task_status.started()
+    async with _bounded("is_connected() during disconnect()", seconds):
+        try:
+            await connection.transport.is_connected()
+        except Exception:  # noqa: BLE001 -- "unknown", of a connection that is closed
+            return
 
 
 async def a_send_to_a_peer_that_has_gone_raises(connect: Connect) -> None:
@@ -269,6 +322,8 @@ transport_checks: tuple[TransportCheck, ...] = (
     a_check_that_is_cancelled_changes_nothing,
     a_check_holds_nobody_up,
     disconnecting_during_a_check_ends_both,
+    a_silent_peer_has_not_gone,
+    a_silent_peer_is_left,
     no_task_is_left,
     a_send_to_a_peer_that_has_gone_raises,
 )

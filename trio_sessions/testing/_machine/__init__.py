@@ -4,6 +4,7 @@
 
     _machine      the rules, by name and argument, as Hypothesis prints them
     _fleet        what each of them does             _pace      how time passes
+    _drains       how they are emptied               _namesakes  others of their name
     _workers      registries that live and crash     _door      their way to the store
     _defined      what a subclass defines            _pasted    what an edited history may say
     _lines        transports of clients

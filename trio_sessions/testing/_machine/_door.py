@@ -8,11 +8,12 @@ from typing import Any, TypeVar, get_type_hints
 
 import trio
 
-from trio_sessions._asking import breach, insist_async
-from trio_sessions.abc import SessionStore
+from trio_sessions._asking import breach, insist, insist_async
+from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.errors import SessionsError
 from trio_sessions.testing._conformance._kinds import misfits
 from trio_sessions.testing._faults import Fault, FaultyStore
+from trio_sessions.writes import Batch, Committed
 
 __all__ = ["Door", "Reach"]
 
@@ -99,6 +100,20 @@ class Door(FaultyStore):
             self.fail(_FAULTS[reach])
         else:
             self.heal()
+
+    def commit_at_once(self, worker: Worker, batch: Batch) -> Committed | None:
+        """Let the store below do it, where all is as it should be; None: it has to be waited for.
+
+        So a store's own ``commit_at_once`` is played with, and its ``commit`` whenever the registry
+        asks for that, or something is wrong.
+        """
+        if not self.is_straight:
+            return None
+        asked = self._store.commit_at_once
+        answer = insist(asked(worker, batch), (Committed, type(None)), asked)
+        for wrong in misfits(answer, Committed | None):
+            raise breach(f"{type(self._store).__name__}.commit_at_once returned {wrong}")
+        return answer
 
     async def _through(self, name: str, operation: Callable[[], Awaitable[T]], *kinds: str) -> T:
         operation = partial(self._hold_to_contract, name, operation)

@@ -20,9 +20,9 @@ from trio_sessions.abc import SessionStore, Transport
 from trio_sessions.testing._conformance._ground import expect_nothing, made
 from trio_sessions.testing._machine._defined import begun, deleted, made_transport
 from trio_sessions.testing._machine._door import Reach
-from trio_sessions.testing._machine._drains import DrainedFleet
 from trio_sessions.testing._machine._driver import TrioDriver
 from trio_sessions.testing._machine._lines import LineState
+from trio_sessions.testing._machine._namesakes import NamesakeFleet
 from trio_sessions.testing._machine._overheard import Overheard, overhear
 from trio_sessions.testing._machine._pace import REAL, VIRTUAL, Pace
 from trio_sessions.testing._machine._pasted import (
@@ -91,7 +91,7 @@ class RegistryMachine(RuleBasedStateMachine):
         """What is in force for the length of a history: its seed, and silence."""
         self._overheard = Overheard()
         self._driver: TrioDriver | None = None
-        self._fleet: DrainedFleet | None = None
+        self._fleet: NamesakeFleet | None = None
         self._is_troubled = False
         """Something was done since `heal` that it sets right; known without a look, so that
         Hypothesis can play a history again, whatever real time does."""
@@ -149,7 +149,7 @@ class RegistryMachine(RuleBasedStateMachine):
         return VIRTUAL if self.clock == "virtual" else REAL
 
     @property
-    def _running(self) -> DrainedFleet:
+    def _running(self) -> NamesakeFleet:
         if self._fleet is None:
             raise RuntimeError("nothing runs: a history begins with state.begin(batch_size=...)")
         return self._fleet
@@ -213,7 +213,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self._held.enter_context(seeded(str(seed), is_virtual=pace.is_virtual))
         self._driver = TrioDriver(pace.make_clock())
         self._driver.open()
-        fleet = self._fleet = DrainedFleet(
+        fleet = self._fleet = NamesakeFleet(
             self._driver.nursery,
             self._make_store,
             SESSIONS,
@@ -372,6 +372,11 @@ class RegistryMachine(RuleBasedStateMachine):
     def drain(self, worker: int) -> None:
         """Empty a worker, let its clients come again to the other one, and start it anew."""
         self._play(self._drain, worker)
+
+    @rule(worker=workers)
+    def namesake(self, worker: int) -> None:
+        """Let another registry of the worker's name open, take a session of its own, and close."""
+        self._play(self._running.visit, worker)
 
     @rule(worker=workers)
     def clean_up(self, worker: int) -> None:

@@ -22,6 +22,7 @@ from trio_sessions.types import Holder
 
 __all__ = ["Add", "FleetModel", "Seen", "Unknown", "WorkerModel", "require"]
 
+_REVOKED = "it was revoked"
 _LEASE_SHARE = 0.4  # of its session_ttl: the fleet takes a shorter silence for none
 
 
@@ -150,7 +151,7 @@ class FleetModel:
         for worker in self.workers.values():
             add = worker.holds.get(session_id)
             if add is not None:
-                add.excuse = "it was revoked"
+                add.excuse = _REVOKED
                 add.must_go = self._seen is not None and worker.name in self._seen.confirmed
 
     def may_be_refused(self, session_id: str, now: float) -> bool:
@@ -300,7 +301,8 @@ class FleetModel:
         worker.silent_since, worker.alone = None, 0.0
         if worker.name in seen.confirmed:
             for session_id, add in worker.holds.items():
-                if _is_of(seen.rows[session_id], worker.name):
+                # Who was revoked goes, though its row may be written anew before it hears of it.
+                if _is_of(seen.rows[session_id], worker.name) and add.excuse != _REVOKED:
                     add.excuse = None
 
 
