@@ -39,7 +39,6 @@ from trio_websocket import ConnectionClosed, open_websocket_url
 from trio_sessions import open_registry
 from trio_sessions.testing import FakeTransport
 
-# In its only process. The how-to, below, runs Hypercorn as it is by default, with another one.
 ROOT = Path(__file__).parent.parent
 DEADLINE = 90.0  # seconds for anything that should come soon
 TTL = 3.0  # seconds
@@ -49,7 +48,7 @@ NO_TLS = False  # loading certificates would take longer than any of the request
 UVICORN = "uvicorn fastapi_gateway:app --workers 2 --port {port} --loop"
 CHAT = "uvicorn chat:app --workers 2 --port {port} --loop"
 HYPERCORN = "hypercorn -k trio --graceful-timeout 1 --bind 127.0.0.1:{port} trio_gateway:app"
-# In its only process. The how-to, below, runs it as it is by default: with one that watches over it.
+# In its only process. The how-to, below, runs it as it is by default: another one watches over it.
 IN_ONE_PROCESS = f"{HYPERCORN} --workers 0"
 GATEWAYS = {
     "asyncio, sqlite": [f"{UVICORN} asyncio"],
