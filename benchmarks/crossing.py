@@ -101,7 +101,7 @@ _WAYS: dict[str, Callable[..., Measured]] = {
 
 
 def run(server: sa.URL, *, quick: bool) -> list[Table]:
-    sessions, calls, rounds = (100, 50, 1) if quick else (10_000, 2_000, 5)
+    sessions, calls, rounds = (20, 20, 1) if quick else (10_000, 2_000, 5)
     measured: dict[str, list[Measured]] = {name: [] for name in _WAYS}
     for _ in range(rounds):
         for name, way in _WAYS.items():

@@ -70,7 +70,7 @@ async def _measure(rivals: list[_Rival], sessions: int, rounds: int) -> None:
 
 
 def run(server: sa.URL, *, quick: bool) -> list[Table]:
-    sessions, rounds = (500, 3) if quick else (20_000, 12)
+    sessions, rounds = (100, 2) if quick else (20_000, 12)
     with postgresql_schema(server) as without, postgresql_schema(server) as indexed:
         rivals = [_Rival(without), _Rival(indexed)]
         trio.run(_measure, rivals, sessions, rounds)

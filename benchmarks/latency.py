@@ -48,7 +48,7 @@ async def _measure(
 
 
 def run(server: sa.URL, *, quick: bool) -> list[Table]:
-    sessions, delay, rounds = (20, 0.01, 3) if quick else (100, 0.05, 8)
+    sessions, delay, rounds = (10, 0.01, 2) if quick else (100, 0.05, 8)
 
     async def measure(url: sa.URL) -> dict[str, list[Cost]]:
         return await _measure(url, sessions=sessions, delay=delay, rounds=rounds)

@@ -131,7 +131,7 @@ def _rows(name: str, traced: _Passes, bare: _Passes) -> list[tuple[str, ...]]:
 
 
 def run(server: sa.URL, *, quick: bool) -> list[Table]:
-    sessions, pairs = (200, 3) if quick else (10_000, 21)
+    sessions, pairs = (20, 3) if quick else (10_000, 21)
     rows = []
     with postgresql_schema(server) as url:
         for name, store in (("memory", MemoryStore()), ("PostgreSQL", DatabaseStore(url))):

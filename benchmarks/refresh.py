@@ -60,7 +60,7 @@ async def _measure(url: sa.URL, sessions: int, rounds: int) -> dict[str, list[fl
 
 
 def run(server: sa.URL, *, quick: bool) -> list[Table]:
-    sessions, rounds = (200, 3) if quick else (10_000, 6)
+    sessions, rounds = (20, 2) if quick else (10_000, 6)
     with postgresql_schema(server) as url:
         seconds = trio.run(_measure, url, sessions, rounds)
     raw = median(seconds["raw"])

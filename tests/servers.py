@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,23 @@ __all__ = [
 _STARTS_WITHIN = 30.0  # seconds, on a slow machine
 
 
+@lru_cache(20)
+def _engine(url: sa.URL) -> sa.Engine:
+    """Return one that keeps no connection; it takes longer to make than most statements."""
+    return sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+
+
 def run_sql(url: sa.URL, *statements: str) -> None:
     """Run statements, each a transaction of its own."""
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
+    with _engine(url).connect() as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)
-    engine.dispose()
 
 
 def query(url: sa.URL, statement: str) -> list[tuple[Any, ...]]:
     """Return what a statement returns."""
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        found = [tuple(row) for row in connection.exec_driver_sql(statement)]
-    engine.dispose()
-    return found
+    with _engine(url).connect() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(statement)]
 
 
 @contextmanager
@@ -285,14 +287,14 @@ class Server:
         shutil.rmtree(self.folder / "data")
         copy.rename(self.folder / "data")
 
-    def run(self, program: str, *arguments: str) -> None:
-        """Run one of its programs."""
+    def run(self, program: str, *arguments: str, told: str = "") -> None:
+        """Run one of its programs, and tell it something on its standard input."""
         subprocess.run(
             [self.binaries / program, *arguments],
             check=True,
             user=_user(),
             cwd=self.folder,
-            stdin=subprocess.DEVNULL,
+            input=told.encode(),
             capture_output=True,
             timeout=60,
         )
@@ -347,6 +349,12 @@ def make_data(url: sa.URL) -> Iterator[tuple[Path, Path]]:
         Server(binaries, folder).run(
             *("initdb", "--auth=trust", "--encoding=utf8", "--no-locale", "--no-sync"),
             *("-U", "postgres", "-D", str(folder / "data")),
+        )
+        # Two of three files, which each server would copy and remove for nothing.
+        Server(binaries, folder).run(
+            *("postgres", "--single", "-D", str(folder / "data"), "-c", "fsync=off", "postgres"),
+            told="UPDATE pg_database SET datistemplate = false\n"
+            "DROP DATABASE template0\nDROP DATABASE template1\n",
         )
         yield binaries, folder / "data"
 

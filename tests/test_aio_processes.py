@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 from soak import longer
-from unmeasured import unmeasured_environment
+from warm import Program
 
 RUNNERS = ["asyncio.run", pytest.param("uvloop.run", marks=longer)]
 
 PRELUDE = """
-import asyncio, logging, os, signal, sys, threading
+import asyncio, logging, os, signal, sys, threading, warnings
 from trio_sessions import StoreInUse
 from trio_sessions.aio import SessionRegistry
 
+warnings.simplefilter("error")
 logging.getLogger("asyncio").setLevel(logging.ERROR)  # a slow machine is no news
 
 class Connection:
@@ -38,24 +39,14 @@ def run(
 ) -> tuple[int, list[str], str]:
     """Run a program with warnings as errors; return its exit code, what it printed and logged."""
     source = PRELUDE + textwrap.dedent(program) + (COUNT if count else "")
-    with subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", source],
-        cwd=folder,
-        env=unmeasured_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            printed = []
-            if interrupt:
-                assert process.stdout is not None
-                printed.append(process.stdout.readline().strip())
-                process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
-        finally:
-            process.kill()
-        return process.returncode, printed + out.split("\n")[:-1], err
+    running = Program(source, folder=folder)
+    printed = []
+    if interrupt:
+        printed.append(running.stdout.readline().strip())
+        running.send_signal(signal.SIGINT)
+    out, err = running.communicate(30)
+    assert running.returncode is not None
+    return running.returncode, printed + out.split("\n")[:-1], err
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

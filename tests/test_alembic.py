@@ -1,8 +1,6 @@
 """The how-to for Alembic, command by command, on real databases; each in a process of its own."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import pytest
 from soak import longer
 from test_database_schema import Database, open_and_add
+from warm import Program
 
 from trio_sessions.stores.database import DatabaseStore, include_object, metadata
 
@@ -57,16 +56,10 @@ class Project:
         assert edited == 1
 
     def run(self, *of_alembic: list[str], fails: bool = False) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, *map(repr, of_alembic)],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        done = Program(RUN, *map(repr, of_alembic), folder=self.folder)
+        told = "".join(done.communicate(60))
+        assert (done.returncode != 0) == fails, told
+        return told
 
     def edit(self, file: str, pattern: str, new: str) -> int:
         path = self.folder / file

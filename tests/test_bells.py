@@ -12,7 +12,7 @@ from conftest import Shared
 from processes import killed_at_the_end
 from proxy import Proxy
 from readers import reading
-from soak import SOAK
+from soak import SOAK, longer
 from statements import noting_engine
 
 from trio_sessions import RowUnavailable, SessionRegistry, open_registry
@@ -347,7 +347,16 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("program", [CONSUMER_ON_TRIO, CONSUMER_ON_ASYNCIO], ids=["trio", "aio"])
+@pytest.mark.parametrize(
+    ("database", "program"),
+    [
+        pytest.param("sqlite", CONSUMER_ON_TRIO, id="sqlite-trio"),
+        pytest.param("postgresql", CONSUMER_ON_ASYNCIO, id="postgresql-aio"),
+        pytest.param("sqlite", CONSUMER_ON_ASYNCIO, id="sqlite-aio", marks=longer),
+        pytest.param("postgresql", CONSUMER_ON_TRIO, id="postgresql-trio", marks=longer),
+    ],
+    indirect=["database"],
+)
 async def test_a_consumer_killed_between_read_and_acknowledge(
     database: Shared, program: str
 ) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import trio
+from warm import Program
 
 import trio_sessions
 from trio_sessions import CleanupReport, fingerprint
@@ -43,6 +44,23 @@ def command(
         cwd=ROOT,
         env=clean_environment(**environment),
     )
+
+
+def quick_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it in a process that has no imports left to make; what they cost shows nothing here."""
+    return ended(started(*arguments, **environment))
+
+
+def started(*arguments: str, **environment: str) -> Program:
+    changes = f"os.environ.clear(); os.environ.update({clean_environment(**environment)!r})"
+    source = f"import os, sys; {changes}; from trio_sessions.cli import main; sys.exit(main())"
+    return Program(source, *arguments, folder=ROOT)
+
+
+def ended(program: Program) -> subprocess.CompletedProcess[str]:
+    out, err = program.communicate(50)
+    assert program.returncode is not None
+    return subprocess.CompletedProcess([], program.returncode, out, err)
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -92,7 +110,7 @@ def test_the_demo_succeeds_by_itself(tmp_path: Path) -> None:
 def test_the_demo_succeeds_on_postgresql(empty_schema: sa.URL) -> None:
     """It cuts real connections to it, and leaves no table behind."""
     url = empty_schema.render_as_string(hide_password=False)
-    assert_success(command("demo", "--sessions", "20", "--database-url", url), gone=8)
+    assert_success(quick_command("demo", "--sessions", "20", "--database-url", url), gone=8)
     assert table_names(empty_schema) == []
 
 
@@ -122,20 +140,12 @@ def test_an_interrupted_demo_cleans_up(
     if database == "postgresql":
         schema = request.getfixturevalue("empty_schema")
         more = ["--database-url", schema.render_as_string(hide_password=False)]
-    with subprocess.Popen(
-        [sys.executable, "-X", "dev", *MODULE, "demo", "--sessions", "10", *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=clean_environment(TMPDIR=str(tmp_path)),
-    ) as process:
-        assert process.stdout is not None
-        while not (line := process.stdout.readline()).startswith("ok    4"):
-            assert line, "it ended before it was interrupted"
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (130, "trio-sessions: interrupted\n")
+    program = started("demo", "--sessions", "10", *more, TMPDIR=str(tmp_path))
+    while not (line := program.stdout.readline()).startswith("ok    4"):
+        assert line, "it ended before it was interrupted"
+    program.send_signal(signal.SIGINT)
+    done = ended(program)
+    assert (done.returncode, done.stderr) == (130, "trio-sessions: interrupted\n")
     assert list(tmp_path.iterdir()) == []
     if database == "postgresql":
         assert table_names(schema) == []
@@ -184,13 +194,13 @@ def test_a_mistake_is_told_in_one_line(
 )
 def test_a_mistake_leaves_the_process_with_one_line(arguments: list[str], exit_code: int) -> None:
     """The exit code reaches the shell, and nothing else is on stderr."""
-    assert "secret" not in complaint(command(*arguments), exit_code)
+    assert "secret" not in complaint(quick_command(*arguments), exit_code)
 
 
 def test_a_file_that_is_no_database_is_told_in_one_line(tmp_path: Path) -> None:
     """And it is left as it is."""
     (tmp_path / "letter.txt").write_text("Dear database, " * 100)
-    line = complaint(command("demo", "--database-url", f"sqlite:///{tmp_path}/letter.txt"), 1)
+    line = complaint(quick_command("demo", "--database-url", f"sqlite:///{tmp_path}/letter.txt"), 1)
     assert "not a database" in line
     assert (tmp_path / "letter.txt").read_text() == "Dear database, " * 100
 
@@ -239,7 +249,7 @@ def test_too_few_open_files_are_told_in_one_line() -> None:
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512)); "
         "import trio_sessions.cli as cli; sys.exit(cli.main(['demo', '--sessions', '500']))"
     )
-    line = complaint(command(start=("-c", script)), 1)
+    line = complaint(ended(Program(script, folder=ROOT)), 1)
     assert "1200" in line
     assert "ulimit -n" in line
 
@@ -253,7 +263,7 @@ def test_a_demo_that_does_not_end_is_ended(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])
 def test_help_is_there(arguments: list[str]) -> None:
     """On stdout, with exit code 0, and naming what can be given."""
-    done = command(*arguments)
+    done = quick_command(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     wanted = ["demo"]
     if len(arguments) > 1:
@@ -304,7 +314,7 @@ def test_the_installed_version_is_told_where_there_are_no_sources(tmp_path: Path
 
 def test_a_shell_can_complete_commands() -> None:
     """As docs/howto/watching.md says."""
-    done = command(
+    done = quick_command(
         _TRIO_SESSIONS_COMPLETE="bash_complete", COMP_WORDS="trio-sessions do", COMP_CWORD="1"
     )
     assert done.stdout == "plain,doctor\n"

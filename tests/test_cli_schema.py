@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from fleets import in_thread
-from test_cli import clean_environment, command, complaint
+from test_cli import clean_environment, complaint, quick_command
 from test_database_schema import OURS, open_and_add
 from test_schema_versions import Older
 
@@ -131,7 +131,7 @@ async def test_tables_that_are_not_ours(empty: Older) -> None:
     """It alters nothing, and names the column."""
     empty.execute("CREATE TABLE trio_sessions (x INTEGER)")
     url = empty.url.render_as_string(hide_password=False)
-    said = complaint(await in_thread(lambda: command("init-db", "--database-url", url)), 1)
+    said = complaint(await in_thread(lambda: quick_command("init-db", "--database-url", url)), 1)
     assert "'session_id'" in said
     assert empty.tables().keys() == {"trio_sessions"}
 
@@ -142,7 +142,7 @@ async def test_an_operator_on_an_older_schema_is_told_the_command(empty: Older) 
     if empty.name == "sqlite":
         empty.execute("PRAGMA journal_mode = WAL")  # as a store has put it
     url = empty.url.render_as_string(hide_password=False)
-    said = complaint(await in_thread(lambda: command("workers", "--database-url", url)), 1)
+    said = complaint(await in_thread(lambda: quick_command("workers", "--database-url", url)), 1)
     assert "init-db" in said
     assert "mode=ro" not in said
     assert "trio_schema" not in empty.tables()

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 import trio
 from backdoors import DatabaseBackdoor
 from conftest import Shared
+from warm import Program
 
 from trio_sessions import open_registry
 from trio_sessions.stores.database import DatabaseStore
@@ -197,9 +198,10 @@ def test_a_store_made_before_a_fork_works_on_both_sides(
 ) -> None:
     """Parent and child share no connection, no lock and no worker id."""
     program = (
-        "import os, sys, trio, trio_sessions\n"
+        "import os, sys, trio, trio_sessions, warnings\n"
         "from trio_sessions.stores.database import DatabaseStore\n"
         "from trio_sessions.testing import FakeTransport\n"
+        "warnings.simplefilter('error')\n"
         "store = DatabaseStore(sys.argv[1])\n"
         "opening = trio_sessions.open_registry(store)\n"
         "pid = os.fork()\n"
@@ -215,7 +217,9 @@ def test_a_store_made_before_a_fork_works_on_both_sides(
         "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
     database: sa.URL = request.getfixturevalue(url)
-    assert run_python(program, database.render_as_string(hide_password=False)) == "7"
+    ran = Program(program, database.render_as_string(hide_password=False), folder=Path.cwd())
+    assert ran.communicate(30) == ("7\n", "")
+    assert ran.returncode == 0
 
 
 # ---- engines that were handed in ----

@@ -48,10 +48,13 @@ NO_TLS = False  # loading certificates would take longer than any of the request
 UVICORN = "uvicorn fastapi_gateway:app --workers 2 --port {port} --loop"
 CHAT = "uvicorn chat:app --workers 2 --port {port} --loop"
 HYPERCORN = "hypercorn -k trio --graceful-timeout 1 --bind 127.0.0.1:{port} trio_gateway:app"
+# In its only process. The how-to, below, runs it as it is by default: another one watches over it.
+IN_ONE_PROCESS = f"{HYPERCORN} --workers 0"
 GATEWAYS = {
     "asyncio, sqlite": [f"{UVICORN} asyncio"],
     "uvloop, postgresql": [f"{UVICORN} uvloop"],
-    "trio, sqlite": [HYPERCORN, HYPERCORN],  # it ends its second worker by force
+    "trio, sqlite": [IN_ONE_PROCESS, IN_ONE_PROCESS],
+    "trio, watched over, sqlite": [HYPERCORN, HYPERCORN],  # it ends its second worker by force
 }
 CHATS = {
     "chat, asyncio, sqlite": [f"{CHAT} asyncio"],
@@ -305,6 +308,19 @@ def running(
     url = url_for(request, folder, "module_schema")
     with open_gateway(request.param, url, folder) as gateway:
         yield gateway
+        if len(gateway.servers) == 1:
+            gateway.connect_to_each()
+            stop(gateway)
+            gateway.disconnect_clients()
+
+
+def stop(gateway: Gateway) -> None:
+    """Terminate it as a service manager does: the sessions that its workers hold go with them."""
+    for server in gateway.servers:
+        server.terminate()
+    for server in gateway.servers:
+        server.wait()
+    assert gateway.sessions() == {}
 
 
 @pytest.fixture
@@ -316,11 +332,11 @@ def gateway(running: Gateway) -> Iterator[Gateway]:
     wait_until(lambda: running.sessions() == {})
 
 
-@pytest.fixture(params=[*ALL_GATEWAYS[:2], pytest.param("trio, sqlite", marks=longer)])
-def own_gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gateway]:
+@pytest.fixture
+def own_gateway(tmp_path: Path) -> Iterator[Gateway]:
     """A gateway for a test that destroys it."""
-    url = url_for(request, tmp_path, "postgresql_schema")
-    with open_gateway(request.param, url, tmp_path) as gateway:
+    url = sa.make_url(f"sqlite:///{tmp_path / 'sessions.db'}")
+    with open_gateway("trio, watched over, sqlite", url, tmp_path) as gateway:
         yield gateway
         gateway.disconnect_clients()
 
@@ -434,27 +450,38 @@ def test_an_outage_of_the_database_costs_nobody_the_session(gateway: Gateway) ->
         gateway.exchange(client, "still here")
 
 
-def test_a_killed_worker_loses_its_sessions_and_the_other_keeps_its(own_gateway: Gateway) -> None:
-    """The dead worker's rows go after the TTL, the other's when the whole gateway is stopped."""
+def kill_a_worker(gateway: Gateway) -> set[str]:
+    """Kill one of two that hold sessions, wait for what follows, and return both."""
     started = time.monotonic()
-    clients = own_gateway.connect_to_each() + own_gateway.connect_to_each()
+    clients = gateway.connect_to_each() + gateway.connect_to_each()
     dead, other = clients[0].worker, clients[1].worker
     kept = [client for client in clients if client.worker == other]
-    assert own_gateway.sessions() == held_by(clients)
+    assert gateway.sessions() == held_by(clients)
     os.kill(pid_of(dead), signal.SIGKILL)
-    wait_until(lambda: own_gateway.sessions() == held_by(kept))
+    wait_until(lambda: gateway.sessions() == held_by(kept))
     assert time.monotonic() > started + TTL
     for client in kept:
-        own_gateway.exchange(client, "still here")
-    own_gateway.post(clients[0], "1", 404)
-    if len(own_gateway.servers) == 1:  # uvicorn starts another worker
-        replaced = own_gateway.connect_to_each()
-        assert {client.worker for client in replaced} - {dead, other}
-    for server in own_gateway.servers:
-        server.terminate()
-    for server in own_gateway.servers:
-        server.wait()
-    assert own_gateway.sessions() == {}
+        gateway.exchange(client, "still here")
+    gateway.post(clients[0], "1", 404)
+    return {dead, other}
+
+
+@pytest.mark.parametrize("running", ALL_GATEWAYS[:2], indirect=True)
+def test_a_killed_worker_loses_its_sessions_and_the_other_keeps_its(gateway: Gateway) -> None:
+    """The dead worker's rows go after the TTL, and uvicorn starts another worker.
+
+    The others' go when the whole gateway is stopped, after the last test of it: see `running`.
+    """
+    both = kill_a_worker(gateway)
+    replaced = gateway.connect_to_each()
+    assert {client.worker for client in replaced} - both
+
+
+@longer
+def test_a_killed_server_loses_its_sessions_and_the_other_keeps_its(own_gateway: Gateway) -> None:
+    """The same where nobody starts another worker: Hypercorn's servers, of one worker each."""
+    kill_a_worker(own_gateway)
+    stop(own_gateway)
 
 
 # ---- the chat ----
@@ -570,7 +597,7 @@ def test_a_stream_that_leaves_does_not_remove_the_one_that_comes(
 
     async def main() -> None:
         async with chat["registry"]:
-            for _ in range(10):
+            for _ in range(3):
                 await asyncio.gather(*(replace(f"n{number}") for number in range(20)))
             assert await chat["registry"].get_all_session_ids() == []
 

@@ -1,13 +1,12 @@
 """A forked child owns nothing that its parent has opened: it drops it, and its parent goes on."""
 
-import subprocess
-import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from soak import SOAK, longer
-from unmeasured import unmeasured_environment
+from warm import Program
 
 PRELUDE = """
 import multiprocessing, os, signal, sys, threading, time, warnings
@@ -93,17 +92,11 @@ async def ring(registry):
 def run(program: str, url: sa.URL) -> list[str]:
     """Run a program on a database and return what it printed; it must end well."""
     source = PRELUDE + textwrap.dedent(program)
-    ended = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", source, url.render_as_string(hide_password=False)],
-        capture_output=True,
-        text=True,
-        env=unmeasured_environment(),
-        timeout=55,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr, ended.stderr
-    return ended.stdout.splitlines()
+    ran = Program(source, url.render_as_string(hide_password=False), folder=Path.cwd())
+    out, err = ran.communicate(55)
+    assert ran.returncode == 0, out + err
+    assert "Traceback" not in err, err
+    return out.splitlines()
 
 
 @pytest.fixture(params=["sqlite_url", "postgresql_schema"])

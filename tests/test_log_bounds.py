@@ -212,7 +212,7 @@ async def test_its_task_ends_with_the_registry(autojump_clock: MockClock) -> Non
 @pytest.mark.timeout(120)
 async def test_who_reads_after_the_last_id_misses_nothing(shared: Shared) -> None:
     """While several workers append at once, each on threads and connections of its own."""
-    each, workers = 150, 3
+    each, workers = 60, 3
     async with shared.open() as reader:
         await reader.add_session("s", FakeTransport())
         seen: list[LogEntry] = []

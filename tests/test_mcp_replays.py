@@ -33,7 +33,14 @@ LINES = [
     "",
     "data: x",
 ]
-MANY = 1200  # events: more than are read from the log at a time
+PAGE = 200  # events that are read from the log at a time, of which there would be 1,000
+MANY = PAGE + 150
+
+
+@pytest.fixture(autouse=True)
+def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To say more events than a page holds takes most of the time."""
+    monkeypatch.setattr("trio_sessions.mcp._events._PAGE", PAGE)
 
 
 @pytest.fixture(autouse=True)

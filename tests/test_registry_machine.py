@@ -112,7 +112,7 @@ class ForgetsClaims(MemoryStore):
         committed = await super().commit(worker, batch)
         for write in batch.writes:
             self.commits += 1
-            if isinstance(write, Claim) and self.commits % 4 == 0:
+            if isinstance(write, Claim) and self.commits % 3 == 0:
                 self._rows.pop(write.session_id, None)
         return committed
 

@@ -212,12 +212,14 @@ class World:
         self.crowd.greet()
         deadline = trio.current_time() + WITHIN
         while True:
-            wrong = await self.what_is_wrong()
-            if not self._have_passed(before, is_complete):
-                wrong["passes"] = "no worker, or not each, has had a complete one"
-            if not wrong or self.lost() or trio.current_time() > deadline:
-                return wrong
-            await trio.sleep(0.05)
+            has_passed = self._have_passed(before, is_complete)
+            if has_passed or self.lost() or trio.current_time() > deadline:
+                wrong = await self.what_is_wrong()  # asks the database a lot
+                if not has_passed:
+                    wrong["passes"] = "no worker, or not each, has had a complete one"
+                if not wrong or self.lost() or trio.current_time() > deadline:
+                    return wrong
+            await trio.sleep(0.1)
 
     def _have_passed(self, before: list[int], holds: Callable[[CleanupReport], bool]) -> bool:
         for registry, so_far in zip(self.registries, before, strict=True):
