@@ -30,9 +30,6 @@ def not_measuring() -> Iterator[None]:
         sys.settrace(tracer)
 
 
-__all__ = ["unmeasured_environment"]
-
-
 def unmeasured_environment() -> dict[str, str]:
     """Return this process's environment without coverage's variables."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
