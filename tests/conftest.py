@@ -27,6 +27,7 @@ from presses import let_children_have_ctrl_c
 from proxy import Proxy, open_proxy
 from servers import Server, make_data, make_server
 from soak import SOAK, longer
+from stacks import note_innermost_frames
 from unmeasured import not_measuring, unmeasured
 
 import trio_sessions
@@ -41,10 +42,8 @@ settings.register_profile("gate", deadline=None, derandomize=True)
 settings.register_profile("soak", deadline=None, print_blob=True)
 settings.load_profile("soak" if SOAK else "gate")
 
-# In its debug mode asyncio notes for each callback where it was scheduled. That takes half the time
-# of a test, and is of use in a warning only: the innermost frame of it is enough.
-pytest.MonkeyPatch().setattr("asyncio.constants.DEBUG_STACK_DEPTH", 1)
 let_children_have_ctrl_c()
+note_innermost_frames()
 share_statements()
 
 
