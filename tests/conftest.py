@@ -20,9 +20,10 @@ import sqlalchemy as sa
 import trio.testing
 from backdoors import Backdoor, DatabaseBackdoor, MemoryBackdoor
 from compiled import share_statements
+from findings import share_findings
 from hosts import HOSTS, open_view, settle
 from hypothesis import settings
-from lending import Schemas, make_schema
+from lending import Schemas, count_changes, make_schema
 from presses import let_children_have_ctrl_c
 from proxy import Proxy, open_proxy
 from servers import Server, make_data, make_server
@@ -45,6 +46,7 @@ settings.load_profile("soak" if SOAK else "gate")
 let_children_have_ctrl_c()
 note_innermost_frames()
 share_statements()
+share_findings()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -104,6 +106,7 @@ def postgresql_url() -> Iterator[sa.URL]:
                 # Tables are gone, or emptied, before that is of use; it changes plans by chance.
                 connection.exec_driver_sql("ALTER SYSTEM SET autovacuum = off")
                 connection.exec_driver_sql("SELECT pg_reload_conf()")
+            count_changes(engine)
             engine.dispose()
             yield url
         finally:
