@@ -46,7 +46,7 @@ settings.load_profile("soak" if SOAK else "gate")
 let_children_have_ctrl_c()
 note_innermost_frames()
 share_statements()
-share_findings()
+share_findings(pytest.MonkeyPatch())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ UNION ALL SELECT type, name, tbl_name, -rootpage, sql FROM sqlite_temp_master
 """
 
 
-def share_findings() -> None:
+def share_findings(patch: pytest.MonkeyPatch) -> None:
     """Let all stores of this process, from now on, take what an earlier one has found."""
     kept: dict[Hashable, Found] = {}
 
@@ -42,7 +42,7 @@ def share_findings() -> None:
             kept[key] = found
         return found
 
-    pytest.MonkeyPatch().setattr(_preparing, "find_tables", find)
+    patch.setattr(_preparing, "find_tables", find)
 
 
 def _state(connection: sa.Connection) -> tuple[Hashable, ...] | None:

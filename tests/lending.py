@@ -54,6 +54,8 @@ _LARGEST = 1 << 20  # bytes; of rows that are gone, which a scan has to pass
 _COUNT = """
 CREATE SCHEMA tests;
 CREATE SEQUENCE tests.changes;
+GRANT USAGE ON SCHEMA tests TO PUBLIC;
+GRANT SELECT ON SEQUENCE tests.changes TO PUBLIC;
 CREATE FUNCTION tests.count_change() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER
     AS 'BEGIN PERFORM nextval(''tests.changes''); END';
 CREATE EVENT TRIGGER count_changes ON ddl_command_start EXECUTE FUNCTION tests.count_change();
@@ -123,7 +125,8 @@ class Schemas:
         self._sequences: list[str] = []
         with administrator.connect() as connection:
             counts = connection.exec_driver_sql("SELECT to_regclass('tests.changes')")
-            self._are_counted = counts.scalar_one() is not None
+            self.are_counted = counts.scalar_one() is not None
+            """Whether the server counts what changes schemas."""
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[sa.URL]:
@@ -170,7 +173,7 @@ class Schemas:
         return str(connection.execute(look, {"name": name}).scalar_one())
 
     def _glance(self, connection: sa.Connection, name: str) -> _Glance:
-        changes = "(SELECT last_value FROM tests.changes)" if self._are_counted else "NULL::bigint"
+        changes = "(SELECT last_value FROM tests.changes)" if self.are_counted else "NULL::bigint"
         glance = _GLANCE.format(name=name, changes=changes)
         return _Glance(*connection.exec_driver_sql(glance).one())
 
@@ -180,7 +183,7 @@ class Schemas:
         if glance.size > _LARGEST:
             return False
         same = replace(glance, size=schema.glance.size) == schema.glance
-        if not (same and self._are_counted) and self._look(connection, schema.name) != schema.look:
+        if not (same and self.are_counted) and self._look(connection, schema.name) != schema.look:
             return False
         schema.glance = glance
         return True
