@@ -20,13 +20,15 @@ import sqlalchemy as sa
 import trio.testing
 from backdoors import Backdoor, DatabaseBackdoor, MemoryBackdoor
 from compiled import share_statements
+from findings import share_findings
 from hosts import HOSTS, open_view, settle
 from hypothesis import settings
-from lending import Schemas, make_schema
+from lending import Schemas, count_changes, make_schema
 from presses import let_children_have_ctrl_c
 from proxy import Proxy, open_proxy
 from servers import Server, make_data, make_server
 from soak import SOAK, longer
+from stacks import note_innermost_frames
 from unmeasured import not_measuring, unmeasured
 
 import trio_sessions
@@ -41,11 +43,10 @@ settings.register_profile("gate", deadline=None, derandomize=True)
 settings.register_profile("soak", deadline=None, print_blob=True)
 settings.load_profile("soak" if SOAK else "gate")
 
-# In its debug mode asyncio notes for each callback where it was scheduled. That takes half the time
-# of a test, and is of use in a warning only: the innermost frame of it is enough.
-pytest.MonkeyPatch().setattr("asyncio.constants.DEBUG_STACK_DEPTH", 1)
 let_children_have_ctrl_c()
+note_innermost_frames()
 share_statements()
+share_findings(pytest.MonkeyPatch())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -105,6 +106,7 @@ def postgresql_url() -> Iterator[sa.URL]:
                 # Tables are gone, or emptied, before that is of use; it changes plans by chance.
                 connection.exec_driver_sql("ALTER SYSTEM SET autovacuum = off")
                 connection.exec_driver_sql("SELECT pg_reload_conf()")
+            count_changes(engine)
             engine.dispose()
             yield url
         finally:

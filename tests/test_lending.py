@@ -10,9 +10,13 @@ from trio_sessions import open_registry
 from trio_sessions.testing import FakeTransport
 
 
-@pytest.fixture
-def own(administrator: sa.Engine) -> Schemas:
-    return Schemas(administrator)
+@pytest.fixture(params=["counted", "compared"])
+def own(administrator: sa.Engine, request: pytest.FixtureRequest) -> Schemas:
+    """On our own server, and as on another's, which does not count what changes schemas."""
+    own = Schemas(administrator)
+    if request.param == "compared":
+        own.are_counted = False
+    return own
 
 
 def test_what_a_test_has_stored_is_not_the_next_ones(own: Schemas) -> None:
