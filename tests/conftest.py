@@ -28,7 +28,6 @@ from presses import let_children_have_ctrl_c
 from proxy import Proxy, open_proxy
 from servers import Server, make_data, make_server
 from soak import SOAK, longer
-from stacks import note_innermost_frames
 from unmeasured import not_measuring, unmeasured
 
 import trio_sessions
@@ -44,7 +43,6 @@ settings.register_profile("soak", deadline=None, print_blob=True)
 settings.load_profile("soak" if SOAK else "gate")
 
 let_children_have_ctrl_c()
-note_innermost_frames()
 share_statements()
 share_findings(pytest.MonkeyPatch())
 
@@ -192,6 +190,15 @@ def sqlite_file(sqlite_url: sa.URL, file_with_tables: Path) -> sa.URL:
 
 
 @pytest.fixture
+def asyncio_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let asyncio look for mistakes, such as calls from another thread than the loop's."""
+    monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
+    # It notes for each callback where it was scheduled, which takes half the time of a test and is
+    # of use in a warning only: the innermost frame of it is enough.
+    monkeypatch.setattr("asyncio.constants.DEBUG_STACK_DEPTH", 1)
+
+
+@pytest.fixture
 def nothing_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that count what is asked of a store: no stamp or look comes by itself."""
     monkeypatch.setattr("trio_sessions._settings._STAMP_INTERVAL", 3600.0)
@@ -248,10 +255,6 @@ def share_database(name: str, url: sa.URL) -> Iterator[Shared]:
         for store in stores:
             assert not store._opened.is_open, "a store was not closed"
 
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # The programs that tests start run as users run them.
-    os.environ.pop("PYTHONASYNCIODEBUG", None)
 
 if not SOAK:
     # Python's dev mode also looks for faults of C code at each allocation, and a program takes a

@@ -32,6 +32,8 @@ from trio_sessions.aio._service import join_host
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import Fault, FaultyStore
 
+pytestmark = pytest.mark.usefixtures("asyncio_debug")
+
 Run = Callable[[Callable[[], Awaitable[object]]], Any]
 GUESTS = ["asyncio", "uvloop"]
 

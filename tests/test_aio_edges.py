@@ -33,6 +33,8 @@ from trio_sessions.aio._steps import Steps
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.types import Swept
 
+pytestmark = pytest.mark.usefixtures("asyncio_debug")
+
 Loop = Callable[[], asyncio.AbstractEventLoop]
 LOOPS: dict[str, Loop] = {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
 

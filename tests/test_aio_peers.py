@@ -15,6 +15,8 @@ from trio_sessions.aio import SessionRegistry, Topics
 from trio_sessions.aio._life import Life, State
 from trio_sessions.stores.memory import MemoryStore
 
+pytestmark = pytest.mark.usefixtures("asyncio_debug")
+
 TOO_LONG = 30  # seconds
 
 here = contextvars.ContextVar("here", default="nowhere")

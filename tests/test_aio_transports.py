@@ -26,6 +26,8 @@ from trio_sessions.aio.transports import SSETransport, WebSocketTransport
 from trio_sessions.testing import Connection, conformance_tests, transport_conformance
 from trio_sessions.transports import close_code
 
+pytestmark = pytest.mark.usefixtures("asyncio_debug")
+
 T = TypeVar("T")
 Transport = WebSocketTransport | SSETransport
 
