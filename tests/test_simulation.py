@@ -176,11 +176,11 @@ _QUESTIONS = {"sessions: there", "sessions: not there", "lists of sessions", "li
 @pytest.mark.parametrize(
     ("mix", "seed", "judged"),
     [
-        ("drains", "4", _DRAINS),
+        pytest.param("drains", "4", _DRAINS, marks=longer),
         ("lost drains", "5", _DRAINS),
-        ("orphans", "4", _ORPHANS),
+        pytest.param("orphans", "4", _ORPHANS, marks=longer),
         ("lost orphans", "4", _ORPHANS),
-        ("questions", "4", _QUESTIONS),
+        pytest.param("questions", "4", _QUESTIONS, marks=longer),
         ("lost questions", "6", {*_QUESTIONS, "workers: late"}),
     ],
 )
