@@ -26,8 +26,8 @@ _OF_ASYNCIO = ("no running event loop", "unrecognized yield message")
 _CROSS = (
     "The checks run under Trio. For a transport of asyncio, let `connect` open a loop by `async "
     "with trio_asyncio.open_loop():`, wrap the transport by trio_sessions.aio.asyncio_transport, "
-    "and call what else is asyncio's by trio_asyncio.aio_as_trio: see "
-    "docs/howto/test-your-gateway.md, A transport of asyncio"
+    "and call what else is asyncio's by trio_asyncio.aio_as_trio: there is an example in the "
+    "documentation, in Test your gateway"
 )
 
 
