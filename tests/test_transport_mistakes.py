@@ -220,6 +220,37 @@ def test_what_is_not_async_is_named(make: Callable[[], Any], check: int, message
         run(yielding(make()), transport_conformance[check].__name__)
 
 
+class SaysOne(FakeTransport):
+    async def is_connected(self) -> Any:
+        return int(await super().is_connected())
+
+
+class SaysNought(FakeTransport):
+    async def is_connected(self) -> Any:
+        return (await super().is_connected()) or (0 if self.disconnects else False)
+
+
+@pytest.mark.parametrize(
+    ("transport", "check", "message"),
+    [
+        (SaysOne, "a_peer_that_goes_is_noticed", "the peer is there, and it says 1"),
+        (SaysOne, "a_silent_peer_is_left", "the peer is there, and it says 1"),
+        (SaysNought, "false_is_final", "it was disconnected, and says 0"),
+    ],
+)
+def test_an_answer_that_is_wrong_is_told(
+    transport: type[FakeTransport], check: str, message: str
+) -> None:
+    """In words of its own: without pytest, an assert that has none says nothing."""
+
+    class Silent(Pair):
+        async def fall_silent(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+    with pytest.raises(AssertionError, match=message):
+        run(yielding(Silent(transport())), check)
+
+
 # ---- asyncio ----
 
 

@@ -75,6 +75,16 @@ async def _ask(connection: Connection) -> object:
     return answers.pop()
 
 
+async def _expect_true(connection: Connection) -> None:
+    answer = await _ask(connection)
+    assert answer is True, f"the peer is there, and it says {answer!r}"
+
+
+async def _expect_false(connection: Connection) -> None:
+    answer = await _ask(connection)
+    assert answer is False, f"it was disconnected, and says {answer!r}"
+
+
 async def _disconnect(connection: Connection) -> None:
     async with _bounded("disconnect()", LIMIT):
         await connection.transport.disconnect()
@@ -98,14 +108,13 @@ async def the_answer_is_exactly_true(connect: Connect) -> None:
     """While the peer is there; anything else than True and False means "unknown"."""
     async with connect() as connection:
         for _ in range(3):
-            answer = await _ask(connection)
-            assert answer is True, f"the peer is there, and it says {answer!r}"
+            await _expect_true(connection)
 
 
 async def a_peer_that_goes_is_noticed(connect: Connect) -> None:
     """The answer is exactly False then, without waiting for a write to fail."""
     async with connect() as connection:
-        assert await _ask(connection) is True
+        await _expect_true(connection)
         await _hang_up(connection)
 
 
@@ -117,7 +126,7 @@ async def false_is_final(connect: Connect) -> None:
             answer = await _ask(connection)
             assert answer is False, f"it has said False, and now says {answer!r}"
         await _disconnect(connection)
-        assert await _ask(connection) is False
+        await _expect_false(connection)
 
 
 async def disconnecting_twice_is_harmless(connect: Connect) -> None:
@@ -125,13 +134,12 @@ async def disconnecting_twice_is_harmless(connect: Connect) -> None:
     async with connect() as connection:
         for _ in range(2):
             await _disconnect(connection)
-            answer = await _ask(connection)
-            assert answer is False, f"it was disconnected, and says {answer!r}"
+            await _expect_false(connection)
     async with connect() as connection:
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(_disconnect, connection)
-        assert await _ask(connection) is False
+        await _expect_false(connection)
     async with connect() as connection:
         await _hang_up(connection)
         await _disconnect(connection)
@@ -280,7 +288,7 @@ async def _fall_silent(connection: Connection) -> bool:
     fall_silent = getattr(connection, "fall_silent", None)
     if fall_silent is None:
         return False
-    assert await _ask(connection) is True
+    await _expect_true(connection)
     async with _bounded("fall_silent()"):
         await fall_silent()
     return True
