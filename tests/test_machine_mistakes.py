@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 from machines import InMemory
 
 from trio_sessions.abc import Worker
@@ -100,6 +103,79 @@ def test_a_breach_of_contract_ends_the_history(store: Any, breach: str) -> None:
         state.clean_up(worker=0)
         state.time_passes(leases=0.7)
     trio.run(trio.lowlevel.checkpoint)
+
+
+class CommitRaises(MemoryStore):
+    def commit_at_once(self, worker: Worker, batch: Any) -> None:
+        return None
+
+    async def commit(self, worker: Worker, batch: Any) -> Any:
+        raise KeyError("beat")
+
+
+class CommitAtOnceRaises(MemoryStore):
+    def commit_at_once(self, worker: Worker, batch: Any) -> Any:
+        raise KeyError("beat")
+
+
+class RefreshRaisesNowAndThen(MemoryStore):
+    refreshes = 0
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> Any:
+        self.refreshes += 1
+        if self.refreshes == 2:
+            raise KeyError("beat")
+        return await super().refresh(worker, session_ids)
+
+
+class BellRaises(MemoryStore):
+    @asynccontextmanager
+    async def open_bell(self, worker: Worker) -> Any:
+        raise KeyError("beat")
+        yield
+
+
+def nothing(state: RegistryMachine) -> None: ...
+
+
+def passes(state: RegistryMachine) -> None:
+    state.clean_up(worker=0)
+    state.clean_up(worker=1)
+
+
+RAISED = r"broke its contract: it raised KeyError: 'beat', in (commit|refresh|open_bell)\w* \(.*py:\d"
+
+
+@pytest.mark.parametrize(
+    ("store", "steps"),
+    [
+        (CommitRaises, nothing),
+        (CommitAtOnceRaises, nothing),
+        (RefreshRaisesNowAndThen, passes),
+        (RefreshRaisesNowAndThen, nothing),  # by what heals at the end
+        (BellRaises, nothing),
+    ],
+)
+def test_what_the_contract_does_not_promise_ends_the_history(store: Any, steps: Any) -> None:
+    """With the exception as its cause; it was a fault that passes, and nobody heard of it."""
+    machine = type("Machine", (InMemory,), {"make_shared": store})
+    with pytest.raises(AssertionError, match=RAISED) as found:
+        state = begun(machine)
+        steps(state)
+        state.teardown()
+    assert isinstance(found.value.__cause__, KeyError)
+    trio.run(trio.lowlevel.checkpoint)
+
+
+def test_hypothesis_hands_on_what_the_contract_does_not_promise() -> None:
+    """Beside the history that leads there."""
+    machine = type("Machine", (InMemory,), {"make_shared": CommitRaises})
+    once = settings(
+        max_examples=1, stateful_step_count=1, deadline=None, database=None, phases=[Phase.generate]
+    )
+    with pytest.raises(AssertionError, match=RAISED) as found:
+        run_state_machine_as_test(machine, settings=once)
+    assert any("state.begin(" in note for note in found.value.__notes__)
 
 
 class SyncLocate(MemoryStore):

@@ -165,8 +165,12 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def _call(self, step: Callable[[], Awaitable[None]]) -> None:
         assert self._driver is not None
-        with self._pace.in_time():
-            self._driver.call(self._overheard.without_breach, step, patience=_PATIENCE)
+        try:
+            with self._pace.in_time():
+                self._driver.call(self._overheard.without_breach, step, patience=_PATIENCE)
+        except BaseException as exc:  # is told what was overheard; raised again
+            self._overheard.tell(exc)
+            raise
 
     def _play(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
         """Carry out one step, a moment after the last one, and look at what there is then.
