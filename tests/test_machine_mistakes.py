@@ -1,5 +1,6 @@
 """`RegistryMachine`: mistakes of whoever uses it, and breaches of a store, are told in words."""
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +14,8 @@ from machines import InMemory
 
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.testing import RegistryMachine
+from trio_sessions.testing import FakeTransport, RegistryMachine
+from trio_sessions.testing._machine._overheard import Overheard
 from trio_sessions.writes import Committed
 
 
@@ -143,7 +145,9 @@ def passes(state: RegistryMachine) -> None:
     state.clean_up(worker=1)
 
 
-RAISED = r"broke its contract: it raised KeyError: 'beat', in (commit|refresh|open_bell)\w* \(.*py:\d"
+RAISED = (
+    r"broke its contract: it raised KeyError: 'beat', in (commit|refresh|open_bell)\w* \(.*py:\d"
+)
 
 
 @pytest.mark.parametrize(
@@ -289,3 +293,59 @@ def test_a_beginning_with_a_word_that_nobody_knows_is_refused(
     """Likewise."""
     with pytest.raises(ValueError, match=complaint):
         begun(InMemory, held_by=held_by)
+
+
+MISTAKES = [
+    ("add", {"worker": 0, "session": "z"}, ValueError, "must be one of"),
+    ("add", {"worker": 0, "sessions": "a"}, TypeError, "argument: 'session'"),
+    ("begin", {"batch_size": 1, "held_by": {"a": 0}}, RuntimeError, "has begun already"),
+]
+
+
+@pytest.mark.parametrize(("step", "words", "kind", "complaint"), MISTAKES)
+def test_a_mistake_ends_the_run(
+    step: str, words: dict[str, Any], kind: type[Exception], complaint: str
+) -> None:
+    """Trio ran on, and neither `trio.run` nor another history could begin."""
+    state = begun(InMemory)
+    with pytest.raises(kind, match=complaint):
+        getattr(state, step)(**words)
+    trio.run(trio.lowlevel.checkpoint)
+    with pytest.raises(RuntimeError, match="nothing runs"):
+        state.clean_up(worker=0)
+    state.teardown()
+    begun(InMemory).teardown()
+
+
+def test_a_make_store_that_fails_ends_the_run() -> None:
+    """Before there is a fleet."""
+    with pytest.raises(TypeError, match="make_store must return a SessionStore, not int"):
+        begun(type("Machine", (InMemory,), {"make_store": lambda _self: 1}))
+    trio.run(trio.lowlevel.checkpoint)
+
+
+def test_a_history_that_was_not_ended_is_ended_by_the_next_one() -> None:
+    """It was said that the next one is run from an async function."""
+    first, logger = begun(InMemory), logging.getLogger("trio_sessions")
+    with pytest.warns(RuntimeWarning, match="history of InMemory was not ended: call teardown"):
+        second = begun(InMemory)
+    with pytest.raises(RuntimeError, match="nothing runs"):
+        first.clean_up(worker=0)
+    first.teardown()
+    second.clean_up(worker=0)
+    second.teardown()
+    assert not any(isinstance(one, Overheard) for one in logger.handlers)
+    trio.run(trio.lowlevel.checkpoint)
+
+
+def test_a_history_within_a_step_of_another_one_is_refused() -> None:
+    """That is called from Trio indeed."""
+
+    class Nested(InMemory):
+        def make_transport(self) -> FakeTransport:
+            begun(InMemory)
+            return FakeTransport()
+
+    with pytest.raises(RuntimeError, match="from a plain function"):
+        begun(Nested)
+    trio.run(trio.lowlevel.checkpoint)

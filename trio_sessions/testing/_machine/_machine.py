@@ -21,6 +21,7 @@ from trio_sessions.testing._conformance._ground import expect_nothing, made
 from trio_sessions.testing._machine._defined import begun, deleted, made_transport
 from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._driver import TrioDriver
+from trio_sessions.testing._machine._ended import end_earlier, to_be_ended
 from trio_sessions.testing._machine._lines import LineState
 from trio_sessions.testing._machine._namesakes import NamesakeFleet
 from trio_sessions.testing._machine._overheard import Overheard, overhear
@@ -173,10 +174,7 @@ class RegistryMachine(RuleBasedStateMachine):
             raise
 
     def _play(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
-        """Carry out one step, a moment after the last one, and look at what there is then.
-
-        What fails ends the history, with its run of Trio: pasted code has no ``finally``.
-        """
+        """Carry out one step, a moment after the last one, and look at what there is then."""
         fleet = self._running
 
         async def play() -> None:
@@ -184,12 +182,7 @@ class RegistryMachine(RuleBasedStateMachine):
             await step(*args)
             await fleet.look()
 
-        try:
-            self._call(play)
-        except BaseException as exc:  # the fleet is closed; raised again
-            self._overheard.tell(exc)
-            self._close()
-            raise
+        self._call(play)
 
     @initialize(
         batch_size=st.sampled_from([1, 1000]),
@@ -206,6 +199,9 @@ class RegistryMachine(RuleBasedStateMachine):
         The seed is that of Trio's scheduler: which of the tasks that can go on goes first.
         Worker 1 has so many times the ``session_ttl`` of worker 0.
         """
+        if self._driver is not None:
+            raise RuntimeError("this history has begun already: begin is its first step, once")
+        end_earlier()
         self._is_troubled = False
         if inspect.iscoroutinefunction(self.reset):
             raise TypeError(
@@ -217,6 +213,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self._held.enter_context(seeded(str(seed), is_virtual=pace.is_virtual))
         self._driver = TrioDriver(pace.make_clock())
         self._driver.open()
+        self._held.enter_context(to_be_ended(self._driver, self._close, type(self).__name__))
         fleet = self._fleet = NamesakeFleet(
             self._driver.nursery,
             self._make_store,

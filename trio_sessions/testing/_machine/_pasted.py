@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from hypothesis import stateful
 from hypothesis import strategies as st
@@ -13,7 +13,12 @@ from trio_sessions.testing._machine._lines import LineState
 
 __all__ = ["OUTAGES", "SESSIONS", "WORKERS", "rule", "with_known_words"]
 
-M = TypeVar("M")
+
+class _Machine(Protocol):
+    def _close(self) -> None: ...
+
+
+M = TypeVar("M", bound=_Machine)
 P = ParamSpec("P")
 
 SESSIONS = ("a", "b")
@@ -31,15 +36,23 @@ _WORDS: Mapping[str, Collection[object]] = {
 def with_known_words(
     step: Callable[Concatenate[M, P], None],
 ) -> Callable[Concatenate[M, P], None]:
-    """Let a rule raise `ValueError` for a worker, a session or a word that it does not know."""
+    """Let a rule raise `ValueError` for a worker, a session or a word that it does not know.
+
+    Whatever it raises ends the history, with its run of Trio: pasted code has no ``finally``, and
+    no other run could begin.
+    """
     signature = inspect.signature(step)
 
     @functools.wraps(step)
     def checked(machine: M, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        given = signature.bind(machine, *args, **kwargs).arguments
-        for name, value in given.items():
-            _check(step.__name__, name, value)
-        step(machine, *args, **kwargs)
+        try:
+            given = signature.bind(machine, *args, **kwargs).arguments
+            for name, value in given.items():
+                _check(step.__name__, name, value)
+            step(machine, *args, **kwargs)
+        except BaseException:  # the fleet is closed; raised again
+            machine._close()  # noqa: SLF001 -- of the class whose rules these are
+            raise
 
     return checked
 
