@@ -560,6 +560,32 @@ def test_a_reset_that_empties_nothing_is_found() -> None:
         machine.begin(batch_size=1, held_by={})
 
 
+def test_a_reset_that_leaves_a_revocation_is_found() -> None:
+    """It was the store's fault: "was refused as revoked by worker-0-1, and is not"."""
+    NeverEmptied.shared = MemoryStore()
+    worker = Worker(worker_id="w", incarnation="1", limiter=trio.CapacityLimiter(1))
+
+    async def revoke(ttl: float) -> None:
+        await NeverEmptied.shared.open(worker)
+        await NeverEmptied.shared.revoke(worker, Revocation(session_ids=("a",), ttl=ttl), limit=1)
+        await NeverEmptied.shared.close(worker)
+
+    trio.run(revoke, 0.0)  # its time is over: it refuses nobody
+    machine = NeverEmptied()
+    machine.begin(batch_size=1, held_by={"a": 0})
+    machine.teardown()
+    trio.run(revoke, 60.0)
+    with pytest.raises(RuntimeError, match=r"reset\(\) must empty .* 'a' is still revoked"):
+        NeverEmptied().begin(batch_size=1, held_by={"b": 0})
+
+
+def test_stores_that_share_nothing_are_found() -> None:
+    """It was the store's fault: "has had its row confirmed, but the row is gone"."""
+    machine = type("Apart", (InMemory,), {"make_store": lambda _self: MemoryStore()})()
+    with pytest.raises(RuntimeError, match="two workers see nothing of each other: make_store"):
+        machine.begin(batch_size=1, held_by={"a": 0})
+
+
 def test_a_reset_that_is_async_is_refused() -> None:
     """It would never be carried out."""
 

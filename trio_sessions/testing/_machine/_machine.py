@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition
 
 from trio_sessions.abc import SessionStore, Transport
-from trio_sessions.testing._conformance._ground import expect_nothing, made
+from trio_sessions.testing._conformance._ground import expect_nothing, expect_one_place, made
 from trio_sessions.testing._machine._defined import begun, deleted, made_transport
 from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._driver import TrioDriver
@@ -226,6 +226,7 @@ class RegistryMachine(RuleBasedStateMachine):
         async def start() -> None:
             must = f"{type(self).__name__}.reset() must empty what the workers share"
             await expect_nothing(self._make_store, must, SESSIONS)
+            await expect_one_place(self._make_store)
             await fleet.stranger.open()
             for number in WORKERS:
                 await fleet.start(number)
