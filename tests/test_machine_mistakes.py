@@ -267,7 +267,17 @@ def test_an_init_that_forgets_ours_is_named() -> None:
             {"workers": (0,), "answers": "nothing"},
             r"answers=...\) must be one of 'none', 'lost', 'late', not 'nothing'",
         ),
-        ("outage", {"workers": (0, 2), "answers": "none"}, "a worker of outage.* 0, 1, not 2"),
+        ("outage", {"workers": (0, 2), "answers": "none"}, r"of \(0,\), .* not \(0, 2\)"),
+        ("outage", {"workers": [0], "answers": "none"}, r"of \(0,\), .* not \[0\]"),
+        (
+            "broadcast",
+            {"worker": 0, "session": "a", "durable": True, "count": 99},
+            r"broadcast\(count=...\) must be one of 1, 2, 3, 4, not 99",
+        ),
+        ("read_between", {"worker": 0, "session": "a", "count": 1}, "one of 2, 3, 4, not 1"),
+        ("time_passes", {"leases": 5}, r"leases=...\) must be one of 0.03, .*, 1.3, not 5"),
+        ("set_owner", {"worker": 0, "session": "a", "owner": "eve"}, "None, 'alice', 'bob', not"),
+        ("claim_owner", {"worker": 0, "session": "a", "owner": None}, "'alice', 'bob', not None"),
     ],
 )
 def test_a_word_that_nobody_knows_is_refused(
@@ -281,18 +291,40 @@ def test_a_word_that_nobody_knows_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("held_by", "complaint"),
+    ("words", "complaint"),
     [
-        ({"a": 5}, "the worker of 'a' in begin.* must be one of 0, 1, not 5"),
-        ({"q": 0}, "a session of begin.* must be one of 'a', 'b', not 'q'"),
+        ({"held_by": {"a": 5}}, "the worker of 'a' in begin.* must be one of 0, 1, not 5"),
+        ({"held_by": {"q": 0}}, "a session of begin.* must be one of 'a', 'b', not 'q'"),
+        ({"batch_size": 0}, r"begin\(batch_size=...\) must be one of 1, 1000, not 0"),
+        ({"seed": 8}, r"begin\(seed=...\) must be one of 0, 1, 2, 3, 4, 5, 6, 7, not 8"),
+        ({"longer": 2}, r"begin\(longer=...\) must be one of 1, 5, not 2"),
     ],
 )
 def test_a_beginning_with_a_word_that_nobody_knows_is_refused(
-    held_by: dict[str, int], complaint: str
+    words: dict[str, Any], complaint: str
 ) -> None:
     """Likewise."""
     with pytest.raises(ValueError, match=complaint):
-        begun(InMemory, held_by=held_by)
+        begun(InMemory, **words)
+
+
+@pytest.mark.parametrize(
+    ("clock", "step", "words", "complaint"),
+    [
+        ("virtual", "heal", {}, r"heal\(\) is played only after something that it sets right"),
+        ("real", "pause", {"workers": (0,)}, r'pause\(\) is played with clock = "virtual" only'),
+        ("real", "time_passes", {"leases": 0.2}, "time_passes"),
+        ("real", "long_outage", {}, "long_outage"),
+    ],
+)
+def test_a_step_that_is_not_to_be_played_is_refused(
+    clock: str, step: str, words: dict[str, Any], complaint: str
+) -> None:
+    """As Hypothesis never plays it: on the real clock it would have to wait for an hour."""
+    state = begun(type("Machine", (InMemory,), {"clock": clock}))
+    with pytest.raises(RuntimeError, match=complaint):
+        getattr(state, step)(**words)
+    state.teardown()
 
 
 MISTAKES = [

@@ -52,10 +52,10 @@ class Overheard(logging.Handler):
                 raise AssertionError(self._breach) from self._cause
 
     def tell(self, error: BaseException) -> None:
-        """Add what was heard last to the error that ends the history, unless it is its cause."""
-        heard, self._last = self._last, None
-        if heard is not None and heard.exc_info and heard.exc_info[1] is not error.__cause__:
-            error.add_note(f"a registry has logged: {logging.Formatter().format(heard)}")
+        """Add what was heard last to the error that ends the history."""
+        if self._last is not None:
+            error.add_note(f"a registry has logged: {logging.Formatter().format(self._last)}")
+            self._last = None
 
 
 def _described(error: BaseException) -> str:
