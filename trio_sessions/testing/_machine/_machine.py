@@ -430,7 +430,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(worker=WORKERS, session=SESSIONS, count=range(2, 5))
     def read_between(self, worker: int, session: str, count: int) -> None:
-        """Send so many from the worker, read one, send two around its receipt, and read the rest."""
+        """Send so many from the worker, read one, send two around its receipt, and read on."""
         self._play(self._running.read_between, worker, session, count)
 
     @rule(session=SESSIONS)
