@@ -215,14 +215,8 @@ def test_an_error_of_the_store_is_told_with_the_history() -> None:
 
     state = type("Machine", (InMemory,), {"make_shared": Mistaken})()
     state.begin(batch_size=1, held_by={"a": 0})
-    with pytest.raises(AssertionError) as found:
+    with pytest.raises(AssertionError, match="raised LookupError: a mistake") as found:
         state.row_vanishes(session="a")
         state.clean_up(worker=0)
-        state._play(_complain)
     assert any("LookupError: a mistake" in note for note in found.value.__notes__)
     assert logging.getLogger("trio_sessions").propagate
-
-
-async def _complain() -> None:
-    await trio.lowlevel.checkpoint()
-    raise AssertionError

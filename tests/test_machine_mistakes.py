@@ -1,16 +1,21 @@
 """`RegistryMachine`: mistakes of whoever uses it, and breaches of a store, are told in words."""
 
+import logging
 import time
 from collections.abc import Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 from machines import InMemory
 
 from trio_sessions.abc import Worker
 from trio_sessions.stores.memory import MemoryStore
-from trio_sessions.testing import RegistryMachine
+from trio_sessions.testing import FakeTransport, RegistryMachine
+from trio_sessions.testing._machine._overheard import Overheard
 from trio_sessions.writes import Committed
 
 
@@ -102,6 +107,81 @@ def test_a_breach_of_contract_ends_the_history(store: Any, breach: str) -> None:
     trio.run(trio.lowlevel.checkpoint)
 
 
+class CommitRaises(MemoryStore):
+    def commit_at_once(self, worker: Worker, batch: Any) -> None:
+        return None
+
+    async def commit(self, worker: Worker, batch: Any) -> Any:
+        raise KeyError("beat")
+
+
+class CommitAtOnceRaises(MemoryStore):
+    def commit_at_once(self, worker: Worker, batch: Any) -> Any:
+        raise KeyError("beat")
+
+
+class RefreshRaisesNowAndThen(MemoryStore):
+    refreshes = 0
+
+    async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> Any:
+        self.refreshes += 1
+        if self.refreshes == 2:
+            raise KeyError("beat")
+        return await super().refresh(worker, session_ids)
+
+
+class BellRaises(MemoryStore):
+    @asynccontextmanager
+    async def open_bell(self, worker: Worker) -> Any:
+        raise KeyError("beat")
+        yield
+
+
+def nothing(state: RegistryMachine) -> None: ...
+
+
+def passes(state: RegistryMachine) -> None:
+    state.clean_up(worker=0)
+    state.clean_up(worker=1)
+
+
+RAISED = (
+    r"broke its contract: it raised KeyError: 'beat', in (commit|refresh|open_bell)\w* \(.*py:\d"
+)
+
+
+@pytest.mark.parametrize(
+    ("store", "steps"),
+    [
+        (CommitRaises, nothing),
+        (CommitAtOnceRaises, nothing),
+        (RefreshRaisesNowAndThen, passes),
+        (RefreshRaisesNowAndThen, nothing),  # by what heals at the end
+        (BellRaises, nothing),
+    ],
+)
+def test_what_the_contract_does_not_promise_ends_the_history(store: Any, steps: Any) -> None:
+    """With the exception as its cause; it was a fault that passes, and nobody heard of it."""
+    machine = type("Machine", (InMemory,), {"make_shared": store})
+    with pytest.raises(AssertionError, match=RAISED) as found:
+        state = begun(machine)
+        steps(state)
+        state.teardown()
+    assert isinstance(found.value.__cause__, KeyError)
+    trio.run(trio.lowlevel.checkpoint)
+
+
+def test_hypothesis_hands_on_what_the_contract_does_not_promise() -> None:
+    """Beside the history that leads there."""
+    machine = type("Machine", (InMemory,), {"make_shared": CommitRaises})
+    once = settings(
+        max_examples=1, stateful_step_count=1, deadline=None, database=None, phases=[Phase.generate]
+    )
+    with pytest.raises(AssertionError, match=RAISED) as found:
+        run_state_machine_as_test(machine, settings=once)
+    assert any("state.begin(" in note for note in found.value.__notes__)
+
+
 class SyncLocate(MemoryStore):
     def locate(self, worker: Worker, session_id: str) -> Any:
         return None
@@ -187,7 +267,17 @@ def test_an_init_that_forgets_ours_is_named() -> None:
             {"workers": (0,), "answers": "nothing"},
             r"answers=...\) must be one of 'none', 'lost', 'late', not 'nothing'",
         ),
-        ("outage", {"workers": (0, 2), "answers": "none"}, "a worker of outage.* 0, 1, not 2"),
+        ("outage", {"workers": (0, 2), "answers": "none"}, r"of \(0,\), .* not \(0, 2\)"),
+        ("outage", {"workers": [0], "answers": "none"}, r"of \(0,\), .* not \[0\]"),
+        (
+            "broadcast",
+            {"worker": 0, "session": "a", "durable": True, "count": 99},
+            r"broadcast\(count=...\) must be one of 1, 2, 3, 4, not 99",
+        ),
+        ("read_between", {"worker": 0, "session": "a", "count": 1}, "one of 2, 3, 4, not 1"),
+        ("time_passes", {"leases": 5}, r"leases=...\) must be one of 0.03, .*, 1.3, not 5"),
+        ("set_owner", {"worker": 0, "session": "a", "owner": "eve"}, "None, 'alice', 'bob', not"),
+        ("claim_owner", {"worker": 0, "session": "a", "owner": None}, "'alice', 'bob', not None"),
     ],
 )
 def test_a_word_that_nobody_knows_is_refused(
@@ -201,15 +291,93 @@ def test_a_word_that_nobody_knows_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("held_by", "complaint"),
+    ("words", "complaint"),
     [
-        ({"a": 5}, "the worker of 'a' in begin.* must be one of 0, 1, not 5"),
-        ({"q": 0}, "a session of begin.* must be one of 'a', 'b', not 'q'"),
+        ({"held_by": {"a": 5}}, "the worker of 'a' in begin.* must be one of 0, 1, not 5"),
+        ({"held_by": {"q": 0}}, "a session of begin.* must be one of 'a', 'b', not 'q'"),
+        ({"batch_size": 0}, r"begin\(batch_size=...\) must be one of 1, 1000, not 0"),
+        ({"seed": 8}, r"begin\(seed=...\) must be one of 0, 1, 2, 3, 4, 5, 6, 7, not 8"),
+        ({"longer": 2}, r"begin\(longer=...\) must be one of 1, 5, not 2"),
     ],
 )
 def test_a_beginning_with_a_word_that_nobody_knows_is_refused(
-    held_by: dict[str, int], complaint: str
+    words: dict[str, Any], complaint: str
 ) -> None:
     """Likewise."""
     with pytest.raises(ValueError, match=complaint):
-        begun(InMemory, held_by=held_by)
+        begun(InMemory, **words)
+
+
+@pytest.mark.parametrize(
+    ("clock", "step", "words", "complaint"),
+    [
+        ("virtual", "heal", {}, r"heal\(\) is played only after something that it sets right"),
+        ("real", "pause", {"workers": (0,)}, r'pause\(\) is played with clock = "virtual" only'),
+        ("real", "time_passes", {"leases": 0.2}, "time_passes"),
+        ("real", "long_outage", {}, "long_outage"),
+    ],
+)
+def test_a_step_that_is_not_to_be_played_is_refused(
+    clock: str, step: str, words: dict[str, Any], complaint: str
+) -> None:
+    """As Hypothesis never plays it: on the real clock it would have to wait for an hour."""
+    state = begun(type("Machine", (InMemory,), {"clock": clock}))
+    with pytest.raises(RuntimeError, match=complaint):
+        getattr(state, step)(**words)
+    state.teardown()
+
+
+MISTAKES = [
+    ("add", {"worker": 0, "session": "z"}, ValueError, "must be one of"),
+    ("add", {"worker": 0, "sessions": "a"}, TypeError, "argument: 'session'"),
+    ("begin", {"batch_size": 1, "held_by": {"a": 0}}, RuntimeError, "has begun already"),
+]
+
+
+@pytest.mark.parametrize(("step", "words", "kind", "complaint"), MISTAKES)
+def test_a_mistake_ends_the_run(
+    step: str, words: dict[str, Any], kind: type[Exception], complaint: str
+) -> None:
+    """Trio ran on, and neither `trio.run` nor another history could begin."""
+    state = begun(InMemory)
+    with pytest.raises(kind, match=complaint):
+        getattr(state, step)(**words)
+    trio.run(trio.lowlevel.checkpoint)
+    with pytest.raises(RuntimeError, match="nothing runs"):
+        state.clean_up(worker=0)
+    state.teardown()
+    begun(InMemory).teardown()
+
+
+def test_a_make_store_that_fails_ends_the_run() -> None:
+    """Before there is a fleet."""
+    with pytest.raises(TypeError, match="make_store must return a SessionStore, not int"):
+        begun(type("Machine", (InMemory,), {"make_store": lambda _self: 1}))
+    trio.run(trio.lowlevel.checkpoint)
+
+
+def test_a_history_that_was_not_ended_is_ended_by_the_next_one() -> None:
+    """It was said that the next one is run from an async function."""
+    first, logger = begun(InMemory), logging.getLogger("trio_sessions")
+    with pytest.warns(RuntimeWarning, match="history of InMemory was not ended: call teardown"):
+        second = begun(InMemory)
+    with pytest.raises(RuntimeError, match="nothing runs"):
+        first.clean_up(worker=0)
+    first.teardown()
+    second.clean_up(worker=0)
+    second.teardown()
+    assert not any(isinstance(one, Overheard) for one in logger.handlers)
+    trio.run(trio.lowlevel.checkpoint)
+
+
+def test_a_history_within_a_step_of_another_one_is_refused() -> None:
+    """That is called from Trio indeed."""
+
+    class Nested(InMemory):
+        def make_transport(self) -> FakeTransport:
+            begun(InMemory)
+            return FakeTransport()
+
+    with pytest.raises(RuntimeError, match="from a plain function"):
+        begun(Nested)
+    trio.run(trio.lowlevel.checkpoint)

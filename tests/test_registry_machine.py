@@ -22,12 +22,22 @@ from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.testing import FakeTransport, RegistryMachine
 from trio_sessions.types import RowAnswers, Sent, Stamp, StoredMessage, Swept, Wanted
-from trio_sessions.writes import Batch, Claim, Claimed, Committed, Delete, Outcome, Send
+from trio_sessions.writes import (
+    Acknowledge,
+    Batch,
+    Claim,
+    Claimed,
+    Committed,
+    Delete,
+    Outcome,
+    Send,
+)
 
 # Measuring would double the time of long searches; others reach the same code.
 pytestmark = pytest.mark.no_cover
 
 REMOVED = "has had its row confirmed|has removed session"
+FORGOTTEN = f"{REMOVED}|a session of a namesake of .* is lost"
 DEFAULT = settings.get_profile("default").max_examples
 SEARCH_ONLY = (Phase.explicit, Phase.generate)
 
@@ -289,6 +299,23 @@ class CountsMessages(Rewriting):
         return write
 
 
+class AcknowledgesAll(Rewriting):
+    """What is acknowledged goes, and with it whatever has come since it was handed out."""
+
+    def rewrite(self, worker: Worker, write: Any) -> Any:
+        row = self._rows.get(write.session_id)
+        if isinstance(write, Acknowledge) and row is not None:
+            return dataclasses.replace(write, message_ids=(*write.message_ids, *row.messages))
+        return write
+
+
+class AcknowledgesAllThatWaits(AcknowledgesAll):
+    """Likewise, where nothing is done at once."""
+
+    def commit_at_once(self, worker: Worker, batch: Batch) -> None:
+        return None
+
+
 class SweepsByItsOwnTtl(MemoryStore):
     """A row expires by the TTL of who sweeps, although its holder has a longer one."""
 
@@ -304,8 +331,9 @@ class SweepsByItsOwnTtl(MemoryStore):
 BROKEN = [
     (CallsAFailureGone, f"{REMOVED}|held by"),
     (LosesLeases, REMOVED),
+    (AcknowledgesAllThatWaits, "are lost"),
     # The gate searches for this one when it looks at what is printed, below.
-    pytest.param(ForgetsClaims, REMOVED, marks=longer),
+    pytest.param(ForgetsClaims, FORGOTTEN, marks=longer),
     # The gate plays a short history of each of these, below.
     pytest.param(IgnoresGenerations, "the row is gone", marks=longer),
     pytest.param(DeletesAnyGeneration, "the row is gone", marks=longer),
@@ -329,12 +357,12 @@ def test_a_broken_store_is_found(store: type[MemoryStore], complaint: str) -> No
 def test_what_is_printed_is_short_and_fails_again_where_it_is_pasted() -> None:
     """Hypothesis shrinks it: to what a store that forgets claims must be asked for at least."""
     machine = type("OnForgetful", (InMemory,), {"make_shared": ForgetsClaims})
-    with pytest.raises(AssertionError, match=REMOVED) as found:
+    with pytest.raises(AssertionError, match=FORGOTTEN) as found:
         # Shrinking a long history takes most of a minute.
         search(machine, DEFAULT, (*SEARCH_ONLY, Phase.shrink), steps=25 if SOAK else 4)
     code = [line for line in found.value.__notes__ if line.startswith("state")]
     assert len(code) <= 10  # four, if Hypothesis has the time
-    with pytest.raises(AssertionError, match=REMOVED):
+    with pytest.raises(AssertionError, match=FORGOTTEN):
         exec("\n".join(code), {machine.__name__: machine})
     trio.run(trio.lowlevel.checkpoint)
 
@@ -427,6 +455,8 @@ def drained_with_an_owner(state: RegistryMachine) -> None:
         (ForgetsWhatItCommitsAtOnce, begun, REMOVED),
         (DropsMessages, messages, "are lost"),
         (CountsMessages, read_between, "are lost"),
+        (AcknowledgesAll, read_between, "are lost"),
+        (AcknowledgesAllThatWaits, read_between, "are lost"),
         (SweepsByItsOwnTtl, visited, REMOVED),
         (ReversesMessages, sent_and_read, "which were sent later"),
         (DeletesAnyGeneration, old_writes, "the row is gone"),
@@ -558,6 +588,33 @@ def test_a_reset_that_empties_nothing_is_found() -> None:
     machine = NeverEmptied()
     with pytest.raises(RuntimeError, match=r"NeverEmptied.reset\(\) must empty .* 'b' is still"):
         machine.begin(batch_size=1, held_by={})
+
+
+@pytest.mark.parametrize("ttl", [0.0, 60.0])
+def test_a_reset_that_leaves_a_revocation_is_found(ttl: float) -> None:
+    """It was the store's fault: "was refused as revoked by worker-0-1, and is not".
+
+    Also one whose time is over: it means the sessions that were added before.
+    """
+    NeverEmptied.shared = MemoryStore()
+    worker = Worker(worker_id="w", incarnation="1", limiter=trio.CapacityLimiter(1))
+
+    async def revoke() -> None:
+        await NeverEmptied.shared.open(worker)
+        revocation = Revocation(session_ids=("a",), ttl=ttl)
+        await NeverEmptied.shared.revoke(worker, revocation, limit=1)
+        await NeverEmptied.shared.close(worker)
+
+    trio.run(revoke)
+    with pytest.raises(RuntimeError, match=r"reset\(\) must empty .* a revocation of 'a' is still"):
+        NeverEmptied().begin(batch_size=1, held_by={"b": 0})
+
+
+def test_stores_that_share_nothing_are_found() -> None:
+    """It was the store's fault: "has had its row confirmed, but the row is gone"."""
+    machine = type("Apart", (InMemory,), {"make_store": lambda _self: MemoryStore()})()
+    with pytest.raises(RuntimeError, match="two workers see nothing of each other: make_store"):
+        machine.begin(batch_size=1, held_by={"a": 0})
 
 
 def test_a_reset_that_is_async_is_refused() -> None:

@@ -8,20 +8,33 @@ stands on the same ground.
 import functools
 import inspect
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 import trio
 
 from trio_sessions.abc import Part, SessionStore, Worker
+from trio_sessions.abc._revocation import KEPT
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.testing._conformance._tools import Check, MakeStore
-from trio_sessions.writes import Batch, Claim
+from trio_sessions.writes import Batch, Claim, Delete
 
-__all__ = ["expect_nothing", "made", "on_empty_ground", "with_its_rule"]
+__all__ = [
+    "NOTHING_SHARED",
+    "expect_nothing",
+    "expect_one_place",
+    "made",
+    "on_empty_ground",
+    "with_its_rule",
+]
 
 T = TypeVar("T")
+
+NOTHING_SHARED = (
+    "two workers see nothing of each other: make_store must return the same store at each call, or "
+    "stores on one shared place"
+)
 
 _MARK = "the mark of a conformance check"
 
@@ -102,9 +115,9 @@ def made(make_store: MakeStore) -> SessionStore:
     return store
 
 
-async def _awaited(store: SessionStore, name: str, *args: object) -> Any:
+async def _awaited(store: SessionStore, name: str, *args: object, **more: object) -> Any:
     """Await a method; raise `TypeError` if it is not async."""
-    asked: object = getattr(store, name)(*args)
+    asked: object = getattr(store, name)(*args, **more)
     if not inspect.isawaitable(asked):
         raise TypeError(
             f"{type(store).__name__}.{name} must be async, and returned "
@@ -125,13 +138,13 @@ async def _opened(stack: AsyncExitStack, make: MakeStore) -> tuple[SessionStore,
     return store, worker
 
 
-async def expect_nothing(make: MakeStore, must: str, session_ids: Iterable[str] = ()) -> None:
+async def expect_nothing(make: MakeStore, must: str, session_ids: Collection[str] = ()) -> None:
     """Raise `RuntimeError` where something is left over.
 
     Args:
         make: leads there.
         must: what ought to be, and who sees to it.
-        session_ids: no row of these is expected, either.
+        session_ids: no row of these is expected, either, and no revocation.
     """
     async with AsyncExitStack() as stack:
         store, worker = await _opened(stack, make)
@@ -146,6 +159,33 @@ async def expect_nothing(make: MakeStore, must: str, session_ids: Iterable[str] 
             if holder is not None:
                 left = f"what {holder.owner} has left" if session_id == _MARK else f"{session_id!r}"
                 raise RuntimeError(f"{must}; {left} is still there")
+        if session_ids and Part.REVOCATION in store.parts:
+            for mark in await _awaited(store, "revocations", worker, within=KEPT):
+                if mark.session_id in session_ids:
+                    raise RuntimeError(
+                        f"{must}; a revocation of {mark.session_id!r} is still there"
+                    )
+
+
+async def expect_one_place(make: MakeStore) -> None:
+    """Raise `RuntimeError` where what one store has written is not seen by another one."""
+    stores = make(), make()
+    if stores[0] is stores[1]:
+        return
+    async with AsyncExitStack() as stack:
+        one, worker = await _opened(stack, lambda: stores[0])
+        other, onlooker = await _opened(stack, lambda: stores[1])
+        claim = Claim(session_id=_MARK, generation=1, age=0.0)
+        try:
+            await _awaited(one, "commit", worker, Batch(writes=[claim]))
+            is_written = await _awaited(one, "locate", worker, _MARK) is not None
+            is_seen = await _awaited(other, "locate", onlooker, _MARK) is not None
+            delete = Delete(session_id=_MARK, up_to=claim.generation)
+            await _awaited(one, "commit", worker, Batch(writes=[delete]))
+        except StoreUnavailable:  # nothing is known; the history shows what that leads to
+            return
+        if is_written and not is_seen:
+            raise RuntimeError(NOTHING_SHARED)
 
 
 async def _leave_a_mark(make: MakeStore, name: str) -> None:

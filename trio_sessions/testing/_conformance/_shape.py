@@ -14,7 +14,7 @@ import trio.testing
 
 import trio_sessions.abc
 from trio_sessions.abc import SessionStore, Store, Worker
-from trio_sessions.testing._conformance._ground import made
+from trio_sessions.testing._conformance._ground import NOTHING_SHARED, made
 from trio_sessions.testing._conformance._kinds import misfits
 from trio_sessions.testing._conformance._tools import MakeStore, opened, wanted
 from trio_sessions.types import Capabilities, Presence, Stamp
@@ -213,8 +213,5 @@ async def what_one_worker_writes_others_read(make_store: MakeStore) -> None:
     async with opened(make_store, "a", "b") as (a, b):
         await a.claim("s")
         holder = await b.store.locate(b.worker, "s")
-        assert holder is not None, (
-            "two workers see nothing of each other: make_store must return the same store at each "
-            "call, or stores on one shared place"
-        )
+        assert holder is not None, NOTHING_SHARED
         assert holder.incarnation == a.worker.incarnation

@@ -11,7 +11,7 @@
     _model        what may be removed, and which rows must be there; knows no registry
     _said         what was accepted: messages and owners    _readers  how they are read
     _overheard    what registries log meanwhile
-    _driver       a Trio run that synchronous code drives
+    _driver       a Trio run that synchronous code drives    _ended  one that is left open
 
 See docs/decisions/0011-proof.md.
 """

@@ -2,7 +2,8 @@
 
 import contextlib
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypeVar, get_type_hints
 
@@ -13,7 +14,7 @@ from trio_sessions.abc import SessionStore, Worker
 from trio_sessions.errors import SessionsError
 from trio_sessions.testing._conformance._kinds import misfits
 from trio_sessions.testing._faults import Fault, FaultyStore
-from trio_sessions.writes import Batch, Committed
+from trio_sessions.writes import Acknowledge, Batch, Committed
 
 __all__ = ["Door", "Reach"]
 
@@ -47,6 +48,12 @@ class Reach(enum.Enum):
 _FAULTS = {Reach.AWAY: Fault.FAILS, Reach.ANSWERS_LOST: Fault.COMMITS_THEN_FAILS}
 
 
+@dataclass(frozen=True, slots=True)
+class _HeldBack:
+    has_come: trio.Event
+    may_go: trio.Event
+
+
 class Door(FaultyStore):
     """A store that one worker reaches as `reach` says.
 
@@ -60,6 +67,7 @@ class Door(FaultyStore):
         self.reach = Reach.WELL
         self._lateness = lateness
         self._let_go = trio.Event()
+        self._held_back: _HeldBack | None = None
         self._is_leading_astray = False
         self._answering = 0
         self._astray: list[Callable[[], Awaitable[object]]] = []
@@ -89,6 +97,16 @@ class Door(FaultyStore):
             with contextlib.suppress(SessionsError):
                 await write()
 
+    @contextlib.contextmanager
+    def hold_back_receipts(self) -> Iterator[trio.Event]:
+        """Let batches that acknowledge messages wait until the block ends; the first sets this."""
+        held_back = self._held_back = _HeldBack(trio.Event(), trio.Event())
+        try:
+            yield held_back.has_come
+        finally:
+            self._held_back = None
+            held_back.may_go.set()
+
     def set_reach(self, reach: Reach) -> None:
         """Change how the worker reaches it; what was held goes on, unless it still is."""
         if reach is Reach.HELD and self.reach is not Reach.HELD:
@@ -107,7 +125,8 @@ class Door(FaultyStore):
         So a store's own ``commit_at_once`` is played with, and its ``commit`` whenever the registry
         asks for that, or something is wrong.
         """
-        if not self.is_straight:
+        is_held_back = self._held_back is not None and _acknowledges(batch)
+        if is_held_back or not self.is_straight:
             return None
         asked = self._store.commit_at_once
         answer = insist(asked(worker, batch), (Committed, type(None)), asked)
@@ -119,6 +138,9 @@ class Door(FaultyStore):
         operation = partial(self._hold_to_contract, name, operation)
         if self.reach is Reach.HELD:
             await self._let_go.wait()
+        if self._held_back is not None and Acknowledge.__name__ in kinds:
+            self._held_back.has_come.set()
+            await self._held_back.may_go.wait()
         if self._is_leading_astray and name == "commit":
             self._astray.append(operation)
             await trio.lowlevel.checkpoint()
@@ -140,6 +162,10 @@ class Door(FaultyStore):
         for wrong in misfits(answer, _returned(name)):
             raise breach(f"{called} returned {wrong}")
         return answer
+
+
+def _acknowledges(batch: Batch) -> bool:
+    return any(isinstance(write, Acknowledge) for write in batch.writes)
 
 
 @cache

@@ -42,6 +42,7 @@ class TrioDriver:
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._ended: outcome.Outcome[None] | None = None
+        self._pumps = 0
 
     def __enter__(self) -> Self:
         self.open()
@@ -81,6 +82,11 @@ class TrioDriver:
         """The nursery of whatever outlives a call; for use within calls."""
         assert self._nursery is not None, "the run has not begun"
         return self._nursery
+
+    @property
+    def is_called(self) -> bool:
+        """Whether this is asked from within the run."""
+        return self._pumps > 0
 
     def call(
         self,
@@ -133,8 +139,12 @@ class TrioDriver:
             self._ended.unwrap()
 
     def _pump(self, is_done: Callable[[], bool]) -> None:
-        while not is_done():
-            self._queue.get()()
+        self._pumps += 1
+        try:
+            while not is_done():
+                self._queue.get()()
+        finally:
+            self._pumps -= 1
 
     async def _main(self) -> None:
         async with trio.open_nursery() as self._nursery:

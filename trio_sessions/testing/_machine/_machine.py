@@ -14,20 +14,25 @@ from typing import ClassVar, Literal, TypeVarTuple
 import trio
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition
+from hypothesis.stateful import RuleBasedStateMachine, initialize
 
 from trio_sessions.abc import SessionStore, Transport
-from trio_sessions.testing._conformance._ground import expect_nothing, made
+from trio_sessions.testing._conformance._ground import expect_nothing, expect_one_place, made
 from trio_sessions.testing._machine._defined import begun, deleted, made_transport
 from trio_sessions.testing._machine._door import Reach
 from trio_sessions.testing._machine._driver import TrioDriver
+from trio_sessions.testing._machine._ended import end_earlier, to_be_ended
 from trio_sessions.testing._machine._lines import LineState
 from trio_sessions.testing._machine._namesakes import NamesakeFleet
 from trio_sessions.testing._machine._overheard import Overheard, overhear
 from trio_sessions.testing._machine._pace import REAL, VIRTUAL, Pace
 from trio_sessions.testing._machine._pasted import (
+    BATCH_SIZES,
+    LONGER,
     OUTAGES,
+    SEEDS,
     SESSIONS,
+    SOME_WORKERS,
     WORKERS,
     rule,
     with_known_words,
@@ -41,10 +46,8 @@ Ts = TypeVarTuple("Ts")
 
 _PATIENCE = 20_000.0  # seconds for one rule: far more than any takes, unless something hangs
 
-sessions = st.sampled_from(SESSIONS)
-workers = st.sampled_from(WORKERS)
-some_workers = st.sampled_from([(0,), (1,), WORKERS])
-owners = st.sampled_from(["alice", "bob"])
+LINE_STATES = tuple(one.value for one in LineState)
+OWNERS = ("alice", "bob")
 
 
 def _on_virtual_clock(machine: "RegistryMachine") -> bool:
@@ -53,6 +56,10 @@ def _on_virtual_clock(machine: "RegistryMachine") -> bool:
 
 def _needs_healing(machine: "RegistryMachine") -> bool:
     return machine._is_troubled  # noqa: SLF001 -- a precondition of its own
+
+
+_VIRTUAL_ONLY = _on_virtual_clock, 'with clock = "virtual" only'
+_AFTER_TROUBLE = _needs_healing, "only after something that it sets right"
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -165,14 +172,15 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def _call(self, step: Callable[[], Awaitable[None]]) -> None:
         assert self._driver is not None
-        with self._pace.in_time():
-            self._driver.call(self._overheard.without_breach, step, patience=_PATIENCE)
+        try:
+            with self._pace.in_time():
+                self._driver.call(self._overheard.without_breach, step, patience=_PATIENCE)
+        except BaseException as exc:  # is told what was overheard; raised again
+            self._overheard.tell(exc)
+            raise
 
     def _play(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
-        """Carry out one step, a moment after the last one, and look at what there is then.
-
-        What fails ends the history, with its run of Trio: pasted code has no ``finally``.
-        """
+        """Carry out one step, a moment after the last one, and look at what there is then."""
         fleet = self._running
 
         async def play() -> None:
@@ -180,20 +188,17 @@ class RegistryMachine(RuleBasedStateMachine):
             await step(*args)
             await fleet.look()
 
-        try:
-            self._call(play)
-        except BaseException as exc:  # the fleet is closed; raised again
-            self._overheard.tell(exc)
-            self._close()
-            raise
+        self._call(play)
 
     @initialize(
-        batch_size=st.sampled_from([1, 1000]),
-        held_by=st.fixed_dictionaries({"a": workers}, optional={"b": workers}),
-        seed=st.integers(0, 7),
-        longer=st.sampled_from([1, 5]),
+        batch_size=st.sampled_from(BATCH_SIZES),
+        held_by=st.fixed_dictionaries(
+            {"a": st.sampled_from(WORKERS)}, optional={"b": st.sampled_from(WORKERS)}
+        ),
+        seed=st.integers(SEEDS[0], SEEDS[-1]),
+        longer=st.sampled_from(LONGER),
     )
-    @with_known_words
+    @with_known_words(batch_size=BATCH_SIZES, seed=SEEDS, longer=LONGER)
     def begin(
         self, batch_size: int, held_by: Mapping[str, int], seed: int = 0, longer: int = 1
     ) -> None:
@@ -202,6 +207,9 @@ class RegistryMachine(RuleBasedStateMachine):
         The seed is that of Trio's scheduler: which of the tasks that can go on goes first.
         Worker 1 has so many times the ``session_ttl`` of worker 0.
         """
+        if self._driver is not None:
+            raise RuntimeError("this history has begun already: begin is its first step, once")
+        end_earlier()
         self._is_troubled = False
         if inspect.iscoroutinefunction(self.reset):
             raise TypeError(
@@ -213,6 +221,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self._held.enter_context(seeded(str(seed), is_virtual=pace.is_virtual))
         self._driver = TrioDriver(pace.make_clock())
         self._driver.open()
+        self._held.enter_context(to_be_ended(self._driver, self._close, type(self).__name__))
         fleet = self._fleet = NamesakeFleet(
             self._driver.nursery,
             self._make_store,
@@ -225,6 +234,7 @@ class RegistryMachine(RuleBasedStateMachine):
         async def start() -> None:
             must = f"{type(self).__name__}.reset() must empty what the workers share"
             await expect_nothing(self._make_store, must, SESSIONS)
+            await expect_one_place(self._make_store)
             await fleet.stranger.open()
             for number in WORKERS:
                 await fleet.start(number)
@@ -260,22 +270,22 @@ class RegistryMachine(RuleBasedStateMachine):
     async def _move(self, session: str) -> None:
         await self._running.move(session, self._make_transport())
 
-    @rule(worker=workers, session=sessions)
+    @rule(worker=WORKERS, session=SESSIONS)
     def add(self, worker: int, session: str) -> None:
         """Add a session with a new transport, whoever holds it."""
         self._play(self._add, worker, session)
 
-    @rule(worker=workers, session=sessions)
+    @rule(worker=WORKERS, session=SESSIONS)
     def add_again(self, worker: int, session: str) -> None:
         """Add the very transport that the worker holds once more."""
         self._play(self._running.add_again, worker, session)
 
-    @rule(session=sessions)
+    @rule(session=SESSIONS)
     def move(self, session: str) -> None:
         """Let the session's client come again, to the other worker."""
         self._play(self._move, session)
 
-    @rule(worker=workers, session=sessions)
+    @rule(worker=WORKERS, session=SESSIONS)
     def remove(self, worker: int, session: str) -> None:
         """Remove a session from the worker."""
         self._play(self._running.remove, worker, session)
@@ -285,7 +295,7 @@ class RegistryMachine(RuleBasedStateMachine):
             worker, session, self._make_transport(), self._make_transport()
         )
 
-    @rule(worker=workers, session=sessions)
+    @rule(worker=WORKERS, session=SESSIONS)
     def old_writes_land(self, worker: int, session: str) -> None:
         """Add a session, remove it and add it again; what was written first arrives last."""
         self._play(self._let_old_writes_land, worker, session)
@@ -300,7 +310,7 @@ class RegistryMachine(RuleBasedStateMachine):
         await fleet.add(worker, session, self._make_transport())
         await fleet.set_reach(worker, Reach.WELL)
 
-    @rule(worker=workers, session=sessions)
+    @rule(worker=WORKERS, session=SESSIONS)
     def replace(self, worker: int, session: str) -> None:
         """Let a session with an owner and messages end, and another one of its id begin.
 
@@ -309,17 +319,17 @@ class RegistryMachine(RuleBasedStateMachine):
         self._is_troubled = True
         self._play(self._replace, worker, session)
 
-    @rule(worker=workers, session=sessions, to=st.sampled_from([one.value for one in LineState]))
+    @rule(worker=WORKERS, session=SESSIONS, to=LINE_STATES)
     def change_transport(self, worker: int, session: str, to: str) -> None:
         """Let the transport die, hang, raise, or live again."""
         self._play(self._running.change_transport, worker, session, LineState(to))
 
-    @rule(session=sessions)
+    @rule(session=SESSIONS)
     def row_vanishes(self, session: str) -> None:
         """Delete the session's row behind everybody's back."""
         self._play(self._running.delete_row, session, self._delete_row)
 
-    @rule(worker=workers, session=sessions)
+    @rule(worker=WORKERS, session=SESSIONS)
     def revoke(self, worker: int, session: str) -> None:
         """Revoke the session from the worker, whoever holds it; its id is refused for a while."""
         self._play(self._running.revoke, worker, session)
@@ -330,14 +340,13 @@ class RegistryMachine(RuleBasedStateMachine):
         for worker in workers:
             await self._running.set_reach(worker, reach)
 
-    @rule(workers=some_workers, answers=st.sampled_from(list(OUTAGES)))
+    @rule(workers=SOME_WORKERS, answers=tuple(OUTAGES))
     def outage(self, workers: tuple[int, ...], answers: str) -> None:
         """Let the store do nothing and fail, or do all and fail, or do all and answer late."""
         self._is_troubled = True
         self._play(self._set_reach, workers, OUTAGES[answers])
 
-    @precondition(_on_virtual_clock)
-    @rule(workers=some_workers)
+    @rule(_VIRTUAL_ONLY, workers=SOME_WORKERS)
     def pause(self, workers: tuple[int, ...]) -> None:
         """Hold up what is on its way to the store, until `heal`."""
         self._is_troubled = True
@@ -348,19 +357,18 @@ class RegistryMachine(RuleBasedStateMachine):
         for worker in WORKERS:
             await self._running.clean_up(worker)
 
-    @precondition(_needs_healing)
-    @rule()
+    @rule(_AFTER_TROUBLE)
     def heal(self) -> None:
         """Let all workers reach the store as they should, and let each of them make a pass."""
         self._is_troubled = False
         self._play(self._heal)
 
-    @rule(worker=workers)
+    @rule(worker=WORKERS)
     def crash(self, worker: int) -> None:
         """End a worker without a trace: its rows stay."""
         self._play(self._running.crash, worker)
 
-    @rule(worker=workers)
+    @rule(worker=WORKERS)
     def restart(self, worker: int) -> None:
         """Start a worker; if it runs, close it first."""
         self._play(self._running.start, worker)
@@ -368,23 +376,22 @@ class RegistryMachine(RuleBasedStateMachine):
     async def _drain(self, worker: int) -> None:
         await self._running.drain(worker, self._make_transport)
 
-    @rule(worker=workers)
+    @rule(worker=WORKERS)
     def drain(self, worker: int) -> None:
         """Empty a worker, let its clients come again to the other one, and start it anew."""
         self._play(self._drain, worker)
 
-    @rule(worker=workers)
+    @rule(worker=WORKERS)
     def namesake(self, worker: int) -> None:
         """Let another registry of the worker's name open, take a session of its own, and close."""
         self._play(self._running.visit, worker)
 
-    @rule(worker=workers)
+    @rule(worker=WORKERS)
     def clean_up(self, worker: int) -> None:
         """Let a worker make a pass."""
         self._play(self._running.clean_up, worker)
 
-    @precondition(_on_virtual_clock)
-    @rule(leases=st.sampled_from([0.03, 0.2, 0.45, 0.7, 1.3]))
+    @rule(_VIRTUAL_ONLY, leases=(0.03, 0.2, 0.45, 0.7, 1.3))
     def time_passes(self, leases: float) -> None:
         """Let time pass, in parts of ``session_ttl``; workers make their own passes."""
         self._play(trio.sleep, leases * self._pace.session_ttl)
@@ -394,8 +401,7 @@ class RegistryMachine(RuleBasedStateMachine):
         await trio.sleep(1.4 * self._pace.session_ttl)
         await self._heal()
 
-    @precondition(_on_virtual_clock)
-    @rule()
+    @rule(_VIRTUAL_ONLY)
     def long_outage(self) -> None:
         """Let the store be away from all for longer than a lease, and heal: nobody has expired."""
         self._is_troubled = False
@@ -407,37 +413,37 @@ class RegistryMachine(RuleBasedStateMachine):
         for _ in range(count):
             await self._running.broadcast(worker, session, durable=durable)
 
-    @rule(worker=workers, session=sessions, durable=st.booleans(), count=st.integers(1, 4))
+    @rule(worker=WORKERS, session=SESSIONS, durable=(False, True), count=range(1, 5))
     def broadcast(self, worker: int, session: str, durable: bool, count: int) -> None:  # noqa: FBT001
         """Send so many messages from the worker, wherever the session is."""
         self._play(self._broadcast, worker, session, durable, count)
 
-    @rule(session=sessions)
+    @rule(session=SESSIONS)
     def read(self, session: str) -> None:
         """Read the session's messages where it is held, by ``open_inbox``."""
         self._play(self._running.read, session)
 
-    @rule(worker=workers, session=sessions, count=st.integers(2, 4))
+    @rule(worker=WORKERS, session=SESSIONS, count=range(2, 5))
     def send_and_read(self, worker: int, session: str, count: int) -> None:
         """Send so many messages from the worker while nobody reads them, and read them."""
         self._play(self._running.send_and_read, worker, session, count)
 
-    @rule(worker=workers, session=sessions, count=st.integers(2, 4))
+    @rule(worker=WORKERS, session=SESSIONS, count=range(2, 5))
     def read_between(self, worker: int, session: str, count: int) -> None:
-        """Send so many messages from the worker, read one, send another one, and read the rest."""
+        """Send so many from the worker, read one, send two around its receipt, and read on."""
         self._play(self._running.read_between, worker, session, count)
 
-    @rule(session=sessions)
+    @rule(session=SESSIONS)
     def respond(self, session: str) -> None:
         """Read them by ``respond``."""
         self._play(self._running.respond, session)
 
-    @rule(worker=workers, session=sessions, owner=st.one_of(st.none(), owners))
+    @rule(worker=WORKERS, session=SESSIONS, owner=(None, *OWNERS))
     def set_owner(self, worker: int, session: str, owner: str | None) -> None:
         """Set the session's owner, from the worker."""
         self._play(self._running.set_owner, worker, session, owner)
 
-    @rule(worker=workers, session=sessions, owner=owners)
+    @rule(worker=WORKERS, session=SESSIONS, owner=OWNERS)
     def claim_owner(self, worker: int, session: str, owner: str) -> None:
         """Claim the session for an owner, from the worker."""
         self._play(self._running.claim_owner, worker, session, owner)
