@@ -1,7 +1,7 @@
 """What the checks of every part need."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from typing import TypeVar, cast
 
@@ -12,7 +12,7 @@ from trio_sessions.errors import RowUnavailable
 from trio_sessions.types import StoredMessage, Wanted
 from trio_sessions.writes import Answer, Batch, Claim, Claimed, Unfinished, Write
 
-__all__ = ["TICK", "Check", "Client", "MakeStore", "opened", "wanted"]
+__all__ = ["TICK", "Check", "Client", "MakeStore", "opened", "wanted", "without_a_thread"]
 
 MakeStore = Callable[[], SessionStore]
 """Returns a store on what is shared: the same at each call, or another on the same rows.
@@ -103,6 +103,19 @@ async def _opened(make_store: MakeStore, name: str) -> AsyncIterator[Client]:
     finally:
         with trio.CancelScope(shield=True):
             await store.close(worker)
+
+
+@contextmanager
+def without_a_thread(worker: Worker) -> Iterator[None]:
+    """Let whatever asks for a thread of this worker wait until the block ends."""
+    places = [object() for _ in range(int(worker.limiter.available_tokens))]
+    for place in places:
+        worker.limiter.acquire_on_behalf_of_nowait(place)
+    try:
+        yield
+    finally:
+        for place in places:
+            worker.limiter.release_on_behalf_of(place)
 
 
 def wanted(session_id: str, *held: int, count: int = 100, size: int = 1_000_000) -> Wanted:
