@@ -1,5 +1,6 @@
 """How the conformance checks tell what is wrong, to whoever is new to them."""
 
+import pydoc
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -173,6 +174,21 @@ def test_checks_of_a_part_that_is_not_claimed_say_so(checks: Any, contract: str)
     for check in checks:
         with pytest.raises(AssertionError, match=f"Plain does not say .*[.]abc[.]{contract}, too"):
             trio.run(check, kind, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [
+        (store_conformance, "The contract of a `SessionStore`, one check a rule"),
+        (row_conformance, "`Store` and `RowStore`, one check a rule"),
+        (transport_conformance, "The contract of a `Transport`, one check a rule"),
+    ],
+)
+def test_help_says_what_the_checks_are(checks: Sequence[Any], said: str) -> None:
+    """And not what a tuple is; they are one all the same."""
+    told = pydoc.plain(pydoc.render_doc(checks))
+    assert f"<{len(checks)} conformance checks>\n    {said}" in told
+    assert isinstance(checks, tuple)
 
 
 # ---- the first check ----
