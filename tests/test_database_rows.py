@@ -338,12 +338,12 @@ async def test_a_refused_row_costs_only_itself(database: Shared) -> None:
 
 async def test_many_refused_rows_cost_only_themselves(database: Shared) -> None:
     """Each of them is found, however many there are."""
-    async with open_with(database, 200) as (registry, _):
+    async with open_with(database, 80) as (registry, _):
         refuse(database, "session-%3")
         for _ in range(2):
             report = await registry.cleanup()
-            assert sorted(report.refresh_failures) == [i for i in ids(200) if i.endswith("3")]
-            assert report.refreshed == 180
+            assert sorted(report.refresh_failures) == [i for i in ids(80) if i.endswith("3")]
+            assert report.refreshed == 72
         assert registry.statistics().incomplete_passes == 0
 
 

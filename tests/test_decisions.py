@@ -201,6 +201,10 @@ def test_what_was_confirmed_with_a_beat_that_may_be_another_flight_s_is_written_
         won = [lost_to_another] if "t" in marks else []
         assert verdict.taken_over == won, "whoever has won it has it yet"
         assert len(verdict.suspect) == 2 - len(won)
+    elsewhere = RowAnswers(
+        held=frozenset(), stamp=None, taken_over=frozenset("t"), taken_ago={"t": 1.0}
+    )
+    assert not judge_rows([lost_to_another], elsewhere, witness, NOW).taken_over
     with pytest.raises(WentBack):
         witness.show(witness.depart(counts=False), None)
     witness.begin("later")

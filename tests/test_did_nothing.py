@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 import trio
@@ -15,6 +16,7 @@ from trio.testing import MockClock
 from trio_sessions import SessionRegistry, StoreUnavailable
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
+from trio_sessions.stores.database.postgresql._errors import has_refused
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import Presence, Stamp
 
@@ -123,6 +125,30 @@ async def test_a_lock(postgresql_schema: sa.URL, backdoor: DatabaseBackdoor, *, 
                         await trio.sleep(0.02)
                         other.execute(waits)
         assert [one.did_nothing for one in errors] == [not ends]
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "is_no"),
+    [
+        ("23514", True),
+        ("25006", True),
+        ("40001", True),
+        ("40003", False),
+        ("53300", True),
+        ("57014", True),
+        ("57P01", False),
+        ("57P03", False),
+        ("08006", False),
+        ("58030", False),
+        ("XX000", False),
+        (None, False),
+    ],
+)
+def test_what_a_server_says_last(sqlstate: str | None, *, is_no: bool) -> None:
+    """It may have committed before it was ended, or before it failed."""
+    error = psycopg.Error()
+    error.sqlstate = sqlstate
+    assert has_refused(sa.exc.DBAPIError("", {}, error)) is is_no
 
 
 async def test_a_file_that_is_locked(sqlite_file: sa.URL) -> None:

@@ -172,7 +172,7 @@ def test_every_function_of_what_users_call_or_what_starts_tasks_is_protected(
 def steps(shared: Shared) -> Iterator[int]:
     """Numbers of points to press at; all of them take minutes."""
     first = 1 if SOAK else random.Random(shared.name).randrange(1, 40)
-    step = 1 if SOAK else 131 if shared.name == "memory" else 601
+    step = 1 if SOAK else 263 if shared.name == "memory" else 1201
     return iter(range(first, 100_000, step))
 
 

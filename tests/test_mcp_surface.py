@@ -109,7 +109,7 @@ def test_an_sdk_that_lacks_a_seam_is_named() -> None:
 @pytest.mark.parametrize(
     ("module", "whose", "name"),
     [
-        ("mcp.server.subscriptions", "", "ResourceUpdated"),
+        pytest.param("mcp.server.subscriptions", "", "ResourceUpdated", marks=longer),
         pytest.param("mcp_types.version", "", "HANDSHAKE_PROTOCOL_VERSIONS", marks=longer),
         ("mcp.server.streamable_http", "StreamableHTTPServerTransport", "is_terminated"),
         pytest.param(

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 import trio
 from backdoors import DatabaseBackdoor
 from conftest import Shared
+from soak import longer
 
 from trio_sessions import RowUnavailable, SessionRegistry, StoreUnavailable, open_registry
 from trio_sessions.stores.database import DatabaseStore
@@ -66,8 +67,19 @@ def open_quick(shared: Shared) -> DatabaseStore:
 # ---- there, but not updated ----
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
-@pytest.mark.parametrize("pattern", ["%", "%3", "session-007"])
+@pytest.mark.parametrize(
+    ("pattern", "batch_size"),
+    [
+        ("%", 7),
+        ("%3", 1),
+        ("session-007", 1000),
+        *(
+            pytest.param(pattern, size, marks=longer)
+            for pattern, size in (("%", 1), ("%", 1000), ("%3", 7), ("%3", 1000))
+        ),
+        *(pytest.param("session-007", size, marks=longer) for size in (1, 7)),
+    ],
+)
 async def test_a_trigger_that_swallows_updates_removes_nobody(
     database: Shared, pattern: str, batch_size: int
 ) -> None:

@@ -44,13 +44,13 @@ from trio_sessions.testing._simulation import (
     play,
     run_once,
 )
-from trio_sessions.testing._simulation._clients import Client, Connection
+from trio_sessions.testing._simulation._clients import Client, Connection, Ended
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import Log
 from trio_sessions.testing._simulation._judge import Judge
 from trio_sessions.testing._simulation._link import OPTIONAL, Link
 from trio_sessions.testing._simulation._mixes import MIXES
-from trio_sessions.testing._simulation._way import Network
+from trio_sessions.testing._simulation._way import LinkFault, Network
 from trio_sessions.testing._simulation._workers import SETTINGS, SimulatedWorker
 from trio_sessions.testing.simulate import main
 from trio_sessions.types import Presence
@@ -176,11 +176,11 @@ _QUESTIONS = {"sessions: there", "sessions: not there", "lists of sessions", "li
 @pytest.mark.parametrize(
     ("mix", "seed", "judged"),
     [
-        ("drains", "4", _DRAINS),
+        pytest.param("drains", "4", _DRAINS, marks=longer),
         ("lost drains", "5", _DRAINS),
-        ("orphans", "4", _ORPHANS),
+        pytest.param("orphans", "4", _ORPHANS, marks=longer),
         ("lost orphans", "4", _ORPHANS),
-        ("questions", "4", _QUESTIONS),
+        pytest.param("questions", "4", _QUESTIONS, marks=longer),
         ("lost questions", "6", {*_QUESTIONS, "workers: late"}),
     ],
 )
@@ -215,6 +215,24 @@ def test_the_command_reports() -> None:
     assert result.exit_code == 0, result.output
     for words in ("60 steps in 1 run,", "faults injected", "violations: 0 (", "rules followed"):
         assert words in result.output
+    assert "rules never followed: " in result.output
+
+
+def test_removals_are_counted_by_what_has_happened_to_them() -> None:
+    """By a rule each; what the end of the run does to those who are left is none."""
+    moves, revokes = (run_once("4", steps=60, workers=3, mix=mix) for mix in ("moves", "revokes"))
+    assert 0 < moves.right["removed by the gateway"] <= moves.rules["remove"]
+    assert moves.right["replaced on its worker"] > 0
+    assert 0 < revokes.right["revoked"] <= revokes.rules["revoke"]
+    assert "its worker leaves" not in moves.right, "no worker left"
+
+
+def test_the_page_explains_the_words_of_the_report() -> None:
+    """Those of faults, and of removals that its gateway has asked for."""
+    page = Path(__file__).parent.parent / "docs/howto/simulated-fleet.md"
+    text = page.read_text(encoding="utf-8")
+    words = [one.value for one in (*LinkFault, *Ended) if one is not LinkFault.NONE]
+    assert [one for one in words if f"`{one}`" not in text] == []
 
 
 def test_the_command_reports_what_was_judged() -> None:

@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 from conftest import Shared
+from soak import longer
 from trio.testing import MockClock
 
 from trio_sessions import StoreUnavailable, open_registry
@@ -23,6 +24,9 @@ async def let_time_pass(shared: Shared) -> int:
         return statistics.passes
 
 
+@pytest.mark.parametrize(
+    "database", ["sqlite", pytest.param("postgresql", marks=longer)], indirect=True
+)
 async def test_time_passes_with_a_database(autojump_clock: MockClock, database: Shared) -> None:
     """A pass every five minutes, each answered, in no time; the clock is as it was afterwards."""
     with virtual_time() as clock:

@@ -133,6 +133,64 @@ def test_a_beat_may_have_been_counted_for_what_was_not_answered() -> None:
     assert not witness._flights, "nothing is kept of what has come back"
 
 
+def suspect(witness: Witness) -> list[int]:
+    return [
+        beat for beat in range(1, 400) if witness.is_suspect(stamp(beat, witness.known.history))
+    ]
+
+
+def test_as_many_beats_are_suspect_as_were_lost() -> None:
+    """One after the other, and beside others that are on their way or were answered."""
+    witness = steady()
+    for _ in range(3):
+        witness.lose(witness.depart())
+    assert suspect(witness) == [2, 3, 4]
+    with pytest.raises(WentBack):
+        witness.show(witness.depart(counts=False), None)
+    witness.begin("later")
+    witness.lose(witness.depart())
+    assert suspect(witness) == [2], "a history has beats of its own"
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_what_is_on_its_way_may_have_been_counted_first(lost: int) -> None:
+    """Whichever is lost may have been the last of them."""
+    witness = steady()
+    for beat in range(2, 6):
+        witness.land(witness.depart(), stamp(beat))
+    flights = [witness.depart() for _ in range(3)]
+    witness.lose(flights[lost])
+    assert suspect(witness) == [6, 7, 8]
+
+
+def test_what_is_on_its_way_from_an_earlier_history_counts_no_beat() -> None:
+    witness = steady()
+    for _ in range(9):
+        witness.depart()
+    with pytest.raises(WentBack):
+        witness.show(witness.depart(counts=False), None)
+    witness.begin("later")
+    witness.lose(witness.depart())
+    assert suspect(witness) == [2]
+
+
+def test_what_was_suspect_stays_so() -> None:
+    """However many there are: of the oldest, what lies between two is suspect, too."""
+    witness = steady()
+    witness.lose(witness.depart())
+    witness.land(witness.depart(), stamp(2))
+    witness.lose(witness.depart())
+    assert suspect(witness) == [2, 3]
+    for beat in range(3, 200):
+        witness.land(witness.depart(), stamp(beat))
+        if not beat % 3:
+            witness.lose(witness.depart())
+    lost = {2, 3, *(beat + 1 for beat in range(3, 200, 3))}
+    assert lost <= {*suspect(witness)}
+    assert {beat for beat in suspect(witness) if beat > 20} == {one for one in lost if one > 20}
+    assert len(witness._suspect) <= 64, "they are bounded"
+
+
 async def test_whoever_waits_for_a_contradiction_is_told() -> None:
     """At once where there is one; again with the next."""
     witness = steady()

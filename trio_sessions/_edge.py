@@ -5,7 +5,6 @@ clock to the estimate. What is asked at the gate stands in `trio_sessions._quest
 anything is asked, with a deadline, in `trio_sessions._asking`.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from trio_sessions._life import Life, Phase
 from trio_sessions._logging import get_logger
 from trio_sessions._questions import Questions
 from trio_sessions._settings import Settings
-from trio_sessions._witness import Flight, Witness
+from trio_sessions._witness import Witness
 from trio_sessions.abc import (
     SessionStore,
     Worker,
@@ -121,19 +120,6 @@ class Edge(Questions):
         except SessionsError as exc:
             logger.warning("closing the store failed: %s", exc)
 
-    @contextlib.contextmanager
-    def _flight(self, *, counts: bool = True) -> Iterator[Flight]:
-        """Ask for something whose answer the block shows to the witness; else it is lost."""
-        flight = self._witness.depart(counts=counts)
-        try:
-            yield flight
-        except StoreUnavailable as exc:
-            if exc.did_nothing:
-                self._witness.withdraw(flight)
-            raise
-        finally:
-            self._witness.lose(flight)
-
     # ---- the writer's, and the pass's ----
 
     async def commit(
@@ -159,7 +145,7 @@ class Edge(Questions):
             # no disk, which the stamp of a worker's row would. See docs/decisions/0013-mcp.md.
             committed = await self._send(writes, None, new_scope, at_once=at_once)
         else:
-            with self._flight() as flight:
+            with self._witness.depart() as flight:
                 committed = await self._send(writes, flight.known, new_scope, at_once=at_once)
                 if committed.verdict is Verdict.DONE and committed.stamp is None:
                     raise breach("it has set no stamp")
@@ -202,7 +188,7 @@ class Edge(Questions):
         Raises:
             WentBack: the store has forgotten something, and no answer of it decides anything.
         """
-        with self._flight(counts=False) as flight:
+        with self._witness.depart(counts=False) as flight:
             answers = await self._ask(
                 partial(self._store.refresh, self.worker, session_ids), RowAnswers
             )
@@ -228,7 +214,7 @@ class Edge(Questions):
             WentBack: as `commit`.
         """
         asked_at = trio.current_time()
-        with self._flight() as flight:
+        with self._witness.depart() as flight:
             stamped = await self._ask(
                 partial(self._store.stamp, self._lease, flight.known, passed=passed), Stamped
             )
@@ -266,7 +252,7 @@ class Edge(Questions):
             WentBack: nothing was deleted.
         """
         settings = self._settings
-        with self._flight() as flight:
+        with self._witness.depart() as flight:
             swept = await self._ask(
                 partial(
                     self._store.sweep,

@@ -31,6 +31,7 @@ worker has lost its lease (`Witness.has_lapsed`). Of others' rows the store says
 import enum
 from collections import deque
 from dataclasses import dataclass
+from typing import Self
 
 import trio
 
@@ -74,22 +75,36 @@ _NEXT = {
 class Flight:
     """A request to the database that is not answered yet.
 
+    At the end of its block it is lost, unless it has landed.
+
     Args:
+        witness: notes what becomes of it.
         known: the highest stamp that was acknowledged when it departed.
         counts: whether the database is to count a beat for it.
         most: the highest that this can be, if all that is on its way or lost was carried out.
+        number: of those for which a beat is counted, in the order of their departures.
     """
 
-    __slots__ = ("acknowledged", "counts", "known", "most", "number")
+    __slots__ = ("_witness", "acknowledged", "counts", "known", "most", "number")
 
-    def __init__(self, known: Stamp, *, counts: bool, most: int = 0, number: int = 0) -> None:
+    def __init__(
+        self, witness: "Witness", known: Stamp, *, counts: bool, most: int, number: int
+    ) -> None:
+        self._witness = witness
         self.known = known
         self.counts = counts
         self.most = most
         self.number = number
-        """Of those for which a beat is counted, in the order of their departures."""
         self.acknowledged: set[int] = set()
         """Beats that were acknowledged to others since."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, StoreUnavailable) and error.did_nothing:
+            self._witness.withdraw(self)
+        self._witness.lose(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +181,7 @@ class Witness:
         self._suspect.clear()
 
     def depart(self, *, counts: bool = True) -> Flight:
-        """Note that something is asked for; `land`, `show` or `lose` must follow.
+        """Note that something is asked for; `land` or `show` must follow, or it is lost.
 
         Args:
             counts: whether the database is to count a beat for it.
@@ -178,7 +193,7 @@ class Witness:
             raise WentBack
         self._departed += counts
         most = self._highest() + counts
-        flight = Flight(self.known, counts=counts, most=most, number=self._departed)
+        flight = Flight(self, self.known, counts=counts, most=most, number=self._departed)
         self._flights.add(flight)
         return flight
 
@@ -204,8 +219,11 @@ class Witness:
 
     def _highest(self) -> int:
         """Return up to which beat a database may have come by now."""
-        of_now = (one.most for one in self._flights if one.known.history == self.known.history)
-        return max(self.known.beat, self._reach, *of_now)
+        highest = max(self.known.beat, self._reach)
+        for one in self._flights:
+            if one.most > highest and one.known.history == self.known.history:
+                highest = one.most
+        return highest
 
     def land(self, flight: Flight, stamp: Stamp | None) -> None:
         """Judge the answer to a flight that was to set a stamp.

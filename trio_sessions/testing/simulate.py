@@ -179,7 +179,7 @@ def _print(console: Console, report: SimulationReport) -> None:
             table.add_row(name, str(count))
         console.print(table)
     if report.rules_never_followed:
-        console.print("never followed:", ", ".join(report.rules_never_followed))
+        console.print("rules never followed:", ", ".join(report.rules_never_followed))
     console.print(f"violations: {report.wrong} (a removal that was wrong is one)")
 
 

@@ -3,6 +3,7 @@
 from trio_sessions.abc import Part
 from trio_sessions.testing._conformance._adoptions import adoption_checks
 from trio_sessions.testing._conformance._claims import claim_checks
+from trio_sessions.testing._conformance._connections import on_a_connection
 from trio_sessions.testing._conformance._data import data_checks
 from trio_sessions.testing._conformance._doubt import doubt_checks
 from trio_sessions.testing._conformance._ground import on_empty_ground, with_its_rule
@@ -124,8 +125,9 @@ transport_conformance: tuple[TransportCheck, ...] = Checks(
     """The contract of a `Transport`, one check a rule, which is its docstring.
 
     Each check is an async function that is called with ``connect``: a function that returns an
-    async context manager, whose block has a `Connection`, or better a `SilentConnection`. For
-    pytest see `conformance_tests`.
+    async context manager, whose block has a `Connection`, or better a `SilentConnection`. It raises
+    `AssertionError` where the rule is broken, and `TypeError` where ``connect`` gives it something
+    else than that. For pytest see `conformance_tests`.
     """,
-    *map(with_its_rule, transport_checks),
+    *(with_its_rule(on_a_connection(check)) for check in transport_checks),
 )

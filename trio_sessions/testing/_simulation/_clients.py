@@ -1,5 +1,6 @@
 """The clients of a simulated fleet, as they know their sessions: whoever they connected to last."""
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,9 +11,20 @@ from trio_sessions.limits import NO_LIMITS
 from trio_sessions.testing._simulation._workers import SimulatedWorker
 from trio_sessions.types import RemovalReason
 
-__all__ = ["Client", "Connection"]
+__all__ = ["Client", "Connection", "Ended"]
 
 Answers = Literal["truly", "hangs", "raises"]
+
+
+class Ended(enum.StrEnum):
+    """Why its own side has let a connection go."""
+
+    REMOVED = "removed by the gateway"
+    REPLACED = "replaced on its worker"
+    """Its client has connected to the same worker again."""
+    REVOKED = "revoked"
+    NOT_ADDED = "not added"
+    """It was refused, or its worker is gone."""
 
 
 @dataclass(eq=False, slots=True)
@@ -30,8 +42,8 @@ class Connection:
     is_added: bool = False
     """`add_session` has returned."""
     answers: Answers = "truly"
-    was_ended: bool = False
-    """The gateway has removed it, or replaced it on the same worker."""
+    ended: Ended | None = None
+    """Why it may go, whatever its transport says; None: it may not."""
     disconnected_at: float | None = None
     may_be_adopted: bool = False
     """Somebody has tried, and gave up before it was known what has become of it."""
@@ -45,6 +57,10 @@ class Connection:
     """Why it was disconnected."""
     was_drained: bool = False
     """It was told to leave for another worker."""
+
+    def end(self, why: Ended) -> None:
+        """Let it go; the first reason is the one that counts."""
+        self.ended = self.ended or why
 
     async def is_connected(self) -> bool:
         """See `trio_sessions.abc.Transport`."""
@@ -80,7 +96,7 @@ class Connection:
         return (
             self.is_alive
             and self.disconnected_at is None
-            and not self.was_ended
+            and self.ended is None
             and not self.worker.is_leaving
         )
 

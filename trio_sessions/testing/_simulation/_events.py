@@ -51,6 +51,11 @@ class Log:
         self.recent.append(event)
         self._digest.update(f"{event.at:.6f} {place} {text}\n".encode())
 
+    def remove(self, why: str) -> None:
+        """Count a removal that had a reason; at the end of the run everybody goes."""
+        if not self.is_over:
+            self.right[why] += 1
+
     def violate(self, text: str) -> None:
         """Take note that an invariant does not hold; the run ends with the step."""
         if not self.is_over:

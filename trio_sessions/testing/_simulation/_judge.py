@@ -54,7 +54,7 @@ class Judge:
                 "removed it or taken it over, and nobody has deleted its row"
             )
             return
-        self._log.right[why] += 1
+        self._log.remove(why)
         connection.why = why
         if connection is connection.client.newest:
             connection.client.is_waiting = why == "drained"
@@ -63,8 +63,8 @@ class Judge:
         self._log.note(place, f"disconnects {name}: {why}")
 
     def _reason(self, connection: Connection, *, is_told_to_leave: bool) -> str | None:
-        if connection.was_ended:
-            return "removed by the gateway"
+        if connection.ended is not None:
+            return connection.ended
         if connection.worker.is_leaving:
             return "its worker leaves"
         if connection.worker.is_draining and is_told_to_leave:

@@ -34,7 +34,7 @@ def page(report: SimulationReport, *, origin: str) -> str:
         *(_table(title, counts) for title, counts in tables.items() if counts),
     ]
     if never:
-        paragraphs.append(f"Never followed: {never}.")
+        paragraphs.append(f"Rules never followed: {never}.")
     return "\n\n".join(paragraphs) + "\n"
 
 

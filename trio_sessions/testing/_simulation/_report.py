@@ -30,7 +30,7 @@ class SimulationReport:
     faults: Counter[str] = field(default_factory=Counter)
     """Faults injected, by their kind."""
     right: Counter[str] = field(default_factory=Counter)
-    """Sessions removed, by the reason that they had."""
+    """Sessions removed before the end of their run, by the reason that they had."""
     judged: Counter[str] = field(default_factory=Counter)
     """Answers that were held against what is true, by their kind."""
     mixes: Counter[str] = field(default_factory=Counter)

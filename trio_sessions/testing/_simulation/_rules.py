@@ -15,7 +15,7 @@ from trio_sessions.errors import (
     SessionsError,
     StoreUnavailable,
 )
-from trio_sessions.testing._simulation._clients import Client, Connection
+from trio_sessions.testing._simulation._clients import Client, Connection, Ended
 from trio_sessions.testing._simulation._disasters import Disasters
 from trio_sessions.testing._simulation._link import Link
 from trio_sessions.testing._simulation._way import LinkFault
@@ -86,7 +86,7 @@ class Rules(Disasters):
             client.left_over = self._database.born(client.session_id)
         for one in client.connections:
             if one.worker is worker:
-                one.was_ended = True
+                one.end(Ended.REPLACED)
         client.connections.append(connection)
         self._log.note(worker.number, f"add {client.session_id}")
         return connection
@@ -97,7 +97,7 @@ class Rules(Disasters):
         Everybody has let go of the last one, for it had ended; and its row is gone, or is known to
         that worker as what has ended there.
         """
-        if not client.connections or client.newest.why not in {"removed by the gateway", _DIED}:
+        if not client.connections or client.newest.why not in {*Ended, _DIED}:
             return False
         holder = self._database.holders().get(client.session_id)
         return all(one.disconnected_at is not None for one in client.connections) and (
@@ -111,7 +111,7 @@ class Rules(Disasters):
                 connection.client.session_id, connection, **self._brought(connection)
             )
         except SessionsError as exc:
-            connection.was_ended = True  # its worker is gone, or it was refused
+            connection.end(Ended.NOT_ADDED)
             connection.refusal = exc
             return
         connection.is_added = True
@@ -166,7 +166,7 @@ class Rules(Disasters):
         client = self._chance.choice(free)
         client.leave()
         newest = client.newest
-        newest.was_ended = True
+        newest.end(Ended.REMOVED)
         self._log.note(newest.worker.number, f"remove {client.session_id}")
         self._nursery.start_soon(self._remove, newest)
         return True
@@ -186,7 +186,7 @@ class Rules(Disasters):
             return False
         client = self._chance.choice(known)
         for one in client.connections:
-            one.was_ended = True
+            one.end(Ended.REVOKED)
         self._log.note(client.newest.worker.number, f"revoke {client.session_id}")
         self._nursery.start_soon(self._revoke, client)
         return True
@@ -221,7 +221,7 @@ class Rules(Disasters):
             last = client.newest
             client.leave()
             if self._chance.random() < 0.5:  # noqa: PLR2004 -- a coin
-                last.was_ended = True
+                last.end(Ended.REMOVED)
                 self._log.note(worker.number, f"remove {client.session_id}")
                 self._nursery.start_soon(self._remove, last)
             else:
@@ -251,7 +251,7 @@ class Rules(Disasters):
         await self._add(self._make_connection(client, worker))
         last = client.newest
         client.leave()
-        last.was_ended = True
+        last.end(Ended.REMOVED)
         self._log.note(worker.number, f"remove {client.session_id}")
         await self._remove(last)
         if worker.link.fault is fault:
