@@ -89,10 +89,15 @@ class Book:
         row = self.workers.get(self.worker.incarnation)
         return None if row is None else Stamp(history=row["history"], beat=row["beat"])
 
+    def has(self, known: Stamp) -> bool:
+        """Say whether nothing was forgotten since the worker was told of that stamp."""
+        seen = self.seen()
+        return seen is not None and seen.history == known.history and seen.beat >= known.beat
+
     def stamp(self, known: Stamp, *, passed: bool) -> Stamp | None:
-        row = self.workers.get(self.worker.incarnation)
-        if row is None or row["history"] != known.history or row["beat"] < known.beat:
+        if not self.has(known):
             return None
+        row = self.workers[self.worker.incarnation]
         row["beat"] += 1
         row["stamped_at"] = self.now
         row["passed_at"] = self.now if passed else min(row["passed_at"], self.now)

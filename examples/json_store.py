@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,18 +32,13 @@ from trio_sessions.types import (
     Swept,
     Wanted,
 )
-from trio_sessions.writes import Batch, Claim, Committed, Verdict, Write
+from trio_sessions.writes import Batch, Committed, Verdict
 
 T = TypeVar("T")
 
 PATIENCE = 5.0  # seconds for which an operation waits for the file
 LOOK = 0.05  # seconds between two looks for new messages
 GAP = 0.4  # a silence of the fleet is an outage from this share of the longest session_ttl on
-
-
-def aged(write: Write[object], waited: float) -> Write[object]:
-    """Return a write that has waited for so many seconds: a claim is older by that."""
-    return replace(write, age=write.age + waited) if isinstance(write, Claim) else write
 
 
 class JsonStore(SessionStore):
@@ -55,7 +50,12 @@ class JsonStore(SessionStore):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self._begun: set[str] = set()  # incarnations that must have a row: else it is another file
+        self._told: dict[str, Stamp] = {}  # by incarnation: what the file must have, or went back
+
+    @property
+    def gives_up_after(self) -> float:
+        """The seconds for which an operation waits for the file."""
+        return PATIENCE
 
     # ---- the file ----
 
@@ -85,8 +85,9 @@ class JsonStore(SessionStore):
         """Read the file, change it, and put it in place as a whole, on disk."""
         try:
             with self._locked():
-                waited = time.monotonic() - asked_at  # for a thread, and for the file
-                book = Book(self._read(), worker, time.time(), waited)
+                state = self._read()
+                waited = time.monotonic() - asked_at  # for a thread, the lock, and the file
+                book = Book(state, worker, time.time(), waited)
                 answer = work(book)
                 new = self._path.with_suffix(".new")
                 with new.open("w", encoding="utf-8") as file:
@@ -102,7 +103,10 @@ class JsonStore(SessionStore):
             ) from exc
 
     async def _run(self, worker: Worker, work: Callable[[Book], T]) -> T:
-        """Do one operation in one thread, started with the worker's own limiter."""
+        """Do one operation in one thread, started with the worker's own limiter.
+
+        The wait of what was told an age is measured from here, and added in `Book` alone.
+        """
         return await trio.to_thread.run_sync(
             self._transact, worker, work, time.monotonic(), limiter=worker.limiter
         )
@@ -111,25 +115,30 @@ class JsonStore(SessionStore):
         await self._run(worker, Book.seen)
 
     async def close(self, worker: Worker) -> None:
-        self._begun.discard(worker.incarnation)
+        self._told.pop(worker.incarnation, None)
         await trio.lowlevel.checkpoint()  # nothing is kept open
 
     # ---- writing ----
 
     async def commit(self, worker: Worker, batch: Batch) -> Committed:
-        asked_at = time.monotonic()
-
         def work(book: Book) -> Committed:
             if batch.not_after is not None and book.now > batch.not_after:
                 return Committed(answers=(), verdict=Verdict.LATE, clock=book.now)
             stamp = None if batch.stamp is None else book.stamp(batch.stamp, passed=False)
             if batch.stamp is not None and stamp is None:
                 return Committed(answers=(), verdict=Verdict.FORGOTTEN, clock=book.now)
-            waited = time.monotonic() - asked_at  # for a thread, and for the file
-            answers = [book.carry_out(aged(write, waited)) for write in batch.writes]
+            answers = [book.carry_out(write) for write in batch.writes]
             return Committed(answers=answers, stamp=stamp, clock=book.now)
 
-        return await self._run(worker, work)
+        committed = await self._run(worker, work)
+        self._note(worker, committed.stamp)
+        return committed
+
+    def _note(self, worker: Worker, stamp: Stamp | None) -> None:
+        """Note what a worker is told of, if it is the highest beat of its history."""
+        told = self._told.get(worker.incarnation)
+        if told is not None and stamp is not None and stamp.history == told.history:
+            self._told[worker.incarnation] = max(told, stamp, key=lambda one: one.beat)
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         def work(book: Book) -> RowAnswers:
@@ -143,7 +152,7 @@ class JsonStore(SessionStore):
         return await self._run(worker, work)
 
     async def delete_all(self, worker: Worker, *, limit: int) -> Swept:
-        self._begun.discard(worker.incarnation)
+        self._told.pop(worker.incarnation, None)
 
         def work(book: Book) -> Swept:
             swept = book.remove_some([one for one, _ in book.own()][:limit], limit)
@@ -169,7 +178,7 @@ class JsonStore(SessionStore):
             return Begun(was_swept=False, doubt=doubt, clock=book.now)
 
         begun = await self._run(worker, work)
-        self._begun.add(worker.incarnation)
+        self._told[worker.incarnation] = Stamp(history=history, beat=1)
         return begun
 
     async def stamp(self, worker: Worker, stamp: Stamp, *, passed: bool) -> Stamped:
@@ -179,7 +188,9 @@ class JsonStore(SessionStore):
                 book.vouch(GAP * book.longest("session_ttl"))
             return Stamped(stamp=new, rows=len(book.own()) if passed else None, clock=book.now)
 
-        return await self._run(worker, work)
+        stamped = await self._run(worker, work)
+        self._note(worker, stamped.stamp)
+        return stamped
 
     async def sweep(
         self,
@@ -203,7 +214,9 @@ class JsonStore(SessionStore):
                 return Swept(sessions=0, messages=0, more=False, stamped=stamped)
             return sweep(book, session_ttl, message_ttl, limit, stamped)
 
-        return await self._run(worker, work)
+        swept = await self._run(worker, work)
+        self._note(worker, None if swept.stamped is None else swept.stamped.stamp)
+        return swept
 
     # ---- asking ----
 
@@ -215,8 +228,8 @@ class JsonStore(SessionStore):
         return await self._run(worker, work)
 
     def _refuse_in_doubt(self, book: Book) -> None:
-        is_another = book.worker.incarnation in self._begun and book.seen() is None
-        if is_another or book.in_doubt:
+        told = self._told.get(book.worker.incarnation)
+        if book.in_doubt or (told is not None and not book.has(told)):
             raise StoreUnavailable("the file was restored or replaced: who is missing is unknown")
 
     async def _find(self, worker: Worker, session_id: str) -> Row | None:

@@ -1,5 +1,6 @@
 """How the conformance checks tell what is wrong, to whoever is new to them."""
 
+import pydoc
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -88,6 +89,54 @@ def test_the_rule_is_told_without_pytest_too() -> None:
         assert note.startswith(f"The rule of {checks[0].__name__}: ")
 
 
+PLAIN_FILE = """
+from dataclasses import replace
+
+import trio
+
+from trio_sessions.stores.memory import MemoryStore
+from trio_sessions.testing import message_conformance, row_conformance
+from trio_sessions.writes import Send
+
+class SeesNoTakeover(MemoryStore):
+    async def refresh(self, worker, session_ids):
+        answers = await super().refresh(worker, session_ids)
+        return replace(answers, taken_over=frozenset())
+
+class DoesNotAnswerSends(MemoryStore):
+    async def commit(self, worker, batch):
+        committed = await super().commit(worker, batch)
+        return replace(committed, answers=() if any(batch.of(Send)) else committed.answers)
+
+for kind, checks, name in (
+    (SeesNoTakeover, row_conformance, "what_is_not_there_is_in_no_field"),
+    (DoesNotAnswerSends, message_conformance, "a_message_grows_older_while_it_waits"),
+):
+    [check] = [one for one in checks if one.__name__ == name]
+    store = kind()
+    try:
+        trio.run(check, lambda: store)
+    except (AssertionError, ExceptionGroup) as group:
+        depth, failed = 0, group
+        while isinstance(failed, BaseExceptionGroup):
+            depth, [failed] = depth + 1, failed.exceptions
+        print(f"<{depth} {failed}>")
+"""
+
+
+def test_a_check_says_without_pytest_what_failed(tmp_path: Path) -> None:
+    """Nobody rewrites its assertions there, and a bare one has no text, alone or in a group."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PLAIN_FILE], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, second, end = ran.stdout.split(">\n")
+    assert first.startswith("<0 assert answers.taken_over == {'")
+    assert "\nThe rule of what_is_not_there_is_in_no_field: What is not there is in" in first
+    assert second.startswith("<1 assert len(answers) == len(writes)\n")
+    assert "\nThe rule of a_message_grows_older_while_it_waits: A message grows older" in second
+    assert not end
+
+
 def test_a_rule_stands_alone() -> None:
     """It begins with a sentence: the name of its check."""
     check: Any = next(one for one in store_conformance if "a_worker_s_row" in one.__name__)
@@ -125,6 +174,21 @@ def test_checks_of_a_part_that_is_not_claimed_say_so(checks: Any, contract: str)
     for check in checks:
         with pytest.raises(AssertionError, match=f"Plain does not say .*[.]abc[.]{contract}, too"):
             trio.run(check, kind, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [
+        (store_conformance, "The contract of a `SessionStore`, one check a rule"),
+        (row_conformance, "`Store` and `RowStore`, one check a rule"),
+        (transport_conformance, "The contract of a `Transport`, one check a rule"),
+    ],
+)
+def test_help_says_what_the_checks_are(checks: Sequence[Any], said: str) -> None:
+    """And not what a tuple is; they are one all the same."""
+    told = pydoc.plain(pydoc.render_doc(checks))
+    assert f"<{len(checks)} conformance checks>\n    {said}" in told
+    assert isinstance(checks, tuple)
 
 
 # ---- the first check ----
@@ -302,8 +366,9 @@ async def make_later() -> SessionStore:
 )
 def test_what_makes_no_store_is_named(make_store: Any, message: str, index: int) -> None:
     """By whichever check."""
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match=message) as raised:
         run(make_store, index)
+    assert not hasattr(raised.value, "__notes__"), "it is no rule of the contract that is broken"
 
 
 def test_stores_that_share_nothing_are_found_by_a_check_of_its_own() -> None:
@@ -316,8 +381,11 @@ def test_what_was_not_emptied_is_told_by_the_next_check() -> None:
     """And by none of the rules of the contract, which have nothing to do with it."""
     store = MemoryStore()
     run(lambda: store, 2)
-    with pytest.raises(RuntimeError, match=f"what {row_conformance[2].__name__} has left is still"):
+    with pytest.raises(
+        RuntimeError, match=f"what {row_conformance[2].__name__} has left is still"
+    ) as raised:
         run(lambda: FaultyStore(store), 3)
+    assert not hasattr(raised.value, "__notes__")
 
 
 def test_a_store_that_is_in_doubt_is_not_empty() -> None:

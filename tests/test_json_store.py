@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 import trio
 import trio.testing
 
-from trio_sessions import open_registry
+from trio_sessions import StoreUnavailable, open_registry
 from trio_sessions.abc import Worker
 from trio_sessions.testing import FakeTransport, conformance_tests, store_conformance, virtual_time
-from trio_sessions.types import RowAnswers, Swept
-from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome
+from trio_sessions.types import Presence, RowAnswers, Stamp, Swept
+from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome, Send
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import json_store
@@ -81,6 +82,71 @@ async def test_a_claim_that_waits_for_the_file_grows_older(
     [lost] = (await IsBusy(make_store()._path).commit(worker("red"), claim)).answers
     assert isinstance(lost, Claimed)
     assert (lost.outcome, lost.holder.worker_id) == (Outcome.LOST, "blue")
+
+
+@pytest.mark.parametrize("slow", ["_locked", "_read"])
+async def test_what_waits_is_no_older_than_it_is(
+    make_store: Make, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """Whoever was there before gives way, however long the file was busy, or took to be read."""
+    clock = Clock()
+    monkeypatch.setattr(json_store, "time", clock)
+    claim = Claim(session_id="s", generation=1, age=0.0)
+    clock.now = 100.0
+    await make_store().commit(worker("red"), Batch(writes=[claim]))
+
+    class IsBusy(JsonStore):
+        @contextlib.contextmanager
+        def _locked(self) -> Iterator[None]:
+            clock.now += 2.0 if slow == "_locked" else 0.0
+            with super()._locked():
+                yield
+
+        def _read(self) -> dict[str, Any]:
+            clock.now += 2.0 if slow == "_read" else 0.0
+            return super()._read()
+
+    clock.now = 101.0
+    batch = Batch(writes=[claim, Send(session_id="s", payload="1", age=0.5)])
+    [taken, _] = (await IsBusy(make_store()._path).commit(worker("blue"), batch)).answers
+    assert isinstance(taken, Claimed)
+    assert (taken.outcome, taken.holder.worker_id) == (Outcome.TAKEN_OVER, "blue")
+    row = make_store()._read()["rows"]["s"]
+    assert (row["taken_at"], row["messages"][0]["at"]) == (101.0, 100.5)
+
+
+async def test_a_file_that_went_back_says_nothing_of_who_is_missing(make_store: Make) -> None:
+    """Its beat is lower than the worker was told of: an older copy was put in its place."""
+    store, red = make_store(), worker("red")
+    presence = Presence(session_ttl=60.0, cleanup_interval=9.0, stamp_interval=5.0, version="0")
+    await store.begin(red, "first", presence, after=None)
+    known = Stamp(history="first", beat=1)
+    ttls = {"session_ttl": 60.0, "message_ttl": 60.0, "max_gap": 24.0}
+    for stamps in (
+        partial(store.commit, red, Batch(writes=[], stamp=known)),
+        partial(store.stamp, red, known, passed=False),
+        partial(store.sweep, red, **ttls, limit=0, stamp=known),
+    ):
+        old = store._path.read_bytes()
+        await stamps()
+        new = store._path.read_bytes()
+        assert await store.locate(red, "s") is None
+        store._path.write_bytes(old)
+        for ask in (
+            partial(store.locate, red, "s"),
+            partial(store.get_capabilities, red, "s"),
+            partial(store.elicitation_capable, red),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await ask()
+        store._path.write_bytes(new)
+    assert await store.locate(red, "s") is None
+
+
+def test_it_says_when_it_gives_up(make_store: Make) -> None:
+    """No write is to begin later; what is asked in a thread may outlast its cancellation."""
+    store = make_store()
+    assert (store.gives_up_after, store.may_outlast_cancellation) == (json_store.PATIENCE, True)
 
 
 def test_the_how_to_shows_what_is_printed() -> None:

@@ -13,7 +13,7 @@ from trio_sessions.inspection import SessionInfo
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import inspection_conformance, store_conformance
 from trio_sessions.types import RowAnswers, Sent, StoredMessage, Swept, Wanted
-from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome
+from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome, Send
 
 
 class _Numbers(MemoryStore):
@@ -235,6 +235,38 @@ class TakesATieAndSaysThatItIsLost(_InATie):
         return replace(claimed, outcome=Outcome.LOST)
 
 
+class _AgesWhatWaits(MemoryStore):
+    """Waits for a token as for a thread, and adds that time to some ages so many times."""
+
+    of: type[Claim] | type[Send] = Claim
+    times = 2
+
+    async def commit(self, worker: Worker, batch: Batch) -> Committed:
+        asked_at = trio.current_time()
+        async with worker.limiter:
+            waited = trio.current_time() - asked_at
+            aged = [
+                replace(one, age=one.age + waited * (self.times if isinstance(one, self.of) else 1))
+                if isinstance(one, Claim | Send)
+                else one
+                for one in batch.writes
+            ]
+            return await super().commit(worker, replace(batch, writes=aged))
+
+
+class AgesAClaimTwice(_AgesWhatWaits):
+    pass
+
+
+class AgesASendTwice(_AgesWhatWaits):
+    of = Send
+
+
+class AgesNoSend(_AgesWhatWaits):
+    of = Send
+    times = 0
+
+
 EDGE = "what_is_exactly_as_old_as_its_ttl_stays"
 TIE = "of_two_claims_of_one_moment_the_second_wins"
 
@@ -255,6 +287,9 @@ MUTANTS: list[tuple[Callable[[], MemoryStore], str]] = [
     (RowsExpireAtTheirTtl, EDGE),
     (LeasesExpireAtTheirTtl, EDGE),
     (MessagesExpireAtTheirTtl, EDGE),
+    (AgesAClaimTwice, "a_claim_grows_older_while_it_waits"),
+    (AgesASendTwice, "a_message_grows_older_while_it_waits"),
+    (AgesNoSend, "a_message_grows_older_while_it_waits"),
     (TheFirstWinsATie, TIE),
     (TellsBothThatTheyHaveWonATie, TIE),
     (TakesATieAndSaysThatItIsLost, TIE),

@@ -186,6 +186,9 @@ class Begun:
 class Presence:
     """What a worker says of itself to the others.
 
+    A store that keeps no more than `SessionStore` needs ``session_ttl`` and ``cleanup_interval``,
+    and ``stamp_interval`` if it is in doubt by itself (`trio_sessions.abc.WorkerStore`).
+
     Attributes:
         session_ttl: seconds without a stamp after which its sessions may be swept.
         cleanup_interval: seconds between two passes.

@@ -107,8 +107,10 @@ class RowStore(Store):
         The gap grows with the longest ``session_ttl`` of the workers that the store knows, as if
         all had that one. A worker that says that the store went back starts a new series, too:
         stamps may be forgotten (`WorkerStore.begin`). In a store that has never held a row the
-        series has no beginning. Who vouches is this and `WorkerStore.stamp`: the stamp of a batch
-        says that its worker lives, and does not vouch for the fleet.
+        series has no beginning: the first vouching, before which there is none, starts no series,
+        and what has no beginning is older than every ttl. Who vouches is this and
+        `WorkerStore.stamp`: the stamp of a batch says that its worker lives, and does not vouch for
+        the fleet.
 
         Expired are rows of other incarnations whose **lease** has run out, more than a ttl ago
         (equality is not expired), and which were not refreshed for as long, **if the series is

@@ -178,7 +178,7 @@ class Store(abc.ABC):
             moment in the future, which a clock has left that was ahead, is no later moment but
             older than every claim; the next claim or refresh sets it right. The claim's age is that
             at the moment when the store is asked: **the store adds the time for which the claim
-            then waits** for a thread, a connection or a lock. So with the age of a `Send`.
+            then waits** for a thread, a connection or a lock, once. So with the age of a `Send`.
         `Delete`:
             A row of this incarnation of a generation <= ``up_to``: it is deleted with its
             messages and its log. Otherwise nothing is done.
@@ -199,7 +199,9 @@ class Store(abc.ABC):
         **A batch that names a stamp** is carried out only where the store has its history, and no
         lower beat, and stamps the worker's row in the same transaction (`WorkerStore`). One that
         names a last moment is carried out only if it begins no later, on the store's own clock; a
-        wait for a lock comes after that. Otherwise nothing is done, and the answer says which.
+        wait for a lock comes after that, and is not lateness. A store may look again, or only,
+        when it has the lock: it refuses more then, which costs another round and no more.
+        Otherwise nothing is done, and the answer says which.
 
         For all messages of a batch that one worker holds the sessions of, its bell is rung once.
         A bell that cannot be rung is no error.

@@ -23,7 +23,7 @@ from trio_sessions.testing._conformance._shape import (
 )
 from trio_sessions.testing._conformance._takeovers import takeover_checks
 from trio_sessions.testing._conformance._tests import conformance_tests
-from trio_sessions.testing._conformance._tools import Check
+from trio_sessions.testing._conformance._tools import Check, Checks
 from trio_sessions.testing._conformance._transports import (
     Connection,
     SilentConnection,
@@ -54,7 +54,8 @@ def _of_stores(*checks: Check, part: Part = Part.ROWS) -> tuple[Check, ...]:
     return tuple(with_its_rule(on_empty_ground(check, part)) for check in checks)
 
 
-row_conformance: tuple[Check, ...] = (
+row_conformance: tuple[Check, ...] = Checks(
+    "`Store` and `RowStore`, one check a rule; see `store_conformance`.",
     with_its_rule(each_method_is_as_the_contract_has_it),
     *_of_stores(
         what_one_worker_writes_others_read,
@@ -65,54 +66,68 @@ row_conformance: tuple[Check, ...] = (
         *owner_checks,
     ),
 )
-"""`Store` and `RowStore`, one check a rule; see `store_conformance`."""
 
-message_conformance: tuple[Check, ...] = _of_stores(*message_checks, part=Part.MESSAGES)
-"""`MessageStore`, one check a rule; see `store_conformance`."""
-
-worker_conformance: tuple[Check, ...] = _of_stores(
-    *worker_checks, *lease_checks, *doubt_checks, part=Part.WORKERS
+message_conformance: tuple[Check, ...] = Checks(
+    "`MessageStore`, one check a rule; see `store_conformance`.",
+    *_of_stores(*message_checks, part=Part.MESSAGES),
 )
-"""`WorkerStore`, one check a rule; see `store_conformance`."""
 
-store_conformance: tuple[Check, ...] = (
+worker_conformance: tuple[Check, ...] = Checks(
+    "`WorkerStore`, one check a rule; see `store_conformance`.",
+    *_of_stores(*worker_checks, *lease_checks, *doubt_checks, part=Part.WORKERS),
+)
+
+store_conformance: tuple[Check, ...] = Checks(
+    """The contract of a `SessionStore`, one check a rule, which is its docstring.
+
+    Each check is an async function that is called with ``make_store``: a function that returns a
+    store on what workers share, the same one at each call or another on the same rows. What is
+    shared must be empty when a check begins: each leaves a row, by which the next one finds out
+    that it is not. The first check, of each method's arguments and answers, is the one to look at
+    first when several fail. For pytest, `conformance_tests` makes a test of them in one line.
+    """,
     *row_conformance,
     *message_conformance,
     *worker_conformance,
 )
-"""The contract of a `SessionStore`, one check a rule, which is its docstring.
 
-Each check is an async function that is called with ``make_store``: a function that returns a store
-on what workers share, the same one at each call or another on the same rows. What is shared must
-be empty when a check begins: each leaves a row, by which the next one finds out that it is not. The
-first check, of each method's arguments and answers, is the one to look at first when several fail.
-For pytest, `conformance_tests` makes a test of them in one line.
-"""
-
-inspection_conformance: tuple[Check, ...] = _of_stores(*inspection_checks, part=Part.INSPECTION)
-"""`InspectionStore`, one check a rule, for a store that keeps this part, too; as the others."""
-
-mail_conformance: tuple[Check, ...] = _of_stores(*mail_checks, part=Part.MAIL)
-"""`MailStore`, likewise."""
-
-revocation_conformance: tuple[Check, ...] = _of_stores(*revocation_checks, part=Part.REVOCATION)
-"""`RevocationStore`, one check a rule, likewise."""
-
-data_conformance: tuple[Check, ...] = _of_stores(*data_checks, *adoption_checks, part=Part.DATA)
-"""`DataStore`, one check a rule, likewise."""
-log_conformance: tuple[Check, ...] = _of_stores(*log_checks, part=Part.LOGS)
-"""`LogStore`, one check a rule, likewise."""
-
-limit_conformance: tuple[Check, ...] = _of_stores(*limit_checks, part=Part.LIMITS)
-"""`LimitStore`, one check a rule, likewise."""
-
-transport_conformance: tuple[TransportCheck, ...] = tuple(
-    with_its_rule(on_a_connection(check)) for check in transport_checks
+inspection_conformance: tuple[Check, ...] = Checks(
+    "`InspectionStore`, one check a rule, for a store that keeps it; see `store_conformance`.",
+    *_of_stores(*inspection_checks, part=Part.INSPECTION),
 )
-"""The contract of a `Transport`, one check a rule, which is its docstring.
 
-Each check is an async function that is called with ``connect``: a function that returns an async
-context manager, whose block has a `Connection`, or better a `SilentConnection`. It raises
-`AssertionError` where the rule is broken, and `TypeError` where ``connect`` gives it something else
-than that. For pytest see `conformance_tests`.
-"""
+mail_conformance: tuple[Check, ...] = Checks(
+    "`MailStore`, one check a rule, for a store that keeps it; see `store_conformance`.",
+    *_of_stores(*mail_checks, part=Part.MAIL),
+)
+
+revocation_conformance: tuple[Check, ...] = Checks(
+    "`RevocationStore`, one check a rule, for a store that keeps it; see `store_conformance`.",
+    *_of_stores(*revocation_checks, part=Part.REVOCATION),
+)
+
+data_conformance: tuple[Check, ...] = Checks(
+    "`DataStore`, one check a rule, for a store that keeps it; see `store_conformance`.",
+    *_of_stores(*data_checks, *adoption_checks, part=Part.DATA),
+)
+
+log_conformance: tuple[Check, ...] = Checks(
+    "`LogStore`, one check a rule, for a store that keeps it; see `store_conformance`.",
+    *_of_stores(*log_checks, part=Part.LOGS),
+)
+
+limit_conformance: tuple[Check, ...] = Checks(
+    "`LimitStore`, one check a rule, for a store that keeps it; see `store_conformance`.",
+    *_of_stores(*limit_checks, part=Part.LIMITS),
+)
+
+transport_conformance: tuple[TransportCheck, ...] = Checks(
+    """The contract of a `Transport`, one check a rule, which is its docstring.
+
+    Each check is an async function that is called with ``connect``: a function that returns an
+    async context manager, whose block has a `Connection`, or better a `SilentConnection`. It raises
+    `AssertionError` where the rule is broken, and `TypeError` where ``connect`` gives it something
+    else than that. For pytest see `conformance_tests`.
+    """,
+    *(with_its_rule(on_a_connection(check)) for check in transport_checks),
+)

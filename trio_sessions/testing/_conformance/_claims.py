@@ -2,7 +2,13 @@
 
 import trio
 
-from trio_sessions.testing._conformance._tools import TICK, Check, MakeStore, opened
+from trio_sessions.testing._conformance._tools import (
+    TICK,
+    Check,
+    MakeStore,
+    opened,
+    without_a_thread,
+)
 from trio_sessions.types import Capabilities, Holder
 from trio_sessions.writes import (
     Acknowledge,
@@ -103,24 +109,27 @@ async def an_older_claim_of_the_holder_sets_nothing_back(make_store: MakeStore) 
 
 
 async def a_claim_grows_older_while_it_waits(make_store: MakeStore) -> None:
-    """For a thread, too: who was added meanwhile elsewhere is the newer one, and stays."""
+    """For a thread, too: who is added elsewhere meanwhile is the newer one, and stays.
+
+    It grows no older than that: who was there before is the older one, and gives way.
+    """
     async with opened(make_store, "a", "b") as (a, b):
-        limiter = b.worker.limiter
-        places = [object() for _ in range(int(limiter.available_tokens))]
+        await a.claim("before")
+        await trio.sleep(5 * TICK)
+        both = [Claim(session_id=one, generation=1, age=0.0) for one in ("before", "s")]
         async with trio.open_nursery() as nursery:
-            for place in places:
-                limiter.acquire_on_behalf_of_nowait(place)
-            try:
-                nursery.start_soon(b.claim, "s")
+            with without_a_thread(b.worker):
+                nursery.start_soon(b.commit, *both)
                 await trio.sleep(25 * TICK)  # a busy machine may carry the later ones out late
                 await a.claim("s")
                 await trio.sleep(5 * TICK)
-            finally:
-                for place in places:
-                    limiter.release_on_behalf_of(place)
         assert await a.holds("s"), (
             "a claim that waited for a thread has taken over a session that was added after it: "
             "add the time for which it waits to its age"
+        )
+        assert await b.holds("before"), (
+            "a claim that waited for a thread has lost a session that was added before it: "
+            "it looks older than it is, so add the time for which it waits once, in one place"
         )
 
 

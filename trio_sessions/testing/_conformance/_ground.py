@@ -5,9 +5,12 @@ session that nobody else asks for, whose owner is the name of the check. The nex
 stands on the same ground.
 """
 
+import ast
 import functools
 import inspect
+import linecache
 import secrets
+import traceback
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -39,18 +42,53 @@ NOTHING_SHARED = (
 _MARK = "the mark of a conformance check"
 
 
+class WrongMakeStore(TypeError):
+    """``make_store`` is no function that returns a store: no rule of the contract is broken."""
+
+
+class NotEmptied(RuntimeError):
+    """What is shared was not empty: no rule of the contract is broken."""
+
+
 def with_its_rule(check: Callable[[T], Awaitable[None]]) -> Callable[[T], Awaitable[None]]:
-    """Let a check that fails say which it is and what its rule is, as a note of the error."""
+    """Let a check that fails say which it is and what its rule is, as a note of the error.
+
+    An assertion that has no text, because nobody has rewritten it, says both itself.
+    """
 
     @functools.wraps(check)
     async def noted(subject: T) -> None:
         try:
             await check(subject)
+        except (WrongMakeStore, NotEmptied):
+            raise
         except BaseException as exc:  # gets a note; raised again
-            exc.add_note(f"The rule of {check.__name__}: {_rule(check)}")
+            note = f"The rule of {check.__name__}: {_rule(check)}"
+            _speak(exc, note)
+            if note not in str(exc):
+                exc.add_note(note)
             raise
 
     return noted
+
+
+def _speak(exc: BaseException, note: str) -> None:
+    """Give an assertion without a text one: what was asserted, and the rule."""
+    if isinstance(exc, BaseExceptionGroup):
+        for one in exc.exceptions:
+            _speak(one, note)
+    elif isinstance(exc, AssertionError) and not str(exc):
+        exc.args = (f"{_asserted(exc)}\n{note}",)
+
+
+def _asserted(exc: AssertionError) -> str:
+    """Return the statement that has failed, in one line."""
+    frame = traceback.extract_tb(exc.__traceback__)[-1]
+    number = frame.lineno or 0
+    for node in ast.walk(ast.parse("".join(linecache.getlines(frame.filename)))):
+        if isinstance(node, ast.Assert) and node.lineno <= number <= (node.end_lineno or 0):
+            return ast.unparse(node)
+    return f"{frame.filename}, line {number}"
 
 
 def _rule(check: Callable[..., object]) -> str:
@@ -97,21 +135,21 @@ def _expect_part(store: SessionStore, part: Part) -> None:
 def made(make_store: MakeStore) -> SessionStore:
     """Call ``make_store``, and insist that it is a function that returns a store."""
     if not callable(make_store):
-        raise TypeError(
+        raise WrongMakeStore(
             "make_store must be a function without arguments that returns a SessionStore, not "
             f"{type(make_store).__name__}; where it is a fixture: `return lambda: store`"
         )
     store: object = make_store()
     if inspect.iscoroutine(store):
         store.close()
-        raise TypeError("make_store must return a SessionStore, and must not be async")
+        raise WrongMakeStore("make_store must return a SessionStore, and must not be async")
     if inspect.isclass(store) and issubclass(store, SessionStore):
-        raise TypeError(
+        raise WrongMakeStore(
             f"make_store must return a SessionStore, not the class itself: call it, "
             f"{store.__name__}()"
         )
     if not isinstance(store, SessionStore):
-        raise TypeError(f"make_store must return a SessionStore, not {type(store).__name__}")
+        raise WrongMakeStore(f"make_store must return a SessionStore, not {type(store).__name__}")
     return store
 
 
@@ -152,19 +190,17 @@ async def expect_nothing(make: MakeStore, must: str, session_ids: Collection[str
             try:
                 holder = await _awaited(store, "locate", worker, session_id)
             except StoreUnavailable as exc:
-                raise RuntimeError(
+                raise NotEmptied(
                     f"{must}; this store cannot say that a row is not there, as if it had been "
                     "left in doubt"
                 ) from exc
             if holder is not None:
                 left = f"what {holder.owner} has left" if session_id == _MARK else f"{session_id!r}"
-                raise RuntimeError(f"{must}; {left} is still there")
+                raise NotEmptied(f"{must}; {left} is still there")
         if session_ids and Part.REVOCATION in store.parts:
             for mark in await _awaited(store, "revocations", worker, within=KEPT):
                 if mark.session_id in session_ids:
-                    raise RuntimeError(
-                        f"{must}; a revocation of {mark.session_id!r} is still there"
-                    )
+                    raise NotEmptied(f"{must}; a revocation of {mark.session_id!r} is still there")
 
 
 async def expect_one_place(make: MakeStore) -> None:

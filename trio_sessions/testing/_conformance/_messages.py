@@ -6,7 +6,14 @@ from typing import Any
 import trio
 import trio.testing
 
-from trio_sessions.testing._conformance._tools import TICK, Check, MakeStore, opened, wanted
+from trio_sessions.testing._conformance._tools import (
+    TICK,
+    Check,
+    MakeStore,
+    opened,
+    wanted,
+    without_a_thread,
+)
 from trio_sessions.types import Sent, Swept
 from trio_sessions.writes import Acknowledge, Claim, Delete, Outcome, Send
 
@@ -249,6 +256,27 @@ async def a_message_may_be_for_the_next_holder_only(make_store: MakeStore) -> No
         assert await a.store.waiting(a.worker) == []
 
 
+async def a_message_grows_older_while_it_waits(make_store: MakeStore) -> None:
+    """For a thread, too: it is not kept for longer than its ttl, nor shorter."""
+    async with opened(make_store, "a", "b") as (a, b):
+        await a.claim("s")
+        asked_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            with without_a_thread(b.worker):
+                nursery.start_soon(b.write, Send(session_id="s", payload="1", age=10.0))
+                await trio.sleep(25 * TICK)
+        [message] = await a.messages("s")
+        passed = trio.current_time() - asked_at
+        assert message.age >= 10.0 + 20 * TICK, (
+            "a message that waited for a thread looks younger than it is: add the time for which "
+            "it waits to its age"
+        )
+        assert message.age <= 10.0 + passed + 5 * TICK, (
+            "a message that waited for a thread looks older than it is: add the time for which it "
+            "waits once, in one place"
+        )
+
+
 async def a_message_may_be_for_one_birth_only(make_store: MakeStore) -> None:
     """The session may have moved, but another one of the same id does not get it."""
     async with opened(make_store, "a", "b") as (a, b):
@@ -342,6 +370,7 @@ message_checks: tuple[Check, ...] = (
     leaving_with_messages_goes_piece_by_piece,
     many_messages_of_an_ended_session,
     a_message_may_be_for_the_next_holder_only,
+    a_message_grows_older_while_it_waits,
     a_message_may_be_for_one_birth_only,
     a_new_session_has_no_messages,
     the_bell_rings_for_the_holder,

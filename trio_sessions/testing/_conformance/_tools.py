@@ -1,7 +1,8 @@
 """What the checks of every part need."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from typing import TypeVar, cast
 
@@ -12,7 +13,7 @@ from trio_sessions.errors import RowUnavailable
 from trio_sessions.types import StoredMessage, Wanted
 from trio_sessions.writes import Answer, Batch, Claim, Claimed, Unfinished, Write
 
-__all__ = ["TICK", "Check", "Client", "MakeStore", "opened", "wanted"]
+__all__ = ["TICK", "Check", "Checks", "Client", "MakeStore", "opened", "wanted", "without_a_thread"]
 
 MakeStore = Callable[[], SessionStore]
 """Returns a store on what is shared: the same at each call, or another on the same rows.
@@ -25,6 +26,19 @@ T = TypeVar("T")
 TICK = 0.02  # seconds: more than the clock of any store needs to tell two moments apart
 _PATIENCE = 10.0  # seconds for which a write is asked for again because its row is locked
 _numbers = count(1)
+
+
+class Checks(tuple[T, ...]):  # noqa: SLOT001 -- each has a docstring of its own
+    """Checks, for which `help` says what they are of, and not what a tuple is."""
+
+    def __new__(cls, said: str, *checks: T) -> "Checks[T]":
+        """Make them; ``said`` is their docstring."""
+        made = super().__new__(cls, checks)
+        made.__doc__ = inspect.cleandoc(said)
+        return made
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} conformance checks>"
 
 
 class Client:
@@ -103,6 +117,19 @@ async def _opened(make_store: MakeStore, name: str) -> AsyncIterator[Client]:
     finally:
         with trio.CancelScope(shield=True):
             await store.close(worker)
+
+
+@contextmanager
+def without_a_thread(worker: Worker) -> Iterator[None]:
+    """Let whatever asks for a thread of this worker wait until the block ends."""
+    places = [object() for _ in range(int(worker.limiter.available_tokens))]
+    for place in places:
+        worker.limiter.acquire_on_behalf_of_nowait(place)
+    try:
+        yield
+    finally:
+        for place in places:
+            worker.limiter.release_on_behalf_of(place)
 
 
 def wanted(session_id: str, *held: int, count: int = 100, size: int = 1_000_000) -> Wanted:

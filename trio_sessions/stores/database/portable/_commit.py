@@ -182,7 +182,7 @@ class Commit:
         revoked = self._revoked(connection, [claim.session_id for _, claim in batch.of(Claim)])
         crowds = self._count(connection, worker, batch, rows)
         plan = decide(worker, batch, rows, asked, revoked=revoked, crowds=crowds, in_doubt=in_doubt)
-        self._carry_out(connection, plan, lambda: waited() - asked)
+        self._carry_out(connection, plan, asked, waited)
         return plan.answers
 
     def _revoked(self, connection: sa.Connection, session_ids: Sequence[str]) -> frozenset[str]:
@@ -197,15 +197,17 @@ class Commit:
         found = connection.execute(self._find, self._among(session_ids))
         return {row.session_id: row for row in found}
 
-    def _carry_out(self, connection: sa.Connection, plan: Plan, since: Callable[[], float]) -> None:
-        """Do what was decided; ``since`` returns the seconds since the ages in the plan."""
+    def _carry_out(
+        self, connection: sa.Connection, plan: Plan, asked: float, waited: Callable[[], float]
+    ) -> None:
+        """Do what was decided; ``asked`` is what ``waited`` returned then."""
         cleared = self._clear(connection, plan.cleared, PIECE)
         dropped = cleared.dropped
         if cleared.left:
             plan.put_off(cleared.left, dropped)
         if plan.deleted:
             connection.execute(self._delete, self._among(plan.deleted))
-        plan.grow_older(since())
+        plan.grow_older(waited() - asked)
         for statement, values in (
             (self._insert, plan.inserted),
             (self._update, plan.updated),
@@ -219,7 +221,7 @@ class Commit:
         for place, session_id in plan.counted:
             plan.answers[place] = dropped[session_id]
         if plan.sent:
-            self._send_all(connection, plan)
+            self._send_all(connection, plan, waited())
         for place, post in plan.posted:
             plan.answers[place] = self._mail.post(connection, post)
         if plan.appended:
@@ -227,9 +229,9 @@ class Commit:
         if plan.claimed:
             self._look_at_the_claimed(connection, plan, dropped)
 
-    def _send_all(self, connection: sa.Connection, plan: Plan) -> None:
+    def _send_all(self, connection: sa.Connection, plan: Plan, waited: float) -> None:
         values = [
-            {"which": send.session_id, "content": send.payload, "age": send.age}
+            {"which": send.session_id, "content": send.payload, "age": send.age + waited}
             for _, send, _ in plan.sent
         ]
         ids = connection.execute(self._send, values).scalars()

@@ -63,7 +63,7 @@ from trio_sessions.stores.database.postgresql._witness import (
     witness_answers,
     witness_cte,
 )
-from trio_sessions.writes import Answer, Batch, Claim, Committed, Post
+from trio_sessions.writes import Answer, Batch, Claim, Committed, Post, Send
 
 __all__ = ["Commit"]
 
@@ -225,7 +225,7 @@ def _parameters(worker: Worker, batch: Batch, waited: float) -> dict[str, str | 
     for place, write in enumerate(batch.writes):
         kind = ADOPTIONS if adopts(write) else _BY_WRITE[type(write)]
         values = {"n": place, **kind.encode(write)}
-        if isinstance(write, Claim):
+        if isinstance(write, Claim | Send):
             values["age"] += waited
         encoded.setdefault(kind.name, []).append(values)
     return {
