@@ -12,6 +12,8 @@ DEEP = 100_000
 _REGRESSIONS = (
     Planned(seed="1-19", steps=150, workers=5, mix="losses"),  # a rewind begins no series
     Planned(seed="1-464", steps=150, workers=2, mix="losses"),  # a server that was left behind
+    Planned(seed="128", steps=20, workers=3, mix="all"),  # no brake
+    Planned(seed="25", steps=60, workers=3, mix="overlaps"),  # generations are ignored
     Planned(seed="9", steps=60, workers=3, mix="words again"),  # what has ended is inherited
     Planned(seed="5", steps=60, workers=4, mix="lost mail"),  # letters that come again
     Planned(seed="0", steps=60, workers=4, mix="lost mail"),  # lost items
