@@ -83,6 +83,7 @@ class JsonStore(SessionStore):
 
     def _transact(self, worker: Worker, work: Callable[[Book], T], asked_at: float) -> T:
         """Read the file, change it, and put it in place as a whole, on disk."""
+        is_in_place = False
         try:
             with self._locked():
                 state = self._read()
@@ -95,11 +96,11 @@ class JsonStore(SessionStore):
                     file.flush()
                     os.fsync(file.fileno())
                 new.replace(self._path)
+                is_in_place = True
                 return answer
         except (OSError, ValueError) as exc:
-            # It was not put in place, so nothing of it is there.
             raise StoreUnavailable(
-                "the JSON file cannot be read or written", did_nothing=True
+                "the JSON file cannot be read or written", did_nothing=not is_in_place
             ) from exc
 
     async def _run(self, worker: Worker, work: Callable[[Book], T]) -> T:

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -125,6 +126,51 @@ async def test_a_lock(postgresql_schema: sa.URL, backdoor: DatabaseBackdoor, *, 
                         await trio.sleep(0.02)
                         other.execute(waits)
         assert [one.did_nothing for one in errors] == [not ends]
+
+
+TRIGGERS = {
+    "postgresql": (
+        "CREATE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$",
+        "CREATE TRIGGER no BEFORE DELETE ON trio_sessions FOR EACH ROW EXECUTE FUNCTION stay()",
+    ),
+    "sqlite": (
+        "CREATE TRIGGER no BEFORE DELETE ON trio_sessions BEGIN SELECT RAISE(ABORT, 'no'); END",
+    ),
+}
+
+
+async def test_a_sweep_that_has_stamped(database: Shared) -> None:
+    """Its stamp is a transaction of its own: that the next one is refused does not undo it."""
+    backdoor = database.backdoor
+    assert isinstance(backdoor, DatabaseBackdoor)
+    async with opened(backdoor.engine.url) as client:
+        assert await client.stamp() == 2
+        backdoor.insert("s", "gone", age=10_000.0)
+        [(vouched_at,)] = backdoor.execute(sa.select(backdoor.fleet.c.vouched_at))
+        long_ago = vouched_at - timedelta(seconds=10_000)
+        backdoor.execute(sa.update(backdoor.fleet).values(unbroken_since=long_ago))
+        for statement in TRIGGERS[database.name]:
+            backdoor.execute(sa.text(statement))
+        with pytest.raises(StoreUnavailable) as caught:
+            await client.store.sweep(
+                client.worker,
+                session_ttl=100.0,
+                message_ttl=100.0,
+                max_gap=1e6,
+                limit=10,
+                stamp=Stamp(history="h", beat=1),
+            )
+        assert not caught.value.did_nothing
+        assert backdoor.workers()["w"] == 3
+
+
+def test_an_error_of_a_store_s_own_kind_has_an_answer() -> None:
+    class Away(StoreUnavailable):
+        def __init__(self) -> None:
+            pass
+
+    assert not Away().did_nothing
+    assert StoreUnavailable(did_nothing=True).did_nothing
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,11 @@ class Flight:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, StoreUnavailable) and error.did_nothing:
-            self._witness.withdraw(self)
-        self._witness.lose(self)
+        try:
+            if isinstance(error, StoreUnavailable) and error.did_nothing:
+                self._witness.withdraw(self)
+        finally:
+            self._witness.lose(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,14 +39,17 @@ class StoreUnavailable(SessionsError):
     or may not have happened; every write of a store is safe to repeat.
 
     Attributes:
-        did_nothing: what was asked for was surely not carried out, and will not be: no connection
+        did_nothing: nothing of what was asked for was carried out, or will be: no connection
             was to be had, or the database has said no. A store that can tell should set it: after
             an outage in which nothing reached the database, its rows are evidence at once.
     """
 
+    did_nothing: bool = False
+
     def __init__(self, *args: object, did_nothing: bool = False) -> None:
         super().__init__(*args)
-        self.did_nothing = did_nothing
+        if did_nothing:
+            self.did_nothing = True
 
 
 class RowUnavailable(StoreUnavailable):

@@ -157,7 +157,12 @@ class Connections:
     # ---- one operation ----
 
     async def run(
-        self, worker: Worker, work: Callable[[sa.Connection], T], *, rank: Rank = Rank.OTHERS
+        self,
+        worker: Worker,
+        work: Callable[[sa.Connection], T],
+        *,
+        rank: Rank = Rank.OTHERS,
+        is_one: bool = False,
     ) -> T:
         """Run ``work`` on a connection in a thread.
 
@@ -165,9 +170,10 @@ class Connections:
             worker: who asks.
             work: what is done.
             rank: for whom, where an engine that was handed in has few connections.
+            is_one: it is one transaction: of several the last may be refused alone.
         """
         async with self._place(rank):
-            return await self._guarded(worker, partial(self._connected, work))
+            return await self._guarded(worker, partial(self._connected, work), is_one=is_one)
 
     def _place(self, rank: Rank) -> AbstractAsyncContextManager[None]:
         found = places(self._given)  # looked up each time: the engine may have got another pool
@@ -202,7 +208,9 @@ class Connections:
         if self._process is not this_process():
             keep_for_ever((connection, driver))
 
-    async def _guarded(self, worker: Worker, work: Callable[[Operation], T]) -> T:
+    async def _guarded(
+        self, worker: Worker, work: Callable[[Operation], T], *, is_one: bool = False
+    ) -> T:
         """Run ``work`` in a thread, watched; the errors of drivers become ours."""
         self.check_process()
         operation = self._operation()
@@ -221,9 +229,10 @@ class Connections:
                 self._cut_what_was_taken()
             hide_values(exc)
             error = self._translated(exc, was_cut=operation.state is State.CUT)
-            error.did_nothing = not operation.has_held or self._has_refused(exc)
+            error.did_nothing = not operation.has_held or (is_one and self._has_refused(exc))
             raise error from exc
         except StoreUnavailable as exc:  # by the dialect
+            exc.did_nothing &= is_one
             hide_values(exc)
             raise
         finally:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import trio
@@ -200,11 +200,9 @@ class DatabaseStore(
     def _prepare(self, allowed: Allowed, connection: sa.Connection) -> None:
         self.changes = self._preparation.prepare(connection, allowed)
 
-    async def run(
-        self, worker: Worker, work: Callable[[sa.Connection], T], *, rank: Rank = Rank.OTHERS
-    ) -> T:
-        """Run ``work`` on a connection in a thread; not for users."""
-        return await self._opened.state.run(worker, work, rank=rank)
+    async def run(self, worker: Worker, work: Callable[[sa.Connection], T], **how: Any) -> T:
+        """Run ``work`` on a connection in a thread, as `Connections.run`; not for users."""
+        return await self._opened.state.run(worker, work, **how)
 
     # ---- operations ----
 
@@ -217,6 +215,7 @@ class DatabaseStore(
                 connection, worker, batch, lambda: time.monotonic() - asked
             ),
             rank=Rank.WRITER,
+            is_one=True,
         )
         self._acknowledged.note(worker, committed.stamp)
         return committed
@@ -266,6 +265,7 @@ class DatabaseStore(
             worker,
             lambda connection: self._operations.stamp(connection, worker, stamp, passed=passed),
             rank=Rank.LEASE,
+            is_one=True,
         )
         self._acknowledged.note(worker, stamped.stamp)
         return stamped
