@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from peers import Fakes
 from trio.testing import MockClock
 
 from trio_sessions import open_registry
@@ -48,20 +49,6 @@ class Streams:
     async def close(self) -> None:
         await trio.aclose_forcefully(self._theirs)
         await self.transport.disconnect()
-
-
-class Fakes:
-    """A fake, whose peer is the test."""
-
-    def __init__(self, transport: FakeTransport) -> None:
-        self.transport = transport
-
-    async def hang_up(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self.transport.state = "closed"
-
-    async def send(self) -> None:
-        await self.transport.send("hello")
 
 
 class Pinged(FakeTransport):

@@ -10,30 +10,17 @@ from typing import Any
 import pytest
 import trio
 import trio_asyncio
+from peers import Fakes
 from trio.testing import MockClock
 
 from trio_sessions.testing import FakeTransport, conformance_tests, transport_conformance
 from trio_sessions.testing._conformance._transports import LIMIT, PATIENCE
 
 
-class Pair:
-    """A transport, whose peer is the test."""
-
-    def __init__(self, transport: Any) -> None:
-        self.transport = transport
-
-    async def hang_up(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self.transport.state = "closed"
-
-    async def send(self) -> None:
-        await self.transport.send("hello")
-
-
 @asynccontextmanager
 async def open_connection() -> AsyncIterator[Any]:
     await trio.lowlevel.checkpoint()
-    yield Pair(FakeTransport())
+    yield Fakes(FakeTransport())
 
 
 def yielding(value: object) -> Callable[[], Any]:
@@ -63,16 +50,16 @@ async def coroutine() -> Any:
 
 async def undecorated() -> AsyncIterator[Any]:
     await trio.lowlevel.checkpoint()
-    yield Pair(FakeTransport())
+    yield Fakes(FakeTransport())
 
 
 @contextmanager
 def sync_manager() -> Iterator[Any]:
-    yield Pair(FakeTransport())
+    yield Fakes(FakeTransport())
 
 
 def generator() -> Iterator[Any]:
-    yield Pair(FakeTransport())
+    yield Fakes(FakeTransport())
 
 
 MUST = r"connect must be a function without arguments that returns an async context manager, .*"
@@ -86,7 +73,7 @@ DECORATE = r"put @asynccontextmanager over it"
         (coroutine, f"{MUST} not coroutine: .* without its parentheses"),
         (undecorated, f"{MUST} not async_generator: .* without its parentheses"),
         (lambda: None, f"{MUST} not NoneType: where it is a fixture, `return open_connection`"),
-        (lambda: Pair(FakeTransport()), f"{MUST} not Pair"),
+        (lambda: Fakes(FakeTransport()), f"{MUST} not Fakes"),
     ],
     ids=["opened", "coroutine", "generator", "nothing", "connection"],
 )
@@ -103,7 +90,7 @@ def test_connect_must_be_a_function(make: Callable[[], Any], message: str) -> No
         (undecorated, f"{MUST} and it returns an async generator: {DECORATE}"),
         (generator, f"{MUST} and it returns a generator: make it `async def`, and {DECORATE}"),
         (sync_manager, f"{MUST} and it returns a sync one: .* @asynccontextmanager"),
-        (lambda: Pair(FakeTransport()), f"{MUST} and it returns Pair"),
+        (lambda: Fakes(FakeTransport()), f"{MUST} and it returns Fakes"),
         (lambda: None, f"{MUST} and it returns None"),
     ],
     ids=["async", "undecorated", "generator", "sync", "connection", "nothing"],
@@ -151,9 +138,9 @@ YIELDS = r"connect must yield a Connection, an object with a `transport` and the
         (FakeTransport(), f"{YIELDS}; it yields the transport itself, FakeTransport"),
         (None, f"{YIELDS}; it yields None"),
         ((FakeTransport(), 3), f"{YIELDS}; it yields tuple, which has no `transport`"),
-        (Pair(Half()), "the transport of Pair must be a Transport.*; Half has no disconnect"),
-        (Pair(3), "the transport of Pair .*; int has no is_connected and no disconnect"),
-        (Pair(FakeTransport), "the transport of Pair .*, not the class itself: FakeTransport()"),
+        (Fakes(Half()), "the transport of Fakes must be a Transport.*; Half has no disconnect"),
+        (Fakes(3), "the transport of Fakes .*; int has no is_connected and no disconnect"),
+        (Fakes(FakeTransport), "the transport of Fakes .*, not the class itself: FakeTransport()"),
     ],
     ids=["transport", "nothing", "tuple", "half", "number", "class"],
 )
@@ -192,7 +179,7 @@ class SyncDisconnect(FakeTransport):
         self.state = "closed"
 
 
-class SyncPeer(Pair):
+class SyncPeer(Fakes):
     def hang_up(self) -> Any:
         self.transport.state = "closed"
 
@@ -206,8 +193,8 @@ class SyncPeer(Pair):
 @pytest.mark.parametrize(
     ("make", "check", "message"),
     [
-        (lambda: Pair(SyncAnswer()), 0, "SyncAnswer.is_connected must be async, .* bool at once"),
-        (lambda: Pair(SyncDisconnect()), 3, "SyncDisconnect.disconnect .* NoneType at once"),
+        (lambda: Fakes(SyncAnswer()), 0, "SyncAnswer.is_connected must be async, .* bool at once"),
+        (lambda: Fakes(SyncDisconnect()), 3, "SyncDisconnect.disconnect .* NoneType at once"),
         (lambda: SyncPeer(FakeTransport()), 1, "SyncPeer.hang_up must be .* NoneType at once"),
         (lambda: SyncPeer(FakeTransport()), 8, "SyncPeer.fall_silent .* NoneType at once"),
         (lambda: SyncPeer(FakeTransport()), 11, "SyncPeer.send must be async, .* str at once"),
@@ -243,7 +230,7 @@ def test_an_answer_that_is_wrong_is_told(
 ) -> None:
     """In words of its own: without pytest, an assert that has none says nothing."""
 
-    class Silent(Pair):
+    class Silent(Fakes):
         async def fall_silent(self) -> None:
             await trio.lowlevel.checkpoint()
 
@@ -270,12 +257,12 @@ class Raw(FakeTransport):
 @asynccontextmanager
 async def raw_transport_in_a_loop() -> AsyncIterator[Any]:
     async with trio_asyncio.open_loop():
-        yield Pair(Raw())
+        yield Fakes(Raw())
 
 
 @pytest.mark.parametrize(
     "connect",
-    [raw_streams, yielding(Pair(Raw())), raw_transport_in_a_loop],
+    [raw_streams, yielding(Fakes(Raw())), raw_transport_in_a_loop],
     ids=["streams", "transport", "loop"],
 )
 def test_asyncio_under_trio_is_told_of_asyncio_transport(connect: Any) -> None:
@@ -296,7 +283,7 @@ def test_other_errors_get_no_such_note() -> None:
             raise RuntimeError("no")
 
     with pytest.raises(RuntimeError) as raised:
-        run(yielding(Pair(Broken())))
+        run(yielding(Fakes(Broken())))
     [rule] = raised.value.__notes__
     assert rule.startswith("The rule of ")
 
@@ -313,7 +300,7 @@ class NoticesNoPeer(FakeTransport):
 @asynccontextmanager
 async def open_deaf() -> AsyncIterator[Any]:
     await trio.lowlevel.checkpoint()
-    yield Pair(NoticesNoPeer())
+    yield Fakes(NoticesNoPeer())
 
 
 WHERE_IT_GOES = (
@@ -355,4 +342,4 @@ class IsSlow(FakeTransport):
 def test_a_slow_machine_is_given_more_time() -> None:
     """So many answers, and not only so many seconds."""
     assert LIMIT < 0.25 * 60 < PATIENCE
-    run(yielding(Pair(IsSlow())), "a_peer_that_goes_is_noticed")
+    run(yielding(Fakes(IsSlow())), "a_peer_that_goes_is_noticed")
