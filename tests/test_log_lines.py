@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ Line = tuple[str, str]
 """A logger, and the text that it is given, before its arguments are put in."""
 
 
+parse = cache(ast.parse)  # of all modules, for each look
+
+
 def lines_of(source: str) -> list[tuple[Line, str]]:
     """Return what a module logs loudly, with the level; "log" where a variable is called so.
 
@@ -27,7 +31,7 @@ def lines_of(source: str) -> list[tuple[Line, str]]:
     name = re.search(
         r'^logger = (?:logging\.getLogger|get_logger)\("([\w.]+)"\)', source, re.MULTILINE
     )
-    return list(_lines_in(ast.parse(source), name and name[1]))
+    return list(_lines_in(parse(source), name and name[1]))
 
 
 def _lines_in(node: ast.AST, logger: str | None) -> Iterator[tuple[Line, str]]:
@@ -55,7 +59,7 @@ def handed_by(source: str, function: str) -> set[str]:
     """Return the logger that a module hands to a function, if it calls it."""
     calls = [
         node
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parse(source))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and node.func.id == function
@@ -85,6 +89,7 @@ def logged_by(sources: Collection[str]) -> dict[Line, str]:
     return found
 
 
+@cache
 def logged() -> dict[Line, str]:
     return logged_by(
         [

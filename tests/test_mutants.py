@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from mutants.judging import Explained, Judgement
-from mutants.making import Mutant, make_mutants
 from mutants.meeting import Meeting
+from mutants.mutant import Mutant
 from mutants.running import Copy, Result, Results, Runner, in_order, record
 
 CODE = """\
@@ -74,6 +74,13 @@ def test_a_box_gives_a_hint():
 
 def mutations(text: str) -> list[str]:
     return [f"{one.function}: {one.mutation}" for one in make_mutants("one.py", text)]
+
+
+def make_mutants(module: str, text: str) -> list[Mutant]:
+    """Import what makes them where it is needed: most processes of the tests never do."""
+    from mutants.making import make_mutants
+
+    return list(make_mutants(module, text))
 
 
 def test_every_kind_of_fault_is_made_where_it_makes_sense() -> None:

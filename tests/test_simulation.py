@@ -143,7 +143,6 @@ async def test_the_simulated_database_keeps_the_contract(
 
 
 @unmeasured
-@unmeasured
 @pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
 def test_a_cure_that_is_turned_off_is_missed(
     switch: Switch, monkeypatch: pytest.MonkeyPatch

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mutants.judging import Judgement, read_explained
-from mutants.making import Mutant, make_mutants
+from mutants.making import make_mutants
 from mutants.meeting import digest
+from mutants.mutant import Mutant
 from mutants.running import Copy, Results, Runner, in_order, record
 
 ROOT = Path(__file__).parent.parent.parent

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mutants.making import Mutant
+from mutants.mutant import Mutant
 from mutants.running import Result
 
 __all__ = ["LEAST", "Explained", "Judgement", "read_explained"]

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import libcst as cst
@@ -11,29 +10,9 @@ from libcst.metadata import CodePosition, CodeRange, MetadataWrapper, PositionPr
 from libcst.metadata import WhitespaceInclusivePositionProvider as WholeProvider
 from mutmut.mutation import mutators
 
-__all__ = ["Mutant", "make_mutants"]
+from mutants.mutant import Mutant
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mutant:
-    """One small fault."""
-
-    module: str
-    """The path of the module, from the root of the project."""
-    function: str
-    """The qualified name of the function or class that it is in; empty where it is in none."""
-    mutation: str
-    """The lines before and after, so that the mutant is known again when others change."""
-    operator: str
-    lines: range
-    """Of the statement."""
-    in_function: bool
-    """Else it runs when the module is imported."""
-    source: str
-    """The text of the whole module with the fault."""
-
-    def __str__(self) -> str:
-        return f"{self.module} {self.function}: {self.mutation}"
+__all__ = ["make_mutants"]
 
 
 def _remove(node: cst.BaseSmallStatement) -> Iterable[cst.CSTNode]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from coverage import CoverageData
 
-from mutants.making import Mutant
+from mutants.mutant import Mutant
 
 __all__ = ["WITH_POSTGRESQL", "Meeting", "digest"]
 

@@ -15,8 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from mutants.making import Mutant
 from mutants.meeting import WITH_POSTGRESQL, Meeting, digest
+from mutants.mutant import Mutant
 
 __all__ = ["Copy", "Results", "in_order", "record"]
 
