@@ -35,7 +35,7 @@ demo: $(VENV)/.demo ## run the main job on real connections and an SQLite file
 	$(BIN)/trio-sessions demo
 
 test: $(VENV)/.dev ## run the whole suite, a real PostgreSQL included
-	$(BIN)/python -m pytest --numprocesses 5 --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 7 --dist worksteal $(PYTEST_ARGS)
 
 # Python 3.13 is younger than SQLAlchemy 2.0.30.
 OLDEST := 'sqlalchemy==2.0.30; python_version < "3.13"' 'sqlalchemy<2.1; python_version >= "3.13"'

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_sessions import MessageTooLarge
@@ -46,6 +46,7 @@ def test_any_value_comes_out_as_it_went_in(value: object) -> None:
     assert same(through(value), value)
 
 
+@settings(max_examples=40)
 @given(value=values, depth=st.sampled_from([300, 1100]), is_dict=st.booleans())
 def test_any_value_deep_inside_others(value: object, depth: int, is_dict: bool) -> None:  # noqa: FBT001 -- drawn
     """Deeper than orjson, and the decoder of the standard library, can follow."""
