@@ -26,6 +26,7 @@ from hypothesis import settings
 from lending import Schemas, count_changes, make_schema
 from presses import let_children_have_ctrl_c
 from proxy import Proxy, open_proxy
+from room import use_memory
 from servers import Server, make_data, make_server
 from soak import SOAK, longer
 from unmeasured import not_measuring, unmeasured
@@ -257,6 +258,7 @@ def share_database(name: str, url: sa.URL) -> Iterator[Shared]:
 
 
 if not SOAK:
+    use_memory()
     # Python's dev mode also looks for faults of C code at each allocation, and a program takes a
     # fifth longer. The soak has that, too.
     os.environ.setdefault("PYTHONMALLOC", "pymalloc")

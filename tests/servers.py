@@ -155,6 +155,8 @@ _OPTIONS = {
     "log_statement": "all",
     "log_line_prefix": "%p ",
     "autovacuum": "off",
+    # Among its data, and gone with them: one that is killed leaves what it shares elsewhere.
+    "dynamic_shared_memory_type": "mmap",
 }
 
 
