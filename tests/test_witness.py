@@ -191,31 +191,6 @@ def test_what_was_suspect_stays_so() -> None:
     assert len(witness._suspect) <= 64, "they are bounded"
 
 
-def test_a_row_that_is_seen_beside_a_later_beat_is_suspect_no_more() -> None:
-    """A later one that nothing lost can have reached, of the present history."""
-    witness = steady()
-    assert not witness.dispels(stamp(2), stamp(1)), "there is nothing to dispel"
-    for _ in range(2):
-        witness.lose(witness.depart())
-    for beat in (2, 3, 4):
-        witness.land(witness.depart(), stamp(beat))
-    dispelled = {
-        (shown, confirmed)
-        for shown in range(1, 6)
-        for confirmed in range(1, 6)
-        if witness.dispels(stamp(shown), stamp(confirmed))
-    }
-    assert dispelled == {(4, 2), (4, 3), (5, 2), (5, 3)}
-    assert not witness.dispels(None, stamp(2))
-    assert not witness.dispels(stamp(4, "other"), stamp(2))
-    assert not witness.dispels(stamp(4, "other"), stamp(2, "other"))
-    lost, landed = witness.depart(), witness.depart()
-    witness.land(landed, stamp(5))
-    assert witness.dispels(stamp(5), stamp(2)), "and if what is out is lost, 5 is suspect itself"
-    witness.lose(lost)
-    assert not witness.dispels(stamp(5), stamp(2))
-
-
 async def test_whoever_waits_for_a_contradiction_is_told() -> None:
     """At once where there is one; again with the next."""
     witness = steady()

@@ -23,7 +23,7 @@ from trio_sessions._table import LocalTable
 from trio_sessions._witness import Witness
 from trio_sessions._writer import Writer
 from trio_sessions.errors import RowDoubtful
-from trio_sessions.types import RowAnswers, fingerprint
+from trio_sessions.types import fingerprint
 from trio_sessions.writes import Claim, Claimed, Delete, Keep, Outcome, Unfinished
 
 __all__ = ["ClaimListener", "Claims", "wait_all"]
@@ -32,9 +32,8 @@ logger = get_logger("trio_sessions.rows")
 
 _SLICE = 1000  # deletions before the event loop gets its turn
 _LOST_IN_DOUBT = (
-    "the database went back, or may have gone back unseen, and says that a newer connection of the "
-    "session is elsewhere: that is believed only when every worker has had the time to write its "
-    "rows anew"
+    "the database went back, and says that a newer connection of the session is elsewhere: that is "
+    "believed only when every worker has had the time to write its rows anew"
 )
 
 
@@ -158,17 +157,6 @@ class Claims:
         entry.forget()
         self.write(entry, first=True)
         return True
-
-    def seen(self, entries: Iterable[Entry], answers: RowAnswers) -> None:
-        """Take note of rows that are there, in one snapshot: doubt about them may be dispelled."""
-        for entry in entries:
-            if (
-                entry.row is Row.CONFIRMED
-                and self._witness.dispels(answers.stamp, entry.confirmed_by)
-                and entry.session_id in answers.held
-            ):
-                assert answers.stamp is not None
-                entry.see(answers.stamp)
 
     def lapse(self, entry: Entry) -> None:
         """Note that a row was swept, for this worker had lost its lease."""

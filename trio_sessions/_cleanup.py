@@ -50,7 +50,6 @@ __all__ = ["Pass"]
 logger = get_logger("trio_sessions.cleanup")
 
 _SLICE = 1000  # sessions judged before the event loop gets its turn
-_DOUBT = 2  # times cleanup_interval: by then others have deleted rows that they do not hold
 _SPLITTING = 0.5  # of cleanup_interval: a flood of bad rows must not keep the pass from its end
 
 
@@ -239,9 +238,6 @@ class Pass:
                 suspect=verdict.suspect,
             )
             self._take_note(verdict)
-            if verdict.suspect:
-                pause = self._settings.cleanup_interval
-                self._witness.doubt(trio.current_time() + _DOUBT * pause)
             for entry in verdict.suspect:
                 self._claims.write_anew(entry)
 
@@ -302,7 +298,7 @@ class Pass:
         split; any other makes it unknown.
         """
         try:
-            answers = await self._edge.refresh([entry.session_id for entry in entries])
+            return await self._edge.refresh([entry.session_id for entry in entries])
         except RowUnavailable as exc:
             error: SessionsError = exc
             if self._may_split(entries):
@@ -322,9 +318,6 @@ class Pass:
             error = exc
             self.database_answered = False
             self._went_back |= isinstance(exc, WentBack)
-        else:
-            self._claims.seen(entries, answers)
-            return answers
         return RowAnswers(
             held=frozenset(), unknown=dict.fromkeys((e.session_id for e in entries), error)
         )

@@ -230,10 +230,6 @@ class Entry:
         self.is_certain, self.was_forgotten = True, False
         self._answer(Row.LOST if lost else Row.CONFIRMED, None)
 
-    def see(self, stamp: Stamp) -> None:
-        """Note that the row was there, beside a later stamp than the one that confirmed it."""
-        self.confirmed_by = stamp
-
     def fail(self, error: Exception | None) -> None:
         """Note that the claim has failed; None: it was not made, for it is not needed any more."""
         if isinstance(error, RowUnavailable):

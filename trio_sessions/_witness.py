@@ -17,8 +17,7 @@ another history, or a lower beat; or counts a beat that it has counted before, f
 it went back, and forward again. What departed in an earlier history decides nothing.
 
 A flight that is not answered may have been counted just so: then the beats that were acknowledged
-to others meanwhile are *suspect*. What was confirmed with one of them is never found missing,
-until it is seen beside a beat that is not.
+to others meanwhile are *suspect*. What was confirmed with one of them is never found missing.
 
 Why a beat is enough: the stamps of one worker are in one order, that of the row's lock, and what
 survives a crash, a fail-over or a restore is a prefix of what was committed. So a database that
@@ -162,7 +161,7 @@ class Witness:
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether the database may have gone back a while ago, and others still write rows anew."""
+        """Whether the database went back a while ago, and others may still write rows anew."""
         return trio.current_time() < self._doubtful_until
 
     def begin(
@@ -182,14 +181,6 @@ class Witness:
         self._told = 1
         self._reach = 0
         self._suspect.clear()
-
-    def doubt(self, until: float) -> None:
-        """Note that the database may have gone back unseen; see `is_in_doubt`.
-
-        Args:
-            until: on Trio's clock.
-        """
-        self._doubtful_until = max(self._doubtful_until, until)
 
     def depart(self, *, counts: bool = True) -> Flight:
         """Note that something is asked for; `land` or `show` must follow, or it is lost.
@@ -311,26 +302,9 @@ class Witness:
         """Say whether the database may have counted this beat twice, the second time unseen."""
         beat = confirmed.beat
         return confirmed.history == self.known.history and (
-            self._is_of_the_lost(beat)
+            any(beat in one for one in self._suspect)
             or any(beat in one.acknowledged for one in self._flights if one.counts)
         )
-
-    def dispels(self, shown: Stamp | None, confirmed: Stamp) -> bool:
-        """Say whether a row that is there beside this stamp is suspect no more for what was lost.
-
-        Then it is as if it had been confirmed with that one.
-        """
-        return (
-            bool(self._suspect)
-            and shown is not None
-            and _goes_on(shown, confirmed)
-            and shown.history == self.known.history
-            and self._is_of_the_lost(confirmed.beat)
-            and not self._is_of_the_lost(shown.beat)
-        )
-
-    def _is_of_the_lost(self, beat: int) -> bool:
-        return any(beat in one for one in self._suspect)
 
     def _check_history(self, flight: Flight) -> None:
         if not self.is_steady or flight.known.history != self.known.history:
