@@ -223,7 +223,7 @@ class Claims:
             self.departures.settle(entry.session_id, claim.ended)
             self.dropped(claimed.dropped)
             entry.pending.forget(claim)
-        entry.confirm(claimed, self._witness.known)
+        entry.confirm(claimed, self._witness.landed)
         if entry.refusal is not None:
             for refused in self._refused:
                 refused(entry)

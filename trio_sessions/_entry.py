@@ -218,7 +218,7 @@ class Entry:
 
         Args:
             claimed: the answer.
-            stamp: of this worker, not lower than the one that the claim's batch has set.
+            stamp: the one that the claim's batch has set.
         """
         self.refusal = claimed.outcome if claimed.outcome in _REFUSALS else None
         lost = self.refusal is not None or claimed.outcome is Outcome.LOST

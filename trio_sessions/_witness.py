@@ -81,19 +81,15 @@ class Flight:
         witness: notes what becomes of it.
         known: the highest stamp that was acknowledged when it departed.
         counts: whether the database is to count a beat for it.
-        most: the highest that this can be, if all that is on its way or lost was carried out.
         number: of those for which a beat is counted, in the order of their departures.
     """
 
-    __slots__ = ("_witness", "acknowledged", "counts", "known", "most", "number")
+    __slots__ = ("_witness", "acknowledged", "counts", "known", "number")
 
-    def __init__(
-        self, witness: "Witness", known: Stamp, *, counts: bool, most: int, number: int
-    ) -> None:
+    def __init__(self, witness: "Witness", known: Stamp, *, counts: bool, number: int) -> None:
         self._witness = witness
         self.known = known
         self.counts = counts
-        self.most = most
         self.number = number
         self.acknowledged: set[int] = set()
         """Beats that were acknowledged to others since."""
@@ -138,7 +134,13 @@ class Witness:
         """The number of the last that departed, and of the last of those that landed."""
         self._standing = Standing.UNBEGUN
         self.known = Stamp(history="", beat=0)
-        """The highest stamp that was acknowledged; `begin` and `land` set it, and nobody else."""
+        """The highest that was acknowledged; `begin` and `land` set it, and nobody else."""
+        self.landed = self.known
+        """The stamp of the flight that has landed last: of its answers, in that same step.
+
+        It may be lower than `known`: then it may be of a server that is not there any more, and
+        was acknowledged late.
+        """
         self._flights: set[Flight] = set()
         self._reach = 0
         """Up to this beat a database may have come with what was lost, if it was carried out."""
@@ -177,7 +179,7 @@ class Witness:
         self._go(Standing.STEADY)
         self.has_lapsed = has_lapsed
         self._doubtful_until = doubtful_until
-        self.known = Stamp(history=history, beat=1)
+        self.known = self.landed = Stamp(history=history, beat=1)
         self._told = 1
         self._reach = 0
         self._suspect.clear()
@@ -194,8 +196,7 @@ class Witness:
         if self._standing is not Standing.STEADY:
             raise WentBack
         self._departed += counts
-        most = self._highest() + counts
-        flight = Flight(self, self.known, counts=counts, most=most, number=self._departed)
+        flight = Flight(self, self.known, counts=counts, number=self._departed)
         self._flights.add(flight)
         return flight
 
@@ -207,10 +208,11 @@ class Witness:
         """Note that the answer to a flight was lost; nothing happens if it has landed."""
         if flight not in self._flights:
             return
+        highest = self._highest()
         self._flights.discard(flight)
         if not flight.counts or flight.known.history != self.known.history:
             return
-        self._reach = max(self._highest(), flight.most, self.known.beat + 1)
+        self._reach = highest
         start, stop = flight.known.beat + 1, self._reach + 1
         while self._suspect and start <= self._suspect[-1].stop:
             start = min(start, self._suspect.pop().start)
@@ -220,12 +222,13 @@ class Witness:
             self._suspect.appendleft(range(first.start, second.stop))
 
     def _highest(self) -> int:
-        """Return up to which beat a database may have come by now."""
-        highest = max(self.known.beat, self._reach)
-        for one in self._flights:
-            if one.most > highest and one.known.history == self.known.history:
-                highest = one.most
-        return highest
+        """Return up to which beat a database can come with all that is on its way.
+
+        Whatever was acknowledged meanwhile may have been counted first.
+        """
+        history = self.known.history
+        out = sum(one.counts and one.known.history == history for one in self._flights)
+        return max(self.known.beat, self._reach) + out
 
     def land(self, flight: Flight, stamp: Stamp | None) -> None:
         """Judge the answer to a flight that was to set a stamp.
@@ -249,6 +252,7 @@ class Witness:
         assert stamp is not None
         for other in self._flights:
             other.acknowledged.add(stamp.beat)
+        self.landed = stamp
         if stamp.beat > self.known.beat:
             self.known = stamp
         self._told += 1
