@@ -22,9 +22,12 @@ from trio_sessions.errors import StoreUnavailable
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.database._connections import Connections
 from trio_sessions.stores.database._database import Database
+from trio_sessions.stores.database._given import Rank
 from trio_sessions.stores.database._operation import Operation, State, Withdrawn, current
 from trio_sessions.stores.database.sqlite import DATABASE
 from trio_sessions.testing import FakeTransport
+from trio_sessions.types import Presence, Stamp
+from trio_sessions.writes import Batch
 
 OVER = -1.0  # seconds: whatever is bounded by it has taken too long at once
 
@@ -359,3 +362,48 @@ async def test_closing_waits_for_what_runs_and_no_longer(sqlite_url: sa.URL) -> 
             await trio.testing.wait_all_tasks_blocked()
             may_end.set()
     assert ended == ["work", "close"]
+
+
+async def test_whose_lease_it_is_comes_first(
+    sqlite_url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of few connections each kind leaves one to those before it."""
+    store = DatabaseStore(sqlite_url)
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+    ranks: list[Rank] = []
+
+    async def run(
+        self: object, worker: Worker, work: object, *, rank: Rank = Rank.OTHERS, **how: object
+    ) -> None:
+        ranks.append(rank)
+        raise StoreUnavailable
+
+    monkeypatch.setattr(DatabaseStore, "run", run)
+    presence = Presence(session_ttl=9.0, cleanup_interval=3.0, stamp_interval=1.0, version="1")
+    stamp, bounds = Stamp(history="h", beat=1), {"session_ttl": 9.0, "message_ttl": 9.0}
+    for asked in (
+        store.begin(worker, "h", presence, after=None),
+        store.stamp(worker, stamp, passed=False),
+        store.sweep(worker, **bounds, max_gap=9.0, limit=1),
+        store.refresh(worker, ["s"]),
+        store.commit(worker, Batch(writes=[], stamp=stamp)),
+        store.locate(worker, "s"),
+    ):
+        with pytest.raises(StoreUnavailable):
+            await asked
+    assert ranks == [Rank.LEASE] * 2 + [Rank.PASS] * 2 + [Rank.WRITER, Rank.OTHERS]
+    assert sorted(ranks) == ranks
+
+
+async def test_a_statement_that_takes_too_long_is_cut(sqlite_url: sa.URL) -> None:
+    """The watch looks at what runs, again and again."""
+    store = DatabaseStore(sqlite_url, lock_timeout=0.1, operation_timeout=0.3)
+    worker = Worker(worker_id="w", incarnation="i", limiter=trio.CapacityLimiter(1))
+    await store.open(worker)
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    try:
+        with pytest.raises(StoreUnavailable, match="operation_timeout"):
+            await store.run(worker, lambda connection: connection.exec_driver_sql(endless).all())
+        assert await store.run(worker, lambda one: one.exec_driver_sql("SELECT 1").scalar()) == 1
+    finally:
+        await store.close(worker)
