@@ -16,7 +16,7 @@ ASYNC_RULES := ASYNC101,ASYNC105,ASYNC106,ASYNC113,ASYNC115,ASYNC116,ASYNC118,AS
 # What `fault` of tests/faults decorates becomes a context manager.
 ASYNC_MANAGERS := --transform-async-generator-decorators=fault
 
-.PHONY: help demo test test-oldest test-all check format lint types layers docs bench soak reliability deep mutants gateway-check mcp-check dist-check constraints clean
+.PHONY: help demo test test-oldest test-all check format lint types layers docs bench soak reliability simulate deep mutants gateway-check mcp-check dist-check constraints clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -62,7 +62,7 @@ dist-check: $(VENV)/.dev ## build the wheel, install it on each Python that is p
 IN_TURN := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 check: $(VENV)/.dev ## the whole gate: all of the following two at a time, then the tests with branch coverage
-	$(MAKE) --jobs=2 $(IN_TURN) test-oldest types docs lint format layers
+	$(MAKE) --jobs=2 $(IN_TURN) simulate test-oldest types docs lint format layers
 	$(MAKE) test PYTEST_ARGS='--cov --cov-report=term --cov-fail-under=95'
 
 format: $(VENV)/.dev ## fail unless the code is formatted
@@ -100,6 +100,9 @@ reliability: $(VENV)/.dev ## break real servers in every way there is, and write
 	rm -f $(RECORDS)
 	TRIO_SESSIONS_SOAK=1 TRIO_SESSIONS_RELIABILITY=$(RECORDS) $(BIN)/python -m pytest tests/faults/test_matrix.py
 	PYTHONPATH=tests $(BIN)/python -m faults.report $(RECORDS) docs/reliability/faults.md
+
+simulate: $(VENV)/.dev ## the simulated fleet's profile of the gate, from fixed seeds
+	$(BIN)/python -m trio_sessions.testing.simulate --profile ci
 
 deep: $(VENV)/.dev ## the simulated fleet for 10^5 steps, from a fixed seed, and a page of what it did
 	$(BIN)/python -m trio_sessions.testing.simulate --profile deep --report docs/reliability/simulation.md

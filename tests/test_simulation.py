@@ -1,7 +1,7 @@
 """A simulated fleet: whatever happens to the database, nobody is removed without a reason.
 
-The gate plays the profile ``dev``. ``make soak`` plays ``ci``, and as many steps as ``deep`` from a
-seed of chance, or from ``TRIO_SESSIONS_SEED``. Each switch of `switches` turns one cure off: then
+`make test` plays the profile ``dev``, the gate ``ci`` beside it (``make simulate``), and the soak
+also as many steps as ``deep`` from a seed of chance, or from ``TRIO_SESSIONS_SEED``. Each switch of `switches` turns one cure off: then
 the fleet has to fail, in the gate by a seed of its own, in the soak by the profile ``ci``.
 """
 
