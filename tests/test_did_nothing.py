@@ -18,6 +18,7 @@ from trio_sessions import SessionRegistry, StoreUnavailable
 from trio_sessions.abc import Worker
 from trio_sessions.stores.database import DatabaseStore
 from trio_sessions.stores.database.postgresql._errors import has_refused
+from trio_sessions.stores.database.sqlite._connections import has_refused as sqlite_has_refused
 from trio_sessions.testing import FakeTransport, Fault, FaultyStore
 from trio_sessions.types import Presence, Stamp
 
@@ -195,6 +196,26 @@ def test_what_a_server_says_last(sqlstate: str | None, *, is_no: bool) -> None:
     error = psycopg.Error()
     error.sqlstate = sqlstate
     assert has_refused(sa.exc.DBAPIError("", {}, error)) is is_no
+
+
+@pytest.mark.parametrize(
+    ("code", "is_no"),
+    [
+        (sqlite3.SQLITE_BUSY, True),
+        (sqlite3.SQLITE_BUSY | 1 << 8, True),  # an extended one: SQLITE_BUSY_RECOVERY
+        (sqlite3.SQLITE_IOERR, False),
+        (sqlite3.SQLITE_CORRUPT, False),
+        (None, False),
+    ],
+)
+def test_an_error_of_sqlite_says_whether_nothing_is_in_the_file(
+    code: int | None, *, is_no: bool
+) -> None:
+    """What is not known to say so may be there."""
+    error = sqlite3.OperationalError("an error")
+    if code is not None:
+        error.sqlite_errorcode = code
+    assert sqlite_has_refused(sa.exc.DBAPIError("", {}, error)) is is_no
 
 
 async def test_a_file_that_is_locked(sqlite_file: sa.URL) -> None:
