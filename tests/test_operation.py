@@ -380,11 +380,11 @@ async def test_whose_lease_it_is_comes_first(
 
     monkeypatch.setattr(DatabaseStore, "run", run)
     presence = Presence(session_ttl=9.0, cleanup_interval=3.0, stamp_interval=1.0, version="1")
-    stamp, bounds = Stamp(history="h", beat=1), {"session_ttl": 9.0, "message_ttl": 9.0}
+    stamp = Stamp(history="h", beat=1)
     for asked in (
         store.begin(worker, "h", presence, after=None),
         store.stamp(worker, stamp, passed=False),
-        store.sweep(worker, **bounds, max_gap=9.0, limit=1),
+        store.sweep(worker, session_ttl=9.0, message_ttl=9.0, max_gap=9.0, limit=1),
         store.refresh(worker, ["s"]),
         store.commit(worker, Batch(writes=[], stamp=stamp)),
         store.locate(worker, "s"),
