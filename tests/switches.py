@@ -8,6 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from lease_cures import (
+    lease_by_the_stamp_alone,
+    older_marks_are_believed,
+    swept_is_not_remembered,
+)
 
 from trio_sessions import _brake, _cleanup, _estimate, _verdicts, _witness, inspection
 from trio_sessions._admission import Admission
@@ -27,12 +32,11 @@ from trio_sessions._undecided import Undecided
 from trio_sessions.abc import Worker
 from trio_sessions.errors import StoreUnavailable
 from trio_sessions.inspection import SessionInfo
-from trio_sessions.stores.memory import _workers
 from trio_sessions.stores.memory._revoked import Marks
 from trio_sessions.stores.memory._rows import Rows
 from trio_sessions.stores.memory._workers import Workers
 from trio_sessions.testing._simulation._database import Database
-from trio_sessions.types import RemovalReason, RowAnswers, Stamp
+from trio_sessions.types import RemovalReason, Stamp
 from trio_sessions.writes import Claim, Claimed, Keep, Outcome, Unfinished
 
 __all__ = ["SWITCHES", "Switch"]
@@ -320,24 +324,6 @@ def _rows_told_as_they_are(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Inspection, "describe", describe)
 
 
-def _older_marks_are_believed(patch: pytest.MonkeyPatch) -> None:
-    def has_mark(entry: Entry, answers: RowAnswers, now: float) -> bool:
-        return entry.session_id in answers.taken_over
-
-    patch.setattr(_verdicts, "_has_mark", has_mark)
-
-
-def _swept_is_not_remembered(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_workers, "REMEMBERED", 0.0)
-
-
-def _lease_by_the_stamp_alone(patch: pytest.MonkeyPatch) -> None:
-    def has_lapsed(self: _workers._Row, now: float) -> bool:
-        return now - self.stamped_at > self.presence.session_ttl
-
-    patch.setattr(_workers._Row, "has_lapsed", has_lapsed)
-
-
 REMOVED = "but its transport is connected, nobody has removed it"
 SWEPT = "was swept"
 STORED = "in peace at last: stored, and not alive"
@@ -482,23 +468,26 @@ SWITCHES = [
     ),
     Switch(
         "an older copy's mark is believed",
-        _older_marks_are_believed,
+        older_marks_are_believed,
         "was removed in the first pass",
-        "0",
+        "2",
+        steps=20,
         mix="old marks",
     ),
     Switch(
         "who was swept is not remembered",
-        _swept_is_not_remembered,
+        swept_is_not_remembered,
         "says that the database has gone back",
-        "0",
+        "7",
+        steps=30,
         mix="leases",
     ),
     Switch(
         "a lease is as old as its stamp",
-        _lease_by_the_stamp_alone,
+        lease_by_the_stamp_alone,
         "and its row of",
-        "0",
+        "5",
+        steps=30,
         mix="leases",
     ),
 ]

@@ -22,7 +22,7 @@ __all__ = ["LeaseRules"]
 _MANY = 14  # sessions, more than the brake needs
 _SETTLED = 1.0  # seconds, in which a claim is answered, or a pass ends, without a fault
 _INTERVALS = 3  # in which what has lapsed is swept: first its rows, then its own row
-_SLEPT, _HUNG = "worker slept for longer than its TTL", "pass hung for longer than its TTL"
+_SLEPT, _HUNG = "worker sleeps for longer than its TTL", "pass hangs for longer than its TTL"
 
 
 class LeaseRules(LimitRules):
@@ -56,9 +56,12 @@ class LeaseRules(LimitRules):
 
     async def _go_on(self, worker: SimulatedWorker) -> None:
         await trio.sleep(worker.session_ttl + _INTERVALS * self._longest_interval + _SETTLED)
+        self._look_at_leases()
         worker.link.resume()
         self._without_pass = None
         self._log.note(worker.number, "goes on")
+        await trio.sleep(self._longest_interval)
+        self._look_at_leases()
 
     @property
     def _longest_interval(self) -> float:
@@ -104,11 +107,15 @@ class LeaseRules(LimitRules):
     def look(self) -> None:
         """Look at what can be seen at any time."""
         super().look()
-        if self._log.faults and self._log.faults.keys() <= {_SLEPT, _HUNG}:
-            self._look_at_leases()
+        self._look_at_leases()
 
     def _look_at_leases(self) -> None:
-        """Object if a lease outlasts the passes of its holder, or its loss is called a rewind."""
+        """Object if a lease outlasts the passes of its holder, or its loss is called a rewind.
+
+        Both are allowed where anything else is wrong, too.
+        """
+        if not self._log.faults or not self._log.faults.keys() <= {_SLEPT, _HUNG}:
+            return
         truth, (now, _) = self._database.truth, self._database.moment()
         for worker in self._judge.workers:
             if not worker.is_open:

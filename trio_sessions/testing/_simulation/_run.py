@@ -46,9 +46,7 @@ _PAUSES = (
 )  # seconds between two steps
 
 
-class _Rules(
-    OrphanRules, DataRules, DrainRules, LeaseRules, LimitRules, MailRules, QuestionRules
-):
+class _Rules(OrphanRules, DataRules, DrainRules, LeaseRules, LimitRules, MailRules, QuestionRules):
     """All rules; a mix says which of them are followed."""
 
 
