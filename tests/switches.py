@@ -8,6 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from lease_cures import (
+    lease_by_the_stamp_alone,
+    older_marks_are_believed,
+    swept_is_not_remembered,
+)
 
 from trio_sessions import _brake, _cleanup, _estimate, _verdicts, _witness, inspection
 from trio_sessions._admission import Admission
@@ -460,5 +465,29 @@ SWITCHES = [
         "itself, and does not",
         "14",
         mix="lost questions",
+    ),
+    Switch(
+        "an older copy's mark is believed",
+        older_marks_are_believed,
+        "was removed in the first pass",
+        "2",
+        steps=20,
+        mix="old marks",
+    ),
+    Switch(
+        "who was swept is not remembered",
+        swept_is_not_remembered,
+        "says that the database has gone back",
+        "7",
+        steps=30,
+        mix="leases",
+    ),
+    Switch(
+        "a lease is as old as its stamp",
+        lease_by_the_stamp_alone,
+        "and its row of",
+        "5",
+        steps=30,
+        mix="leases",
     ),
 ]

@@ -7,6 +7,7 @@
     _disasters     what becomes of the database
     _words         what is said of sessions: _data_rules, _log_rules
     _adoption_rules, _orphan_rules, _drain_rules    sessions go to other workers
+    _lease_rules    leases are lost, and old claims come late
     _limit_rules, _mail_rules    the other optional parts of the contract
     _question_rules    what operators ask           _states    whether workers live
     _judge         the invariants

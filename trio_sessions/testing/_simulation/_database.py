@@ -293,6 +293,14 @@ class Database(MemoryStore):
         row = self._rows.get(session_id)
         return None if row is None else row.born
 
+    def held_since(self, incarnation: str, moment: float) -> list[str]:
+        """Return the rows of an incarnation that were not refreshed since a moment, by Trio."""
+        return sorted(
+            session_id
+            for session_id, row in self._rows.items()
+            if row.incarnation == incarnation and row.last_accessed < moment + self.offset
+        )
+
     def owner(self, session_id: str) -> str | None:
         """Return the owner in the row of a session, if there is one."""
         row = self._rows.get(session_id)

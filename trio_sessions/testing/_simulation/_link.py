@@ -96,6 +96,7 @@ class Link(
 
     async def refresh(self, worker: Worker, session_ids: Sequence[str]) -> RowAnswers:
         """See `RowStore.refresh`."""
+        await self.while_refreshing()
         return await self._ask(
             "refresh", worker, lambda: self._database.refresh(worker, session_ids)
         )

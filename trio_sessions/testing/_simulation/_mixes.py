@@ -236,6 +236,25 @@ _MISHAPS = {
     "leave": 1,
 }
 """Of every kind, some."""
+_LEASES = {
+    "connect": 24,
+    "move": 4,
+    "reconnect": 2,
+    "die": 3,
+    "pass_now": 2,
+    "oversleep": 10,
+    "hang_pass": 10,
+}
+"""Workers lose their leases, and the database is well."""
+_OLD_MARKS = {
+    "connect": 6,
+    "move": 2,
+    "die": 6,
+    "remove": 4,
+    "pass_now": 4,
+    "delete_what_moved": 10,
+}
+"""Rows that were deleted are written anew by workers from which the sessions had moved away."""
 MIXES: Mapping[str, Mapping[str, int]] = {
     "all": WEIGHTS,
     "moves": _MOVES,
@@ -269,6 +288,8 @@ MIXES: Mapping[str, Mapping[str, int]] = {
         "lag": 4,
         "set_clock": 1,
     },
+    "leases": _LEASES,
+    "old marks": _OLD_MARKS,
 }
 """Where everything happens, little of one kind does."""
 

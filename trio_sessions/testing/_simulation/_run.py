@@ -15,6 +15,7 @@ from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._drain_rules import DrainRules
 from trio_sessions.testing._simulation._events import DATABASE, Event, Log
 from trio_sessions.testing._simulation._judge import Judge
+from trio_sessions.testing._simulation._lease_rules import LeaseRules
 from trio_sessions.testing._simulation._limit_rules import LimitRules
 from trio_sessions.testing._simulation._mail_rules import MailRules
 from trio_sessions.testing._simulation._mixes import MIXES, parts_of
@@ -45,7 +46,7 @@ _PAUSES = (
 )  # seconds between two steps
 
 
-class _Rules(OrphanRules, DataRules, DrainRules, LimitRules, MailRules, QuestionRules):
+class _Rules(OrphanRules, DataRules, DrainRules, LeaseRules, LimitRules, MailRules, QuestionRules):
     """All rules; a mix says which of them are followed."""
 
 

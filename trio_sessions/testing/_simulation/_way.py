@@ -120,6 +120,8 @@ class Way:
         self._database = network.database
         self._running = trio.Event()
         self._running.set()
+        self._refreshing = trio.Event()
+        self._refreshing.set()
 
     # ---- the worker's process ----
 
@@ -128,9 +130,20 @@ class Way:
         self.pauses += 1
         self._running = trio.Event()
 
+    def hang(self) -> None:
+        """Let refreshes hang as a thread may that no bound ends; all else goes its way."""
+        self._refreshing = trio.Event()
+
+    async def while_refreshing(self) -> None:
+        """Wait until refreshes do not hang; no deadline ends that."""
+        if not self._refreshing.is_set() and not self.is_dead:
+            with trio.CancelScope(shield=True):
+                await self._refreshing.wait()
+
     def resume(self) -> None:
-        """Let the process go on."""
+        """Let the process go on, and its pass."""
         self._running.set()
+        self._refreshing.set()
 
     @property
     def is_paused(self) -> bool:
