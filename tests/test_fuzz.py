@@ -152,11 +152,12 @@ class Door:
 
     async def call(self, name: str, arguments: tuple[Any, ...]) -> Exception | None:
         """Return what a call raises of what is documented."""
+        documented: tuple[type[Exception], ...] = (*MAY_SAY, *OWN.get(name, ()), *REFUSED)
         try:
             answer = self.find(name)(*arguments)
             if inspect.isawaitable(answer):
                 await answer
-        except (*MAY_SAY, *OWN.get(name, ()), *REFUSED) as exc:
+        except documented as exc:
             return exc
         return None
 
