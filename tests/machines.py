@@ -1,7 +1,7 @@
 """A `RegistryMachine` that tests subclass."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from trio_sessions.abc import SessionStore
 from trio_sessions.stores.memory import MemoryStore
@@ -13,7 +13,7 @@ __all__ = ["InMemory"]
 class InMemory(RegistryMachine):
     """On a memory store, where hours pass at once."""
 
-    clock = "virtual"
+    clock: ClassVar[Literal["real", "virtual"]] = "virtual"
     make_shared: ClassVar[Callable[[], SessionStore]] = MemoryStore
 
     def reset(self) -> None:

@@ -317,5 +317,8 @@ async def test_arguments_are_checked(everywhere: Shared) -> None:
         wrong: Any = None
         with pytest.raises(TypeError, match="from_worker"):
             await registry.adopt_session("s", transport, from_worker=wrong)
+        for no_worker in ("w\0", "w\ud800"):
+            with pytest.raises(ValueError, match="from_worker"):
+                await registry.adopt_session("s", transport, from_worker=no_worker)
         with pytest.raises(TypeError, match="transport"):
             await registry.adopt_session("s", wrong, from_worker="w")

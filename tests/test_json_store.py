@@ -1,4 +1,4 @@
-"""The store of the how-to "write a store" keeps the contract; five broken ones are each caught."""
+"""The store of the how-to "write a store" keeps the contract; broken ones are each caught."""
 
 import contextlib
 import sys
@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from trio_sessions import StoreUnavailable, open_registry
 from trio_sessions.abc import Worker
-from trio_sessions.testing import FakeTransport, conformance_tests, store_conformance, virtual_time
+from trio_sessions.testing import (
+    FakeTransport,
+    RegistryMachine,
+    conformance_tests,
+    store_conformance,
+    virtual_time,
+)
 from trio_sessions.types import Presence, RowAnswers, Stamp, Swept
 from trio_sessions.writes import Batch, Claim, Claimed, Committed, Outcome, Send
 
@@ -228,3 +236,54 @@ async def held_still(check: Callable[[Any], Any], make_store: Make) -> None:
             await check(make_store)
     else:
         await check(make_store)
+
+
+# ---- in company ----
+
+
+def machine_on(path: Path, store: type[JsonStore]) -> type[RegistryMachine]:
+    """Return a machine whose workers share a file."""
+
+    class OnJsonFile(RegistryMachine):
+        def reset(self) -> None:
+            path.unlink(missing_ok=True)
+
+        def make_store(self) -> JsonStore:
+            return store(path)
+
+    return OnJsonFile
+
+
+@pytest.mark.no_cover  # measuring would double the time of a search
+@pytest.mark.timeout(120)
+def test_the_machine_finds_nothing(tmp_path: Path) -> None:
+    """In few histories, always the same; each of them has left its file behind."""
+    path = tmp_path / "sessions.json"
+    run_state_machine_as_test(
+        machine_on(path, JsonStore),
+        settings=settings(
+            max_examples=6,
+            stateful_step_count=12,
+            deadline=None,
+            derandomize=True,
+            phases=(Phase.explicit, Phase.generate),
+        ),
+    )
+    assert JsonStore(path)._read()["rows"] == {}
+
+
+def test_the_machine_finds_a_claim_that_counts_from_when_it_arrives(tmp_path: Path) -> None:
+    """The history of the how-to "run the property suite" finds it in this store, too."""
+
+    def play(store: type[JsonStore]) -> None:
+        state = machine_on(tmp_path / "sessions.json", store)()
+        state.begin(batch_size=1, held_by={"b": 0})
+        state.outage(answers="none", workers=(0,))
+        state.add(session="a", worker=0)
+        state.add(session="a", worker=1)
+        state.heal()
+        state.teardown()
+
+    with pytest.raises(AssertionError, match="has removed session 'a', whose transport lives"):
+        play(LetsEveryClaimWin)
+    play(JsonStore)

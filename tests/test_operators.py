@@ -248,6 +248,8 @@ async def test_a_page_of_what_is_left_behind_is_not_the_end() -> None:
         ({"owner": 1}, TypeError, "owner"),
         ({"owner": ""}, ValueError, "owner"),
         ({"worker_id": 1}, TypeError, "worker_id"),
+        ({"worker_id": "w\0"}, ValueError, "worker_id"),
+        ({"worker_id": "w\ud800"}, ValueError, "worker_id"),
         ({"older_than": "1"}, TypeError, "older_than"),
         ({"older_than": True}, TypeError, "older_than"),
         ({"older_than": -1.0}, ValueError, "older_than"),
@@ -268,6 +270,18 @@ async def test_bad_arguments_ask_nothing(
         with pytest.raises(error, match=match):
             await registry.list_sessions(**arguments)  # type: ignore[arg-type]
         assert not store.calls["list_sessions"]
+
+
+@pytest.mark.parametrize("age", [1e12, 1e300, 10**400])
+async def test_an_age_that_no_database_can_go_back_is_that_of_nobody(
+    everywhere: Shared, age: float
+) -> None:
+    """PostgreSQL said that the interval is out of range, which was told as an outage."""
+    async with everywhere.open() as registry:
+        await registry.add_session("s", FakeTransport())
+        assert await registry.list_sessions(older_than=age) == []
+        assert await registry.revoke(older_than=age) == 0
+        assert registry.get_session_sync("s") is not None
 
 
 async def test_a_question_is_one_operation(database: Shared) -> None:

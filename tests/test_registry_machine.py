@@ -99,6 +99,32 @@ def test_on_postgresql_nothing_is_found(postgresql_schema: sa.URL) -> None:
     search(machine_on(postgresql_schema), 3 * TIMES)
 
 
+class InMemoryInRealTime(InMemory):
+    """Where time passes, and nothing is in a thread."""
+
+    clock = "real"
+
+
+@pytest.mark.parametrize("where", ["virtual time", "real time", "sqlite", "postgresql"])
+def test_a_history_that_has_failed_is_played_again(
+    where: str, request: pytest.FixtureRequest
+) -> None:
+    """Old writes of a new session arrive last, and then those of one that is held elsewhere."""
+    machines: dict[str, Callable[[], type[RegistryMachine]]] = {
+        "virtual time": lambda: InMemory,
+        "real time": lambda: InMemoryInRealTime,
+        "sqlite": lambda: machine_on(request.getfixturevalue("sqlite_url")),
+        "postgresql": lambda: machine_on(request.getfixturevalue("postgresql_schema")),
+    }
+    state = machines[where]()()
+    state.begin(seed=5, held_by={"a": 1}, batch_size=1, longer=1)
+    state.old_writes_land(session="b", worker=1)
+    state.old_writes_land(session="b", worker=0)
+    assert "worker-0-1" in {worker.name for worker, _ in state._running.model.holders("b")}
+    state.teardown()
+    trio.run(trio.lowlevel.checkpoint)  # nothing is left of it
+
+
 # ---- those that do not ----
 
 

@@ -154,6 +154,8 @@ async def test_a_selection_means_those_that_fit_all_of_it(shared: Shared) -> Non
         (("s",), {"reason": 3}, TypeError),
         (("s",), {"reason": "x" * 1001}, ValueError),
         (("s",), {"reason": "a\0b"}, ValueError),
+        (("s",), {"reason": "a\ud800"}, ValueError),
+        ((), {"worker_id": "w\0"}, ValueError),
     ],
 )
 async def test_nobody_is_meant_by_everybody(

@@ -1,9 +1,11 @@
 """The event loop is never held for long, however many sessions there are (invariant 12).
 
 Counted, not timed: the work that is done in one step of a task, as calls of our functions and
-comparisons of ids. It is that of a slice of the sessions, however many there are.
+comparisons of ids. It is that of a slice of the sessions, however many there are. Who goes by the
+time is told the time.
 """
 
+import asyncio
 import random
 import re
 import sys
@@ -13,6 +15,7 @@ from contextlib import AsyncExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 import pytest
 import trio
@@ -20,9 +23,14 @@ from backdoors import MemoryBackdoor
 from trio.testing import MockClock
 
 import trio_sessions
-from trio_sessions import SessionRegistry, open_registry
+from trio_sessions import Limits, SessionRegistry, open_registry
+from trio_sessions._calls import TrioHost
 from trio_sessions._draining import _Told
+from trio_sessions._entry import Entry
+from trio_sessions._rounds import Round
+from trio_sessions._running import Running
 from trio_sessions._verdicts import judge_rows
+from trio_sessions.aio._steps import Steps
 from trio_sessions.stores.memory import MemoryStore
 from trio_sessions.testing import FakeTransport, FaultyStore
 
@@ -330,6 +338,142 @@ async def test_no_step_of_a_drain_grows_with_their_number(
             assert (len(report.drained), report.waiting) == (MANY, MANY)
     assert {what: step for what, step in watch.steps.items() if step[0] > MOST} == {}
     assert all(largest > SLICE for largest, _ in watch.steps.values()), "the work is seen"
+
+
+async def test_no_step_of_ending_the_idle_grows_with_their_number(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are over a limit are looked for, and ended, before any transport is asked."""
+    monkeypatch.setattr("trio_sessions._cleanup._SLICE", SLICE)
+    with counting() as turns:
+        watch = Watch(turns, MANY)
+        async with open_registry(
+            watch.store,
+            limits=Limits(idle_timeout=60.0),
+            session_ttl=3600.0,
+            cleanup_interval=1800.0,
+            batch_size=SLICE,
+        ) as registry:
+            await watch.add_all(registry)
+            await trio.sleep(61)
+            with watch.step("idle"):
+                assert len((await registry.cleanup()).idle) == MANY
+    largest, where = watch.steps["idle"]
+    assert SLICE < largest <= MOST, where
+
+
+async def test_no_step_after_a_lost_lease_grows_with_the_number_of_sessions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those whose rows were swept are looked for, to be asked for once more."""
+    for module in ("_cleanup", "_restoring", "_sessions"):
+        monkeypatch.setattr(f"trio_sessions.{module}._SLICE", SLICE)
+    with counting() as turns:
+        watch = Watch(turns, MANY)
+        settings: dict[str, Any] = {"session_ttl": 3600.0, "cleanup_interval": 1800.0}
+        async with (
+            open_registry(watch.store, batch_size=SLICE, **settings) as registry,
+            open_registry(watch.store, **settings) as other,
+        ):
+            await watch.add_all(registry)
+            watch.backdoor.age(7200.0)
+            watch.backdoor.age_workers(7200.0, registry.worker_id)
+            assert (await other.cleanup()).expired == MANY
+            with watch.step("lease lost"):
+                assert len((await registry.cleanup()).missing) == MANY
+    largest, where = watch.steps["lease lost"]
+    assert SLICE < largest <= MOST, where
+
+
+# ---- those that go by the time, or by the size ----
+
+
+class Clock:
+    """A clock that goes on by what each piece of work takes."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Turn(trio.abc.Instrument):
+    """Counts the steps of tasks, so that it can be said what was done in the same one."""
+
+    now = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.now += 1
+
+
+@contextmanager
+def stepping() -> Iterator[Turn]:
+    turn = Turn()
+    trio.lowlevel.add_instrument(turn)
+    try:
+        yield turn
+    finally:
+        trio.lowlevel.remove_instrument(turn)
+
+
+def per_turn(turns: list[int]) -> list[int]:
+    """Return how much was done in each turn, in their order."""
+    return list(Counter(turns).values())
+
+
+async def test_a_round_of_calls_goes_by_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some milliseconds of transports that answer at once others get their turn."""
+    clock, done = Clock(), list[int]()
+    monkeypatch.setattr("trio_sessions._rounds.time", clock)
+
+    class Takes(FakeTransport):
+        async def is_connected(self) -> bool:
+            clock.now += 0.0008
+            done.append(turn.now)
+            return True
+
+    entries = [Entry(f"s{number}", Takes(), 1, 0.0) for number in range(9)]
+    host = TrioHost()
+    async with host.open():
+        with stepping() as turn:
+            answers = await Round(host, Running(), "is_connected", entries, 1.0).ask()
+    assert set(answers.values()) == {True}
+    assert per_turn(done) == [3, 3, 3]
+
+
+async def test_letters_are_handed_on_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was away for long finds many, and reads them with others in between."""
+    monkeypatch.setattr("trio_sessions._mail._office._SLICE", 100)
+    done = list[int]()
+    async with open_registry(MemoryStore()) as registry:
+        office = registry._house._mail._office
+        with stepping() as turn:
+            monkeypatch.setattr(office, "receive", lambda _: done.append(turn.now))
+            await office._hand_on(["x" * 40] * 8)
+    assert per_turn(done) == [3, 3, 2]
+
+
+def test_the_steps_of_a_guest_run_go_by_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one follows the other, asyncio gets its turn after a millisecond."""
+    clock, done = Clock(), list[int]()
+    monkeypatch.setattr("trio_sessions.aio._steps.time", clock)
+
+    async def main() -> None:
+        steps, turn = Steps(asyncio.get_running_loop()), 0
+
+        def step() -> None:
+            clock.now += 0.0004
+            done.append(turn)
+            if len(done) < 8:
+                steps.soon(step)
+
+        steps.soon(step)
+        while len(done) < 8:
+            await asyncio.sleep(0)
+            turn += 1
+
+    asyncio.run(main())
+    assert per_turn(done) == [3, 3, 2]
 
 
 _SLICES = re.compile(r"^_\w*SLICE\w*\b(?: = ([\d_.]+)  # (\w+) .*gets its turn)?", re.MULTILINE)

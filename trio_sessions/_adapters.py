@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trio_sessions._calls import check_transport
-from trio_sessions._checks import silence
+from trio_sessions._checks import a_name, silence
 from trio_sessions._handlers import Handler
 from trio_sessions._interrupts import uninterrupted
 from trio_sessions._json import encode_object
@@ -140,8 +140,7 @@ class AdapterMethods(OperatorMethods):
         check_trio()
         check_session_id(session_id)
         check_transport(transport)
-        if not isinstance(from_worker, str):
-            raise TypeError(f"from_worker must be a str, not {type(from_worker).__name__}")
+        a_name("from_worker", from_worker)
         idle = silence("idle", idle)
         self._check_open()
         return await self._house.adopting.adopt(

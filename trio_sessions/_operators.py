@@ -187,3 +187,9 @@ def _check_reason(reason: object) -> None:
         raise TypeError(f"reason must be a str, not {type(reason).__name__}")
     if len(reason) > _REASON or "\0" in reason:
         raise ValueError(f"reason must have at most {_REASON} characters, and no NUL")
+    try:
+        reason.encode()
+    except UnicodeEncodeError as exc:
+        raise ValueError(
+            f"reason cannot be encoded as UTF-8: a lone surrogate at index {exc.start}"
+        ) from None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from trio_sessions._checks import a_name
 from trio_sessions.types import check_owner
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _MOST = 10_000  # sessions in one answer
+_AGES = 1e11  # seconds: no session is older, and databases know no moment that is much earlier
 MISSED = 3
 """Stamps that a worker may miss before it is late."""
 
@@ -151,8 +153,6 @@ def select(*, owner: object, worker_id: object, older_than: object) -> Selection
     Raises:
         TypeError, ValueError: one of them cannot be what it is to be; the message names it.
     """
-    if worker_id is not None and not isinstance(worker_id, str):
-        raise TypeError(f"worker_id must be a str, not {type(worker_id).__name__}")
     if older_than is not None:
         if isinstance(older_than, bool) or not isinstance(older_than, int | float):
             raise TypeError(
@@ -162,10 +162,10 @@ def select(*, owner: object, worker_id: object, older_than: object) -> Selection
             raise ValueError(
                 f"older_than must be a finite number of seconds, 0 or more, not {older_than!r}"
             )
-        older_than = float(older_than)
+        older_than = float(min(older_than, _AGES))
     return Selection(
         owner=None if owner is None else check_owner(owner),
-        worker_id=worker_id,
+        worker_id=None if worker_id is None else a_name("worker_id", worker_id),
         older_than=older_than,
     )
 
