@@ -1,8 +1,9 @@
 """A simulated fleet: whatever happens to the database, nobody is removed without a reason.
 
 `make test` plays the profile ``dev``, the gate ``ci`` beside it (``make simulate``), and the soak
-also as many steps as ``deep`` from a seed of chance, or from ``TRIO_SESSIONS_SEED``. Each switch of `switches` turns one cure off: then
-the fleet has to fail, in the gate by a seed of its own, in the soak by the profile ``ci``.
+also as many steps as ``deep`` from a seed of chance, or from ``TRIO_SESSIONS_SEED``. Each switch of
+`switches` turns one cure off: then the fleet has to fail, in the gate by a seed of its own, in the
+soak by the profile ``ci``.
 """
 
 import os
