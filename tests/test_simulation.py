@@ -93,7 +93,7 @@ def check_all_is_well(report: SimulationReport, *, unfollowed: int) -> None:
 
 @pytest.mark.timeout(4 * 3600 if SOAK else 300)
 def test_nobody_is_removed_without_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    """All invariants hold after every step, and in the end all is as it should be."""
+    """After every step, and in the end all is as it should be."""
     report = simulate(seed=SEED, steps=DEEP) if SOAK else play(PROFILES["dev"])
     if SOAK:
         with capsys.disabled():
