@@ -92,7 +92,7 @@ class Calling:
         """Leave the letter that calls; return what `asked` is to wait for, if anything."""
         order = self._sender.post_nowait(one.to, self._letter(one, name, payload, window))
         if order is None:
-            one.hear()
+            self._note_asked(one, was_left=True)
         return order
 
     async def asked(self, one: Pending, order: Order[int]) -> None:
@@ -109,6 +109,7 @@ class Calling:
             one.must_tell = False
             one.fail(gone)
             raise gone
+        one.is_asked = True
         one.hear()
 
     def leave(self, one: Pending) -> None:
@@ -215,13 +216,16 @@ class Calling:
         """Send the beats that are due, which name the calls waited for; leave abandoned calls.
 
         What is due within half its interval goes with another one's beat to that worker: so many
-        streams that are silent cost as many letters as one.
+        streams that are silent cost as many letters as one. A call whose own letter is still to go
+        is not named: the beat would come first, and the callee know nothing of it.
         """
         now = trio.current_time()
         for one in list(self._pending.values()):
             if one.is_abandoned:
                 self.leave(one)
-        waiting = self._pending.values()
+            elif not one.is_asked and one.beat_at <= now:
+                one.beat_at = now + one.beat_interval
+        waiting = [one for one in self._pending.values() if one.is_asked]
         due: dict[str, list[tuple[int, int]]] = {
             one.callee or one.to: [] for one in waiting if one.beat_at <= now
         }

@@ -55,6 +55,8 @@ class Pending(abc.ABC):
         self.to = to
         self.callee: str | None = None
         """The incarnation that runs it, once that has said so."""
+        self.is_asked = False
+        """The letter that calls has been left: the callee may know of it."""
         self.timeout = timeout
         self.what = f"{name!r} at worker {to!r}"
         self.is_abandoned = False
