@@ -80,7 +80,7 @@ async def test_an_abandoned_stream_has_no_beat(autojump_clock: MockClock) -> Non
 
 
 async def test_a_call_whose_letter_is_still_to_go_is_in_no_beat(autojump_clock: MockClock) -> None:
-    """The beat of another call came first, and the callee said that it knows nothing of this one."""
+    """The beat of another call came first, and the callee said that it knew nothing of it."""
     posting = Posting()
     calling = Calling(cast("Any", posting), lambda _: None)
     called(calling, "one")
