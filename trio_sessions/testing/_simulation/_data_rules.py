@@ -62,7 +62,8 @@ class DataRules(WordRules):
         self._astray[client].add(word.number)
         try:
             await worker.opened.set_session_data(client.session_id, {"word": word.number})
-        except SessionsError:
+        except SessionsError as exc:
+            word.fail(exc)
             self._log.note(worker.number, f"data {word.number} of {client.session_id}?")
             return
         finally:

@@ -2,18 +2,23 @@
 
 A session that is removed ends a life of its id, and nothing that was said of it is ever seen by a
 later one (invariant 14). What is under way when the next life begins is of either; but not what was
-said where the session was held. See docs/decisions/0011-proof.md.
+said where the session was held. What was said elsewhere is under way for a while, too, when whoever
+said it was told that it may have been stored or not. See docs/decisions/0011-proof.md.
 """
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import trio
+
+from trio_sessions.errors import SessionsError, StoreUnavailable
 from trio_sessions.testing._simulation._clients import Client
 from trio_sessions.testing._simulation._database import Database
 from trio_sessions.testing._simulation._events import Log
 from trio_sessions.testing._simulation._rules import Rules
-from trio_sessions.testing._simulation._workers import SimulatedWorker
+from trio_sessions.testing._simulation._way import PATIENCE
+from trio_sessions.testing._simulation._workers import STORE_TIMEOUT, SimulatedWorker
 
 __all__ = ["Key", "Word", "WordRules", "Words"]
 
@@ -31,6 +36,14 @@ class Word:
     """The life of the id in which it was said."""
     ended_in: int | None = None
     """The one in which whoever said it was answered; None: nobody was yet."""
+    lands_until: float = float("-inf")
+    """Until then it may be stored yet, although whoever said it has an error."""
+
+    def fail(self, error: SessionsError) -> None:
+        """Note that whoever said it has an error; a batch has a last moment at which it begins."""
+        is_answered = self.ended_in is not None  # it was said where the session was held
+        if not is_answered and isinstance(error, StoreUnavailable) and not error.did_nothing:
+            self.lands_until = trio.current_time() + STORE_TIMEOUT + PATIENCE
 
     def end(self) -> None:
         """Note that whoever said it was answered."""
@@ -82,7 +95,11 @@ class Words:
             self._log.violate(
                 f"{what} of {word.client.session_id} was seen by {place} for {client.session_id}"
             )
-        was_before = word.ended_in is not None and word.ended_in < since
+        was_before = (
+            word.ended_in is not None
+            and word.ended_in < since
+            and word.lands_until < client.life_began_at
+        )
         is_known = client.left_over is None or (
             worker is client.newest.worker
             or self._database.born(client.session_id) != client.left_over
