@@ -231,7 +231,7 @@ deeds = st.one_of(
     bad_deed("add_with", ids, transports, owners, bad_data.filter(lambda one: one is not None)),
     bad_deed("adopt_session", bad_ids, transports, names, st.just(0.0)),
     bad_deed("adopt_session", ids, bad_transports, names, st.just(0.0)),
-    bad_deed("adopt_session", ids, transports, bad_ids, st.just(0.0)),
+    bad_deed("adopt_session", ids, transports, bad_ids.filter(lambda one: one != ""), st.just(0.0)),
     bad_deed("adopt_session", ids, transports, names, bad_seconds),
     bad_deed("set_session_owner", bad_ids, owners),
     bad_deed("set_session_owner", ids, bad_owners.filter(lambda one: one is not None)),

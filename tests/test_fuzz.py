@@ -375,7 +375,7 @@ def refuse_all() -> list[Deed]:
         *(("add_session", (one, transport), False) for one in bad_texts),
         *(("respond", (one,), False) for one in bad_texts),
         *(("respond_by", (A, one), False) for one in BAD_HANDLERS),
-        *(("adopt_session", (A, transport, one, 0.0), False) for one in bad_texts),
+        *(("adopt_session", (A, transport, one, 0.0), False) for one in bad_texts if one != ""),
         *(("adopt_session", (A, transport, "another", one), False) for one in BAD_SECONDS),
         *((name, ({"worker_id": one},), False) for name in choose for one in some_bad),
         *((name, ({"owner": one},), False) for name in choose for one in some_bad),

@@ -140,7 +140,8 @@ class AdapterMethods(OperatorMethods):
         check_trio()
         check_session_id(session_id)
         check_transport(transport)
-        a_name("from_worker", from_worker)
+        if from_worker != "":  # as a row has it that an older version has written
+            a_name("from_worker", from_worker)
         idle = silence("idle", idle)
         self._check_open()
         return await self._house.adopting.adopt(
