@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 from callees import TOO_LONG
+from instruments import installed
 
 from trio_sessions import aio, open_registry
 from trio_sessions._handlers import Last
@@ -42,17 +43,6 @@ class Tasks(trio.abc.Instrument):
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         self.started += 1
-
-
-@contextmanager
-def counting() -> Iterator[Tasks]:
-    """Count in the block."""
-    tasks = Tasks()
-    trio.lowlevel.add_instrument(tasks)
-    try:
-        yield tasks
-    finally:
-        trio.lowlevel.remove_instrument(tasks)
 
 
 @contextmanager
@@ -94,7 +84,7 @@ async def test_a_short_answer_takes_two_letters_and_one_task(folder: str) -> Non
                     assert [item async for item in items] == [1]
 
         await call()  # which connects
-        with counting() as tasks, letters(caller, callee) as come:
+        with installed(Tasks()) as tasks, letters(caller, callee) as come:
             for _ in range(CALLS):
                 await call()
         assert tasks.started == CALLS
@@ -126,7 +116,7 @@ def test_a_caller_on_asyncio_takes_no_task_of_trios(folder: str) -> None:
 
             await call()
             cores = [registry._opened().core for registry in (caller, callee)]
-            with counting() as tasks, letters(*cores) as come:
+            with installed(Tasks()) as tasks, letters(*cores) as come:
                 for _ in range(CALLS):
                     await call()
             assert tasks.started == CALLS

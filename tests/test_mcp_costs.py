@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("mcp")
 
+from instruments import installed
 from mcp_fleet import BACKENDS, HEADERS, URL, at, begin, open_fleet, raw, run
-from test_mail_costs import counting, letters
+from test_mail_costs import Tasks, letters
 
 from trio_sessions.stores.memory import MemoryStore
 
@@ -62,7 +63,7 @@ def test_a_call_is_a_letter_there_and_one_back(
                     for number in range(1, CALLS + 1):
                         await call(number)
                 else:
-                    with counting() as tasks:
+                    with installed(Tasks()) as tasks:
                         for number in range(1, CALLS + 1):
                             await call(number)
                     assert tasks.started == 2 * CALLS

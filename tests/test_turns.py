@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import trio
 from backdoors import MemoryBackdoor
+from instruments import installed
 from trio.testing import MockClock
 
 import trio_sessions
@@ -406,16 +407,6 @@ class Turn(trio.abc.Instrument):
         self.now += 1
 
 
-@contextmanager
-def stepping() -> Iterator[Turn]:
-    turn = Turn()
-    trio.lowlevel.add_instrument(turn)
-    try:
-        yield turn
-    finally:
-        trio.lowlevel.remove_instrument(turn)
-
-
 def per_turn(turns: list[int]) -> list[int]:
     """Return how much was done in each turn, in their order."""
     return list(Counter(turns).values())
@@ -435,7 +426,7 @@ async def test_a_round_of_calls_goes_by_the_time(monkeypatch: pytest.MonkeyPatch
     entries = [Entry(f"s{number}", Takes(), 1, 0.0) for number in range(9)]
     host = TrioHost()
     async with host.open():
-        with stepping() as turn:
+        with installed(Turn()) as turn:
             answers = await Round(host, Running(), "is_connected", entries, 1.0).ask()
     assert set(answers.values()) == {True}
     assert per_turn(done) == [3, 3, 3]
@@ -447,7 +438,7 @@ async def test_letters_are_handed_on_by_their_size(monkeypatch: pytest.MonkeyPat
     done = list[int]()
     async with open_registry(MemoryStore()) as registry:
         office = registry._house._mail._office
-        with stepping() as turn:
+        with installed(Turn()) as turn:
             monkeypatch.setattr(office, "receive", lambda _: done.append(turn.now))
             await office._hand_on(["x" * 40] * 8)
     assert per_turn(done) == [3, 3, 2]

@@ -7,7 +7,7 @@ from trio_sessions._library import check_trio
 from trio_sessions._tracing import Tracer
 from trio_sessions._workers import Workers
 from trio_sessions.inspection import Selection, SessionInfo, check_limit, select
-from trio_sessions.types import DrainReport, RegistryHealth, check_session_id
+from trio_sessions.types import DrainReport, RegistryHealth, check_encodable, check_session_id
 
 __all__ = ["OperatorMethods"]
 
@@ -187,9 +187,4 @@ def _check_reason(reason: object) -> None:
         raise TypeError(f"reason must be a str, not {type(reason).__name__}")
     if len(reason) > _REASON or "\0" in reason:
         raise ValueError(f"reason must have at most {_REASON} characters, and no NUL")
-    try:
-        reason.encode()
-    except UnicodeEncodeError as exc:
-        raise ValueError(
-            f"reason cannot be encoded as UTF-8: a lone surrogate at index {exc.start}"
-        ) from None
+    check_encodable("reason", reason)

@@ -78,11 +78,9 @@ def check_session_id(session_id: object) -> str:
         raise InvalidSessionId("session_id must not contain a NUL character")
     if not session_id.isascii():
         try:
-            session_id.encode()
-        except UnicodeEncodeError as exc:
-            raise InvalidSessionId(
-                f"session_id cannot be encoded as UTF-8: a lone surrogate at index {exc.start}"
-            ) from None  # the original error repeats the id
+            check_encodable("session_id", session_id)
+        except ValueError as exc:
+            raise InvalidSessionId(str(exc)) from None
     return session_id
 
 
@@ -101,13 +99,18 @@ def check_owner(owner: object) -> str:
         raise ValueError(f"owner must have 1 to {MAX_OWNER} characters, this one has {len(owner)}")
     if "\0" in owner:
         raise ValueError("owner must not contain a NUL character")
+    check_encodable("owner", owner)
+    return owner
+
+
+def check_encodable(what: str, text: str) -> None:
+    """Raise ValueError if a text given as ``what`` cannot be encoded as UTF-8."""
     try:
-        owner.encode()
+        text.encode()
     except UnicodeEncodeError as exc:
         raise ValueError(
-            f"owner cannot be encoded as UTF-8: a lone surrogate at index {exc.start}"
-        ) from None
-    return owner
+            f"{what} cannot be encoded as UTF-8: a lone surrogate at index {exc.start}"
+        ) from None  # the original error repeats the text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
